@@ -1,0 +1,17 @@
+PYTHON = .venv/bin/python
+
+.PHONY: test quality benchmark
+
+.venv:
+	python3 -m venv .venv
+	.venv/bin/pip install -e '.[test,quality]'
+
+test: .venv
+	$(PYTHON) -m pytest
+
+quality: .venv
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+
+benchmark: .venv
+	$(PYTHON) examples/benchmark.py
