@@ -1,0 +1,276 @@
+"""Protects configurations: every form on the Hub is read, ours is read there, nonsense refused."""
+
+import json
+import warnings
+from pathlib import Path
+
+import pytest
+import transformers
+from huggingface_hub.errors import StrictDataclassError
+from transformers import TimmBackboneConfig
+
+from hf_detr.configuration_detr import DetrConfig
+
+FIXTURES = Path(__file__).parent / "fixtures"
+STORED = ["config_detr_resnet50_hub", "config_detr_v4.57", "config_detr_dc5_v5.23"]
+# Written beside the configuration's own values, or turned into the nested backbone_config
+NOT_FIELDS = {
+    *("architectures", "backbone", "backbone_config", "backbone_kwargs", "dtype", "torch_dtype"),
+    *("transformers_version", "use_pretrained_backbone", "use_timm_backbone"),
+}
+
+
+def read(path: Path, folder: Path) -> tuple[DetrConfig, dict]:
+    """Load a stored config.json as a user would, any warning being an error, and its content."""
+    text = path.read_text()
+    (folder / "config.json").write_text(text)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return DetrConfig.from_pretrained(folder), json.loads(text)
+
+
+def check_same_values(config: DetrConfig, stored: dict) -> None:
+    """Compare every value of a stored configuration with what was read."""
+    for key, value in stored.items():
+        if key in NOT_FIELDS:
+            continue
+        got = getattr(config, key)
+        if key == "id2label":
+            got = {str(index): label for index, label in got.items()}
+        assert got == value, key
+    nested = stored.get("backbone_config") or {}
+    assert config.backbone == nested.get("backbone", stored.get("backbone"))
+    assert config.backbone_config.output_stride == (16 if stored["dilation"] else None)
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_stored_forms_are_read(name: str, tmp_path: Path) -> None:
+    """Protects the Hub's live form, transformers 4's and 5's: same values, no warning."""
+    config, stored = read(FIXTURES / f"{name}.json", tmp_path)
+    check_same_values(config, stored)
+    assert config.num_labels == len(stored["id2label"])
+
+
+def test_all_reference_configurations_are_read(reference_dir: Path, tmp_path: Path) -> None:
+    """Protects the same for every DETR configuration that transformers wrote for the goldens."""
+    paths = sorted(reference_dir.glob("transformers/detr*/config_v*.json"))
+    assert len(paths) >= 8
+    for path in paths:
+        check_same_values(*read(path, tmp_path))
+
+
+def test_live_form_asks_for_pretrained_weights(tmp_path: Path) -> None:
+    """Protects `use_pretrained_backbone` of the short form from being lost."""
+    config, _ = read(FIXTURES / "config_detr_resnet50_hub.json", tmp_path)
+    assert config.backbone_config.use_pretrained_backbone is True
+    assert config.backbone_config.model_type == "timm_backbone"
+    assert config.num_hidden_layers == config.encoder_layers == 6
+
+
+def changed_config() -> DetrConfig:
+    """A configuration in which no value is the default, as far as that can be."""
+    return DetrConfig(
+        backbone="resnet18",
+        num_queries=7,
+        d_model=32,
+        encoder_layers=1,
+        encoder_attention_heads=2,
+        encoder_ffn_dim=48,
+        decoder_layers=3,
+        decoder_attention_heads=4,
+        decoder_ffn_dim=40,
+        activation_function="gelu",
+        dropout=0,
+        attention_dropout=0.2,
+        activation_dropout=0.3,
+        position_embedding_type="learned",
+        dilation=True,
+        auxiliary_loss=False,
+        class_cost=2,
+        bbox_cost=3,
+        giou_cost=4,
+        bbox_loss_coefficient=6,
+        giou_loss_coefficient=7,
+        mask_loss_coefficient=8,
+        dice_loss_coefficient=9,
+        eos_coefficient=0.2,
+        id2label={0: "cat", 1: "dog", 2: "bird"},
+        label2id={"cat": 0, "dog": 1, "bird": 2},
+    )
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    """Protects that what is written is read again, value by value."""
+    config = changed_config()
+    config.save_pretrained(tmp_path)
+    again = DetrConfig.from_pretrained(tmp_path)
+    assert again.to_dict() == config.to_dict()
+    assert DetrConfig.from_dict(json.loads(config.to_json_string())).to_dict() == config.to_dict()
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "detr"
+
+
+def test_transformers_reads_what_we_write(tmp_path: Path) -> None:
+    """Protects people who load our files with transformers: the same values arrive there."""
+    config = changed_config()
+    config.save_pretrained(tmp_path)
+    theirs = transformers.DetrConfig.from_pretrained(tmp_path)
+    ours, theirs_dict = config.to_dict(), theirs.to_dict()
+    for key, value in ours.items():
+        if key != "transformers_version":
+            assert theirs_dict[key] == value, key
+    assert theirs.backbone_config.backbone == "resnet18"
+    assert theirs.backbone_config.output_stride == 16
+
+
+def test_we_read_what_transformers_writes(tmp_path: Path) -> None:
+    """Protects checkpoints of the installed transformers."""
+    theirs = transformers.DetrConfig(num_queries=11, dropout=0.0, id2label={0: "a", 1: "b"})
+    theirs.save_pretrained(tmp_path)
+    config, stored = read(tmp_path / "config.json", tmp_path)
+    assert config.num_queries == 11 and config.num_labels == 2 and config.dropout == 0
+    assert config.auxiliary_loss == stored["auxiliary_loss"]
+    assert config.backbone == "resnet50"
+
+
+def test_overrides_on_loading(tmp_path: Path) -> None:
+    """Protects keyword arguments of from_pretrained, also beside transformers 4's aliases."""
+    (tmp_path / "config.json").write_text((FIXTURES / f"{STORED[0]}.json").read_text())
+    config = DetrConfig.from_pretrained(tmp_path, encoder_layers=2, num_labels=5)
+    assert config.encoder_layers == 2 and config.num_labels == 5
+
+
+def test_defaults_are_the_papers() -> None:
+    """Protects the paper's values: ResNet-50, 100 queries, 6 + 6 layers, 1 / 5 / 2, dropout."""
+    config = DetrConfig()
+    assert (config.backbone, config.num_queries, config.d_model) == ("resnet50", 100, 256)
+    assert (config.encoder_layers, config.decoder_layers) == (6, 6)
+    assert (config.class_cost, config.bbox_cost, config.giou_cost) == (1, 5, 2)
+    assert (config.bbox_loss_coefficient, config.giou_loss_coefficient) == (5, 2)
+    assert config.eos_coefficient == 0.1 and config.auxiliary_loss is True
+    assert config.dropout == config.attention_dropout == config.activation_dropout == 0.1
+    assert config.backbone_config.out_indices == [1, 2, 3, 4]
+
+
+def test_names_of_the_library() -> None:
+    """Protects the names under which other code of the library asks, for reading and writing."""
+    config = DetrConfig(hidden_size=64, num_attention_heads=4, num_hidden_layers=2)
+    assert config.d_model == config.hidden_size == 64
+    assert config.encoder_attention_heads == config.num_attention_heads == 4
+    assert config.encoder_layers == config.num_hidden_layers == 2
+
+
+# Every way to name a backbone; expected name, levels, stride, pretrained
+BACKBONES = {
+    "short": ({"backbone": "resnet18"}, ("resnet18", [-4, -3, -2, -1], None, False)),
+    "pretrained": (
+        {"backbone": "resnet18", "use_pretrained_backbone": True},
+        ("resnet18", [-4, -3, -2, -1], None, True),
+    ),
+    "options": (
+        {"backbone": "resnet18", "backbone_kwargs": {"out_indices": [2, 4], "output_stride": 16}},
+        ("resnet18", [2, 4], 16, False),
+    ),
+    "DC5": ({"backbone": "resnet18", "dilation": True}, ("resnet18", [-4, -3, -2, -1], 16, False)),
+    "nested dict": (
+        {"backbone_config": {"model_type": "timm_backbone", "backbone": "resnet18"}},
+        ("resnet18", [1, 2, 3, 4], None, False),
+    ),
+    "nested object": (
+        {"backbone_config": TimmBackboneConfig(backbone="resnet18", out_indices=[4])},
+        ("resnet18", [4], None, False),
+    ),
+    "named twice alike": (
+        {"backbone": "resnet18", "backbone_config": {"backbone": "resnet18", "out_indices": [3]}},
+        ("resnet18", [3], None, False),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BACKBONES)
+def test_forms_of_the_backbone(case: str) -> None:
+    """Protects every form of naming a backbone that transformers 4 and 5 know."""
+    arguments, expected = BACKBONES[case]
+    nested = DetrConfig(**arguments).backbone_config
+    assert isinstance(nested, TimmBackboneConfig)
+    got = (nested.backbone, list(nested.out_indices), nested.output_stride)
+    assert (*got, nested.use_pretrained_backbone) == expected
+
+
+@pytest.mark.parametrize(
+    "nested",
+    [
+        {"backbone": "resnet18", "output_stride": None},
+        TimmBackboneConfig(backbone="resnet18", out_indices=[1, 2, 3, 4]),
+    ],
+)
+def test_dilation_reaches_a_nested_backbone(nested: dict | TimmBackboneConfig) -> None:
+    """Protects `dilation=True` from being ignored where the backbone is given in full."""
+    config = DetrConfig(dilation=True, backbone_config=nested)
+    assert config.backbone_config.output_stride == 16
+
+
+def test_channels_are_said_once() -> None:
+    """Protects from a backbone built for other images than the model takes."""
+    assert DetrConfig(backbone="resnet18", num_channels=1).backbone_config.num_channels == 1
+    with pytest.raises((ValueError, StrictDataclassError), match="num_channels"):
+        DetrConfig(num_channels=4, backbone_config={"backbone": "resnet18", "num_channels": 3})
+
+
+WRONG = {
+    "two backbones": (
+        {"backbone": "resnet18", "backbone_config": {"backbone": "resnet50"}},
+        "'resnet18'.*'resnet50'; give one",
+    ),
+    "transformers' backbone": ({"backbone_config": {"model_type": "resnet"}}, "from timm only"),
+    "no timm": ({"backbone": "resnet50", "use_timm_backbone": False}, "from timm only"),
+    "no queries": ({"num_queries": 0}, "num_queries is 0; it must be at least 1"),
+    "text for a number": ({"num_queries": "100"}, "num_queries.*expected int"),
+    "width 0": ({"d_model": 0}, "d_model is 0; it must be at least 1"),
+    "width not of fours": ({"d_model": 254}, "d_model is 254; it must be a multiple of 4"),
+    "encoder heads": ({"d_model": 252}, r"d_model \(252\).*encoder_attention_heads \(8\)"),
+    "decoder heads": (
+        {"decoder_attention_heads": 7},
+        r"d_model \(256\).*decoder_attention_heads \(7\)",
+    ),
+    "no heads": ({"encoder_attention_heads": 0}, "encoder_attention_heads is 0"),
+    "no layers": ({"decoder_layers": 0}, "decoder_layers is 0"),
+    "no hidden units": ({"encoder_ffn_dim": 0}, "encoder_ffn_dim is 0"),
+    "negative layers": ({"encoder_layers": -1}, "encoder_layers is -1"),
+    "no channels": ({"num_channels": 0}, "num_channels is 0"),
+    "probability above 1": ({"dropout": 1.5}, "dropout is 1.5; it must be from 0 to 1"),
+    "negative probability": ({"attention_dropout": -0.1}, "attention_dropout is -0.1"),
+    "NaN": ({"activation_dropout": float("nan")}, "activation_dropout is nan"),
+    "negative cost": ({"class_cost": -1}, "class_cost is -1; it must be at least 0"),
+    "negative weight": ({"eos_coefficient": -0.1}, "eos_coefficient is -0.1"),
+    "activation": ({"activation_function": "rellu"}, "'rellu' is unknown; use one of .*relu"),
+    "positions": ({"position_embedding_type": "sin"}, "is 'sin'; use 'sine' or 'learned'"),
+    "layer drop": ({"encoder_layerdrop": 0.1}, "encoder_layerdrop is 0.1.*Set it to 0"),
+    "layer drop of the decoder": ({"decoder_layerdrop": 0.1}, "decoder_layerdrop is 0.1"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_values_in_words(case: str) -> None:
+    """Protects that each impossible value is refused, and the message names field and value."""
+    arguments, message = WRONG[case]
+    with pytest.raises((ValueError, StrictDataclassError), match=message):
+        DetrConfig(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"), [("num_querys", "num_queries"), ("encoder_layer", "encoder_layers")]
+)
+def test_misspelt_field_warns(wrong: str, right: str) -> None:
+    """Protects from a typo that changes nothing, silently."""
+    with pytest.warns(UserWarning, match=f"no field '{wrong}'.*did you mean '{right}'"):
+        DetrConfig(**{wrong: 3})
+
+
+def test_foreign_keys_pass() -> None:
+    """Protects users' own keys and the library's from false alarms; they are kept."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        config = DetrConfig(
+            num_labels=3, output_attentions=True, my_dataset="garments", scale_embedding=False
+        )
+    assert config.my_dataset == "garments" and config.output_attentions
