@@ -1,0 +1,135 @@
+"""The training loss: match, then compare, for all decoder layers at once."""
+
+import torch
+from torch import Tensor
+
+from .losses import box_giou_loss, box_l1_loss
+from .matcher import HungarianMatcher, Matches
+from .targets import Targets, prepare_targets
+
+
+class DetectionCriterion:
+    """Sum of classification, L1 and generalised-IoU losses over the decoder's layers.
+
+    Each layer is matched by itself and contributes the same three terms (DETR, Section 3.1 and
+    "auxiliary decoding losses").
+
+    Args:
+        classification: the classification object that the matcher has too.
+        matcher: pairs queries and objects.
+        class_weight, bbox_weight, giou_weight: weights of the three terms.
+    """
+
+    def __init__(
+        self,
+        classification,
+        matcher: HungarianMatcher,
+        class_weight: float,
+        bbox_weight: float,
+        giou_weight: float,
+    ) -> None:
+        self.classification = classification
+        self.matcher = matcher
+        self.weights = {
+            "loss_ce": class_weight,
+            "loss_bbox": bbox_weight,
+            "loss_giou": giou_weight,
+        }
+
+    def __call__(
+        self, logits: Tensor, pred_boxes: Tensor, labels: list[dict[str, Tensor]]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of a batch.
+
+        Args:
+            logits: (N, B, Q, C'), the decoder's layers in order.
+            pred_boxes: (N, B, Q, 4), (cx, cy, w, h) in [0, 1].
+            labels: per image `class_labels` (n,) and `boxes` (n, 4), (cx, cy, w, h) in [0, 1].
+
+        Returns:
+            The weighted total, and its unweighted terms by name: the last layer's bare
+            (`loss_ce`, `loss_bbox`, `loss_giou`; for logging `class_error` in percent and
+            `cardinality_error`), those of layer i with the suffix `_i`.
+
+        Raises:
+            ValueError, TypeError: for labels or predictions that can't be used, in words.
+        """
+        # Matching and loss are float32 whatever the model computes in.
+        with torch.autocast(logits.device.type, enabled=False):
+            logits, pred_boxes = logits.float(), pred_boxes.float()
+            targets = prepare_targets(labels, logits.shape[1], logits.device)
+            matches = self.matcher(logits, pred_boxes, targets)
+            return self.compare(logits, pred_boxes, targets, matches)
+
+    def compare(
+        self, logits: Tensor, pred_boxes: Tensor, targets: Targets, matches: Matches
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of predictions that have been matched; arguments and result as in a call."""
+        num_layers = len(logits)
+        layer, image, query, index = _flatten(matches, logits.device)
+        matched_labels = targets.class_labels[image, index]  # (N * P,)
+        num_boxes = count_boxes(targets, logits.device)
+
+        target_classes = torch.full(
+            logits.shape[:3], self.classification.num_labels, device=logits.device
+        )
+        target_classes[layer, image, query] = matched_labels
+
+        pairs = pred_boxes[layer, image, query], targets.boxes[image, index]  # (N * P, 4) each
+        per_layer = (num_layers, len(layer) // num_layers)  # every layer has the same P pairs
+        terms = {
+            "loss_ce": self.classification.loss(logits, target_classes, num_boxes),
+            "loss_bbox": box_l1_loss(*pairs).view(per_layer).sum(1) / num_boxes,
+            "loss_giou": box_giou_loss(*pairs).view(per_layer).sum(1) / num_boxes,
+            "cardinality_error": self._cardinality_error(logits, targets),
+        }
+        total = sum(self.weights[name] * terms[name].sum() for name in self.weights)
+        last = slice(len(layer) - per_layer[1], None)
+        class_error = _class_error(logits[-1, image[last], query[last]], matched_labels[last])
+        return total, {**_name_by_layer(terms), "class_error": class_error}
+
+    @torch.no_grad()
+    def _cardinality_error(self, logits: Tensor, targets: Targets) -> Tensor:
+        """Mean over images of |predicted − true number of objects|, (N,); for logging."""
+        counts = torch.tensor(targets.counts, device=logits.device)
+        predicted = self.classification.num_predicted_objects(logits)  # (N, B)
+        return (predicted - counts).abs().float().mean(1)
+
+
+def count_boxes(targets: Targets, device: torch.device) -> Tensor:
+    """Objects per process: summed over the processes, divided by their number, at least 1.
+
+    Gradients are averaged over the processes, so this makes the loss that of the whole batch.
+    """
+    num_boxes = torch.tensor(float(sum(targets.counts)), device=device)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(num_boxes)
+        num_boxes = num_boxes / torch.distributed.get_world_size()
+    return num_boxes.clamp(min=1)
+
+
+def _flatten(matches: Matches, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Layer, image, query and object of every pair, each (N * P,), layer by layer."""
+    columns = [
+        torch.stack([torch.full_like(query, layer), torch.full_like(query, image), query, index])
+        for layer, images in enumerate(matches)
+        for image, (query, index) in enumerate(images)
+    ]
+    layer, image, query, index = torch.cat(columns, dim=1).to(device, non_blocking=True)
+    return layer, image, query, index
+
+
+@torch.no_grad()
+def _class_error(logits: Tensor, labels: Tensor) -> Tensor:
+    """Percentage of matched queries (P, C') whose best class isn't the object's (P,)."""
+    if len(labels) == 0:
+        return logits.new_tensor(100.0)
+    return 100 - 100 * (logits.argmax(-1) == labels).float().mean()
+
+
+def _name_by_layer(terms: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`name` for the last layer and `name_i` for layer i, from terms of shape (N,)."""
+    named = {name: values[-1] for name, values in terms.items()}
+    for name, values in terms.items():
+        named.update({f"{name}_{i}": value for i, value in enumerate(values[:-1])})
+    return named

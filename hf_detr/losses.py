@@ -1,0 +1,15 @@
+"""The terms of the loss, as plain functions of matched predictions and targets."""
+
+from torch import Tensor
+
+from .box_ops import box_cxcywh_to_xyxy, generalized_box_iou
+
+
+def box_l1_loss(pred_boxes: Tensor, target_boxes: Tensor) -> Tensor:
+    """L1 distance (..., ) of matched boxes (..., 4), summed over (cx, cy, w, h)."""
+    return (pred_boxes - target_boxes).abs().sum(-1)
+
+
+def box_giou_loss(pred_boxes: Tensor, target_boxes: Tensor) -> Tensor:
+    """`1 - GIoU` (...,), in [0, 2], of matched boxes (..., 4) given as (cx, cy, w, h)."""
+    return 1 - generalized_box_iou(box_cxcywh_to_xyxy(pred_boxes), box_cxcywh_to_xyxy(target_boxes))

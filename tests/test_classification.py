@@ -1,0 +1,109 @@
+"""Protects DETR's classification: cost, weighted loss, scores, and which logit is "no object"."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from hf_detr.classification import SoftmaxClassification
+
+NUM_LABELS = 3
+
+
+def log(*probabilities: float) -> list[float]:
+    """Logits of the given probabilities, which sum to one."""
+    assert math.isclose(sum(probabilities), 1)
+    return [math.log(p) for p in probabilities]
+
+
+def test_cost_by_hand() -> None:
+    """Protects the cost: minus the probability of the target's class, "no object" competing."""
+    logits = torch.tensor([log(0.1, 0.2, 0.3, 0.4), log(0.7, 0.1, 0.1, 0.1)])[None, None]
+    cost = SoftmaxClassification(NUM_LABELS, 0.1).cost(logits, torch.tensor([[2, 0, 2]]))
+    expected = torch.tensor([[[[-0.3, -0.1, -0.3], [-0.1, -0.7, -0.1]]]])
+    torch.testing.assert_close(cost, expected, atol=1e-6, rtol=0)
+
+
+def test_cost_of_own_image_only() -> None:
+    """Protects that every image's queries are scored with its own labels, layer by layer."""
+    torch.manual_seed(0)
+    logits = torch.randn(2, 3, 4, NUM_LABELS + 1)
+    class_labels = torch.tensor([[0, 1], [2, 2], [1, 0]])
+    cost = SoftmaxClassification(NUM_LABELS, 0.1).cost(logits, class_labels)
+    assert cost.shape == (2, 3, 4, 2)
+    for layer in range(2):
+        for image in range(3):
+            expected = -logits[layer, image].softmax(-1)[:, class_labels[image]]
+            torch.testing.assert_close(cost[layer, image], expected, atol=1e-6, rtol=0)
+
+
+def test_loss_by_hand() -> None:
+    """Protects the weighted mean: a query without object counts `eos_coefficient`."""
+    logits = torch.tensor([log(0.5, 0.2, 0.2, 0.1), log(0.1, 0.2, 0.3, 0.4)])[None, None]
+    loss = SoftmaxClassification(NUM_LABELS, 0.25).loss(
+        logits, torch.tensor([[[0, NUM_LABELS]]]), torch.tensor(1.0)
+    )
+    expected = (-math.log(0.5) - 0.25 * math.log(0.4)) / 1.25
+    torch.testing.assert_close(loss, torch.tensor([expected]), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("eos_coefficient", [0.1, 1.0, 0.0])
+def test_loss_equals_cross_entropy_of_each_layer(eos_coefficient: float) -> None:
+    """Protects one mean per layer, with gradients: layers don't share their total weight."""
+    torch.manual_seed(0)
+    logits = torch.randn(3, 2, 5, NUM_LABELS + 1, requires_grad=True)
+    target_classes = torch.randint(NUM_LABELS + 1, (3, 2, 5))
+    weight = torch.tensor([1.0, 1.0, 1.0, eos_coefficient])
+    expected = torch.stack(
+        [
+            F.cross_entropy(logits[i].flatten(0, 1), target_classes[i].flatten(), weight)
+            for i in range(3)
+        ]
+    )
+    classification = SoftmaxClassification(NUM_LABELS, eos_coefficient)
+    loss = classification.loss(logits, target_classes, torch.tensor(1.0))
+    torch.testing.assert_close(loss, expected, atol=1e-5, rtol=0)
+    (grad,) = torch.autograd.grad(loss.sum(), logits)
+    (expected_grad,) = torch.autograd.grad(expected.sum(), logits)
+    torch.testing.assert_close(grad, expected_grad, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("eos_coefficient", [0.1, 0.0])
+def test_loss_without_objects_is_finite(eos_coefficient: float) -> None:
+    """Protects batches of empty images, also if "no object" weighs nothing."""
+    logits = torch.zeros(2, 1, 5, NUM_LABELS + 1)
+    nothing = torch.full((2, 1, 5), NUM_LABELS)
+    loss = SoftmaxClassification(NUM_LABELS, eos_coefficient).loss(
+        logits, nothing, torch.tensor(1.0)
+    )
+    expected = math.log(NUM_LABELS + 1) if eos_coefficient else 0.0
+    torch.testing.assert_close(loss, torch.full((2,), expected), atol=1e-6, rtol=0)
+
+
+def test_detections_by_hand() -> None:
+    """Protects that each query gives its best class and that "no object" is never a label."""
+    logits = torch.tensor(
+        [[log(0.1, 0.2, 0.3, 0.4), log(0.7, 0.1, 0.1, 0.1)], [log(0.1, 0.1, 0.1, 0.7)] * 2]
+    )
+    scores, labels, query_indices = SoftmaxClassification.detections(logits)
+    expected = torch.tensor([[0.3, 0.7], [0.1, 0.1]])
+    torch.testing.assert_close(scores, expected, atol=1e-6, rtol=0)
+    assert labels[0].tolist() == [2, 0] and (labels < NUM_LABELS).all()
+    assert query_indices.tolist() == [[0, 1], [0, 1]]
+
+
+def test_number_of_predicted_objects() -> None:
+    """Protects the logged count: queries whose best class isn't "no object"."""
+    logits = torch.zeros(2, 1, 4, NUM_LABELS + 1)
+    logits[0, 0, :3, 1] = 1.0
+    logits[0, 0, 3, NUM_LABELS] = 1.0
+    logits[1, 0, :, NUM_LABELS] = 1.0
+    counts = SoftmaxClassification(NUM_LABELS, 0.1).num_predicted_objects(logits)
+    assert counts.tolist() == [[3], [0]]
+
+
+def test_head_width() -> None:
+    """Protects one logit more than classes."""
+    classification = SoftmaxClassification(NUM_LABELS, 0.1)
+    assert (classification.num_labels, classification.num_logits) == (NUM_LABELS, NUM_LABELS + 1)

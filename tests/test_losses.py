@@ -1,0 +1,51 @@
+"""Protects the two box losses: by hand, and the gradients that train boxes."""
+
+import torch
+
+from hf_detr.losses import box_giou_loss, box_l1_loss
+
+# Centre and size: predicted, true; L1 and generalised-IoU loss
+PREDICTED = torch.tensor([[0.5, 0.5, 0.2, 0.2], [0.1, 0.1, 0.2, 0.2], [0.5, 0.5, 0.4, 0.4]])
+TRUE = torch.tensor([[0.5, 0.5, 0.2, 0.2], [0.5, 0.1, 0.2, 0.2], [0.5, 0.5, 0.2, 0.2]])
+# second pair: hull 0.6 x 0.2, union 2 x 0.04; third: a quarter of the area, within the other
+L1 = torch.tensor([0.0, 0.4, 0.4])
+GIOU = torch.tensor([0.0, 1 + (0.12 - 0.08) / 0.12, 1 - 0.25])
+
+
+def test_l1_by_hand() -> None:
+    """Protects the sum over the four coordinates, not their mean."""
+    torch.testing.assert_close(box_l1_loss(PREDICTED, TRUE), L1, atol=1e-6, rtol=0)
+
+
+def test_giou_by_hand() -> None:
+    """Protects 1 - GIoU of the same pairs, given as centre and size: 0 is a perfect box."""
+    torch.testing.assert_close(box_giou_loss(PREDICTED, TRUE), GIOU, atol=1e-6, rtol=0)
+
+
+def test_symmetry_and_leading_shape() -> None:
+    """Protects pair-by-pair evaluation in any leading shape."""
+    torch.manual_seed(0)
+    boxes1, boxes2 = torch.rand(2, 3, 4) * 0.5 + 0.2, torch.rand(2, 3, 4) * 0.5 + 0.2
+    for loss in (box_l1_loss, box_giou_loss):
+        forward = loss(boxes1, boxes2)
+        assert forward.shape == (2, 3)
+        torch.testing.assert_close(forward, loss(boxes2, boxes1), atol=1e-6, rtol=0)
+        torch.testing.assert_close(forward[1], loss(boxes1[1], boxes2[1]), atol=1e-6, rtol=0)
+
+
+def test_no_pairs() -> None:
+    """Protects batches without objects: empty losses whose gradient is empty, not an error."""
+    boxes = torch.zeros(0, 4, requires_grad=True)
+    for loss in (box_l1_loss, box_giou_loss):
+        total = loss(boxes, torch.zeros(0, 4)).sum()
+        total.backward()
+        assert total == 0 and boxes.grad.shape == (0, 4)
+
+
+def test_gradients() -> None:
+    """Protects derivatives with respect to predictions, against finite differences."""
+    torch.manual_seed(0)
+    boxes = (torch.rand(6, 4, dtype=torch.float64) * 0.5 + 0.2).requires_grad_()
+    true = torch.rand(6, 4, dtype=torch.float64) * 0.5 + 0.2
+    for loss in (box_l1_loss, box_giou_loss):
+        assert torch.autograd.gradcheck(lambda b, loss=loss: loss(b, true), (boxes,), atol=1e-6)
