@@ -1,0 +1,180 @@
+"""COCO records to targets: right numbers, nothing lost silently, mistakes named."""
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from hf_detr.annotations import (
+    normalize_target,
+    pad_target,
+    prepare_detection_target,
+    resize_target,
+)
+
+IMAGE_HW = (40, 50)
+
+
+def record(*entries: dict, image_id: int = 7) -> dict:
+    return {"image_id": image_id, "annotations": list(entries)}
+
+
+def entry(bbox: object = (10, 5, 20, 8), category_id: object = 3, **more: object) -> dict:
+    return {"bbox": bbox, "category_id": category_id, **more}
+
+
+def test_box_becomes_corners_and_all_keys_are_there():
+    """Protects the target's keys, shapes and types that model and loss read."""
+    target = prepare_detection_target(record(entry(area=99.5, iscrowd=0)), IMAGE_HW)
+    expected = {
+        "image_id": torch.tensor([7]),
+        "class_labels": torch.tensor([3]),
+        "boxes": torch.tensor([[10.0, 5.0, 30.0, 13.0]]),
+        "area": torch.tensor([99.5]),
+        "iscrowd": torch.tensor([0]),
+        "orig_size": torch.tensor([40, 50]),
+        "size": torch.tensor([40, 50]),
+    }
+    assert set(target) == set(expected)
+    torch.testing.assert_close(target, expected, rtol=0, atol=0)
+
+
+def test_missing_area_is_that_of_the_clipped_box():
+    """Protects data sets without `area`, which crash elsewhere."""
+    target = prepare_detection_target(
+        record(entry(), entry([40, 30, 100, 100]), entry(area=None)), IMAGE_HW
+    )
+    expected = torch.tensor([20.0 * 8, 10.0 * 10, 20.0 * 8])
+    torch.testing.assert_close(target["area"], expected, rtol=0, atol=0)
+
+
+def test_boxes_are_clipped_to_the_image():
+    """Protects the loss from boxes beyond the border."""
+    target = prepare_detection_target(
+        record(entry([-5, -6, 20, 10]), entry([45, 35, 100, 100])), IMAGE_HW
+    )
+    expected = torch.tensor([[0.0, 0.0, 15.0, 4.0], [45.0, 35.0, 50.0, 40.0]])
+    torch.testing.assert_close(target["boxes"], expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "bbox", [[60, 5, 10, 10], [-20, 5, 20, 10], [5, 5, 0, 10], [5, 5, 10, 0], [5, 40, 5, 5]]
+)
+def test_degenerate_boxes_are_dropped_with_one_warning(bbox):
+    """Protects against dropping silently: the warning names the image and the count."""
+    annotation = record(entry(bbox), entry(category_id=5, area=1.5), entry(bbox))
+    with pytest.warns(UserWarning, match="image_id 7: 2 of 3 boxes dropped") as caught:
+        target = prepare_detection_target(annotation, IMAGE_HW)
+    assert len(caught) == 1
+    for key, value in (("class_labels", 5), ("area", 1.5), ("iscrowd", 0)):
+        assert target[key].tolist() == [value]
+    assert target["boxes"].shape == (1, 4)
+
+
+def test_crowd_regions_are_left_out_without_warning():
+    """Protects training from boxes around groups, as in the official code."""
+    annotation = record(entry(iscrowd=1), entry(category_id=2, iscrowd=False), entry(iscrowd=True))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        target = prepare_detection_target(annotation, IMAGE_HW)
+    assert target["class_labels"].tolist() == [2]
+
+
+def test_image_without_objects_gives_empty_tensors():
+    """Protects negatives: shapes (0,) and (0, 4), types as ever, through every step."""
+    target = prepare_detection_target(record(), IMAGE_HW)
+    target = pad_target(normalize_target(resize_target(target, (80, 100))), (90, 100))
+    assert target["boxes"].shape == (0, 4) and target["boxes"].dtype == torch.float32
+    assert target["class_labels"].shape == (0,) and target["class_labels"].dtype == torch.int64
+    assert target["area"].shape == (0,) and target["area"].dtype == torch.float32
+
+
+def test_numbers_of_numpy_and_torch_are_numbers():
+    """Protects data sets that hand out arrays instead of JSON."""
+    annotation = record(
+        entry(np.array([10, 5, 20, 8]), np.int64(3), iscrowd=np.int32(0), area=np.float32(4)),
+        entry(torch.tensor([10, 5, 20, 8]), torch.tensor(3)),
+        entry((10, 5, 20, 8), 3.0),
+        image_id=np.int64(9),
+    )
+    target = prepare_detection_target(annotation, IMAGE_HW)
+    assert target["class_labels"].tolist() == [3, 3, 3] and target["image_id"].tolist() == [9]
+    assert (target["boxes"] == torch.tensor([10.0, 5.0, 30.0, 13.0])).all()
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (entry([1, 2, math.nan, 4]), "finite"),
+        (entry([1, 2, math.inf, 4]), "finite"),
+        (entry([1, 2, 1e300, 4]), "finite"),
+        (entry([1, 2, "3", 4]), "finite"),
+        (entry([30, 20, -5, 4]), "negative size"),
+        (entry([30, 20, 5, -4]), "negative size"),
+        (entry([1, 2, 3]), "4 numbers"),
+        (entry([[1, 2, 3, 4]]), "4 numbers"),
+        (entry("1234"), "4 numbers"),
+        (entry(category_id="cat"), "category_id 'cat'"),
+        (entry(category_id=1.5), "category_id 1.5"),
+        (entry(category_id=-1), "category_id -1"),
+        (entry(category_id=True), "category_id True"),
+        (entry(area=-1.0), "area -1.0"),
+        (entry(area=math.nan), "area nan"),
+        (entry(iscrowd=2), "iscrowd 2"),
+        ({"category_id": 1}, "no 'bbox'"),
+        ({"bbox": [1, 2, 3, 4]}, "no 'category_id'"),
+    ],
+)
+def test_bad_entries_are_refused_by_image_and_index(bad, message):
+    """Protects training from poisoned boxes, and people from searching for them."""
+    with pytest.raises(ValueError, match=r"image_id 7, annotation 1 ") as error:
+        prepare_detection_target(record(entry(), bad), IMAGE_HW)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("bad", "exception", "message"),
+    [
+        ([entry()], TypeError, "one dict per image"),
+        ({"annotations": []}, ValueError, "image_id"),
+        ({"image_id": 3}, ValueError, "annotations"),
+        ({"image_id": "a.jpg", "annotations": []}, ValueError, "integer"),
+        ({"image_id": 3, "annotations": {"bbox": []}}, TypeError, "image_id 3"),
+        ({"image_id": 3, "annotations": [[1, 2, 3, 4]]}, TypeError, "image_id 3, annotation 0"),
+    ],
+)
+def test_bad_records_are_refused_in_words(bad, exception, message):
+    """Protects from the usual confusions of nesting."""
+    with pytest.raises(exception, match=message):
+        prepare_detection_target(bad, IMAGE_HW)
+
+
+def test_resize_scales_boxes_and_area_by_axis():
+    """Protects the order of x and y, which are scaled differently here."""
+    target = prepare_detection_target(record(entry(area=10.0)), IMAGE_HW)
+    resized = resize_target(target, (80, 150))
+    expected = torch.tensor([[30.0, 10.0, 90.0, 26.0]])
+    torch.testing.assert_close(resized["boxes"], expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(resized["area"], torch.tensor([60.0]), rtol=0, atol=1e-5)
+    assert resized["size"].tolist() == [80, 150] and resized["orig_size"].tolist() == [40, 50]
+    assert target["size"].tolist() == [40, 50]  # the argument is left alone
+
+
+def test_normalised_boxes_are_relative_to_the_image_and_not_the_canvas():
+    """Protects decision 4: padding changes no target (transformers' targets shrink with it)."""
+    target = normalize_target(prepare_detection_target(record(entry()), IMAGE_HW))
+    expected = torch.tensor([[20 / 50, 9 / 40, 20 / 50, 8 / 40]])
+    torch.testing.assert_close(target["boxes"], expected, rtol=0, atol=1e-6)
+    padded = pad_target(target, (100, 100))
+    torch.testing.assert_close(padded, target, rtol=0, atol=0)
+
+
+def test_masks_follow_their_image():
+    """Protects masks: resized by the nearest pixel, padded below and right with nothing."""
+    target = prepare_detection_target(record(entry([0, 0, 1, 1])), (2, 2))
+    target["masks"] = torch.tensor([[[True, False], [False, True]]])
+    target = pad_target(resize_target(target, (4, 2)), (5, 3))
+    expected = torch.tensor([[[1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 1, 0], [0, 0, 0]]]).bool()
+    assert target["masks"].dtype == torch.bool and torch.equal(target["masks"], expected)
