@@ -1,0 +1,111 @@
+"""Multi-head attention over `scaled_dot_product_attention`."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def multi_head_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    num_heads: int,
+    mask: Tensor | None = None,
+    dropout: float = 0.0,
+    return_weights: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Attention of projected tensors, split into heads and joined again.
+
+    Query and key have one width, value may have another; each is divided among the heads.
+
+    Args:
+        query: (B, Q, D_k).
+        key: (B, S, D_k).
+        value: (B, S, D_v).
+        num_heads: M.
+        mask: (B, S), True on keys that may be attended to; None attends to all.
+        dropout: probability of dropping an attention weight.
+        return_weights: also return the weights, which costs memory for (B, M, Q, S).
+
+    Returns:
+        The output (B, Q, D_v), and the weights (B, M, Q, S) before dropout or None.
+    """
+    query, key, value = (
+        tensor.unflatten(-1, (num_heads, -1)).transpose(1, 2)  # (B, M, tokens, width)
+        for tensor in (query, key, value)
+    )
+    if mask is not None:
+        mask = mask[:, None, None, :]
+    if return_weights:
+        scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -torch.inf)
+        weights = scores.softmax(-1)
+        output = F.dropout(weights, dropout) @ value
+    else:
+        weights = None
+        output = F.scaled_dot_product_attention(query, key, value, mask, dropout)
+    return output.transpose(1, 2).flatten(-2), weights
+
+
+class InputProjection(nn.Linear):
+    """Projection of queries, keys or values; starts as a third of the original's fused one."""
+
+    def reset_parameters(self) -> None:
+        """Xavier of the fused (3D, D) matrix: 1/sqrt(2) of what (D, D) alone would get."""
+        nn.init.xavier_uniform_(self.weight, gain=1 / math.sqrt(2))
+        nn.init.zeros_(self.bias)
+
+
+class OutputProjection(nn.Linear):
+    """Projection of what the heads found."""
+
+    def reset_parameters(self) -> None:
+        """Xavier, and zero bias."""
+        nn.init.xavier_uniform_(self.weight)
+        nn.init.zeros_(self.bias)
+
+
+class MultiHeadAttention(nn.Module):
+    """Attention with learned projections; positions are added by the caller.
+
+    Args:
+        d_model: width D of queries, keys and values.
+        num_heads: M.
+        dropout: probability of dropping an attention weight in training.
+    """
+
+    def __init__(self, d_model: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.q_proj = InputProjection(d_model, d_model)
+        self.k_proj = InputProjection(d_model, d_model)
+        self.v_proj = InputProjection(d_model, d_model)
+        self.out_proj = OutputProjection(d_model, d_model)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None = None,
+        return_weights: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend from `query` (B, Q, D) to `key` and `value` (B, S, D), mask (B, S).
+
+        Returns:
+            The output (B, Q, D), and the weights (B, M, Q, S) if asked for, else None.
+        """
+        output, weights = multi_head_attention(
+            self.q_proj(query),
+            self.k_proj(key),
+            self.v_proj(value),
+            self.num_heads,
+            mask,
+            self.dropout if self.training else 0.0,
+            return_weights,
+        )
+        return self.out_proj(output), weights

@@ -1,0 +1,151 @@
+"""From pixels to feature maps: any timm network that lists its features."""
+
+from functools import partial
+
+import torch
+from timm import create_model
+from timm.layers import freeze_batch_norm_2d
+from timm.layers.norm_act import FrozenBatchNorm2d, FrozenBatchNormAct2d
+from torch import Tensor, nn
+from transformers import TimmBackboneConfig
+from transformers import initialization as init
+
+
+class Backbone(nn.Module):
+    """timm feature extractor with frozen batch norm, its stem and first stage frozen.
+
+    Batch statistics of a few large images are poor, so the ImageNet statistics stay (DETR,
+    Section 4). `freeze_batch_norm_2d` keeps activations that timm fuses into a norm.
+
+    Args:
+        config: timm name, feature levels (`out_indices`), `output_stride` (16 is DC5) and
+            whether to start from timm's pretrained weights.
+
+    Raises:
+        ValueError: if timm can't build the backbone so, or its weights can't be had.
+    """
+
+    def __init__(self, config: TimmBackboneConfig) -> None:
+        super().__init__()
+        self.config = config
+        # On the meta device a checkpoint is about to be loaded over the weights.
+        pretrained = config.use_pretrained_backbone and not torch.empty(0).is_meta
+        model = freeze_batch_norm_2d(_make_timm_model(config, pretrained))
+        # Names on disk: backbone.conv_encoder.model.<timm's names>
+        self.conv_encoder = nn.ModuleDict({"model": model})
+        self.num_channels: list[int] = model.feature_info.channels()
+        self.reductions: list[int] = model.feature_info.reduction()
+        self.channels_last_output = getattr(model, "output_fmt", "NCHW") == "NHWC"
+        self.freeze(num_stages=1)
+        if not next(model.parameters()).is_meta:
+            # timm has just initialised or loaded these; the model's own init must not redraw them.
+            for module in self.modules():
+                module._is_hf_initialized = True
+
+    def forward(self, pixel_values: Tensor) -> list[Tensor]:
+        """Feature maps (B, C_l, h_l, w_l), finest first, of `pixel_values` (B, 3, H, W)."""
+        features = self.conv_encoder["model"](pixel_values)
+        if self.channels_last_output:
+            features = [feature.permute(0, 3, 1, 2) for feature in features]
+        return features
+
+    def freeze(self, num_stages: int | None = None) -> None:
+        """Let only the stages after the first `num_stages` train; None freezes everything.
+
+        Stages are counted by depth: stage 1 ends where the stride first reaches 4, the stem lies
+        before it. 0 lets everything train. Batch norm stays frozen in any case.
+        """
+        model = self.conv_encoder["model"]
+        model.requires_grad_(num_stages == 0)
+        if num_stages is None or num_stages == 0:
+            return
+        model.requires_grad_(True)
+        for module in _modules_up_to(model, _stage_name(model, num_stages)):
+            for parameter in module.parameters(recurse=False):
+                parameter.requires_grad_(False)
+
+    @torch.no_grad()
+    def restore_buffers(self) -> None:
+        """Recompute tables that are in no file (Swin, MaxViT, EVA), lost on the meta device."""
+        tables = dict(self.named_buffers())
+        for name in self.state_dict():
+            tables.pop(name, None)
+        if tables:
+            fresh = dict(_make_timm_model(self.config, pretrained=False).named_buffers())
+            for name, table in tables.items():
+                table.copy_(fresh[name.removeprefix("conv_encoder.model.")])
+
+
+def reset_timm_module(module: nn.Module) -> None:
+    """Fill weights that a checkpoint lacked, of one module and not of its parts."""
+    if isinstance(module, (FrozenBatchNorm2d, FrozenBatchNormAct2d)):
+        init.ones_(module.weight)
+        init.zeros_(module.bias)
+        init.zeros_(module.running_mean)
+        init.ones_(module.running_var)
+    else:
+        for parameter in module.parameters(recurse=False):
+            init.normal_(parameter, std=0.02)
+
+
+def _make_timm_model(config: TimmBackboneConfig, pretrained: bool) -> nn.Module:
+    options = {} if config.output_stride is None else {"output_stride": config.output_stride}
+    make = partial(
+        create_model,
+        config.backbone,
+        pretrained=pretrained,
+        features_only=True,
+        in_chans=config.num_channels,
+        out_indices=config.out_indices,
+    )
+    try:
+        model = make(**options)
+        any_size = _any_size_options(model)
+        return _pad_to_patches(make(**options, **any_size)) if any_size else model
+    except Exception as error:
+        raise ValueError(
+            f"timm can't build the backbone {config.backbone!r} with pretrained={pretrained}, "
+            f"out_indices={config.out_indices}, output_stride={config.output_stride}: "
+            f"{type(error).__name__}: {error}. timm.list_models() has the names; "
+            "use_pretrained_backbone=False needs no network."
+        ) from error
+
+
+def _any_size_options(model: nn.Module) -> dict[str, bool]:
+    """What timm must be told so that a transformer takes images of any size; CNNs need nothing."""
+    modules = list(model.modules())
+    if any(hasattr(module, "dynamic_img_size") for module in modules):  # ViT and its kin
+        return {"dynamic_img_size": True}
+    if any(hasattr(module, "dynamic_mask") for module in modules):  # Swin and its kin
+        return {"strict_img_size": False}
+    return {}
+
+
+def _pad_to_patches(model: nn.Module) -> nn.Module:
+    """Let a transformer pad images whose sides aren't multiples of its patch size."""
+    for module in model.modules():
+        if hasattr(module, "dynamic_img_pad"):
+            module.dynamic_img_pad = True
+    return model
+
+
+def _stage_name(model: nn.Module, num_stages: int) -> str:
+    """timm's name of the module that ends the given stage."""
+    stages = [info for info in model.feature_info.info if info["reduction"] >= 4]
+    return stages[min(num_stages, len(stages)) - 1]["module"]
+
+
+def _modules_up_to(model: nn.Module, stage: str) -> list[nn.Module]:
+    """All modules from the input to the end of the named one, in timm's order, that of depth."""
+    # timm flattens the outer containers: `stages.0` may be called `stages_0` in the model.
+    stage = stage.replace(".", "_")
+    modules, inside = [], False
+    for name, module in model.named_modules():
+        name = name.removeprefix("model.").replace(".", "_") + "_"
+        if inside and not name.startswith(stage + "_"):
+            return modules
+        inside = name.startswith(stage + "_")
+        modules.append(module)
+    if not inside:
+        raise ValueError(f"The backbone has no module {stage!r}, which timm lists as a feature.")
+    return modules

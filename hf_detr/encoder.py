@@ -1,0 +1,112 @@
+"""The transformer encoder: every token of the pyramid looks at others, layer by layer."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+
+from .attention import MultiHeadAttention
+from .feature_pyramid import FeaturePyramid
+from .transformer_layer import TransformerLayer
+
+
+@dataclass(frozen=True)
+class EncoderOutput:
+    """What the encoder leaves: memory (B, S, D), and per layer what was asked for.
+
+    Attributes:
+        last_hidden_state: (B, S, D).
+        hidden_states: input of the first layer and output of every layer, or None.
+        attentions: attention weights of every layer, or None.
+    """
+
+    last_hidden_state: Tensor
+    hidden_states: tuple[Tensor, ...] | None
+    attentions: tuple[Tensor, ...] | None
+
+
+class GlobalSelfAttention(MultiHeadAttention):
+    """Every token attends to every real token; positions are added to queries and keys."""
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: Tensor,
+        pyramid: FeaturePyramid,
+        return_weights: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend within `hidden_states` (B, S, D); weights are (B, M, S, S)."""
+        query = hidden_states + position_embeddings
+        return super().forward(query, query, hidden_states, pyramid.mask, return_weights)
+
+
+class EncoderLayer(TransformerLayer):
+    """Self-attention and feed-forward network, each added and then normalised.
+
+    Args:
+        config: widths, activation and dropout.
+        self_attn: called with tokens, positions, geometry and whether to return weights.
+    """
+
+    def __init__(self, config: PreTrainedConfig, self_attn: nn.Module) -> None:
+        super().__init__(config, config.encoder_ffn_dim)
+        self.self_attn = self_attn
+        self.self_attn_layer_norm = nn.LayerNorm(config.d_model)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: Tensor,
+        pyramid: FeaturePyramid,
+        return_weights: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Transform tokens (B, S, D), given their position embeddings (B, S, D).
+
+        Returns:
+            Tokens (B, S, D), and the attention weights if asked for, else None.
+        """
+        attended, weights = self.self_attn(
+            hidden_states, position_embeddings, pyramid, return_weights
+        )
+        hidden_states = self.add_and_norm(hidden_states, attended, self.self_attn_layer_norm)
+        return self.feed_forward(hidden_states), weights
+
+
+class Encoder(nn.Module):
+    """A stack of encoder layers.
+
+    Args:
+        config: depth and what the layers need.
+        make_attention: makes the self-attention of one layer.
+    """
+
+    def __init__(
+        self, config: PreTrainedConfig, make_attention: Callable[[PreTrainedConfig], nn.Module]
+    ) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            EncoderLayer(config, make_attention(config)) for _ in range(config.encoder_layers)
+        )
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: Tensor,
+        pyramid: FeaturePyramid,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+    ) -> EncoderOutput:
+        """Transform tokens (B, S, D) into the memory that the decoder reads."""
+        all_states, all_weights = [hidden_states], []
+        for layer in self.layers:
+            hidden_states, weights = layer(
+                hidden_states, position_embeddings, pyramid, output_attentions
+            )
+            all_states.append(hidden_states)
+            all_weights.append(weights)
+        return EncoderOutput(
+            hidden_states,
+            tuple(all_states) if output_hidden_states else None,
+            tuple(all_weights) if output_attentions else None,
+        )

@@ -1,0 +1,175 @@
+"""DETR: End-to-End Object Detection with Transformers (arXiv 2005.12870).
+
+One feature map, global attention in encoder and decoder, N learned queries; softmax with a class
+"no object".
+"""
+
+import torch
+from torch import Tensor, nn
+
+from .attention import MultiHeadAttention
+from .box_ops import boxes_from_deltas
+from .classification import SoftmaxClassification
+from .configuration_detr import DetrConfig
+from .criterion import DetectionCriterion
+from .detection_transformer import DecoderOutput, DetectionTransformer, ObjectDetector
+from .encoder import GlobalSelfAttention
+from .feature_pyramid import FeaturePyramid
+from .heads import make_box_head
+from .matcher import HungarianMatcher
+from .transformer_layer import TransformerLayer
+
+
+class DetrDecoderLayer(TransformerLayer):
+    """Queries attend to each other, then to the memory, then pass a feed-forward network.
+
+    Args:
+        config: widths, activation and dropout.
+    """
+
+    def __init__(self, config: DetrConfig) -> None:
+        super().__init__(config, config.decoder_ffn_dim)
+        attention = (config.d_model, config.decoder_attention_heads, config.attention_dropout)
+        self.self_attn = MultiHeadAttention(*attention)
+        self.self_attn_layer_norm = nn.LayerNorm(config.d_model)
+        self.encoder_attn = MultiHeadAttention(*attention)
+        self.encoder_attn_layer_norm = nn.LayerNorm(config.d_model)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        query_position_embeddings: Tensor,
+        memory: Tensor,
+        position_embeddings: Tensor,
+        pyramid: FeaturePyramid,
+        return_weights: bool,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Transform queries (B, Q, D) with positions (B, Q, D), memory and positions (B, S, D).
+
+        Returns:
+            Queries (B, Q, D), and the weights of self- and cross-attention if asked for.
+        """
+        query = hidden_states + query_position_embeddings
+        attended, weights = self.self_attn(
+            query, query, hidden_states, return_weights=return_weights
+        )
+        hidden_states = self.add_and_norm(hidden_states, attended, self.self_attn_layer_norm)
+
+        attended, cross_weights = self.encoder_attn(
+            hidden_states + query_position_embeddings,
+            memory + position_embeddings,
+            memory,
+            pyramid.mask,
+            return_weights,
+        )
+        hidden_states = self.add_and_norm(hidden_states, attended, self.encoder_attn_layer_norm)
+        return self.feed_forward(hidden_states), weights, cross_weights
+
+
+class DetrDecoder(nn.Module):
+    """A stack of decoder layers with one norm for what the heads read.
+
+    Args:
+        config: depth and what the layers need.
+    """
+
+    def __init__(self, config: DetrConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(DetrDecoderLayer(config) for _ in range(config.decoder_layers))
+        self.layernorm = nn.LayerNorm(config.d_model)
+
+    def forward(
+        self,
+        query_position_embeddings: Tensor,
+        memory: Tensor,
+        position_embeddings: Tensor,
+        pyramid: FeaturePyramid,
+        output_hidden_states: bool,
+        output_attentions: bool,
+    ) -> DecoderOutput:
+        """Decode queries, which start at zero, from positions (B, Q, D) and memory (B, S, D)."""
+        hidden_states = torch.zeros_like(query_position_embeddings)
+        all_states, all_weights, all_cross_weights = [hidden_states], [], []
+        for layer in self.layers:
+            hidden_states, weights, cross_weights = layer(
+                hidden_states,
+                query_position_embeddings,
+                memory,
+                position_embeddings,
+                pyramid,
+                output_attentions,
+            )
+            all_states.append(hidden_states)
+            all_weights.append(weights)
+            all_cross_weights.append(cross_weights)
+        return DecoderOutput(
+            # Only the copies that the heads read are normed; the next layer gets the raw state.
+            layer_states=self.layernorm(torch.stack(all_states[1:])),
+            hidden_states=tuple(all_states) if output_hidden_states else None,
+            attentions=tuple(all_weights) if output_attentions else None,
+            cross_attentions=tuple(all_cross_weights) if output_attentions else None,
+        )
+
+
+class DetrModel(DetectionTransformer):
+    """DETR without heads: from pixels to the states of the object queries."""
+
+    config_class = DetrConfig
+    _no_split_modules = ["Backbone", "EncoderLayer", "DetrDecoderLayer"]
+
+    def __init__(self, config: DetrConfig) -> None:
+        super().__init__(config)
+        self.input_projection = nn.Conv2d(
+            self.backbone.num_channels[-1], config.d_model, kernel_size=1
+        )
+        self.query_position_embeddings = nn.Embedding(config.num_queries, config.d_model)
+        self.decoder = DetrDecoder(config)
+        self.post_init()
+
+    @staticmethod
+    def make_encoder_attention(config: DetrConfig) -> GlobalSelfAttention:
+        return GlobalSelfAttention(
+            config.d_model, config.encoder_attention_heads, config.attention_dropout
+        )
+
+    def project(self, feature_maps: list[Tensor]) -> list[Tensor]:
+        return [self.input_projection(feature_maps[-1])]
+
+    def decode(
+        self,
+        memory: Tensor,
+        position_embeddings: Tensor,
+        pyramid: FeaturePyramid,
+        output_hidden_states: bool,
+        output_attentions: bool,
+    ) -> DecoderOutput:
+        queries = self.query_position_embeddings.weight.expand(memory.shape[0], -1, -1)  # (B, Q, D)
+        return self.decoder(
+            queries, memory, position_embeddings, pyramid, output_hidden_states, output_attentions
+        )
+
+
+class DetrForObjectDetection(ObjectDetector):
+    """DETR with its heads: from pixels to classes, boxes and loss."""
+
+    config_class = DetrConfig
+    _no_split_modules = DetrModel._no_split_modules
+
+    def __init__(self, config: DetrConfig) -> None:
+        super().__init__(config)
+        classification = SoftmaxClassification(config.num_labels, config.eos_coefficient)
+        self.model = DetrModel(config)
+        self.class_labels_classifier = nn.Linear(config.d_model, classification.num_logits)
+        self.bbox_predictor = make_box_head(config.d_model)
+        self.criterion = DetectionCriterion(
+            classification,
+            HungarianMatcher(classification, config.class_cost, config.bbox_cost, config.giou_cost),
+            class_weight=1,
+            bbox_weight=config.bbox_loss_coefficient,
+            giou_weight=config.giou_loss_coefficient,
+        )
+        self.post_init()
+
+    def predict(self, layer_states: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.class_labels_classifier(layer_states)
+        return logits, boxes_from_deltas(self.bbox_predictor(layer_states))

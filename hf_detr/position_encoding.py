@@ -1,0 +1,88 @@
+"""Where a feature cell lies, as a vector: 2-D sines or learned tables."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class SinePositionEncoding(nn.Module):
+    """Fixed sines of a cell's place among the real pixels (DETR, appendix A.4).
+
+    Nothing is stored: a buffer outside the checkpoint would come back uninitialised from
+    `from_pretrained`.
+
+    Args:
+        width: D; half of it encodes y, half x.
+        temperature: ratio of the longest to the shortest wavelength.
+        offset: added to the count of cells before it is normalised; DETR counts 1, 2, …
+            (0), Deformable DETR takes cell centres (-0.5).
+    """
+
+    def __init__(self, width: int, temperature: float = 10000, offset: float = 0.0) -> None:
+        super().__init__()
+        self.width = width
+        self.temperature = temperature
+        self.offset = offset
+
+    def forward(self, mask: Tensor) -> Tensor:
+        """Encode a mask (B, h, w), True on real cells, as (B, D, h, w) float32, y before x."""
+        real = mask.float()
+        y, x = real.cumsum(1), real.cumsum(2)  # (B, h, w)
+        y = (y + self.offset) / (y[:, -1:, :] + 1e-6) * (2 * math.pi)
+        x = (x + self.offset) / (x[:, :, -1:] + 1e-6) * (2 * math.pi)
+        encoding = torch.cat([self._sines(y), self._sines(x)], dim=-1)  # (B, h, w, D)
+        return encoding.permute(0, 3, 1, 2)
+
+    def _sines(self, angles: Tensor) -> Tensor:
+        """Sines and cosines (…, D/2), alternating, of angles (…)."""
+        index = torch.arange(self.width // 4, device=angles.device, dtype=torch.float32)
+        angles = angles[..., None] / self.temperature ** (4 * index / self.width)  # (…, D/4)
+        return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)
+
+
+class UniformEmbedding(nn.Embedding):
+    """Table of vectors that start uniform in [0, 1], as in the original."""
+
+    def reset_parameters(self) -> None:
+        """Draw the table anew."""
+        nn.init.uniform_(self.weight)
+
+
+class LearnedPositionEncoding(nn.Module):
+    """One learned vector per row and per column, for at most 50 x 50 cells.
+
+    Args:
+        width: D; half of it encodes x, half y.
+    """
+
+    NUM_CELLS = 50
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.row_embeddings = UniformEmbedding(self.NUM_CELLS, width // 2)
+        self.column_embeddings = UniformEmbedding(self.NUM_CELLS, width // 2)
+
+    def forward(self, mask: Tensor) -> Tensor:
+        """Encode a mask (B, h, w) as (B, D, h, w), x before y.
+
+        Raises:
+            ValueError: if the map has more rows or columns than there are vectors.
+        """
+        batch_size, height, width = mask.shape
+        if max(height, width) > self.NUM_CELLS:
+            raise ValueError(
+                f"The feature map has {height} x {width} cells, but learned positions end at "
+                f"{self.NUM_CELLS}; use smaller images or position_embedding_type='sine'."
+            )
+        x = self.column_embeddings.weight[None, :width].expand(height, -1, -1)
+        y = self.row_embeddings.weight[:height, None].expand(-1, width, -1)
+        encoding = torch.cat([x, y], dim=-1)  # (h, w, D)
+        return encoding.permute(2, 0, 1).expand(batch_size, -1, -1, -1)
+
+
+def make_position_encoding(kind: str, width: int, offset: float = 0.0) -> nn.Module:
+    """The position encoding named `"sine"` or `"learned"`."""
+    if kind == "learned":
+        return LearnedPositionEncoding(width)
+    return SinePositionEncoding(width, offset=offset)

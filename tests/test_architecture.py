@@ -1,0 +1,152 @@
+"""The shape of the package: who imports whom, how long things are, what stays apart."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+PACKAGE = REPOSITORY / "hf_detr"
+MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
+
+# A module imports from lower layers only; within a layer, only what EXCEPTIONS names.
+LAYERS = [
+    {"box_ops", "configuration_detr", "attention", "position_encoding", "backbone"},
+    {"targets", "losses", "heads", "postprocess", "feature_pyramid", "transformer_layer"},
+    {"image_reading", "image_settings", "annotations", "classification", "matcher", "encoder"},
+    {"criterion"},
+    {"image_processing_detr", "detection_transformer"},
+    {"modeling_detr", "detection_pipeline"},
+    {"__init__"},
+]
+EXCEPTIONS: set[tuple[str, str]] = set()
+SIDES = {
+    "model": {"backbone", "encoder", "feature_pyramid", "detection_transformer", "modeling_detr"},
+    "loss": {"targets", "classification", "matcher", "losses", "criterion", "postprocess"},
+}
+ONLY_IN = {
+    "timm": {"backbone"},
+    "scipy": {"matcher"},
+    "torchvision": {"image_reading", "image_processing_detr", "annotations"},
+}
+MOST_LINES = {"detection_transformer": 350, "modeling_detr": 450}
+LONGEST_FUNCTION = 60
+VARIANTS = ("detr", "conditional", "deformable")
+
+
+def parse(module: str) -> ast.Module:
+    return ast.parse((PACKAGE / f"{module}.py").read_text())
+
+
+def imports(module: str) -> list[ast.Import | ast.ImportFrom]:
+    nodes = ast.walk(parse(module))
+    return [node for node in nodes if isinstance(node, (ast.Import, ast.ImportFrom))]
+
+
+def siblings(module: str) -> set[str]:
+    """Modules of the package that a module imports."""
+    return {n.module for n in imports(module) if isinstance(n, ast.ImportFrom) and n.level == 1}
+
+
+def layer_of(module: str) -> int:
+    found = [level for level, names in enumerate(LAYERS) if module in names]
+    assert len(found) == 1, f"{module} must stand in exactly one layer of test_architecture.py"
+    return found[0]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_dependencies_point_down(module: str) -> None:
+    """Imports go from higher to lower layers, so the package can be read from the bottom."""
+    for other in siblings(module):
+        allowed = layer_of(other) < layer_of(module) or (module, other) in EXCEPTIONS
+        assert allowed, f"{module} imports {other}, which isn't below it"
+
+
+def test_loss_side_never_imports_a_model() -> None:
+    """Losses and matching know tensors and targets only."""
+    for module in SIDES["loss"]:
+        assert not siblings(module) & SIDES["model"], module
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_within_the_package_are_flat_and_relative(module: str) -> None:
+    """`from .module import name`, and nothing else."""
+    for node in imports(module):
+        if isinstance(node, ast.Import):
+            assert all(not alias.name.startswith("hf_detr") for alias in node.names)
+        elif node.level:
+            assert node.level == 1 and node.module in MODULES
+        else:
+            assert not (node.module or "").startswith("hf_detr")
+
+
+@pytest.mark.parametrize(("library", "modules"), ONLY_IN.items())
+def test_libraries_stay_where_they_belong(library: str, modules: set[str]) -> None:
+    """timm, scipy and torchvision each serve one place."""
+    for module in MODULES:
+        for node in imports(module):
+            names = (
+                [node.module or ""]
+                if isinstance(node, ast.ImportFrom)
+                else [alias.name for alias in node.names]
+            )
+            used = any(name.split(".")[0] == library for name in names)
+            assert not used or module in modules, f"{module} imports {library}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_sizes(module: str) -> None:
+    """Files and functions stay short enough to be read at once."""
+    source = (PACKAGE / f"{module}.py").read_text()
+    assert len(source.splitlines()) <= MOST_LINES.get(module, 310), module
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef):
+            body = node.body[1:] if ast.get_docstring(node) else node.body
+            length = body[-1].end_lineno - body[0].lineno + 1 if body else 0
+            assert length <= LONGEST_FUNCTION, f"{module}.{node.name} has {length} lines"
+
+
+@pytest.mark.parametrize("module", sorted(set(MODULES) - {"__init__"}))
+def test_shared_code_names_no_variant(module: str) -> None:
+    """Class and function names of shared modules don't carry a variant's name."""
+    if module.endswith("_detr"):
+        return
+    for node in ast.walk(parse(module)):
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
+            assert not node.name.lower().startswith(VARIANTS), f"{module}.{node.name}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_public_things_have_docstrings(module: str) -> None:
+    """Every module, public class and public function says what it is."""
+    tree = parse(module)
+    assert ast.get_docstring(tree), module
+    for node in tree.body:
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and not node.name.startswith("_"):
+            assert ast.get_docstring(node), f"{module}.{node.name}"
+
+
+def test_every_module_has_its_tests() -> None:
+    """tests/ mirrors hf_detr/."""
+    elsewhere = {
+        "__init__": "test_init",
+        "modeling_detr": "test_parity",
+        "transformer_layer": "test_encoder",
+    }
+    for module in MODULES:
+        name = elsewhere.get(module, f"test_{module}")
+        assert (REPOSITORY / "tests" / f"{name}.py").is_file(), module
+
+
+def test_kernels_folder_is_no_package() -> None:
+    """A package `kernels` here would shadow the one from PyPI, which transformers imports."""
+    assert (REPOSITORY / "kernels").is_dir()
+    assert not list((REPOSITORY / "kernels").glob("*.py"))
+    code = "import importlib.util as u; s = u.find_spec('kernels'); print(s and s.origin)"
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    ).stdout.strip()
+    # Without __init__.py the folder can only be a namespace, which any installed package beats.
+    assert found == "None" or "site-packages" in found

@@ -1,0 +1,75 @@
+"""`pipeline("object-detection")` on files, batches and other people's models."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from PIL import Image
+from transformers import pipeline
+
+from hf_detr import DetectionPipeline, DetrForObjectDetection, DetrImageProcessor
+from hf_detr.detection_pipeline import pad_to_batch
+
+from .tiny import tiny_config, tiny_detector
+
+IMAGES = Path(__file__).parents[1] / "examples" / "images"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A saved detector of five classes with its processor."""
+    detector = tiny_detector(id2label={i: f"class {i}" for i in range(5)})
+    detector.save_pretrained(tmp_path)
+    size = {"shortest_edge": 96, "longest_edge": 160}
+    DetrImageProcessor(size=size).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_pipeline_on_a_photograph(folder: Path) -> None:
+    """A path in, detections with names, scores and pixel boxes out; our classes do it."""
+    detect = pipeline("object-detection", model=str(folder))
+    assert type(detect) is DetectionPipeline
+    assert type(detect.model) is DetrForObjectDetection
+    detections = detect(str(IMAGES / "coffee.jpg"), threshold=0.0)
+    assert len(detections) == 7
+    assert {"score", "label", "box"} == set(detections[0])
+    assert detections[0]["label"].startswith("class ")
+    assert set(detections[0]["box"]) == {"xmin", "ymin", "xmax", "ymax"}
+
+
+def test_batches_of_mixed_sizes(folder: Path) -> None:
+    """Images of four sizes give, batched, about what they give one by one."""
+    detect = pipeline("object-detection", model=str(folder))
+    photo = Image.open(IMAGES / "coffee.jpg")
+    images = [photo, photo.resize((300, 400)), photo.convert("L"), photo.crop((0, 0, 200, 90))]
+    alone = [detect(image, threshold=0.0) for image in images]
+    for batch_size in (2, 3, 4):
+        batched = detect(images, threshold=0.0, batch_size=batch_size)
+        assert [len(detections) for detections in batched] == [7] * 4
+        for one, other in zip(alone, batched, strict=True):
+            for a, b in zip(one, other, strict=True):
+                assert a["score"] == pytest.approx(b["score"], abs=0.1)
+                edges = zip(a["box"].values(), b["box"].values(), strict=True)
+                assert all(abs(x - y) < 0.1 * max(photo.size) for x, y in edges)
+
+
+def test_other_models_go_through_unchanged() -> None:
+    """A model of another library class is served as by transformers' own pipeline."""
+    torch.manual_seed(0)
+    config = transformers.DetrConfig.from_dict(tiny_config(backbone="resnet18").to_dict())
+    theirs = transformers.DetrForObjectDetection(config).eval()
+    processor = transformers.DetrImageProcessor(size={"height": 64, "width": 64})
+    arguments = {"model": theirs, "image_processor": processor}
+    ours = DetectionPipeline(**arguments)
+    plain = transformers.ObjectDetectionPipeline(**arguments)
+    image = str(IMAGES / "cat.jpg")
+    assert ours(image, threshold=0.0) == plain(image, threshold=0.0)
+
+
+def test_pad_to_batch() -> None:
+    """Tensors keep their top left place; the rest is zero."""
+    batch = pad_to_batch([[torch.ones(1, 3, 2, 4)], torch.full((1, 3, 5, 1), 2.0)])
+    assert batch.shape == (2, 3, 5, 4)
+    assert batch[0, 0].sum() == 8 and batch[0, :, :2, :4].min() == 1
+    assert batch[1, 0].sum() == 10 and batch[1, :, :, 0].min() == 2

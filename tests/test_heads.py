@@ -1,0 +1,42 @@
+"""Protects the heads: depth, where the ReLU is, and the names on disk."""
+
+import torch
+
+from hf_detr.heads import MLP, make_box_head
+
+
+def test_mlp_by_hand() -> None:
+    """Protects ReLU between the layers and none after the last."""
+    mlp = MLP(1, 2, 1, num_layers=2)
+    with torch.no_grad():
+        mlp.layers[0].weight.copy_(torch.tensor([[1.0], [-1.0]]))
+        mlp.layers[0].bias.copy_(torch.tensor([0.0, 1.0]))
+        mlp.layers[1].weight.copy_(torch.tensor([[-1.0, 10.0]]))
+        mlp.layers[1].bias.copy_(torch.tensor([0.5]))
+    # x -> -relu(x) + 10 relu(1 - x) + 0.5
+    got = mlp(torch.tensor([[-1.0], [0.5], [3.0]]))
+    torch.testing.assert_close(got, torch.tensor([[20.5], [5.0], [-2.5]]), atol=1e-6, rtol=0)
+
+
+def test_box_head() -> None:
+    """Protects three layers down to four numbers, under the names that checkpoints use."""
+    head = make_box_head(8)
+    shapes = {name: tuple(tensor.shape) for name, tensor in head.state_dict().items()}
+    assert shapes == {
+        "layers.0.weight": (8, 8),
+        "layers.0.bias": (8,),
+        "layers.1.weight": (8, 8),
+        "layers.1.bias": (8,),
+        "layers.2.weight": (4, 8),
+        "layers.2.bias": (4,),
+    }
+    assert head(torch.zeros(6, 2, 5, 8)).shape == (6, 2, 5, 4)
+    assert (head(torch.randn(64, 8)) < 0).any()  # deltas take both signs
+
+
+def test_one_layer_is_linear() -> None:
+    """Protects the shortest MLP: a linear layer, without activation."""
+    torch.manual_seed(0)
+    mlp = MLP(3, 99, 2, num_layers=1)
+    inputs = torch.randn(4, 3)
+    torch.testing.assert_close(mlp(inputs) + mlp(-inputs), 2 * mlp.layers[0].bias.expand(4, 2))

@@ -1,0 +1,304 @@
+"""The same weights and inputs as the official DETR and as transformers give the same results.
+
+The whole models are compared where the reference cases are at hand; matching and losses also
+against a part of them that the repository carries.
+"""
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.testing import assert_close
+
+from hf_detr import DetrConfig, DetrForObjectDetection, DetrImageProcessor
+from hf_detr.classification import SoftmaxClassification
+from hf_detr.criterion import DetectionCriterion
+from hf_detr.matcher import HungarianMatcher
+from hf_detr.targets import prepare_targets
+
+FIXTURES = Path(__file__).parent / "fixtures"
+OFFICIAL = ["detr-r50", "detr-r50-dc5", "detr-r101"]
+TRANSFORMERS = ["detr-object-detection", "detr-object-detection-dc5"]
+SETS = ["main", "one_empty", "all_empty", "crowded"]
+
+
+@pytest.fixture(scope="module")
+def weights(reference_dir: Path) -> ModuleType:
+    """The reference's generator of weights and images."""
+    spec = importlib.util.spec_from_file_location("weights", reference_dir / "weights.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Case:
+    """One folder of the reference: what went in and what came out."""
+
+    def __init__(self, folder: Path, weights: ModuleType) -> None:
+        self.info = json.loads((folder / "case.json").read_text())
+        self.expected = load_file(folder / "expected.safetensors")
+        self.state = weights.make_state_dict(json.loads((folder / "manifest.json").read_text()))
+        assert weights.digest(self.state) == self.info["weights_sha256"]
+        self.pixel_values, self.pixel_mask = weights.make_batch(
+            self.info["seed"], self.info["image_sizes"]
+        )
+
+    def labels(self, target_set: str) -> list[dict[str, Tensor]]:
+        return labels_of(self.expected, target_set)
+
+
+def labels_of(expected: dict[str, Tensor], target_set: str) -> list[dict[str, Tensor]]:
+    return [
+        {
+            "class_labels": expected[f"target/{target_set}/{image}/labels"],
+            "boxes": expected[f"target/{target_set}/{image}/boxes"],
+        }
+        for image in range(2)
+    ]
+
+
+def assert_same_matches(matches: list, expected: dict[str, Tensor], prefix: str) -> None:
+    for image, (queries, objects) in enumerate(matches):
+        assert_close(queries, expected[f"{prefix}/{image}/query"], msg=f"{prefix}/{image}")
+        assert_close(objects, expected[f"{prefix}/{image}/target"], msg=f"{prefix}/{image}")
+
+
+# ---------------------------------------------------------------- the official models
+
+
+@pytest.fixture(scope="module", params=OFFICIAL)
+def official(
+    request: pytest.FixtureRequest, reference_dir: Path, weights: ModuleType
+) -> tuple[DetrForObjectDetection, Case]:
+    case = Case(reference_dir / "official" / request.param, weights)
+    architecture = case.info["architecture"]
+    config = DetrConfig(
+        backbone=architecture["backbone"],
+        dilation=architecture["dilation"],
+        num_labels=architecture["num_classes"],
+    )
+    model = DetrForObjectDetection(config).eval()
+    keymap = json.loads((reference_dir / "keymaps" / f"{request.param}.json").read_text())
+    model.load_state_dict({hub: _official_tensor(case, name) for hub, name in keymap.items()})
+    return model, case
+
+
+def _official_tensor(case: Case, name: str | list) -> Tensor:
+    """A tensor of the official checkpoint, or some rows of a fused one."""
+    if isinstance(name, str):
+        return case.state[name]
+    fused, first, end = name
+    return case.state[fused][first:end]
+
+
+def test_official_outputs(official: tuple[DetrForObjectDetection, Case]) -> None:
+    """Final and auxiliary predictions are the official ones, auxiliary loss on or off."""
+    model, case = official
+    expected = case.expected
+    with torch.no_grad():
+        output = model(case.pixel_values, case.pixel_mask, case.labels("main"))
+        model.config.auxiliary_loss = False
+        without = model(case.pixel_values, case.pixel_mask)
+        model.config.auxiliary_loss = True
+    assert_close(output.logits, expected["out/pred_logits"], atol=5e-4, rtol=0)
+    assert_close(output.pred_boxes, expected["out/pred_boxes"], atol=5e-5, rtol=0)
+    for layer, auxiliary in enumerate(output.auxiliary_outputs):
+        prefix = f"out/aux/{layer}"
+        assert_close(auxiliary["logits"], expected[f"{prefix}/pred_logits"], atol=5e-4, rtol=0)
+        assert_close(auxiliary["pred_boxes"], expected[f"{prefix}/pred_boxes"], atol=5e-5, rtol=0)
+    assert_close(without.logits, output.logits, atol=1e-5, rtol=0)
+    assert_close(without.pred_boxes, output.pred_boxes, atol=1e-6, rtol=0)
+
+
+def test_official_intermediates(official: tuple[DetrForObjectDetection, Case]) -> None:
+    """Encoder layers and decoder states agree, so a deviation can be located."""
+    model, case = official
+    with torch.no_grad():
+        output = model.model(case.pixel_values, case.pixel_mask, output_hidden_states=True)
+    ours = {
+        "mid/hs": output.intermediate_hidden_states,
+        "mid/memory": output.encoder_last_hidden_state,
+        **{
+            f"mid/encoder_layer/{layer}": state
+            for layer, state in enumerate(output.encoder_hidden_states[1:])
+        },
+    }
+    for name, tensor in ours.items():
+        cut = case.info["slices"].get(name)
+        if cut is not None:
+            steps = [slice(None)] * tensor.ndim
+            steps[cut["dim"]] = slice(None, None, cut["step"])
+            tensor = tensor[tuple(steps)]
+        assert_close(tensor, case.expected[name], atol=5e-4, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize("target_set", SETS)
+def test_official_losses_and_gradients(
+    official: tuple[DetrForObjectDetection, Case], target_set: str
+) -> None:
+    """Every loss entry, the total and the total gradient norm are the official ones."""
+    model, case = official
+    recorded = case.info["target_sets"][target_set]
+    model.zero_grad()
+    output = model(case.pixel_values, case.pixel_mask, case.labels(target_set))
+    output.loss.backward()
+
+    near_ties = {_suffix(layer) for layer in recorded["match_not_robust"]}
+    for name, value in recorded["losses"].items():
+        # Another assignment of the same cost has another class loss, within a percent.
+        tolerance = 1e-2 if any(name.endswith(s) for s in near_ties) else 1e-4
+        got = output.loss_dict[name].item()
+        assert got == pytest.approx(value, rel=tolerance, abs=1e-5), name
+    tolerance = 1e-3 if near_ties else 1e-4
+    assert output.loss.item() == pytest.approx(recorded["total"], rel=tolerance)
+
+    gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    total = torch.stack([gradient.norm() for gradient in gradients.values()]).norm()
+    assert total.item() == pytest.approx(recorded["grad_norms"]["total"], rel=1e-3)
+    frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
+    assert len(frozen) == len(case.info["parameters_without_gradient"]["frozen"])
+    assert len(gradients) == len(dict(model.named_parameters())) - len(frozen)
+
+
+def _suffix(layer: str) -> str:
+    return "loss_ce" if layer == "last" else f"_{layer}"
+
+
+def test_official_single_gradients(
+    official: tuple[DetrForObjectDetection, Case],
+    reference_dir: Path,
+) -> None:
+    """Gradients agree parameter by parameter (relative l2 within 5 %)."""
+    model, case = official
+    model.zero_grad()
+    model(case.pixel_values, case.pixel_mask, case.labels("main")).loss.backward()
+    keymap_path = reference_dir / "keymaps" / f"{case.info['case']}.json"
+    by_official = _gradients_by_official_name(model, json.loads(keymap_path.read_text()))
+    checked = 0
+    for name, value in case.expected.items():
+        if name.startswith("grad/main/"):
+            got = by_official[name.removeprefix("grad/main/")].flatten()[: value.numel()]
+            difference = (got - value.flatten()).norm() / value.norm().clamp(min=1e-12)
+            assert difference < 5e-2, f"{name}: relative difference {difference:.3g}"
+            checked += 1
+    assert checked > 3
+
+
+def _gradients_by_official_name(
+    model: DetrForObjectDetection, keymap: dict[str, str | list]
+) -> dict[str, Tensor]:
+    """Gradients under official names; parts of a fused matrix are put together again."""
+    parameters = dict(model.named_parameters())
+    parts: dict[str, list[tuple[int, Tensor]]] = {}
+    for hub, official in keymap.items():
+        if hub not in parameters or parameters[hub].grad is None:
+            continue
+        name, first = (official, 0) if isinstance(official, str) else official[:2]
+        parts.setdefault(name, []).append((first, parameters[hub].grad))
+    return {
+        name: torch.cat([gradient for _, gradient in sorted(rows, key=lambda row: row[0])])
+        for name, rows in parts.items()
+    }
+
+
+def test_official_matches_and_detections(official: tuple[DetrForObjectDetection, Case]) -> None:
+    """The assignment of every layer and the post-processed detections are the official ones."""
+    model, case = official
+    expected = case.expected
+    for target_set in SETS:
+        labels = case.labels(target_set)
+        with torch.no_grad():
+            output = model(case.pixel_values, case.pixel_mask, labels)
+        layers = [*output.auxiliary_outputs, output]
+        matches = model.criterion.matcher(
+            torch.stack([layer["logits"] for layer in layers]),
+            torch.stack([layer["pred_boxes"] for layer in layers]),
+            prepare_targets(labels, 2, output.logits.device),
+        )
+        names = [*map(str, range(len(layers) - 1)), "last"]
+        for name, layer_matches in zip(names, matches, strict=True):
+            if name not in case.info["target_sets"][target_set]["match_not_robust"]:
+                assert_same_matches(layer_matches, expected, f"match/{target_set}/{name}")
+
+    sizes = case.info["detection_target_sizes"]
+    results = DetrImageProcessor().post_process_object_detection(output, -1.0, sizes)
+    for image, result in enumerate(results):
+        prefix = f"post/detection/{image}"
+        assert_close(result["scores"], expected[f"{prefix}/scores"], atol=1e-4, rtol=0)
+        assert_close(result["labels"], expected[f"{prefix}/labels"])
+        assert_close(result["boxes"], expected[f"{prefix}/boxes"], atol=5e-2, rtol=0)
+
+
+# ---------------------------------------------------------------- transformers' files
+
+
+@pytest.mark.parametrize("config_version", ["v4.57", "v5.23"])
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_transformers_files(
+    name: str, config_version: str, reference_dir: Path, weights: ModuleType, tmp_path: Path
+) -> None:
+    """Files of transformers 4 and 5 load completely and give transformers' outputs and loss."""
+    folder = reference_dir / "transformers" / name
+    case = Case(folder, weights)
+    shutil.copy(folder / f"config_{config_version}.json", tmp_path / "config.json")
+    tensors = {key: value.contiguous() for key, value in case.state.items()}
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+
+    model, info = DetrForObjectDetection.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values()), info
+    with torch.no_grad():
+        output = model(case.pixel_values, case.pixel_mask)
+    tolerances = {
+        "logits": 5e-4,
+        "pred_boxes": 5e-5,
+        "last_hidden_state": 5e-4,
+        "encoder_last_hidden_state": 5e-4,
+    }
+    for field, tolerance in tolerances.items():
+        step = case.info["slices"].get(f"default/{field}", {}).get("step", 1)
+        expected = case.expected[f"default/{field}"]
+        assert_close(output[field][..., ::step], expected, atol=tolerance, rtol=0, msg=field)
+    for target_set, recorded in case.info["runs"]["default"].items():
+        with torch.no_grad():
+            output = model(case.pixel_values, case.pixel_mask, case.labels(target_set))
+        assert output.loss.item() == pytest.approx(recorded["loss"], rel=1e-4), target_set
+
+
+def test_names_are_the_names_on_disk(reference_dir: Path) -> None:
+    """`state_dict()` is the file: the names and shapes that transformers saves."""
+    folder = reference_dir / "transformers" / "detr-object-detection-r101"
+    saved = json.loads((folder / "keys.json").read_text())["v5.23_saved_safetensors"]
+    config = DetrConfig.from_pretrained(folder / "config_v5.23.json")
+    with torch.device("meta"):
+        state = DetrForObjectDetection(config).state_dict()
+    assert {name: list(tensor.shape) for name, tensor in state.items()} == saved
+
+
+# ---------------------------------------------------------------- without the reference cases
+
+
+@pytest.mark.parametrize("target_set", SETS)
+def test_carried_losses_and_matches(target_set: str) -> None:
+    """Matching and losses of two official decoder layers, from what the repository carries."""
+    expected = load_file(FIXTURES / "detr_r50_criterion.safetensors")
+    recorded = json.loads((FIXTURES / "detr_r50_criterion.json").read_text())[target_set]
+    classification = SoftmaxClassification(num_labels=91, eos_coefficient=0.1)
+    matcher = HungarianMatcher(classification, class_cost=1, bbox_cost=5, giou_cost=2)
+    criterion = DetectionCriterion(classification, matcher, 1, 5, 2)
+    labels = labels_of(expected, target_set)
+    matches = matcher(expected["logits"], expected["pred_boxes"], prepare_targets(labels, 2, "cpu"))
+    assert_same_matches(matches[0], expected, f"match/{target_set}/4")
+    assert_same_matches(matches[1], expected, f"match/{target_set}/last")
+
+    total, losses = criterion(expected["logits"], expected["pred_boxes"], labels)
+    weights = {"loss_ce": 1, "loss_bbox": 5, "loss_giou": 2}
+    for name, value in recorded.items():
+        assert losses[name.replace("_4", "_0")].item() == pytest.approx(value, rel=1e-4, abs=1e-6)
+    by_hand = sum(w * (recorded[name] + recorded[f"{name}_4"]) for name, w in weights.items())
+    assert total.item() == pytest.approx(by_hand, rel=1e-4)
