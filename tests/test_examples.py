@@ -1,0 +1,52 @@
+"""The example scripts run as the README says."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def run(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(
+        command,
+        cwd=REPOSITORY,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_detect_writes_a_picture(tmp_path: Path) -> None:
+    """The README's main job: a photograph in, a picture of the same size with boxes out."""
+    output = tmp_path / "sub" / "detections.png"
+    result = run("examples/detect.py", "--output", output)
+    assert result.returncode == 0, result.stderr
+    assert "RANDOM weights" in result.stdout and "5 detections drawn" in result.stdout
+    photo = Image.open(REPOSITORY / "examples" / "images" / "coffee.jpg")
+    picture = Image.open(output)
+    assert picture.size == photo.size
+    assert picture.convert("RGB").tobytes() != photo.tobytes()
+
+
+def test_detect_refuses_what_is_no_image(tmp_path: Path) -> None:
+    """A text file ends the script with a sentence, not a traceback."""
+    path = tmp_path / "note.txt"
+    path.write_text("no image")
+    result = run("examples/detect.py", "--image", path)
+    assert result.returncode != 0
+    assert "can't be read as an image" in result.stderr and "Traceback" not in result.stderr
+
+
+@pytest.mark.slow
+def test_benchmark_runs() -> None:
+    """The benchmark compares both sides and prints ratios, in its quickest setting."""
+    result = run("examples/benchmark.py", "--quick")
+    assert result.returncode == 0, result.stderr
+    for part in ("loss + matcher", "image processor", "forward"):
+        assert part in result.stdout
