@@ -1,5 +1,6 @@
 """From pixels to feature maps: any timm network that lists its features."""
 
+import warnings
 from functools import partial
 
 import torch
@@ -29,7 +30,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.config = config
         # On the meta device a checkpoint is about to be loaded over the weights.
-        pretrained = config.use_pretrained_backbone and not torch.empty(0).is_meta
+        pretrained = config.use_pretrained_backbone and torch.get_default_device().type != "meta"
         model = freeze_batch_norm_2d(_make_timm_model(config, pretrained))
         # Names on disk: backbone.conv_encoder.model.<timm's names>
         self.conv_encoder = nn.ModuleDict({"model": model})
@@ -99,16 +100,20 @@ def _make_timm_model(config: TimmBackboneConfig, pretrained: bool) -> nn.Module:
         out_indices=config.out_indices,
     )
     try:
-        model = make(**options)
-        any_size = _any_size_options(model)
-        return _pad_to_patches(make(**options, **any_size)) if any_size else model
+        # Some timm models compute their sizes with tensors, which the meta device can't.
+        with torch.device("cpu"):
+            model = make(**options)
+            any_size = _any_size_options(model)
+            if any_size:
+                model = _pad_to_patches(make(**options, **any_size))
     except Exception as error:
         raise ValueError(
             f"timm can't build the backbone {config.backbone!r} with pretrained={pretrained}, "
             f"out_indices={config.out_indices}, output_stride={config.output_stride}: "
-            f"{type(error).__name__}: {error}. timm.list_models() has the names; "
-            "use_pretrained_backbone=False needs no network."
+            f"{type(error).__name__}: {str(error).rstrip('.')}. timm.list_models() has the names; "
+            "pretrained weights need the network or a filled cache, and HF_HUB_OFFLINE not set."
         ) from error
+    return model.to(torch.get_default_device())
 
 
 def _any_size_options(model: nn.Module) -> dict[str, bool]:
@@ -147,5 +152,10 @@ def _modules_up_to(model: nn.Module, stage: str) -> list[nn.Module]:
         inside = name.startswith(stage + "_")
         modules.append(module)
     if not inside:
-        raise ValueError(f"The backbone has no module {stage!r}, which timm lists as a feature.")
+        warnings.warn(
+            f"The backbone has no module {stage!r}, which timm lists as a feature, so its stem and "
+            "first stage can't be told and all of it trains.",
+            stacklevel=2,
+        )
+        return []
     return modules

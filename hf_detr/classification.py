@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .losses import mean_over_processes
+
 
 class SoftmaxClassification:
     """Softmax over the classes and one more, "no object", which is the last logit (DETR).
@@ -52,8 +54,10 @@ class SoftmaxClassification:
         loss = F.cross_entropy(
             logits.flatten(0, 2), target_classes.flatten(), weight, reduction="none"
         )
-        total_weight = weight[target_classes].flatten(1).sum(1)  # (N,)
-        return loss.view(len(logits), -1).sum(1) / total_weight
+        # Deviation: the original divides by the weight of the process's own queries, so its loss
+        # depends on how a batch is spread over processes.
+        total_weight = mean_over_processes(weight[target_classes].flatten(1).sum(1))  # (N,)
+        return loss.view(len(logits), -1).sum(1) / total_weight.clamp(min=1e-6)
 
     def num_predicted_objects(self, logits: Tensor) -> Tensor:
         """Queries (N, B) whose best class is not "no object"; for logging."""

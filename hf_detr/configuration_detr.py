@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 import os
 import warnings
 from typing import Any
@@ -11,6 +12,7 @@ from transformers import PreTrainedConfig, TimmBackboneConfig
 from transformers.activations import ACT2FN
 
 Number = float | int  # JSON returns 0 for 0.0
+DC5_STRIDE = 16
 
 
 @strict
@@ -44,7 +46,8 @@ class DetrConfig(PreTrainedConfig):
         init_std, init_xavier_std: written by transformers, not used here.
 
     Raises:
-        ValueError: if values contradict each other or lie outside their range, in words.
+        ValueError: if two forms of the backbone contradict each other.
+        StrictDataclassError: if a value has a wrong type or lies outside its range, in words.
     """
 
     model_type = "detr"
@@ -93,6 +96,11 @@ class DetrConfig(PreTrainedConfig):
             self.backbone_config, self.dilation, self.num_channels, kwargs
         )
         warn_about_misspelt(kwargs, type(self))
+        for name in WEIGHTS:
+            # transformers' own class wants whole numbers as integers in most of these fields.
+            value = getattr(self, name)
+            if isinstance(value, float) and value.is_integer():
+                setattr(self, name, int(value))
         super().__post_init__(**kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
@@ -115,6 +123,7 @@ class DetrConfig(PreTrainedConfig):
         """Refuse values that no model can be built from; called by the base class."""
         check_transformer(self)
         check_range(self, POSITIVE_INTEGERS, low=1)
+        check_range(self, ("num_labels",), low=1)
         check_range(self, PROBABILITIES, low=0, high=1)
         check_range(self, WEIGHTS, low=0)
 
@@ -150,6 +159,12 @@ def make_backbone_config(
     use_timm = kwargs.pop("use_timm_backbone", True)
     use_pretrained = kwargs.pop("use_pretrained_backbone", None)
 
+    unknown = set(options) - {"in_chans", "out_indices", "output_stride"}
+    if unknown:
+        raise ValueError(
+            f"backbone_kwargs has {sorted(unknown)}; only in_chans, out_indices and output_stride "
+            "are understood, others would be lost."
+        )
     nested = backbone_config or {}
     if isinstance(nested, PreTrainedConfig):
         nested = nested.to_dict()
@@ -170,14 +185,21 @@ def make_backbone_config(
     values = {
         "backbone": name or "resnet50",
         "num_channels": options.get("in_chans", num_channels),
-        "out_indices": list(options.get("out_indices", levels)),
-        "output_stride": options.get("output_stride", 16 if dilation else None),
+        "out_indices": list(options.get("out_indices") or levels),
+        "output_stride": options.get("output_stride"),
         "use_pretrained_backbone": False,
         **nested,
     }
     if use_pretrained is not None:
         values["use_pretrained_backbone"] = use_pretrained
     values.pop("model_type", None)
+    if values["num_channels"] != num_channels:
+        raise ValueError(
+            f"num_channels is {num_channels}, but the backbone's is {values['num_channels']}; both "
+            "are the channels of pixel_values and must be equal."
+        )
+    if dilation and values["output_stride"] is None:
+        values["output_stride"] = DC5_STRIDE
     return TimmBackboneConfig(**values)
 
 
@@ -195,13 +217,13 @@ def warn_about_misspelt(kwargs: dict[str, Any], config_class: type[PreTrainedCon
 
 
 def check_range(
-    config: PreTrainedConfig, names: tuple[str, ...], low: Number, high: Number = float("inf")
+    config: PreTrainedConfig, names: tuple[str, ...], low: Number, high: Number = math.inf
 ) -> None:
-    """Refuse fields outside [low, high] (NaN included)."""
+    """Refuse fields outside [low, high], infinity and NaN."""
     for name in names:
         value = getattr(config, name)
-        if not low <= value <= high:
-            limits = f"at least {low}" if high == float("inf") else f"from {low} to {high}"
+        if not (low <= value <= high and math.isfinite(value)):
+            limits = f"at least {low} and finite" if high == math.inf else f"from {low} to {high}"
             raise ValueError(f"{name} is {value}; it must be {limits}.")
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .losses import box_giou_loss, box_l1_loss
+from .losses import box_giou_loss, box_l1_loss, mean_over_processes
 from .matcher import HungarianMatcher, Matches
 from .targets import Targets, prepare_targets
 
@@ -68,7 +68,8 @@ class DetectionCriterion:
         num_layers = len(logits)
         layer, image, query, index = _flatten(matches, logits.device)
         matched_labels = targets.class_labels[image, index]  # (N * P,)
-        num_boxes = count_boxes(targets, logits.device)
+        num_objects = torch.tensor(float(sum(targets.counts)), device=logits.device)
+        num_boxes = mean_over_processes(num_objects).clamp(min=1)
 
         target_classes = torch.full(
             logits.shape[:3], self.classification.num_labels, device=logits.device
@@ -94,18 +95,6 @@ class DetectionCriterion:
         counts = torch.tensor(targets.counts, device=logits.device)
         predicted = self.classification.num_predicted_objects(logits)  # (N, B)
         return (predicted - counts).abs().float().mean(1)
-
-
-def count_boxes(targets: Targets, device: torch.device) -> Tensor:
-    """Objects per process: summed over the processes, divided by their number, at least 1.
-
-    Gradients are averaged over the processes, so this makes the loss that of the whole batch.
-    """
-    num_boxes = torch.tensor(float(sum(targets.counts)), device=device)
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(num_boxes)
-        num_boxes = num_boxes / torch.distributed.get_world_size()
-    return num_boxes.clamp(min=1)
 
 
 def _flatten(matches: Matches, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:

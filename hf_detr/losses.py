@@ -1,5 +1,6 @@
 """The terms of the loss, as plain functions of matched predictions and targets."""
 
+import torch
 from torch import Tensor
 
 from .box_ops import box_cxcywh_to_xyxy, generalized_box_iou
@@ -13,3 +14,16 @@ def box_l1_loss(pred_boxes: Tensor, target_boxes: Tensor) -> Tensor:
 def box_giou_loss(pred_boxes: Tensor, target_boxes: Tensor) -> Tensor:
     """`1 - GIoU` (...,), in [0, 2], of matched boxes (..., 4) given as (cx, cy, w, h)."""
     return 1 - generalized_box_iou(box_cxcywh_to_xyxy(pred_boxes), box_cxcywh_to_xyxy(target_boxes))
+
+
+def mean_over_processes(value: Tensor) -> Tensor:
+    """Sum a tensor over the training processes and divide by their number.
+
+    What a loss is divided by must be the same everywhere: gradients are averaged over the
+    processes, and only then is the result the loss of the whole batch.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        value = value.clone()
+        torch.distributed.all_reduce(value)
+        value = value / torch.distributed.get_world_size()
+    return value

@@ -11,7 +11,7 @@ def detections_per_image(
     labels: Tensor,
     boxes_cxcywh: Tensor,
     threshold: float,
-    target_sizes: Tensor | list[tuple[int, int]] | None = None,
+    target_sizes: Tensor | list[Tensor] | list[tuple[int, int]] | None = None,
 ) -> list[dict[str, Tensor]]:
     """Scale boxes to each image and keep the detections above the threshold.
 
@@ -28,7 +28,8 @@ def detections_per_image(
     Raises:
         ValueError: if the number of target sizes isn't the number of images.
     """
-    boxes = box_cxcywh_to_xyxy(boxes_cxcywh)
+    # bfloat16 can't tell pixels beyond 256 apart.
+    boxes = box_cxcywh_to_xyxy(boxes_cxcywh.float())
     if target_sizes is not None:
         boxes = boxes * _scale_xyxy(target_sizes, boxes)
     keep = scores > threshold
@@ -38,12 +39,14 @@ def detections_per_image(
     ]
 
 
-def _scale_xyxy(target_sizes: Tensor | list[tuple[int, int]], boxes: Tensor) -> Tensor:
+def _scale_xyxy(
+    target_sizes: Tensor | list[Tensor] | list[tuple[int, int]], boxes: Tensor
+) -> Tensor:
     """(B, 1, 4) factors from relative to pixel corners."""
     if len(target_sizes) != len(boxes):
         raise ValueError(
             f"target_sizes has {len(target_sizes)} entries for {len(boxes)} images; give one "
             "(height, width) per image."
         )
-    sizes_hw = torch.as_tensor(target_sizes, device=boxes.device, dtype=boxes.dtype)
+    sizes_hw = torch.stack([torch.as_tensor(size_hw) for size_hw in target_sizes]).to(boxes)
     return sizes_hw.flip(-1).repeat(1, 2)[:, None]

@@ -4,6 +4,7 @@ Shapes and keys are checked at once. Values are checked on the host after the ma
 transfer, so that checking costs no further synchronisation with an accelerator.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,7 +63,12 @@ def prepare_targets(
     )
 
 
-def _check_structure(image: int, target: dict[str, Tensor]) -> None:
+def _check_structure(image: int, target: Mapping[str, Tensor]) -> None:
+    if not isinstance(target, Mapping):
+        raise TypeError(
+            f"labels[{image}] is a {type(target).__name__}; give a dict with 'class_labels' (n,) "
+            "and 'boxes' (n, 4)."
+        )
     for key in ("class_labels", "boxes"):
         if key not in target:
             raise ValueError(
@@ -98,11 +104,10 @@ def check_target_values(
         num_labels: number of classes C.
 
     Raises:
-        ValueError: for a class outside 0 … C-1, and for boxes that aren't finite, have a negative
-            size or leave [0, 1]; it names the image and the object.
+        ValueError: for a class outside 0 … C-1, and for boxes that aren't finite, have no area or
+            values outside [0, 1]; it names the image and the object.
     """
     real = np.arange(class_labels.shape[1]) < np.asarray(counts)[:, None]  # (B, T)
-    center, size = boxes[..., :2], boxes[..., 2:]
     outside = (boxes < -BOX_TOLERANCE) | (boxes > 1 + BOX_TOLERANCE)
     problems = [
         (
@@ -111,11 +116,15 @@ def check_target_values(
             "give the model the right num_labels (no-object is not a class of yours)",
         ),
         (~np.isfinite(boxes).all(-1), "box that isn't finite; mend the annotation"),
-        ((size < 0).any(-1), "box of negative size; boxes are (cx, cy, w, h), not corners"),
         (
-            outside.any(-1) | (center > 1 + BOX_TOLERANCE).any(-1),
-            "box outside [0, 1]; boxes are (cx, cy, w, h) relative to the image without its "
-            "padding, not in pixels: divide by the image's width and height",
+            (boxes[..., 2:] <= 0).any(-1),
+            "box of zero or negative size; boxes are (cx, cy, w, h), not corners, and objects that "
+            "augmentation shrank to nothing must be dropped",
+        ),
+        (
+            outside.any(-1),
+            "box with values outside [0, 1]; boxes are (cx, cy, w, h) relative to the image "
+            "without its padding, not in pixels: divide by the image's width and height",
         ),
     ]
     for wrong, reason in problems:

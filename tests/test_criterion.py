@@ -149,7 +149,7 @@ def test_logged_errors_by_hand() -> None:
     logits = 10 * F.one_hot(best, NUM_LABELS + 1).float()
     nothing_found = 10 * F.one_hot(torch.full((2, 3), NUM_LABELS), NUM_LABELS + 1).float()
     boxes = torch.tensor([[[0.2] * 4, [0.7] * 4, [0.9] * 4], [[0.5] * 4, [0.9] * 4, [0.1] * 4]])
-    predictions = torch.stack([nothing_found, logits]), torch.stack([boxes, boxes])
+    predictions = torch.stack([nothing_found, logits]), torch.stack([boxes.flip(1), boxes])
     _, terms = make_criterion()(*predictions, labels)
     torch.testing.assert_close(terms["class_error"], torch.tensor(100 / 3), atol=1e-3, rtol=0)
     assert terms["cardinality_error"] == 1.0  # |2 - 2| and |3 - 1|

@@ -227,11 +227,19 @@ def test_more_objects_than_queries() -> None:
         match(logits, boxes, random_labels([3, 3]))
 
 
-def test_boxes_without_area() -> None:
-    """Protects training from a degenerate object whose box meets a prediction without width."""
+def test_predictions_without_width() -> None:
+    """Protects from 0/0 where a sigmoid has saturated, as float16 does from -18 on."""
     logits, boxes = random_predictions(1, 1, 3)
-    boxes[0, 0, 1, 2] = 0.0  # a sigmoid that has saturated, as float16 does from -18 on
+    boxes[0, 0, 1, 2] = 0.0
     labels = random_labels([2])
-    labels[0]["boxes"][0, 2] = 0.0
     ((query, index),) = match(logits, boxes, labels)[0]
     assert len(query) == 2 and sorted(index.tolist()) == [0, 1]
+
+
+def test_objects_without_width_are_refused() -> None:
+    """Protects from NaN costs: such an object and such a prediction would be 0/0."""
+    logits, boxes = random_predictions(1, 1, 3)
+    labels = random_labels([2])
+    labels[0]["boxes"][0, 2] = 0.0
+    with pytest.raises(ValueError, match=r"labels\[0\], object 0 .*zero or negative size"):
+        match(logits, boxes, labels)

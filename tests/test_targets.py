@@ -149,6 +149,7 @@ WRONG_VALUES = {
     "infinite": (0, [0.5, 0.5, float("inf"), 0.2], r"inf.*isn't finite"),
     "negative width": (0, [0.5, 0.5, -0.1, 0.2], "negative size"),
     "negative height": (0, [0.5, 0.5, 0.2, -0.1], "negative size"),
+    "no width": (0, [0.5, 0.5, 0.0, 0.2], "zero or negative size"),
     "pixels": (0, [320.0, 240.0, 64.0, 64.0], "not in pixels: divide by"),
     "centre outside": (0, [1.2, 0.5, 0.2, 0.2], r"outside \[0, 1\]"),
     "centre below zero": (0, [0.5, -0.1, 0.2, 0.2], r"outside \[0, 1\]"),
@@ -174,7 +175,7 @@ def test_how_many_are_wrong() -> None:
 def test_tolerance_at_the_border() -> None:
     """Protects boxes that leave [0, 1] by rounding, and refuses those just beyond."""
     inside, beyond = 0.9 * BOX_TOLERANCE, 1.1 * BOX_TOLERANCE
-    check([target([0, 1], [[1 + inside, -inside, 1.0, 1 + inside], [0.0, 1.0, 0.0, 0.0]])])
+    check([target([0, 1], [[1 + inside, -inside, 1.0, 1 + inside], [0.0, 1.0, 1e-6, 1e-6]])])
     for box in ([1 + beyond, 0.5, 0.1, 0.1], [0.5, -beyond, 0.1, 0.1], [0.5, 0.5, 0.1, 1 + beyond]):
         with pytest.raises(ValueError, match=r"outside \[0, 1\]"):
             check([target([0], [box])])
