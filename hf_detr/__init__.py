@@ -10,14 +10,20 @@ import os
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForObjectDetection
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .configuration_detr import DetrConfig
+from .configuration_detr import ConditionalDetrConfig, DetrConfig
 from .detection_pipeline import DetectionPipeline
+from .image_processing_conditional_detr import ConditionalDetrImageProcessor
 from .image_processing_detr import DetrImageProcessor
+from .modeling_conditional_detr import ConditionalDetrForObjectDetection, ConditionalDetrModel
 from .modeling_detr import DetrForObjectDetection, DetrModel
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ConditionalDetrConfig",
+    "ConditionalDetrForObjectDetection",
+    "ConditionalDetrImageProcessor",
+    "ConditionalDetrModel",
     "DetectionPipeline",
     "DetrConfig",
     "DetrForObjectDetection",
@@ -28,15 +34,21 @@ __all__ = [
 
 def _register() -> None:
     """Put our classes in the place of transformers' for the same model types."""
-    AutoConfig.register("detr", DetrConfig, exist_ok=True)
-    AutoModel.register(DetrConfig, DetrModel, exist_ok=True)
-    AutoModelForObjectDetection.register(DetrConfig, DetrForObjectDetection, exist_ok=True)
-    AutoImageProcessor.register(
-        DetrConfig,
+    for config, model, detector, processor in (
+        (DetrConfig, DetrModel, DetrForObjectDetection, DetrImageProcessor),
+        (
+            ConditionalDetrConfig,
+            ConditionalDetrModel,
+            ConditionalDetrForObjectDetection,
+            ConditionalDetrImageProcessor,
+        ),
+    ):
+        AutoConfig.register(config.model_type, config, exist_ok=True)
+        AutoModel.register(config, model, exist_ok=True)
+        AutoModelForObjectDetection.register(config, detector, exist_ok=True)
         # One class for both names: a file or a user that asks for "pil" gets it too.
-        image_processor_classes={"torchvision": DetrImageProcessor, "pil": DetrImageProcessor},
-        exist_ok=True,
-    )
+        processors = {"torchvision": processor, "pil": processor}
+        AutoImageProcessor.register(config, image_processor_classes=processors, exist_ok=True)
     PIPELINE_REGISTRY.supported_tasks["object-detection"]["impl"] = DetectionPipeline
 
 

@@ -68,7 +68,42 @@ class OutputProjection(nn.Linear):
         nn.init.zeros_(self.bias)
 
 
-class MultiHeadAttention(nn.Module):
+class ProjectedAttention(nn.Module):
+    """Attention of queries, keys and values that somebody else projected.
+
+    Args:
+        d_model: width D of values and of the output.
+        num_heads: M.
+        dropout: probability of dropping an attention weight in training.
+    """
+
+    def __init__(self, d_model: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.out_proj = OutputProjection(d_model, d_model)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None = None,
+        return_weights: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend from `query` (B, Q, D_k) to `key` (B, S, D_k) and `value` (B, S, D).
+
+        Returns:
+            The output (B, Q, D), and the weights (B, M, Q, S) if asked for, else None.
+        """
+        dropout = self.dropout if self.training else 0.0
+        output, weights = multi_head_attention(
+            query, key, value, self.num_heads, mask, dropout, return_weights
+        )
+        return self.out_proj(output), weights
+
+
+class MultiHeadAttention(ProjectedAttention):
     """Attention with learned projections; positions are added by the caller.
 
     Args:
@@ -78,13 +113,10 @@ class MultiHeadAttention(nn.Module):
     """
 
     def __init__(self, d_model: int, num_heads: int, dropout: float) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.dropout = dropout
+        super().__init__(d_model, num_heads, dropout)
         self.q_proj = InputProjection(d_model, d_model)
         self.k_proj = InputProjection(d_model, d_model)
         self.v_proj = InputProjection(d_model, d_model)
-        self.out_proj = OutputProjection(d_model, d_model)
 
     def forward(
         self,
@@ -99,13 +131,5 @@ class MultiHeadAttention(nn.Module):
         Returns:
             The output (B, Q, D), and the weights (B, M, Q, S) if asked for, else None.
         """
-        output, weights = multi_head_attention(
-            self.q_proj(query),
-            self.k_proj(key),
-            self.v_proj(value),
-            self.num_heads,
-            mask,
-            self.dropout if self.training else 0.0,
-            return_weights,
-        )
-        return self.out_proj(output), weights
+        query, key, value = self.q_proj(query), self.k_proj(key), self.v_proj(value)
+        return super().forward(query, key, value, mask, return_weights)

@@ -128,6 +128,30 @@ class DetrConfig(PreTrainedConfig):
         check_range(self, WEIGHTS, low=0)
 
 
+@strict
+class ConditionalDetrConfig(DetrConfig):
+    """Configuration of Conditional DETR (arXiv 2108.06152); fields as DETR's but for these.
+
+    Args:
+        cls_loss_coefficient: weight of the classification loss; transformers writes it and
+            doesn't read it.
+        focal_alpha: weight of an object's class in the focal loss, in [0, 1].
+    """
+
+    model_type = "conditional_detr"
+
+    num_queries: int = 300
+    class_cost: Number = 2
+    cls_loss_coefficient: Number = 2
+    focal_alpha: Number = 0.25
+
+    def validate_architecture(self) -> None:
+        """Refuse values that no model can be built from; called by the base class."""
+        super().validate_architecture()
+        check_range(self, ("focal_alpha",), low=0, high=1)
+        check_range(self, ("cls_loss_coefficient",), low=0)
+
+
 POSITIVE_INTEGERS = (
     *("num_channels", "num_queries", "d_model", "encoder_layers", "decoder_layers"),
     *("encoder_attention_heads", "decoder_attention_heads", "encoder_ffn_dim", "decoder_ffn_dim"),

@@ -2,7 +2,9 @@
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedConfig
 
+from .classification import Classification
 from .losses import box_giou_loss, box_l1_loss, mean_over_processes
 from .matcher import HungarianMatcher, Matches
 from .targets import Targets, prepare_targets
@@ -22,7 +24,7 @@ class DetectionCriterion:
 
     def __init__(
         self,
-        classification,
+        classification: Classification,
         matcher: HungarianMatcher,
         class_weight: float,
         bbox_weight: float,
@@ -95,6 +97,22 @@ class DetectionCriterion:
         counts = torch.tensor(targets.counts, device=logits.device)
         predicted = self.classification.num_predicted_objects(logits)  # (N, B)
         return (predicted - counts).abs().float().mean(1)
+
+
+def make_criterion(
+    config: PreTrainedConfig, classification: Classification, class_weight: float
+) -> DetectionCriterion:
+    """Criterion and matcher with the weights of a configuration."""
+    matcher = HungarianMatcher(
+        classification, config.class_cost, config.bbox_cost, config.giou_cost
+    )
+    return DetectionCriterion(
+        classification,
+        matcher,
+        class_weight,
+        config.bbox_loss_coefficient,
+        config.giou_loss_coefficient,
+    )
 
 
 def _flatten(matches: Matches, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -6,90 +6,18 @@ encoder attends, how queries are decoded, and which heads read them.
 """
 
 from abc import abstractmethod
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.utils import ModelOutput
 
 from .backbone import Backbone, reset_timm_module
 from .criterion import DetectionCriterion
 from .encoder import Encoder
 from .feature_pyramid import FeaturePyramid, build_pyramid
+from .outputs import DecoderOutput, DetectionModelOutput, ObjectDetectionOutput
 from .position_encoding import make_position_encoding
-
-
-@dataclass(frozen=True)
-class DecoderOutput:
-    """What a decoder leaves, layer by layer.
-
-    Attributes:
-        layer_states: (N, B, Q, D), the states that the heads read, one per layer.
-        hidden_states: input of the first layer and output of every layer, or None.
-        attentions: self-attention weights of every layer, (B, M, Q, Q) each, or None.
-        cross_attentions: weights over the memory of every layer, or None.
-    """
-
-    layer_states: Tensor
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
-    cross_attentions: tuple[Tensor, ...] | None = None
-
-
-@dataclass
-class DetectionModelOutput(ModelOutput):
-    """States of encoder and decoder; entries that weren't asked for are None.
-
-    Attributes:
-        last_hidden_state: (B, Q, D), what the heads read.
-        intermediate_hidden_states: (N, B, Q, D), the same for every decoder layer, if the
-            configuration has `auxiliary_loss`.
-        decoder_hidden_states: input of the decoder and output of each layer, (B, Q, D) each.
-        decoder_attentions: (B, M, Q, Q) per layer.
-        cross_attentions: (B, M, Q, S) per layer.
-        encoder_last_hidden_state: (B, S, D).
-        encoder_hidden_states: input of the encoder and output of each layer, (B, S, D) each.
-        encoder_attentions: (B, M, S, S) per layer.
-    """
-
-    last_hidden_state: Tensor | None = None
-    intermediate_hidden_states: Tensor | None = None
-    decoder_hidden_states: tuple[Tensor, ...] | None = None
-    decoder_attentions: tuple[Tensor, ...] | None = None
-    cross_attentions: tuple[Tensor, ...] | None = None
-    encoder_last_hidden_state: Tensor | None = None
-    encoder_hidden_states: tuple[Tensor, ...] | None = None
-    encoder_attentions: tuple[Tensor, ...] | None = None
-
-
-@dataclass
-class ObjectDetectionOutput(ModelOutput):
-    """Predictions, with the loss if labels were given; further entries as in the model's output.
-
-    Attributes:
-        loss: weighted total, a scalar.
-        loss_dict: its unweighted terms by name, and what is only for logging.
-        logits: (B, Q, C').
-        pred_boxes: (B, Q, 4) as (cx, cy, w, h) in [0, 1], relative to each image without its
-            padding.
-        auxiliary_outputs: per decoder layer but the last a dict of `logits` and `pred_boxes`, if
-            labels were given and the configuration has `auxiliary_loss`.
-    """
-
-    loss: Tensor | None = None
-    loss_dict: dict[str, Tensor] | None = None
-    logits: Tensor | None = None
-    pred_boxes: Tensor | None = None
-    auxiliary_outputs: list[dict[str, Tensor]] | None = None
-    last_hidden_state: Tensor | None = None
-    decoder_hidden_states: tuple[Tensor, ...] | None = None
-    decoder_attentions: tuple[Tensor, ...] | None = None
-    cross_attentions: tuple[Tensor, ...] | None = None
-    encoder_last_hidden_state: Tensor | None = None
-    encoder_hidden_states: tuple[Tensor, ...] | None = None
-    encoder_attentions: tuple[Tensor, ...] | None = None
 
 
 class DetectionPreTrainedModel(PreTrainedModel):
@@ -174,6 +102,9 @@ class DetectionTransformer(DetectionPreTrainedModel):
         config: configuration of the variant.
     """
 
+    query_position_embeddings: nn.Embedding
+    decoder: nn.Module
+
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)
         self.backbone = Backbone(config.backbone_config)
@@ -191,7 +122,6 @@ class DetectionTransformer(DetectionPreTrainedModel):
     def project(self, feature_maps: list[Tensor]) -> list[Tensor]:
         """Hook: from backbone features (B, C_l, h_l, w_l) to levels (B, D, h_l, w_l)."""
 
-    @abstractmethod
     def decode(
         self,
         memory: Tensor,
@@ -200,7 +130,14 @@ class DetectionTransformer(DetectionPreTrainedModel):
         output_hidden_states: bool,
         output_attentions: bool,
     ) -> DecoderOutput:
-        """Hook: from memory (B, S, D), its positions (B, S, D) and geometry to query states."""
+        """Hook: from memory (B, S, D), its positions (B, S, D) and geometry to query states.
+
+        Unless overridden, the decoder starts from the learned embeddings of the queries.
+        """
+        queries = self.query_position_embeddings.weight.expand(memory.shape[0], -1, -1)  # (B, Q, D)
+        return self.decoder(
+            queries, memory, position_embeddings, pyramid, output_hidden_states, output_attentions
+        )
 
     def forward(
         self,
@@ -244,7 +181,8 @@ class DetectionTransformer(DetectionPreTrainedModel):
         )
         output = DetectionModelOutput(
             last_hidden_state=decoded.layer_states[-1],
-            intermediate_hidden_states=decoded.layer_states if self.config.auxiliary_loss else None,
+            intermediate_hidden_states=decoded.layer_states,
+            reference_points=decoded.reference_points,
             decoder_hidden_states=decoded.hidden_states,
             decoder_attentions=decoded.attentions,
             cross_attentions=decoded.cross_attentions,
@@ -266,7 +204,9 @@ class ObjectDetector(DetectionPreTrainedModel):
     criterion: DetectionCriterion
 
     @abstractmethod
-    def predict(self, layer_states: Tensor) -> tuple[Tensor, Tensor]:
+    def predict(
+        self, layer_states: Tensor, reference_points: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """Hook: logits (N, B, Q, C') and boxes (N, B, Q, 4) from states (N, B, Q, D)."""
 
     def forward(
@@ -293,10 +233,13 @@ class ObjectDetector(DetectionPreTrainedModel):
             ValueError, TypeError: if images or labels can't be used, in words.
         """
         outputs = self.model(pixel_values, pixel_mask, output_hidden_states, output_attentions)
-        layer_states = outputs.last_hidden_state[None]
-        if labels is not None and self.config.auxiliary_loss:
-            layer_states = outputs.intermediate_hidden_states
-        logits, pred_boxes = self.predict(layer_states)
+        every_layer = labels is not None and self.config.auxiliary_loss
+        layers = slice(None) if every_layer else slice(-1, None)
+        references = outputs.reference_points
+        logits, pred_boxes = self.predict(
+            outputs.intermediate_hidden_states[layers],
+            None if references is None else references[layers],
+        )
         loss = loss_dict = auxiliary_outputs = None
         if labels is not None:
             loss, loss_dict = self.criterion(logits, pred_boxes, labels)

@@ -1,7 +1,11 @@
 """The heads that read classes and boxes off the decoder's states."""
 
+import math
+
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from .classification import Classification
 
 
 class MLP(nn.Module):
@@ -10,13 +14,21 @@ class MLP(nn.Module):
     Args:
         input_dim, hidden_dim, output_dim: widths.
         num_layers: number of linear layers.
+        linear: class of the linear layers, which decides how they start.
     """
 
-    def __init__(self, input_dim: int, hidden_dim: int, output_dim: int, num_layers: int) -> None:
+    def __init__(
+        self,
+        input_dim: int,
+        hidden_dim: int,
+        output_dim: int,
+        num_layers: int,
+        linear: type[nn.Linear] = nn.Linear,
+    ) -> None:
         super().__init__()
         widths = [input_dim] + [hidden_dim] * (num_layers - 1) + [output_dim]
         self.layers = nn.ModuleList(
-            nn.Linear(width_in, width_out)
+            linear(width_in, width_out)
             for width_in, width_out in zip(widths, widths[1:], strict=False)
         )
 
@@ -28,6 +40,45 @@ class MLP(nn.Module):
         return last(hidden_states)
 
 
-def make_box_head(d_model: int) -> MLP:
+class ZeroLinear(nn.Linear):
+    """Linear layer that starts as zero, so that predicted boxes start at their references."""
+
+    def reset_parameters(self) -> None:
+        """Zero weights and biases."""
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+
+class PriorLinear(nn.Linear):
+    """Class head that gives every class the same small probability at first.
+
+    Args:
+        d_model: width of a query.
+        num_logits: number of logits.
+        prior_probability: the probability.
+    """
+
+    def __init__(self, d_model: int, num_logits: int, prior_probability: float) -> None:
+        self.prior_probability = prior_probability  # torch resets parameters while it builds
+        super().__init__(d_model, num_logits)
+
+    def reset_parameters(self) -> None:
+        """Torch's weights; biases are the prior's logit."""
+        super().reset_parameters()
+        prior = self.prior_probability
+        nn.init.constant_(self.bias, math.log(prior / (1 - prior)))
+
+
+def make_class_head(d_model: int, classification: Classification) -> nn.Linear:
+    """Linear classifier of a query (..., D), as wide and as biased as the classification wants."""
+    if classification.prior_probability is None:
+        return nn.Linear(d_model, classification.num_logits)
+    return PriorLinear(d_model, classification.num_logits, classification.prior_probability)
+
+
+def make_box_head(d_model: int, starts_at_zero: bool = False) -> MLP:
     """Three-layer perceptron from a query (..., D) to box deltas (..., 4)."""
-    return MLP(d_model, d_model, 4, num_layers=3)
+    head = MLP(d_model, d_model, 4, num_layers=3)
+    if starts_at_zero:
+        head.layers[-1] = ZeroLinear(d_model, 4)
+    return head

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .box_ops import box_cxcywh_to_xyxy, generalized_box_iou
 
@@ -14,6 +15,22 @@ def box_l1_loss(pred_boxes: Tensor, target_boxes: Tensor) -> Tensor:
 def box_giou_loss(pred_boxes: Tensor, target_boxes: Tensor) -> Tensor:
     """`1 - GIoU` (...,), in [0, 2], of matched boxes (..., 4) given as (cx, cy, w, h)."""
     return 1 - generalized_box_iou(box_cxcywh_to_xyxy(pred_boxes), box_cxcywh_to_xyxy(target_boxes))
+
+
+def sigmoid_focal_loss(logits: Tensor, targets: Tensor, alpha: float, gamma: float) -> Tensor:
+    """Focal loss of every logit (arXiv 1708.02002, Eq. 5), of the logits' shape.
+
+    Args:
+        logits: any shape.
+        targets: the same shape, 0 or 1.
+        alpha: weight of ones; zeros weigh 1 - alpha.
+        gamma: how much less a logit counts that is right already.
+    """
+    probabilities = logits.sigmoid()
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    wrong = probabilities * (1 - targets) + (1 - probabilities) * targets
+    weight = alpha * targets + (1 - alpha) * (1 - targets)
+    return weight * wrong**gamma * cross_entropy
 
 
 def mean_over_processes(value: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from .box_ops import box_cxcywh_to_xyxy, generalized_box_iou
+from .classification import Classification
 from .targets import Targets, check_target_values
 
 # matches[layer][image] = (query indices, object indices), both (n,) int64 on the CPU
@@ -32,7 +33,11 @@ class HungarianMatcher:
     """
 
     def __init__(
-        self, classification, class_cost: float, bbox_cost: float, giou_cost: float
+        self,
+        classification: Classification,
+        class_cost: float,
+        bbox_cost: float,
+        giou_cost: float,
     ) -> None:
         if class_cost == 0 and bbox_cost == 0 and giou_cost == 0:
             raise ValueError(

@@ -11,12 +11,12 @@ from .attention import MultiHeadAttention
 from .box_ops import boxes_from_deltas
 from .classification import SoftmaxClassification
 from .configuration_detr import DetrConfig
-from .criterion import DetectionCriterion
-from .detection_transformer import DecoderOutput, DetectionTransformer, ObjectDetector
+from .criterion import make_criterion
+from .detection_transformer import DetectionTransformer, ObjectDetector
 from .encoder import GlobalSelfAttention
 from .feature_pyramid import FeaturePyramid
-from .heads import make_box_head
-from .matcher import HungarianMatcher
+from .heads import make_box_head, make_class_head
+from .outputs import DecoderOutput
 from .transformer_layer import TransformerLayer
 
 
@@ -89,7 +89,7 @@ class DetrDecoder(nn.Module):
     ) -> DecoderOutput:
         """Decode queries, which start at zero, from positions (B, Q, D) and memory (B, S, D)."""
         hidden_states = torch.zeros_like(query_position_embeddings)
-        all_states, all_weights, all_cross_weights = [hidden_states], [], []
+        trace = [(hidden_states, None, None)]
         for layer in self.layers:
             hidden_states, weights, cross_weights = layer(
                 hidden_states,
@@ -99,15 +99,9 @@ class DetrDecoder(nn.Module):
                 pyramid,
                 output_attentions,
             )
-            all_states.append(hidden_states)
-            all_weights.append(weights)
-            all_cross_weights.append(cross_weights)
-        return DecoderOutput(
-            # Only the copies that the heads read are normed; the next layer gets the raw state.
-            layer_states=self.layernorm(torch.stack(all_states[1:])),
-            hidden_states=tuple(all_states) if output_hidden_states else None,
-            attentions=tuple(all_weights) if output_attentions else None,
-            cross_attentions=tuple(all_cross_weights) if output_attentions else None,
+            trace.append((hidden_states, weights, cross_weights))
+        return DecoderOutput.from_trace(
+            trace, self.layernorm, output_hidden_states, output_attentions
         )
 
 
@@ -135,19 +129,6 @@ class DetrModel(DetectionTransformer):
     def project(self, feature_maps: list[Tensor]) -> list[Tensor]:
         return [self.input_projection(feature_maps[-1])]
 
-    def decode(
-        self,
-        memory: Tensor,
-        position_embeddings: Tensor,
-        pyramid: FeaturePyramid,
-        output_hidden_states: bool,
-        output_attentions: bool,
-    ) -> DecoderOutput:
-        queries = self.query_position_embeddings.weight.expand(memory.shape[0], -1, -1)  # (B, Q, D)
-        return self.decoder(
-            queries, memory, position_embeddings, pyramid, output_hidden_states, output_attentions
-        )
-
 
 class DetrForObjectDetection(ObjectDetector):
     """DETR with its heads: from pixels to classes, boxes and loss."""
@@ -159,17 +140,13 @@ class DetrForObjectDetection(ObjectDetector):
         super().__init__(config)
         classification = SoftmaxClassification(config.num_labels, config.eos_coefficient)
         self.model = DetrModel(config)
-        self.class_labels_classifier = nn.Linear(config.d_model, classification.num_logits)
+        self.class_labels_classifier = make_class_head(config.d_model, classification)
         self.bbox_predictor = make_box_head(config.d_model)
-        self.criterion = DetectionCriterion(
-            classification,
-            HungarianMatcher(classification, config.class_cost, config.bbox_cost, config.giou_cost),
-            class_weight=1,
-            bbox_weight=config.bbox_loss_coefficient,
-            giou_weight=config.giou_loss_coefficient,
-        )
+        self.criterion = make_criterion(config, classification, class_weight=1)
         self.post_init()
 
-    def predict(self, layer_states: Tensor) -> tuple[Tensor, Tensor]:
+    def predict(
+        self, layer_states: Tensor, reference_points: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         logits = self.class_labels_classifier(layer_states)
-        return logits, boxes_from_deltas(self.bbox_predictor(layer_states))
+        return logits, boxes_from_deltas(self.bbox_predictor(layer_states), reference_points)

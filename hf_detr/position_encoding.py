@@ -31,14 +31,23 @@ class SinePositionEncoding(nn.Module):
         y, x = real.cumsum(1), real.cumsum(2)  # (B, h, w)
         y = (y + self.offset) / (y[:, -1:, :] + 1e-6) * (2 * math.pi)
         x = (x + self.offset) / (x[:, :, -1:] + 1e-6) * (2 * math.pi)
-        encoding = torch.cat([self._sines(y), self._sines(x)], dim=-1)  # (B, h, w, D)
-        return encoding.permute(0, 3, 1, 2)
+        width, temperature = self.width // 2, self.temperature
+        encoding = torch.cat([sines(y, width, temperature), sines(x, width, temperature)], dim=-1)
+        return encoding.permute(0, 3, 1, 2)  # (B, D, h, w)
 
-    def _sines(self, angles: Tensor) -> Tensor:
-        """Sines and cosines (…, D/2), alternating, of angles (…)."""
-        index = torch.arange(self.width // 4, device=angles.device, dtype=torch.float32)
-        angles = angles[..., None] / self.temperature ** (4 * index / self.width)  # (…, D/4)
-        return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)
+
+def sines(angles: Tensor, width: int, temperature: float = 10000) -> Tensor:
+    """Sines and cosines (..., width), alternating, of angles (...), wavelengths growing."""
+    index = torch.arange(width // 2, device=angles.device, dtype=torch.float32)
+    angles = angles[..., None] / temperature ** (2 * index / width)  # (..., width / 2)
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)
+
+
+def encode_points(points_xy: Tensor, width: int) -> Tensor:
+    """Sines (..., D) of points (..., 2) as (x, y) in [0, 1], y before x, as `points_xy`'s dtype."""
+    x, y = (2 * math.pi * points_xy.float()).unbind(-1)
+    encoding = torch.cat([sines(y, width // 2), sines(x, width // 2)], dim=-1)
+    return encoding.to(points_xy.dtype)
 
 
 class UniformEmbedding(nn.Embedding):

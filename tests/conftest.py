@@ -16,3 +16,9 @@ def reference_dir() -> Path:
     if not path.is_dir():
         pytest.skip(f"the reference cases are not at {path}")
     return path
+
+
+@pytest.fixture(params=["detr", "conditional_detr"])
+def variant(request: pytest.FixtureRequest) -> str:
+    """Every variant in turn, by its model type."""
+    return request.param

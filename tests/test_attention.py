@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hf_detr.attention import MultiHeadAttention, multi_head_attention
+from hf_detr.attention import MultiHeadAttention, ProjectedAttention, multi_head_attention
 
 
 def naive_attention(
@@ -158,3 +158,18 @@ def test_initialisation() -> None:
         assert not projection.bias.any()
     assert 0.99 * bound < attention.out_proj.weight.abs().max() <= bound + 1e-6
     assert not attention.out_proj.bias.any()
+
+
+def test_wider_queries_than_values() -> None:
+    """Protects attention with queries and keys twice as wide as values (1e-5)."""
+    torch.manual_seed(0)
+    attention = ProjectedAttention(8, num_heads=2, dropout=0.0)
+    query, key, value = torch.randn(2, 3, 16), torch.randn(2, 5, 16), torch.randn(2, 5, 8)
+    got, _ = attention(query, key, value)
+    heads = []
+    for head in range(2):
+        q, k = query[..., head * 8 : head * 8 + 8], key[..., head * 8 : head * 8 + 8]
+        weights = (q @ k.transpose(1, 2) / 8**0.5).softmax(-1)
+        heads.append(weights @ value[..., head * 4 : head * 4 + 4])
+    expected = attention.out_proj(torch.cat(heads, dim=-1))
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from hf_detr.classification import SoftmaxClassification
+from hf_detr.classification import SigmoidFocalClassification, SoftmaxClassification
 
 NUM_LABELS = 3
 
@@ -107,3 +107,41 @@ def test_head_width() -> None:
     """Protects one logit more than classes."""
     classification = SoftmaxClassification(NUM_LABELS, 0.1)
     assert (classification.num_labels, classification.num_logits) == (NUM_LABELS, NUM_LABELS + 1)
+
+
+def test_focal_cost_by_hand() -> None:
+    """Protects the sigmoid cost: focal loss of the target's class as a 1, less that as a 0."""
+    p = 0.8
+    logits = torch.full((1, 1, 1, NUM_LABELS), math.log(p / (1 - p)))
+    cost = SigmoidFocalClassification(NUM_LABELS, 0.25).cost(logits, torch.tensor([[1]]))
+    expected = 0.25 * (1 - p) ** 2 * -math.log(p) - 0.75 * p**2 * -math.log(1 - p)
+    torch.testing.assert_close(cost, torch.full((1, 1, 1, 1), expected), atol=1e-5, rtol=0)
+
+
+def test_focal_loss_by_hand() -> None:
+    """Protects the sigmoid loss: one sum per layer over queries and classes, per object."""
+    logits = torch.zeros(2, 1, 2, NUM_LABELS)  # every probability is one half
+    target_classes = torch.tensor([[[1, NUM_LABELS]], [[NUM_LABELS, NUM_LABELS]]])
+    classification = SigmoidFocalClassification(NUM_LABELS, 0.25)
+    loss = classification.loss(logits, target_classes, torch.tensor(2.0))
+    one, zero = 0.25 * 0.25 * math.log(2), 0.75 * 0.25 * math.log(2)
+    expected = torch.tensor([(one + 5 * zero) / 2, 6 * zero / 2])
+    torch.testing.assert_close(loss, expected, atol=1e-6, rtol=0)
+
+
+def test_focal_detections() -> None:
+    """Protects the best pairs over queries and classes, sorted, several per query."""
+    logits = torch.tensor([[[2.0, -1.0, 1.0], [0.0, 3.0, -2.0]]])
+    scores, labels, queries = SigmoidFocalClassification.detections(logits, top_k=3)
+    expected = torch.tensor([[3.0, 2.0, 1.0]]).sigmoid()
+    torch.testing.assert_close(scores, expected, atol=1e-6, rtol=0)
+    assert labels.tolist() == [[1, 0, 2]] and queries.tolist() == [[1, 0, 0]]
+    scores, _, _ = SigmoidFocalClassification.detections(logits, top_k=100)
+    assert scores.shape == (1, 6)
+
+
+def test_focal_counts_objects() -> None:
+    """Protects the logged count: queries with a class above one half, whichever it is."""
+    logits = torch.tensor([[[[-1.0, 2.0], [-1.0, -1.0], [1.0, 1.0]]]])
+    classification = SigmoidFocalClassification(2, 0.25)
+    assert classification.num_predicted_objects(logits).tolist() == [[2]]

@@ -9,7 +9,7 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from transformers import TimmBackboneConfig
 
-from hf_detr.configuration_detr import DetrConfig
+from hf_detr.configuration_detr import ConditionalDetrConfig, DetrConfig
 
 FIXTURES = Path(__file__).parent / "fixtures"
 STORED = ["config_detr_resnet50_hub", "config_detr_v4.57", "config_detr_dc5_v5.23"]
@@ -20,13 +20,15 @@ NOT_FIELDS = {
 }
 
 
-def read(path: Path, folder: Path) -> tuple[DetrConfig, dict]:
+def read(
+    path: Path, folder: Path, config_class: type[DetrConfig] = DetrConfig
+) -> tuple[DetrConfig, dict]:
     """Load a stored config.json as a user would, any warning being an error, and its content."""
     text = path.read_text()
     (folder / "config.json").write_text(text)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        return DetrConfig.from_pretrained(folder), json.loads(text)
+        return config_class.from_pretrained(folder), json.loads(text)
 
 
 def check_same_values(config: DetrConfig, stored: dict) -> None:
@@ -52,11 +54,25 @@ def test_stored_forms_are_read(name: str, tmp_path: Path) -> None:
 
 
 def test_all_reference_configurations_are_read(reference_dir: Path, tmp_path: Path) -> None:
-    """Protects the same for every DETR configuration that transformers wrote for the goldens."""
-    paths = sorted(reference_dir.glob("transformers/detr*/config_v*.json"))
-    assert len(paths) >= 8
-    for path in paths:
-        check_same_values(*read(path, tmp_path))
+    """Protects the same for every configuration that transformers wrote for the goldens."""
+    for folder, config_class in (
+        ("detr*", DetrConfig),
+        ("conditional-detr*", ConditionalDetrConfig),
+    ):
+        paths = sorted(reference_dir.glob(f"transformers/{folder}/config_v*.json"))
+        assert len(paths) >= 6
+        for path in paths:
+            check_same_values(*read(path, tmp_path, config_class))
+
+
+def test_conditional_defaults_are_the_papers() -> None:
+    """Protects 300 queries, costs and weights 2/5/2 and the focal loss of the sigmoid model."""
+    config = ConditionalDetrConfig()
+    assert (config.num_queries, config.focal_alpha) == (300, 0.25)
+    assert (config.class_cost, config.bbox_cost, config.giou_cost) == (2, 5, 2)
+    assert (config.cls_loss_coefficient, config.bbox_loss_coefficient) == (2, 5)
+    with pytest.raises(Exception, match="focal_alpha is 1.5; it must be from 0 to 1"):
+        ConditionalDetrConfig(focal_alpha=1.5)
 
 
 def test_live_form_asks_for_pretrained_weights(tmp_path: Path) -> None:

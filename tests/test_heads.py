@@ -1,8 +1,11 @@
 """Protects the heads: depth, where the ReLU is, and the names on disk."""
 
+import math
+
 import torch
 
-from hf_detr.heads import MLP, make_box_head
+from hf_detr.classification import SigmoidFocalClassification, SoftmaxClassification
+from hf_detr.heads import MLP, make_box_head, make_class_head
 
 
 def test_mlp_by_hand() -> None:
@@ -40,3 +43,19 @@ def test_one_layer_is_linear() -> None:
     mlp = MLP(3, 99, 2, num_layers=1)
     inputs = torch.randn(4, 3)
     torch.testing.assert_close(mlp(inputs) + mlp(-inputs), 2 * mlp.layers[0].bias.expand(4, 2))
+
+
+def test_class_head_starts_at_the_prior() -> None:
+    """Protects the focal loss's start: every class at 0.01, bias -log(99); softmax is unbiased."""
+    focal = make_class_head(8, SigmoidFocalClassification(5, 0.25))
+    torch.testing.assert_close(focal.bias, torch.full((5,), -math.log(99)), atol=1e-6, rtol=0)
+    assert focal.weight.abs().max() > 0.1
+    softmax = make_class_head(8, SoftmaxClassification(5, 0.1))
+    assert softmax.out_features == 6 and softmax.bias.abs().max() < 1
+
+
+def test_box_head_can_start_at_zero() -> None:
+    """Protects boxes that start at their reference points: the last layer gives zero."""
+    head = make_box_head(8, starts_at_zero=True)
+    assert head(torch.randn(64, 8)).abs().max() == 0
+    assert head.layers[1].weight.abs().max() > 0

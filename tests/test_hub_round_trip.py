@@ -11,9 +11,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
-from hf_detr import DetrForObjectDetection, DetrModel
-
-from .tiny import padded_batch, tiny_config, tiny_detector
+from .tiny import class_of, padded_batch, tiny_config, tiny_detector
 
 
 @pytest.fixture
@@ -37,12 +35,12 @@ def no_warnings(caplog: pytest.LogCaptureFixture) -> Callable[[], None]:
     ids=["default", "dc5", "learned positions"],
 )
 def test_saved_here_loads_in_transformers(
-    changes: dict, tmp_path: Path, no_warnings: Callable[[], None]
+    variant: str, changes: dict, tmp_path: Path, no_warnings: Callable[[], None]
 ) -> None:
     """transformers' own class reads our folder completely, silently and to the same outputs."""
-    model = tiny_detector(**changes)
+    model = tiny_detector(variant, **changes)
     model.save_pretrained(tmp_path)
-    theirs, info = transformers.DetrForObjectDetection.from_pretrained(
+    theirs, info = class_of(variant, "ForObjectDetection", transformers).from_pretrained(
         tmp_path, output_loading_info=True
     )
     assert not any(info.values()), info
@@ -57,15 +55,17 @@ def test_saved_here_loads_in_transformers(
 @torch.no_grad()
 @pytest.mark.parametrize("dilation", [False, True])
 def test_saved_by_transformers_loads_here(
-    dilation: bool, tmp_path: Path, no_warnings: Callable[[], None]
+    variant: str, dilation: bool, tmp_path: Path, no_warnings: Callable[[], None]
 ) -> None:
     """What transformers saves loads here completely, silently and to the same outputs."""
-    ours = tiny_config(backbone="resnet50" if dilation else "resnet18", dilation=dilation)
-    config = transformers.DetrConfig.from_dict(ours.to_dict())
+    ours = tiny_config(variant, backbone="resnet50" if dilation else "resnet18", dilation=dilation)
+    config = class_of(variant, "Config", transformers).from_dict(ours.to_dict())
     torch.manual_seed(0)
-    theirs = transformers.DetrForObjectDetection(config).eval()
+    theirs = class_of(variant, "ForObjectDetection", transformers)(config).eval()
     theirs.save_pretrained(tmp_path)
-    model, info = DetrForObjectDetection.from_pretrained(tmp_path, output_loading_info=True)
+    model, info = class_of(variant, "ForObjectDetection").from_pretrained(
+        tmp_path, output_loading_info=True
+    )
     assert not any(info.values()), info
     pixel_values, pixel_mask = padded_batch()
     output = model(pixel_values, pixel_mask)
@@ -75,43 +75,45 @@ def test_saved_by_transformers_loads_here(
     no_warnings()
 
 
-def test_saved_names_are_the_state_dict(tmp_path: Path) -> None:
+def test_saved_names_are_the_state_dict(variant: str, tmp_path: Path) -> None:
     """No name is changed between memory and file."""
-    model = tiny_detector()
+    model = tiny_detector(variant)
     model.save_pretrained(tmp_path)
     assert set(load_file(tmp_path / "model.safetensors")) == set(model.state_dict())
 
 
 @torch.no_grad()
-def test_sharded_files_and_device_map(tmp_path: Path) -> None:
+def test_sharded_files_and_device_map(variant: str, tmp_path: Path) -> None:
     """Many small shards, a device map and another dtype load to the same weights."""
-    model = tiny_detector()
+    model = tiny_detector(variant)
     model.save_pretrained(tmp_path, max_shard_size="300KB")
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
-    loaded = DetrForObjectDetection.from_pretrained(tmp_path, device_map="auto")
+    loaded = class_of(variant, "ForObjectDetection").from_pretrained(tmp_path, device_map="auto")
     batch = padded_batch()
     assert_close(loaded(*batch).logits.cpu(), model(*batch).logits, atol=1e-4, rtol=0)
-    half = DetrForObjectDetection.from_pretrained(
+    half = class_of(variant, "ForObjectDetection").from_pretrained(
         tmp_path, device_map={"": "cpu"}, dtype=torch.bfloat16
     )
     assert half.dtype == torch.bfloat16
 
 
 @torch.no_grad()
-def test_buffers_outside_the_file_survive(tmp_path: Path) -> None:
+def test_buffers_outside_the_file_survive(variant: str, tmp_path: Path) -> None:
     """Swin's index tables, which no file holds, are right after `from_pretrained`."""
-    model = DetrModel(tiny_config(backbone="swin_tiny_patch4_window7_224")).eval()
+    model = class_of(variant, "Model")(
+        tiny_config(variant, backbone="swin_tiny_patch4_window7_224")
+    ).eval()
     model.save_pretrained(tmp_path)
-    loaded = DetrModel.from_pretrained(tmp_path)
+    loaded = class_of(variant, "Model").from_pretrained(tmp_path)
     image = torch.randn(1, 3, 97, 64)
     assert_close(loaded(image).last_hidden_state, model(image).last_hidden_state)
 
 
-def test_detector_file_loads_into_the_bare_model(tmp_path: Path) -> None:
+def test_detector_file_loads_into_the_bare_model(variant: str, tmp_path: Path) -> None:
     """DetrModel reads a detector's file; only the heads are left over."""
-    detector = tiny_detector()
+    detector = tiny_detector(variant)
     detector.save_pretrained(tmp_path)
-    model, info = DetrModel.from_pretrained(tmp_path, output_loading_info=True)
+    model, info = class_of(variant, "Model").from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"]
     assert all("class_labels" in key or "bbox" in key for key in info["unexpected_keys"])
     assert_close(
@@ -119,72 +121,77 @@ def test_detector_file_loads_into_the_bare_model(tmp_path: Path) -> None:
     )
 
 
-def test_another_number_of_classes(tmp_path: Path) -> None:
+def test_another_number_of_classes(variant: str, tmp_path: Path) -> None:
     """Fine-tuning on other classes draws a new class head like a fresh one and keeps the rest."""
-    detector = tiny_detector()
+    detector = tiny_detector(variant)
     detector.save_pretrained(tmp_path)
     labels = {i: f"thing {i}" for i in range(9)}
-    tuned = DetrForObjectDetection.from_pretrained(
+    tuned = class_of(variant, "ForObjectDetection").from_pretrained(
         tmp_path, id2label=labels, ignore_mismatched_sizes=True
     )
-    assert tuned.class_labels_classifier.weight.shape == (10, 32)
+    classification = tuned.criterion.classification
+    assert tuned.class_labels_classifier.weight.shape == (classification.num_logits, 32)
     assert 0.05 < tuned.class_labels_classifier.weight.std() < 0.2
-    assert tuned.criterion.classification.num_labels == 9
+    assert classification.num_labels == 9
     assert_close(tuned.bbox_predictor.layers[0].weight, detector.bbox_predictor.layers[0].weight)
 
 
-def test_missing_weights_are_initialised(tmp_path: Path) -> None:
+def test_missing_weights_are_initialised(variant: str, tmp_path: Path) -> None:
     """A file without the decoder leaves a usable, paper-like decoder, not random memory."""
-    detector = tiny_detector()
+    detector = tiny_detector(variant)
     detector.save_pretrained(tmp_path)
     path = tmp_path / "model.safetensors"
     tensors = {k: v for k, v in load_file(path).items() if ".decoder." not in k}
     save_file(tensors, path, metadata={"format": "pt"})
-    loaded = DetrForObjectDetection.from_pretrained(tmp_path)
-    attention = loaded.model.decoder.layers[0].self_attn
-    bound = (6 / (4 * 32)) ** 0.5
-    assert 0.9 * bound < attention.q_proj.weight.abs().max() <= bound
-    assert attention.q_proj.bias.abs().max() == 0
+    loaded = class_of(variant, "ForObjectDetection").from_pretrained(tmp_path)
+    layer = loaded.model.decoder.layers[0]
+    bound = (6 / (32 + 64)) ** 0.5
+    assert 0.9 * bound < layer.fc1.weight.abs().max() <= bound
+    assert layer.self_attn.out_proj.bias.abs().max() == 0
     assert_close(loaded.model.input_projection.weight, detector.model.input_projection.weight)
 
 
-def test_resized_queries_are_saved(tmp_path: Path) -> None:
+def test_resized_queries_are_saved(variant: str, tmp_path: Path) -> None:
     """A model with more queries is read back with them."""
-    detector = tiny_detector()
+    detector = tiny_detector(variant)
     detector.resize_queries(12)
     detector.save_pretrained(tmp_path)
-    loaded = DetrForObjectDetection.from_pretrained(tmp_path)
+    loaded = class_of(variant, "ForObjectDetection").from_pretrained(tmp_path)
     assert_close(
         loaded.model.query_position_embeddings.weight,
         detector.model.query_position_embeddings.weight,
     )
 
 
-def test_pickles_are_refused(tmp_path: Path) -> None:
+def test_pickles_are_refused(variant: str, tmp_path: Path) -> None:
     """A folder with only a pickle isn't loaded, and asking for pickles is an error."""
-    detector = tiny_detector()
+    detector = tiny_detector(variant)
     detector.config.save_pretrained(tmp_path)
     torch.save(detector.state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(OSError, match="safetensors"):
-        DetrForObjectDetection.from_pretrained(tmp_path)
+        class_of(variant, "ForObjectDetection").from_pretrained(tmp_path)
     with pytest.raises(ValueError, match="safetensors only"):
-        DetrForObjectDetection.from_pretrained(tmp_path, use_safetensors=False)
+        class_of(variant, "ForObjectDetection").from_pretrained(tmp_path, use_safetensors=False)
 
 
-def test_old_norm_counters_are_ignored(tmp_path: Path, no_warnings: Callable[[], None]) -> None:
+def test_old_norm_counters_are_ignored(
+    variant: str, tmp_path: Path, no_warnings: Callable[[], None]
+) -> None:
     """`num_batches_tracked`, which some files hold, is no surprise."""
-    detector = tiny_detector()
+    detector = tiny_detector(variant)
     detector.save_pretrained(tmp_path)
     path = tmp_path / "model.safetensors"
     counter = {"model.backbone.conv_encoder.model.bn1.num_batches_tracked": torch.tensor(0)}
     save_file({**load_file(path), **counter}, path, metadata={"format": "pt"})
-    _, info = DetrForObjectDetection.from_pretrained(tmp_path, output_loading_info=True)
+    _, info = class_of(variant, "ForObjectDetection").from_pretrained(
+        tmp_path, output_loading_info=True
+    )
     assert not info["missing_keys"] and not info["unexpected_keys"]
     no_warnings()
 
 
-def test_auxiliary_loss_warns_before_it_misleads(tmp_path: Path) -> None:
+def test_auxiliary_loss_warns_before_it_misleads(variant: str, tmp_path: Path) -> None:
     """Saving with auxiliary losses on says what that does to readers with plain transformers."""
     with pytest.warns(UserWarning, match="auxiliary_loss = False"):
-        tiny_detector(auxiliary_loss=True).save_pretrained(tmp_path)
+        tiny_detector(variant, auxiliary_loss=True).save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["auxiliary_loss"] is True

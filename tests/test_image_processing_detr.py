@@ -10,9 +10,11 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 from transformers.models.detr.image_processing_detr import DetrImageProcessor as PeerImageProcessor
 
+from hf_detr.image_processing_conditional_detr import ConditionalDetrImageProcessor
 from hf_detr.image_processing_detr import DetrImageProcessor
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -444,6 +446,26 @@ def test_detections_equal_transformers():
         ours = DetrImageProcessor().post_process_object_detection(outputs, **arguments)
         peer = PeerImageProcessor().post_process_object_detection(outputs, **arguments)
         assert 0 < len(ours[0]["scores"]) < 20
+        torch.testing.assert_close(ours, peer, rtol=1e-5, atol=1e-6)
+
+
+def test_sigmoid_detections_equal_transformers():
+    """Protects Conditional DETR's post-processing: the best pairs, boxes of the right queries."""
+    generator = torch.Generator().manual_seed(0)
+    outputs = SimpleNamespace(
+        logits=3 * torch.randn(2, 20, 6, generator=generator),
+        pred_boxes=torch.rand(2, 20, 4, generator=generator),
+    )
+    for sizes, top_k in ((None, 100), ([(30, 40), (50, 20)], 7), ([(30, 40), (50, 20)], 1000)):
+        arguments = {"threshold": 0.4, "target_sizes": sizes, "top_k": top_k}
+        ours, peer = (
+            processor().post_process_object_detection(outputs, **arguments)
+            for processor in (
+                ConditionalDetrImageProcessor,
+                transformers.ConditionalDetrImageProcessor,
+            )
+        )
+        assert len(ours[0]["scores"]) > 5
         torch.testing.assert_close(ours, peer, rtol=1e-5, atol=1e-6)
 
 

@@ -9,27 +9,27 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelFor
 
 import hf_detr
 
-from .tiny import tiny_detector
+from .tiny import class_of, tiny_detector
 
 REPOSITORY = Path(__file__).parents[1]
 
 
-def test_auto_classes_resolve_to_ours(tmp_path: Path) -> None:
-    """A folder of model type `detr` gives our config, model and processor."""
-    tiny_detector().save_pretrained(tmp_path)
-    hf_detr.DetrImageProcessor(size={"shortest_edge": 64}).save_pretrained(tmp_path)
-    assert type(AutoConfig.from_pretrained(tmp_path)) is hf_detr.DetrConfig
-    assert type(AutoModel.from_pretrained(tmp_path)) is hf_detr.DetrModel
+def test_auto_classes_resolve_to_ours(variant: str, tmp_path: Path) -> None:
+    """A folder of our model types gives our config, model and processor."""
+    tiny_detector(variant).save_pretrained(tmp_path)
+    class_of(variant, "ImageProcessor")(size={"shortest_edge": 64}).save_pretrained(tmp_path)
+    assert type(AutoConfig.from_pretrained(tmp_path)) is class_of(variant, "Config")
+    assert type(AutoModel.from_pretrained(tmp_path)) is class_of(variant, "Model")
     detector = AutoModelForObjectDetection.from_pretrained(tmp_path)
-    assert type(detector) is hf_detr.DetrForObjectDetection
-    assert type(AutoImageProcessor.from_pretrained(tmp_path)) is hf_detr.DetrImageProcessor
+    assert type(detector) is class_of(variant, "ForObjectDetection")
+    assert type(AutoImageProcessor.from_pretrained(tmp_path)) is class_of(variant, "ImageProcessor")
 
 
-def test_processor_of_transformers_files_is_ours(tmp_path: Path) -> None:
+def test_processor_of_transformers_files_is_ours(variant: str, tmp_path: Path) -> None:
     """A preprocessor_config.json that transformers wrote gives our processor."""
-    tiny_detector().save_pretrained(tmp_path)
-    transformers.DetrImageProcessor().save_pretrained(tmp_path)
-    assert type(AutoImageProcessor.from_pretrained(tmp_path)) is hf_detr.DetrImageProcessor
+    tiny_detector(variant).save_pretrained(tmp_path)
+    class_of(variant, "ImageProcessor", transformers)().save_pretrained(tmp_path)
+    assert type(AutoImageProcessor.from_pretrained(tmp_path)) is class_of(variant, "ImageProcessor")
 
 
 def test_registration_can_be_switched_off() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from hf_detr.position_encoding import (
     LearnedPositionEncoding,
     SinePositionEncoding,
+    encode_points,
     make_position_encoding,
 )
 
@@ -112,3 +113,12 @@ def test_names() -> None:
     assert isinstance(make_position_encoding("learned", 8), LearnedPositionEncoding)
     sine = make_position_encoding("sine", 8, offset=-0.5)
     assert isinstance(sine, SinePositionEncoding) and sine.offset == -0.5
+
+
+def test_points_equal_the_original() -> None:
+    """Protects Conditional DETR's sines of reference points: x and y in [0, 1], y first."""
+    reference = load_file(FIXTURES / "query_sine_reference.safetensors")
+    got = encode_points(reference["query_sine/input"], 256)
+    torch.testing.assert_close(got, reference["query_sine/output"], atol=1e-5, rtol=0)
+    half = encode_points(reference["query_sine/input"].bfloat16(), 256)
+    assert half.dtype == torch.bfloat16

@@ -1,15 +1,26 @@
 """Small models and inputs that tests share."""
 
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedConfig
 
-from hf_detr import DetrConfig, DetrForObjectDetection
+import hf_detr
+from hf_detr.detection_transformer import ObjectDetector
+
+# Names of the variants' classes, ours and transformers': + Config, Model, ForObjectDetection, …
+PREFIXES = {"detr": "Detr", "conditional_detr": "ConditionalDetr"}
 
 
-def tiny_config(**changes: Any) -> DetrConfig:
-    """A DETR with 0.5 M parameters, most of them in timm's smallest ResNet."""
+def class_of(variant: str, kind: str, package: ModuleType = hf_detr) -> type:
+    """A variant's class of a kind, such as `ForObjectDetection`, from us or transformers."""
+    return getattr(package, PREFIXES[variant] + kind)
+
+
+def tiny_config(variant: str = "detr", **changes: Any) -> PreTrainedConfig:
+    """A detector of 0.5 M parameters, most of them in timm's smallest ResNet."""
     values = {
         "backbone": "test_resnet",
         "d_model": 32,
@@ -24,13 +35,13 @@ def tiny_config(**changes: Any) -> DetrConfig:
         "auxiliary_loss": False,
         **changes,
     }
-    return DetrConfig(**values)
+    return class_of(variant, "Config")(**values)
 
 
-def tiny_detector(seed: int = 0, **changes: Any) -> DetrForObjectDetection:
+def tiny_detector(variant: str = "detr", **changes: Any) -> ObjectDetector:
     """A detector with seeded random weights, in eval mode."""
-    torch.manual_seed(seed)
-    return DetrForObjectDetection(tiny_config(**changes)).eval()
+    torch.manual_seed(0)
+    return class_of(variant, "ForObjectDetection")(tiny_config(variant, **changes)).eval()
 
 
 def padded_batch(batch_size: int = 2, height: int = 64, width: int = 96) -> tuple[Tensor, Tensor]:

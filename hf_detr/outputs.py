@@ -1,0 +1,110 @@
+"""What passes between the stages of a detector, and what its forward returns."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers.utils import ModelOutput
+
+
+@dataclass(frozen=True)
+class DecoderOutput:
+    """What a decoder leaves, layer by layer.
+
+    Attributes:
+        layer_states: (N, B, Q, D), the states that the heads read, one per layer.
+        reference_points: (N, B, Q, 2) as (x, y) in [0, 1], the reference that each layer starts
+            from and its box is relative to; None where boxes are absolute.
+        hidden_states: input of the first layer and output of every layer, or None.
+        attentions: self-attention weights of every layer, (B, M, Q, Q) each, or None.
+        cross_attentions: weights over the memory of every layer, or None.
+    """
+
+    layer_states: Tensor
+    reference_points: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    cross_attentions: tuple[Tensor, ...] | None = None
+
+    @classmethod
+    def from_trace(
+        cls,
+        trace: list[tuple[Tensor, Tensor | None, Tensor | None]],
+        norm: nn.Module,
+        output_hidden_states: bool,
+        output_attentions: bool,
+        reference_points: Tensor | None = None,
+    ) -> "DecoderOutput":
+        """Sort what a decoder's loop has gathered.
+
+        Args:
+            trace: the first layer's input, then every layer's output: states (B, Q, D), weights
+                of self-attention and of cross-attention.
+            norm: for the copies that the heads read; the next layer gets the raw state.
+            output_hidden_states, output_attentions: what was asked for.
+            reference_points: (N, B, Q, 2).
+        """
+        states, weights, cross_weights = zip(*trace, strict=True)
+        return cls(
+            layer_states=norm(torch.stack(states[1:])),
+            reference_points=reference_points,
+            hidden_states=states if output_hidden_states else None,
+            attentions=weights[1:] if output_attentions else None,
+            cross_attentions=cross_weights[1:] if output_attentions else None,
+        )
+
+
+@dataclass
+class DetectionModelOutput(ModelOutput):
+    """States of encoder and decoder; entries that weren't asked for are None.
+
+    Attributes:
+        last_hidden_state: (B, Q, D), what the heads read.
+        intermediate_hidden_states: (N, B, Q, D), the same for every decoder layer.
+        reference_points: (N, B, Q, 2) as (x, y) in [0, 1], what the boxes of every layer are
+            relative to, where the variant has them.
+        decoder_hidden_states: input of the decoder and output of each layer, (B, Q, D) each.
+        decoder_attentions: (B, M, Q, Q) per layer.
+        cross_attentions: (B, M, Q, S) per layer.
+        encoder_last_hidden_state: (B, S, D).
+        encoder_hidden_states: input of the encoder and output of each layer, (B, S, D) each.
+        encoder_attentions: (B, M, S, S) per layer.
+    """
+
+    last_hidden_state: Tensor | None = None
+    intermediate_hidden_states: Tensor | None = None
+    reference_points: Tensor | None = None
+    decoder_hidden_states: tuple[Tensor, ...] | None = None
+    decoder_attentions: tuple[Tensor, ...] | None = None
+    cross_attentions: tuple[Tensor, ...] | None = None
+    encoder_last_hidden_state: Tensor | None = None
+    encoder_hidden_states: tuple[Tensor, ...] | None = None
+    encoder_attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class ObjectDetectionOutput(ModelOutput):
+    """Predictions, with the loss if labels were given; further entries as in the model's output.
+
+    Attributes:
+        loss: weighted total, a scalar.
+        loss_dict: its unweighted terms by name, and what is only for logging.
+        logits: (B, Q, C').
+        pred_boxes: (B, Q, 4) as (cx, cy, w, h) in [0, 1], relative to each image without its
+            padding.
+        auxiliary_outputs: per decoder layer but the last a dict of `logits` and `pred_boxes`, if
+            labels were given and the configuration has `auxiliary_loss`.
+    """
+
+    loss: Tensor | None = None
+    loss_dict: dict[str, Tensor] | None = None
+    logits: Tensor | None = None
+    pred_boxes: Tensor | None = None
+    auxiliary_outputs: list[dict[str, Tensor]] | None = None
+    last_hidden_state: Tensor | None = None
+    decoder_hidden_states: tuple[Tensor, ...] | None = None
+    decoder_attentions: tuple[Tensor, ...] | None = None
+    cross_attentions: tuple[Tensor, ...] | None = None
+    encoder_last_hidden_state: Tensor | None = None
+    encoder_hidden_states: tuple[Tensor, ...] | None = None
+    encoder_attentions: tuple[Tensor, ...] | None = None
