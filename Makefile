@@ -15,3 +15,4 @@ quality: .venv
 
 benchmark: .venv
 	$(PYTHON) examples/benchmark.py
+	$(PYTHON) examples/benchmark_operator.py
