@@ -10,12 +10,17 @@ import os
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForObjectDetection
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .configuration_detr import ConditionalDetrConfig, DetrConfig
+from .configuration_detr import ConditionalDetrConfig, DeformableDetrConfig, DetrConfig
 from .detection_pipeline import DetectionPipeline
-from .image_processing_conditional_detr import ConditionalDetrImageProcessor
 from .image_processing_detr import DetrImageProcessor
+from .image_processing_sigmoid_detr import (
+    ConditionalDetrImageProcessor,
+    DeformableDetrImageProcessor,
+)
 from .modeling_conditional_detr import ConditionalDetrForObjectDetection, ConditionalDetrModel
+from .modeling_deformable_detr import DeformableDetrForObjectDetection, DeformableDetrModel
 from .modeling_detr import DetrForObjectDetection, DetrModel
+from .multi_scale_deformable_attention import multi_scale_deformable_attention
 
 __version__ = "0.1.0"
 
@@ -24,11 +29,16 @@ __all__ = [
     "ConditionalDetrForObjectDetection",
     "ConditionalDetrImageProcessor",
     "ConditionalDetrModel",
+    "DeformableDetrConfig",
+    "DeformableDetrForObjectDetection",
+    "DeformableDetrImageProcessor",
+    "DeformableDetrModel",
     "DetectionPipeline",
     "DetrConfig",
     "DetrForObjectDetection",
     "DetrImageProcessor",
     "DetrModel",
+    "multi_scale_deformable_attention",
 ]
 
 
@@ -41,6 +51,12 @@ def _register() -> None:
             ConditionalDetrModel,
             ConditionalDetrForObjectDetection,
             ConditionalDetrImageProcessor,
+        ),
+        (
+            DeformableDetrConfig,
+            DeformableDetrModel,
+            DeformableDetrForObjectDetection,
+            DeformableDetrImageProcessor,
         ),
     ):
         AutoConfig.register(config.model_type, config, exist_ok=True)

@@ -31,7 +31,9 @@ class Backbone(nn.Module):
         self.config = config
         # On the meta device a checkpoint is about to be loaded over the weights.
         pretrained = config.use_pretrained_backbone and torch.get_default_device().type != "meta"
-        model = freeze_batch_norm_2d(_make_timm_model(config, pretrained))
+        model = _make_timm_model(config, pretrained)
+        with next(model.parameters()).device:
+            model = freeze_batch_norm_2d(model)
         # Names on disk: backbone.conv_encoder.model.<timm's names>
         self.conv_encoder = nn.ModuleDict({"model": model})
         self.num_channels: list[int] = model.feature_info.channels()
@@ -113,7 +115,8 @@ def _make_timm_model(config: TimmBackboneConfig, pretrained: bool) -> nn.Module:
             f"{type(error).__name__}: {str(error).rstrip('.')}. timm.list_models() has the names; "
             "pretrained weights need the network or a filled cache, and HF_HUB_OFFLINE not set."
         ) from error
-    return model.to(torch.get_default_device())
+    is_meta = next(model.parameters()).is_meta  # so with accelerate's init_empty_weights()
+    return model if is_meta else model.to(torch.get_default_device())
 
 
 def _any_size_options(model: nn.Module) -> dict[str, bool]:

@@ -76,7 +76,7 @@ class SoftmaxClassification:
         Returns:
             Scores in [0, 1], labels, and the query each detection comes from; all (B, Q).
         """
-        scores, labels = logits.softmax(-1)[..., :-1].max(-1)
+        scores, labels = logits.float().softmax(-1)[..., :-1].max(-1)
         query_indices = torch.arange(labels.shape[-1], device=labels.device).expand_as(labels)
         return scores, labels, query_indices
 
@@ -151,7 +151,7 @@ class SigmoidFocalClassification:
             Scores in [0, 1], labels, and the query each detection comes from; all (B, top_k).
         """
         num_labels = logits.shape[-1]
-        scores, pairs = logits.sigmoid().flatten(1).topk(min(top_k, logits[0].numel()))
+        scores, pairs = logits.float().sigmoid().flatten(1).topk(min(top_k, logits[0].numel()))
         return scores, pairs % num_labels, pairs // num_labels
 
 

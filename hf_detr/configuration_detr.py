@@ -1,18 +1,17 @@
 """Configurations: the fields of `config.json`, with the paper's values as defaults."""
 
 import dataclasses
-import difflib
-import math
 import os
 import warnings
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig, TimmBackboneConfig
-from transformers.activations import ACT2FN
+from transformers import PreTrainedConfig
+
+from .configuration_backbone import SHORT_FORM, make_backbone_config
+from .configuration_checks import check_range, check_transformer, warn_about_misspelt
 
 Number = float | int  # JSON returns 0 for 0.0
-DC5_STRIDE = 16
 
 
 @strict
@@ -93,7 +92,7 @@ class DetrConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.backbone_config = make_backbone_config(
-            self.backbone_config, self.dilation, self.num_channels, kwargs
+            self.backbone_config, self.dilation, self.num_channels, self.num_backbone_levels, kwargs
         )
         warn_about_misspelt(kwargs, type(self))
         for name in WEIGHTS:
@@ -102,6 +101,30 @@ class DetrConfig(PreTrainedConfig):
             if isinstance(value, float) and value.is_integer():
                 setattr(self, name, int(value))
         super().__post_init__(**kwargs)
+        if self.label2id is None or set(self.label2id.values()) != set(self.id2label):
+            self.label2id = {label: index for index, label in self.id2label.items()}
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in transformers, but overrides are checked and derived from like the file's values."""
+        fields = {field.name for field in dataclasses.fields(cls)}
+        fields -= {field.name for field in dataclasses.fields(PreTrainedConfig)} - {"id2label"}
+        names = fields | SHORT_FORM | set(cls.attribute_map) | {"num_labels"}
+        changes = {name: kwargs.pop(name) for name in names & set(kwargs)}
+        replaced = {cls.attribute_map.get(name, name) for name in changes}
+        if replaced & {"id2label", "num_labels"}:
+            replaced |= {"id2label", "label2id", "num_labels"}
+        if replaced & (SHORT_FORM | {"dilation"}):
+            # The backbone is described anew; what the file says of it would contradict.
+            nested = config_dict.get("backbone_config") or {}
+            changes.setdefault("backbone", nested.get("backbone", config_dict.get("backbone")))
+            replaced |= SHORT_FORM | {"backbone_config"}
+        kept = {
+            name: value
+            for name, value in config_dict.items()
+            if cls.attribute_map.get(name, name) not in replaced
+        }
+        return super().from_dict({**kept, **changes}, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """Write `config.json`; arguments as in transformers."""
@@ -113,6 +136,11 @@ class DetrConfig(PreTrainedConfig):
                 stacklevel=2,
             )
         super().save_pretrained(save_directory, **kwargs)
+
+    @property
+    def num_backbone_levels(self) -> int:
+        """How many of the backbone's last feature maps are taken, unless the file says which."""
+        return 4
 
     @property
     def backbone(self) -> str:
@@ -152,6 +180,67 @@ class ConditionalDetrConfig(DetrConfig):
         check_range(self, ("cls_loss_coefficient",), low=0)
 
 
+@strict
+class DeformableDetrConfig(DetrConfig):
+    """Configuration of Deformable DETR (arXiv 2010.04159); fields as DETR's but for these.
+
+    Args:
+        num_feature_levels: feature levels; beyond the backbone's three, by strided convolution.
+        encoder_n_points, decoder_n_points: sampling points per head and level.
+        with_box_refine: every decoder layer refines the boxes of the one before.
+        two_stage: queries start from the encoder's best proposals; needs `with_box_refine`.
+        two_stage_num_proposals: how many proposals, then the number of queries.
+        cls_loss_coefficient: weight of the classification loss; transformers uses 1.
+        focal_alpha: weight of an object's class in the focal loss, in [0, 1].
+        tie_word_embeddings: heads that share weights do; transformers' name for it.
+        disable_custom_kernels, return_intermediate, max_position_embeddings: written by
+            transformers, not used here.
+    """
+
+    model_type = "deformable_detr"
+
+    num_queries: int = 300
+    encoder_ffn_dim: int = 1024
+    decoder_ffn_dim: int = 1024
+    num_feature_levels: int = 4
+    encoder_n_points: int = 4
+    decoder_n_points: int = 4
+    with_box_refine: bool = False
+    two_stage: bool = False
+    two_stage_num_proposals: int = 300
+    # Deviation: the paper's cost and weight of the class are 2, transformers' 1.
+    class_cost: Number = 2
+    cls_loss_coefficient: Number = 2
+    focal_alpha: Number = 0.25
+    tie_word_embeddings: bool = True
+    disable_custom_kernels: bool = False
+    return_intermediate: bool = True
+    max_position_embeddings: int = 1024
+
+    @property
+    def num_backbone_levels(self) -> int:
+        """How many of the backbone's last feature maps are taken, unless the file says which."""
+        return min(3, self.num_feature_levels)
+
+    def validate_architecture(self) -> None:
+        """Refuse values that no model can be built from; called by the base class."""
+        super().validate_architecture()
+        check_range(self, ("focal_alpha",), low=0, high=1)
+        check_range(self, ("cls_loss_coefficient",), low=0)
+        sizes = ("num_feature_levels", "encoder_n_points", "decoder_n_points")
+        check_range(self, (*sizes, "two_stage_num_proposals"), low=1)
+        if self.d_model % 32:
+            raise ValueError(
+                f"d_model is {self.d_model}; it must be a multiple of 32, the number of groups "
+                "that every feature level is normalised in."
+            )
+        if self.two_stage and not self.with_box_refine:
+            raise ValueError(
+                "two_stage=True needs with_box_refine=True: the second stage refines the boxes "
+                "that the first proposes."
+            )
+
+
 POSITIVE_INTEGERS = (
     *("num_channels", "num_queries", "d_model", "encoder_layers", "decoder_layers"),
     *("encoder_attention_heads", "decoder_attention_heads", "encoder_ffn_dim", "decoder_ffn_dim"),
@@ -161,123 +250,3 @@ WEIGHTS = (
     *("class_cost", "bbox_cost", "giou_cost", "bbox_loss_coefficient", "giou_loss_coefficient"),
     *("mask_loss_coefficient", "dice_loss_coefficient", "eos_coefficient"),
 )
-
-
-def make_backbone_config(
-    backbone_config: dict | PreTrainedConfig | None,
-    dilation: bool,
-    num_channels: int,
-    kwargs: dict[str, Any],
-) -> TimmBackboneConfig:
-    """The nested backbone configuration, from any form that transformers 4 and 5 wrote.
-
-    transformers 5 nests it; transformers 4 wrote `backbone`, `backbone_kwargs`,
-    `use_timm_backbone` and `use_pretrained_backbone` beside the other fields. These four are
-    taken out of `kwargs`.
-
-    Raises:
-        ValueError: if two forms name different backbones, or the backbone isn't one of timm's.
-    """
-    name = kwargs.pop("backbone", None)
-    options = kwargs.pop("backbone_kwargs", None) or {}
-    use_timm = kwargs.pop("use_timm_backbone", True)
-    use_pretrained = kwargs.pop("use_pretrained_backbone", None)
-
-    unknown = set(options) - {"in_chans", "out_indices", "output_stride"}
-    if unknown:
-        raise ValueError(
-            f"backbone_kwargs has {sorted(unknown)}; only in_chans, out_indices and output_stride "
-            "are understood, others would be lost."
-        )
-    nested = backbone_config or {}
-    if isinstance(nested, PreTrainedConfig):
-        nested = nested.to_dict()
-    kind = nested.get("model_type", "timm_backbone")
-    if kind != "timm_backbone" or use_timm is False:
-        raise ValueError(
-            f"The configuration asks for transformers' own backbone (model_type {kind!r}, "
-            f"use_timm_backbone={use_timm}); hf_detr takes backbones from timm only. Name a timm "
-            "model, for example backbone='resnet50', and use weights saved with it (on the Hub "
-            "usually revision 'main')."
-        )
-    if name is not None and nested.get("backbone", name) != name:
-        raise ValueError(
-            f"backbone={name!r}, but backbone_config names {nested['backbone']!r}; give one."
-        )
-    # Counted from the end, the last four levels exist whether or not timm lists the stem as one.
-    levels = [1, 2, 3, 4] if name is None else [-4, -3, -2, -1]
-    values = {
-        "backbone": name or "resnet50",
-        "num_channels": options.get("in_chans", num_channels),
-        "out_indices": list(options.get("out_indices") or levels),
-        "output_stride": options.get("output_stride"),
-        "use_pretrained_backbone": False,
-        **nested,
-    }
-    if use_pretrained is not None:
-        values["use_pretrained_backbone"] = use_pretrained
-    values.pop("model_type", None)
-    if values["num_channels"] != num_channels:
-        raise ValueError(
-            f"num_channels is {num_channels}, but the backbone's is {values['num_channels']}; both "
-            "are the channels of pixel_values and must be equal."
-        )
-    if dilation and values["output_stride"] is None:
-        values["output_stride"] = DC5_STRIDE
-    return TimmBackboneConfig(**values)
-
-
-def warn_about_misspelt(kwargs: dict[str, Any], config_class: type[PreTrainedConfig]) -> None:
-    """Warn of unknown keys that look like a field: the base class keeps any key, silently."""
-    fields = [field.name for field in dataclasses.fields(config_class)]
-    for key in kwargs:
-        close = difflib.get_close_matches(key, fields, n=1, cutoff=0.85)
-        if close and key not in config_class.attribute_map:
-            warnings.warn(
-                f"{config_class.__name__} has no field {key!r}, so it changes nothing; did you "
-                f"mean {close[0]!r}?",
-                stacklevel=2,
-            )
-
-
-def check_range(
-    config: PreTrainedConfig, names: tuple[str, ...], low: Number, high: Number = math.inf
-) -> None:
-    """Refuse fields outside [low, high], infinity and NaN."""
-    for name in names:
-        value = getattr(config, name)
-        if not (low <= value <= high and math.isfinite(value)):
-            limits = f"at least {low} and finite" if high == math.inf else f"from {low} to {high}"
-            raise ValueError(f"{name} is {value}; it must be {limits}.")
-
-
-def check_transformer(config: PreTrainedConfig) -> None:
-    """Refuse widths, head counts, names and drops that no transformer can be built from."""
-    if config.d_model % 4:
-        raise ValueError(
-            f"d_model is {config.d_model}; it must be a multiple of 4: the position encoding "
-            "gives a half to y and a half to x, and each half to sines and cosines."
-        )
-    for name in ("encoder_attention_heads", "decoder_attention_heads"):
-        heads = getattr(config, name)
-        if heads > 0 and config.d_model % heads:
-            raise ValueError(
-                f"d_model ({config.d_model}) isn't a multiple of {name} ({heads}); every head "
-                "needs the same width."
-            )
-    if config.activation_function not in ACT2FN:
-        raise ValueError(
-            f"activation_function {config.activation_function!r} is unknown; use one of "
-            f"{', '.join(sorted(ACT2FN))}."
-        )
-    if config.position_embedding_type not in ("sine", "learned"):
-        raise ValueError(
-            f"position_embedding_type is {config.position_embedding_type!r}; use 'sine' or "
-            "'learned'."
-        )
-    for name in ("encoder_layerdrop", "decoder_layerdrop"):
-        if getattr(config, name) != 0:
-            raise ValueError(
-                f"{name} is {getattr(config, name)}; dropping whole layers isn't part of DETR "
-                "and isn't implemented here. Set it to 0."
-            )

@@ -38,6 +38,8 @@ class DetectionCriterion:
             "loss_giou": giou_weight,
         }
 
+    # Matching leaves torch for scipy; a compiled training step goes round the loss.
+    @torch.compiler.disable
     def __call__(
         self, logits: Tensor, pred_boxes: Tensor, labels: list[dict[str, Tensor]]
     ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -70,7 +72,7 @@ class DetectionCriterion:
         num_layers = len(logits)
         layer, image, query, index = _flatten(matches, logits.device)
         matched_labels = targets.class_labels[image, index]  # (N * P,)
-        num_objects = torch.tensor(float(sum(targets.counts)), device=logits.device)
+        num_objects = logits.new_full((), sum(targets.counts))
         num_boxes = mean_over_processes(num_objects).clamp(min=1)
 
         target_classes = torch.full(
@@ -91,10 +93,28 @@ class DetectionCriterion:
         class_error = _class_error(logits[-1, image[last], query[last]], matched_labels[last])
         return total, {**_name_by_layer(terms), "class_error": class_error}
 
+    def proposal_loss(
+        self, logits: Tensor, pred_boxes: Tensor, labels: list[dict[str, Tensor]]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of the encoder's proposals, which learn boxes and "some object", class 0.
+
+        Args:
+            logits: (B, S, C'), one proposal per token.
+            pred_boxes: (B, S, 4), (cx, cy, w, h) in [0, 1].
+            labels: as in a call.
+
+        Returns:
+            The weighted total, and its unweighted terms, with the suffix `_enc`.
+        """
+        objects = [{**t, "class_labels": torch.zeros_like(t["class_labels"])} for t in labels]
+        total, terms = self(logits[None], pred_boxes[None], objects)
+        terms.pop("class_error")
+        return total, {f"{name}_enc": value for name, value in terms.items()}
+
     @torch.no_grad()
     def _cardinality_error(self, logits: Tensor, targets: Targets) -> Tensor:
         """Mean over images of |predicted − true number of objects|, (N,); for logging."""
-        counts = torch.tensor(targets.counts, device=logits.device)
+        counts = torch.tensor(targets.counts).to(logits.device, non_blocking=True)
         predicted = self.classification.num_predicted_objects(logits)  # (N, B)
         return (predicted - counts).abs().float().mean(1)
 
@@ -130,7 +150,7 @@ def _flatten(matches: Matches, device: torch.device) -> tuple[Tensor, Tensor, Te
 def _class_error(logits: Tensor, labels: Tensor) -> Tensor:
     """Percentage of matched queries (P, C') whose best class isn't the object's (P,)."""
     if len(labels) == 0:
-        return logits.new_tensor(100.0)
+        return logits.new_full((), 100)
     return 100 - 100 * (logits.argmax(-1) == labels).float().mean()
 
 

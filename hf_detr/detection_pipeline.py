@@ -21,8 +21,11 @@ class DetectionPipeline(ObjectDetectionPipeline):
     def preprocess(self, image: Any, timeout: float | None = None) -> dict[str, Any]:
         inputs = super().preprocess(image, timeout)
         if isinstance(self.model, ObjectDetector):
-            inputs["pixel_values"] = [inputs["pixel_values"]]
-            inputs["pixel_mask"] = [inputs["pixel_mask"]]
+            pixel_values = inputs["pixel_values"]
+            # Without it the padding of a batch would pass as real pixels.
+            ones = torch.ones_like(pixel_values[:, 0], dtype=torch.int64)
+            inputs["pixel_mask"] = [inputs.get("pixel_mask", ones)]
+            inputs["pixel_values"] = [pixel_values]
         return inputs
 
     def _forward(self, model_inputs: dict[str, Any]) -> ModelOutput:

@@ -6,93 +6,23 @@ encoder attends, how queries are decoded, and which heads read them.
 """
 
 from abc import abstractmethod
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 
-from .backbone import Backbone, reset_timm_module
+from .backbone import Backbone
 from .criterion import DetectionCriterion
 from .encoder import Encoder
 from .feature_pyramid import FeaturePyramid, build_pyramid
-from .outputs import DecoderOutput, DetectionModelOutput, ObjectDetectionOutput
+from .outputs import (
+    DecoderOutput,
+    DetectionModelOutput,
+    ObjectDetectionOutput,
+    split_sampling,
+)
 from .position_encoding import make_position_encoding
-
-
-class DetectionPreTrainedModel(PreTrainedModel):
-    """What the bare model and the detector share: loading, initialisation, backbone, queries."""
-
-    base_model_prefix = "model"
-    main_input_name = "pixel_values"
-    input_modalities = ("image",)
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    # Frozen batch norm has no use for them, but files hold them.
-    _keys_to_ignore_on_load_unexpected = [r"num_batches_tracked"]
-    # Without it the Trainer would not average the loss over accumulated batches.
-    accepts_loss_kwargs = False
-
-    @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """Load config and safetensors from a folder or the Hub; as in transformers otherwise.
-
-        Raises:
-            ValueError: if asked to load a pickle.
-        """
-        if not kwargs.setdefault("use_safetensors", True):
-            raise ValueError(
-                "use_safetensors=False would unpickle weights, which can run code; hf_detr loads "
-                "safetensors only. transformers can convert: load there, save_pretrained."
-            )
-        loaded = super().from_pretrained(*args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
-        model.base_model.backbone.restore_buffers()
-        return loaded
-
-    def _init_weights(self, module: nn.Module) -> None:
-        # Each module with weights, torch's or ours, draws its own; transformers doesn't come here
-        # for modules that only contain others. Not every timm module spares loaded weights.
-        weights = list(module.parameters(recurse=False))
-        if weights and all(getattr(weight, "_is_hf_initialized", False) for weight in weights):
-            return
-        if hasattr(module, "reset_parameters"):
-            module.reset_parameters()
-        else:
-            reset_timm_module(module)
-
-    def freeze_backbone(self) -> None:
-        """Train nothing of the backbone."""
-        self.base_model.backbone.freeze()
-
-    def unfreeze_backbone(self, num_frozen_stages: int = 1) -> None:
-        """Train the backbone but for its stem and first stages (paper: 1); 0 trains all of it.
-
-        Batch norm keeps its statistics in any case.
-        """
-        self.base_model.backbone.freeze(num_frozen_stages)
-
-    @torch.no_grad()
-    def resize_queries(self, num_queries: int) -> None:
-        """Change the number of object queries; learned ones stay, in order.
-
-        Additional queries are drawn anew: queries must differ to learn different objects, so
-        copies of learned ones would not do. Fewer queries keep the first ones.
-
-        Raises:
-            ValueError: if `num_queries` isn't positive.
-        """
-        if num_queries < 1:
-            raise ValueError(f"num_queries is {num_queries}; a detector needs at least 1.")
-        old = self.base_model.query_position_embeddings
-        new = nn.Embedding(
-            num_queries, old.embedding_dim, device=old.weight.device, dtype=old.weight.dtype
-        )
-        kept = min(num_queries, old.num_embeddings)
-        new.weight[:kept] = old.weight[:kept]
-        new.weight.requires_grad_(old.weight.requires_grad)
-        self.base_model.query_position_embeddings = new
-        self.config.num_queries = num_queries
+from .pretrained_model import DetectionPreTrainedModel
 
 
 class DetectionTransformer(DetectionPreTrainedModel):
@@ -104,13 +34,16 @@ class DetectionTransformer(DetectionPreTrainedModel):
 
     query_position_embeddings: nn.Embedding
     decoder: nn.Module
+    # Added to the count of cells before sines are taken of it.
+    position_offset: float = 0.0
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)
         self.backbone = Backbone(config.backbone_config)
         self.position_embedding = make_position_encoding(
-            config.position_embedding_type, config.d_model
+            config.position_embedding_type, config.d_model, self.position_offset
         )
+        self.level_embed: nn.Parameter | None = None  # (L, D), in variants with several levels
         self.encoder = Encoder(config, self.make_encoder_attention)
 
     @staticmethod
@@ -134,10 +67,16 @@ class DetectionTransformer(DetectionPreTrainedModel):
 
         Unless overridden, the decoder starts from the learned embeddings of the queries.
         """
-        queries = self.query_position_embeddings.weight.expand(memory.shape[0], -1, -1)  # (B, Q, D)
+        queries = self.query_embeddings(memory)
         return self.decoder(
             queries, memory, position_embeddings, pyramid, output_hidden_states, output_attentions
         )
+
+    def query_embeddings(self, memory: Tensor) -> Tensor:
+        """Learned embeddings (B, Q, …) of the queries, for a memory (B, S, D)."""
+        # Called, not read: Accelerate may keep the table elsewhere until then.
+        indices = torch.arange(self.config.num_queries, device=memory.device)
+        return self.query_position_embeddings(indices).expand(memory.shape[0], -1, -1)
 
     def forward(
         self,
@@ -167,7 +106,7 @@ class DetectionTransformer(DetectionPreTrainedModel):
 
         feature_maps = self.backbone(pixel_values.to(self.dtype))
         hidden_states, position_embeddings, pyramid = build_pyramid(
-            self.project(feature_maps), pixel_mask, self.position_embedding
+            self.project(feature_maps), pixel_mask, self.position_embedding, self.level_embed
         )
         encoded = self.encoder(
             hidden_states, position_embeddings, pyramid, output_hidden_states, output_attentions
@@ -179,18 +118,26 @@ class DetectionTransformer(DetectionPreTrainedModel):
             output_hidden_states,
             output_attentions,
         )
+        encoder_attentions, encoder_locations = split_sampling(encoded.attentions)
+        cross_attentions, decoder_locations = split_sampling(decoded.cross_attentions)
         output = DetectionModelOutput(
             last_hidden_state=decoded.layer_states[-1],
             intermediate_hidden_states=decoded.layer_states,
             reference_points=decoded.reference_points,
             decoder_hidden_states=decoded.hidden_states,
             decoder_attentions=decoded.attentions,
-            cross_attentions=decoded.cross_attentions,
+            cross_attentions=cross_attentions,
             encoder_last_hidden_state=encoded.last_hidden_state,
             encoder_hidden_states=encoded.hidden_states,
-            encoder_attentions=encoded.attentions,
+            encoder_attentions=encoder_attentions,
+            encoder_sampling_locations=encoder_locations,
+            decoder_sampling_locations=decoder_locations,
+            enc_outputs_class=decoded.enc_outputs_class,
+            enc_outputs_coord_logits=decoded.enc_outputs_coord_logits,
         )
-        return output if return_dict is not False else output.to_tuple()
+        if return_dict is None:
+            return_dict = self.config.return_dict
+        return output if return_dict else output.to_tuple()
 
 
 class ObjectDetector(DetectionPreTrainedModel):
@@ -205,9 +152,12 @@ class ObjectDetector(DetectionPreTrainedModel):
 
     @abstractmethod
     def predict(
-        self, layer_states: Tensor, reference_points: Tensor | None
+        self, layer_states: Tensor, reference_points: tuple[Tensor, ...] | None
     ) -> tuple[Tensor, Tensor]:
-        """Hook: logits (N, B, Q, C') and boxes (N, B, Q, 4) from states (N, B, Q, D)."""
+        """Hook: logits (N, B, Q, C') and boxes (N, B, Q, 4) of the last N decoder layers.
+
+        Given are their states (N, B, Q, D) and, where there are any, their references.
+        """
 
     def forward(
         self,
@@ -232,7 +182,9 @@ class ObjectDetector(DetectionPreTrainedModel):
         Raises:
             ValueError, TypeError: if images or labels can't be used, in words.
         """
-        outputs = self.model(pixel_values, pixel_mask, output_hidden_states, output_attentions)
+        outputs = self.model(
+            pixel_values, pixel_mask, output_hidden_states, output_attentions, return_dict=True
+        )
         every_layer = labels is not None and self.config.auxiliary_loss
         layers = slice(None) if every_layer else slice(-1, None)
         references = outputs.reference_points
@@ -243,6 +195,10 @@ class ObjectDetector(DetectionPreTrainedModel):
         loss = loss_dict = auxiliary_outputs = None
         if labels is not None:
             loss, loss_dict = self.criterion(logits, pred_boxes, labels)
+            if outputs.enc_outputs_class is not None:
+                proposals = outputs.enc_outputs_class, outputs.enc_outputs_coord_logits.sigmoid()
+                proposal_loss, proposal_dict = self.criterion.proposal_loss(*proposals, labels)
+                loss, loss_dict = loss + proposal_loss, {**loss_dict, **proposal_dict}
             if self.config.auxiliary_loss:
                 auxiliary_outputs = [
                     {"logits": layer_logits, "pred_boxes": layer_boxes}
@@ -261,8 +217,15 @@ class ObjectDetector(DetectionPreTrainedModel):
             encoder_last_hidden_state=outputs.encoder_last_hidden_state,
             encoder_hidden_states=outputs.encoder_hidden_states,
             encoder_attentions=outputs.encoder_attentions,
+            encoder_sampling_locations=outputs.encoder_sampling_locations,
+            decoder_sampling_locations=outputs.decoder_sampling_locations,
+            reference_points=outputs.reference_points if output_attentions else None,
+            enc_outputs_class=outputs.enc_outputs_class,
+            enc_outputs_coord_logits=outputs.enc_outputs_coord_logits,
         )
-        return output if return_dict is not False else output.to_tuple()
+        if return_dict is None:
+            return_dict = self.config.return_dict
+        return output if return_dict else output.to_tuple()
 
 
 def check_images(pixel_values: Tensor, pixel_mask: Tensor | None, num_channels: int) -> None:

@@ -2,8 +2,10 @@
 
 import math
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import initialization as init
 
 from .classification import Classification
 
@@ -40,13 +42,23 @@ class MLP(nn.Module):
         return last(hidden_states)
 
 
-class ZeroLinear(nn.Linear):
-    """Linear layer that starts as zero, so that predicted boxes start at their references."""
+class ReferenceLinear(nn.Linear):
+    """Last layer of a box head; it starts with boxes at their references, of one given size.
+
+    Args:
+        d_model: width of its input.
+        size_bias: logit of width and height at first; 0 is half the image, or the reference's.
+    """
+
+    def __init__(self, d_model: int, size_bias: float) -> None:
+        self.size_bias = size_bias  # torch resets parameters while it builds
+        super().__init__(d_model, 4)
 
     def reset_parameters(self) -> None:
-        """Zero weights and biases."""
+        """Zero weights; biases (0, 0, size, size)."""
         nn.init.zeros_(self.weight)
-        nn.init.zeros_(self.bias)
+        bias = torch.tensor([0.0, 0.0, self.size_bias, self.size_bias])
+        init.copy_(self.bias, bias)
 
 
 class PriorLinear(nn.Linear):
@@ -76,9 +88,12 @@ def make_class_head(d_model: int, classification: Classification) -> nn.Linear:
     return PriorLinear(d_model, classification.num_logits, classification.prior_probability)
 
 
-def make_box_head(d_model: int, starts_at_zero: bool = False) -> MLP:
-    """Three-layer perceptron from a query (..., D) to box deltas (..., 4)."""
+def make_box_head(d_model: int, size_bias: float | None = None) -> MLP:
+    """Three-layer perceptron from a query (..., D) to box deltas (..., 4).
+
+    With a `size_bias` its boxes start at their references, see `ReferenceLinear`.
+    """
     head = MLP(d_model, d_model, 4, num_layers=3)
-    if starts_at_zero:
-        head.layers[-1] = ZeroLinear(d_model, 4)
+    if size_bias is not None:
+        head.layers[-1] = ReferenceLinear(d_model, size_bias)
     return head

@@ -17,7 +17,14 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 from .annotations import normalize_target, pad_target, prepare_detection_target, resize_target
 from .classification import SoftmaxClassification
 from .image_reading import read_images
-from .image_settings import check_settings, padded_hw, resized_hw, standard_size
+from .image_settings import (
+    DEFAULT_LONGEST_EDGE,
+    DEFAULT_SHORTEST_EDGE,
+    check_settings,
+    padded_hw,
+    resized_hw,
+    standard_size,
+)
 from .postprocess import detections_per_image
 
 
@@ -59,7 +66,7 @@ class DetrImageProcessor(TorchvisionBackend):
     model_input_names = ["pixel_values", "pixel_mask"]
     default_to_square = False
     do_resize = True
-    size = {"shortest_edge": 800, "longest_edge": 1333}
+    size = {"shortest_edge": DEFAULT_SHORTEST_EDGE, "longest_edge": DEFAULT_LONGEST_EDGE}
     resample = PILImageResampling.BILINEAR
     do_rescale = True
     do_normalize = True
@@ -72,7 +79,9 @@ class DetrImageProcessor(TorchvisionBackend):
         # Names of transformers 4 and older, as they still stand in files on the Hub.
         if "pad_and_return_pixel_mask" in kwargs:
             kwargs.setdefault("do_pad", kwargs.pop("pad_and_return_pixel_mask"))
-        kwargs["size"] = standard_size(kwargs.get("size"), kwargs.pop("max_size", 1333))
+        kwargs["size"] = standard_size(
+            kwargs.get("size"), kwargs.pop("max_size", DEFAULT_LONGEST_EDGE)
+        )
         if kwargs.get("do_convert_annotations") is None:
             do_normalize = kwargs.get("do_normalize")
             kwargs["do_convert_annotations"] = do_normalize is not False

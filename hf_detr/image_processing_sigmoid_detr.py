@@ -1,4 +1,4 @@
-"""Conditional DETR's image processor: DETR's, for outputs that are sigmoids."""
+"""Image processors of the variants whose classes are sigmoids: Conditional and Deformable DETR."""
 
 from typing import Any
 
@@ -37,3 +37,7 @@ class ConditionalDetrImageProcessor(DetrImageProcessor):
         scores, labels, queries = SigmoidFocalClassification.detections(outputs.logits, top_k)
         boxes = outputs.pred_boxes.gather(1, queries[..., None].expand(-1, -1, 4))
         return detections_per_image(scores, labels, boxes, threshold, target_sizes)
+
+
+class DeformableDetrImageProcessor(ConditionalDetrImageProcessor):
+    """The same under the name that Deformable DETR's files carry."""

@@ -153,7 +153,7 @@ class ConditionalDetrDecoder(nn.Module):
         return DecoderOutput.from_trace(
             trace,
             norm=self.layernorm,
-            reference_points=reference_points.expand(len(self.layers), -1, -1, -1),
+            reference_points=(reference_points,) * len(self.layers),
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
         )
@@ -194,11 +194,13 @@ class ConditionalDetrForObjectDetection(ObjectDetector):
         classification = SigmoidFocalClassification(config.num_labels, config.focal_alpha)
         self.model = ConditionalDetrModel(config)
         self.class_labels_classifier = make_class_head(config.d_model, classification)
-        self.bbox_predictor = make_box_head(config.d_model, starts_at_zero=True)
+        self.bbox_predictor = make_box_head(config.d_model, size_bias=0.0)
         self.criterion = make_criterion(config, classification, config.cls_loss_coefficient)
         self.post_init()
 
-    def predict(self, layer_states: Tensor, reference_points: Tensor) -> tuple[Tensor, Tensor]:
+    def predict(
+        self, layer_states: Tensor, reference_points: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor]:
         deltas = self.bbox_predictor(layer_states)
-        boxes = boxes_from_deltas(deltas, reference_points)
+        boxes = boxes_from_deltas(deltas, torch.stack(reference_points))
         return self.class_labels_classifier(layer_states), boxes

@@ -146,7 +146,7 @@ class DetrForObjectDetection(ObjectDetector):
         self.post_init()
 
     def predict(
-        self, layer_states: Tensor, reference_points: Tensor | None
+        self, layer_states: Tensor, reference_points: tuple[Tensor, ...] | None
     ) -> tuple[Tensor, Tensor]:
         logits = self.class_labels_classifier(layer_states)
-        return logits, boxes_from_deltas(self.bbox_predictor(layer_states), reference_points)
+        return logits, boxes_from_deltas(self.bbox_predictor(layer_states))

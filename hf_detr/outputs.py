@@ -1,6 +1,7 @@
 """What passes between the stages of a detector, and what its forward returns."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,18 +14,23 @@ class DecoderOutput:
 
     Attributes:
         layer_states: (N, B, Q, D), the states that the heads read, one per layer.
-        reference_points: (N, B, Q, 2) as (x, y) in [0, 1], the reference that each layer starts
-            from and its box is relative to; None where boxes are absolute.
+        reference_points: per layer (B, Q, 2) as (x, y) or (B, Q, 4) as (cx, cy, w, h) in [0, 1],
+            the reference that the layer starts from and its box is relative to; None where boxes
+            are absolute.
         hidden_states: input of the first layer and output of every layer, or None.
         attentions: self-attention weights of every layer, (B, M, Q, Q) each, or None.
         cross_attentions: weights over the memory of every layer, or None.
+        enc_outputs_class: class logits (B, S, C') of every token as a proposal, or None.
+        enc_outputs_coord_logits: boxes of the proposals before the sigmoid, (B, S, 4), or None.
     """
 
     layer_states: Tensor
-    reference_points: Tensor | None = None
+    reference_points: tuple[Tensor, ...] | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
     cross_attentions: tuple[Tensor, ...] | None = None
+    enc_outputs_class: Tensor | None = None
+    enc_outputs_coord_logits: Tensor | None = None
 
     @classmethod
     def from_trace(
@@ -33,7 +39,7 @@ class DecoderOutput:
         norm: nn.Module,
         output_hidden_states: bool,
         output_attentions: bool,
-        reference_points: Tensor | None = None,
+        **others: Any,
     ) -> "DecoderOutput":
         """Sort what a decoder's loop has gathered.
 
@@ -42,15 +48,16 @@ class DecoderOutput:
                 of self-attention and of cross-attention.
             norm: for the copies that the heads read; the next layer gets the raw state.
             output_hidden_states, output_attentions: what was asked for.
-            reference_points: (N, B, Q, 2).
+            **others: further attributes, as they are.
         """
         states, weights, cross_weights = zip(*trace, strict=True)
         return cls(
-            layer_states=norm(torch.stack(states[1:])),
-            reference_points=reference_points,
+            # Layers may lie on several devices.
+            layer_states=norm(torch.stack([state.to(states[-1].device) for state in states[1:]])),
             hidden_states=states if output_hidden_states else None,
             attentions=weights[1:] if output_attentions else None,
             cross_attentions=cross_weights[1:] if output_attentions else None,
+            **others,
         )
 
 
@@ -61,25 +68,33 @@ class DetectionModelOutput(ModelOutput):
     Attributes:
         last_hidden_state: (B, Q, D), what the heads read.
         intermediate_hidden_states: (N, B, Q, D), the same for every decoder layer.
-        reference_points: (N, B, Q, 2) as (x, y) in [0, 1], what the boxes of every layer are
-            relative to, where the variant has them.
+        reference_points: per decoder layer (B, Q, 2) as (x, y) or (B, Q, 4) as (cx, cy, w, h) in
+            [0, 1], what its boxes are relative to, where the variant has them.
         decoder_hidden_states: input of the decoder and output of each layer, (B, Q, D) each.
         decoder_attentions: (B, M, Q, Q) per layer.
         cross_attentions: (B, M, Q, S) per layer.
         encoder_last_hidden_state: (B, S, D).
         encoder_hidden_states: input of the encoder and output of each layer, (B, S, D) each.
         encoder_attentions: (B, M, S, S) per layer.
+        encoder_sampling_locations, decoder_sampling_locations: where deformable attention looked,
+            (B, Q, M, L, K, 2) per layer as (x, y) in [0, 1]; its attentions are (B, Q, M, L, K).
+        enc_outputs_class: two stages: class logits (B, S, C') of every token as a proposal.
+        enc_outputs_coord_logits: two stages: their boxes before the sigmoid, (B, S, 4).
     """
 
     last_hidden_state: Tensor | None = None
     intermediate_hidden_states: Tensor | None = None
-    reference_points: Tensor | None = None
+    reference_points: tuple[Tensor, ...] | None = None
     decoder_hidden_states: tuple[Tensor, ...] | None = None
     decoder_attentions: tuple[Tensor, ...] | None = None
     cross_attentions: tuple[Tensor, ...] | None = None
     encoder_last_hidden_state: Tensor | None = None
     encoder_hidden_states: tuple[Tensor, ...] | None = None
     encoder_attentions: tuple[Tensor, ...] | None = None
+    encoder_sampling_locations: tuple[Tensor, ...] | None = None
+    decoder_sampling_locations: tuple[Tensor, ...] | None = None
+    enc_outputs_class: Tensor | None = None
+    enc_outputs_coord_logits: Tensor | None = None
 
 
 @dataclass
@@ -108,3 +123,18 @@ class ObjectDetectionOutput(ModelOutput):
     encoder_last_hidden_state: Tensor | None = None
     encoder_hidden_states: tuple[Tensor, ...] | None = None
     encoder_attentions: tuple[Tensor, ...] | None = None
+    encoder_sampling_locations: tuple[Tensor, ...] | None = None
+    decoder_sampling_locations: tuple[Tensor, ...] | None = None
+    enc_outputs_class: Tensor | None = None
+    enc_outputs_coord_logits: Tensor | None = None
+    reference_points: tuple[Tensor, ...] | None = None
+
+
+def split_sampling(
+    attentions: tuple[Any, ...] | None,
+) -> tuple[tuple[Tensor, ...] | None, tuple[Tensor, ...] | None]:
+    """Attention weights per layer, and sampling locations where attention is deformable."""
+    if not attentions or isinstance(attentions[0], Tensor):
+        return attentions, None
+    weights, locations = zip(*attentions, strict=True)
+    return weights, locations

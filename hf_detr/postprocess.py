@@ -49,4 +49,9 @@ def _scale_xyxy(
             "(height, width) per image."
         )
     sizes_hw = torch.stack([torch.as_tensor(size_hw) for size_hw in target_sizes]).to(boxes)
+    if sizes_hw.shape != (len(boxes), 2):
+        raise ValueError(
+            f"target_sizes has shape {tuple(sizes_hw.shape)}; give one (height, width) per image, "
+            f"({len(boxes)}, 2)."
+        )
     return sizes_hw.flip(-1).repeat(1, 2)[:, None]

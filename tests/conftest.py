@@ -18,7 +18,7 @@ def reference_dir() -> Path:
     return path
 
 
-@pytest.fixture(params=["detr", "conditional_detr"])
+@pytest.fixture(params=["detr", "conditional_detr", "deformable_detr"])
 def variant(request: pytest.FixtureRequest) -> str:
     """Every variant in turn, by its model type."""
     return request.param

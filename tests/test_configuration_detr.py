@@ -9,7 +9,7 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from transformers import TimmBackboneConfig
 
-from hf_detr.configuration_detr import ConditionalDetrConfig, DetrConfig
+from hf_detr.configuration_detr import ConditionalDetrConfig, DeformableDetrConfig, DetrConfig
 
 FIXTURES = Path(__file__).parent / "fixtures"
 STORED = ["config_detr_resnet50_hub", "config_detr_v4.57", "config_detr_dc5_v5.23"]
@@ -58,6 +58,7 @@ def test_all_reference_configurations_are_read(reference_dir: Path, tmp_path: Pa
     for folder, config_class in (
         ("detr*", DetrConfig),
         ("conditional-detr*", ConditionalDetrConfig),
+        ("deformable-detr*", DeformableDetrConfig),
     ):
         paths = sorted(reference_dir.glob(f"transformers/{folder}/config_v*.json"))
         assert len(paths) >= 6
@@ -290,3 +291,46 @@ def test_foreign_keys_pass() -> None:
             num_labels=3, output_attentions=True, my_dataset="garments", scale_embedding=False
         )
     assert config.my_dataset == "garments" and config.output_attentions
+
+
+def test_overrides_are_derived_and_checked_like_the_file(tmp_path: Path) -> None:
+    """Protects `from_pretrained(folder, field=...)`: DC5, another backbone, refusals."""
+    DetrConfig(auxiliary_loss=False).save_pretrained(tmp_path)
+    dc5 = DetrConfig.from_pretrained(tmp_path, dilation=True)
+    assert dc5.backbone_config.output_stride == 16 and dc5.backbone == "resnet50"
+    assert DetrConfig.from_pretrained(tmp_path, backbone="resnet18").backbone == "resnet18"
+    nested = DetrConfig.from_pretrained(tmp_path, use_pretrained_backbone=True).backbone_config
+    assert nested.use_pretrained_backbone and nested.backbone == "resnet50"
+    assert DetrConfig.from_pretrained(tmp_path, hidden_size=128).d_model == 128
+    for wrong in (
+        {"position_embedding_type": "learnd"},
+        {"dropout": 2.0},
+        {"encoder_attention_heads": 5},
+        {"encoder_layerdrop": 0.5},
+        {"num_channels": 4},
+    ):
+        with pytest.raises((ValueError, StrictDataclassError)):
+            DetrConfig.from_pretrained(tmp_path, **wrong)
+
+
+def test_labels_follow_each_other(tmp_path: Path) -> None:
+    """Protects label2id from staying that of other classes when only id2label is given."""
+    assert DetrConfig(id2label={0: "cup", 1: "spoon"}).label2id == {"cup": 0, "spoon": 1}
+    DetrConfig(num_labels=5, auxiliary_loss=False).save_pretrained(tmp_path)
+    config = DetrConfig.from_pretrained(tmp_path, id2label={0: "cup", 1: "spoon"})
+    assert config.label2id == {"cup": 0, "spoon": 1} and config.num_labels == 2
+    assert DetrConfig.from_pretrained(tmp_path, num_labels=7).num_labels == 7
+
+
+def test_deformable_configuration() -> None:
+    """Protects the paper's levels, costs and the rule that two stages need refinement."""
+    config = DeformableDetrConfig()
+    assert config.backbone_config.out_indices == [2, 3, 4]
+    assert (config.class_cost, config.cls_loss_coefficient, config.encoder_ffn_dim) == (2, 2, 1024)
+    assert DeformableDetrConfig(num_feature_levels=1).backbone_config.out_indices == [4]
+    nested = DeformableDetrConfig(backbone="resnet18", num_feature_levels=2).backbone_config
+    assert nested.out_indices == [-2, -1]
+    with pytest.raises(Exception, match="two_stage=True needs with_box_refine=True"):
+        DeformableDetrConfig(two_stage=True)
+    with pytest.raises(Exception, match="multiple of 32"):
+        DeformableDetrConfig(d_model=48)

@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 from PIL import Image
-from transformers import pipeline
+from transformers import AutoImageProcessor, pipeline
 
 from hf_detr import DetectionPipeline
 from hf_detr.detection_pipeline import pad_to_batch
@@ -83,3 +83,14 @@ def test_pad_to_batch() -> None:
     assert batch.shape == (2, 3, 5, 4)
     assert batch[0, 0].sum() == 8 and batch[0, :, :2, :4].min() == 1
     assert batch[1, 0].sum() == 10 and batch[1, :, :, 0].min() == 2
+
+
+def test_processor_that_does_not_pad(folder: Path) -> None:
+    """Without the processor's padding the pipeline pads, and masks what it padded."""
+    processor = AutoImageProcessor.from_pretrained(folder, do_pad=False)
+    detect = pipeline("object-detection", model=str(folder), image_processor=processor)
+    photo = Image.open(IMAGES / "coffee.jpg")
+    images = [photo, photo.resize((300, 400))]
+    padded = pipeline("object-detection", model=str(folder))(images, threshold=0.0, batch_size=2)
+    got = detect(images, threshold=0.0, batch_size=2)
+    assert got == padded

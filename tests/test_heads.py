@@ -56,6 +56,6 @@ def test_class_head_starts_at_the_prior() -> None:
 
 def test_box_head_can_start_at_zero() -> None:
     """Protects boxes that start at their reference points: the last layer gives zero."""
-    head = make_box_head(8, starts_at_zero=True)
+    head = make_box_head(8, size_bias=0.0)
     assert head(torch.randn(64, 8)).abs().max() == 0
     assert head.layers[1].weight.abs().max() > 0

@@ -76,10 +76,11 @@ def test_saved_by_transformers_loads_here(
 
 
 def test_saved_names_are_the_state_dict(variant: str, tmp_path: Path) -> None:
-    """No name is changed between memory and file."""
+    """No name is changed between memory and file; of tied names, one is in the file."""
     model = tiny_detector(variant)
     model.save_pretrained(tmp_path)
-    assert set(load_file(tmp_path / "model.safetensors")) == set(model.state_dict())
+    tied = model.get_expanded_tied_weights_keys() if model._tied_weights_keys else {}
+    assert set(load_file(tmp_path / "model.safetensors")) == set(model.state_dict()) - set(tied)
 
 
 @torch.no_grad()
@@ -115,7 +116,7 @@ def test_detector_file_loads_into_the_bare_model(variant: str, tmp_path: Path) -
     detector.save_pretrained(tmp_path)
     model, info = class_of(variant, "Model").from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"]
-    assert all("class_labels" in key or "bbox" in key for key in info["unexpected_keys"])
+    assert all("class_" in key or "bbox" in key for key in info["unexpected_keys"])
     assert_close(
         model.query_position_embeddings.weight, detector.model.query_position_embeddings.weight
     )
@@ -130,10 +131,18 @@ def test_another_number_of_classes(variant: str, tmp_path: Path) -> None:
         tmp_path, id2label=labels, ignore_mismatched_sizes=True
     )
     classification = tuned.criterion.classification
-    assert tuned.class_labels_classifier.weight.shape == (classification.num_logits, 32)
-    assert 0.05 < tuned.class_labels_classifier.weight.std() < 0.2
     assert classification.num_labels == 9
-    assert_close(tuned.bbox_predictor.layers[0].weight, detector.bbox_predictor.layers[0].weight)
+    (head,) = {
+        module
+        for name, module in tuned.named_modules()
+        if name.startswith(("class_labels_classifier", "class_embed")) and hasattr(module, "bias")
+    }
+    assert head.weight.shape == (classification.num_logits, 64)
+    assert 0.03 < head.weight.std() < 0.2
+    for ours, theirs in zip(
+        tuned.model.decoder.parameters(), detector.model.decoder.parameters(), strict=True
+    ):
+        assert_close(ours, theirs)
 
 
 def test_missing_weights_are_initialised(variant: str, tmp_path: Path) -> None:
@@ -145,10 +154,12 @@ def test_missing_weights_are_initialised(variant: str, tmp_path: Path) -> None:
     save_file(tensors, path, metadata={"format": "pt"})
     loaded = class_of(variant, "ForObjectDetection").from_pretrained(tmp_path)
     layer = loaded.model.decoder.layers[0]
-    bound = (6 / (32 + 64)) ** 0.5
+    bound = (6 / (64 + 64)) ** 0.5
     assert 0.9 * bound < layer.fc1.weight.abs().max() <= bound
     assert layer.self_attn.out_proj.bias.abs().max() == 0
-    assert_close(loaded.model.input_projection.weight, detector.model.input_projection.weight)
+    assert_close(
+        loaded.model.encoder.layers[0].fc1.weight, detector.model.encoder.layers[0].fc1.weight
+    )
 
 
 def test_resized_queries_are_saved(variant: str, tmp_path: Path) -> None:
@@ -195,3 +206,64 @@ def test_auxiliary_loss_warns_before_it_misleads(variant: str, tmp_path: Path) -
     with pytest.warns(UserWarning, match="auxiliary_loss = False"):
         tiny_detector(variant, auxiliary_loss=True).save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["auxiliary_loss"] is True
+
+
+@pytest.mark.parametrize("options", [{}, {"dtype": torch.bfloat16}, {"device_map": {"": "cpu"}}])
+def test_loaded_backbone_is_frozen_as_a_fresh_one(
+    variant: str, options: dict, tmp_path: Path
+) -> None:
+    """Stem and first stage don't train after `from_pretrained` either."""
+
+    def frozen(model: torch.nn.Module) -> list[str]:
+        return [name for name, p in model.named_parameters() if not p.requires_grad]
+
+    detector = tiny_detector(variant)
+    detector.save_pretrained(tmp_path)
+    loaded = class_of(variant, "ForObjectDetection").from_pretrained(tmp_path, **options)
+    assert frozen(loaded) == frozen(detector) != []
+
+
+def test_a_pickle_named_by_an_index_is_refused(tmp_path: Path) -> None:
+    """An index of shards can't smuggle in a file that would be unpickled."""
+    detector = tiny_detector()
+    detector.config.save_pretrained(tmp_path)
+    torch.save(detector.state_dict(), tmp_path / "evil.bin")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(detector.state_dict(), "evil.bin")}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"evil.bin.*only .safetensors are loaded"):
+        type(detector).from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("held", ["all names", "heads", "decoder's heads", "index 0"])
+@pytest.mark.parametrize("options", [{}, {"with_box_refine": True}, {"two_stage": True}])
+def test_shared_heads_in_every_published_form(held: str, options: dict, tmp_path: Path) -> None:
+    """Files with all names of shared heads, or one name of each, load to the same model."""
+    if options.get("two_stage"):
+        options = {"with_box_refine": True, **options}
+    detector = tiny_detector("deformable_detr", **options)
+    with torch.no_grad():
+        for parameter in detector.parameters():
+            parameter.add_(0.01 * torch.randn_like(parameter))
+    detector.save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    written = set(load_file(path))
+
+    def keep(name: str) -> bool:
+        head = name.startswith(("class_embed", "bbox_embed"))
+        if held == "all names":
+            return True
+        if held == "index 0":
+            return not head or bool(options) or name.split(".")[1] == "0"
+        in_decoder = f"model.decoder.{name}" in detector.state_dict()
+        if held == "decoder's heads":
+            return not (head and in_decoder)
+        return not name.startswith(("model.decoder.class_embed", "model.decoder.bbox_embed"))
+
+    tensors = {k: v.clone() for k, v in detector.state_dict().items() if keep(k)}
+    save_file(tensors, path, metadata={"format": "pt"})
+    loaded, info = type(detector).from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values()), info
+    for name, tensor in detector.state_dict().items():
+        assert_close(loaded.state_dict()[name], tensor, msg=name)
+    loaded.save_pretrained(tmp_path / "again")
+    assert set(load_file(tmp_path / "again" / "model.safetensors")) == written

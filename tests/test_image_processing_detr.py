@@ -14,8 +14,8 @@ import transformers
 from safetensors.torch import load_file
 from transformers.models.detr.image_processing_detr import DetrImageProcessor as PeerImageProcessor
 
-from hf_detr.image_processing_conditional_detr import ConditionalDetrImageProcessor
 from hf_detr.image_processing_detr import DetrImageProcessor
+from hf_detr.image_processing_sigmoid_detr import ConditionalDetrImageProcessor
 
 FIXTURES = Path(__file__).parent / "fixtures"
 REFERENCE = Path(__file__).parents[2] / "shared" / "reference"

@@ -11,7 +11,11 @@ import hf_detr
 from hf_detr.detection_transformer import ObjectDetector
 
 # Names of the variants' classes, ours and transformers': + Config, Model, ForObjectDetection, …
-PREFIXES = {"detr": "Detr", "conditional_detr": "ConditionalDetr"}
+PREFIXES = {
+    "detr": "Detr",
+    "conditional_detr": "ConditionalDetr",
+    "deformable_detr": "DeformableDetr",
+}
 
 
 def class_of(variant: str, kind: str, package: ModuleType = hf_detr) -> type:
@@ -23,7 +27,7 @@ def tiny_config(variant: str = "detr", **changes: Any) -> PreTrainedConfig:
     """A detector of 0.5 M parameters, most of them in timm's smallest ResNet."""
     values = {
         "backbone": "test_resnet",
-        "d_model": 32,
+        "d_model": 64,
         "encoder_layers": 2,
         "encoder_attention_heads": 4,
         "encoder_ffn_dim": 64,
