@@ -346,6 +346,8 @@ def share_unless_refined(heads: list[nn.Module], config: DeformableDetrConfig) -
 
 def tied_heads(config: DeformableDetrConfig) -> dict[str, str]:
     """Names on disk that hold the same weights: {regular expression: name that is saved}."""
+    if config.decoder_layers == 1 and not config.with_box_refine:
+        return {}
     if not config.with_box_refine:
         return {
             r"bbox_embed.(?![0])\d+": "bbox_embed.0",

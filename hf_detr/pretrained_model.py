@@ -79,6 +79,31 @@ class DetectionPreTrainedModel(PreTrainedModel):
         """
         self.base_model.backbone.freeze(num_frozen_stages)
 
+    def parameter_groups(self, lr: float, slow_factor: float = 0.1) -> list[dict[str, Any]]:
+        """Groups for an optimiser with the papers' learning rates; frozen parameters left out.
+
+        The backbone learns slower, and so do the linear layers that place reference and sampling
+        points, where there are any.
+
+        Args:
+            lr: learning rate of everything else (DETR and Conditional DETR 1e-4, Deformable 2e-4).
+            slow_factor: what it is multiplied by for the slower ones.
+        """
+        groups: dict[str, list[nn.Parameter]] = {"other": [], "backbone": [], "points": []}
+        for name, parameter in self.named_parameters():
+            kind = "other"
+            if "backbone." in name:
+                kind = "backbone"
+            elif "sampling_offsets" in name or "reference_points" in name:
+                kind = "points"
+            if parameter.requires_grad:
+                groups[kind].append(parameter)
+        return [
+            {"name": kind, "params": parameters, "lr": lr if kind == "other" else lr * slow_factor}
+            for kind, parameters in groups.items()
+            if parameters
+        ]
+
     @torch.no_grad()
     def resize_queries(self, num_queries: int) -> None:
         """Change the number of object queries; learned ones stay, in order.
@@ -87,11 +112,16 @@ class DetectionPreTrainedModel(PreTrainedModel):
         copies of learned ones would not do. Fewer queries keep the first ones.
 
         Raises:
-            ValueError: if `num_queries` isn't positive.
+            ValueError: if `num_queries` isn't positive, or the queries aren't learned.
         """
         if num_queries < 1:
             raise ValueError(f"num_queries is {num_queries}; a detector needs at least 1.")
-        old = self.base_model.query_position_embeddings
+        old = getattr(self.base_model, "query_position_embeddings", None)
+        if old is None:
+            raise ValueError(
+                "This model's queries are proposals of its encoder, not learned; set "
+                "model.config.two_stage_num_proposals instead."
+            )
         new = nn.Embedding(
             num_queries, old.embedding_dim, device=old.weight.device, dtype=old.weight.dtype
         )

@@ -6,6 +6,10 @@ from torch import nn
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
+from hf_detr.feature_pyramid import build_pyramid, token_centers
+from hf_detr.modeling_deformable_detr import scale_to_levels
+from hf_detr.position_encoding import SinePositionEncoding
+
 from .tiny import class_of, padded_batch, some_labels, tiny_config, tiny_detector
 
 
@@ -307,3 +311,45 @@ def test_detector_and_model_agree(variant: str) -> None:
         assert_close(detector(*batch).last_hidden_state, detector.model(*batch).last_hidden_state)
     with pytest.raises(TypeError, match="pixel_msk"):
         detector(batch[0], pixel_msk=batch[1])
+
+
+def test_parameter_groups(variant: str) -> None:
+    """The papers' rates: a tenth for the backbone, and for offsets and reference points."""
+    model = tiny_detector(variant)
+    groups = {group["name"]: group for group in model.parameter_groups(lr=2e-4)}
+    assert {name: group["lr"] for name, group in groups.items()} == pytest.approx(
+        {"other": 2e-4, "backbone": 2e-5, **({"points": 2e-5} if "points" in groups else {})}
+    )
+    grouped = [p for group in groups.values() for p in group["params"]]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert {id(p) for p in grouped} == {id(p) for p in trained} and len(grouped) == len(trained)
+    # Offsets of every encoder and decoder layer and the reference points, weight and bias each.
+    assert len(groups.get("points", {"params": []})["params"]) == (
+        2 * (2 + 3 + 1) if variant == "deformable_detr" else 0
+    )
+    torch.optim.AdamW(groups.values(), weight_decay=1e-4)
+
+
+def test_two_stage_queries_are_not_learned() -> None:
+    """resize_queries says what to do instead where queries are proposals."""
+    model = tiny_detector("deformable_detr", with_box_refine=True, two_stage=True)
+    with pytest.raises(ValueError, match="two_stage_num_proposals"):
+        model.resize_queries(5)
+    model.config.two_stage_num_proposals = 5
+    assert model(*padded_batch()).logits.shape == (2, 5, 5)
+
+
+def test_valid_ratios_place_the_proposals() -> None:
+    """Deformable's geometry is that of the real image: padding moves no token's centre."""
+    mask = torch.zeros(1, 16, 32)
+    mask[:, :8, :16] = 1
+    maps = [torch.zeros(1, 4, 8, 16), torch.zeros(1, 4, 4, 8)]
+    _, _, padded = build_pyramid(maps, mask, SinePositionEncoding(4))
+    assert_close(padded.valid_ratios, torch.full((1, 2, 2), 0.5))
+    real = [torch.zeros(1, 4, 4, 8), torch.zeros(1, 4, 2, 4)]
+    _, _, alone = build_pyramid(real, None, SinePositionEncoding(4))
+    centers = token_centers(padded)[padded.mask]
+    assert_close(centers, token_centers(alone)[0])
+    # On the padded map the same places are half as far from the corner.
+    scaled = scale_to_levels(token_centers(alone), padded)
+    assert_close(scaled, token_centers(alone)[:, :, None].expand(-1, -1, 2, -1) * 0.5)

@@ -53,6 +53,34 @@ def test_saved_here_loads_in_transformers(
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_feature_levels": 1},
+        {"num_feature_levels": 1, "backbone": "resnet50", "dilation": True},
+        {"with_box_refine": True},
+        {"with_box_refine": True, "two_stage": True, "two_stage_num_proposals": 7},
+    ],
+    ids=["single scale", "single scale dc5", "refine", "two stages"],
+)
+def test_every_deformable_configuration_loads_in_transformers(
+    options: dict, tmp_path: Path
+) -> None:
+    """Each published configuration is read there to the same outputs."""
+    model = tiny_detector("deformable_detr", **options)
+    model.save_pretrained(tmp_path)
+    theirs, info = transformers.DeformableDetrForObjectDetection.from_pretrained(
+        tmp_path, output_loading_info=True
+    )
+    assert not any(info.values()), info
+    pixel_values, pixel_mask = padded_batch(2, 128, 160)
+    output = model(pixel_values, pixel_mask)
+    expected = theirs(pixel_values=pixel_values, pixel_mask=pixel_mask)
+    assert_close(output.logits, expected.logits, atol=1e-4, rtol=0)
+    assert_close(output.pred_boxes, expected.pred_boxes, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("dilation", [False, True])
 def test_saved_by_transformers_loads_here(
     variant: str, dilation: bool, tmp_path: Path, no_warnings: Callable[[], None]

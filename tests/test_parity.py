@@ -145,6 +145,10 @@ def test_official_outputs(official: tuple[ObjectDetector, Case]) -> None:
         prefix = f"out/aux/{layer}"
         assert_close(auxiliary["logits"], expected[f"{prefix}/pred_logits"], atol=5e-4, rtol=0)
         assert_close(auxiliary["pred_boxes"], expected[f"{prefix}/pred_boxes"], atol=5e-5, rtol=0)
+    if output.enc_outputs_class is not None:
+        assert_close(output.enc_outputs_class, expected["out/enc/pred_logits"], atol=5e-4, rtol=0)
+        boxes = output.enc_outputs_coord_logits.sigmoid()
+        assert_close(boxes, expected["out/enc/pred_boxes"], atol=5e-5, rtol=0)
     assert_close(without.logits, output.logits, atol=1e-5, rtol=0)
     assert_close(without.pred_boxes, output.pred_boxes, atol=1e-6, rtol=0)
 
@@ -235,7 +239,7 @@ def _gradients_by_official_name(
     model: ObjectDetector, keymap: dict[str, str | list]
 ) -> dict[str, Tensor]:
     """Gradients under official names; parts of a fused matrix are put together again."""
-    parameters = dict(model.named_parameters())
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     parts: dict[str, list[tuple[int, Tensor]]] = {}
     for hub, official in keymap.items():
         if hub not in parameters or parameters[hub].grad is None:
@@ -262,8 +266,15 @@ def test_official_matches_and_detections(official: tuple[ObjectDetector, Case]) 
             torch.stack([layer["pred_boxes"] for layer in layers]),
             prepare_targets(labels, 2, output.logits.device),
         )
-        names = [*map(str, range(len(layers) - 1)), "last"]
-        for name, layer_matches in zip(names, matches, strict=True):
+        matches = dict(zip([*map(str, range(len(layers) - 1)), "last"], matches, strict=True))
+        if output.enc_outputs_class is not None:
+            objects = [{**t, "class_labels": torch.zeros_like(t["class_labels"])} for t in labels]
+            (matches["enc"],) = model.criterion.matcher(
+                output.enc_outputs_class[None],
+                output.enc_outputs_coord_logits[None].sigmoid(),
+                prepare_targets(objects, 2, output.logits.device),
+            )
+        for name, layer_matches in matches.items():
             if name not in case.info["target_sets"][target_set]["match_not_robust"]:
                 assert_same_matches(layer_matches, expected, f"match/{target_set}/{name}")
 
