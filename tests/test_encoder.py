@@ -41,7 +41,8 @@ def random_tokens() -> tuple[Tensor, Tensor, FeaturePyramid]:
     """Tokens and positions (2, 6, D), and a pyramid whose second image has 4 real tokens."""
     torch.manual_seed(1)
     mask = torch.tensor([[True] * 6, [True] * 4 + [False] * 2])
-    return torch.randn(2, 6, WIDTH), torch.randn(2, 6, WIDTH), FeaturePyramid(mask, [(2, 3)])
+    pyramid = FeaturePyramid(mask, [(2, 3)], valid_ratios=torch.ones(2, 1, 2))
+    return torch.randn(2, 6, WIDTH), torch.randn(2, 6, WIDTH), pyramid
 
 
 def torch_layer(layer: EncoderLayer) -> nn.TransformerEncoderLayer:
