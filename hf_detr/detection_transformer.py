@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig
 
 from .backbone import Backbone
 from .criterion import DetectionCriterion
-from .encoder import Encoder
+from .encoder import Encoder, GlobalSelfAttention
 from .feature_pyramid import FeaturePyramid, build_pyramid
 from .outputs import (
     DecoderOutput,
@@ -32,6 +32,7 @@ class DetectionTransformer(DetectionPreTrainedModel):
         config: configuration of the variant.
     """
 
+    input_projection: nn.Conv2d
     query_position_embeddings: nn.Embedding
     decoder: nn.Module
     # Added to the count of cells before sines are taken of it.
@@ -47,13 +48,18 @@ class DetectionTransformer(DetectionPreTrainedModel):
         self.encoder = Encoder(config, self.make_encoder_attention)
 
     @staticmethod
-    @abstractmethod
     def make_encoder_attention(config: PreTrainedConfig) -> nn.Module:
-        """Hook: the self-attention of one encoder layer."""
+        """Hook: the self-attention of one encoder layer; global unless overridden."""
+        return GlobalSelfAttention(
+            config.d_model, config.encoder_attention_heads, config.attention_dropout
+        )
 
-    @abstractmethod
     def project(self, feature_maps: list[Tensor]) -> list[Tensor]:
-        """Hook: from backbone features (B, C_l, h_l, w_l) to levels (B, D, h_l, w_l)."""
+        """Hook: from backbone features (B, C_l, h_l, w_l) to levels (B, D, h_l, w_l).
+
+        Unless overridden, the coarsest map alone, by the variant's `input_projection`.
+        """
+        return [self.input_projection(feature_maps[-1])]
 
     def decode(
         self,

@@ -14,7 +14,6 @@ from .classification import SigmoidFocalClassification
 from .configuration_detr import ConditionalDetrConfig
 from .criterion import make_criterion
 from .detection_transformer import DetectionTransformer, ObjectDetector
-from .encoder import GlobalSelfAttention
 from .feature_pyramid import FeaturePyramid
 from .heads import MLP, make_box_head, make_class_head
 from .outputs import DecoderOutput
@@ -172,15 +171,6 @@ class ConditionalDetrModel(DetectionTransformer):
         self.query_position_embeddings = nn.Embedding(config.num_queries, config.d_model)
         self.decoder = ConditionalDetrDecoder(config)
         self.post_init()
-
-    @staticmethod
-    def make_encoder_attention(config: ConditionalDetrConfig) -> GlobalSelfAttention:
-        return GlobalSelfAttention(
-            config.d_model, config.encoder_attention_heads, config.attention_dropout
-        )
-
-    def project(self, feature_maps: list[Tensor]) -> list[Tensor]:
-        return [self.input_projection(feature_maps[-1])]
 
 
 class ConditionalDetrForObjectDetection(ObjectDetector):

@@ -13,7 +13,6 @@ from .classification import SoftmaxClassification
 from .configuration_detr import DetrConfig
 from .criterion import make_criterion
 from .detection_transformer import DetectionTransformer, ObjectDetector
-from .encoder import GlobalSelfAttention
 from .feature_pyramid import FeaturePyramid
 from .heads import make_box_head, make_class_head
 from .outputs import DecoderOutput
@@ -119,15 +118,6 @@ class DetrModel(DetectionTransformer):
         self.query_position_embeddings = nn.Embedding(config.num_queries, config.d_model)
         self.decoder = DetrDecoder(config)
         self.post_init()
-
-    @staticmethod
-    def make_encoder_attention(config: DetrConfig) -> GlobalSelfAttention:
-        return GlobalSelfAttention(
-            config.d_model, config.encoder_attention_heads, config.attention_dropout
-        )
-
-    def project(self, feature_maps: list[Tensor]) -> list[Tensor]:
-        return [self.input_projection(feature_maps[-1])]
 
 
 class DetrForObjectDetection(ObjectDetector):
