@@ -10,6 +10,7 @@ import os
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForObjectDetection
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from .compiled_attention import kernel_status
 from .configuration_detr import ConditionalDetrConfig, DeformableDetrConfig, DetrConfig
 from .detection_pipeline import DetectionPipeline
 from .image_processing_detr import DetrImageProcessor
@@ -38,6 +39,7 @@ __all__ = [
     "DetrForObjectDetection",
     "DetrImageProcessor",
     "DetrModel",
+    "kernel_status",
     "multi_scale_deformable_attention",
 ]
 

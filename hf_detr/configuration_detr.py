@@ -193,6 +193,9 @@ class DeformableDetrConfig(DetrConfig):
         cls_loss_coefficient: weight of the classification loss; transformers uses 1.
         focal_alpha: weight of an object's class in the focal loss, in [0, 1].
         tie_word_embeddings: heads that share weights do; transformers' name for it.
+        kernel: which implementation of deformable attention this machine uses: "auto", "torch",
+            "compiled" or "required", see `multi_scale_deformable_attention`; never written to
+            files.
         disable_custom_kernels, return_intermediate, max_position_embeddings: written by
             transformers, not used here.
     """
@@ -213,6 +216,7 @@ class DeformableDetrConfig(DetrConfig):
     cls_loss_coefficient: Number = 2
     focal_alpha: Number = 0.25
     tie_word_embeddings: bool = True
+    kernel: str = "auto"
     disable_custom_kernels: bool = False
     return_intermediate: bool = True
     max_position_embeddings: int = 1024
@@ -222,11 +226,17 @@ class DeformableDetrConfig(DetrConfig):
         """How many of the backbone's last feature maps are taken, unless the file says which."""
         return min(3, self.num_feature_levels)
 
+    def to_dict(self) -> dict[str, Any]:
+        """All fields but `kernel`, which says nothing about another machine."""
+        return {name: value for name, value in super().to_dict().items() if name != "kernel"}
+
     def validate_architecture(self) -> None:
         """Refuse values that no model can be built from; called by the base class."""
         super().validate_architecture()
         check_range(self, ("focal_alpha",), low=0, high=1)
         check_range(self, ("cls_loss_coefficient",), low=0)
+        if self.kernel not in KERNELS:
+            raise ValueError(f"kernel is {self.kernel!r}; use one of {', '.join(KERNELS)}.")
         sizes = ("num_feature_levels", "encoder_n_points", "decoder_n_points")
         check_range(self, (*sizes, "two_stage_num_proposals"), low=1)
         if self.d_model % 32:
@@ -241,6 +251,7 @@ class DeformableDetrConfig(DetrConfig):
             )
 
 
+KERNELS = ("auto", "torch", "compiled", "required")
 POSITIVE_INTEGERS = (
     *("num_channels", "num_queries", "d_model", "encoder_layers", "decoder_layers"),
     *("encoder_attention_heads", "decoder_attention_heads", "encoder_ffn_dim", "decoder_ffn_dim"),

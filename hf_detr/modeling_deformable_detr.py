@@ -16,10 +16,10 @@ from .box_ops import boxes_from_deltas
 from .classification import SigmoidFocalClassification
 from .configuration_detr import DeformableDetrConfig
 from .criterion import make_criterion
+from .deformable_attention import MultiScaleDeformableAttention
 from .detection_transformer import DetectionTransformer, ObjectDetector
 from .feature_pyramid import FeaturePyramid, token_centers
 from .heads import make_box_head, make_class_head
-from .multi_scale_deformable_attention import MultiScaleDeformableAttention
 from .outputs import DecoderOutput
 from .position_encoding import sines
 from .transformer_layer import TransformerLayer, XavierLinear
@@ -43,7 +43,7 @@ class DeformableSelfAttention(MultiScaleDeformableAttention):
             hidden_states + position_embeddings,
             hidden_states,
             pyramid.mask,
-            reference_points.to(hidden_states.dtype),
+            reference_points,
             pyramid.spatial_shapes,
             pyramid.level_start_index,
             return_weights,
@@ -63,7 +63,7 @@ class DeformableDetrDecoderLayer(TransformerLayer):
         self.self_attn = MultiHeadAttention(width, num_heads, config.attention_dropout)
         self.self_attn_layer_norm = nn.LayerNorm(width)
         self.encoder_attn = MultiScaleDeformableAttention(
-            width, num_heads, config.num_feature_levels, config.decoder_n_points
+            width, num_heads, config.num_feature_levels, config.decoder_n_points, config.kernel
         )
         self.encoder_attn_layer_norm = nn.LayerNorm(width)
 
@@ -91,7 +91,7 @@ class DeformableDetrDecoderLayer(TransformerLayer):
             hidden_states + query_position_embeddings,
             memory,
             pyramid.mask,
-            scale_to_levels(reference_points, pyramid).to(memory.dtype),
+            scale_to_levels(reference_points, pyramid),
             pyramid.spatial_shapes,
             pyramid.level_start_index,
             return_weights,
@@ -187,6 +187,7 @@ class DeformableDetrModel(DetectionTransformer):
             config.encoder_attention_heads,
             config.num_feature_levels,
             config.encoder_n_points,
+            config.kernel,
         )
 
     def project(self, feature_maps: list[Tensor]) -> list[Tensor]:
@@ -293,7 +294,8 @@ class DeformableDetrForObjectDetection(ObjectDetector):
 
 def scale_to_levels(reference_points: Tensor, pyramid: FeaturePyramid) -> Tensor:
     """References (B, Q, 2 or 4) relative to the real image, on every padded level: (B, Q, L, …)."""
-    ratios = pyramid.valid_ratios.to(reference_points.dtype)
+    # In the ratios' float32: a reference in half precision could not say which pixel it means.
+    ratios = pyramid.valid_ratios
     ratios = ratios.repeat(1, 1, reference_points.shape[-1] // 2)  # (B, L, 2 or 4)
     return reference_points[:, :, None] * ratios[:, None]
 

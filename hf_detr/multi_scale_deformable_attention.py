@@ -1,21 +1,28 @@
-"""Multi-scale deformable attention (Deformable DETR, arXiv 2010.04159, Eq. 3).
+"""Multi-scale deformable attention (Deformable DETR, arXiv 2010.04159, Eq. 3), the operator.
 
-The operator in two formulations, chosen by device, and the module that feeds it. A location
+Compiled where that can be had, else in one of two torch formulations, chosen by device. A location
 (x, y) in [0, 1] of a level (h, w) lies at pixel (x * w - 0.5, y * h - 0.5), centres at integers.
 """
 
-import math
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from transformers import initialization as init
 
-from .attention import OutputProjection
+from .compiled_attention import (
+    find_operators,
+    sample_with_compiled_operator,
+    sample_with_fused_operator,
+)
 from .embedding_bag_sampling import sample_with_embedding_bag
 
 Shapes = Sequence[tuple[int, int]]
+# "auto": the compiled operator on CPU, or torch, with one message that says why; exports hold
+# torch's own operators. "compiled": on CUDA and in exports too. "required": compiled or an error.
+# "torch": never compiled.
+Kernel = Literal["auto", "torch", "compiled", "required"]
 
 
 def multi_scale_deformable_attention(
@@ -24,6 +31,7 @@ def multi_scale_deformable_attention(
     level_start_index: Tensor | Sequence[int],
     sampling_locations: Tensor,
     attention_weights: Tensor,
+    kernel: Kernel = "auto",
 ) -> Tensor:
     """Sum the bilinear samples that each query takes from all levels, by weight, per head.
 
@@ -38,25 +46,109 @@ def multi_scale_deformable_attention(
         level_start_index: (L,) where each level starts in S.
         sampling_locations: (B, Q, M, L, K, 2) as (x, y) in [0, 1] of each level.
         attention_weights: (B, Q, M, L, K).
+        kernel: "auto", the compiled operator on CPU if there is one; "compiled", on CUDA and in
+            exported graphs too; "required", that or an error; "torch", never.
 
     Returns:
         (B, Q, M * C), head by head, in value's dtype.
 
     Raises:
         TypeError: for tensors that don't hold floating-point numbers.
-        ValueError: for shapes that don't fit each other.
+        ValueError: for shapes that don't fit each other, and devices that differ.
+        RuntimeError: if `kernel` is "required" and there is none.
     """
-    _check_tensors(value, sampling_locations, attention_weights)
+    points = (sampling_locations, attention_weights)
+    _check_tensors(value, ("sampling_locations", "attention_weights"), *points)
     shapes = _read_shapes(spatial_shapes)
     _check_levels(shapes, level_start_index, value.shape[1], attention_weights.shape[3])
-    tensors = (value, sampling_locations, attention_weights)
+    namespace = _choose(kernel, value.device.type)
+    if namespace is not None:
+        return sample_with_compiled_operator(namespace, value, *points, _sizes(shapes))
+    return _sample_with_torch(value, *points, shapes)
+
+
+def attend_around_references(
+    value: Tensor,
+    spatial_shapes: Tensor | Shapes,
+    level_start_index: Tensor | Sequence[int],
+    reference_points: Tensor,
+    sampling_offsets: Tensor,
+    attention_logits: Tensor,
+    kernel: Kernel = "auto",
+) -> Tensor:
+    """The operator from what a network predicts: locations, softmax and samples in one pass.
+
+    Args:
+        value, spatial_shapes, level_start_index, kernel: as above.
+        reference_points: (B, Q, L, 2) as (x, y) or (B, Q, L, 4) as (cx, cy, w, h), in [0, 1] of
+            each level.
+        sampling_offsets: (B, Q, M, L, K, 2) as (x, y); pixels from a reference point, or half
+            sizes over K from a reference box.
+        attention_logits: (B, Q, M, L, K), whose softmax over L and K gives the weights.
+
+    Returns:
+        (B, Q, M * C), head by head, in value's dtype.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as above.
+    """
+    points = (sampling_offsets, attention_logits)
+    _check_tensors(value, ("sampling_offsets", "attention_logits"), *points)
+    _check_references(reference_points, attention_logits)
+    shapes = _read_shapes(spatial_shapes)
+    _check_levels(shapes, level_start_index, value.shape[1], attention_logits.shape[3])
+    namespace = _choose(kernel, value.device.type)
+    if namespace is not None:
+        return sample_with_fused_operator(
+            namespace, value, reference_points, *points, _sizes(shapes)
+        )
+    locations = locate(reference_points, sampling_offsets, shapes)
+    return _sample_with_torch(value, locations, normalize(attention_logits), shapes)
+
+
+def locate(
+    reference_points: Tensor, sampling_offsets: Tensor, spatial_shapes: Tensor | Shapes
+) -> Tensor:
+    """Sampling locations (B, Q, M, L, K, 2) from references and offsets, shaped as above."""
+    references = reference_points[:, :, None, :, None]  # (B, Q, 1, L, 1, 2 or 4)
+    if references.shape[-1] == 2:
+        return references + sampling_offsets / _level_sizes(spatial_shapes, sampling_offsets)
+    center, size = references.split(2, dim=-1)
+    return center + sampling_offsets / sampling_offsets.shape[-2] * size * 0.5
+
+
+def normalize(attention_logits: Tensor) -> Tensor:
+    """Weights (B, Q, M, L, K) of logits: a softmax over all levels and points of a head."""
+    return attention_logits.flatten(3).softmax(-1).view(attention_logits.shape)
+
+
+def _choose(kernel: Kernel, device_type: str) -> str | None:
+    """Where the compiled operators are, in `torch.ops`; None: nowhere, or not wanted."""
+    if kernel not in get_args(Kernel):
+        raise ValueError(f"kernel is {kernel!r}; it must be one of {', '.join(get_args(Kernel))}")
+    if kernel == "torch":
+        return None
+    # The CUDA code has been compiled and emulated, but hasn't run on a GPU yet: on request only.
+    if kernel == "auto" and (torch.compiler.is_exporting() or device_type != "cpu"):
+        return None
+    namespace, reason = find_operators(device_type)
+    if kernel == "required" and namespace is None:
+        raise RuntimeError(f"kernel is 'required', but the compiled operator isn't there: {reason}")
+    return namespace
+
+
+def _sizes(shapes: Shapes) -> list[int]:
+    return [size for shape in shapes for size in shape]
+
+
+def _sample_with_torch(value: Tensor, locations: Tensor, weights: Tensor, shapes: Shapes) -> Tensor:
+    tensors = (value, locations, weights)
     is_double = any(tensor.dtype == torch.float64 for tensor in tensors)
     exact = (tensor.to(torch.float64 if is_double else torch.float32) for tensor in tensors)
     # grid_sample exports everywhere (ONNX has it) and is one fast kernel on an accelerator, but
     # slow on CPU, where embedding_bag's vectorised gather takes a twentieth of its time.
     if value.device.type == "cpu" and not torch.compiler.is_exporting():
-        sizes = [size for shape in shapes for size in shape]
-        output = sample_with_embedding_bag(*exact, sizes)
+        output = sample_with_embedding_bag(*exact, _sizes(shapes))
     else:
         output = sample_with_grid_sample(*exact, shapes)
     return output.to(value.dtype)
@@ -65,24 +157,47 @@ def multi_scale_deformable_attention(
 # ---------------------------------------------------------------- checks
 
 
-def _check_tensors(value: Tensor, locations: Tensor, weights: Tensor) -> None:
-    names = ("value", "sampling_locations", "attention_weights")
+def _check_tensors(value: Tensor, names: tuple[str, str], points: Tensor, weights: Tensor) -> None:
     layouts = ("(B, S, M, C)", "(B, Q, M, L, K, 2)", "(B, Q, M, L, K)")
-    tensors = (value, locations, weights)
-    for name, layout, tensor in zip(names, layouts, tensors, strict=True):
+    for name, layout, tensor in zip(
+        ("value", *names), layouts, (value, points, weights), strict=True
+    ):
         if not tensor.is_floating_point():
             raise TypeError(f"{name} must hold floating-point numbers, not {tensor.dtype}")
         if tensor.ndim != layout.count(",") + 1:
             raise ValueError(f"{name} must be {layout}, not of shape {tuple(tensor.shape)}")
-    if locations.shape[:-1] != weights.shape or locations.shape[-1] != 2:
+        if tensor.device != value.device:
+            raise ValueError(f"{name} is on {tensor.device}, but value on {value.device}")
+    if points.shape[:-1] != weights.shape or points.shape[-1] != 2:
         raise ValueError(
-            "sampling_locations must have the shape of attention_weights and a last axis of 2, "
-            f"not {tuple(locations.shape)} for {tuple(weights.shape)}"
+            f"{names[0]} must have the shape of {names[1]} and a last axis of 2, "
+            f"not {tuple(points.shape)} for {tuple(weights.shape)}"
         )
     if (value.shape[0], value.shape[2]) != (weights.shape[0], weights.shape[2]):
         raise ValueError(
-            "value (B, S, M, C) and attention_weights (B, Q, M, L, K) must agree in B and M, "
+            f"value (B, S, M, C) and {names[1]} (B, Q, M, L, K) must agree in B and M, "
             f"but their shapes are {tuple(value.shape)} and {tuple(weights.shape)}"
+        )
+
+
+def _check_references(reference_points: Tensor, logits: Tensor) -> None:
+    batch_size, num_queries, _, num_levels, _ = logits.shape
+    if reference_points.shape[:-1] != (batch_size, num_queries, num_levels):
+        raise ValueError(
+            f"reference_points must be ({batch_size}, {num_queries}, {num_levels}, 2 or 4), "
+            f"not {tuple(reference_points.shape)}"
+        )
+    if reference_points.shape[-1] not in (2, 4):
+        raise ValueError(
+            f"reference_points must have 2 or 4 coordinates, not {reference_points.shape[-1]}"
+        )
+    if not reference_points.is_floating_point():
+        raise TypeError(
+            f"reference_points must hold floating-point numbers, not {reference_points.dtype}"
+        )
+    if reference_points.device != logits.device:
+        raise ValueError(
+            f"reference_points is on {reference_points.device}, but value on {logits.device}"
         )
 
 
@@ -124,7 +239,18 @@ def _check_levels(
         raise ValueError(f"level_start_index is {list(level_start_index)}, not {expected}")
 
 
-# ---------------------------------------------------------------- grid_sample
+# ---------------------------------------------------------------- in torch's own operators
+
+
+def _level_sizes(spatial_shapes: Tensor | Shapes, like: Tensor) -> Tensor:
+    """(L, 1, 2) as (w, h), in the dtype and on the device of `like`."""
+    if isinstance(spatial_shapes, Tensor):
+        return spatial_shapes.flip(-1).to(like)[:, None]
+    # Number by number: a symbolic size stays one, and no device waits for a copy.
+    sizes = [
+        like.new_full((), size) for height, width in spatial_shapes for size in (width, height)
+    ]
+    return torch.stack(sizes).unflatten(0, (-1, 1, 2))
 
 
 def sample_with_grid_sample(
@@ -146,143 +272,3 @@ def sample_with_grid_sample(
         samples = F.grid_sample(image, grid[:, :, level], align_corners=False)
         output = output + (samples * weights[:, None, :, level]).sum(-1)
     return output.unflatten(0, (batch_size, num_heads)).permute(0, 3, 1, 2).flatten(2)
-
-
-# ---------------------------------------------------------------- the module
-
-
-class OffsetProjection(nn.Linear):
-    """Predicts sampling offsets in pixels; starts with a ring of directions, one a head.
-
-    Args:
-        d_model: width D of the queries.
-        num_heads: M.
-        num_levels: L.
-        num_points: K.
-    """
-
-    def __init__(self, d_model: int, num_heads: int, num_levels: int, num_points: int) -> None:
-        self.layout = (num_heads, num_levels, num_points, 2)
-        super().__init__(d_model, math.prod(self.layout))
-
-    def reset_parameters(self) -> None:
-        """Zero weight; point k starts k pixels away (along the longer axis) on every level."""
-        nn.init.zeros_(self.weight)
-        num_heads, _, num_points, _ = self.layout
-        device, dtype = self.bias.device, self.bias.dtype
-        angles = torch.arange(num_heads, device=device) * (2 * math.pi / num_heads)
-        ring = torch.stack([angles.cos(), angles.sin()], dim=-1)
-        ring = ring / ring.abs().amax(dim=-1, keepdim=True)
-        distances = torch.arange(1, num_points + 1, device=device)
-        offsets = ring[:, None, None] * distances[:, None]  # (M, 1, K, 2)
-        init.copy_(self.bias, offsets.expand(self.layout).flatten().to(dtype))
-
-
-class WeightProjection(nn.Linear):
-    """Predicts attention weights before the softmax; all equal at first."""
-
-    def reset_parameters(self) -> None:
-        """Zero weight, and zero bias."""
-        nn.init.zeros_(self.weight)
-        nn.init.zeros_(self.bias)
-
-
-class MultiScaleDeformableAttention(nn.Module):
-    """Attention of queries to a few points around their references, on all levels.
-
-    Args:
-        d_model: width D of queries, values and output.
-        num_heads: M.
-        num_levels: L.
-        num_points: K, per head and level.
-
-    Raises:
-        ValueError: if the heads can't share `d_model` equally.
-    """
-
-    def __init__(self, d_model: int, num_heads: int, num_levels: int, num_points: int) -> None:
-        super().__init__()
-        if d_model % num_heads:
-            raise ValueError(f"d_model {d_model} must be divisible by num_heads {num_heads}")
-        self.num_heads = num_heads
-        self.num_levels = num_levels
-        self.num_points = num_points
-        self.sampling_offsets = OffsetProjection(d_model, num_heads, num_levels, num_points)
-        self.attention_weights = WeightProjection(d_model, num_heads * num_levels * num_points)
-        self.value_proj = OutputProjection(d_model, d_model)
-        self.output_proj = OutputProjection(d_model, d_model)
-
-    def forward(
-        self,
-        query: Tensor,
-        value_states: Tensor,
-        mask: Tensor | None,
-        reference_points: Tensor,
-        spatial_shapes: Tensor | Shapes,
-        level_start_index: Tensor | Sequence[int],
-        return_weights: bool = False,
-    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-        """Attend from `query` to `value_states`.
-
-        Args:
-            query: (B, Q, D), positions added.
-            value_states: (B, S, D), the levels one after another.
-            mask: (B, S), True on real pixels, what is sampled elsewhere is zero; None: all real.
-            reference_points: (B, Q, L, 2) as (x, y) or (B, Q, L, 4) as (cx, cy, w, h), in [0, 1]
-                of each level, padding included.
-            spatial_shapes: (L, 2) as (h, w) of each level.
-            level_start_index: (L,) where each level starts in S.
-            return_weights: also return attention weights and sampling locations.
-
-        Returns:
-            The output (B, Q, D), and attention weights (B, Q, M, L, K) with sampling locations
-            (B, Q, M, L, K, 2) as (x, y) if asked for, else None.
-
-        Raises:
-            ValueError: for shapes that don't fit each other.
-        """
-        value = self.value_proj(value_states)
-        if mask is not None:
-            value = value.masked_fill(~mask[..., None], 0)
-        value = value.unflatten(-1, (self.num_heads, -1))  # (B, S, M, C)
-        weights = self.attention_weights(query).unflatten(-1, (self.num_heads, -1)).softmax(-1)
-        weights = weights.unflatten(-1, (self.num_levels, self.num_points))  # (B, Q, M, L, K)
-        locations = self.locate(query, reference_points, spatial_shapes)
-        output = multi_scale_deformable_attention(
-            value, spatial_shapes, level_start_index, locations, weights
-        )
-        return self.output_proj(output), (weights, locations) if return_weights else None
-
-    def locate(
-        self, query: Tensor, reference_points: Tensor, spatial_shapes: Tensor | Shapes
-    ) -> Tensor:
-        """Sampling locations (B, Q, M, L, K, 2): reference points plus predicted offsets.
-
-        Offsets count pixels from a reference point, and half sizes over K from a reference box.
-        """
-        if reference_points.ndim != 4 or reference_points.shape[2] != self.num_levels:
-            raise ValueError(
-                f"reference_points must be (B, Q, {self.num_levels}, 2 or 4), "
-                f"not {tuple(reference_points.shape)}"
-            )
-        offsets = self.sampling_offsets(query).unflatten(-1, self.sampling_offsets.layout)
-        references = reference_points[:, :, None, :, None]  # (B, Q, 1, L, 1, 2 or 4)
-        if references.shape[-1] == 2:
-            return references + offsets / _level_sizes(spatial_shapes, offsets)[:, None]
-        if references.shape[-1] == 4:
-            center, size = references.split(2, dim=-1)
-            return center + offsets / self.num_points * size * 0.5
-        raise ValueError(
-            f"reference_points must have 2 or 4 coordinates, not {references.shape[-1]}"
-        )
-
-
-def _level_sizes(spatial_shapes: Tensor | Shapes, like: Tensor) -> Tensor:
-    """(L, 2) as (w, h), in the dtype and on the device of `like`."""
-    if isinstance(spatial_shapes, Tensor):
-        return spatial_shapes.flip(-1).to(like)
-    # Number by number: a symbolic size stays one, and no device waits for a copy.
-    sizes = [
-        like.new_full((), size) for height, width in spatial_shapes for size in (width, height)
-    ]
-    return torch.stack(sizes).unflatten(0, (-1, 2))

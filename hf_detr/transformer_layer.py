@@ -29,6 +29,8 @@ class TransformerLayer(GradientCheckpointingLayer):
         self.dropout = config.dropout
         self.activation_dropout = config.activation_dropout
         self.activation = ACT2FN[config.activation_function]
+        if isinstance(self.activation, nn.ReLU):
+            self.activation.inplace = True  # nobody else reads what goes in
         self.fc1 = XavierLinear(config.d_model, ffn_dim)
         self.fc2 = XavierLinear(ffn_dim, config.d_model)
         self.final_layer_norm = nn.LayerNorm(config.d_model)

@@ -7,6 +7,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from pathlib import Path
 
 import pytest
+import torch
+
+from hf_detr.compiled_attention import find_operators
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +25,16 @@ def reference_dir() -> Path:
 def variant(request: pytest.FixtureRequest) -> str:
     """Every variant in turn, by its model type."""
     return request.param
+
+
+@pytest.fixture(params=["compiled", "embedding_bag", "grid_sample"])
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The operator's `kernel` argument: compiled, what torch does on CPU, and in exports."""
+    if request.param == "compiled":
+        namespace, reason = find_operators("cpu")
+        if namespace is None:
+            pytest.skip(f"there is no compiled operator: {reason}")
+        return "required"
+    if request.param == "grid_sample":
+        monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    return "torch"

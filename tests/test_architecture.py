@@ -14,6 +14,9 @@ MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
 
 # A module imports from lower layers only.
 LAYERS = [
+    {"kernel_build"},
+    {"kernel_loader"},
+    {"compiled_attention"},
     {
         *("box_ops", "attention", "position_encoding", "backbone", "outputs"),
         *("configuration_backbone", "configuration_checks", "image_reading", "image_settings"),
@@ -23,7 +26,7 @@ LAYERS = [
         *("configuration_detr", "pretrained_model", "feature_pyramid", "transformer_layer"),
         *("targets", "losses", "postprocess", "annotations", "multi_scale_deformable_attention"),
     },
-    {"classification", "encoder"},
+    {"classification", "encoder", "deformable_attention"},
     {"matcher", "heads"},
     {"criterion"},
     {"image_processing_detr", "detection_transformer"},

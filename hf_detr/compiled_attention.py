@@ -1,0 +1,154 @@
+"""The compiled operators of `kernels/` as torch knows operators: shapes, autograd, dtypes."""
+
+import functools
+
+import torch
+from torch import Tensor
+
+
+@torch.compiler.assume_constant_result
+def find_operators(device_type: str) -> tuple[str | None, str]:
+    """Load or build the operators once, and register them with autograd.
+
+    Returns:
+        Their name in `torch.ops`, or None, and then the reason in one sentence.
+    """
+    if device_type not in ("cpu", "cuda"):
+        return None, f"there is no compiled operator for the device type {device_type!r}"
+    # Imported late, or `python -m hf_detr.kernel_loader` would find itself imported already.
+    from .kernel_loader import load_kernel
+
+    status = load_kernel(device_type)
+    if status.namespace is not None:
+        _register(status.namespace)
+    return status.namespace, status.reason
+
+
+def kernel_status() -> str:
+    """Report which compiled operator is used on CPU and CUDA and why; looks for it if need be."""
+    from .kernel_loader import kernel_status
+
+    return kernel_status()
+
+
+def sample_with_compiled_operator(
+    namespace: str, value: Tensor, locations: Tensor, weights: Tensor, sizes: list[int]
+) -> Tensor:
+    """Sample value (B, S, M, C) at locations (B, Q, M, L, K, 2) by weights (B, Q, M, L, K).
+
+    Args:
+        namespace: of the operators in `torch.ops`.
+        value, locations, weights: of any floating-point dtypes.
+        sizes: height and width of the first level, then of the second, and so on.
+
+    Returns:
+        (B, Q, M * C), in value's dtype.
+    """
+    operator = getattr(torch.ops, namespace).deformable_attention
+    exact_value, locations, weights = _match_dtypes(value, locations, weights)
+    return operator(exact_value, locations, weights, sizes).to(value.dtype)
+
+
+def sample_with_fused_operator(
+    namespace: str,
+    value: Tensor,
+    reference_points: Tensor,
+    offsets: Tensor,
+    logits: Tensor,
+    sizes: list[int],
+) -> Tensor:
+    """The same from references (B, Q, L, 2 or 4), offsets (B, Q, M, L, K, 2) and logits."""
+    operator = getattr(torch.ops, namespace).fused_deformable_attention
+    exact_value, offsets, logits = _match_dtypes(value, offsets, logits, reference_points)
+    exact = torch.float64 if exact_value.dtype == torch.float64 else torch.float32
+    output = operator(exact_value, reference_points.to(exact), offsets, logits, sizes)
+    return output.to(value.dtype)
+
+
+def _match_dtypes(
+    value: Tensor, points: Tensor, weights: Tensor, *others: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What the operators take: one dtype, or half precision with points in float32."""
+    if any(tensor.dtype == torch.float64 for tensor in (value, points, weights, *others)):
+        return value.double(), points.double(), weights.double()
+    if value.dtype == points.dtype == weights.dtype:
+        return value, points, weights
+    return value, points.float(), weights.float()
+
+
+# ---------------------------------------------------------------- registration
+
+
+@functools.cache
+def _register(namespace: str) -> None:
+    """Tell torch the operators' shapes and derivatives; the library tells it the rest."""
+    attention, fused = (
+        f"{namespace}::deformable_attention",
+        f"{namespace}::fused_deformable_attention",
+    )
+    for name in (attention, fused):
+        torch.library.register_fake(name, _fake_output)
+        torch.library.register_autograd(
+            f"{name}_backward", _refuse_second_derivative, setup_context=_save_nothing
+        )
+    torch.library.register_fake(f"{attention}_backward", _fake_gradients)
+    torch.library.register_fake(f"{fused}_backward", _fake_fused_gradients)
+    operators = getattr(torch.ops, namespace)
+
+    def differentiate(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        backward = operators.deformable_attention_backward
+        is_deterministic = torch.are_deterministic_algorithms_enabled()
+        return *backward(grad, *ctx.saved_tensors, ctx.sizes, is_deterministic), None
+
+    def differentiate_fused(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        backward = operators.fused_deformable_attention_backward
+        wants_references = ctx.needs_input_grad[1]
+        is_deterministic = torch.are_deterministic_algorithms_enabled()
+        grad_value, grad_references, *grads = backward(
+            grad, *ctx.saved_tensors, ctx.sizes, wants_references, is_deterministic
+        )
+        return grad_value, grad_references if wants_references else None, *grads, None
+
+    torch.library.register_autograd(attention, differentiate, setup_context=_save_inputs)
+    torch.library.register_autograd(fused, differentiate_fused, setup_context=_save_inputs)
+
+
+def _fake_output(value: Tensor, *arguments: Tensor | list[int]) -> Tensor:
+    weights = arguments[-2]
+    return value.new_empty(*weights.shape[:2], value.shape[2] * value.shape[3])
+
+
+def _fake_gradients(
+    grad: Tensor, value: Tensor, locations: Tensor, weights: Tensor, sizes: list[int], _: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    return tuple(tensor.new_empty(tensor.shape) for tensor in (value, locations, weights))
+
+
+def _fake_fused_gradients(
+    grad: Tensor,
+    value: Tensor,
+    reference_points: Tensor,
+    offsets: Tensor,
+    logits: Tensor,
+    sizes: list[int],
+    reference_grad: bool,
+    _: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    tensors = (value, reference_points, offsets, logits)
+    grads = [tensor.new_empty(tensor.shape) for tensor in tensors]
+    if not reference_grad:
+        grads[1] = reference_points.new_empty(0)
+    return tuple(grads)
+
+
+def _save_inputs(ctx, inputs: tuple, output: Tensor) -> None:
+    *tensors, ctx.sizes = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _save_nothing(ctx, inputs: tuple, output: tuple) -> None:
+    pass
+
+
+def _refuse_second_derivative(ctx, *grads: Tensor) -> None:
+    raise RuntimeError("deformable attention has no second derivative")
