@@ -1,0 +1,8 @@
+// The kernels for value in bfloat16. One file a type, so that they compile side by side.
+#include "launch.cuh"
+
+namespace deformable_attention_cuda {
+
+const Launchers kBFloat16Launchers = make_launchers<__nv_bfloat16>();
+
+}  // namespace deformable_attention_cuda
