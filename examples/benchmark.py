@@ -132,14 +132,15 @@ def benchmark_processor(batch_size: int, rounds: int) -> None:
 
 
 @torch.no_grad()
-def benchmark_forward(backbone: str, height: int, width: int, rounds: int) -> None:
-    """Inference on one image."""
+def benchmark_forward(prefix: str, backbone: str, height: int, width: int, rounds: int) -> None:
+    """Inference on one image by the classes whose names begin with `prefix`."""
     torch.manual_seed(0)
-    config = hf_detr.DetrConfig(backbone=backbone, num_labels=91, auxiliary_loss=False)
-    model = hf_detr.DetrForObjectDetection(config).eval()
+    config_class, detector = f"{prefix}Config", f"{prefix}ForObjectDetection"
+    config = getattr(hf_detr, config_class)(backbone=backbone, num_labels=91, auxiliary_loss=False)
+    model = getattr(hf_detr, detector)(config).eval()
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
-        peer = transformers.DetrForObjectDetection.from_pretrained(Path(folder))
+        peer = getattr(transformers, detector).from_pretrained(Path(folder))
     image = torch.randn(1, 3, height, width)
     mask = torch.ones(1, height, width, dtype=torch.long)
     got, expected = model(image, mask), peer(pixel_values=image, pixel_mask=mask)
@@ -148,7 +149,7 @@ def benchmark_forward(backbone: str, height: int, width: int, rounds: int) -> No
     seconds = medians(
         lambda: model(image, mask), lambda: peer(pixel_values=image, pixel_mask=mask), rounds
     )
-    report(f"forward {backbone}, 1x{height}x{width}", *seconds)
+    report(f"{prefix} {backbone}, 1x{height}x{width}", *seconds)
 
 
 def main() -> None:
@@ -173,10 +174,11 @@ def main() -> None:
         benchmark_loss(batch_size, num_queries, rounds)
     for batch_size in (1, 8):
         benchmark_processor(batch_size, rounds)
-    if arguments.quick:
-        benchmark_forward("resnet18", 256, 320, rounds)
-    else:
-        benchmark_forward("resnet50", 800, 1066, rounds)
+    for prefix in ("Detr", "DeformableDetr"):
+        if arguments.quick:
+            benchmark_forward(prefix, "resnet18", 256, 320, rounds)
+        else:
+            benchmark_forward(prefix, "resnet50", 800, 1066, rounds)
 
 
 if __name__ == "__main__":

@@ -1,23 +1,28 @@
-"""Compare the speed of multi-scale deformable attention here and in transformers, in one run.
+"""Compare the speed of multi-scale deformable attention on CPU with its peers, in one run.
 
-    python examples/benchmark_operator.py                # about three minutes on one core
-    python examples/benchmark_operator.py --threads 2
-    python examples/benchmark_operator.py --quick        # small levels: does it run?
+    python examples/benchmark_operator.py            # about fifteen minutes
+    python examples/benchmark_operator.py --quick    # small levels: does it run?
 
 The levels are those of an 800 x 1066 image, sampled near the reference points, as initialised and
-trained encoders do. Rounds of both sides alternate, so that whatever else the machine does slows
-both; medians are printed, in milliseconds of process CPU time. No time is printed unless both
-sides give the same result, gradients included. With two threads and another busy process, threads
-that spin while they wait are most of what is measured: set OMP_WAIT_POLICY=passive there.
+trained encoders do. Sides: the compiled operator and the torch one of hf_detr, transformers, and
+the PyPI package torch-ms-deform-attn where it is installed. Rounds of all sides alternate, so that
+whatever else the machine does slows all; medians are printed, in milliseconds of process CPU time
+with one thread and of the clock with more. No time is printed unless all sides give the same
+result, gradients included. A C++ compiler adds the processor's limits, measured in the same run.
 """
 
 import argparse
 import itertools
 import math
+import multiprocessing
 import os
+import shutil
 import statistics
+import subprocess
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 os.environ.setdefault("HF_DETR_REGISTER", "0")  # transformers' side stays transformers' own
 
@@ -28,7 +33,12 @@ from transformers.models.deformable_detr.modeling_deformable_detr import (
     MultiScaleDeformableAttention as TheirOperator,
 )
 
-from hf_detr import multi_scale_deformable_attention
+from hf_detr.multi_scale_deformable_attention import (
+    attend_around_references,
+    locate,
+    multi_scale_deformable_attention,
+    normalize,
+)
 
 Shapes = list[tuple[int, int]]
 Operator = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -36,6 +46,7 @@ Operator = Callable[[Tensor, Tensor, Tensor], Tensor]
 SHAPES = [(100, 134), (50, 67), (25, 34), (13, 17)]
 QUICK_SHAPES = [(25, 34), (13, 17), (7, 9), (4, 5)]
 NUM_HEADS, HEAD_WIDTH, NUM_POINTS, NUM_DECODER_QUERIES = 8, 32, 4, 300
+LIMITS = Path(__file__).parents[1] / "kernels" / "benchmarks" / "limits.cpp"
 
 
 def reference_points(shapes: Shapes) -> Tensor:
@@ -51,11 +62,11 @@ def reference_points(shapes: Shapes) -> Tensor:
     return torch.cat(levels)
 
 
-def make_inputs(shapes: Shapes, num_queries: int | None) -> list[Tensor]:
+def make_inputs(shapes: Shapes, batch_size: int, num_queries: int | None) -> list[Tensor]:
     """Value, locations and weights; a query per pixel, or `num_queries` of random places."""
     torch.manual_seed(0)
     references = reference_points(shapes)
-    value = torch.randn(1, len(references), NUM_HEADS, HEAD_WIDTH)
+    value = torch.randn(batch_size, len(references), NUM_HEADS, HEAD_WIDTH)
     if num_queries is not None:
         references = torch.rand(num_queries, 2)
     angles = torch.arange(NUM_HEADS) * (2 * math.pi / NUM_HEADS)
@@ -63,31 +74,44 @@ def make_inputs(shapes: Shapes, num_queries: int | None) -> list[Tensor]:
     ring = ring / ring.abs().amax(dim=-1, keepdim=True)
     pixels = ring[:, None, None] * torch.arange(1, NUM_POINTS + 1)[:, None]  # (M, 1, K, 2)
     # A little noise keeps samples off the exact pixels, where location gradients jump.
-    noise = 0.3 * torch.randn(len(references), NUM_HEADS, len(shapes), NUM_POINTS, 2)
+    noise = 0.3 * torch.randn(batch_size, len(references), NUM_HEADS, len(shapes), NUM_POINTS, 2)
     sizes = torch.tensor([(width, height) for height, width in shapes])
     locations = references[:, None, None, None] + (pixels + noise) / sizes[:, None]
-    weights = torch.randn(locations.shape[:-1]).flatten(2).softmax(-1)
+    weights = torch.randn(locations.shape[:-1]).flatten(3).softmax(-1)
     weights = weights.view(locations.shape[:-1])
-    return [
-        value.requires_grad_(),
-        locations[None].requires_grad_(),
-        weights[None].requires_grad_(),
-    ]
+    return [value.requires_grad_(), locations.requires_grad_(), weights.requires_grad_()]
 
 
-def make_operators(shapes: Shapes) -> tuple[Operator, Operator]:
-    """Ours and theirs, as functions of value, locations and weights."""
+def make_operators(shapes: Shapes) -> dict[str, Operator]:
+    """All sides, as functions of value, locations and weights; the first is what is praised."""
     starts = [0, *itertools.accumulate(height * width for height, width in shapes)][:-1]
+    sizes, level_starts = torch.tensor(shapes), torch.tensor(starts)
     theirs = TheirOperator()
 
-    def our_operator(value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
-        return multi_scale_deformable_attention(value, shapes, starts, locations, weights)
+    def ours(kernel: str) -> Operator:
+        def operator(value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+            return multi_scale_deformable_attention(
+                value, shapes, starts, locations, weights, kernel
+            )
 
-    def their_operator(value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
-        sizes, level_starts = torch.tensor(shapes), torch.tensor(starts)
-        return theirs(value, sizes, shapes, level_starts, locations, weights, 64)
+        return operator
 
-    return our_operator, their_operator
+    operators = {
+        "compiled": ours("required"),
+        "torch": ours("torch"),
+        "transformers": lambda value, locations, weights: theirs(
+            value, sizes, shapes, level_starts, locations, weights, 64
+        ),
+    }
+    try:
+        from torch_ms_deform_attn import ms_deform_attn
+    except ImportError as error:
+        print(f"torch-ms-deform-attn is left out: {error}")
+    else:
+        operators["ms-deform-attn"] = lambda value, locations, weights: ms_deform_attn(
+            value, sizes, level_starts, locations, weights
+        )
+    return operators
 
 
 def forward(operator: Operator, inputs: list[Tensor]) -> Tensor:
@@ -100,66 +124,161 @@ def forward_backward(operator: Operator, inputs: list[Tensor]) -> list[Tensor]:
     return [output, *torch.autograd.grad(output, inputs, torch.ones_like(output))]
 
 
-def check_equal(operators: tuple[Operator, Operator], inputs: list[Tensor]) -> None:
-    """Compare output and gradients.
+def check_equal(operators: dict[str, Operator], inputs: list[Tensor]) -> None:
+    """Compare output and gradients of all sides with transformers'.
 
     A location on a pixel within rounding may fall to either side of it, where its gradient jumps:
     one in ten thousand location gradients may differ.
     """
-    ours, theirs = (forward_backward(operator, inputs) for operator in operators)
-    for name, got, expected in zip(
-        ("output", "value", "locations", "weights"), ours, theirs, strict=True
-    ):
-        error = (got - expected).abs() / expected.abs().max()
-        allowed = 1e-4 if name == "locations" else 0
-        if (error > 2e-5).float().mean() > allowed:
-            raise SystemExit(f"the sides differ in {name} by {error.max():.1e} of its maximum")
+    theirs = forward_backward(operators["transformers"], inputs)
+    for side, operator in operators.items():
+        ours = forward_backward(operator, inputs)
+        for name, got, expected in zip(
+            ("output", "value", "locations", "weights"), ours, theirs, strict=True
+        ):
+            error = (got - expected).abs() / expected.abs().max()
+            allowed = 1e-4 if name == "locations" else 0
+            if (error > 2e-5).float().mean() > allowed:
+                raise SystemExit(f"{side} differs in {name} by {error.max():.1e} of its maximum")
 
 
-def medians(functions: list[Callable[[], object]], rounds: int) -> list[float]:
-    """Median CPU seconds of each, run in turn after one warm-up of each."""
+def medians(functions: list[Callable[[], object]], rounds: int, threads: int) -> list[float]:
+    """Median seconds of each, run in turn after one warm-up of each."""
+    clock = time.process_time if threads == 1 else time.perf_counter
     times: list[list[float]] = [[] for _ in functions]
     for index in range(rounds + 1):
         for function, seconds in zip(functions, times, strict=True):
-            start = time.process_time()
+            start = clock()
             function()
             if index > 0:
-                seconds.append(time.process_time() - start)
+                seconds.append(clock() - start)
     return [statistics.median(seconds) for seconds in times]
 
 
-def benchmark(name: str, shapes: Shapes, num_queries: int | None, rounds: int) -> None:
-    inputs = make_inputs(shapes, num_queries)
+def benchmark(shapes: Shapes, num_queries: int | None, rounds: int, batch_size: int) -> list[float]:
+    """Print one row for the forward pass and one with backward; seconds of ours."""
+    inputs = make_inputs(shapes, batch_size, num_queries)
     operators = make_operators(shapes)
     check_equal(operators, inputs)
+    threads, ours = torch.get_num_threads(), []
+    name = "encoder" if num_queries is None else "decoder"
     for label, run in [("forward", forward), ("forward + backward", forward_backward)]:
         functions = [
-            lambda operator=operator, run=run: run(operator, inputs) for operator in operators
+            lambda operator=operator, run=run: run(operator, inputs)
+            for operator in operators.values()
         ]
-        ours, theirs = medians(functions, rounds)
-        row = f"{name} {label}, {inputs[1].shape[1]} queries"
-        print(f"{row:42}{ours * 1e3:12.1f}{theirs * 1e3:14.1f}{theirs / ours:9.2f}x", flush=True)
+        seconds = medians(functions, rounds, threads)
+        row = f"{name} {label}, batch {batch_size}, {threads} thread(s)"
+        cells = [f"{seconds[0] * 1e3:10.2f}"]
+        cells += [f"{s * 1e3:10.1f} {s / seconds[0]:6.1f}x" for s in seconds[1:]]
+        print(f"{row:50}{''.join(cells)}", flush=True)
+        ours.append(seconds[0])
+    return ours
+
+
+# ---------------------------------------------------------------- memory and limits
+
+
+def training_step(side: str, shapes: Shapes, num_queries: int | None) -> Callable[[], object]:
+    """One encoder's attention from offsets and logits, as a network predicts them, and back."""
+    value, locations, weights = (tensor.detach() for tensor in make_inputs(shapes, 1, num_queries))
+    operator = make_operators(shapes)[side]
+    starts = [0, *itertools.accumulate(height * width for height, width in shapes)][:-1]
+    references = torch.full((1, locations.shape[1], len(shapes), 2), 0.5)
+    locations -= 0.5
+    locations *= torch.tensor([(width, height) for height, width in shapes])[:, None]
+    inputs = [tensor.requires_grad_() for tensor in (value, locations, weights.log_())]
+
+    def run() -> object:
+        value, offsets, logits = inputs
+        if side in ("compiled", "torch"):
+            kernel = "required" if side == "compiled" else "torch"
+            output = attend_around_references(
+                value, shapes, starts, references, offsets, logits, kernel
+            )
+        else:
+            output = operator(value, locate(references, offsets, shapes), normalize(logits))
+        return torch.autograd.grad(output, inputs, torch.ones(()).expand_as(output))
+
+    return run
+
+
+def peak_memory(side: str, shapes: Shapes) -> float:
+    """MiB that one encoder's training step takes beside its inputs; run in a new process."""
+    step = training_step(side, shapes, None)
+    # Whatever a first call loads isn't memory of the step.
+    training_step(side, [(2, 2)] * len(shapes), 4)()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = resident("VmRSS")
+    step()
+    return resident("VmHWM") - before
+
+
+def resident(field: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
+
+
+def print_memory(shapes: Shapes, sides: list[str]) -> None:
+    context = multiprocessing.get_context("spawn")
+    cells = []
+    for side in sides:
+        with context.Pool(1) as pool:
+            cells.append(f"{side} {pool.apply(peak_memory, (side, shapes)):.0f} MiB")
+    print(f"peak memory of an encoder layer's attention, forward + backward: {', '.join(cells)}")
+
+
+def print_limits(shapes: Shapes, seconds: float) -> None:
+    """Say how far the encoder's forward pass is from what the processor can do at most."""
+    compiler = shutil.which("c++")
+    if compiler is None or not LIMITS.is_file():
+        print("no C++ compiler, or not run from the repository: the limits aren't measured")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        program = str(Path(folder) / "limits")
+        flags = ["-std=c++17", "-O3", "-march=native"]
+        subprocess.run([compiler, *flags, str(LIMITS), "-o", program], check=True)
+        output = subprocess.run([program], check=True, capture_output=True, text=True).stdout
+    multiply_adds, cache, table = map(float, output.split())
+    queries = sum(height * width for height, width in shapes)
+    count = queries * NUM_HEADS * len(shapes) * NUM_POINTS * 4 * HEAD_WIDTH
+    shares = (count / multiply_adds, 4 * count / cache, 4 * count / table)
+    text = ", ".join(f"{share / 1e9 / seconds:.0%}" for share in shares)
+    print(
+        f"encoder forward, 1 thread: {text} of the limits of multiply-adds "
+        f"({multiply_adds:.0f} G/s), of random rows from 512 KiB ({cache:.0f} GB/s) and from one "
+        f"head's {table:.0f} GB/s"
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="two rounds, small levels")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 2])
     arguments = parser.parse_args()
-    if arguments.rounds < 1 or arguments.threads < 1:
-        parser.error("--rounds and --threads must be at least 1")
-    torch.set_num_threads(arguments.threads)
+    if min(arguments.rounds, *arguments.threads, *arguments.batch_sizes) < 1:
+        parser.error("--rounds, --threads and --batch-sizes must be at least 1")
     shapes = QUICK_SHAPES if arguments.quick else SHAPES
     rounds = 2 if arguments.quick else arguments.rounds
 
     print(
         f"torch {torch.__version__}, transformers {transformers.__version__}, "
-        f"{arguments.threads} thread(s), medians of {rounds} interleaved rounds, CPU ms"
+        f"medians of {rounds} interleaved rounds, ms; x: times our compiled operator"
     )
-    print(f"{'':42}{'hf_detr':>12}{'transformers':>14}{'ratio':>10}")
-    benchmark("encoder", shapes, None, rounds)
-    benchmark("decoder", shapes, NUM_DECODER_QUERIES, rounds)
+    sides = list(make_operators(shapes))
+    print(f"{'':50}{sides[0]:>10}{''.join(f'{side:>18}' for side in sides[1:])}")
+    encoder_seconds = None
+    for threads, batch_size in itertools.product(arguments.threads, arguments.batch_sizes):
+        torch.set_num_threads(threads)
+        for num_queries in (None, NUM_DECODER_QUERIES):
+            seconds = benchmark(shapes, num_queries, rounds, batch_size)
+            if (threads, batch_size, num_queries) == (1, 1, None):
+                encoder_seconds = seconds[0]
+    if encoder_seconds is not None:
+        print_limits(shapes, encoder_seconds)
+    print_memory(shapes, sides)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from hf_detr.compiled_attention import find_operators
+
 REPOSITORY = Path(__file__).parents[1]
 
 
@@ -48,5 +50,18 @@ def test_benchmark_runs() -> None:
     """The benchmark compares both sides and prints ratios, in its quickest setting."""
     result = run("examples/benchmark.py", "--quick")
     assert result.returncode == 0, result.stderr
-    for part in ("loss + matcher", "image processor", "forward"):
+    for part in ("loss + matcher", "image processor", "Detr resnet18", "DeformableDetr resnet18"):
+        assert part in result.stdout
+
+
+@pytest.mark.slow
+def test_operator_benchmark_runs() -> None:
+    """All sides of the operator's benchmark agree, and it says who is how fast."""
+    namespace, reason = find_operators("cpu")
+    if namespace is None:
+        pytest.skip(f"there is no compiled operator: {reason}")
+    options = ("--quick", "--threads", "1", "--batch-sizes", "1")
+    result = run("examples/benchmark_operator.py", *options)
+    assert result.returncode == 0, result.stderr
+    for part in ("encoder forward + backward", "decoder forward", "transformers", "peak memory"):
         assert part in result.stdout
