@@ -19,7 +19,7 @@ def find_operators(device_type: str) -> tuple[str | None, str]:
     from .kernel_loader import load_kernel
 
     status = load_kernel(device_type)
-    if status.namespace is not None:
+    if status.available and status.source != "hub":  # whose package registers its own
         _register(status.namespace)
     return status.namespace, status.reason
 

@@ -204,13 +204,18 @@ def _require_schemas(places: KernelPlaces) -> None:
         raise KernelError(f"the CPU library, which it needs, isn't used ({cpu.reason or 'Hub'})")
 
 
-def _hub_namespace(name: str) -> str | None:
-    """Name in `torch.ops` of a Hub kernel that the `kernels` package fetches."""
+def _hub_namespace(asked: str) -> str | None:
+    """Name in `torch.ops` of a Hub kernel, "owner/name@version", from the package `kernels`.
+
+    Whoever names it in the environment has decided to run its code.
+    """
+    name, _, version = asked.partition("@")
     try:
-        return importlib.import_module("kernels").get_kernel(name).ops.name
+        get_kernel = importlib.import_module("kernels").get_kernel
+        return get_kernel(name, version=int(version or 0), trust_remote_code=True).ops.name
     except Exception as error:  # whatever the network, the Hub or the kernel's own code raise
         problem = f"{type(error).__name__}: {error}"
-        logger.warning(f"hf_detr: HF_DETR_HUB_KERNEL={name} can't be used: {problem}")
+        logger.warning(f"hf_detr: HF_DETR_HUB_KERNEL={asked} can't be used: {problem}")
         return None
 
 

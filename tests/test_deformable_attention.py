@@ -192,7 +192,7 @@ def test_compiles_to_one_graph() -> None:
     compiled = torch.compile(module, fullgraph=True, dynamic=True, backend=backend)
     for sizes in [(3, 4, 7), (2, 6, 9), (4, 5, 6)]:
         inputs = feature_maps(*sizes)
-        torch.testing.assert_close(compiled(*inputs), module(*inputs), atol=1e-6, rtol=0)
+        torch.testing.assert_close(compiled(*inputs), module(*inputs), atol=5e-6, rtol=0)
     assert len(graphs) == 1
 
 

@@ -277,14 +277,14 @@ def test_hub_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel that HF_DETR_HUB_KERNEL names comes before any build, under its own name."""
     asked = []
 
-    def get_kernel(name: str) -> types.SimpleNamespace:
-        asked.append(name)
+    def get_kernel(name: str, version: int, **options: bool) -> types.SimpleNamespace:
+        asked.append((name, version))
         return types.SimpleNamespace(ops=torch.ops.some_hub_namespace)
 
     monkeypatch.setitem(sys.modules, "kernels", types.SimpleNamespace(get_kernel=get_kernel))
-    monkeypatch.setenv("HF_DETR_HUB_KERNEL", "owner/attention")
+    monkeypatch.setenv("HF_DETR_HUB_KERNEL", "owner/attention@2")
     status = load_kernel("cpu", KernelPlaces((tmp_path,), tmp_path, "hf_detr_test_hub"))
-    assert asked == ["owner/attention"] and status.available
+    assert asked == [("owner/attention", 2)] and status.available
     assert (status.source, status.namespace, status.path) == ("hub", "some_hub_namespace", None)
 
 
