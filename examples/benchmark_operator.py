@@ -46,6 +46,7 @@ Operator = Callable[[Tensor, Tensor, Tensor], Tensor]
 SHAPES = [(100, 134), (50, 67), (25, 34), (13, 17)]
 QUICK_SHAPES = [(25, 34), (13, 17), (7, 9), (4, 5)]
 NUM_HEADS, HEAD_WIDTH, NUM_POINTS, NUM_DECODER_QUERIES = 8, 32, 4, 300
+LEAST_SECONDS = 0.03  # of a round: one call of the decoder's would find the caches of another side
 LIMITS = Path(__file__).parents[1] / "kernels" / "benchmarks" / "limits.cpp"
 
 
@@ -143,15 +144,20 @@ def check_equal(operators: dict[str, Operator], inputs: list[Tensor]) -> None:
 
 
 def medians(functions: list[Callable[[], object]], rounds: int, threads: int) -> list[float]:
-    """Median seconds of each, run in turn after one warm-up of each."""
+    """Median seconds of each, run in turn; a round calls a short function several times."""
     clock = time.process_time if threads == 1 else time.perf_counter
+    calls = [1] * len(functions)
     times: list[list[float]] = [[] for _ in functions]
     for index in range(rounds + 1):
-        for function, seconds in zip(functions, times, strict=True):
+        for which, function in enumerate(functions):
             start = clock()
-            function()
-            if index > 0:
-                seconds.append(clock() - start)
+            for _ in range(calls[which]):
+                function()
+            seconds = (clock() - start) / calls[which]
+            if index == 0:  # the warm-up
+                calls[which] = math.ceil(LEAST_SECONDS / seconds)
+            else:
+                times[which].append(seconds)
     return [statistics.median(seconds) for seconds in times]
 
 
