@@ -21,6 +21,7 @@ from .image_processing_sigmoid_detr import (
 from .modeling_conditional_detr import ConditionalDetrForObjectDetection, ConditionalDetrModel
 from .modeling_deformable_detr import DeformableDetrForObjectDetection, DeformableDetrModel
 from .modeling_detr import DetrForObjectDetection, DetrModel
+from .modeling_detr_segmentation import DetrForSegmentation
 from .multi_scale_deformable_attention import multi_scale_deformable_attention
 
 __version__ = "0.1.0"
@@ -37,6 +38,7 @@ __all__ = [
     "DetectionPipeline",
     "DetrConfig",
     "DetrForObjectDetection",
+    "DetrForSegmentation",
     "DetrImageProcessor",
     "DetrModel",
     "kernel_status",

@@ -91,6 +91,7 @@ class DetectionTransformer(DetectionPreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
+        output_feature_maps: bool = False,
     ) -> DetectionModelOutput | tuple:
         """Encode images and decode queries.
 
@@ -100,6 +101,7 @@ class DetectionTransformer(DetectionPreTrainedModel):
             output_hidden_states: also return the states between layers.
             output_attentions: also return attention weights.
             return_dict: False returns a tuple instead.
+            output_feature_maps: also return feature maps, for masks.
 
         Raises:
             ValueError: if the shapes don't fit each other or the configuration.
@@ -111,8 +113,9 @@ class DetectionTransformer(DetectionPreTrainedModel):
         check_images(pixel_values, pixel_mask, self.config.num_channels)
 
         feature_maps = self.backbone(pixel_values.to(self.dtype))
+        projected = self.project(feature_maps)
         hidden_states, position_embeddings, pyramid = build_pyramid(
-            self.project(feature_maps), pixel_mask, self.position_embedding, self.level_embed
+            projected, pixel_mask, self.position_embedding, self.level_embed
         )
         encoded = self.encoder(
             hidden_states, position_embeddings, pyramid, output_hidden_states, output_attentions
@@ -140,6 +143,9 @@ class DetectionTransformer(DetectionPreTrainedModel):
             decoder_sampling_locations=decoder_locations,
             enc_outputs_class=decoded.enc_outputs_class,
             enc_outputs_coord_logits=decoded.enc_outputs_coord_logits,
+            feature_maps=tuple(feature_maps) if output_feature_maps else None,
+            projected_feature_maps=tuple(projected) if output_feature_maps else None,
+            token_mask=pyramid.mask if output_feature_maps else None,
         )
         if return_dict is None:
             return_dict = self.config.return_dict
@@ -191,6 +197,18 @@ class ObjectDetector(DetectionPreTrainedModel):
         outputs = self.model(
             pixel_values, pixel_mask, output_hidden_states, output_attentions, return_dict=True
         )
+        output = self.detect(outputs, labels, output_attentions)
+        if return_dict is None:
+            return_dict = self.config.return_dict
+        return output if return_dict else output.to_tuple()
+
+    def detect(
+        self,
+        outputs: DetectionModelOutput,
+        labels: list[dict[str, Tensor]] | None,
+        output_attentions: bool | None,
+    ) -> ObjectDetectionOutput:
+        """Predictions, and the loss if there are labels, from the states of the queries."""
         every_layer = labels is not None and self.config.auxiliary_loss
         layers = slice(None) if every_layer else slice(-1, None)
         references = outputs.reference_points
@@ -210,7 +228,7 @@ class ObjectDetector(DetectionPreTrainedModel):
                     {"logits": layer_logits, "pred_boxes": layer_boxes}
                     for layer_logits, layer_boxes in zip(logits[:-1], pred_boxes[:-1], strict=True)
                 ]
-        output = ObjectDetectionOutput(
+        return ObjectDetectionOutput(
             loss=loss,
             loss_dict=loss_dict,
             logits=logits[-1],
@@ -229,9 +247,6 @@ class ObjectDetector(DetectionPreTrainedModel):
             enc_outputs_class=outputs.enc_outputs_class,
             enc_outputs_coord_logits=outputs.enc_outputs_coord_logits,
         )
-        if return_dict is None:
-            return_dict = self.config.return_dict
-        return output if return_dict else output.to_tuple()
 
 
 def check_images(pixel_values: Tensor, pixel_mask: Tensor | None, num_channels: int) -> None:

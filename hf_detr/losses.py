@@ -33,6 +33,31 @@ def sigmoid_focal_loss(logits: Tensor, targets: Tensor, alpha: float, gamma: flo
     return weight * wrong**gamma * cross_entropy
 
 
+def mask_focal_loss(mask_logits: Tensor, target_masks: Tensor) -> Tensor:
+    """Focal loss (P,) of matched masks (P, pixels), averaged over their pixels.
+
+    Args:
+        mask_logits: (P, pixels).
+        target_masks: (P, pixels), 0 or 1.
+    """
+    return sigmoid_focal_loss(mask_logits, target_masks, alpha=0.25, gamma=2.0).mean(-1)
+
+
+def mask_dice_loss(mask_logits: Tensor, target_masks: Tensor) -> Tensor:
+    """Dice loss (P,) in [0, 1] of matched masks (P, pixels): small objects count like large ones.
+
+    One is added above and below (V-Net, arXiv 1606.04797, Eq. 2, squares the sums' terms), so that
+    two empty masks agree.
+
+    Args:
+        mask_logits: (P, pixels).
+        target_masks: (P, pixels), 0 or 1.
+    """
+    probabilities = mask_logits.sigmoid()
+    common = (probabilities * target_masks).sum(-1)
+    return 1 - (2 * common + 1) / (probabilities.sum(-1) + target_masks.sum(-1) + 1)
+
+
 def mean_over_processes(value: Tensor) -> Tensor:
     """Sum a tensor over the training processes and divide by their number.
 

@@ -80,6 +80,9 @@ class DetectionModelOutput(ModelOutput):
             (B, Q, M, L, K, 2) per layer as (x, y) in [0, 1]; its attentions are (B, Q, M, L, K).
         enc_outputs_class: two stages: class logits (B, S, C') of every token as a proposal.
         enc_outputs_coord_logits: two stages: their boxes before the sigmoid, (B, S, 4).
+        feature_maps: the backbone's, (B, C_l, h_l, w_l) each, finest first.
+        projected_feature_maps: what the encoder starts from, (B, D, h_l, w_l) each.
+        token_mask: (B, S), True on tokens with real pixels; None if all are.
     """
 
     last_hidden_state: Tensor | None = None
@@ -95,6 +98,9 @@ class DetectionModelOutput(ModelOutput):
     decoder_sampling_locations: tuple[Tensor, ...] | None = None
     enc_outputs_class: Tensor | None = None
     enc_outputs_coord_logits: Tensor | None = None
+    feature_maps: tuple[Tensor, ...] | None = None
+    projected_feature_maps: tuple[Tensor, ...] | None = None
+    token_mask: Tensor | None = None
 
 
 @dataclass
@@ -128,6 +134,18 @@ class ObjectDetectionOutput(ModelOutput):
     enc_outputs_class: Tensor | None = None
     enc_outputs_coord_logits: Tensor | None = None
     reference_points: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class SegmentationOutput(ObjectDetectionOutput):
+    """Detections with a mask for each; further entries as in the detector's output.
+
+    Attributes:
+        pred_masks: logits (B, Q, h, w) at the finest feature map's size, a quarter of the image's
+            with its padding; None in training, which computes those of matched queries only.
+    """
+
+    pred_masks: Tensor | None = None
 
 
 def split_sampling(

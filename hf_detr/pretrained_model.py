@@ -38,9 +38,17 @@ class DetectionPreTrainedModel(PreTrainedModel):
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
         # Loading makes new tensors, without what the constructor did to the old ones.
-        model.base_model.backbone.restore_buffers()
-        model.base_model.backbone.freeze(num_stages=1)
+        model.detection_transformer.backbone.restore_buffers()
+        model.detection_transformer.backbone.freeze(num_stages=1)
         return loaded
+
+    @property
+    def detection_transformer(self) -> PreTrainedModel:
+        """The model without any heads, which this one is or holds."""
+        model = self
+        while model.base_model is not model:
+            model = model.base_model
+        return model
 
     @staticmethod
     def _load_pretrained_model(
@@ -70,14 +78,14 @@ class DetectionPreTrainedModel(PreTrainedModel):
 
     def freeze_backbone(self) -> None:
         """Train nothing of the backbone."""
-        self.base_model.backbone.freeze()
+        self.detection_transformer.backbone.freeze()
 
     def unfreeze_backbone(self, num_frozen_stages: int = 1) -> None:
         """Train the backbone but for its stem and first stages (paper: 1); 0 trains all of it.
 
         Batch norm keeps its statistics in any case.
         """
-        self.base_model.backbone.freeze(num_frozen_stages)
+        self.detection_transformer.backbone.freeze(num_frozen_stages)
 
     def parameter_groups(self, lr: float, slow_factor: float = 0.1) -> list[dict[str, Any]]:
         """Groups for an optimiser with the papers' learning rates; frozen parameters left out.
@@ -116,7 +124,7 @@ class DetectionPreTrainedModel(PreTrainedModel):
         """
         if num_queries < 1:
             raise ValueError(f"num_queries is {num_queries}; a detector needs at least 1.")
-        old = getattr(self.base_model, "query_position_embeddings", None)
+        old = getattr(self.detection_transformer, "query_position_embeddings", None)
         if old is None:
             raise ValueError(
                 "This model's queries are proposals of its encoder, not learned; set "
@@ -128,5 +136,5 @@ class DetectionPreTrainedModel(PreTrainedModel):
         kept = min(num_queries, old.num_embeddings)
         new.weight[:kept] = old.weight[:kept]
         new.weight.requires_grad_(old.weight.requires_grad)
-        self.base_model.query_position_embeddings = new
+        self.detection_transformer.query_position_embeddings = new
         self.config.num_queries = num_queries

@@ -20,18 +20,19 @@ LAYERS = [
     {
         *("box_ops", "attention", "position_encoding", "backbone", "outputs"),
         *("configuration_backbone", "configuration_checks", "image_reading", "image_settings"),
-        "embedding_bag_sampling",
+        *("embedding_bag_sampling", "coco_masks"),
     },
     {
         *("configuration_detr", "pretrained_model", "feature_pyramid", "transformer_layer"),
         *("targets", "losses", "postprocess", "annotations", "multi_scale_deformable_attention"),
     },
-    {"classification", "encoder", "deformable_attention"},
+    {"classification", "encoder", "deformable_attention", "mask_head"},
     {"matcher", "heads"},
     {"criterion"},
     {"image_processing_detr", "detection_transformer"},
-    {"image_processing_sigmoid_detr", "detection_pipeline"},
+    {"image_processing_sigmoid_detr", "detection_pipeline", "segmentation"},
     {"modeling_detr", "modeling_conditional_detr", "modeling_deformable_detr"},
+    {"modeling_detr_segmentation"},
     {"__init__"},
 ]
 SIDES = {
@@ -123,7 +124,7 @@ def test_sizes(module: str) -> None:
 @pytest.mark.parametrize("module", sorted(set(MODULES) - {"__init__"}))
 def test_shared_code_names_no_variant(module: str) -> None:
     """Class and function names of shared modules don't carry a variant's name."""
-    if module.endswith("_detr"):
+    if module.startswith("modeling_") or module.endswith("_detr"):
         return
     for node in ast.walk(parse(module)):
         if isinstance(node, (ast.ClassDef, ast.FunctionDef)):

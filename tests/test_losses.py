@@ -1,8 +1,11 @@
-"""Protects the two box losses: by hand, and the gradients that train boxes."""
+"""Protects the losses of boxes and masks: by hand, by the original's, and their gradients."""
+
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 
-from hf_detr.losses import box_giou_loss, box_l1_loss
+from hf_detr.losses import box_giou_loss, box_l1_loss, mask_dice_loss, mask_focal_loss
 
 # Centre and size: predicted, true; L1 and generalised-IoU loss
 PREDICTED = torch.tensor([[0.5, 0.5, 0.2, 0.2], [0.1, 0.1, 0.2, 0.2], [0.5, 0.5, 0.4, 0.4]])
@@ -49,3 +52,29 @@ def test_gradients() -> None:
     true = torch.rand(6, 4, dtype=torch.float64) * 0.5 + 0.2
     for loss in (box_l1_loss, box_giou_loss):
         assert torch.autograd.gradcheck(lambda b, loss=loss: loss(b, true), (boxes,), atol=1e-6)
+
+
+def test_mask_losses_equal_the_original(reference_dir: Path) -> None:
+    """Protects values and gradients of both mask losses, saturated logits among them."""
+    case = load_file(reference_dir / "ops" / "mask_losses.safetensors")
+    num_boxes = 3.0  # what the recorded losses were divided by
+    for name, loss in (("focal_0.25_2", mask_focal_loss), ("dice", mask_dice_loss)):
+        logits = case["logits"].clone().requires_grad_()
+        total = loss(logits, case["targets"]).sum() / num_boxes
+        (grad,) = torch.autograd.grad(total, logits)
+        torch.testing.assert_close(total[None], case[f"{name}/loss"], atol=1e-10, rtol=0)
+        torch.testing.assert_close(grad, case[f"{name}/grad"], atol=1e-10, rtol=0)
+
+
+def test_mask_losses_by_hand() -> None:
+    """Protects what a right, a wrong and an empty mask cost."""
+    sure = 40.0
+    logits = torch.tensor([[sure, -sure], [-sure, sure], [-sure, -sure]])
+    masks = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 0.0]])
+    dice = torch.tensor([0.0, 1 - 1 / 3, 0.0])
+    torch.testing.assert_close(mask_dice_loss(logits, masks), dice, atol=1e-6, rtol=0)
+    # a wrong 1 costs 0.25 * 40, a wrong 0 costs 0.75 * 40: averaged over two pixels
+    focal = torch.tensor([0.0, 20.0, 0.0])
+    torch.testing.assert_close(mask_focal_loss(logits, masks), focal, atol=1e-4, rtol=0)
+    nothing = torch.zeros(0, 5)
+    assert mask_dice_loss(nothing, nothing).shape == mask_focal_loss(nothing, nothing).shape == (0,)

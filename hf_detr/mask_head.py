@@ -1,0 +1,123 @@
+"""From detected objects to their masks (DETR, Section 4.4 and Fig. 8)."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import initialization as init
+
+from .attention import OutputProjection
+
+NUM_GROUPS = 8
+
+
+class AttentionMaps(nn.Module):
+    """Where on the coarsest map each query looks, one map per head; nothing is summed up.
+
+    Args:
+        d_model: width D of queries and memory.
+        num_heads: M.
+
+    Raises:
+        ValueError: if the heads can't share `d_model` equally.
+    """
+
+    def __init__(self, d_model: int, num_heads: int) -> None:
+        super().__init__()
+        if d_model % num_heads:
+            raise ValueError(f"d_model {d_model} must be divisible by num_heads {num_heads}")
+        self.num_heads = num_heads
+        self.q_linear = OutputProjection(d_model, d_model)
+        self.k_linear = OutputProjection(d_model, d_model)
+
+    def forward(self, queries: Tensor, memory: Tensor, mask: Tensor | None) -> Tensor:
+        """Weights (B, Q, M, S) that sum to 1 over all heads and tokens of a query.
+
+        Args:
+            queries: (B, Q, D).
+            memory: (B, S, D).
+            mask: (B, S), True on real tokens; None if all are.
+        """
+        query = self.q_linear(queries).unflatten(-1, (self.num_heads, -1))  # (B, Q, M, c)
+        key = self.k_linear(memory).unflatten(-1, (self.num_heads, -1))  # (B, S, M, c)
+        scores = torch.einsum("bqmc,bsmc->bqms", query * query.shape[-1] ** -0.5, key)
+        if mask is not None:
+            scores = scores.masked_fill(~mask[:, None, None], -torch.inf)
+        # The original normalises over heads, too: some heads may count more than others.
+        return scores.flatten(2).softmax(-1).view(scores.shape)
+
+
+class MaskConv(nn.Conv2d):
+    """Convolution that starts as the original's."""
+
+    def reset_parameters(self) -> None:
+        """Kaiming for linear layers, and zero bias."""
+        nn.init.kaiming_uniform_(self.weight, a=1)
+        init.zeros_(self.bias)
+
+
+class MaskHead(nn.Module):
+    """Turns attention maps into masks, with the help of ever finer feature maps.
+
+    Args:
+        d_model: width D of the coarsest, projected map.
+        num_heads: M, maps per object.
+        pyramid_channels: channels of the three finer maps, the coarsest of them first.
+
+    Raises:
+        ValueError: if the widths can't be divided into groups for normalisation.
+    """
+
+    def __init__(self, d_model: int, num_heads: int, pyramid_channels: list[int]) -> None:
+        super().__init__()
+        first = d_model + num_heads
+        widths = [first, d_model // 2, d_model // 4, d_model // 8, d_model // 16]
+        if len(pyramid_channels) != 3:
+            raise ValueError(
+                f"the mask head needs 3 finer feature maps, not {len(pyramid_channels)}"
+            )
+        if any(width % NUM_GROUPS for width in widths):
+            raise ValueError(
+                f"the mask head's widths must be multiples of {NUM_GROUPS}; d_model {d_model} and "
+                f"{num_heads} heads give {widths}"
+            )
+        # Names on disk: lay1 ... lay5, gn1 ... gn5, out_lay, adapter1 ... adapter3.
+        self.lay1 = MaskConv(first, first, kernel_size=3, padding=1)
+        self.gn1 = nn.GroupNorm(NUM_GROUPS, first)
+        for index, (before, after) in enumerate(zip(widths, widths[1:], strict=False), start=2):
+            self.add_module(f"lay{index}", MaskConv(before, after, kernel_size=3, padding=1))
+            self.add_module(f"gn{index}", nn.GroupNorm(NUM_GROUPS, after))
+        self.out_lay = MaskConv(widths[-1], 1, kernel_size=3, padding=1)
+        for index, (channels, width) in enumerate(
+            zip(pyramid_channels, widths[1:], strict=False), start=1
+        ):
+            self.add_module(f"adapter{index}", MaskConv(channels, width, kernel_size=1))
+
+    def forward(
+        self, features: Tensor, attention_maps: Tensor, image: Tensor, pyramid: list[Tensor]
+    ) -> Tensor:
+        """Mask logits (P, H, W) of P objects, as large as the finest map.
+
+        Args:
+            features: (B, D, h, w), the projected coarsest map.
+            attention_maps: (P, M, h, w), of those objects only whose masks are wanted.
+            image: (P,), which image each object is in.
+            pyramid: three finer maps (B, C_l, h_l, w_l), the coarsest of them first.
+        """
+        hidden = F.relu(self.gn1(self._first(features, attention_maps, image)))
+        hidden = F.relu(self.gn2(self.lay2(hidden)))
+        stages = (
+            (self.adapter1, self.lay3, self.gn3),
+            (self.adapter2, self.lay4, self.gn4),
+            (self.adapter3, self.lay5, self.gn5),
+        )
+        for level, (adapter, layer, norm) in zip(pyramid, stages, strict=True):
+            size = tuple(level.shape[-2:])
+            hidden = adapter(level)[image] + F.interpolate(hidden, size=size, mode="nearest")
+            hidden = F.relu(norm(layer(hidden)))
+        return self.out_lay(hidden)[:, 0]
+
+    def _first(self, features: Tensor, attention_maps: Tensor, image: Tensor) -> Tensor:
+        """`lay1` of an object's features and maps: a sum, whose larger part is the image's own."""
+        weight, width = self.lay1.weight, features.shape[1]
+        shared = F.conv2d(features, weight[:, :width], self.lay1.bias, padding=1)
+        return shared[image] + F.conv2d(attention_maps, weight[:, width:], padding=1)

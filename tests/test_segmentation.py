@@ -1,0 +1,215 @@
+"""Protects panoptic models: the official masks, losses and gradients, files, frozen detectors."""
+
+import json
+import shutil
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.testing import assert_close
+
+import hf_detr
+from hf_detr import DetrForSegmentation
+
+from .test_parity import Case, _official_tensor, weights  # noqa: F401  (a fixture)
+from .tiny import padded_batch, some_labels, tiny_config
+
+
+def tiny_segmenter(**changes: object) -> DetrForSegmentation:
+    """A model of 128 channels, the fewest that the mask head can take, in eval mode."""
+    torch.manual_seed(0)
+    return DetrForSegmentation(
+        tiny_config("detr", d_model=128, encoder_attention_heads=8, **changes)
+    ).eval()
+
+
+def labels_with_masks(counts: tuple[int, ...] = (2, 0)) -> list[dict[str, Tensor]]:
+    """Random objects with masks that are smaller than the canvas for the second image."""
+    labels = some_labels(counts)
+    sizes = [(64, 96), (54, 89)]
+    for target, (height, width) in zip(labels, sizes, strict=False):
+        count = len(target["class_labels"])
+        target["masks"] = torch.rand(count, height, width) > 0.5
+    return labels
+
+
+def recorded_masks(case: Case, target_set: str) -> list[Tensor]:
+    """True masks of both images; the reference keeps them as bits."""
+    masks = []
+    for image in range(2):
+        name = f"target/{target_set}/{image}/masks"
+        shape = case.info["packed_bits"][name]
+        bits = np.unpackbits(case.expected[name].numpy(), count=int(np.prod(shape)))
+        masks.append(torch.from_numpy(bits.reshape(shape).astype(bool)))
+    return masks
+
+
+def labels_of(case: Case, target_set: str) -> list[dict[str, Tensor]]:
+    labels = case.labels(target_set)
+    for target, masks in zip(labels, recorded_masks(case, target_set), strict=True):
+        target["masks"] = masks
+    return labels
+
+
+# ---------------------------------------------------------------- the official model
+
+
+@pytest.fixture(scope="module")
+def official(reference_dir: Path, weights: ModuleType) -> tuple[DetrForSegmentation, Case]:  # noqa: F811
+    case = Case(reference_dir / "official" / "detr-r50-panoptic", weights)
+    model = DetrForSegmentation(hf_detr.DetrConfig(num_labels=250)).eval()
+    keymap = json.loads((reference_dir / "keymaps" / "detr-r50-panoptic.json").read_text())
+    model.load_state_dict({hub: _official_tensor(case, name) for hub, name in keymap.items()})
+    return model, case
+
+
+@torch.no_grad()
+def test_official_masks(official: tuple[DetrForSegmentation, Case]) -> None:
+    """Protects classes, boxes and masks of the paper's own panoptic model."""
+    model, case = official
+    output = model(case.pixel_values, case.pixel_mask)
+    expected = case.expected
+    assert_close(output.logits, expected["out/pred_logits"], atol=5e-4, rtol=0)
+    assert_close(output.pred_boxes, expected["out/pred_boxes"], atol=5e-5, rtol=0)
+    masks, cut = output.pred_masks, case.info["slices"].get("out/pred_masks")
+    if cut is not None:
+        steps = [slice(None)] * masks.ndim
+        steps[cut["dim"]] = slice(None, None, cut["step"])
+        masks = masks[tuple(steps)]
+    scale = expected["out/pred_masks"].abs().max()
+    assert_close(masks / scale, expected["out/pred_masks"] / scale, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("target_set", ["main", "one_empty", "all_empty", "crowded"])
+def test_official_losses_and_gradients(
+    official: tuple[DetrForSegmentation, Case], target_set: str
+) -> None:
+    """Protects every term, the total and its gradient, with masks of matched queries only."""
+    model, case = official
+    recorded = case.info["target_sets"][target_set]
+    model.zero_grad()
+    output = model(case.pixel_values, case.pixel_mask, labels_of(case, target_set))
+    output.loss.backward()
+    near_ties = {
+        "loss_ce" if layer == "last" else f"_{layer}" for layer in recorded["match_not_robust"]
+    }
+    for name, value in recorded["losses"].items():
+        tolerance = 1e-2 if any(name.endswith(suffix) for suffix in near_ties) else 1e-4
+        got = output.loss_dict[name].item()
+        assert got == pytest.approx(value, rel=tolerance, abs=1e-5), name
+    assert output.loss.item() == pytest.approx(recorded["total"], rel=1e-3 if near_ties else 1e-4)
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    total = torch.stack([gradient.norm() for gradient in gradients]).norm().item()
+    assert total == pytest.approx(recorded["grad_norms"]["total"], rel=1e-3)
+
+
+# ---------------------------------------------------------------- files
+
+
+@pytest.mark.parametrize("version", ["v4.57", "v5.23"])
+def test_files_of_transformers(
+    version: str,
+    reference_dir: Path,
+    weights: ModuleType,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    """Protects checkpoints on the Hub: all their tensors are used, masks and loss as recorded."""
+    folder = reference_dir / "transformers" / "detr-segmentation"
+    case = Case(folder, weights)
+    shutil.copy(folder / f"config_{version}.json", tmp_path / "config.json")
+    save_file(case.state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    model, info = DetrForSegmentation.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    labels = labels_of(case, "main")
+    with torch.no_grad():
+        output = model.eval()(case.pixel_values, case.pixel_mask, labels)
+    expected = case.expected["default/pred_masks"]
+    cut = case.info["slices"].get("default/pred_masks")
+    masks = output.pred_masks if cut is None else output.pred_masks[:, :: cut["step"]]
+    scale = expected.abs().max()
+    assert_close(masks / scale, expected / scale, atol=1e-4, rtol=0)
+    assert_close(output.logits, case.expected["default/logits"], atol=5e-4, rtol=0)
+    recorded = case.info["runs"]["default"]["main"]
+    for name in ("loss_ce", "loss_bbox", "loss_giou", "loss_mask", "loss_dice"):
+        got = output.loss_dict[name].item()
+        assert got == pytest.approx(recorded["loss_dict"][name], rel=1e-4), name
+
+
+@pytest.mark.filterwarnings("ignore:auxiliary_loss=True is written")
+@torch.no_grad()
+def test_transformers_loads_ours(tmp_path: Path) -> None:
+    """Protects users of plain transformers: the same masks from the files that we write."""
+    model = tiny_segmenter()
+    model.save_pretrained(tmp_path)
+    assert set(load_file(tmp_path / "model.safetensors")) == set(model.state_dict())
+    peer, info = transformers.DetrForSegmentation.from_pretrained(
+        tmp_path, output_loading_info=True
+    )
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    pixel_values, pixel_mask = padded_batch()
+    got = model(pixel_values, pixel_mask)
+    expected = peer.eval()(pixel_values=pixel_values, pixel_mask=pixel_mask)
+    assert_close(got.pred_masks, expected.pred_masks, atol=1e-4, rtol=1e-4)
+    assert_close(got.pred_boxes, expected.pred_boxes, atol=1e-5, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore:auxiliary_loss=True is written")
+def test_starts_from_a_detector(tmp_path: Path) -> None:
+    """Protects the paper's two steps: a trained detector, then a mask head that is drawn anew."""
+    detector = tiny_segmenter().detr
+    detector.save_pretrained(tmp_path)
+    model, info = DetrForSegmentation.from_pretrained(tmp_path, output_loading_info=True)
+    assert all(name.startswith(("mask_head", "bbox_attention")) for name in info["missing_keys"])
+    state = model.detr.state_dict()
+    for name, tensor in detector.state_dict().items():
+        assert_close(state[name], tensor, atol=0, rtol=0)
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+# ---------------------------------------------------------------- training
+
+
+def test_frozen_detector() -> None:
+    """Protects training of the mask head alone: nothing else gets a gradient."""
+    model = tiny_segmenter().train()
+    model.freeze_detector()
+    model(*padded_batch(), labels_with_masks()).loss.backward()
+    for name, parameter in model.named_parameters():
+        is_head = name.startswith(("mask_head", "bbox_attention"))
+        assert (parameter.grad is not None) == is_head == parameter.requires_grad, name
+
+
+def test_training_computes_matched_masks_only() -> None:
+    """Protects memory: the same loss as in evaluation, without the masks of all queries."""
+    model = tiny_segmenter(dropout=0.0, attention_dropout=0.0, activation_dropout=0.0)
+    arguments = (*padded_batch(), labels_with_masks())
+    evaluated = model(*arguments)
+    trained = model.train()(*arguments)
+    assert evaluated.pred_masks.shape[:2] == (2, 7) and trained.pred_masks is None
+    assert_close(trained.loss, evaluated.loss, atol=1e-5, rtol=1e-5)
+
+
+def test_no_objects_at_all() -> None:
+    """Protects batches without objects, whose mask losses are zero."""
+    output = tiny_segmenter().train()(*padded_batch(), labels_with_masks((0, 0)))
+    output.loss.backward()
+    assert output.loss_dict["loss_mask"] == 0 and output.loss_dict["loss_dice"] == 0
+
+
+def test_masks_that_do_not_fit() -> None:
+    """Protects from masks that are missing, of another number, or larger than the batch."""
+    model, (pixel_values, pixel_mask) = tiny_segmenter(), padded_batch()
+    labels = labels_with_masks()
+    for masks, message in [
+        (torch.zeros(3, 64, 96), r"masks of shape \(3, 64, 96\) for 2 objects"),
+        (torch.zeros(2, 65, 96), "masks of 65 x 96 pixels, more than the batch's 64 x 96"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            model(pixel_values, pixel_mask, [{**labels[0], "masks": masks}, labels[1]])
+    with pytest.raises(ValueError, match="label 0 has no 'masks'"):
+        model(pixel_values, pixel_mask, some_labels())
