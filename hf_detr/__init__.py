@@ -7,7 +7,13 @@ transformers alone.
 
 import os
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForObjectDetection
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageSegmentation,
+    AutoModelForObjectDetection,
+)
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .compiled_attention import kernel_status
@@ -69,6 +75,7 @@ def _register() -> None:
         # One class for both names: a file or a user that asks for "pil" gets it too.
         processors = {"torchvision": processor, "pil": processor}
         AutoImageProcessor.register(config, image_processor_classes=processors, exist_ok=True)
+    AutoModelForImageSegmentation.register(DetrConfig, DetrForSegmentation, exist_ok=True)
     PIPELINE_REGISTRY.supported_tasks["object-detection"]["impl"] = DetectionPipeline
 
 

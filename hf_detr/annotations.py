@@ -117,6 +117,50 @@ def pad_target(target: Mapping[str, Tensor], canvas_hw: tuple[int, int]) -> dict
     return padded
 
 
+def prepare_labels(
+    annotations: Mapping[str, Any] | list[Mapping[str, Any]] | None,
+    sizes_hw: list[tuple[int, int]],
+    new_sizes_hw: list[tuple[int, int]],
+    canvas_hw: tuple[int, int],
+    settings: Mapping[str, Any],
+) -> list[dict[str, Tensor]] | None:
+    """One target per image of a batch, resized and padded as its image is.
+
+    Args:
+        annotations: one record per image, or None.
+        sizes_hw, new_sizes_hw: (height, width) of each image as it was, and resized.
+        canvas_hw: what all images are padded to.
+        settings: the processor's `format` and `do_convert_annotations`.
+
+    Raises:
+        ValueError, TypeError: for records that can't be used, in words.
+    """
+    if annotations is None:
+        return None
+    if settings["format"] != "coco_detection":
+        raise ValueError(
+            f"annotations of format {settings['format']!r} are not supported yet; pass "
+            "format='coco_detection' with boxes."
+        )
+    annotations = [annotations] if isinstance(annotations, Mapping) else annotations
+    if not isinstance(annotations, (list, tuple)):
+        raise TypeError(
+            f"annotations is a {type(annotations).__name__}; give a list with one dict per image."
+        )
+    if len(annotations) != len(sizes_hw):
+        raise ValueError(
+            f"there are {len(annotations)} annotations for {len(sizes_hw)} images; give one dict "
+            "per image, {'image_id': int, 'annotations': [...]}, with all objects of that image."
+        )
+    labels = []
+    for annotation, size_hw, new_hw in zip(annotations, sizes_hw, new_sizes_hw, strict=True):
+        target = resize_target(prepare_detection_target(annotation, size_hw), new_hw)
+        if settings["do_convert_annotations"]:
+            target = normalize_target(target)
+        labels.append(pad_target(target, canvas_hw))
+    return labels
+
+
 def _checked_image_id(annotation: Any) -> int:
     if not isinstance(annotation, Mapping):
         raise TypeError(

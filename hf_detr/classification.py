@@ -80,6 +80,17 @@ class SoftmaxClassification:
         query_indices = torch.arange(labels.shape[-1], device=labels.device).expand_as(labels)
         return scores, labels, query_indices
 
+    @staticmethod
+    def probabilities(logits: Tensor) -> Tensor:
+        """Probabilities (B, Q, C) of the classes, without "no object"."""
+        return logits.float().softmax(-1)[..., :-1]
+
+    @staticmethod
+    def best_classes(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Scores and labels (B, Q) of each query's best class, and whether that is an object."""
+        scores, labels = logits.float().softmax(-1).max(-1)
+        return scores, labels, labels != logits.shape[-1] - 1
+
 
 class SigmoidFocalClassification:
     """An independent sigmoid per class, trained by the focal loss; no object is all zeros.
@@ -153,6 +164,17 @@ class SigmoidFocalClassification:
         num_labels = logits.shape[-1]
         scores, pairs = logits.float().sigmoid().flatten(1).topk(min(top_k, logits[0].numel()))
         return scores, pairs % num_labels, pairs // num_labels
+
+    @staticmethod
+    def probabilities(logits: Tensor) -> Tensor:
+        """Probabilities (B, Q, C) of the classes, each by itself."""
+        return logits.float().sigmoid()
+
+    @staticmethod
+    def best_classes(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Scores and labels (B, Q) of each query's best class; any may be an object."""
+        scores, labels = logits.float().sigmoid().max(-1)
+        return scores, labels, torch.ones_like(labels, dtype=torch.bool)
 
 
 Classification = SoftmaxClassification | SigmoidFocalClassification

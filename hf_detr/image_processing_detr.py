@@ -4,7 +4,7 @@ Reads and writes transformers' `preprocessor_config.json`. Same pixels as transf
 for the same settings; differs in that targets are relative to each image without its padding.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -14,8 +14,15 @@ from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import AnnotationFormat, ImageInput, PILImageResampling, SizeDict
 from transformers.processing_utils import ImagesKwargs, Unpack
 
-from .annotations import normalize_target, pad_target, prepare_detection_target, resize_target
-from .classification import SoftmaxClassification
+from .annotations import prepare_labels
+from .classification import Classification, SoftmaxClassification
+from .image_canvas import (
+    group_by_shape,
+    make_pixel_mask,
+    stack_images,
+    write_pixels,
+    zero_margins,
+)
 from .image_reading import read_images
 from .image_settings import (
     DEFAULT_LONGEST_EDGE,
@@ -26,6 +33,7 @@ from .image_settings import (
     standard_size,
 )
 from .postprocess import detections_per_image
+from .postprocess_masks import encode_segments, segment_maps, semantic_maps
 
 
 class DetrImageProcessorKwargs(ImagesKwargs, total=False):
@@ -64,6 +72,7 @@ class DetrImageProcessor(TorchvisionBackend):
 
     valid_kwargs = DetrImageProcessorKwargs
     model_input_names = ["pixel_values", "pixel_mask"]
+    classification: type[Classification] = SoftmaxClassification
     default_to_square = False
     do_resize = True
     size = {"shortest_edge": DEFAULT_SHORTEST_EDGE, "longest_edge": DEFAULT_LONGEST_EDGE}
@@ -146,8 +155,79 @@ class DetrImageProcessor(TorchvisionBackend):
             ValueError: if the number of target sizes isn't the number of images.
         """
         # One detection per query and in their order, so the boxes are in place already.
-        scores, labels, _ = SoftmaxClassification.detections(outputs.logits)
+        scores, labels, _ = self.classification.detections(outputs.logits)
         return detections_per_image(scores, labels, outputs.pred_boxes, threshold, target_sizes)
+
+    def post_process_semantic_segmentation(
+        self, outputs: Any, target_sizes: list[tuple[int, int]] | None = None
+    ) -> list[Tensor]:
+        """Turn the model's outputs into a map (height, width) of classes for each image.
+
+        Args:
+            outputs: `logits` (B, Q, C') and `pred_masks` (B, Q, h, w).
+            target_sizes: (height, width) of each map; None leaves the masks' size.
+
+        Raises:
+            ValueError: if the number of target sizes isn't the number of images.
+        """
+        probabilities = self.classification.probabilities(outputs.logits)
+        return semantic_maps(probabilities, outputs.pred_masks, target_sizes)
+
+    def post_process_instance_segmentation(
+        self,
+        outputs: Any,
+        threshold: float = 0.5,
+        mask_threshold: float = 0.5,
+        overlap_mask_area_threshold: float = 0.8,
+        target_sizes: list[tuple[int, int]] | None = None,
+        return_coco_annotation: bool | None = False,
+    ) -> list[dict[str, Any]]:
+        """The same as panoptic segmentation, nothing fused.
+
+        Args:
+            return_coco_annotation: give `segmentation` as the run lengths of each segment.
+        """
+        results = self.post_process_panoptic_segmentation(
+            outputs, threshold, mask_threshold, overlap_mask_area_threshold, (), target_sizes
+        )
+        for result in results:
+            if return_coco_annotation and result["segments_info"]:
+                result["segmentation"] = encode_segments(result["segmentation"])
+        return results
+
+    def post_process_panoptic_segmentation(
+        self,
+        outputs: Any,
+        threshold: float = 0.5,
+        mask_threshold: float = 0.5,
+        overlap_mask_area_threshold: float = 0.8,
+        label_ids_to_fuse: Collection[int] | None = None,
+        target_sizes: list[tuple[int, int]] | None = None,
+    ) -> list[dict[str, Any]]:
+        """Turn the model's outputs into segments that don't overlap; see `segment_maps`.
+
+        Args:
+            outputs: `logits` (B, Q, C') and `pred_masks` (B, Q, h, w).
+            threshold: queries that score higher may become segments.
+            mask_threshold, overlap_mask_area_threshold, label_ids_to_fuse, target_sizes: see there.
+
+        Returns:
+            Per image `segmentation` (height, width) of ids, and `segments_info`.
+
+        Raises:
+            ValueError: if the number of target sizes isn't the number of images.
+        """
+        scores, labels, is_object = self.classification.best_classes(outputs.logits)
+        return segment_maps(
+            scores,
+            labels,
+            is_object & (scores > threshold),
+            outputs.pred_masks,
+            mask_threshold,
+            overlap_mask_area_threshold,
+            label_ids_to_fuse or (),
+            target_sizes,
+        )
 
     def _standardize_kwargs(self, **kwargs: Any) -> dict[str, Any]:
         kwargs["size"] = standard_size(kwargs.get("size"))
@@ -185,11 +265,11 @@ class DetrImageProcessor(TorchvisionBackend):
             new_sizes_hw = [resized_hw(size_hw, settings["size"]) for size_hw in sizes_hw]
         canvas_hw = padded_hw(new_sizes_hw, settings["do_pad"], settings["pad_size"])
         # Targets first: a bad annotation should be reported before the images cost time.
-        labels = _prepare_labels(annotations, sizes_hw, new_sizes_hw, canvas_hw, settings)
+        labels = prepare_labels(annotations, sizes_hw, new_sizes_hw, canvas_hw, settings)
 
         inputs = {"pixel_values": self._pixel_values(images, new_sizes_hw, canvas_hw, settings)}
         if settings["do_pad"]:
-            inputs["pixel_mask"] = _pixel_mask(new_sizes_hw, canvas_hw, images[0].device)
+            inputs["pixel_mask"] = make_pixel_mask(new_sizes_hw, canvas_hw, images[0].device)
         to_device = "cpu" if return_tensors == "np" else images[0].device
         inputs = {key: value.to(to_device) for key, value in inputs.items()}
         features = BatchFeature(inputs, tensor_type=return_tensors)
@@ -216,97 +296,13 @@ class DetrImageProcessor(TorchvisionBackend):
         else:
             dtype = images[0].dtype
         canvas = torch.empty(len(images), 3, *canvas_hw, dtype=dtype, device=images[0].device)
-        for indices in _groups(images, settings["disable_grouping"]):
+        for indices in group_by_shape(images, settings["disable_grouping"]):
             height, width = new_sizes_hw[indices[0]]
-            group = _stacked([images[index] for index in indices])
+            group = stack_images([images[index] for index in indices])
             if settings["do_resize"]:
                 size = SizeDict(height=height, width=width)
                 group = self.resize(group, size=size, resample=settings["resample"])
             for index, image in zip(indices, group, strict=True):
-                _write_pixels(image, canvas[index, :, :height, :width], settings)
-                _zero_margins(canvas[index], height, width)
+                write_pixels(image, canvas[index, :, :height, :width], settings)
+                zero_margins(canvas[index], height, width)
         return canvas
-
-
-def _groups(images: list[Tensor], disable_grouping: bool | None) -> list[list[int]]:
-    """Indices of images that can be resized as one tensor."""
-    groups: dict[Any, list[int]] = {}
-    for index, image in enumerate(images):
-        key = index if disable_grouping else (image.shape, image.dtype)
-        groups.setdefault(key, []).append(index)
-    return list(groups.values())
-
-
-def _stacked(images: list[Tensor]) -> Tensor:
-    """(n, 3, H, W); bytes on the CPU in channels-last memory, where resizing is vectorised."""
-    if images[0].dtype != torch.uint8 or images[0].device.type != "cpu":
-        return torch.stack(images)
-    return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
-
-
-def _write_pixels(image: Tensor, canvas: Tensor, settings: Mapping[str, Any]) -> None:
-    """Rescale and normalise an image (3, H, W) into its place (3, H, W) on the canvas."""
-    canvas.copy_(image)
-    factor = 1.0
-    if settings["do_rescale"]:
-        # Floats were brought to 0 … 1 when they were read, a 255th of the bytes they stand for.
-        factor = settings["rescale_factor"] * (255 if image.is_floating_point() else 1)
-    if settings["do_normalize"]:
-        # Rescaling is folded into mean and deviation, in transformers' order: one pass less, and
-        # the same bits.
-        mean = torch.tensor(settings["image_mean"], device=canvas.device) * (1.0 / factor)
-        std = torch.tensor(settings["image_std"], device=canvas.device) * (1.0 / factor)
-        canvas.sub_(mean[:, None, None]).div_(std[:, None, None])
-    elif factor != 1.0:
-        canvas.mul_(factor)
-
-
-def _pixel_mask(
-    sizes_hw: list[tuple[int, int]], canvas_hw: tuple[int, int], device: torch.device
-) -> Tensor:
-    """(B, H, W) int64, 1 on real pixels and 0 on padding."""
-    mask = torch.ones(len(sizes_hw), *canvas_hw, dtype=torch.int64, device=device)
-    for index, (height, width) in enumerate(sizes_hw):
-        _zero_margins(mask[index], height, width)
-    return mask
-
-
-def _zero_margins(canvas: Tensor, height: int, width: int) -> None:
-    """Zero what lies below and right of the top left `height` x `width` of a canvas (..., H, W)."""
-    # Writing the margins alone touches large memory once; zeroing it all first would be twice.
-    canvas[..., height:, :].zero_()
-    canvas[..., :height, width:].zero_()
-
-
-def _prepare_labels(
-    annotations: Mapping[str, Any] | list[Mapping[str, Any]] | None,
-    sizes_hw: list[tuple[int, int]],
-    new_sizes_hw: list[tuple[int, int]],
-    canvas_hw: tuple[int, int],
-    settings: Mapping[str, Any],
-) -> list[dict[str, Tensor]] | None:
-    """One target per image, resized and padded as its image is."""
-    if annotations is None:
-        return None
-    if settings["format"] != "coco_detection":
-        raise ValueError(
-            f"annotations of format {settings['format']!r} are not supported yet; pass "
-            "format='coco_detection' with boxes."
-        )
-    annotations = [annotations] if isinstance(annotations, Mapping) else annotations
-    if not isinstance(annotations, (list, tuple)):
-        raise TypeError(
-            f"annotations is a {type(annotations).__name__}; give a list with one dict per image."
-        )
-    if len(annotations) != len(sizes_hw):
-        raise ValueError(
-            f"there are {len(annotations)} annotations for {len(sizes_hw)} images; give one dict "
-            "per image, {'image_id': int, 'annotations': [...]}, with all objects of that image."
-        )
-    labels = []
-    for annotation, size_hw, new_hw in zip(annotations, sizes_hw, new_sizes_hw, strict=True):
-        target = resize_target(prepare_detection_target(annotation, size_hw), new_hw)
-        if settings["do_convert_annotations"]:
-            target = normalize_target(target)
-        labels.append(pad_target(target, canvas_hw))
-    return labels

@@ -12,6 +12,8 @@ from .postprocess import detections_per_image
 class ConditionalDetrImageProcessor(DetrImageProcessor):
     """Images and annotations as in `DetrImageProcessor`; detections from sigmoid outputs."""
 
+    classification = SigmoidFocalClassification
+
     def post_process_object_detection(
         self,
         outputs: Any,
@@ -34,7 +36,7 @@ class ConditionalDetrImageProcessor(DetrImageProcessor):
         Raises:
             ValueError: if the number of target sizes isn't the number of images.
         """
-        scores, labels, queries = SigmoidFocalClassification.detections(outputs.logits, top_k)
+        scores, labels, queries = self.classification.detections(outputs.logits, top_k)
         boxes = outputs.pred_boxes.gather(1, queries[..., None].expand(-1, -1, 4))
         return detections_per_image(scores, labels, boxes, threshold, target_sizes)
 

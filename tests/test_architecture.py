@@ -20,11 +20,18 @@ LAYERS = [
     {
         *("box_ops", "attention", "position_encoding", "backbone", "outputs"),
         *("configuration_backbone", "configuration_checks", "image_reading", "image_settings"),
-        *("embedding_bag_sampling", "coco_masks"),
+        *("embedding_bag_sampling", "coco_masks", "image_canvas"),
     },
     {
         *("configuration_detr", "pretrained_model", "feature_pyramid", "transformer_layer"),
-        *("targets", "losses", "postprocess", "annotations", "multi_scale_deformable_attention"),
+        *(
+            "targets",
+            "losses",
+            "postprocess",
+            "postprocess_masks",
+            "annotations",
+            "multi_scale_deformable_attention",
+        ),
     },
     {"classification", "encoder", "deformable_attention", "mask_head"},
     {"matcher", "heads"},

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.testing import assert_close
@@ -169,6 +170,62 @@ def test_starts_from_a_detector(tmp_path: Path) -> None:
     for name, tensor in detector.state_dict().items():
         assert_close(state[name], tensor, atol=0, rtol=0)
     assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+# ---------------------------------------------------------------- segments
+
+
+@torch.no_grad()
+def test_segments_equal_transformers(tmp_path: Path) -> None:
+    """Protects the processor's three kinds of segments, on outputs of a model."""
+    model = tiny_segmenter(num_queries=30)
+    pixel_values, pixel_mask = padded_batch()
+    output = model(pixel_values, pixel_mask)
+    output["logits"] = 5 * torch.randn(2, 30, 6)
+    output["pred_masks"] = 8 * torch.randn(2, 30, 16, 24)
+    ours, theirs = hf_detr.DetrImageProcessor(), transformers.DetrImageProcessor()
+    options = {"target_sizes": [(40, 50), (30, 60)], "overlap_mask_area_threshold": 0.1}
+    got = ours.post_process_panoptic_segmentation(output, label_ids_to_fuse=set(), **options)
+    expected = theirs.post_process_panoptic_segmentation(output, label_ids_to_fuse=set(), **options)
+    assert len(got[0]["segments_info"]) > 3
+    for one, other in zip(got, expected, strict=True):
+        assert_close(one["segmentation"], other["segmentation"], atol=0, rtol=0)
+        assert one["segments_info"] == other["segments_info"]
+    options["return_coco_annotation"] = True
+    got = ours.post_process_instance_segmentation(output, **options)
+    assert got == theirs.post_process_instance_segmentation(output, **options)
+    sizes = options["target_sizes"]
+    got = ours.post_process_semantic_segmentation(output, sizes)
+    assert_close(got, theirs.post_process_semantic_segmentation(output, sizes), atol=0, rtol=0)
+
+
+def test_scores_of_sigmoid_models() -> None:
+    """Protects variants without a class "no object", whose last class is one like any other."""
+    outputs = transformers.utils.ModelOutput(
+        logits=torch.tensor([[[-9.0, 3.0], [-9.0, -9.0]]]), pred_masks=torch.full((1, 2, 2, 2), 9.0)
+    )
+    processor = hf_detr.ConditionalDetrImageProcessor()
+    (result,) = processor.post_process_panoptic_segmentation(outputs)
+    (segment,) = result["segments_info"]
+    assert segment["label_id"] == 1 and segment["score"] == pytest.approx(0.9526, abs=1e-4)
+    (classes,) = processor.post_process_semantic_segmentation(outputs)
+    assert (classes == 1).all()
+
+
+def test_pipeline(tmp_path: Path) -> None:
+    """Protects `pipeline("image-segmentation")`, which asks the Auto class for our model."""
+    model = tiny_segmenter()
+    model.config.auxiliary_loss = False
+    model.save_pretrained(tmp_path)
+    hf_detr.DetrImageProcessor(size={"shortest_edge": 64}).save_pretrained(tmp_path)
+    segment = transformers.pipeline("image-segmentation", model=str(tmp_path))
+    assert isinstance(segment.model, DetrForSegmentation)
+    photograph = Path(__file__).parents[1] / "examples" / "images" / "coffee.jpg"
+    options = {"threshold": 0.0, "mask_threshold": 0.0, "overlap_mask_area_threshold": 0.0}
+    results = segment(str(photograph), **options)
+    with Image.open(photograph) as image:
+        assert all(result["mask"].size == image.size for result in results)
+    assert results and {"score", "label", "mask"} == set(results[0])
 
 
 # ---------------------------------------------------------------- training

@@ -1,0 +1,57 @@
+"""Images of different sizes on one padded canvas."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def group_by_shape(images: list[Tensor], disable_grouping: bool | None) -> list[list[int]]:
+    """Indices of images that can be resized as one tensor."""
+    groups: dict[Any, list[int]] = {}
+    for index, image in enumerate(images):
+        key = index if disable_grouping else (image.shape, image.dtype)
+        groups.setdefault(key, []).append(index)
+    return list(groups.values())
+
+
+def stack_images(images: list[Tensor]) -> Tensor:
+    """(n, 3, H, W); bytes on the CPU in channels-last memory, where resizing is vectorised."""
+    if images[0].dtype != torch.uint8 or images[0].device.type != "cpu":
+        return torch.stack(images)
+    return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
+
+
+def write_pixels(image: Tensor, canvas: Tensor, settings: Mapping[str, Any]) -> None:
+    """Rescale and normalise an image (3, H, W) into its place (3, H, W) on the canvas."""
+    canvas.copy_(image)
+    factor = 1.0
+    if settings["do_rescale"]:
+        # Floats were brought to 0 … 1 when they were read, a 255th of the bytes they stand for.
+        factor = settings["rescale_factor"] * (255 if image.is_floating_point() else 1)
+    if settings["do_normalize"]:
+        # Rescaling is folded into mean and deviation, in transformers' order: one pass less, and
+        # the same bits.
+        mean = torch.tensor(settings["image_mean"], device=canvas.device) * (1.0 / factor)
+        std = torch.tensor(settings["image_std"], device=canvas.device) * (1.0 / factor)
+        canvas.sub_(mean[:, None, None]).div_(std[:, None, None])
+    elif factor != 1.0:
+        canvas.mul_(factor)
+
+
+def make_pixel_mask(
+    sizes_hw: list[tuple[int, int]], canvas_hw: tuple[int, int], device: torch.device
+) -> Tensor:
+    """(B, H, W) int64, 1 on real pixels and 0 on padding."""
+    mask = torch.ones(len(sizes_hw), *canvas_hw, dtype=torch.int64, device=device)
+    for index, (height, width) in enumerate(sizes_hw):
+        zero_margins(mask[index], height, width)
+    return mask
+
+
+def zero_margins(canvas: Tensor, height: int, width: int) -> None:
+    """Zero what lies below and right of the top left `height` x `width` of a canvas (..., H, W)."""
+    # Writing the margins alone touches large memory once; zeroing it all first would be twice.
+    canvas[..., height:, :].zero_()
+    canvas[..., :height, width:].zero_()
