@@ -1,9 +1,16 @@
 """The compiled operators of `kernels/` as torch knows operators: shapes, autograd, dtypes."""
 
 import functools
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+
+# "auto": the compiled operator on CPU, or torch, with one message that says why; exports hold
+# torch's own operators. "compiled": on CUDA and in exports too. "required": compiled or an error.
+# "torch": never compiled.
+Kernel = Literal["auto", "torch", "compiled", "required"]
+KERNELS: tuple[str, ...] = get_args(Kernel)
 
 
 @torch.compiler.assume_constant_result
@@ -82,17 +89,12 @@ def _match_dtypes(
 @functools.cache
 def _register(namespace: str) -> None:
     """Tell torch the operators' shapes and derivatives; the library tells it the rest."""
-    attention, fused = (
-        f"{namespace}::deformable_attention",
-        f"{namespace}::fused_deformable_attention",
-    )
+    attention = f"{namespace}::deformable_attention"
+    fused = f"{namespace}::fused_deformable_attention"
     for name in (attention, fused):
         torch.library.register_fake(name, _fake_output)
-        torch.library.register_autograd(
-            f"{name}_backward", _refuse_second_derivative, setup_context=_save_nothing
-        )
-    torch.library.register_fake(f"{attention}_backward", _fake_gradients)
-    torch.library.register_fake(f"{fused}_backward", _fake_fused_gradients)
+        torch.library.register_fake(f"{name}_backward", _fake_gradients)
+        torch.library.register_autograd(f"{name}_backward", _refuse_second_derivative)
     operators = getattr(torch.ops, namespace)
 
     def differentiate(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -118,36 +120,17 @@ def _fake_output(value: Tensor, *arguments: Tensor | list[int]) -> Tensor:
     return value.new_empty(*weights.shape[:2], value.shape[2] * value.shape[3])
 
 
-def _fake_gradients(
-    grad: Tensor, value: Tensor, locations: Tensor, weights: Tensor, sizes: list[int], _: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    return tuple(tensor.new_empty(tensor.shape) for tensor in (value, locations, weights))
-
-
-def _fake_fused_gradients(
-    grad: Tensor,
-    value: Tensor,
-    reference_points: Tensor,
-    offsets: Tensor,
-    logits: Tensor,
-    sizes: list[int],
-    reference_grad: bool,
-    _: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    tensors = (value, reference_points, offsets, logits)
+def _fake_gradients(grad: Tensor, *arguments: Tensor | list[int] | bool) -> tuple[Tensor, ...]:
+    tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
     grads = [tensor.new_empty(tensor.shape) for tensor in tensors]
-    if not reference_grad:
-        grads[1] = reference_points.new_empty(0)
+    if len(grads) == 4 and not arguments[-2]:  # that of the references isn't asked for
+        grads[1] = grads[1].new_empty(0)
     return tuple(grads)
 
 
 def _save_inputs(ctx, inputs: tuple, output: Tensor) -> None:
     *tensors, ctx.sizes = inputs
     ctx.save_for_backward(*tensors)
-
-
-def _save_nothing(ctx, inputs: tuple, output: tuple) -> None:
-    pass
 
 
 def _refuse_second_derivative(ctx, *grads: Tensor) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from .compiled_attention import KERNELS
 from .configuration_backbone import SHORT_FORM, make_backbone_config
 from .configuration_checks import check_range, check_transformer, warn_about_misspelt
 
@@ -251,7 +252,6 @@ class DeformableDetrConfig(DetrConfig):
             )
 
 
-KERNELS = ("auto", "torch", "compiled", "required")
 POSITIVE_INTEGERS = (
     *("num_channels", "num_queries", "d_model", "encoder_layers", "decoder_layers"),
     *("encoder_attention_heads", "decoder_attention_heads", "encoder_ffn_dim", "decoder_ffn_dim"),

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from .attention import OutputProjection
+from .compiled_attention import Kernel
 from .multi_scale_deformable_attention import (
-    Kernel,
     Shapes,
     attend_around_references,
     locate,

@@ -5,13 +5,14 @@ Compiled where that can be had, else in one of two torch formulations, chosen by
 """
 
 from collections.abc import Sequence
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from .compiled_attention import (
+    KERNELS,
+    Kernel,
     find_operators,
     sample_with_compiled_operator,
     sample_with_fused_operator,
@@ -19,10 +20,6 @@ from .compiled_attention import (
 from .embedding_bag_sampling import sample_with_embedding_bag
 
 Shapes = Sequence[tuple[int, int]]
-# "auto": the compiled operator on CPU, or torch, with one message that says why; exports hold
-# torch's own operators. "compiled": on CUDA and in exports too. "required": compiled or an error.
-# "torch": never compiled.
-Kernel = Literal["auto", "torch", "compiled", "required"]
 
 
 def multi_scale_deformable_attention(
@@ -94,11 +91,11 @@ def attend_around_references(
     """
     points = (sampling_offsets, attention_logits)
     _check_tensors(value, ("sampling_offsets", "attention_logits"), *points)
-    _check_references(reference_points, attention_logits)
     shapes = _read_shapes(spatial_shapes)
     _check_levels(shapes, level_start_index, value.shape[1], attention_logits.shape[3])
     namespace = _choose(kernel, value.device.type)
     if namespace is not None:
+        _check_references(reference_points, sampling_offsets)
         return sample_with_fused_operator(
             namespace, value, reference_points, *points, _sizes(shapes)
         )
@@ -110,6 +107,7 @@ def locate(
     reference_points: Tensor, sampling_offsets: Tensor, spatial_shapes: Tensor | Shapes
 ) -> Tensor:
     """Sampling locations (B, Q, M, L, K, 2) from references and offsets, shaped as above."""
+    _check_references(reference_points, sampling_offsets)
     references = reference_points[:, :, None, :, None]  # (B, Q, 1, L, 1, 2 or 4)
     if references.shape[-1] == 2:
         return references + sampling_offsets / _level_sizes(spatial_shapes, sampling_offsets)
@@ -124,8 +122,8 @@ def normalize(attention_logits: Tensor) -> Tensor:
 
 def _choose(kernel: Kernel, device_type: str) -> str | None:
     """Where the compiled operators are, in `torch.ops`; None: nowhere, or not wanted."""
-    if kernel not in get_args(Kernel):
-        raise ValueError(f"kernel is {kernel!r}; it must be one of {', '.join(get_args(Kernel))}")
+    if kernel not in KERNELS:
+        raise ValueError(f"kernel is {kernel!r}; it must be one of {', '.join(KERNELS)}")
     if kernel == "torch":
         return None
     # The CUDA code has been compiled and emulated, but hasn't run on a GPU yet: on request only.
@@ -180,8 +178,8 @@ def _check_tensors(value: Tensor, names: tuple[str, str], points: Tensor, weight
         )
 
 
-def _check_references(reference_points: Tensor, logits: Tensor) -> None:
-    batch_size, num_queries, _, num_levels, _ = logits.shape
+def _check_references(reference_points: Tensor, sampling_offsets: Tensor) -> None:
+    batch_size, num_queries, _, num_levels = sampling_offsets.shape[:4]
     if reference_points.shape[:-1] != (batch_size, num_queries, num_levels):
         raise ValueError(
             f"reference_points must be ({batch_size}, {num_queries}, {num_levels}, 2 or 4), "
@@ -195,9 +193,10 @@ def _check_references(reference_points: Tensor, logits: Tensor) -> None:
         raise TypeError(
             f"reference_points must hold floating-point numbers, not {reference_points.dtype}"
         )
-    if reference_points.device != logits.device:
+    if reference_points.device != sampling_offsets.device:
         raise ValueError(
-            f"reference_points is on {reference_points.device}, but value on {logits.device}"
+            f"reference_points is on {reference_points.device}, but the offsets on "
+            f"{sampling_offsets.device}"
         )
 
 

@@ -226,9 +226,10 @@ def test_module_errors_in_words() -> None:
     query, states, mask, references = module_inputs(2)
     attention = random_module()
     geometry = SHAPES, starts(SHAPES)
-    with pytest.raises(ValueError, match="must have 2 or 4 coordinates, not 3"):
-        attention(query, states, mask, torch.rand(2, 5, 2, 3), *geometry)
-    with pytest.raises(ValueError, match=r"must be \(2, 5, 2, 2 or 4\)"):
-        attention(query, states, mask, torch.rand(2, 5, 3, 2), *geometry)
+    for return_weights in (False, True):
+        with pytest.raises(ValueError, match="must have 2 or 4 coordinates, not 3"):
+            attention(query, states, mask, torch.rand(2, 5, 2, 3), *geometry, return_weights)
+        with pytest.raises(ValueError, match=r"must be \(2, 5, 2, 2 or 4\)"):
+            attention(query, states, mask, torch.rand(2, 5, 3, 2), *geometry, return_weights)
     with pytest.raises(ValueError, match="value has 35 tokens"):
         attention(query, states[:, 1:], mask[:, 1:], references, *geometry)

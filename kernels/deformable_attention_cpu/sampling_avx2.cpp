@@ -16,28 +16,8 @@
 #pragma GCC target("avx2,fma")
 #endif
 #define VECTOR_BYTES 32
-
-namespace deformable_attention {
-// Nothing in these may be shared with another instruction set, hence the unnamed namespace.
-namespace {
-#include "vectors.h"
-
-#include "points.h"
-
-#include "sampling.h"
-}
-
-template <>
-Functions<float> avx2_functions() {
-  return functions<float>();
-}
-
-template <>
-Functions<double> avx2_functions() {
-  return functions<double>();
-}
-
-}  // namespace deformable_attention
+#define FUNCTIONS avx2_functions
+#include "functions.h"
 
 #ifdef __clang__
 #pragma clang attribute pop

@@ -16,28 +16,8 @@
 #pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")
 #endif
 #define VECTOR_BYTES 64
-
-namespace deformable_attention {
-// Nothing in these may be shared with another instruction set, hence the unnamed namespace.
-namespace {
-#include "vectors.h"
-
-#include "points.h"
-
-#include "sampling.h"
-}
-
-template <>
-Functions<float> avx512_functions() {
-  return functions<float>();
-}
-
-template <>
-Functions<double> avx512_functions() {
-  return functions<double>();
-}
-
-}  // namespace deformable_attention
+#define FUNCTIONS avx512_functions
+#include "functions.h"
 
 #ifdef __clang__
 #pragma clang attribute pop
