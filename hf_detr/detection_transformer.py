@@ -145,7 +145,7 @@ class DetectionTransformer(DetectionPreTrainedModel):
             enc_outputs_coord_logits=decoded.enc_outputs_coord_logits,
             feature_maps=tuple(feature_maps) if output_feature_maps else None,
             projected_feature_maps=tuple(projected) if output_feature_maps else None,
-            token_mask=pyramid.mask if output_feature_maps else None,
+            pyramid=pyramid if output_feature_maps else None,
         )
         if return_dict is None:
             return_dict = self.config.return_dict

@@ -2,12 +2,14 @@
 
 import copy
 
+from torch import Tensor
 from transformers import TimmBackboneConfig
 
 from .configuration_detr import ConditionalDetrConfig, DeformableDetrConfig, DetrConfig
 from .modeling_conditional_detr import ConditionalDetrForObjectDetection
 from .modeling_deformable_detr import DeformableDetrForObjectDetection
 from .modeling_detr import DetrForObjectDetection
+from .position_encoding import encode_points
 from .segmentation import NUM_MAPS, Segmenter
 
 
@@ -47,7 +49,8 @@ class DeformableDetrForSegmentation(Segmenter):
     Neither the official code nor transformers has such a model, so its files need hf_detr. Each
     query's attention maps lie on the encoded level that the backbone's last map became; the mask
     head then goes on to finer maps of the backbone as DETR's does. `config.num_mask_levels` of
-    those the detector doesn't read.
+    those the detector doesn't read. Here neither queries nor memory know where they lie, since
+    boxes are relative to references and attention to samples, so sines of their places are added.
     """
 
     config_class = DeformableDetrConfig
@@ -65,6 +68,13 @@ class DeformableDetrForSegmentation(Segmenter):
     def coarsest_level(self) -> int:
         num_maps = len(self.detection_transformer.backbone.num_channels)
         return num_maps - self.config.num_mask_levels - 1
+
+    def attention_inputs(
+        self, queries: Tensor, memory: Tensor, pred_boxes: Tensor, centers: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        width = self.config.d_model
+        places = encode_points(pred_boxes[..., :2].detach(), width)
+        return queries + places, memory + encode_points(centers.to(memory.dtype), width)
 
 
 def with_mask_levels(config: DeformableDetrConfig) -> DeformableDetrConfig:

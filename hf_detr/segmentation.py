@@ -1,5 +1,7 @@
 """The skeleton of panoptic segmentation: a detector, and a mask for each of its objects."""
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -7,6 +9,7 @@ from transformers import PreTrainedConfig
 
 from .criterion import LastMatches
 from .detection_transformer import ObjectDetector
+from .feature_pyramid import token_centers
 from .losses import mask_dice_loss, mask_focal_loss
 from .mask_head import AttentionMaps, MaskHead
 from .outputs import DetectionModelOutput, ObjectDetectionOutput, SegmentationOutput
@@ -78,7 +81,7 @@ class Segmenter(DetectionPreTrainedModel):
         )
         detected, matches = self.detector.detect(states, labels, output_attentions)
         output = SegmentationOutput(**detected)
-        maps = self._attention_maps(states)
+        maps = self._attention_maps(states, output.pred_boxes)
         if matches is None or not self.training:
             batch_size, num_queries = maps.shape[:2]
             image = torch.arange(batch_size, device=maps.device).repeat_interleave(num_queries)
@@ -97,14 +100,29 @@ class Segmenter(DetectionPreTrainedModel):
             return_dict = self.config.return_dict
         return output if return_dict else output.to_tuple()
 
-    def _attention_maps(self, states: DetectionModelOutput) -> Tensor:
+    def attention_inputs(
+        self, queries: Tensor, memory: Tensor, pred_boxes: Tensor, centers: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Hook: the queries (B, Q, D) and memory (B, s, D) whose products are attention maps.
+
+        Unless overridden, as decoder and encoder leave them. Where they lie is given too: boxes
+        (B, Q, 4) as (cx, cy, w, h) and tokens' centres (B, s, 2) as (x, y), in [0, 1].
+        """
+        return queries, memory
+
+    def _attention_maps(self, states: DetectionModelOutput, pred_boxes: Tensor) -> Tensor:
         """Where each query looks on the level that the backbone's last map became, (B, Q, M, s)."""
-        sizes = [level.shape[-2:].numel() for level in states.projected_feature_maps]
-        start = sum(sizes[: self.coarsest_level])
-        tokens = slice(start, start + sizes[self.coarsest_level])
-        mask = None if states.token_mask is None else states.token_mask[:, tokens]
-        memory = states.encoder_last_hidden_state[:, tokens]
-        return self.bbox_attention(states.last_hidden_state, memory, mask)
+        pyramid, level = states.pyramid, self.coarsest_level
+        start = pyramid.level_start_index[level]
+        tokens = slice(start, start + math.prod(pyramid.spatial_shapes[level]))
+        queries, memory = self.attention_inputs(
+            states.last_hidden_state,
+            states.encoder_last_hidden_state[:, tokens],
+            pred_boxes,
+            token_centers(pyramid)[:, tokens],
+        )
+        mask = None if pyramid.mask is None else pyramid.mask[:, tokens]
+        return self.bbox_attention(queries, memory, mask)
 
     def _masks(self, maps: Tensor, image: Tensor, states: DetectionModelOutput) -> Tensor:
         """Mask logits (P, h, w) of objects with attention maps (P, M, s) in images (P,)."""

@@ -18,7 +18,7 @@ LAYERS = [
     {"kernel_loader"},
     {"compiled_attention"},
     {
-        *("box_ops", "attention", "position_encoding", "backbone", "outputs"),
+        *("box_ops", "attention", "position_encoding", "backbone"),
         *("configuration_backbone", "configuration_checks", "image_reading", "image_settings"),
         *("embedding_bag_sampling", "coco_masks", "image_canvas"),
     },
@@ -33,7 +33,7 @@ LAYERS = [
             "multi_scale_deformable_attention",
         ),
     },
-    {"classification", "encoder", "deformable_attention", "mask_head"},
+    {"classification", "encoder", "deformable_attention", "mask_head", "outputs"},
     {"matcher", "heads"},
     {"criterion"},
     {"image_processing_detr", "detection_transformer"},
