@@ -67,6 +67,7 @@ def test_target_by_hand(folder):
     torch.testing.assert_close(without, expected, rtol=0, atol=0)
 
 
+@pytest.mark.filterwarnings("ignore:.*decoding and encoding.*:DeprecationWarning")  # torchvision
 def test_same_as_transformers(folder):
     """Protects drop-in use on random maps, up to the largest ids: every key, every pixel."""
     generator = np.random.default_rng(0)
