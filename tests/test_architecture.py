@@ -20,7 +20,7 @@ LAYERS = [
     {
         *("box_ops", "attention", "position_encoding", "backbone"),
         *("configuration_backbone", "configuration_checks", "image_reading", "image_settings"),
-        *("embedding_bag_sampling", "coco_masks", "image_canvas"),
+        *("embedding_bag_sampling", "coco_masks", "image_canvas", "coco_records"),
     },
     {
         *("configuration_detr", "pretrained_model", "feature_pyramid", "transformer_layer"),
@@ -29,11 +29,11 @@ LAYERS = [
             "losses",
             "postprocess",
             "postprocess_masks",
-            "annotations",
+            "panoptic_annotations",
             "multi_scale_deformable_attention",
         ),
     },
-    {"classification", "encoder", "deformable_attention", "mask_head", "outputs"},
+    {"classification", "encoder", "deformable_attention", "mask_head", "annotations", "outputs"},
     {"matcher", "heads"},
     {"criterion"},
     {"image_processing_detr", "detection_transformer"},

@@ -19,6 +19,7 @@ from hf_detr import ConditionalDetrForSegmentation, DetrForSegmentation
 from hf_detr.box_ops import inverse_sigmoid
 from hf_detr.segmentation import Segmenter
 
+from .test_panoptic_annotations import write_png
 from .test_parity import Case, _official_tensor, weights  # noqa: F401  (a fixture)
 from .tiny import class_of, padded_batch, some_labels, tiny_config
 
@@ -334,6 +335,24 @@ def test_training_computes_matched_masks_only(variant: str) -> None:
     trained = model.train()(*arguments)
     assert evaluated.pred_masks.shape[:2] == (2, 7) and trained.pred_masks is None
     assert_close(trained.loss, evaluated.loss, atol=1e-5, rtol=1e-5)
+
+
+def test_panoptic_annotations_train_it(tmp_path: Path) -> None:
+    """Protects the way from PNG to mask loss: what the processor makes is what the model takes."""
+    ids = np.zeros((40, 50), dtype=int)
+    ids[5:30, 10:40] = 300
+    write_png(tmp_path / "a.png", ids)
+    annotation = {"file_name": "a.png", "segments_info": [{"id": 300, "category_id": 2}]}
+    processor = hf_detr.DetrImageProcessor(format="coco_panoptic", size={"shortest_edge": 64})
+    inputs = processor(
+        [Image.new("RGB", (50, 40)), Image.new("RGB", (50, 40))],
+        [{"image_id": 1, **annotation}, {"image_id": 2, **annotation, "segments_info": []}],
+        masks_path=tmp_path,
+        return_tensors="pt",
+    )
+    output = tiny_segmenter().train()(**inputs)
+    output.loss.backward()
+    assert torch.isfinite(output.loss) and output.loss_dict["loss_dice"] > 0
 
 
 def test_no_objects_at_all(variant: str) -> None:
