@@ -29,6 +29,7 @@ from .modeling_deformable_detr import DeformableDetrForObjectDetection, Deformab
 from .modeling_detr import DetrForObjectDetection, DetrModel
 from .modeling_detr_segmentation import DetrForSegmentation
 from .multi_scale_deformable_attention import multi_scale_deformable_attention
+from .panoptic_quality import PanopticQuality
 
 __version__ = "0.1.0"
 
@@ -46,6 +47,7 @@ __all__ = [
     "DetrForObjectDetection",
     "DetrForSegmentation",
     "DetrImageProcessor",
+    "PanopticQuality",
     "DetrModel",
     "kernel_status",
     "multi_scale_deformable_attention",

@@ -29,6 +29,7 @@ LAYERS = [
             "losses",
             "postprocess",
             "postprocess_masks",
+            "panoptic_quality",
             "annotations",
             "multi_scale_deformable_attention",
         ),
