@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .processes import gather_from_processes
+
 # The classes of an image (k,), and for each the sum of its found segments' IoU, and how many were
 # found (TP), predicted in vain (FP) and missed (FN): (k, 4).
 ImageSums = tuple[np.ndarray, np.ndarray]
@@ -94,7 +96,10 @@ class PanopticQuality:
             `tp`, `fp` and `fn`.
         """
         sums = {label_id: np.zeros(4) for label_id in self.id2label}
-        for classes, image_sums in self._all_images().values():
+        images: dict[int, ImageSums] = {}
+        for share in gather_from_processes(self._images):
+            images.update(share)
+        for classes, image_sums in images.values():
             for label_id, class_sums in zip(classes.tolist(), image_sums, strict=True):
                 sums[label_id] += class_sums
         per_class = {
@@ -116,14 +121,6 @@ class PanopticQuality:
     def reset(self) -> None:
         """Forget all images, for the next evaluation."""
         self._images = {}
-
-    def _all_images(self) -> dict[int, ImageSums]:
-        """The images of all processes, each once."""
-        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-            return self._images
-        shares: list[Any] = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(shares, self._images)
-        return {image_id: sums for share in shares for image_id, sums in share.items()}
 
     def _read(self, record: Mapping[str, Any], name: str) -> "_Segments":
         """The segments of one image, checked."""

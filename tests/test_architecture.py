@@ -20,7 +20,7 @@ LAYERS = [
     {
         *("box_ops", "attention", "position_encoding", "backbone", "outputs"),
         *("configuration_backbone", "configuration_checks", "image_reading", "image_settings"),
-        *("embedding_bag_sampling", "coco_masks", "image_canvas"),
+        *("embedding_bag_sampling", "coco_masks", "image_canvas", "processes"),
     },
     {
         *("configuration_detr", "pretrained_model", "feature_pyramid", "transformer_layer"),
@@ -37,6 +37,7 @@ LAYERS = [
     {"classification", "encoder", "deformable_attention", "mask_head"},
     {"matcher", "heads"},
     {"criterion"},
+    {"training_health"},
     {"image_processing_detr", "detection_transformer"},
     {"image_processing_sigmoid_detr", "detection_pipeline", "segmentation"},
     {"modeling_detr", "modeling_conditional_detr", "modeling_deformable_detr"},
@@ -163,6 +164,7 @@ def test_every_module_has_its_tests() -> None:
         "image_processing_sigmoid_detr": "test_image_processing_detr",
         "transformer_layer": "test_encoder",
         "outputs": "test_detection_transformer",
+        "processes": "test_training_health",
     }
     for module in MODULES:
         name = elsewhere.get(module, f"test_{module}")
