@@ -20,7 +20,7 @@ LAYERS = [
     {
         *("box_ops", "attention", "position_encoding", "backbone"),
         *("configuration_backbone", "configuration_checks", "image_reading", "image_settings"),
-        *("embedding_bag_sampling", "coco_masks", "image_canvas", "coco_records"),
+        *("embedding_bag_sampling", "coco_masks", "image_canvas", "coco_records", "processes"),
     },
     {
         *("configuration_detr", "pretrained_model", "feature_pyramid", "transformer_layer"),
@@ -30,12 +30,14 @@ LAYERS = [
             "postprocess",
             "postprocess_masks",
             "panoptic_annotations",
+            "panoptic_quality",
             "multi_scale_deformable_attention",
         ),
     },
     {"classification", "encoder", "deformable_attention", "mask_head", "annotations", "outputs"},
     {"matcher", "heads"},
     {"criterion"},
+    {"training_health"},
     {"image_processing_detr", "detection_transformer"},
     {"image_processing_sigmoid_detr", "detection_pipeline", "segmentation"},
     {"modeling_detr", "modeling_conditional_detr", "modeling_deformable_detr"},
@@ -162,6 +164,7 @@ def test_every_module_has_its_tests() -> None:
         "image_processing_sigmoid_detr": "test_image_processing_detr",
         "transformer_layer": "test_encoder",
         "outputs": "test_detection_transformer",
+        "processes": "test_training_health",
     }
     for module in MODULES:
         name = elsewhere.get(module, f"test_{module}")
