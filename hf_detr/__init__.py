@@ -1,8 +1,7 @@
 """DETR, Conditional DETR and Deformable DETR as one Hugging Face-style package.
 
-`import hf_detr` makes the Auto classes and `pipeline("object-detection")` of transformers use
-these classes for the model types they cover; `HF_DETR_REGISTER=0` in the environment leaves
-transformers alone.
+`import hf_detr` makes the Auto classes and pipelines of transformers use these classes for the
+model types they cover; `HF_DETR_REGISTER=0` in the environment leaves transformers alone.
 """
 
 import os
@@ -18,7 +17,6 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from .compiled_attention import kernel_status
 from .configuration_detr import ConditionalDetrConfig, DeformableDetrConfig, DetrConfig
-from .detection_pipeline import DetectionPipeline
 from .image_processing_detr import DetrImageProcessor
 from .image_processing_sigmoid_detr import (
     ConditionalDetrImageProcessor,
@@ -34,6 +32,7 @@ from .modeling_detr_segmentation import (
 )
 from .multi_scale_deformable_attention import multi_scale_deformable_attention
 from .panoptic_quality import PanopticQuality
+from .pipelines import DetectionPipeline, SegmentationPipeline
 
 __version__ = "0.1.0"
 
@@ -54,6 +53,7 @@ __all__ = [
     "DetrForSegmentation",
     "DetrImageProcessor",
     "PanopticQuality",
+    "SegmentationPipeline",
     "DetrModel",
     "kernel_status",
     "multi_scale_deformable_attention",
@@ -86,7 +86,9 @@ def _register() -> None:
         # One class for both names: a file or a user that asks for "pil" gets it too.
         processors = {"torchvision": processor, "pil": processor}
         AutoImageProcessor.register(config, image_processor_classes=processors, exist_ok=True)
-    PIPELINE_REGISTRY.supported_tasks["object-detection"]["impl"] = DetectionPipeline
+    tasks = PIPELINE_REGISTRY.supported_tasks
+    tasks["object-detection"]["impl"] = DetectionPipeline
+    tasks["image-segmentation"]["impl"] = SegmentationPipeline
 
 
 if os.environ.get("HF_DETR_REGISTER", "1") != "0":

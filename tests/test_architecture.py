@@ -39,7 +39,7 @@ LAYERS = [
     {"criterion"},
     {"training_health"},
     {"image_processing_detr", "detection_transformer"},
-    {"image_processing_sigmoid_detr", "detection_pipeline", "segmentation"},
+    {"image_processing_sigmoid_detr", "pipelines", "segmentation"},
     {"modeling_detr", "modeling_conditional_detr", "modeling_deformable_detr"},
     {"modeling_detr_segmentation"},
     {"__init__"},
