@@ -1,4 +1,4 @@
-"""Protects training to useful masks: composed photographs, learned until most segments are found."""
+"""Protects training until masks are useful: photographs composed to scenes, and their segments."""
 
 import math
 from pathlib import Path
@@ -128,7 +128,7 @@ def test_training_end_to_end(variant: str) -> None:
     """Detector and mask head together learn to find and outline what is in the scenes."""
     pixel_values, labels, targets = make_scenes(8)
     model = small_segmenter(variant)
-    losses = train(model, (pixel_values, labels), steps=250, lr=2e-3)
+    losses = train(model, (pixel_values, labels), steps=300, lr=2e-3)
     assert losses[-1] < 0.3 * losses[0]
     result = quality(model, variant, pixel_values, targets)
     assert result["pq"] > 0.5, result
@@ -143,7 +143,7 @@ def test_training_the_mask_head_alone() -> None:
     before = {name: value.clone() for name, value in model.detector.state_dict().items()}
     assert quality(model, "detr", pixel_values, targets)["pq"] < 0.5
     model.train().freeze_detector()
-    losses = train(model, (pixel_values, labels), steps=100, lr=1e-3)
+    losses = train(model, (pixel_values, labels), steps=150, lr=3e-3)
     assert losses[-1] < 0.7 * losses[0]
     for name, value in model.detector.state_dict().items():
         assert torch.equal(value, before[name]), name
