@@ -190,10 +190,7 @@ class DetrImageProcessor(TorchvisionBackend):
         """As below, nothing fused; `return_coco_annotation` gives each segment's run lengths."""
         settings = threshold, mask_threshold, overlap_mask_area_threshold, (), target_sizes
         results = self.post_process_panoptic_segmentation(outputs, *settings, pixel_mask)
-        for result in results:
-            if return_coco_annotation and result["segments_info"]:
-                result["segmentation"] = encode_segments(result["segmentation"])
-        return results
+        return encode_segments(results) if return_coco_annotation else results
 
     def post_process_panoptic_segmentation(
         self,
@@ -205,10 +202,9 @@ class DetrImageProcessor(TorchvisionBackend):
         target_sizes: list[tuple[int, int]] | None = None,
         pixel_mask: Tensor | None = None,
     ) -> list[dict[str, Any]]:
-        """Turn queries that score above `threshold` into segments, none overlapping another.
+        """Turn queries that score above `threshold` into segments that don't overlap.
 
-        Returns per image `segmentation` (height, width) of ids and `segments_info`; what these
-        are, and the other settings, is told at `segment_maps`.
+        Returns per image `segmentation` (height, width) and `segments_info`; see `segment_maps`.
         """
         return segment_maps(
             self.classification.best_classes(outputs.logits),

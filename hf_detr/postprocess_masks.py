@@ -171,9 +171,19 @@ def merged_maps(
     return results
 
 
-def encode_segments(segmentation: Tensor) -> list[list[int]]:
-    """Run lengths, see `run_lengths`, of every value of a map (h, w), 0 and -1 included."""
-    return [run_lengths(segmentation == value) for value in segmentation.unique()]
+def encode_segments(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same results with the run lengths of each segment, see `run_lengths`, for a map.
+
+    Pixels of no segment, 0, have theirs, too; a map without segments stays.
+    """
+    encoded = []
+    for result in results:
+        segmentation = result["segmentation"]
+        if result["segments_info"]:
+            values = segmentation.unique()
+            segmentation = [run_lengths(segmentation == value) for value in values]
+        encoded.append({**result, "segmentation": segmentation})
+    return encoded
 
 
 def _number_segments(

@@ -177,11 +177,16 @@ def test_merge_by_hand() -> None:
 
 def test_run_lengths_equal_transformers(recorded: tuple[dict, dict[str, Tensor]]) -> None:
     """Protects the run-length encoding that `return_coco_annotation` asks for."""
+
+    def encode(segmentation: Tensor) -> list[list[int]]:
+        (result,) = encode_segments([{"segmentation": segmentation, "segments_info": [{}]}])
+        return result["segmentation"]
+
     info, tensors = recorded
     entry = info["Detr/instance/default/rle/resized"]
     for image, expected in enumerate(entry["rle"]):
-        assert encode_segments(tensors[f"Detr/instance/default/map/resized/{image}"]) == expected
-    assert encode_segments(torch.tensor([[0, 1, 1], [1, 0, 2]])) == [[1, 1, 5, 1], [2, 3], [6, 1]]
+        assert encode(tensors[f"Detr/instance/default/map/resized/{image}"]) == expected
+    assert encode(torch.tensor([[0, 1, 1], [1, 0, 2]])) == [[1, 1, 5, 1], [2, 3], [6, 1]]
 
 
 def test_fused_segments_leave_other_ids_alone() -> None:
