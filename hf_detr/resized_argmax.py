@@ -1,8 +1,8 @@
 """Which of many maps is largest at every pixel after resizing, without resizing all of them.
 
 Bilinear resizing averages: a new value lies between the least and the greatest of those around it.
-So where a map's greatest value within a tile is below another's least, it can't be the largest and
-is left out. The result is that of resizing everything and `argmax`, up to ties.
+So a map whose greatest value within a tile is below what the largest has there at least is left out
+of that tile. The result is that of resizing everything and `argmax`, up to ties.
 """
 
 import math
@@ -92,13 +92,15 @@ def resized_argmax(
     winners = torch.empty(resizing.size_hw, dtype=torch.long, device=maps.device)
     reached = torch.zeros(len(maps), dtype=torch.long, device=maps.device)
     column_strips = list(_strips(resizing.columns))
+    best = _least_best(maps, resizing)
     for to_rows, from_rows, rows in _strips(resizing.rows):
         band = maps[:, from_rows]
         lows, highs = band.amin(1), band.amax(1)  # (n, w)
         for to_columns, from_columns, columns in column_strips:
             least, greatest = lows[:, from_columns].amin(1), highs[:, from_columns].amax(1)
+            bound = torch.maximum(least.max(), best[from_rows, from_columns].min())
             # Not `>=`: among NaN, too, there has to be a winner.
-            is_candidate = ~(greatest < least.max()) | (greatest >= threshold)
+            is_candidate = ~(greatest < bound) | (greatest >= threshold)
             index = is_candidate.nonzero()[:, 0]
             values = rows @ band[index, :, from_columns] @ columns.T
             if threshold < math.inf:
@@ -150,6 +152,17 @@ def _strips(weights: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
         used = weights[target].any(0).nonzero()
         source = slice(used[0].item(), used[-1].item() + 1)
         yield target, source, weights[target, source]
+
+
+def _least_best(maps: Tensor, resizing: Resizing) -> Tensor:
+    """(h, w): what the largest map is at least, wherever this is the value that counts most.
+
+    Of every new value, a share comes from one old value; the rest is no less than the least of all.
+    Unlike the least value of one map in a tile, this finds a bound where two maps share the tile.
+    """
+    share = resizing.rows.amax(1).min() * resizing.columns.amax(1).min()
+    lowest = maps.min()
+    return lowest + share * (maps.amax(0) - lowest)
 
 
 def _write_winners(values: Tensor, names: list[int], tile: Tensor) -> None:

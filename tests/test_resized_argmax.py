@@ -1,5 +1,7 @@
 """Protects the largest map at each pixel: as if all were resized, cut and compared."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -25,9 +27,12 @@ def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 @pytest.mark.parametrize("coarse", [1, 12])
 @pytest.mark.parametrize("size", [None, (250, 401), (20, 31), (61, 33), (1, 1)])
-def test_as_if_all_were_resized(size: tuple[int, int] | None, coarse: int) -> None:
+@pytest.mark.parametrize("function", [torch.sigmoid, torch.negative])
+def test_as_if_all_were_resized(
+    size: tuple[int, int] | None, coarse: int, function: Callable[[Tensor], Tensor]
+) -> None:
     """Protects winners and counts: rough and smooth maps, larger, smaller, several tiles or one."""
-    maps = random_maps(9, 61, 97, coarse)
+    maps = function(9 * random_maps(9, 61, 97, coarse))
     (resizing,) = make_resizings(maps[None], None if size is None else [size])
     expected = maps if size is None else resize(maps, size)
     assert_close(resized_maps(maps, resizing), expected, atol=1e-5, rtol=0)
