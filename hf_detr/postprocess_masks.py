@@ -15,11 +15,12 @@ from torch import Tensor
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 
 from .coco_masks import run_lengths
-from .resized_argmax import Resizing, make_resizings, resized_argmax, resized_maps
+from .resized_argmax import Resizing, make_resizings, resized_argmax, resized_maps, write_winners
 
-BestClasses = tuple[Tensor, Tensor, Tensor]
+BestClasses = tuple[Tensor, Tensor, Tensor]  # scores, labels, whether they are objects' (B, Q)
 
 
+@torch.no_grad()
 def semantic_maps(
     class_probabilities: Tensor,
     pred_masks: Tensor,
@@ -48,11 +49,14 @@ def semantic_maps(
             results.append(resized_argmax(scores, resizing)[0])
             continue
         scores = resized_maps(scores, resizing)
-        data = {"segmentation": scores.argmax(0), "segmentation_scores": scores}
+        classes_map = scores.new_empty(scores.shape[1:], dtype=torch.long)
+        write_winners(scores, range(len(scores)), classes_map)
+        data = {"segmentation": classes_map, "segmentation_scores": scores}
         results.append(SemanticSegmentationPostProcessorOutput(data))
     return results
 
 
+@torch.no_grad()
 def segment_maps(
     best_classes: BestClasses,
     pred_masks: Tensor,
@@ -104,6 +108,7 @@ def segment_maps(
     return results
 
 
+@torch.no_grad()
 def merged_maps(
     best_classes: BestClasses,
     pred_masks: Tensor,
@@ -142,18 +147,12 @@ def merged_maps(
     for image, resizing in enumerate(resizings):
         queries = keep[image].nonzero()[:, 0]
         names = _first_of_stuff(labels[image, queries].tolist(), label_ids_to_fuse)
-        segmentation, area = None, torch.zeros(0)
-        while len(queries):
-            winners, _ = resized_argmax(pred_masks[image, queries].float(), resizing)
-            segmentation = torch.tensor(names, device=winners.device)[winners]
-            area = torch.bincount(segmentation.flatten(), minlength=len(queries))
-            if (area >= min_area).all():
-                break
-            queries = queries[area >= min_area]
-            names = list(range(len(queries)))
-        if not len(queries):
+        masks = pred_masks[image, queries].float()
+        segmentation, area, left = _merge(masks, names, min_area, resizing)
+        if not len(left):
             results.append(_nothing(resizing))
             continue
+        queries = queries[left]
         columns = scores[image, queries], labels[image, queries], area
         segments = [
             {
@@ -207,6 +206,27 @@ def _number_segments(
         record = {"id": number, "label_id": label, "was_fused": is_fused, "score": round(score, 6)}
         segments.append(record)
     return segments, ids
+
+
+def _merge(
+    masks: Tensor, names: list[int], min_area: int, resizing: Resizing
+) -> tuple[Tensor | None, Tensor | None, Tensor]:
+    """Segments of mask logits (n, h, w), of which those with the same name are one.
+
+    Returns:
+        Map (H, W) of numbers from 0, area (m,) of each number, and the mask (m,) that it stands
+        for; no map and area if no mask is left.
+    """
+    left = torch.arange(len(masks), device=masks.device)
+    while len(left):
+        winners, _ = resized_argmax(masks[left], resizing)
+        segmentation = torch.tensor(names, device=masks.device)[winners]
+        area = torch.bincount(segmentation.flatten(), minlength=len(left))
+        if (area >= min_area).all():
+            return segmentation, area, left
+        left = left[area >= min_area]
+        names = list(range(len(left)))
+    return None, None, left
 
 
 def _first_of_stuff(labels: list[int], label_ids_to_fuse: Collection[int]) -> list[int]:

@@ -32,7 +32,7 @@ def test_as_if_all_were_resized(
     size: tuple[int, int] | None, coarse: int, function: Callable[[Tensor], Tensor]
 ) -> None:
     """Protects winners and counts: rough and smooth maps, larger, smaller, several tiles or one."""
-    maps = function(9 * random_maps(9, 61, 97, coarse))
+    maps = function(3 * random_maps(9, 61, 97, coarse))
     (resizing,) = make_resizings(maps[None], None if size is None else [size])
     expected = maps if size is None else resize(maps, size)
     assert_close(resized_maps(maps, resizing), expected, atol=1e-5, rtol=0)

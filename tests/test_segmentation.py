@@ -254,18 +254,21 @@ def test_signatures_are_those_of_transformers(prefix: str, kind: str) -> None:
     assert [name for name, _ in ours[len(theirs) :]] == ["pixel_mask"]
 
 
-def test_half_precision() -> None:
-    """Protects bfloat16 models: the maps of the same outputs in float32."""
+def test_half_precision_and_gradients() -> None:
+    """Protects outputs in bfloat16, or with gradients: the maps of the same ones in float32."""
     logits = (5 * torch.randn(1, 9, 6, generator=torch.Generator().manual_seed(0))).bfloat16()
     masks = (8 * torch.randn(1, 9, 8, 12, generator=torch.Generator().manual_seed(1))).bfloat16()
     outputs = [
-        transformers.utils.ModelOutput(logits=logits.to(dtype), pred_masks=masks.to(dtype))
-        for dtype in (torch.bfloat16, torch.float32)
+        transformers.utils.ModelOutput(
+            logits=logits.to(dtype).requires_grad_(needs_gradient),
+            pred_masks=masks.to(dtype).requires_grad_(needs_gradient),
+        )
+        for dtype, needs_gradient in ((torch.float32, False), (torch.bfloat16, True))
     ]
     processor = hf_detr.DetrImageProcessor()
     for name in ("semantic_segmentation", "panoptic_segmentation", "panoptic_merge"):
         make = getattr(processor, f"post_process_{name}")
-        got, expected = [make(one, target_sizes=[(30, 40)]) for one in outputs]
+        expected, got = [make(one, target_sizes=[(30, 40)]) for one in outputs]
         assert_close(got, expected, atol=0, rtol=0)
 
 
