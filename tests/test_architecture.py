@@ -21,6 +21,7 @@ LAYERS = [
         *("box_ops", "attention", "position_encoding", "backbone"),
         *("configuration_backbone", "configuration_checks", "image_reading", "image_settings"),
         *("embedding_bag_sampling", "coco_masks", "image_canvas", "coco_records", "processes"),
+        "resized_argmax",
     },
     {
         *("configuration_detr", "pretrained_model", "feature_pyramid", "transformer_layer"),

@@ -1,5 +1,6 @@
 """Protects panoptic models: the official masks, losses and gradients, files, frozen detectors."""
 
+import inspect
 import json
 import shutil
 from pathlib import Path
@@ -86,6 +87,35 @@ def test_official_masks(official: tuple[DetrForSegmentation, Case]) -> None:
         masks = masks[tuple(steps)]
     scale = expected["out/pred_masks"].abs().max()
     assert_close(masks / scale, expected["out/pred_masks"] / scale, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("threshold", ["0.85", "0.5", "0.25"])
+@torch.no_grad()
+def test_official_panoptic_merge(
+    official: tuple[DetrForSegmentation, Case], threshold: str
+) -> None:
+    """Protects the paper's segments of the paper's model, from images to records."""
+    model, case = official
+    info = case.info["panoptic"]
+    output = model(case.pixel_values, case.pixel_mask)
+    for image, processed_hw in enumerate(info["processed_sizes"]):
+        # One by one: the original doesn't cut off the padding of a batch.
+        one = slice(image, image + 1)
+        outputs = transformers.utils.ModelOutput(
+            logits=output.logits[one], pred_masks=output.pred_masks[one]
+        )
+        (result,) = hf_detr.DetrImageProcessor().post_process_panoptic_merge(
+            outputs,
+            float(threshold),
+            set(range(91, 250)),
+            target_sizes=info["target_sizes"][one],
+            pixel_mask=torch.ones(1, *processed_hw),
+        )
+        expected = case.expected[f"post/panoptic/{threshold}/{image}/ids"]
+        assert (result["segmentation"] - 1 != expected).float().mean() < 2e-3
+        got = [(s["label_id"], not s["was_fused"]) for s in result["segments_info"]]
+        segments = info["segments_info"][threshold][image]
+        assert got == [(s["category_id"], s["isthing"]) for s in segments]
 
 
 @pytest.mark.parametrize("target_set", ["main", "one_empty", "all_empty", "crowded"])
@@ -283,6 +313,49 @@ def test_segments_equal_transformers(tmp_path: Path) -> None:
     sizes = options["target_sizes"]
     got = ours.post_process_semantic_segmentation(output, sizes)
     assert_close(got, theirs.post_process_semantic_segmentation(output, sizes), atol=0, rtol=0)
+    got = ours.post_process_semantic_segmentation(output, sizes, True)
+    expected = theirs.post_process_semantic_segmentation(output, sizes, True)
+    for one, other in zip(got, expected, strict=True):
+        assert type(one) is type(other)
+        assert_close(one["segmentation"], other["segmentation"], atol=0, rtol=0)
+        assert_close(one.segmentation_scores, other.segmentation_scores, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["semantic", "instance", "panoptic"])
+@pytest.mark.parametrize("prefix", ["Detr", "ConditionalDetr"])
+def test_signatures_are_those_of_transformers(prefix: str, kind: str) -> None:
+    """Protects calls written for transformers: its arguments, order and defaults come first."""
+    parameters = [
+        list(
+            inspect.signature(
+                getattr(
+                    getattr(module, f"{prefix}ImageProcessor"), f"post_process_{kind}_segmentation"
+                )
+            ).parameters.values()
+        )
+        for module in (hf_detr, transformers)
+    ]
+    ours, theirs = [[(p.name, p.default) for p in side] for side in parameters]
+    assert ours[: len(theirs)] == theirs
+    assert [name for name, _ in ours[len(theirs) :]] == ["pixel_mask"]
+
+
+def test_half_precision_and_gradients() -> None:
+    """Protects outputs in bfloat16, or with gradients: the maps of the same ones in float32."""
+    logits = (5 * torch.randn(1, 9, 6, generator=torch.Generator().manual_seed(0))).bfloat16()
+    masks = (8 * torch.randn(1, 9, 8, 12, generator=torch.Generator().manual_seed(1))).bfloat16()
+    outputs = [
+        transformers.utils.ModelOutput(
+            logits=logits.to(dtype).requires_grad_(needs_gradient),
+            pred_masks=masks.to(dtype).requires_grad_(needs_gradient),
+        )
+        for dtype, needs_gradient in ((torch.float32, False), (torch.bfloat16, True))
+    ]
+    processor = hf_detr.DetrImageProcessor()
+    for name in ("semantic_segmentation", "panoptic_segmentation", "panoptic_merge"):
+        make = getattr(processor, f"post_process_{name}")
+        expected, got = [make(one, target_sizes=[(30, 40)]) for one in outputs]
+        assert_close(got, expected, atol=0, rtol=0)
 
 
 def test_scores_of_sigmoid_models() -> None:
@@ -294,6 +367,9 @@ def test_scores_of_sigmoid_models() -> None:
     (result,) = processor.post_process_panoptic_segmentation(outputs)
     (segment,) = result["segments_info"]
     assert segment["label_id"] == 1 and segment["score"] == pytest.approx(0.9526, abs=1e-4)
+    (result,) = processor.post_process_panoptic_merge(outputs, min_area=4)
+    (segment,) = result["segments_info"]
+    assert segment["label_id"] == 1 and segment["area"] == 4
     (classes,) = processor.post_process_semantic_segmentation(outputs)
     assert (classes == 1).all()
 
