@@ -166,18 +166,20 @@ class DetrImageProcessor(TorchvisionBackend):
         outputs: Any,
         target_sizes: list[tuple[int, int]] | None = None,
         return_segmentation_scores: bool = False,
-        pixel_mask: Tensor | None = None,
     ) -> list[Any]:
         """Turn the model's outputs into a map (height, width) of classes; see `semantic_maps`.
 
         Args, also of the methods below:
-            outputs: `logits` (B, Q, C') and `pred_masks` (B, Q, h, w).
+            outputs: `logits` (B, Q, C'), `pred_masks` (B, Q, h, w), and `pixel_mask` (B, H, W), by
+                which padding is cut off; without it, it isn't.
             target_sizes: (height, width) of each map; None leaves the masks' size.
-            pixel_mask: (B, H, W) as the model got it; without it, padding isn't cut off.
         """
-        probabilities = self.classification.probabilities(outputs.logits)
         return semantic_maps(
-            probabilities, outputs.pred_masks, target_sizes, return_segmentation_scores, pixel_mask
+            self.classification.probabilities(outputs.logits),
+            outputs.pred_masks,
+            target_sizes,
+            return_segmentation_scores,
+            getattr(outputs, "pixel_mask", None),
         )
 
     def post_process_instance_segmentation(
@@ -188,11 +190,10 @@ class DetrImageProcessor(TorchvisionBackend):
         overlap_mask_area_threshold: float = 0.8,
         target_sizes: list[tuple[int, int]] | None = None,
         return_coco_annotation: bool | None = False,
-        pixel_mask: Tensor | None = None,
     ) -> list[dict[str, Any]]:
         """As below, nothing fused; `return_coco_annotation` gives each segment's run lengths."""
         settings = threshold, mask_threshold, overlap_mask_area_threshold, (), target_sizes
-        results = self.post_process_panoptic_segmentation(outputs, *settings, pixel_mask)
+        results = self.post_process_panoptic_segmentation(outputs, *settings)
         return encode_segments(results) if return_coco_annotation else results
 
     def post_process_panoptic_segmentation(
@@ -203,12 +204,8 @@ class DetrImageProcessor(TorchvisionBackend):
         overlap_mask_area_threshold: float = 0.8,
         label_ids_to_fuse: Collection[int] | None = None,
         target_sizes: list[tuple[int, int]] | None = None,
-        pixel_mask: Tensor | None = None,
     ) -> list[dict[str, Any]]:
-        """Turn queries that score above `threshold` into segments that don't overlap.
-
-        Returns per image `segmentation` (height, width) and `segments_info`; see `segment_maps`.
-        """
+        """Turn queries that score above `threshold` into segments; see `segment_maps`."""
         return segment_maps(
             self.classification.best_classes(outputs.logits),
             outputs.pred_masks,
@@ -217,7 +214,7 @@ class DetrImageProcessor(TorchvisionBackend):
             overlap_mask_area_threshold,
             label_ids_to_fuse or (),
             target_sizes,
-            pixel_mask,
+            getattr(outputs, "pixel_mask", None),
         )
 
     def post_process_panoptic_merge(
@@ -227,12 +224,17 @@ class DetrImageProcessor(TorchvisionBackend):
         label_ids_to_fuse: Collection[int] | None = None,
         min_area: int = 5,
         target_sizes: list[tuple[int, int]] | None = None,
-        pixel_mask: Tensor | None = None,
     ) -> list[dict[str, Any]]:
         """The same by the paper's own rules, with which its PQ was measured; see `merged_maps`."""
-        best_classes = self.classification.best_classes(outputs.logits)
-        settings = threshold, label_ids_to_fuse or (), min_area, target_sizes, pixel_mask
-        return merged_maps(best_classes, outputs.pred_masks, *settings)
+        return merged_maps(
+            self.classification.best_classes(outputs.logits),
+            outputs.pred_masks,
+            threshold,
+            label_ids_to_fuse or (),
+            min_area,
+            target_sizes,
+            getattr(outputs, "pixel_mask", None),
+        )
 
     def _standardize_kwargs(self, **kwargs: Any) -> dict[str, Any]:
         kwargs["size"] = standard_size(kwargs.get("size"))
