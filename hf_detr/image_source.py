@@ -124,7 +124,10 @@ def image_size_hw(source: ImageSource, index: int, problems: list[Problem]) -> t
 
 def upright_size_hw(image: PIL.Image.Image) -> tuple[int, int]:
     """Height and width of an image after its EXIF orientation is applied."""
-    lies_on_side = image.getexif().get(EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
+    if image.format == "TIFF":
+        return image.height, image.width  # PIL has turned it
+    # Not image.getexif(): PNG's decodes the whole file, for the case that the orientation ends it.
+    lies_on_side = PIL.Image.Image.getexif(image).get(EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
     return (image.width, image.height) if lies_on_side else (image.height, image.width)
 
 
