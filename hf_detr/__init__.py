@@ -18,6 +18,15 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from .compiled_attention import kernel_status
 from .configuration_detr import ConditionalDetrConfig, DeformableDetrConfig, DetrConfig
+from .data_formats import (
+    read_coco,
+    read_coco_panoptic,
+    read_hf_dataset,
+    read_hf_segmentation,
+    read_voc,
+    read_yolo,
+)
+from .detection_data import DetectionDataset
 from .detection_pipeline import DetectionPipeline
 from .image_processing_detr import DetrImageProcessor
 from .image_processing_sigmoid_detr import (
@@ -41,6 +50,7 @@ __all__ = [
     "DeformableDetrForObjectDetection",
     "DeformableDetrImageProcessor",
     "DeformableDetrModel",
+    "DetectionDataset",
     "DetectionPipeline",
     "DetrConfig",
     "DetrForObjectDetection",
@@ -49,6 +59,12 @@ __all__ = [
     "DetrModel",
     "kernel_status",
     "multi_scale_deformable_attention",
+    "read_coco",
+    "read_coco_panoptic",
+    "read_hf_dataset",
+    "read_hf_segmentation",
+    "read_voc",
+    "read_yolo",
 ]
 
 

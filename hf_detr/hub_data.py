@@ -13,7 +13,7 @@ from .annotation_entries import is_integer, objects_from_entries, with_boxes
 from .annotation_table import Problem, make_table
 from .box_formats import checked_box_format
 from .detection_data import DetectionDataset
-from .image_source import ImageSource, image_size_hw
+from .image_source import ImageSource, fill_in_sizes_hw
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -271,7 +271,7 @@ def _image_ids_and_sizes(
         own_ids = list(dataset["image_id"])
         if all(map(is_integer, own_ids)) and len(set(own_ids)) == len(own_ids):
             image_ids = own_ids
+    sizes_hw = [(None, None)] * len(dataset)
     if {"height", "width"} <= set(dataset.column_names):
-        return image_ids, list(zip(dataset["height"], dataset["width"], strict=True))
-    bar = tqdm(range(len(images)), desc="image sizes", unit="image", disable=None)
-    return image_ids, [image_size_hw(images, row, problems) for row in bar]
+        sizes_hw = zip(dataset["height"], dataset["width"], strict=True)
+    return image_ids, fill_in_sizes_hw(sizes_hw, images, problems)
