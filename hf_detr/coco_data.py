@@ -178,7 +178,7 @@ def _entries_of_known_images(
     known, problems = [], []
     for number, entry in enumerate(entries):
         image_id = entry.get("image_id")
-        if isinstance(image_id, int) and image_id in records.index_of_id:
+        if is_integer(image_id) and image_id in records.index_of_id:
             known.append(entry)
         else:
             text = f"annotation {number} has image_id {image_id!r}, which no image of the file has"

@@ -119,7 +119,8 @@ def read_hf_segmentation(
 
     The map holds each pixel's segment id: as red + 256 green + 65536 blue, or as a gray value.
     `segments_info` is a list of dicts with `id`, `category_id` and perhaps `bbox`, `area` and
-    `iscrowd`; missing boxes are those of the map.
+    `iscrowd`; missing boxes are those of the map. Maps without `segments_info`, of classes alone or
+    of class and instance in two channels, can't be read yet.
 
     Args:
         dataset: one split.
@@ -207,6 +208,8 @@ def _with_coco_keys(entry: Mapping[str, Any], row: int) -> dict[str, Any]:
                 "all but one."
             )
         renamed[key] = entry[found[0]] if found else None
+    if not is_integer(entry.get("id")):
+        renamed["id"] = None  # some data have text
     return renamed
 
 
@@ -251,6 +254,7 @@ def _dataset(
     masks: bool = False,
     seed: int = 0,
 ) -> DetectionDataset:
+    names = {int(own_id): name for own_id, name in names.items()}  # JSON makes the ids text
     label_of_name = {name: own_id for own_id, name in names.items()}
     for entry in entries:
         if isinstance(entry["category_id"], str):

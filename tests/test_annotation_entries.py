@@ -41,7 +41,6 @@ def test_sound_entries_become_columns():
         ("area", -1),
         ("area", "big"),
         ("iscrowd", 2),
-        ("id", 2**64),
     ],
 )
 def test_each_mistake_is_named_and_fatal(key: str, value: Any):
@@ -51,6 +50,14 @@ def test_each_mistake_is_named_and_fatal(key: str, value: Any):
     objects_from_entries([entry(1), wrong, entry(2)], [0, 3, 3], problems)
     assert [(p.kind, p.image, p.is_fatal) for p in problems] == [(f"wrong {key}", 3, True)]
     assert f"has {key} {value!r}, not " in problems[0].text
+
+
+@pytest.mark.parametrize("number", ["7", 2**64, 1.5])
+def test_odd_ids_are_noted_and_replaced(number: Any):
+    """Protects data whose ids are text: only messages need them."""
+    problems: list = []
+    assert objects_from_entries([entry(1), entry(number)], [0, 3], problems).ids == [1, 1]
+    assert [(p.kind, p.is_fatal) for p in problems] == [("wrong id", False)]
 
 
 def test_boxes_of_segments_are_tight():
@@ -74,3 +81,6 @@ def test_only_missing_boxes_are_filled_in(tmp_path):
     assert [segment["bbox"] for segment in found] == [[2, 1, 5, 2], [1, 1, 1, 1]]
     with pytest.raises(ValueError, match="can't stand beside box_format='xyxy'"):
         with_boxes(segments, maps, 0, "xyxy")
+    for broken in ({"bbox": [1, 1, 1, 1]}, {"id": None}, {"id": "9"}, 9):
+        with pytest.raises(ValueError, match="1.png has the segment .*needs an integer 'id'"):
+            with_boxes([broken], maps, 0, "coco_xywh")

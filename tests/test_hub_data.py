@@ -55,8 +55,9 @@ def test_dict_of_lists():
 
 def test_list_of_dicts_with_other_names():
     """Protects the other layout, and the keys that data sets use."""
-    feature = List({"bboxes": BOX, "label": CLASSES, "is_crowd": NUMBER, "area": Value("float32")})
-    entry = {"bboxes": [10, 5, 30, 13], "label": 1, "is_crowd": 0, "area": 7.5}
+    feature = {"bboxes": BOX, "label": CLASSES, "is_crowd": NUMBER, "area": Value("float32")}
+    feature = List({**feature, "id": TEXT})
+    entry = {"bboxes": [10, 5, 30, 13], "label": 1, "is_crowd": 0, "area": 7.5, "id": "a"}
     rows = [[entry, {**entry, "is_crowd": 1}], [], None]
     dataset = read_hf_dataset(make(rows, feature), "xyxy")
     assert boxes_of(dataset) == [[10, 5, 30, 13]]
@@ -97,7 +98,7 @@ def test_names_come_from_text_or_from_the_user():
     )
     with pytest.raises(ValueError, match=r"numbers without names, such as \['7'\]; give id2label"):
         read_hf_dataset(numbers, "coco_xywh")
-    dataset = read_hf_dataset(numbers, "coco_xywh", id2label={7: "owl"})
+    dataset = read_hf_dataset(numbers, "coco_xywh", id2label={"7": "owl"})
     assert dataset.id2label == {0: "owl"} and dataset.category_ids == (7,)
 
 
