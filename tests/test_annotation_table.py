@@ -48,7 +48,9 @@ def test_objects_are_sorted_by_image_and_keep_their_columns_together():
 
 def test_unlisted_category_is_a_fatal_problem_with_a_warning():
     """Protects from training an object as some other class."""
-    with pytest.warns(UserWarning, match="1 problems .*\n  object 11 has category id 90"):
+    with pytest.warns(
+        UserWarning, match=r"(?s)forbid training \(1\).*  object 11 has category id 90"
+    ):
         table = make_table({7: "a"}, [0, 1, 2], [(40, 50)] * 3, some_objects(), "coco_xywh")
     kind = "category id outside the list"
     text = "object 11 has category id 90, which isn't listed"
