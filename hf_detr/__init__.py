@@ -17,6 +17,15 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from .compiled_attention import kernel_status
 from .configuration_detr import ConditionalDetrConfig, DeformableDetrConfig, DetrConfig
+from .data_formats import (
+    read_coco,
+    read_coco_panoptic,
+    read_hf_dataset,
+    read_hf_segmentation,
+    read_voc,
+    read_yolo,
+)
+from .detection_data import DetectionDataset
 from .image_processing_detr import DetrImageProcessor
 from .image_processing_sigmoid_detr import (
     ConditionalDetrImageProcessor,
@@ -47,6 +56,7 @@ __all__ = [
     "DeformableDetrForSegmentation",
     "DeformableDetrImageProcessor",
     "DeformableDetrModel",
+    "DetectionDataset",
     "DetectionPipeline",
     "DetrConfig",
     "DetrForObjectDetection",
@@ -57,6 +67,12 @@ __all__ = [
     "DetrModel",
     "kernel_status",
     "multi_scale_deformable_attention",
+    "read_coco",
+    "read_coco_panoptic",
+    "read_hf_dataset",
+    "read_hf_segmentation",
+    "read_voc",
+    "read_yolo",
 ]
 
 

@@ -22,6 +22,7 @@ LAYERS = [
         *("configuration_backbone", "configuration_checks", "image_reading", "image_settings"),
         *("embedding_bag_sampling", "coco_masks", "image_canvas", "coco_records", "processes"),
         "resized_argmax",
+        "box_formats",
     },
     {
         *("configuration_detr", "pretrained_model", "feature_pyramid", "transformer_layer"),
@@ -36,6 +37,12 @@ LAYERS = [
         ),
     },
     {"classification", "encoder", "deformable_attention", "mask_head", "annotations", "outputs"},
+    {"annotation_table"},
+    {"image_source"},
+    {"annotation_entries", "detection_data"},
+    {"coco_data", "voc_data", "yolo_data", "hub_data"},
+    {"data_formats", "data_problems"},
+    {"data_check"},
     {"matcher", "heads"},
     {"criterion"},
     {"training_health"},
@@ -52,7 +59,7 @@ SIDES = {
 ONLY_IN = {
     "timm": {"backbone"},
     "scipy": {"matcher"},
-    "torchvision": set(),
+    "torchvision": {"detection_data"},
 }
 VARIANT_LINES, SHARED_LINES = 450, 320
 LONGEST_FUNCTION = 60
