@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from .annotation_table import AnnotationTable, Problem
-from .annotations import FLOAT32_MAX
+from .coco_records import FLOAT32_MAX
 from .detection_data import DetectionDataset
 from .image_source import READING_ERRORS, read_segment_ids, upright_size_hw
 
