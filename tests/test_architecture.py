@@ -20,7 +20,7 @@ LAYERS = [
     {
         *("box_ops", "attention", "position_encoding", "backbone", "outputs"),
         *("configuration_backbone", "configuration_checks", "image_reading", "image_settings"),
-        *("embedding_bag_sampling", "coco_masks", "image_canvas"),
+        *("embedding_bag_sampling", "coco_masks", "image_canvas", "coco_evaluator"),
     },
     {
         *("configuration_detr", "pretrained_model", "feature_pyramid", "transformer_layer"),
@@ -39,7 +39,7 @@ LAYERS = [
     {"image_processing_detr", "detection_transformer"},
     {"image_processing_sigmoid_detr", "detection_pipeline", "segmentation", "batches"},
     {"modeling_detr", "modeling_conditional_detr", "modeling_deformable_detr"},
-    {"modeling_detr_segmentation"},
+    {"modeling_detr_segmentation", "evaluation"},
     {"__init__"},
 ]
 SIDES = {

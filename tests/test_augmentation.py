@@ -42,7 +42,7 @@ def test_boxes_and_masks_follow_their_pixels() -> None:
     """Protects training: after any transform, boxes and masks lie where the objects are seen."""
     transform = make_training_transform((64, 80, 96))
     counts = Counter()
-    for seed in range(60):
+    for seed in range(40):
         torch.manual_seed(seed)
         image, target = transform(*painted_sample())
         height, width = image.shape[-2:]
@@ -61,7 +61,7 @@ def test_boxes_and_masks_follow_their_pixels() -> None:
             torch.testing.assert_close(bounds(seen), box.float(), rtol=0, atol=2)
             torch.testing.assert_close(bounds(mask), box.float(), rtol=0, atol=3)
     # Windows that lose objects must have been among them, or this shows little.
-    assert counts[3] > 20 and counts[3] < 60
+    assert 10 < counts[3] < 40
 
 
 def test_given_sample_stays_as_it_is() -> None:
