@@ -16,6 +16,7 @@ from transformers.image_utils import SizeDict
 
 from .batches import SizeGroupedBatches
 from .coco_evaluator import CocoEvaluator, Metrics
+from .detection_data import DetectionDataset
 from .image_processing_detr import DetrImageProcessor
 from .image_settings import resized_hw
 from .outputs import ObjectDetectionOutput
@@ -27,7 +28,7 @@ MASKS_AT_ONCE = 10  # at full size, all masks of an image may take more memory t
 def evaluate(
     model: nn.Module,
     processor: DetrImageProcessor,
-    dataset: Any,
+    dataset: DetectionDataset,
     batch_size: int = 8,
     num_workers: int = 0,
     iou_types: Sequence[str] = ("bbox",),
@@ -42,7 +43,7 @@ def evaluate(
     Args:
         model: a detector, or for "segm" a segmentation model; on its device, in any mode.
         processor: prepares images and reads the outputs.
-        dataset: a `DetectionDataset`, which needs `masks=True` for "segm".
+        dataset: needs `masks=True` for "segm".
         batch_size: images of equal size that run together; doesn't change the result.
         num_workers: processes that load images.
         iou_types: "bbox", "segm" or both.
@@ -65,7 +66,7 @@ def evaluate(
 def detect(
     model: nn.Module,
     processor: DetrImageProcessor,
-    dataset: Any,
+    dataset: DetectionDataset,
     batch_size: int = 8,
     num_workers: int = 0,
     masks: bool = False,
@@ -189,7 +190,7 @@ def keep_detections(
 
 
 def _make_loader(
-    processor: DetrImageProcessor, dataset: Any, batch_size: int, num_workers: int
+    processor: DetrImageProcessor, dataset: DetectionDataset, batch_size: int, num_workers: int
 ) -> DataLoader:
     """This process's batches: image ids, original sizes, inputs; none padded by another image."""
     plain = copy.copy(dataset)
