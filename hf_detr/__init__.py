@@ -21,6 +21,7 @@ from .batches import DetectionCollator, SizeGroupedBatches
 from .coco_evaluator import CocoEvaluator, metrics_table
 from .compiled_attention import kernel_status
 from .configuration_detr import ConditionalDetrConfig, DeformableDetrConfig, DetrConfig
+from .data_formats import read_coco
 from .detection_pipeline import DetectionPipeline
 from .evaluation import evaluate, keep_detections, make_compute_metrics
 from .image_processing_detr import DetrImageProcessor
@@ -62,6 +63,7 @@ __all__ = [
     "make_training_transform",
     "metrics_table",
     "multi_scale_deformable_attention",
+    "read_coco",
 ]
 
 
