@@ -20,7 +20,8 @@ LAYERS = [
     {
         *("box_ops", "attention", "position_encoding", "backbone", "outputs"),
         *("configuration_backbone", "configuration_checks", "image_reading", "image_settings"),
-        *("embedding_bag_sampling", "coco_masks", "image_canvas", "coco_evaluator"),
+        *("embedding_bag_sampling", "coco_masks", "image_canvas", "box_formats"),
+        "coco_evaluator",
     },
     {
         *("configuration_detr", "pretrained_model", "feature_pyramid", "transformer_layer"),
@@ -35,9 +36,10 @@ LAYERS = [
     },
     {"annotation_table"},
     {"image_source"},
-    {"detection_data"},
-    {"coco_data"},
-    {"data_formats"},
+    {"annotation_entries", "detection_data"},
+    {"coco_data", "voc_data", "yolo_data", "hub_data"},
+    {"data_formats", "data_problems"},
+    {"data_check"},
     {"classification", "encoder", "deformable_attention", "mask_head", "augmentation"},
     {"matcher", "heads"},
     {"criterion"},
