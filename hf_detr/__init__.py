@@ -32,8 +32,13 @@ from .image_processing_sigmoid_detr import (
 from .modeling_conditional_detr import ConditionalDetrForObjectDetection, ConditionalDetrModel
 from .modeling_deformable_detr import DeformableDetrForObjectDetection, DeformableDetrModel
 from .modeling_detr import DetrForObjectDetection, DetrModel
-from .modeling_detr_segmentation import DetrForSegmentation
+from .modeling_detr_segmentation import (
+    ConditionalDetrForSegmentation,
+    DeformableDetrForSegmentation,
+    DetrForSegmentation,
+)
 from .multi_scale_deformable_attention import multi_scale_deformable_attention
+from .panoptic_quality import PanopticQuality
 
 __version__ = "0.1.0"
 
@@ -41,10 +46,12 @@ __all__ = [
     "CocoEvaluator",
     "ConditionalDetrConfig",
     "ConditionalDetrForObjectDetection",
+    "ConditionalDetrForSegmentation",
     "ConditionalDetrImageProcessor",
     "ConditionalDetrModel",
     "DeformableDetrConfig",
     "DeformableDetrForObjectDetection",
+    "DeformableDetrForSegmentation",
     "DeformableDetrImageProcessor",
     "DeformableDetrModel",
     "DetectionCollator",
@@ -53,6 +60,7 @@ __all__ = [
     "DetrForObjectDetection",
     "DetrForSegmentation",
     "DetrImageProcessor",
+    "PanopticQuality",
     "DetrModel",
     "SizeGroupedBatches",
     "evaluate",
@@ -69,28 +77,30 @@ __all__ = [
 
 def _register() -> None:
     """Put our classes in the place of transformers' for the same model types."""
-    for config, model, detector, processor in (
-        (DetrConfig, DetrModel, DetrForObjectDetection, DetrImageProcessor),
+    for config, model, detector, segmenter, processor in (
+        (DetrConfig, DetrModel, DetrForObjectDetection, DetrForSegmentation, DetrImageProcessor),
         (
             ConditionalDetrConfig,
             ConditionalDetrModel,
             ConditionalDetrForObjectDetection,
+            ConditionalDetrForSegmentation,
             ConditionalDetrImageProcessor,
         ),
         (
             DeformableDetrConfig,
             DeformableDetrModel,
             DeformableDetrForObjectDetection,
+            DeformableDetrForSegmentation,
             DeformableDetrImageProcessor,
         ),
     ):
         AutoConfig.register(config.model_type, config, exist_ok=True)
         AutoModel.register(config, model, exist_ok=True)
         AutoModelForObjectDetection.register(config, detector, exist_ok=True)
+        AutoModelForImageSegmentation.register(config, segmenter, exist_ok=True)
         # One class for both names: a file or a user that asks for "pil" gets it too.
         processors = {"torchvision": processor, "pil": processor}
         AutoImageProcessor.register(config, image_processor_classes=processors, exist_ok=True)
-    AutoModelForImageSegmentation.register(DetrConfig, DetrForSegmentation, exist_ok=True)
     PIPELINE_REGISTRY.supported_tasks["object-detection"]["impl"] = DetectionPipeline
 
 

@@ -1,5 +1,7 @@
 """The training loss: match, then compare, for all decoder layers at once."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
@@ -8,6 +10,19 @@ from .classification import Classification
 from .losses import box_giou_loss, box_l1_loss, mean_over_processes
 from .matcher import HungarianMatcher, Matches
 from .targets import Targets, prepare_targets
+
+
+@dataclass(frozen=True)
+class LastMatches:
+    """Which queries of the last decoder layer answer for objects.
+
+    Attributes:
+        pairs: per image query and object indices, (n,) each, int64 on the CPU.
+        num_boxes: what sums over objects are divided by, a scalar.
+    """
+
+    pairs: list[tuple[Tensor, Tensor]]
+    num_boxes: Tensor
 
 
 class DetectionCriterion:
@@ -38,8 +53,6 @@ class DetectionCriterion:
             "loss_giou": giou_weight,
         }
 
-    # Matching leaves torch for scipy; a compiled training step goes round the loss.
-    @torch.compiler.disable
     def __call__(
         self, logits: Tensor, pred_boxes: Tensor, labels: list[dict[str, Tensor]]
     ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -58,22 +71,36 @@ class DetectionCriterion:
         Raises:
             ValueError, TypeError: for labels or predictions that can't be used, in words.
         """
+        total, terms, _ = self.match_and_compare(logits, pred_boxes, labels)
+        return total, terms
+
+    # Matching leaves torch for scipy; a compiled training step goes round the loss.
+    @torch.compiler.disable
+    def match_and_compare(
+        self, logits: Tensor, pred_boxes: Tensor, labels: list[dict[str, Tensor]]
+    ) -> tuple[Tensor, dict[str, Tensor], LastMatches]:
+        """Loss of a batch as in a call, and which queries of the last layer answer for objects."""
         # Matching and loss are float32 whatever the model computes in.
         with torch.autocast(logits.device.type, enabled=False):
             logits, pred_boxes = logits.float(), pred_boxes.float()
             targets = prepare_targets(labels, logits.shape[1], logits.device)
             matches = self.matcher(logits, pred_boxes, targets)
-            return self.compare(logits, pred_boxes, targets, matches)
+            num_boxes = mean_over_processes(logits.new_full((), sum(targets.counts))).clamp(min=1)
+            total, terms = self.compare(logits, pred_boxes, targets, matches, num_boxes)
+            return total, terms, LastMatches(matches[-1], num_boxes)
 
     def compare(
-        self, logits: Tensor, pred_boxes: Tensor, targets: Targets, matches: Matches
+        self,
+        logits: Tensor,
+        pred_boxes: Tensor,
+        targets: Targets,
+        matches: Matches,
+        num_boxes: Tensor,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of predictions that have been matched; arguments and result as in a call."""
         num_layers = len(logits)
         layer, image, query, index = _flatten(matches, logits.device)
         matched_labels = targets.class_labels[image, index]  # (N * P,)
-        num_objects = logits.new_full((), sum(targets.counts))
-        num_boxes = mean_over_processes(num_objects).clamp(min=1)
 
         target_classes = torch.full(
             logits.shape[:3], self.classification.num_labels, device=logits.device

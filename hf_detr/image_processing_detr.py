@@ -4,6 +4,7 @@ Reads and writes transformers' `preprocessor_config.json`. Same pixels as transf
 for the same settings; differs in that targets are relative to each image without its padding.
 """
 
+import os
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -40,7 +41,7 @@ class DetrImageProcessorKwargs(ImagesKwargs, total=False):
     """Settings beyond those that every image processor has; in a call, None is the processor's own.
 
     Attributes:
-        format: format of the annotations, "coco_detection".
+        format: format of the annotations, "coco_detection" or "coco_panoptic".
         do_convert_annotations: make boxes (cx, cy, w, h) in [0, 1]; otherwise they are
             (x0, y0, x1, y1) in pixels of the resized image.
     """
@@ -64,7 +65,7 @@ class DetrImageProcessor(TorchvisionBackend):
         do_convert_rgb: blend transparent images onto white; otherwise alpha is dropped.
         do_convert_annotations: boxes (cx, cy, w, h) in [0, 1], else (x0, y0, x1, y1) in pixels of
             the resized image; as in transformers, `do_normalize=False` alone turns this off too.
-        format: "coco_detection"; "coco_panoptic" is kept in files but can't be used yet.
+        format: of the annotations, "coco_detection" (default) or "coco_panoptic".
 
     Raises:
         ValueError: if a setting can't be right.
@@ -101,7 +102,7 @@ class DetrImageProcessor(TorchvisionBackend):
         images: ImageInput,
         annotations: Mapping[str, Any] | list[Mapping[str, Any]] | None = None,
         return_segmentation_masks: bool | None = None,
-        masks_path: str | None = None,
+        masks_path: str | os.PathLike[str] | None = None,
         **kwargs: Unpack[DetrImageProcessorKwargs],
     ) -> BatchFeature:
         """Turn images, and their annotations in training, into what the model takes.
@@ -110,8 +111,12 @@ class DetrImageProcessor(TorchvisionBackend):
             images: one image or a list: PIL, arrays, tensors, paths or URLs. PIL images and files
                 are turned upright by their EXIF orientation, and annotations refer to that.
             annotations: per image `{"image_id", "annotations": [{"bbox": [left, top, width,
-                height] in pixels, "category_id", "area"?, "iscrowd"?}, ...]}`.
-            return_segmentation_masks, masks_path: not supported yet.
+                height] in pixels, "category_id", "area"?, "iscrowd"?, "segmentation"?}, ...]}`; or
+                in format "coco_panoptic" `{"image_id", "file_name", "segments_info": [{"id",
+                "category_id", "area"?, "iscrowd"?}, ...]}`, whose crowd segments are kept.
+            return_segmentation_masks: give `masks`; None means with panoptic annotations only. In
+                detection annotations `segmentation` is polygons or run lengths, packed or not.
+            masks_path: the folder of the PNGs that panoptic annotations name.
             **kwargs: settings for this call only, as in the constructor, and `return_tensors`
                 ("pt", "np"), `device`, `input_data_format`.
 
@@ -119,20 +124,18 @@ class DetrImageProcessor(TorchvisionBackend):
             `pixel_values` (B, 3, H, W) float32, padded at the bottom and the right with 0;
             `pixel_mask` (B, H, W) int64, 1 = real, if padded; with annotations `labels`, per image
             a dict of `class_labels`, `boxes`, `area`, `iscrowd`, `image_id`, `orig_size` (the
-            upright input) and `size` (resized, without padding), sizes as (height, width).
+            upright input) and `size` (resized, without padding), sizes as (height, width), and
+            `masks` (n, H, W) bool, padded as the image.
 
         Raises:
             ValueError: if an image, an annotation or a setting can't be right; it says which.
             TypeError: if something isn't an image or an annotation.
         """
-        if return_segmentation_masks or masks_path is not None:
-            raise ValueError(
-                "segmentation masks are not supported yet; leave return_segmentation_masks and "
-                "masks_path out to train on boxes."
-            )
         # transformers takes None for False; only for `pad_size` does it mean something.
         kwargs = {k: v for k, v in kwargs.items() if v is not None or k == "pad_size"}
-        return super().preprocess(images, annotations, **kwargs)
+        return super().preprocess(
+            images, annotations, return_segmentation_masks, masks_path, **kwargs
+        )
 
     def post_process_object_detection(
         self,
@@ -255,6 +258,8 @@ class DetrImageProcessor(TorchvisionBackend):
         self,
         images: list[Tensor],
         annotations: Mapping[str, Any] | list[Mapping[str, Any]] | None = None,
+        return_masks: bool | None = None,
+        masks_path: str | os.PathLike[str] | None = None,
         *,
         return_tensors: str | None,
         **settings: Any,
@@ -265,7 +270,9 @@ class DetrImageProcessor(TorchvisionBackend):
             new_sizes_hw = [resized_hw(size_hw, settings["size"]) for size_hw in sizes_hw]
         canvas_hw = padded_hw(new_sizes_hw, settings["do_pad"], settings["pad_size"])
         # Targets first: a bad annotation should be reported before the images cost time.
-        labels = prepare_labels(annotations, sizes_hw, new_sizes_hw, canvas_hw, settings)
+        labels = prepare_labels(
+            annotations, sizes_hw, new_sizes_hw, canvas_hw, settings, return_masks, masks_path
+        )
 
         inputs = {"pixel_values": self._pixel_values(images, new_sizes_hw, canvas_hw, settings)}
         if settings["do_pad"]:

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
+from .feature_pyramid import FeaturePyramid
+
 
 @dataclass(frozen=True)
 class DecoderOutput:
@@ -82,7 +84,7 @@ class DetectionModelOutput(ModelOutput):
         enc_outputs_coord_logits: two stages: their boxes before the sigmoid, (B, S, 4).
         feature_maps: the backbone's, (B, C_l, h_l, w_l) each, finest first.
         projected_feature_maps: what the encoder starts from, (B, D, h_l, w_l) each.
-        token_mask: (B, S), True on tokens with real pixels; None if all are.
+        pyramid: geometry of the encoded tokens.
     """
 
     last_hidden_state: Tensor | None = None
@@ -100,7 +102,7 @@ class DetectionModelOutput(ModelOutput):
     enc_outputs_coord_logits: Tensor | None = None
     feature_maps: tuple[Tensor, ...] | None = None
     projected_feature_maps: tuple[Tensor, ...] | None = None
-    token_mask: Tensor | None = None
+    pyramid: FeaturePyramid | None = None
 
 
 @dataclass

@@ -15,18 +15,20 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import hf_detr
-from hf_detr import DetrForSegmentation
+from hf_detr import ConditionalDetrForSegmentation, DetrForSegmentation
+from hf_detr.box_ops import inverse_sigmoid
+from hf_detr.segmentation import Segmenter
 
+from .test_panoptic_annotations import write_png
 from .test_parity import Case, _official_tensor, weights  # noqa: F401  (a fixture)
-from .tiny import padded_batch, some_labels, tiny_config
+from .tiny import class_of, padded_batch, some_labels, tiny_config
 
 
-def tiny_segmenter(**changes: object) -> DetrForSegmentation:
+def tiny_segmenter(variant: str = "detr", **changes: object) -> Segmenter:
     """A model of 128 channels, the fewest that the mask head can take, in eval mode."""
     torch.manual_seed(0)
-    return DetrForSegmentation(
-        tiny_config("detr", d_model=128, encoder_attention_heads=8, **changes)
-    ).eval()
+    config = tiny_config(variant, d_model=128, encoder_attention_heads=8, **changes)
+    return class_of(variant, "ForSegmentation")(config).eval()
 
 
 def labels_with_masks(counts: tuple[int, ...] = (2, 0)) -> list[dict[str, Tensor]]:
@@ -112,6 +114,23 @@ def test_official_losses_and_gradients(
 # ---------------------------------------------------------------- files
 
 
+def load_recorded(case: Case, version: str, model_class: type, folder: Path) -> Segmenter:
+    """Our model from a configuration that transformers wrote and the case's weights."""
+    shutil.copy(case.folder / f"config_{version}.json", folder / "config.json")
+    save_file(case.state, folder / "model.safetensors", metadata={"format": "pt"})
+    model, info = model_class.from_pretrained(folder, output_loading_info=True)
+    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    return model.eval()
+
+
+def assert_masks_recorded(masks: Tensor, case: Case) -> None:
+    expected = case.expected["default/pred_masks"]
+    cut = case.info["slices"].get("default/pred_masks")
+    masks = masks if cut is None else masks[:, :: cut["step"]]
+    scale = expected.abs().max()
+    assert_close(masks / scale, expected / scale, atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize("version", ["v4.57", "v5.23"])
 def test_files_of_transformers(
     version: str,
@@ -120,20 +139,11 @@ def test_files_of_transformers(
     tmp_path: Path,
 ) -> None:
     """Protects checkpoints on the Hub: all their tensors are used, masks and loss as recorded."""
-    folder = reference_dir / "transformers" / "detr-segmentation"
-    case = Case(folder, weights)
-    shutil.copy(folder / f"config_{version}.json", tmp_path / "config.json")
-    save_file(case.state, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    model, info = DetrForSegmentation.from_pretrained(tmp_path, output_loading_info=True)
-    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    labels = labels_of(case, "main")
+    case = Case(reference_dir / "transformers" / "detr-segmentation", weights)
+    model = load_recorded(case, version, DetrForSegmentation, tmp_path)
     with torch.no_grad():
-        output = model.eval()(case.pixel_values, case.pixel_mask, labels)
-    expected = case.expected["default/pred_masks"]
-    cut = case.info["slices"].get("default/pred_masks")
-    masks = output.pred_masks if cut is None else output.pred_masks[:, :: cut["step"]]
-    scale = expected.abs().max()
-    assert_close(masks / scale, expected / scale, atol=1e-4, rtol=0)
+        output = model(case.pixel_values, case.pixel_mask, labels_of(case, "main"))
+    assert_masks_recorded(output.pred_masks, case)
     assert_close(output.logits, case.expected["default/logits"], atol=5e-4, rtol=0)
     recorded = case.info["runs"]["default"]["main"]
     for name in ("loss_ce", "loss_bbox", "loss_giou", "loss_mask", "loss_dice"):
@@ -141,35 +151,111 @@ def test_files_of_transformers(
         assert got == pytest.approx(recorded["loss_dict"][name], rel=1e-4), name
 
 
-@pytest.mark.filterwarnings("ignore:auxiliary_loss=True is written")
+@pytest.mark.parametrize("version", ["v4.57", "v5.23"])
 @torch.no_grad()
-def test_transformers_loads_ours(tmp_path: Path) -> None:
+def test_conditional_files_of_transformers(
+    version: str,
+    reference_dir: Path,
+    weights: ModuleType,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    """Protects Conditional DETR's files: recorded classes and masks; boxes get their references."""
+    case = Case(reference_dir / "transformers" / "conditional-detr-segmentation", weights)
+    model = load_recorded(case, version, ConditionalDetrForSegmentation, tmp_path)
+    output = model(case.pixel_values, case.pixel_mask, output_attentions=True)
+    assert_masks_recorded(output.pred_masks, case)
+    assert_close(output.logits, case.expected["default/logits"], atol=5e-4, rtol=0)
+    # transformers leaves the reference points out: sigmoid(delta) for sigmoid(delta + reference).
+    deltas = case.expected["default/pred_boxes"].double().logit()
+    deltas[..., :2] += inverse_sigmoid(output.reference_points[-1].double())
+    assert_close(output.pred_boxes.double(), deltas.sigmoid(), atol=5e-5, rtol=0)
+
+
+@pytest.mark.parametrize("two_way_variant", ["detr", "conditional_detr"])
+@torch.no_grad()
+def test_transformers_loads_ours(two_way_variant: str, tmp_path: Path) -> None:
     """Protects users of plain transformers: the same masks from the files that we write."""
-    model = tiny_segmenter()
+    model = tiny_segmenter(two_way_variant)
     model.save_pretrained(tmp_path)
     assert set(load_file(tmp_path / "model.safetensors")) == set(model.state_dict())
-    peer, info = transformers.DetrForSegmentation.from_pretrained(
+    peer, info = class_of(two_way_variant, "ForSegmentation", transformers).from_pretrained(
         tmp_path, output_loading_info=True
     )
-    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert not any(info.values()), info
+    assert_same_predictions(model, peer.eval(), two_way_variant)
+
+
+@pytest.mark.parametrize("two_way_variant", ["detr", "conditional_detr"])
+@torch.no_grad()
+def test_we_load_what_transformers_saves(two_way_variant: str, tmp_path: Path) -> None:
+    """Protects models that were trained there."""
+    ours = tiny_config(two_way_variant, backbone="resnet18", d_model=128, encoder_attention_heads=8)
+    config = class_of(two_way_variant, "Config", transformers).from_dict(ours.to_dict())
+    torch.manual_seed(0)
+    peer = class_of(two_way_variant, "ForSegmentation", transformers)(config).eval()
+    peer.save_pretrained(tmp_path)
+    model, info = class_of(two_way_variant, "ForSegmentation").from_pretrained(
+        tmp_path, output_loading_info=True
+    )
+    assert not any(info.values()), info
+    assert_same_predictions(model, peer, two_way_variant)
+
+
+def assert_same_predictions(model: Segmenter, peer: torch.nn.Module, variant: str) -> None:
+    """Classes and masks are transformers'; boxes where its model has the paper's."""
     pixel_values, pixel_mask = padded_batch()
     got = model(pixel_values, pixel_mask)
-    expected = peer.eval()(pixel_values=pixel_values, pixel_mask=pixel_mask)
+    expected = peer(pixel_values=pixel_values, pixel_mask=pixel_mask)
+    assert_close(got.logits, expected.logits, atol=1e-4, rtol=0)
     assert_close(got.pred_masks, expected.pred_masks, atol=1e-4, rtol=1e-4)
-    assert_close(got.pred_boxes, expected.pred_boxes, atol=1e-5, rtol=0)
+    if variant == "detr":
+        assert_close(got.pred_boxes, expected.pred_boxes, atol=1e-5, rtol=0)
 
 
-@pytest.mark.filterwarnings("ignore:auxiliary_loss=True is written")
-def test_starts_from_a_detector(tmp_path: Path) -> None:
+DEFORMABLE = [
+    {},
+    {"num_feature_levels": 1},
+    {"with_box_refine": True},
+    {"with_box_refine": True, "two_stage": True, "two_stage_num_proposals": 7},
+]
+
+
+@pytest.mark.parametrize("changes", DEFORMABLE, ids=["plain", "single scale", "refine", "two"])
+@torch.no_grad()
+def test_deformable_files(changes: dict, tmp_path: Path) -> None:
+    """Protects every Deformable configuration with masks: saved and loaded to the same outputs."""
+    model = tiny_segmenter("deformable_detr", **changes)
+    model.save_pretrained(tmp_path)
+    loaded, info = hf_detr.DeformableDetrForSegmentation.from_pretrained(
+        tmp_path, output_loading_info=True
+    )
+    assert not any(info.values()), info
+    assert loaded.config.num_mask_levels == (3 if changes.get("num_feature_levels") == 1 else 1)
+    batch = padded_batch()
+    got, expected = loaded(*batch), model(*batch)
+    assert got.pred_masks.shape == (2, 7, 16, 24)
+    for name in ("logits", "pred_boxes", "pred_masks"):
+        assert_close(got[name], expected[name], atol=0, rtol=0)
+
+
+def test_starts_from_a_detector(variant: str, tmp_path: Path) -> None:
     """Protects the paper's two steps: a trained detector, then a mask head that is drawn anew."""
-    detector = tiny_segmenter().detr
+    config = tiny_config(variant, d_model=128, encoder_attention_heads=8)
+    torch.manual_seed(0)
+    detector = class_of(variant, "ForObjectDetection")(config).eval()
     detector.save_pretrained(tmp_path)
-    model, info = DetrForSegmentation.from_pretrained(tmp_path, output_loading_info=True)
+    model, info = class_of(variant, "ForSegmentation").from_pretrained(
+        tmp_path, output_loading_info=True
+    )
     assert all(name.startswith(("mask_head", "bbox_attention")) for name in info["missing_keys"])
-    state = model.detr.state_dict()
+    assert not info["unexpected_keys"] and not info["mismatched_keys"]
+    state = model.detector.state_dict()
     for name, tensor in detector.state_dict().items():
         assert_close(state[name], tensor, atol=0, rtol=0)
     assert all(parameter.isfinite().all() for parameter in model.parameters())
+    with torch.no_grad():
+        batch = padded_batch()
+        assert_close(model(*batch).logits, detector(*batch).logits, atol=1e-6, rtol=0)
 
 
 # ---------------------------------------------------------------- segments
@@ -231,9 +317,9 @@ def test_pipeline(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- training
 
 
-def test_frozen_detector() -> None:
+def test_frozen_detector(variant: str) -> None:
     """Protects training of the mask head alone: nothing else gets a gradient."""
-    model = tiny_segmenter().train()
+    model = tiny_segmenter(variant).train()
     model.freeze_detector()
     model(*padded_batch(), labels_with_masks()).loss.backward()
     for name, parameter in model.named_parameters():
@@ -241,9 +327,9 @@ def test_frozen_detector() -> None:
         assert (parameter.grad is not None) == is_head == parameter.requires_grad, name
 
 
-def test_training_computes_matched_masks_only() -> None:
+def test_training_computes_matched_masks_only(variant: str) -> None:
     """Protects memory: the same loss as in evaluation, without the masks of all queries."""
-    model = tiny_segmenter(dropout=0.0, attention_dropout=0.0, activation_dropout=0.0)
+    model = tiny_segmenter(variant, dropout=0.0, attention_dropout=0.0, activation_dropout=0.0)
     arguments = (*padded_batch(), labels_with_masks())
     evaluated = model(*arguments)
     trained = model.train()(*arguments)
@@ -251,9 +337,27 @@ def test_training_computes_matched_masks_only() -> None:
     assert_close(trained.loss, evaluated.loss, atol=1e-5, rtol=1e-5)
 
 
-def test_no_objects_at_all() -> None:
+def test_panoptic_annotations_train_it(tmp_path: Path) -> None:
+    """Protects the way from PNG to mask loss: what the processor makes is what the model takes."""
+    ids = np.zeros((40, 50), dtype=int)
+    ids[5:30, 10:40] = 300
+    write_png(tmp_path / "a.png", ids)
+    annotation = {"file_name": "a.png", "segments_info": [{"id": 300, "category_id": 2}]}
+    processor = hf_detr.DetrImageProcessor(format="coco_panoptic", size={"shortest_edge": 64})
+    inputs = processor(
+        [Image.new("RGB", (50, 40)), Image.new("RGB", (50, 40))],
+        [{"image_id": 1, **annotation}, {"image_id": 2, **annotation, "segments_info": []}],
+        masks_path=tmp_path,
+        return_tensors="pt",
+    )
+    output = tiny_segmenter().train()(**inputs)
+    output.loss.backward()
+    assert torch.isfinite(output.loss) and output.loss_dict["loss_dice"] > 0
+
+
+def test_no_objects_at_all(variant: str) -> None:
     """Protects batches without objects, whose mask losses are zero."""
-    output = tiny_segmenter().train()(*padded_batch(), labels_with_masks((0, 0)))
+    output = tiny_segmenter(variant).train()(*padded_batch(), labels_with_masks((0, 0)))
     output.loss.backward()
     assert output.loss_dict["loss_mask"] == 0 and output.loss_dict["loss_dice"] == 0
 
