@@ -1,38 +1,40 @@
-"""Evaluate a detector on COCO-style data and print AP and AR, overall and per class.
+"""Evaluate a detector and print AP and AR, overall and per class.
 
     python examples/evaluate.py --model FOLDER --coco annotations.json --images FOLDER
-    torchrun --nproc-per-node 4 examples/evaluate.py --model FOLDER --coco ... --images ...
+    torchrun --nproc-per-node 4 examples/evaluate.py --model FOLDER --coco FILE --images FOLDER
 
-The result doesn't depend on the batch size or on the number of processes.
+With --masks, a segmentation model's masks are compared too; with --segments, the folder of COCO's
+panoptic PNGs, its panoptic quality as well. The result depends neither on the batch size nor on
+the number of processes.
 """
 
-import argparse
 import json
 import os
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageSegmentation,
     AutoModelForObjectDetection,
+    HfArgumentParser,
 )
 
-from hf_detr import evaluate, metrics_table, read_coco
+from hf_detr import DataArguments, evaluate, evaluate_panoptic, metrics_table
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True, help="folder or name on the Hub")
-    parser.add_argument("--coco", type=Path, required=True, help="JSON with the annotations")
-    parser.add_argument("--images", type=Path, required=True, help="folder of the images")
-    parser.add_argument("--masks", action="store_true", help="of a segmentation model, masks too")
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--num-workers", type=int, default=0, help="processes that load images")
-    parser.add_argument("--device", help="default: a GPU if there is one")
-    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
-    return parser.parse_args()
+@dataclass
+class EvaluationArguments:
+    """What to evaluate, and how."""
+
+    model: str = field(metadata={"help": "Folder or name on the Hub."})
+    batch_size: int = 8
+    num_workers: int = field(default=0, metadata={"help": "Processes that load images."})
+    device: str | None = field(default=None, metadata={"help": "Default: a GPU if there is one."})
+    json: Path | None = field(default=None, metadata={"help": "Also write all numbers here."})
 
 
 def start_process() -> tuple[int, str]:
@@ -46,25 +48,38 @@ def start_process() -> tuple[int, str]:
     return rank, device
 
 
-def main() -> None:
-    arguments = parse_arguments()
-    for path in (arguments.coco, arguments.images):
-        if not path.exists():
-            sys.exit(f"{path} doesn't exist")
-    rank, device = start_process()
-    auto_class = AutoModelForImageSegmentation if arguments.masks else AutoModelForObjectDetection
+def compute_metrics(arguments: EvaluationArguments, data: DataArguments, device: str) -> dict:
+    """AP and AR of boxes, of masks if they are read, and panoptic quality as `panoptic`."""
+    dataset = data.read()
+    auto_class = AutoModelForImageSegmentation if dataset.masks else AutoModelForObjectDetection
     model = auto_class.from_pretrained(arguments.model).to(arguments.device or device)
-    dataset = read_coco(arguments.coco, arguments.images, masks=arguments.masks)
-    metrics = evaluate(
-        model,
-        AutoImageProcessor.from_pretrained(arguments.model),
-        dataset,
-        batch_size=arguments.batch_size,
-        num_workers=arguments.num_workers,
-        iou_types=("bbox", "segm") if arguments.masks else ("bbox",),
-    )
+    processor = AutoImageProcessor.from_pretrained(arguments.model)
+    options: dict[str, Any] = {
+        "batch_size": arguments.batch_size,
+        "num_workers": arguments.num_workers,
+    }
+    iou_types = ("bbox", "segm") if dataset.masks else ("bbox",)
+    metrics = evaluate(model, processor, dataset, iou_types=iou_types, **options)
+    if data.segments is not None:
+        metrics["panoptic"] = evaluate_panoptic(model, processor, dataset, **options)
+    return metrics
+
+
+def main() -> None:
+    arguments, data = HfArgumentParser(
+        (EvaluationArguments, DataArguments), description=__doc__.splitlines()[0]
+    ).parse_args_into_dataclasses()
+    rank, device = start_process()
+    try:
+        metrics = compute_metrics(arguments, data, device)
+    except (ValueError, OSError) as error:
+        sys.exit(f"{error}")
     if rank == 0:
-        print(metrics_table(metrics))
+        panoptic = metrics.get("panoptic")
+        print(metrics_table({k: v for k, v in metrics.items() if k != "panoptic"}))
+        if panoptic is not None:
+            parts = ("pq", "sq", "rq", "pq_things", "pq_stuff")
+            print("\n" + "  ".join(f"{part} {100 * panoptic[part]:.1f}" for part in parts))
         if arguments.json is not None:
             arguments.json.parent.mkdir(parents=True, exist_ok=True)
             arguments.json.write_text(json.dumps(metrics, indent=2) + "\n")

@@ -21,9 +21,9 @@ from .batches import DetectionCollator, SizeGroupedBatches
 from .coco_evaluator import CocoEvaluator, metrics_table
 from .compiled_attention import kernel_status
 from .configuration_detr import ConditionalDetrConfig, DeformableDetrConfig, DetrConfig
-from .data_formats import read_coco
+from .data_formats import DataArguments, read_coco, read_coco_panoptic
 from .detection_pipeline import DetectionPipeline
-from .evaluation import evaluate, keep_detections, make_compute_metrics
+from .evaluation import evaluate, evaluate_panoptic
 from .image_processing_detr import DetrImageProcessor
 from .image_processing_sigmoid_detr import (
     ConditionalDetrImageProcessor,
@@ -39,6 +39,7 @@ from .modeling_detr_segmentation import (
 )
 from .multi_scale_deformable_attention import multi_scale_deformable_attention
 from .panoptic_quality import PanopticQuality
+from .trainer_metrics import keep_detections, make_compute_metrics
 
 __version__ = "0.1.0"
 
@@ -49,6 +50,7 @@ __all__ = [
     "ConditionalDetrForSegmentation",
     "ConditionalDetrImageProcessor",
     "ConditionalDetrModel",
+    "DataArguments",
     "DeformableDetrConfig",
     "DeformableDetrForObjectDetection",
     "DeformableDetrForSegmentation",
@@ -64,6 +66,7 @@ __all__ = [
     "DetrModel",
     "SizeGroupedBatches",
     "evaluate",
+    "evaluate_panoptic",
     "keep_detections",
     "kernel_status",
     "make_compute_metrics",
@@ -72,6 +75,7 @@ __all__ = [
     "metrics_table",
     "multi_scale_deformable_attention",
     "read_coco",
+    "read_coco_panoptic",
 ]
 
 

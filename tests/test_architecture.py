@@ -50,6 +50,7 @@ LAYERS = [
     {"image_processing_sigmoid_detr", "detection_pipeline", "segmentation", "batches"},
     {"modeling_detr", "modeling_conditional_detr", "modeling_deformable_detr"},
     {"modeling_detr_segmentation", "evaluation"},
+    {"trainer_metrics"},
     {"__init__"},
 ]
 SIDES = {

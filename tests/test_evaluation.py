@@ -1,27 +1,24 @@
-"""Evaluation: no dependence on batch size or processes, in our loop and in the Trainer."""
+"""Evaluation: the numbers of plain inference, whatever the batch size."""
 
 import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision import tv_tensors
-from transformers import Trainer, TrainingArguments
 
 from hf_detr import (
-    DetectionCollator,
     DetrForSegmentation,
     DetrImageProcessor,
     evaluate,
-    keep_detections,
-    make_compute_metrics,
-    make_evaluation_transform,
+    evaluate_panoptic,
     make_training_transform,
     read_coco,
+    read_coco_panoptic,
 )
 from hf_detr.coco_masks import rle_from_mask
 from hf_detr.detection_data import DetectionDataset
@@ -30,7 +27,17 @@ from hf_detr.evaluation import detect, label_map
 from .some_data import write_image
 from .tiny import class_of, tiny_config, tiny_detector
 
-SIZES_HW = ((40, 60), (60, 40), (40, 60), (50, 50), (40, 60), (60, 40), (40, 60), (33, 80))
+SIZES_HW = (
+    (40, 60),
+    (60, 40),
+    (40, 60),
+    (50, 50),
+    (40, 60),
+    (60, 40),
+    (40, 60),
+    (33, 80),
+    (80, 33),
+)
 SIZE = {"shortest_edge": 64, "longest_edge": 96}
 CATEGORIES = [{"id": i, "name": f"kind {i}"} for i in range(5)]
 Detections = dict[int, dict[str, Tensor]]
@@ -191,105 +198,71 @@ def test_label_map() -> None:
         label_map({0: "car"}, data)
 
 
-# ---------------------------------------------------------------- transformers' Trainer
+def make_sure_of_different_classes(model: DetrForSegmentation) -> None:
+    """Queries of a random model are alike; tell them apart, and leave out "no object"."""
+    classifier = model.detector.class_labels_classifier
+    with torch.no_grad():
+        states = model((torch.rand(1, 3, 64, 96) - 0.45) / 0.225).last_hidden_state[0]
+        classifier.weight *= 10000
+        classifier.bias.copy_(-classifier.weight @ states.mean(0))
+        classifier.bias[-1] = -1e4
 
 
-def trainer_of(
-    folder: Path, model: nn.Module, dataset: DetectionDataset, **options: Any
-) -> Trainer:
-    """A Trainer that evaluates image by image, as padding would change what is found."""
-    processor = processor_of()
-    dataset.set_transform(make_evaluation_transform(**SIZE))
-    arguments = TrainingArguments(
-        str(folder / "trainer"),
-        per_device_eval_batch_size=1,
-        remove_unused_columns=False,
-        use_cpu=True,
-        report_to=[],
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
-        **options,
-    )
-    return Trainer(
-        model,
-        arguments,
-        data_collator=DetectionCollator(processor),
-        eval_dataset=dataset,
-        compute_metrics=make_compute_metrics(processor, dataset.ground_truth(), per_class=True),
-        preprocess_logits_for_metrics=keep_detections,
-    )
+def write_panoptic(folder: Path, model: nn.Module, processor: DetrImageProcessor) -> Path:
+    """Panoptic data as the model sees them, but every second image's left half is void."""
+    dataset, annotations = write_data(folder), []
+    (folder / "segments").mkdir()
+    for number, (image, target) in enumerate(dataset):
+        with torch.no_grad():
+            outputs = model(**processor(image.as_subclass(Tensor), return_tensors="pt"))
+        (found,) = processor.post_process_panoptic_segmentation(
+            outputs, 0.0, label_ids_to_fuse={0, 1}, target_sizes=[SIZES_HW[number]]
+        )
+        segmentation = found["segmentation"].clamp(min=0).to(torch.uint8)
+        if number % 2:
+            segmentation[:, : SIZES_HW[number][1] // 2] = 0
+        pixels = torch.stack([segmentation, *2 * [torch.zeros_like(segmentation)]], dim=-1)
+        PIL.Image.fromarray(pixels.numpy()).save(folder / "segments" / f"{number}.png")
+        classes = {info["id"]: info["label_id"] for info in found["segments_info"]}
+        infos = [
+            {"id": int(i), "category_id": classes[int(i)], "iscrowd": 0}
+            for i in segmentation.unique()
+            if i
+        ]
+        entry = {"image_id": int(target["image_id"]), "file_name": f"{number}.png"}
+        annotations.append({**entry, "segments_info": infos})
+    content = json.loads((folder / "annotations.json").read_text())
+    categories = [{**category, "isthing": int(category["id"] > 1)} for category in CATEGORIES]
+    content |= {"annotations": annotations, "categories": categories}
+    (folder / "panoptic.json").write_text(json.dumps(content))
+    return folder / "panoptic.json"
 
 
-@pytest.mark.parametrize("concatenated", [False, True])
-def test_trainer_gets_the_same_metrics(tmp_path: Path, concatenated: bool) -> None:
-    """Protects AP inside the Trainer: predictions meet the ground truth of their own image."""
-    model = tiny_detector()
-    dataset, _ = write_findable_data(tmp_path, model, processor_of())
-    expected = evaluate(model, processor_of(), dataset, progress=False)
-    trainer = trainer_of(tmp_path, model, dataset, eval_do_concat_batches=concatenated)
-    metrics = trainer.evaluate()
-    assert metrics["eval_loss"] > 0
-    for name in set(expected) - {"per_class"}:
-        assert metrics[f"eval_{name}"] == pytest.approx(expected[name], abs=1e-6), name
-    for name, one in expected["per_class"].items():
-        assert metrics[f"eval_AP_{name}"] == pytest.approx(one["AP"], abs=1e-6)
-
-
-def test_trainer_without_the_preparation_is_told(tmp_path: Path) -> None:
-    """Protects from predictions of unknown images."""
-    model, dataset = tiny_detector(), write_data(tmp_path)
-    trainer = trainer_of(tmp_path, model, dataset, eval_do_concat_batches=False)
-    trainer.preprocess_logits_for_metrics = None
-    with pytest.raises(ValueError, match="preprocess_logits_for_metrics=keep_detections"):
-        trainer.evaluate()
-
-
-def test_labels_keep_only_what_has_one_shape() -> None:
-    """Protects several processes, between which ragged labels can't be gathered."""
-    labels = [
-        {
-            "image_id": torch.tensor([i]),
-            "orig_size": torch.tensor([4, 5]),
-            "boxes": tv_tensors.BoundingBoxes(torch.rand(i, 4), format="XYXY", canvas_size=(4, 5)),
-        }
-        for i in range(2)
+def test_panoptic_quality(tmp_path: Path) -> None:
+    """Protects PQ: what the model sees is what it is compared with, by image and class."""
+    model, processor = tiny_segmenter(), processor_of()
+    make_sure_of_different_classes(model)
+    file = write_panoptic(tmp_path, model, processor)
+    dataset = read_coco_panoptic(file, tmp_path / "images", tmp_path / "segments")
+    results = [
+        evaluate_panoptic(model, processor, dataset, batch_size, threshold=0.0, progress=False)
+        for batch_size in (1, 3)
     ]
-    outputs = ({"loss_ce": torch.ones(())}, torch.rand(2, 3, 4), torch.rand(2, 3, 4), torch.ones(9))
-    kept = keep_detections(outputs, labels)
-    assert [tuple(part.shape) for part in kept] == [(2, 3, 4), (2, 3, 4), (2,), (2, 2)]
-    assert kept[0] is outputs[1] and kept[2].tolist() == [0, 1]
-    assert all(set(label) == {"image_id", "orig_size"} for label in labels)
+    assert results[0]["pq"] > 0.9
+    assert results[0]["num_classes_things"] and results[0]["num_classes_stuff"]
+    for name in ("pq", "sq", "rq", "pq_things", "pq_stuff"):
+        assert results[1][name] == pytest.approx(results[0][name], abs=0.01)
+
+    # Classes of the data that the model doesn't know are missed, and what it found is void.
+    names = {category["id"]: category["name"] for category in CATEGORIES}
+    seen = {label for label, one in results[0]["per_class"].items() if one["tp"]}
+    model.config.id2label = {i: "other" if i in seen else names[i] for i in names}
+    with pytest.warns(UserWarning, match="the model lacks"):
+        result = evaluate_panoptic(model, processor, dataset, 3, threshold=0.0, progress=False)
+    assert result["pq"] == 0.0 and all(one["fp"] == 0 for one in result["per_class"].values())
 
 
-def evaluate_in_one_of_two(rank: int, folder: str, port: int) -> None:
-    import os
-
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-    torch.distributed.init_process_group("gloo")
-    path, model = Path(folder), tiny_detector()
-    dataset = read_coco(path / "annotations.json", path / "images")
-    results = {"ours": evaluate(model, processor_of(), dataset, 3, progress=False)}
-    trainer = trainer_of(path, model, dataset, eval_do_concat_batches=False, ddp_backend="gloo")
-    results["trainer"] = trainer.evaluate()
-    torch.save(results, f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
-@pytest.mark.slow
-def test_two_processes_equal_one(tmp_path: Path) -> None:
-    """Protects evaluation on several GPUs: in every process the numbers of one, in both loops."""
-    import socket
-
-    model = tiny_detector()
-    dataset, _ = write_findable_data(tmp_path, model, processor_of())
-    expected = evaluate(model, processor_of(), dataset, progress=False)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(evaluate_in_one_of_two, args=(str(tmp_path), port), nprocs=2)
-    for rank in range(2):
-        results = torch.load(tmp_path / f"{rank}.pt")
-        for name in set(expected) - {"per_class"}:
-            assert results["ours"][name] == pytest.approx(expected[name], abs=1e-6), name
-            assert results["trainer"][f"eval_{name}"] == pytest.approx(expected[name], abs=1e-6)
+def test_panoptic_quality_needs_panoptic_data(tmp_path: Path) -> None:
+    """Protects from PQ of data without maps."""
+    with pytest.raises(ValueError, match="read them with read_coco_panoptic"):
+        evaluate_panoptic(tiny_segmenter(), processor_of(), write_data(tmp_path))
