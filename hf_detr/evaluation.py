@@ -50,7 +50,7 @@ def evaluate(
         batch_size: images of equal size that run together; doesn't change the result.
         num_workers: processes that load images.
         iou_types: "bbox", "segm" or both.
-        progress: show a progress bar.
+        progress: show a progress bar, on a terminal.
 
     Returns:
         What `CocoEvaluator.compute` returns.
@@ -229,7 +229,8 @@ def _collate(
 def _with_progress(loader: DataLoader, progress: bool) -> Iterator[Batch]:
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     is_first = not distributed or torch.distributed.get_rank() == 0
-    return iter(tqdm(loader, desc="evaluate", unit="batch", disable=not (progress and is_first)))
+    disable = None if progress and is_first else True  # None shows it on a terminal only
+    return iter(tqdm(loader, desc="evaluate", unit="batch", disable=disable))
 
 
 def _relabelled(found: Mapping[str, Tensor], labels: Mapping[int, int]) -> dict[str, Tensor]:
