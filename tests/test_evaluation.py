@@ -169,7 +169,7 @@ def test_caller_finds_everything_as_it_was(tmp_path: Path) -> None:
     transform = make_training_transform((64,))
     dataset.set_transform(transform)
     model.train()
-    found = gathered(model, processor, dataset)
+    found = gathered(model, processor, dataset, num_workers=1)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     assert model.training and dataset.transform is transform
 
