@@ -21,7 +21,16 @@ from .batches import DetectionCollator, SizeGroupedBatches
 from .coco_evaluator import CocoEvaluator, metrics_table
 from .compiled_attention import kernel_status
 from .configuration_detr import ConditionalDetrConfig, DeformableDetrConfig, DetrConfig
-from .data_formats import DataArguments, read_coco, read_coco_panoptic
+from .data_formats import (
+    DataArguments,
+    read_coco,
+    read_coco_panoptic,
+    read_hf_dataset,
+    read_hf_segmentation,
+    read_voc,
+    read_yolo,
+)
+from .detection_data import DetectionDataset
 from .detection_pipeline import DetectionPipeline
 from .evaluation import evaluate, evaluate_panoptic
 from .image_processing_detr import DetrImageProcessor
@@ -57,6 +66,7 @@ __all__ = [
     "DeformableDetrImageProcessor",
     "DeformableDetrModel",
     "DetectionCollator",
+    "DetectionDataset",
     "DetectionPipeline",
     "DetrConfig",
     "DetrForObjectDetection",
@@ -76,6 +86,10 @@ __all__ = [
     "multi_scale_deformable_attention",
     "read_coco",
     "read_coco_panoptic",
+    "read_hf_dataset",
+    "read_hf_segmentation",
+    "read_voc",
+    "read_yolo",
 ]
 
 
