@@ -1,8 +1,7 @@
 """DETR, Conditional DETR and Deformable DETR as one Hugging Face-style package.
 
-`import hf_detr` makes the Auto classes and `pipeline("object-detection")` of transformers use
-these classes for the model types they cover; `HF_DETR_REGISTER=0` in the environment leaves
-transformers alone.
+`import hf_detr` makes the Auto classes and pipelines of transformers use these classes for the
+model types they cover; `HF_DETR_REGISTER=0` in the environment leaves transformers alone.
 """
 
 import os
@@ -31,7 +30,6 @@ from .data_formats import (
     read_yolo,
 )
 from .detection_data import DetectionDataset
-from .detection_pipeline import DetectionPipeline
 from .evaluation import evaluate, evaluate_panoptic
 from .image_processing_detr import DetrImageProcessor
 from .image_processing_sigmoid_detr import (
@@ -48,6 +46,7 @@ from .modeling_detr_segmentation import (
 )
 from .multi_scale_deformable_attention import multi_scale_deformable_attention
 from .panoptic_quality import PanopticQuality
+from .pipelines import DetectionPipeline, SegmentationPipeline
 from .trainer_metrics import keep_detections, make_compute_metrics
 
 __version__ = "0.1.0"
@@ -73,6 +72,7 @@ __all__ = [
     "DetrForSegmentation",
     "DetrImageProcessor",
     "PanopticQuality",
+    "SegmentationPipeline",
     "DetrModel",
     "SizeGroupedBatches",
     "evaluate",
@@ -119,7 +119,9 @@ def _register() -> None:
         # One class for both names: a file or a user that asks for "pil" gets it too.
         processors = {"torchvision": processor, "pil": processor}
         AutoImageProcessor.register(config, image_processor_classes=processors, exist_ok=True)
-    PIPELINE_REGISTRY.supported_tasks["object-detection"]["impl"] = DetectionPipeline
+    tasks = PIPELINE_REGISTRY.supported_tasks
+    tasks["object-detection"]["impl"] = DetectionPipeline
+    tasks["image-segmentation"]["impl"] = SegmentationPipeline
 
 
 if os.environ.get("HF_DETR_REGISTER", "1") != "0":

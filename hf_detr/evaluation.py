@@ -105,7 +105,8 @@ def evaluate_panoptic(
 ) -> Metrics:
     """Evaluate a segmentation model on panoptic data, by panoptic quality.
 
-    Arguments as in `evaluate`; `threshold` is the score from which queries become segments.
+    Arguments as in `evaluate`; `threshold` is the score from which queries become segments. They
+    are merged by the paper's rules, see `post_process_panoptic_merge`.
 
     Returns:
         What `PanopticQuality.compute` returns.
@@ -123,8 +124,8 @@ def evaluate_panoptic(
     for (image_ids, sizes_hw, _), outputs in _run(
         model, processor, dataset, batch_size, num_workers, progress
     ):
-        found = processor.post_process_panoptic_segmentation(
-            outputs, threshold, label_ids_to_fuse=fused, target_sizes=sizes_hw
+        found = processor.post_process_panoptic_merge(
+            outputs, threshold, fused, target_sizes=sizes_hw
         )
         quality.update(
             image_ids,
@@ -184,7 +185,7 @@ def _run(
 ) -> Iterator[tuple[Batch, Any]]:
     """This process's batches, and what the model makes of them."""
     model = _unwrapped(model)
-    was_training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         loader = _make_loader(processor, dataset, batch_size, num_workers)
@@ -193,7 +194,9 @@ def _run(
                 outputs = model(**inputs.to(model.device, model.dtype))
             yield (image_ids, sizes_hw, inputs), outputs
     finally:
-        model.train(was_training)
+        # One by one: parts that are frozen may have been in eval mode in training too.
+        for module, was_training in modes:
+            module.training = was_training
 
 
 def _make_loader(
@@ -235,7 +238,9 @@ def _with_progress(loader: DataLoader, progress: bool) -> Iterator[Batch]:
 
 def _relabelled(found: Mapping[str, Tensor], labels: Mapping[int, int]) -> dict[str, Tensor]:
     """Detections with the data's labels, without classes that the data lack."""
-    new_labels = torch.tensor([labels.get(label, -1) for label in found["labels"].tolist()])
+    new_labels = torch.tensor(
+        [labels.get(label, -1) for label in found["labels"].tolist()], dtype=torch.int64
+    )
     keep = new_labels >= 0
     kept = {key: value.cpu()[keep] for key, value in found.items()}
     return {**kept, "labels": new_labels[keep]}

@@ -34,7 +34,7 @@ from .image_settings import (
     standard_size,
 )
 from .postprocess import detections_per_image
-from .postprocess_masks import encode_segments, segment_maps, semantic_maps
+from .postprocess_masks import encode_segments, merged_maps, segment_maps, semantic_maps
 
 
 class DetrImageProcessorKwargs(ImagesKwargs, total=False):
@@ -162,19 +162,25 @@ class DetrImageProcessor(TorchvisionBackend):
         return detections_per_image(scores, labels, outputs.pred_boxes, threshold, target_sizes)
 
     def post_process_semantic_segmentation(
-        self, outputs: Any, target_sizes: list[tuple[int, int]] | None = None
-    ) -> list[Tensor]:
-        """Turn the model's outputs into a map (height, width) of classes for each image.
+        self,
+        outputs: Any,
+        target_sizes: list[tuple[int, int]] | None = None,
+        return_segmentation_scores: bool = False,
+    ) -> list[Any]:
+        """Turn the model's outputs into a map (height, width) of classes; see `semantic_maps`.
 
-        Args:
-            outputs: `logits` (B, Q, C') and `pred_masks` (B, Q, h, w).
+        Args, also of the methods below:
+            outputs: `logits` (B, Q, C'), `pred_masks` (B, Q, h, w), and `pixel_mask` (B, H, W), by
+                which padding is cut off; without it, it isn't.
             target_sizes: (height, width) of each map; None leaves the masks' size.
-
-        Raises:
-            ValueError: if the number of target sizes isn't the number of images.
         """
-        probabilities = self.classification.probabilities(outputs.logits)
-        return semantic_maps(probabilities, outputs.pred_masks, target_sizes)
+        return semantic_maps(
+            self.classification.probabilities(outputs.logits),
+            outputs.pred_masks,
+            target_sizes,
+            return_segmentation_scores,
+            getattr(outputs, "pixel_mask", None),
+        )
 
     def post_process_instance_segmentation(
         self,
@@ -185,18 +191,10 @@ class DetrImageProcessor(TorchvisionBackend):
         target_sizes: list[tuple[int, int]] | None = None,
         return_coco_annotation: bool | None = False,
     ) -> list[dict[str, Any]]:
-        """The same as panoptic segmentation, nothing fused.
-
-        Args:
-            return_coco_annotation: give `segmentation` as the run lengths of each segment.
-        """
-        results = self.post_process_panoptic_segmentation(
-            outputs, threshold, mask_threshold, overlap_mask_area_threshold, (), target_sizes
-        )
-        for result in results:
-            if return_coco_annotation and result["segments_info"]:
-                result["segmentation"] = encode_segments(result["segmentation"])
-        return results
+        """As below, nothing fused; `return_coco_annotation` gives each segment's run lengths."""
+        settings = threshold, mask_threshold, overlap_mask_area_threshold, (), target_sizes
+        results = self.post_process_panoptic_segmentation(outputs, *settings)
+        return encode_segments(results) if return_coco_annotation else results
 
     def post_process_panoptic_segmentation(
         self,
@@ -207,29 +205,35 @@ class DetrImageProcessor(TorchvisionBackend):
         label_ids_to_fuse: Collection[int] | None = None,
         target_sizes: list[tuple[int, int]] | None = None,
     ) -> list[dict[str, Any]]:
-        """Turn the model's outputs into segments that don't overlap; see `segment_maps`.
-
-        Args:
-            outputs: `logits` (B, Q, C') and `pred_masks` (B, Q, h, w).
-            threshold: queries that score higher may become segments.
-            mask_threshold, overlap_mask_area_threshold, label_ids_to_fuse, target_sizes: see there.
-
-        Returns:
-            Per image `segmentation` (height, width) of ids, and `segments_info`.
-
-        Raises:
-            ValueError: if the number of target sizes isn't the number of images.
-        """
-        scores, labels, is_object = self.classification.best_classes(outputs.logits)
+        """Turn queries that score above `threshold` into segments; see `segment_maps`."""
         return segment_maps(
-            scores,
-            labels,
-            is_object & (scores > threshold),
+            self.classification.best_classes(outputs.logits),
             outputs.pred_masks,
+            threshold,
             mask_threshold,
             overlap_mask_area_threshold,
             label_ids_to_fuse or (),
             target_sizes,
+            getattr(outputs, "pixel_mask", None),
+        )
+
+    def post_process_panoptic_merge(
+        self,
+        outputs: Any,
+        threshold: float = 0.85,
+        label_ids_to_fuse: Collection[int] | None = None,
+        min_area: int = 5,
+        target_sizes: list[tuple[int, int]] | None = None,
+    ) -> list[dict[str, Any]]:
+        """The same by the paper's own rules, with which its PQ was measured; see `merged_maps`."""
+        return merged_maps(
+            self.classification.best_classes(outputs.logits),
+            outputs.pred_masks,
+            threshold,
+            label_ids_to_fuse or (),
+            min_area,
+            target_sizes,
+            getattr(outputs, "pixel_mask", None),
         )
 
     def _standardize_kwargs(self, **kwargs: Any) -> dict[str, Any]:

@@ -145,9 +145,11 @@ class SegmentationOutput(ObjectDetectionOutput):
     Attributes:
         pred_masks: logits (B, Q, h, w) at the finest feature map's size, a quarter of the image's
             with its padding; None in training, which computes those of matched queries only.
+        pixel_mask: (B, H, W) as it was given, by which post-processing cuts the padding off.
     """
 
     pred_masks: Tensor | None = None
+    pixel_mask: Tensor | None = None
 
 
 def split_sampling(

@@ -80,7 +80,7 @@ class Segmenter(DetectionPreTrainedModel):
             output_feature_maps=True,
         )
         detected, matches = self.detector.detect(states, labels, output_attentions)
-        output = SegmentationOutput(**detected)
+        output = SegmentationOutput(**detected, pixel_mask=pixel_mask)
         maps = self._attention_maps(states, output.pred_boxes)
         if matches is None or not self.training:
             batch_size, num_queries = maps.shape[:2]

@@ -21,7 +21,7 @@ LAYERS = [
         *("box_ops", "attention", "position_encoding", "backbone"),
         *("configuration_backbone", "configuration_checks", "image_reading", "image_settings"),
         *("embedding_bag_sampling", "coco_masks", "image_canvas", "coco_records", "processes"),
-        "box_formats",
+        *("box_formats", "resized_argmax"),
     },
     {
         *("configuration_detr", "pretrained_model", "feature_pyramid", "transformer_layer"),
@@ -47,7 +47,7 @@ LAYERS = [
     {"criterion"},
     {"training_health"},
     {"image_processing_detr", "detection_transformer"},
-    {"image_processing_sigmoid_detr", "detection_pipeline", "segmentation", "batches"},
+    {"image_processing_sigmoid_detr", "pipelines", "segmentation", "batches"},
     {"modeling_detr", "modeling_conditional_detr", "modeling_deformable_detr"},
     {"modeling_detr_segmentation", "evaluation"},
     {"trainer_metrics"},

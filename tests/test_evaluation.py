@@ -169,9 +169,11 @@ def test_caller_finds_everything_as_it_was(tmp_path: Path) -> None:
     transform = make_training_transform((64,))
     dataset.set_transform(transform)
     model.train()
+    model.model.backbone.eval()
     found = gathered(model, processor, dataset, num_workers=1)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-    assert model.training and dataset.transform is transform
+    assert model.training and not model.model.backbone.training
+    assert dataset.transform is transform
 
 
 def test_classes_are_matched_by_name(tmp_path: Path) -> None:
@@ -215,8 +217,8 @@ def write_panoptic(folder: Path, model: nn.Module, processor: DetrImageProcessor
     for number, (image, target) in enumerate(dataset):
         with torch.no_grad():
             outputs = model(**processor(image.as_subclass(Tensor), return_tensors="pt"))
-        (found,) = processor.post_process_panoptic_segmentation(
-            outputs, 0.0, label_ids_to_fuse={0, 1}, target_sizes=[SIZES_HW[number]]
+        (found,) = processor.post_process_panoptic_merge(
+            outputs, 0.0, {0, 1}, target_sizes=[SIZES_HW[number]]
         )
         segmentation = found["segmentation"].clamp(min=0).to(torch.uint8)
         if number % 2:

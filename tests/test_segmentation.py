@@ -1,5 +1,6 @@
 """Protects panoptic models: the official masks, losses and gradients, files, frozen detectors."""
 
+import inspect
 import json
 import shutil
 from pathlib import Path
@@ -88,6 +89,36 @@ def test_official_masks(official: tuple[DetrForSegmentation, Case]) -> None:
     assert_close(masks / scale, expected["out/pred_masks"] / scale, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("threshold", ["0.85", "0.5", "0.25"])
+@torch.no_grad()
+def test_official_panoptic_merge(
+    official: tuple[DetrForSegmentation, Case], threshold: str
+) -> None:
+    """Protects the paper's segments of the paper's model, from images to records."""
+    model, case = official
+    info = case.info["panoptic"]
+    output = model(case.pixel_values, case.pixel_mask)
+    for image, processed_hw in enumerate(info["processed_sizes"]):
+        # One by one: the original doesn't cut off the padding of a batch.
+        one = slice(image, image + 1)
+        outputs = transformers.utils.ModelOutput(
+            logits=output.logits[one],
+            pred_masks=output.pred_masks[one],
+            pixel_mask=torch.ones(1, *processed_hw),
+        )
+        (result,) = hf_detr.DetrImageProcessor().post_process_panoptic_merge(
+            outputs,
+            float(threshold),
+            set(range(91, 250)),
+            target_sizes=info["target_sizes"][one],
+        )
+        expected = case.expected[f"post/panoptic/{threshold}/{image}/ids"]
+        assert (result["segmentation"] - 1 != expected).float().mean() < 2e-3
+        got = [(s["label_id"], not s["was_fused"]) for s in result["segments_info"]]
+        segments = info["segments_info"][threshold][image]
+        assert got == [(s["category_id"], s["isthing"]) for s in segments]
+
+
 @pytest.mark.parametrize("target_set", ["main", "one_empty", "all_empty", "crowded"])
 def test_official_losses_and_gradients(
     official: tuple[DetrForSegmentation, Case], target_set: str
@@ -149,6 +180,42 @@ def test_files_of_transformers(
     for name in ("loss_ce", "loss_bbox", "loss_giou", "loss_mask", "loss_dice"):
         got = output.loss_dict[name].item()
         assert got == pytest.approx(recorded["loss_dict"][name], rel=1e-4), name
+
+
+@pytest.mark.parametrize("size", ["resized", "raw"])
+@pytest.mark.parametrize("settings", ["default", "loose"])
+@torch.no_grad()
+def test_segments_of_transformers(
+    settings: str,
+    size: str,
+    reference_dir: Path,
+    weights: ModuleType,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    """Protects segments from images on: maps and records as transformers has them."""
+    case = Case(reference_dir / "transformers" / "detr-segmentation", weights)
+    model = load_recorded(case, "v5.23", DetrForSegmentation, tmp_path)
+    output = model(case.pixel_values, case.pixel_mask)
+    output["pixel_mask"] = None  # transformers leaves the padding in
+    post, processor = case.info["post"], hf_detr.DetrImageProcessor()
+    sizes = post["segmentation_target_sizes"] if size == "resized" else None
+    options = {**post[f"panoptic/{settings}/{size}"]["settings"], "target_sizes": sizes}
+    fused = set(range(91, 250))
+    for kind, results in {
+        f"panoptic/{settings}": processor.post_process_panoptic_segmentation(
+            output, label_ids_to_fuse=fused, **options
+        ),
+        f"instance/{settings}": processor.post_process_instance_segmentation(output, **options),
+    }.items():
+        recorded = post[f"{kind}/{size}"]["segments_info"]
+        for image, (result, segments) in enumerate(zip(results, recorded, strict=True)):
+            got = [(s["label_id"], s["was_fused"]) for s in result["segments_info"]]
+            assert got == [(s["label_id"], s["was_fused"]) for s in segments]
+            expected = case.expected[f"post/{kind}/{size}/{image}"]
+            assert (result["segmentation"] != expected).float().mean() < 2e-3
+    for image, classes in enumerate(processor.post_process_semantic_segmentation(output, sizes)):
+        expected = case.expected[f"post/semantic/{size}/{image}"]
+        assert (classes != expected).float().mean() < 2e-3
 
 
 @pytest.mark.parametrize("version", ["v4.57", "v5.23"])
@@ -263,10 +330,9 @@ def test_starts_from_a_detector(variant: str, tmp_path: Path) -> None:
 
 @torch.no_grad()
 def test_segments_equal_transformers(tmp_path: Path) -> None:
-    """Protects the processor's three kinds of segments, on outputs of a model."""
+    """Protects the processor's three kinds of segments, on outputs of a model, nothing padded."""
     model = tiny_segmenter(num_queries=30)
-    pixel_values, pixel_mask = padded_batch()
-    output = model(pixel_values, pixel_mask)
+    output = model(padded_batch()[0])
     output["logits"] = 5 * torch.randn(2, 30, 6)
     output["pred_masks"] = 8 * torch.randn(2, 30, 16, 24)
     ours, theirs = hf_detr.DetrImageProcessor(), transformers.DetrImageProcessor()
@@ -283,6 +349,44 @@ def test_segments_equal_transformers(tmp_path: Path) -> None:
     sizes = options["target_sizes"]
     got = ours.post_process_semantic_segmentation(output, sizes)
     assert_close(got, theirs.post_process_semantic_segmentation(output, sizes), atol=0, rtol=0)
+    got = ours.post_process_semantic_segmentation(output, sizes, True)
+    expected = theirs.post_process_semantic_segmentation(output, sizes, True)
+    for one, other in zip(got, expected, strict=True):
+        assert type(one) is type(other)
+        assert_close(one["segmentation"], other["segmentation"], atol=0, rtol=0)
+        assert_close(one.segmentation_scores, other.segmentation_scores, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["semantic", "instance", "panoptic"])
+@pytest.mark.parametrize("prefix", ["Detr", "ConditionalDetr"])
+def test_signatures_are_those_of_transformers(prefix: str, kind: str) -> None:
+    """Protects calls written for transformers: its arguments, order and defaults."""
+    name = f"post_process_{kind}_segmentation"
+    ours, theirs = (
+        inspect.signature(getattr(getattr(module, f"{prefix}ImageProcessor"), name)).parameters
+        for module in (hf_detr, transformers)
+    )
+    assert [(p.name, p.default) for p in ours.values()] == [
+        (p.name, p.default) for p in theirs.values()
+    ]
+
+
+def test_half_precision_and_gradients() -> None:
+    """Protects outputs in bfloat16, or with gradients: the maps of the same ones in float32."""
+    logits = (5 * torch.randn(1, 9, 6, generator=torch.Generator().manual_seed(0))).bfloat16()
+    masks = (8 * torch.randn(1, 9, 8, 12, generator=torch.Generator().manual_seed(1))).bfloat16()
+    outputs = [
+        transformers.utils.ModelOutput(
+            logits=logits.to(dtype).requires_grad_(needs_gradient),
+            pred_masks=masks.to(dtype).requires_grad_(needs_gradient),
+        )
+        for dtype, needs_gradient in ((torch.float32, False), (torch.bfloat16, True))
+    ]
+    processor = hf_detr.DetrImageProcessor()
+    for name in ("semantic_segmentation", "panoptic_segmentation", "panoptic_merge"):
+        make = getattr(processor, f"post_process_{name}")
+        expected, got = [make(one, target_sizes=[(30, 40)]) for one in outputs]
+        assert_close(got, expected, atol=0, rtol=0)
 
 
 def test_scores_of_sigmoid_models() -> None:
@@ -294,24 +398,56 @@ def test_scores_of_sigmoid_models() -> None:
     (result,) = processor.post_process_panoptic_segmentation(outputs)
     (segment,) = result["segments_info"]
     assert segment["label_id"] == 1 and segment["score"] == pytest.approx(0.9526, abs=1e-4)
+    (result,) = processor.post_process_panoptic_merge(outputs, min_area=4)
+    (segment,) = result["segments_info"]
+    assert segment["label_id"] == 1 and segment["area"] == 4
     (classes,) = processor.post_process_semantic_segmentation(outputs)
     assert (classes == 1).all()
 
 
-def test_pipeline(tmp_path: Path) -> None:
-    """Protects `pipeline("image-segmentation")`, which asks the Auto class for our model."""
-    model = tiny_segmenter()
-    model.config.auxiliary_loss = False
+@pytest.fixture
+def segment(variant: str, tmp_path: Path) -> transformers.ImageSegmentationPipeline:
+    """A pipeline from a folder, which asks the Auto classes for our model and processor."""
+    model = tiny_segmenter(variant)
     model.save_pretrained(tmp_path)
-    hf_detr.DetrImageProcessor(size={"shortest_edge": 64}).save_pretrained(tmp_path)
-    segment = transformers.pipeline("image-segmentation", model=str(tmp_path))
-    assert isinstance(segment.model, DetrForSegmentation)
-    photograph = Path(__file__).parents[1] / "examples" / "images" / "coffee.jpg"
-    options = {"threshold": 0.0, "mask_threshold": 0.0, "overlap_mask_area_threshold": 0.0}
-    results = segment(str(photograph), **options)
-    with Image.open(photograph) as image:
+    class_of(variant, "ImageProcessor")(size={"shortest_edge": 64}).save_pretrained(tmp_path)
+    pipeline = transformers.pipeline("image-segmentation", model=str(tmp_path))
+    assert type(pipeline.model) is class_of(variant, "ForSegmentation")
+    return pipeline
+
+
+PHOTOGRAPH = Path(__file__).parents[1] / "examples" / "images" / "coffee.jpg"
+EVERYTHING = {"threshold": 0.0, "mask_threshold": 0.0, "overlap_mask_area_threshold": 0.0}
+
+
+@pytest.mark.parametrize("subtask", ["panoptic", "instance", "semantic"])
+def test_pipeline(segment: transformers.ImageSegmentationPipeline, subtask: str) -> None:
+    """Protects `pipeline("image-segmentation")` for all variants and subtasks."""
+    results = segment(str(PHOTOGRAPH), subtask=subtask, **EVERYTHING)
+    with Image.open(PHOTOGRAPH) as image:
         assert all(result["mask"].size == image.size for result in results)
     assert results and {"score", "label", "mask"} == set(results[0])
+
+
+def test_pipeline_batches_of_mixed_sizes(segment: transformers.ImageSegmentationPipeline) -> None:
+    """Protects images in a batch: each gets the masks of its own size, padding cut off."""
+    with Image.open(PHOTOGRAPH) as photograph:
+        images = [photograph.copy(), photograph.crop((0, 0, 200, 300)), photograph.resize((90, 40))]
+    alone = [segment(image, **EVERYTHING) for image in images]
+    batched = segment(images, batch_size=3, **EVERYTHING)
+    for image, one, other in zip(images, alone, batched, strict=True):
+        assert other and all(result["mask"].size == image.size for result in other)
+        maps = [label_map(results) for results in (one, other)]
+        # Convolutions see zeros beyond the border of a padded image, so a few pixels differ.
+        assert (maps[0] == maps[1]).mean() > 0.8
+
+
+def label_map(results: list[dict]) -> np.ndarray:
+    """(H, W) text, the label of every pixel."""
+    labels = np.full(results[0]["mask"].size[::-1], "nothing", dtype=object)
+    for result in results:
+        labels[np.asarray(result["mask"]) > 0] = result["label"]
+    return labels
 
 
 # ---------------------------------------------------------------- training
