@@ -15,9 +15,13 @@ from transformers import (
 )
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from .augmentation import make_evaluation_transform, make_training_transform
+from .batches import DetectionCollator, SizeGroupedBatches
+from .coco_evaluator import CocoEvaluator, metrics_table
 from .compiled_attention import kernel_status
 from .configuration_detr import ConditionalDetrConfig, DeformableDetrConfig, DetrConfig
 from .data_formats import (
+    DataArguments,
     read_coco,
     read_coco_panoptic,
     read_hf_dataset,
@@ -26,6 +30,7 @@ from .data_formats import (
     read_yolo,
 )
 from .detection_data import DetectionDataset
+from .evaluation import evaluate, evaluate_panoptic
 from .image_processing_detr import DetrImageProcessor
 from .image_processing_sigmoid_detr import (
     ConditionalDetrImageProcessor,
@@ -42,20 +47,24 @@ from .modeling_detr_segmentation import (
 from .multi_scale_deformable_attention import multi_scale_deformable_attention
 from .panoptic_quality import PanopticQuality
 from .pipelines import DetectionPipeline, SegmentationPipeline
+from .trainer_metrics import keep_detections, make_compute_metrics
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "CocoEvaluator",
     "ConditionalDetrConfig",
     "ConditionalDetrForObjectDetection",
     "ConditionalDetrForSegmentation",
     "ConditionalDetrImageProcessor",
     "ConditionalDetrModel",
+    "DataArguments",
     "DeformableDetrConfig",
     "DeformableDetrForObjectDetection",
     "DeformableDetrForSegmentation",
     "DeformableDetrImageProcessor",
     "DeformableDetrModel",
+    "DetectionCollator",
     "DetectionDataset",
     "DetectionPipeline",
     "DetrConfig",
@@ -65,7 +74,15 @@ __all__ = [
     "PanopticQuality",
     "SegmentationPipeline",
     "DetrModel",
+    "SizeGroupedBatches",
+    "evaluate",
+    "evaluate_panoptic",
+    "keep_detections",
     "kernel_status",
+    "make_compute_metrics",
+    "make_evaluation_transform",
+    "make_training_transform",
+    "metrics_table",
     "multi_scale_deformable_attention",
     "read_coco",
     "read_coco_panoptic",

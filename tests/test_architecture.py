@@ -21,8 +21,7 @@ LAYERS = [
         *("box_ops", "attention", "position_encoding", "backbone"),
         *("configuration_backbone", "configuration_checks", "image_reading", "image_settings"),
         *("embedding_bag_sampling", "coco_masks", "image_canvas", "coco_records", "processes"),
-        "resized_argmax",
-        "box_formats",
+        *("box_formats", "resized_argmax"),
     },
     {
         *("configuration_detr", "pretrained_model", "feature_pyramid", "transformer_layer"),
@@ -37,6 +36,7 @@ LAYERS = [
         ),
     },
     {"classification", "encoder", "deformable_attention", "mask_head", "annotations", "outputs"},
+    {"augmentation", "coco_evaluator"},
     {"annotation_table"},
     {"image_source"},
     {"annotation_entries", "detection_data"},
@@ -47,9 +47,10 @@ LAYERS = [
     {"criterion"},
     {"training_health"},
     {"image_processing_detr", "detection_transformer"},
-    {"image_processing_sigmoid_detr", "pipelines", "segmentation"},
+    {"image_processing_sigmoid_detr", "pipelines", "segmentation", "batches"},
     {"modeling_detr", "modeling_conditional_detr", "modeling_deformable_detr"},
-    {"modeling_detr_segmentation"},
+    {"modeling_detr_segmentation", "evaluation"},
+    {"trainer_metrics"},
     {"__init__"},
 ]
 SIDES = {
@@ -59,7 +60,7 @@ SIDES = {
 ONLY_IN = {
     "timm": {"backbone"},
     "scipy": {"matcher"},
-    "torchvision": {"detection_data"},
+    "torchvision": {"augmentation", "detection_data"},
 }
 VARIANT_LINES, SHARED_LINES = 450, 320
 LONGEST_FUNCTION = 60
