@@ -9,11 +9,7 @@ printed, in milliseconds of CPU. No time is printed unless both sides give the s
 
 import argparse
 import os
-import statistics
-import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("HF_DETR_REGISTER", "0")  # transformers' side stays transformers' own
@@ -21,31 +17,11 @@ os.environ.setdefault("HF_DETR_REGISTER", "0")  # transformers' side stays trans
 import numpy as np
 import torch
 import transformers
+from benchmark_timing import medians
 from PIL import Image
 from torch import Tensor
 
 import hf_detr
-
-Function = Callable[[], object]
-
-
-def medians(ours: Function, theirs: Function, rounds: int) -> tuple[float, float]:
-    """Median CPU seconds of both, run in turn after one warm-up of each."""
-    times: tuple[list[float], list[float]] = ([], [])
-    for index in range(rounds + 1):
-        for function, seconds in zip((ours, theirs), times, strict=True):
-            start = time.process_time()
-            function()
-            if index > 0:
-                seconds.append(time.process_time() - start)
-        progress(f"  round {index} of {rounds}")
-    progress("")
-    return statistics.median(times[0]), statistics.median(times[1])
-
-
-def progress(text: str) -> None:
-    if sys.stderr.isatty():
-        print(f"\r{text:40}\r", end="", file=sys.stderr)
 
 
 def report(name: str, ours: float, theirs: float) -> None:

@@ -11,11 +11,8 @@ No figure is printed unless both sides give the same result. Memory is measured 
 import argparse
 import multiprocessing
 import os
-import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -23,33 +20,14 @@ os.environ.setdefault("HF_DETR_REGISTER", "0")  # transformers' side stays trans
 
 import torch
 import transformers
+from benchmark_timing import medians, progress
 from torch import Tensor
 from torch.nn import functional as F
 
 import hf_detr
 
-Function = Callable[[], list]
 NUM_LABELS = 250
 DIFFERENT_PIXELS = 2e-3  # at most; where two queries tie, rounding decides
-
-
-def medians(ours: Function, theirs: Function, rounds: int) -> tuple[float, float]:
-    """Median CPU seconds of both, run in turn after one warm-up of each."""
-    times: tuple[list[float], list[float]] = ([], [])
-    for index in range(rounds + 1):
-        for function, seconds in zip((ours, theirs), times, strict=True):
-            start = time.process_time()
-            function()
-            if index > 0:
-                seconds.append(time.process_time() - start)
-        progress(f"  round {index} of {rounds}")
-    progress("")
-    return statistics.median(times[0]), statistics.median(times[1])
-
-
-def progress(text: str) -> None:
-    if sys.stderr.isatty():
-        print(f"\r{text:40}\r", end="", file=sys.stderr)
 
 
 def report(name: str, ours: float, theirs: float) -> None:

@@ -1,0 +1,28 @@
+"""Time two functions that take turns, so that whatever else the machine does slows both."""
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+
+def medians(
+    ours: Callable[[], object], theirs: Callable[[], object], rounds: int
+) -> tuple[float, float]:
+    """Median CPU seconds of both, run in turn after one warm-up of each."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for index in range(rounds + 1):
+        for function, seconds in zip((ours, theirs), times, strict=True):
+            start = time.process_time()
+            function()
+            if index > 0:
+                seconds.append(time.process_time() - start)
+        progress(f"  round {index} of {rounds}")
+    progress("")
+    return statistics.median(times[0]), statistics.median(times[1])
+
+
+def progress(text: str) -> None:
+    """Show a line that the next one replaces, where someone looks."""
+    if sys.stderr.isatty():
+        print(f"\r{text:40}\r", end="", file=sys.stderr)
