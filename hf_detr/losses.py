@@ -58,14 +58,21 @@ def mask_dice_loss(mask_logits: Tensor, target_masks: Tensor) -> Tensor:
     return 1 - (2 * common + 1) / (probabilities.sum(-1) + target_masks.sum(-1) + 1)
 
 
+def num_processes() -> int:
+    """Number of processes that train together."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_world_size()
+    return 1
+
+
 def mean_over_processes(value: Tensor) -> Tensor:
     """Sum a tensor over the training processes and divide by their number.
 
     What a loss is divided by must be the same everywhere: gradients are averaged over the
     processes, and only then is the result the loss of the whole batch.
     """
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        value = value.clone()
-        torch.distributed.all_reduce(value)
-        value = value / torch.distributed.get_world_size()
-    return value
+    if num_processes() == 1:
+        return value
+    value = value.clone()
+    torch.distributed.all_reduce(value)
+    return value / num_processes()

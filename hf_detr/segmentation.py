@@ -5,8 +5,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedConfig
 
+from .criterion import DetectionCriterion
 from .detection_transformer import ObjectDetector
-from .losses import mask_dice_loss, mask_focal_loss, mean_over_processes
+from .losses import mask_dice_loss, mask_focal_loss
 from .mask_head import AttentionMaps, MaskHead
 from .outputs import DetectionModelOutput, ObjectDetectionOutput, SegmentationOutput
 from .pretrained_model import DetectionPreTrainedModel
@@ -24,6 +25,11 @@ class Segmenter(DetectionPreTrainedModel):
     def detector(self) -> ObjectDetector:
         """The detector, whose objects get masks."""
         return getattr(self, self.base_model_prefix)
+
+    @property
+    def criterion(self) -> DetectionCriterion:
+        """The detector's."""
+        return self.detector.criterion
 
     def add_mask_head(self, config: PreTrainedConfig) -> None:
         """Add `bbox_attention` and `mask_head`, names of the files.
@@ -104,14 +110,14 @@ class Segmenter(DetectionPreTrainedModel):
         """Add both mask losses of the last layer's matched queries to an output."""
         targets = prepare_targets(labels, len(maps), maps.device)
         logits, boxes = output.logits[None].float(), output.pred_boxes[None].float()
-        (matches,) = self.detector.criterion.matcher(logits, boxes, targets)
+        (matches,) = self.criterion.matcher(logits, boxes, targets)
         image = torch.cat([torch.full_like(query, i) for i, (query, _) in enumerate(matches)])
         query = torch.cat([query for query, _ in matches])
         image, query = image.to(maps.device), query.to(maps.device)
         masks = self._masks(maps[image, query], image, states).float()
         masks = F.interpolate(masks[:, None], size=image_hw, mode="bilinear")[:, 0]
         pairs = masks.flatten(1), _matched_masks(labels, matches, masks).flatten(1)
-        num_boxes = mean_over_processes(masks.new_full((), sum(targets.counts))).clamp(min=1)
+        num_boxes = self.criterion.totals(targets, logits.shape[2]).num_boxes
         terms = {
             "loss_mask": mask_focal_loss(*pairs).sum() / num_boxes,
             "loss_dice": mask_dice_loss(*pairs).sum() / num_boxes,

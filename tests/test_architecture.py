@@ -21,6 +21,7 @@ LAYERS = [
         *("box_ops", "attention", "position_encoding", "backbone", "outputs"),
         *("configuration_backbone", "configuration_checks", "image_reading", "image_settings"),
         *("embedding_bag_sampling", "coco_masks", "image_canvas"),
+        *("training_checkpoint", "training_plan", "model_ema", "learning_rate"),
     },
     {
         *("configuration_detr", "pretrained_model", "feature_pyramid", "transformer_layer"),
@@ -33,7 +34,8 @@ LAYERS = [
             "multi_scale_deformable_attention",
         ),
     },
-    {"classification", "encoder", "deformable_attention", "mask_head"},
+    {"batch_totals", "encoder", "deformable_attention", "mask_head"},
+    {"classification"},
     {"matcher", "heads"},
     {"criterion"},
     {"image_processing_detr", "detection_transformer"},
@@ -44,7 +46,10 @@ LAYERS = [
 ]
 SIDES = {
     "model": {"backbone", "encoder", "feature_pyramid", "detection_transformer"},
-    "loss": {"targets", "classification", "matcher", "losses", "criterion", "postprocess"},
+    "loss": {
+        *("targets", "classification", "matcher", "losses", "batch_totals", "criterion"),
+        "postprocess",
+    },
 }
 ONLY_IN = {
     "timm": {"backbone"},
