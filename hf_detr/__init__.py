@@ -16,6 +16,8 @@ from transformers import (
 )
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from .augmentation import make_evaluation_transform, make_training_transform
+from .batches import DetectionCollator, SizeGroupedBatches
 from .compiled_attention import kernel_status
 from .configuration_detr import ConditionalDetrConfig, DeformableDetrConfig, DetrConfig
 from .detection_pipeline import DetectionPipeline
@@ -41,13 +43,17 @@ __all__ = [
     "DeformableDetrForObjectDetection",
     "DeformableDetrImageProcessor",
     "DeformableDetrModel",
+    "DetectionCollator",
     "DetectionPipeline",
     "DetrConfig",
     "DetrForObjectDetection",
     "DetrForSegmentation",
     "DetrImageProcessor",
     "DetrModel",
+    "SizeGroupedBatches",
     "kernel_status",
+    "make_evaluation_transform",
+    "make_training_transform",
     "multi_scale_deformable_attention",
 ]
 

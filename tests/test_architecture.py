@@ -30,16 +30,17 @@ LAYERS = [
             "losses",
             "postprocess",
             "postprocess_masks",
+            "training_state",
             "annotations",
             "multi_scale_deformable_attention",
         ),
     },
-    {"batch_totals", "encoder", "deformable_attention", "mask_head"},
-    {"classification"},
+    {"batch_totals"},
+    {"classification", "encoder", "deformable_attention", "mask_head", "augmentation"},
     {"matcher", "heads"},
     {"criterion"},
     {"image_processing_detr", "detection_transformer"},
-    {"image_processing_sigmoid_detr", "detection_pipeline", "segmentation"},
+    {"image_processing_sigmoid_detr", "detection_pipeline", "segmentation", "batches"},
     {"modeling_detr", "modeling_conditional_detr", "modeling_deformable_detr"},
     {"modeling_detr_segmentation"},
     {"__init__"},
@@ -54,7 +55,7 @@ SIDES = {
 ONLY_IN = {
     "timm": {"backbone"},
     "scipy": {"matcher"},
-    "torchvision": set(),
+    "torchvision": {"augmentation"},
 }
 VARIANT_LINES, SHARED_LINES = 450, 320
 LONGEST_FUNCTION = 60

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torchvision import tv_tensors
 from transformers import PreTrainedConfig
 
 import hf_detr
@@ -69,3 +70,25 @@ def some_labels(counts: tuple[int, ...] = (2, 0), num_labels: int = 5) -> list[d
         }
         for n in counts
     ]
+
+
+def random_sample(
+    height: int = 48, width: int = 64, num_objects: int = 3, image_id: int = 1, masks: bool = False
+) -> tuple[tv_tensors.Image, dict[str, Tensor]]:
+    """An image of noise and a target with random boxes, as a dataset gives them."""
+    generator = torch.Generator().manual_seed(image_id)
+    pixels = torch.randint(256, (3, height, width), dtype=torch.uint8, generator=generator)
+    points = torch.rand(num_objects, 2, 2, generator=generator) * torch.tensor([width, height])
+    boxes = torch.cat([points.amin(1), points.amax(1)], dim=-1)
+    target = {
+        "image_id": torch.tensor([image_id]),
+        "class_labels": torch.arange(num_objects) % 5,
+        "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width)),
+        "area": (boxes[:, 2:] - boxes[:, :2]).prod(-1),
+        "iscrowd": torch.zeros(num_objects, dtype=torch.int64),
+        "orig_size": torch.tensor([height, width]),
+    }
+    if masks:
+        noise = torch.rand(num_objects, height, width, generator=generator)
+        target["masks"] = tv_tensors.Mask(noise > 0.5)
+    return tv_tensors.Image(pixels), target

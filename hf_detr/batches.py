@@ -1,0 +1,86 @@
+"""Samples to batches: the collator, and batches of images of equal size."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .annotations import normalize_target, pad_target
+from .image_processing_detr import DetrImageProcessor
+
+
+class DetectionCollator:
+    """Collates samples `(image, target)`, resized already, into what a model trains on.
+
+    Args:
+        processor: rescales, normalises and pads the images, by its own settings.
+    """
+
+    def __init__(self, processor: DetrImageProcessor) -> None:
+        self.processor = processor
+
+    def __call__(self, samples: Sequence[tuple[Tensor, dict[str, Tensor]]]) -> dict[str, Any]:
+        """Batch images (3, h, w) uint8 and targets with boxes (x0, y0, x1, y1) in pixels.
+
+        Returns:
+            `pixel_values` (B, 3, H, W) and `pixel_mask` (B, H, W), as the processor makes them;
+            `labels`, per image the target with `size` (h, w) and `boxes` (cx, cy, w, h) in [0, 1]
+            of it, and any `masks` padded to (n, H, W).
+        """
+        images = [image for image, _ in samples]
+        inputs = self.processor(
+            images, do_resize=False, input_data_format="channels_first", return_tensors="pt"
+        )
+        canvas_hw = tuple(inputs["pixel_values"].shape[-2:])
+        labels = []
+        for image, target in samples:
+            # Plain tensors: the model has no use for torchvision's dispatch, and may not be slowed.
+            label = {key: value.as_subclass(Tensor) for key, value in target.items()}
+            label["size"] = torch.tensor(image.shape[-2:], dtype=torch.int64)
+            labels.append(pad_target(normalize_target(label), canvas_hw))
+        return {**inputs, "labels": labels}
+
+
+class SizeGroupedBatches:
+    """Batches of indices whose images have exactly equal sizes, so that none is padded.
+
+    What a model finds in an image then doesn't depend on the others of its batch. The largest
+    images come first: if memory is short, that shows at once.
+
+    Args:
+        sizes_hw: (height, width) of every image as the model gets it.
+        batch_size: at most so many images in a batch.
+        rank, world_size: take every `world_size`-th batch from the `rank`-th on; together the
+            processes see every image once.
+
+    Raises:
+        ValueError: if `batch_size` or `rank` can't be right.
+    """
+
+    def __init__(
+        self,
+        sizes_hw: Sequence[tuple[int, int]],
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; give 1 or more.")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank is {rank}; give 0 to world_size - 1 = {world_size - 1}.")
+        groups: dict[tuple[int, int], list[int]] = {}
+        for index, (height, width) in enumerate(sizes_hw):
+            groups.setdefault((int(height), int(width)), []).append(index)
+        batches = [
+            groups[size][start : start + batch_size]
+            for size in sorted(groups, key=lambda hw: (-hw[0] * hw[1], hw))
+            for start in range(0, len(groups[size]), batch_size)
+        ]
+        self.batches = batches[rank::world_size]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
