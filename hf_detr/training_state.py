@@ -27,13 +27,15 @@ def gather_training_state(
 
     Returns:
         `model`: parameters and buffers; `optimizer`: what it keeps of each parameter, as
-        `state.<name>.<what>`; and `ema`, as `model`, if there is an average.
+        `<name>:<what>`; and `ema`, as `model`, if there is an average.
     """
-    whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    moments = get_optimizer_state_dict(model, optimizer, options=_flat(whole))
+    model, whole = _uncompiled(model), StateDictOptions(full_state_dict=True, cpu_offload=True)
+    moments = get_optimizer_state_dict(model, optimizer, options=whole)["state"]
     state = {
         "model": get_model_state_dict(model, options=whole),
-        "optimizer": {n: v for n, v in moments.items() if isinstance(v, Tensor)},
+        "optimizer": {
+            f"{n}:{kind}": v for n, kinds in moments.items() for kind, v in kinds.items()
+        },
     }
     if ema is not None:
         with ema.applied():
@@ -56,29 +58,32 @@ def restore_training_state(
         RuntimeError: if names or shapes aren't the model's.
         ValueError: if an average is missing, or the optimiser's names aren't the model's.
     """
-    whole = StateDictOptions(full_state_dict=True)
+    model, whole = _uncompiled(model), StateDictOptions(full_state_dict=True)
     if ema is not None:
         if "ema" not in state:
             raise ValueError("The state has no averaged weights; go on without an average.")
         set_model_state_dict(model, state["ema"], options=whole)
         ema.restart()
     set_model_state_dict(model, state["model"], options=whole)
-    settings = get_optimizer_state_dict(model, optimizer, options=_flat(whole))
-    expected = {name for name, value in settings.items() if isinstance(value, Tensor)}
-    if expected != set(state["optimizer"]):
-        different = sorted(expected ^ set(state["optimizer"]))
+    trained = get_optimizer_state_dict(model, optimizer, options=whole)
+    moments: dict[str, dict[str, Tensor]] = {}
+    for key, value in state["optimizer"].items():
+        name, _, kind = key.rpartition(":")
+        moments.setdefault(name, {})[kind] = value
+    if moments.keys() != trained["state"].keys():
+        different = min(moments.keys() ^ trained["state"].keys())
         raise ValueError(
-            f"The optimiser's state doesn't fit this model and optimiser: {different[0]!r} is in "
-            "only one of them. Train the same parameters with the same optimiser."
+            f"The optimiser's state doesn't fit: {different!r} is in only one of the state and the "
+            "optimiser. Train the same parameters as before."
         )
     set_optimizer_state_dict(
-        model, optimizer, optim_state_dict={**settings, **state["optimizer"]}, options=_flat(whole)
+        model,
+        optimizer,
+        optim_state_dict={"state": moments, "param_groups": trained["param_groups"]},
+        options=whole,
     )
 
 
-def _flat(options: StateDictOptions) -> StateDictOptions:
-    return StateDictOptions(
-        full_state_dict=options.full_state_dict,
-        cpu_offload=options.cpu_offload,
-        flatten_optimizer_state_dict=True,
-    )
+def _uncompiled(model: nn.Module) -> nn.Module:
+    # torch forgets to take the compiler's prefix off the names of tied parameters.
+    return getattr(model, "_orig_mod", model)
