@@ -36,6 +36,11 @@ LAYERS = [
         ),
     },
     {"batch_totals"},
+    {"annotation_table"},
+    {"image_source"},
+    {"detection_data"},
+    {"coco_data"},
+    {"data_formats"},
     {"classification", "encoder", "deformable_attention", "mask_head", "augmentation"},
     {"matcher", "heads"},
     {"criterion"},
@@ -55,7 +60,7 @@ SIDES = {
 ONLY_IN = {
     "timm": {"backbone"},
     "scipy": {"matcher"},
-    "torchvision": {"augmentation"},
+    "torchvision": {"augmentation", "detection_data"},
 }
 VARIANT_LINES, SHARED_LINES = 450, 320
 LONGEST_FUNCTION = 60

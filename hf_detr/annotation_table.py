@@ -1,0 +1,198 @@
+"""A data set's annotations in flat arrays, whatever format they came in.
+
+Python objects would be copied into every data worker, because counting references writes to their
+memory; arrays of numbers stay shared between the processes.
+"""
+
+import marshal
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .box_formats import box_format_suspicion, boxes_to_coco_xywh
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong in a data set.
+
+    `kind` groups problems in reports, `image` is the index of the image (None: the whole data set),
+    `text` says what and where, and a fatal problem forbids training.
+    """
+
+    kind: str
+    image: int | None
+    text: str
+    is_fatal: bool
+
+
+@dataclass(frozen=True)
+class PackedValues:
+    """A read-only list of plain Python values (numbers, text, lists, dicts) in two flat arrays."""
+
+    data: np.ndarray  # (bytes,) uint8
+    ends: np.ndarray  # (n + 1,) int64
+
+    @classmethod
+    def pack(cls, values: Iterable[Any]) -> "PackedValues":
+        """Pack values that `marshal` knows."""
+        # marshal, because it is ten times faster than JSON. Its bytes never leave this program and
+        # its workers. Version 2 has no references, so equal values have equal bytes.
+        packed = [marshal.dumps(value, 2) for value in values]
+        ends = np.cumsum([0, *map(len, packed)], dtype=np.int64)
+        return cls(np.frombuffer(b"".join(packed), dtype=np.uint8), ends)
+
+    def __len__(self) -> int:
+        return len(self.ends) - 1
+
+    def __getitem__(self, index: int) -> Any:
+        return marshal.loads(self.data[self.ends[index] : self.ends[index + 1]])
+
+
+@dataclass(frozen=True)
+class AnnotationTable:
+    """Annotations of I images with n objects, sorted by image.
+
+    The objects of image i are the rows `offsets[i]` to `offsets[i + 1]`. Values are those of the
+    data, mistakes included: `hf_detr.data_check` names them, `DetectionDataset` refuses them.
+    """
+
+    category_ids: tuple[int, ...]  # class label -> the data's own id
+    id2label: dict[int, str]  # class label -> name
+    image_ids: np.ndarray  # (I,) int64, the data's own
+    image_hw: np.ndarray  # (I, 2) int64, height and width in pixels
+    offsets: np.ndarray  # (I + 1,) int64
+    ids: np.ndarray  # (n,) int64, the data's own
+    class_labels: np.ndarray  # (n,) int64; -1 where the id is none of the data's categories
+    # Deviation from corners as everywhere else: COCO's numbers come back bit by bit for evaluation.
+    boxes_xywh: np.ndarray  # (n, 4) float64, left, top, width, height in pixels
+    areas: np.ndarray  # (n,) float64 in square pixels; NaN where the data have none
+    is_crowd: np.ndarray  # (n,) bool
+    segmentations: PackedValues | None = None  # COCO's polygons or run lengths, per object
+    label_ids_of_stuff: frozenset[int] = frozenset()
+    problems: tuple[Problem, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def rows(self, image: int) -> range:
+        """The rows of an image's objects."""
+        return range(int(self.offsets[image]), int(self.offsets[image + 1]))
+
+    def image_of_rows(self) -> np.ndarray:
+        """(n,) int64, the image of each object."""
+        return np.repeat(np.arange(len(self)), np.diff(self.offsets))
+
+
+@dataclass
+class RawObjects:
+    """Objects in the order and the words of their data; each list has one entry per object."""
+
+    images: Sequence[int] = field(default_factory=list)  # index of the image
+    ids: Sequence[int] = field(default_factory=list)
+    category_ids: Sequence[int] = field(default_factory=list)
+    boxes: Sequence[Sequence[float]] = field(default_factory=list)  # of the data's box format
+    areas: Sequence[float] = field(default_factory=list)  # NaN: not given
+    is_crowd: Sequence[bool] = field(default_factory=list)
+    segmentations: Sequence[Any] | None = None
+
+    def append(
+        self,
+        image: int,
+        category_id: int,
+        box: Sequence[float],
+        number: int | None = None,
+        area: float = float("nan"),
+        is_crowd: bool = False,
+    ) -> None:
+        """Add one object; its id is `number`, or the count of objects before it."""
+        self.ids.append(len(self.ids) if number is None else number)
+        self.images.append(image)
+        self.category_ids.append(category_id)
+        self.boxes.append(box)
+        self.areas.append(area)
+        self.is_crowd.append(is_crowd)
+
+
+def make_table(
+    categories: Mapping[int, str],
+    image_ids: Sequence[int],
+    image_hw: Sequence[tuple[int, int]],
+    objects: RawObjects,
+    box_format: str,
+    stuff_ids: Iterable[int] = (),
+    problems: Sequence[Problem] = (),
+) -> AnnotationTable:
+    """Sort objects by image, number the classes from 0 without gaps, and convert the boxes.
+
+    Warns if the boxes look like another format, and if there are problems that forbid training.
+
+    Args:
+        categories: the data's own ids and the names; sorted by id they become the class labels.
+        image_ids: the data's own id of each image.
+        image_hw: height and width of each image in pixels.
+        objects: in any order.
+        box_format: of `objects.boxes`, one of `hf_detr.box_formats.BOX_FORMATS`.
+        stuff_ids: the categories that are stuff, not things.
+        problems: what the reader has found.
+    """
+    own_ids = np.array(sorted(categories), dtype=np.int64)
+    image_hw = np.array(image_hw, dtype=np.int64).reshape(-1, 2)
+    images = np.array(objects.images, dtype=np.int64)
+    order = np.argsort(images, kind="stable")
+    images = images[order]
+    ids = np.array(objects.ids, dtype=np.int64)[order]
+    object_category_ids = np.array(objects.category_ids, dtype=np.int64)[order]
+    class_labels = _class_labels(object_category_ids, own_ids)
+    boxes = np.array(objects.boxes, dtype=np.float64).reshape(-1, 4)[order]
+
+    problems = list(problems)
+    for row in np.flatnonzero(class_labels < 0):
+        text = f"object {ids[row]} has category id {object_category_ids[row]}, which isn't listed"
+        problems.append(Problem("category id outside the list", int(images[row]), text, True))
+    suspicion = box_format_suspicion(boxes, box_format, image_hw[images])
+    if suspicion:
+        problems.append(Problem("box format", None, suspicion, True))
+    _warn_of_fatal(problems)
+
+    segmentations = None
+    if objects.segmentations is not None:
+        segmentations = PackedValues.pack(objects.segmentations[row] for row in order)
+    labels = {int(own): label for label, own in enumerate(own_ids)}
+    return AnnotationTable(
+        category_ids=tuple(labels),
+        id2label={label: str(categories[own]) for own, label in labels.items()},
+        image_ids=np.array(image_ids, dtype=np.int64),
+        image_hw=image_hw,
+        offsets=np.searchsorted(images, np.arange(len(image_ids) + 1)),
+        ids=ids,
+        class_labels=class_labels,
+        boxes_xywh=boxes_to_coco_xywh(boxes, box_format, image_hw[images]),
+        areas=np.array(objects.areas, dtype=np.float64)[order],
+        is_crowd=np.array(objects.is_crowd, dtype=bool)[order],
+        segmentations=segmentations,
+        label_ids_of_stuff=frozenset(labels[own] for own in stuff_ids),
+        problems=tuple(problems),
+    )
+
+
+def _class_labels(category_ids: np.ndarray, own_ids: np.ndarray) -> np.ndarray:
+    """(n,) the place of each category id among the sorted `own_ids`, -1 if it isn't there."""
+    if not len(own_ids):
+        return np.full(len(category_ids), -1, dtype=np.int64)
+    place = np.searchsorted(own_ids, category_ids).clip(max=len(own_ids) - 1)
+    return np.where(own_ids[place] == category_ids, place, -1)
+
+
+def _warn_of_fatal(problems: Sequence[Problem]) -> None:
+    fatal = [problem for problem in problems if problem.is_fatal]
+    if fatal:
+        examples = "\n".join(f"  {problem.text}" for problem in fatal[:3])
+        warnings.warn(
+            f"the annotations have {len(fatal)} problems that forbid training, such as\n"
+            f"{examples}\n`python -m hf_detr.data_check` names them all.",
+            stacklevel=4,
+        )
