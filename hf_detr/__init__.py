@@ -18,9 +18,11 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from .augmentation import make_evaluation_transform, make_training_transform
 from .batches import DetectionCollator, SizeGroupedBatches
+from .coco_evaluator import CocoEvaluator, metrics_table
 from .compiled_attention import kernel_status
 from .configuration_detr import ConditionalDetrConfig, DeformableDetrConfig, DetrConfig
 from .detection_pipeline import DetectionPipeline
+from .evaluation import evaluate, keep_detections, make_compute_metrics
 from .image_processing_detr import DetrImageProcessor
 from .image_processing_sigmoid_detr import (
     ConditionalDetrImageProcessor,
@@ -35,6 +37,7 @@ from .multi_scale_deformable_attention import multi_scale_deformable_attention
 __version__ = "0.1.0"
 
 __all__ = [
+    "CocoEvaluator",
     "ConditionalDetrConfig",
     "ConditionalDetrForObjectDetection",
     "ConditionalDetrImageProcessor",
@@ -51,9 +54,13 @@ __all__ = [
     "DetrImageProcessor",
     "DetrModel",
     "SizeGroupedBatches",
+    "evaluate",
+    "keep_detections",
     "kernel_status",
+    "make_compute_metrics",
     "make_evaluation_transform",
     "make_training_transform",
+    "metrics_table",
     "multi_scale_deformable_attention",
 ]
 

@@ -20,8 +20,8 @@ LAYERS = [
     {
         *("box_ops", "attention", "position_encoding", "backbone", "outputs"),
         *("configuration_backbone", "configuration_checks", "image_reading", "image_settings"),
-        *("embedding_bag_sampling", "coco_masks", "image_canvas"),
         *("training_checkpoint", "training_plan", "model_ema", "learning_rate"),
+        *("embedding_bag_sampling", "coco_masks", "image_canvas", "coco_evaluator"),
     },
     {
         *("configuration_detr", "pretrained_model", "feature_pyramid", "transformer_layer"),
@@ -47,7 +47,7 @@ LAYERS = [
     {"image_processing_detr", "detection_transformer"},
     {"image_processing_sigmoid_detr", "detection_pipeline", "segmentation", "batches"},
     {"modeling_detr", "modeling_conditional_detr", "modeling_deformable_detr"},
-    {"modeling_detr_segmentation"},
+    {"modeling_detr_segmentation", "evaluation"},
     {"__init__"},
 ]
 SIDES = {

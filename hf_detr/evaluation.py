@@ -1,0 +1,272 @@
+"""A model on a data set: detections that don't depend on the batch size, and their AP."""
+
+import copy
+import functools
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import EvalPrediction
+from transformers.image_utils import SizeDict
+
+from .batches import SizeGroupedBatches
+from .coco_evaluator import CocoEvaluator, Metrics
+from .detection_data import DetectionDataset
+from .image_processing_detr import DetrImageProcessor
+from .image_settings import resized_hw
+from .outputs import ObjectDetectionOutput
+
+EVERY_SCORE = -1.0  # a threshold below all scores: AP needs the weak detections too
+MASKS_AT_ONCE = 10  # at full size, all masks of an image may take more memory than the model
+
+
+def evaluate(
+    model: nn.Module,
+    processor: DetrImageProcessor,
+    dataset: DetectionDataset,
+    batch_size: int = 8,
+    num_workers: int = 0,
+    iou_types: Sequence[str] = ("bbox",),
+    progress: bool = True,
+) -> Metrics:
+    """Evaluate a model on a data set, by COCO's rules.
+
+    Images go through the processor alone, as in inference; a transform of the data set is left
+    aside. Where torch.distributed is initialised, every process must call this; each evaluates a
+    share of the images and returns the result of all.
+
+    Args:
+        model: a detector, or for "segm" a segmentation model; on its device, in any mode.
+        processor: prepares images and reads the outputs.
+        dataset: needs `masks=True` for "segm".
+        batch_size: images of equal size that run together; doesn't change the result.
+        num_workers: processes that load images.
+        iou_types: "bbox", "segm" or both.
+        progress: show a progress bar.
+
+    Returns:
+        What `CocoEvaluator.compute` returns.
+
+    Raises:
+        ValueError: if the model and the data have no class in common.
+    """
+    evaluator = CocoEvaluator(dataset.ground_truth(), iou_types)
+    for image_ids, detections in detect(
+        model, processor, dataset, batch_size, num_workers, "segm" in iou_types, progress
+    ):
+        evaluator.update(image_ids, detections)
+    return evaluator.compute()
+
+
+def detect(
+    model: nn.Module,
+    processor: DetrImageProcessor,
+    dataset: DetectionDataset,
+    batch_size: int = 8,
+    num_workers: int = 0,
+    masks: bool = False,
+    progress: bool = True,
+) -> Iterator[tuple[list[int], list[dict[str, Tensor]]]]:
+    """Detect objects in the images of a data set, on this process's share of them.
+
+    Arguments as in `evaluate`; `masks` asks for masks too.
+
+    Yields:
+        For every batch the image ids, and per image `scores` (n,), `labels` (n,) as the data set
+        numbers them, `boxes` (n, 4) as (x0, y0, x1, y1) in pixels of the original image, and if
+        asked for `masks` (n, height, width) bool of its size.
+    """
+    # Wrappers for training in parallel would wait for processes that have one batch less.
+    model = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+    labels = label_map(model.config.id2label, dataset.id2label)
+    loader = _make_loader(processor, dataset, batch_size, num_workers)
+    was_training = model.training
+    model.eval()
+    try:
+        for image_ids, sizes_hw, inputs in _with_progress(loader, progress):
+            with torch.no_grad():
+                outputs = model(**inputs.to(model.device, model.dtype))
+            detections = processor.post_process_object_detection(outputs, EVERY_SCORE, sizes_hw)
+            if masks:
+                _add_masks(detections, outputs, processor, inputs, sizes_hw)
+            yield image_ids, [_relabelled(found, labels) for found in detections]
+    finally:
+        model.train(was_training)
+
+
+def label_map(model_names: Mapping[int, str], data_names: Mapping[int, str]) -> dict[int, int]:
+    """The data's label of each of the model's labels, matched by name.
+
+    Models number classes as their training data did: those of COCO's authors leave gaps, for
+    example. Labels of the model without a name (`LABEL_0`, …) are taken to be the data's.
+
+    Raises:
+        ValueError: if no name is in both.
+    """
+    model_names = {int(label): name for label, name in model_names.items()}
+    if all(name == f"LABEL_{label}" for label, name in model_names.items()):
+        shared = {label: label for label in model_names if label in data_names}
+    else:
+        label_of_name = {name: label for label, name in data_names.items()}
+        shared = {
+            label: label_of_name[name]
+            for label, name in model_names.items()
+            if name in label_of_name
+        }
+    if not shared:
+        raise ValueError(
+            f"the model's classes {list(model_names.values())[:5]} … and the data's "
+            f"{list(data_names.values())[:5]} … have no name in common; evaluate on data with the "
+            "model's classes, or set model.config.id2label."
+        )
+    unknown = [name for label, name in data_names.items() if label not in shared.values()]
+    if unknown:
+        warnings.warn(
+            f"the model lacks {len(unknown)} of the data's {len(data_names)} classes, such as "
+            f"{unknown[:5]}; it can't find their objects, and their AP is 0.",
+            stacklevel=2,
+        )
+    return shared
+
+
+def make_compute_metrics(
+    processor: DetrImageProcessor, ground_truth: Mapping[str, Any], per_class: bool = False
+) -> Callable[[EvalPrediction], dict[str, float]]:
+    """Make `compute_metrics` for transformers' `Trainer`: COCO's AP and AR of boxes.
+
+    Pass `preprocess_logits_for_metrics=keep_detections` to the Trainer too: it hands on which image
+    each prediction is of, which several processes would mix up, and drops all that isn't needed.
+
+    Args:
+        processor: reads the outputs.
+        ground_truth: of the evaluation data, `dataset.ground_truth()`; category ids are the
+            model's labels.
+        per_class: also give `AP_<class>` of every class.
+
+    Raises:
+        ValueError: when called with predictions that `keep_detections` hasn't prepared.
+    """
+
+    def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+        evaluator = CocoEvaluator(ground_truth)
+        batches = prediction.predictions
+        # A tuple is the whole data, a list one entry per batch (`eval_do_concat_batches=False`).
+        for batch in batches if isinstance(batches, list) else [batches]:
+            _update(evaluator, processor, batch)
+        metrics = evaluator.compute()
+        classes = metrics.pop("per_class")
+        if per_class:
+            metrics |= {f"AP_{name}": one["AP"] for name, one in classes.items()}
+        return metrics
+
+    return compute_metrics
+
+
+def keep_detections(
+    outputs: tuple[Any, ...], labels: list[dict[str, Tensor]]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`preprocess_logits_for_metrics` for transformers' `Trainer`; see `make_compute_metrics`.
+
+    Args:
+        outputs: the model's, without the loss.
+        labels: one dict per image. All but `image_id` and `orig_size` are removed: the Trainer
+            gathers labels from all processes, which fails when images have different numbers of
+            objects.
+
+    Returns:
+        `logits` (B, Q, C'), `pred_boxes` (B, Q, 4), image ids (B,) and original sizes (B, 2).
+    """
+    outputs = tuple(entry for entry in outputs if not isinstance(entry, Mapping))  # loss_dict
+    for label in labels:
+        for key in set(label) - {"image_id", "orig_size"}:
+            del label[key]
+    image_ids = torch.cat([label["image_id"].reshape(1) for label in labels])
+    return *outputs[:2], image_ids, torch.stack([label["orig_size"] for label in labels])
+
+
+def _make_loader(
+    processor: DetrImageProcessor, dataset: DetectionDataset, batch_size: int, num_workers: int
+) -> DataLoader:
+    """This process's batches: image ids, original sizes, inputs; none padded by another image."""
+    plain = copy.copy(dataset)
+    plain.set_transform(None)
+    sizes_hw = [dataset.image_hw(index) for index in range(len(dataset))]
+    if processor.do_resize:
+        size = SizeDict(**dict(processor.size))
+        sizes_hw = [resized_hw(size_hw, size) for size_hw in sizes_hw]
+    rank, world_size = 0, 1
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return DataLoader(
+        plain,
+        batch_sampler=SizeGroupedBatches(sizes_hw, batch_size, rank, world_size),
+        num_workers=num_workers,
+        collate_fn=functools.partial(_collate, processor),
+    )
+
+
+def _collate(
+    processor: DetrImageProcessor, samples: Sequence[tuple[Tensor, dict[str, Tensor]]]
+) -> tuple[list[int], list[tuple[int, int]], Any]:
+    images = [image for image, _ in samples]
+    inputs = processor(images, input_data_format="channels_first", return_tensors="pt")
+    image_ids = [int(target["image_id"]) for _, target in samples]
+    return image_ids, [tuple(target["orig_size"].tolist()) for _, target in samples], inputs
+
+
+def _with_progress(loader: DataLoader, progress: bool) -> Iterator[Any]:
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    is_first = not distributed or torch.distributed.get_rank() == 0
+    return iter(tqdm(loader, desc="evaluate", unit="batch", disable=not (progress and is_first)))
+
+
+def _relabelled(found: Mapping[str, Tensor], labels: Mapping[int, int]) -> dict[str, Tensor]:
+    """Detections with the data's labels, without classes that the data lack."""
+    new_labels = torch.tensor([labels.get(label, -1) for label in found["labels"].tolist()])
+    keep = new_labels >= 0
+    kept = {key: value.cpu()[keep] for key, value in found.items()}
+    return {**kept, "labels": new_labels[keep]}
+
+
+def _add_masks(
+    detections: list[dict[str, Tensor]],
+    outputs: Any,
+    processor: DetrImageProcessor,
+    inputs: Mapping[str, Tensor],
+    sizes_hw: list[tuple[int, int]],
+) -> None:
+    """Add `masks` (n, height, width) bool of each image's original size to its detections."""
+    canvas_hw = tuple(inputs["pixel_values"].shape[-2:])
+    _, _, queries = processor.classification.detections(outputs.logits)
+    for index, (found, size_hw) in enumerate(zip(detections, sizes_hw, strict=True)):
+        height, width = canvas_hw
+        if "pixel_mask" in inputs:
+            mask = inputs["pixel_mask"][index]
+            height, width = int(mask[:, 0].sum()), int(mask[0].sum())
+        parts = []
+        for logits in outputs.pred_masks[index, queries[index]].float().split(MASKS_AT_ONCE):
+            # In the official code's two steps, so that the numbers can be compared.
+            large = F.interpolate(logits[None], canvas_hw, mode="bilinear", align_corners=False)
+            inside = (large[..., :height, :width] > 0).float()
+            parts.append(F.interpolate(inside, size_hw, mode="nearest")[0] > 0.5)
+        found["masks"] = torch.cat(parts)
+
+
+def _update(
+    evaluator: CocoEvaluator, processor: DetrImageProcessor, batch: tuple[Any, ...]
+) -> None:
+    """Add predictions as `keep_detections` leaves them, as arrays."""
+    if len(batch) != 4:
+        raise ValueError(
+            f"the predictions have {len(batch)} parts; pass "
+            "preprocess_logits_for_metrics=keep_detections to the Trainer."
+        )
+    logits, boxes, image_ids, sizes_hw = (torch.from_numpy(array) for array in batch)
+    outputs = ObjectDetectionOutput(logits=logits, pred_boxes=boxes)
+    detections = processor.post_process_object_detection(outputs, EVERY_SCORE, sizes_hw)
+    evaluator.update(image_ids, detections)
