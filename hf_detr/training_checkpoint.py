@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ def save_checkpoint(
     tensors: Mapping[str, Mapping[str, Tensor]],
     state: Mapping[str, Any],
     keep: int = 2,
+    protect: Collection[int] = (),
     write_more: Callable[[Path], None] | None = None,
 ) -> Path:
     """Write a checkpoint completely, or leave what was there.
@@ -57,7 +58,8 @@ def save_checkpoint(
         step: optimiser steps done; part of the name.
         tensors: named groups of named tensors; each becomes `<group>.safetensors`.
         state: what JSON can hold.
-        keep: how many complete checkpoints stay, this one included.
+        keep: how many of the newest checkpoints stay, this one included.
+        protect: steps whose checkpoints stay too, such as the best one's.
         write_more: writes further files into the folder that it is given, such as a config.
 
     Returns:
@@ -70,8 +72,9 @@ def save_checkpoint(
     """
     if keep < 1:
         raise ValueError(f"keep is {keep}; at least the newest checkpoint must stay.")
-    final, unfinished = folder / f"checkpoint-{step:08d}", folder / f"{UNFINISHED}{step:08d}"
-    shutil.rmtree(unfinished, ignore_errors=True)
+    final, unfinished = checkpoint_folder(folder, step), folder / f"{UNFINISHED}{step:08d}"
+    for killed in folder.glob(f"{UNFINISHED}*"):
+        shutil.rmtree(killed, ignore_errors=True)
     try:
         unfinished.mkdir(parents=True)
         for group, named in tensors.items():
@@ -94,7 +97,8 @@ def save_checkpoint(
     os.rename(unfinished, final)
     _flush(folder)
     for old in _newest_first(folder)[keep:]:
-        shutil.rmtree(old, ignore_errors=True)
+        if _step(old) not in protect:
+            shutil.rmtree(old, ignore_errors=True)
     return final
 
 
@@ -105,18 +109,40 @@ def load_newest_checkpoint(folder: Path) -> TrainingCheckpoint | None:
     passed over with a warning.
     """
     for candidate in _newest_first(folder):
-        problem = _problem(candidate)
-        if problem is None:
-            return _load(candidate)
-        warnings.warn(f"{candidate} is passed over: {problem}.", stacklevel=2)
+        try:
+            return load_checkpoint(candidate)
+        except ValueError as error:
+            warnings.warn(f"passed over: {error}", stacklevel=2)
     return None
 
 
+def load_checkpoint(folder: Path) -> TrainingCheckpoint:
+    """Load one checkpoint.
+
+    Raises:
+        ValueError: if it isn't what its manifest says.
+    """
+    problem = _problem(folder)
+    if problem is not None:
+        raise ValueError(f"the checkpoint {folder} is spoilt: {problem}.")
+    state = json.loads((folder / STATE).read_text())
+    tensors = {path.stem: load_file(path) for path in sorted(folder.glob("*.safetensors"))}
+    return TrainingCheckpoint(folder, state.pop("step"), tensors, state)
+
+
+def checkpoint_folder(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step is."""
+    return folder / f"checkpoint-{step:08d}"
+
+
+def _step(checkpoint: Path) -> int | None:
+    match = re.fullmatch(r"checkpoint-(\d+)", checkpoint.name)
+    return int(match[1]) if match and checkpoint.is_dir() else None
+
+
 def _newest_first(folder: Path) -> list[Path]:
-    found = [path for path in folder.glob("checkpoint-*") if path.is_dir()]
-    steps = {path: re.fullmatch(r"checkpoint-(\d+)", path.name) for path in found}
-    named = [path for path, match in steps.items() if match]
-    return sorted(named, key=lambda path: int(steps[path][1]), reverse=True)
+    steps = {path: _step(path) for path in folder.glob("checkpoint-*")}
+    return sorted((p for p, s in steps.items() if s is not None), key=steps.get, reverse=True)
 
 
 def _seal(folder: Path) -> None:
@@ -162,9 +188,3 @@ def _problem(folder: Path) -> str | None:
     except (OSError, ValueError, AttributeError, TypeError) as error:
         return f"{MANIFEST} or a file that it names can't be read ({error})"
     return None
-
-
-def _load(folder: Path) -> TrainingCheckpoint:
-    state = json.loads((folder / STATE).read_text())
-    tensors = {path.stem: load_file(path) for path in sorted(folder.glob("*.safetensors"))}
-    return TrainingCheckpoint(folder, state.pop("step"), tensors, state)
