@@ -33,6 +33,7 @@ from .modeling_deformable_detr import DeformableDetrForObjectDetection, Deformab
 from .modeling_detr import DetrForObjectDetection, DetrModel
 from .modeling_detr_segmentation import DetrForSegmentation
 from .multi_scale_deformable_attention import multi_scale_deformable_attention
+from .panoptic_quality import PanopticQuality
 
 __version__ = "0.1.0"
 
@@ -52,6 +53,7 @@ __all__ = [
     "DetrForObjectDetection",
     "DetrForSegmentation",
     "DetrImageProcessor",
+    "PanopticQuality",
     "DetrModel",
     "SizeGroupedBatches",
     "evaluate",

@@ -21,7 +21,7 @@ LAYERS = [
         *("box_ops", "attention", "position_encoding", "backbone", "outputs"),
         *("configuration_backbone", "configuration_checks", "image_reading", "image_settings"),
         *("training_checkpoint", "training_plan", "model_ema", "learning_rate"),
-        *("embedding_bag_sampling", "coco_masks", "image_canvas", "coco_evaluator"),
+        *("embedding_bag_sampling", "coco_masks", "image_canvas", "coco_evaluator", "processes"),
     },
     {
         *("configuration_detr", "pretrained_model", "feature_pyramid", "transformer_layer"),
@@ -31,6 +31,7 @@ LAYERS = [
             "postprocess",
             "postprocess_masks",
             "training_state",
+            "panoptic_quality",
             "annotations",
             "multi_scale_deformable_attention",
         ),
@@ -44,6 +45,7 @@ LAYERS = [
     {"classification", "encoder", "deformable_attention", "mask_head", "augmentation"},
     {"matcher", "heads"},
     {"criterion"},
+    {"training_health"},
     {"image_processing_detr", "detection_transformer"},
     {"image_processing_sigmoid_detr", "detection_pipeline", "segmentation", "batches"},
     {"modeling_detr", "modeling_conditional_detr", "modeling_deformable_detr"},
@@ -173,6 +175,7 @@ def test_every_module_has_its_tests() -> None:
         "image_processing_sigmoid_detr": "test_image_processing_detr",
         "transformer_layer": "test_encoder",
         "outputs": "test_detection_transformer",
+        "processes": "test_training_health",
     }
     for module in MODULES:
         name = elsewhere.get(module, f"test_{module}")
