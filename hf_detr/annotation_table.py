@@ -63,7 +63,7 @@ class AnnotationTable:
     category_ids: tuple[int, ...]  # class label -> the data's own id
     id2label: dict[int, str]  # class label -> name
     image_ids: np.ndarray  # (I,) int64, the data's own
-    image_hw: np.ndarray  # (I, 2) int64, height and width in pixels
+    image_hw: np.ndarray  # (I, 2) int64, height and width in pixels; 0 where nobody knows
     offsets: np.ndarray  # (I + 1,) int64
     ids: np.ndarray  # (n,) int64, the data's own
     class_labels: np.ndarray  # (n,) int64; -1 where the id is none of the data's categories
@@ -120,6 +120,7 @@ class RawObjects:
         number: int | None = None,
         area: float = float("nan"),
         is_crowd: bool = False,
+        segmentation: Any = None,
     ) -> None:
         """Add one object; its id is `number`, or the count of objects before it."""
         self.ids.append(len(self.ids) if number is None else number)
@@ -128,6 +129,8 @@ class RawObjects:
         self.boxes.append(box)
         self.areas.append(area)
         self.is_crowd.append(is_crowd)
+        if self.segmentations is not None:
+            self.segmentations.append(segmentation)
 
 
 def make_table(

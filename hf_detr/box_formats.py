@@ -64,8 +64,8 @@ def box_format_suspicion(boxes: np.ndarray, box_format: str, image_hw: np.ndarra
         box_format: what they are said to be.
         image_hw: (n, 2) height and width in pixels of each box's image.
     """
-    is_finite = np.isfinite(boxes).all(-1)
-    boxes, image_hw = boxes[is_finite], image_hw[is_finite]
+    is_known = np.isfinite(boxes).all(-1) & (image_hw > 0).all(-1)
+    boxes, image_hw = boxes[is_known], image_hw[is_known]
     fits = _fits(boxes, box_format, image_hw)
     misfits = len(boxes) - int(fits.sum())
     if misfits < FEWEST_MISFITS or misfits <= MOST_MISFITS * len(boxes):

@@ -1,13 +1,15 @@
 """COCO's detection and panoptic data: a JSON file and a folder of images."""
 
 import json
-import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .annotation_table import Problem, RawObjects, make_table
+from tqdm.auto import tqdm
+
+from .annotation_entries import is_integer, objects_from_entries, with_boxes
+from .annotation_table import Problem, make_table
 from .box_formats import checked_box_format
 from .detection_data import DetectionDataset
 from .image_source import ImageFolder, image_size_hw
@@ -39,20 +41,77 @@ def read_coco(
     content = _read_json(annotation_file, ("images", "annotations", "categories"))
     records = _ImageRecords(content["images"], annotation_file, image_folder)
     entries, problems = _entries_of_known_images(content["annotations"], records)
-    objects = RawObjects(
-        images=[records.index_of_id[entry["image_id"]] for entry in entries],
-        segmentations=[entry.get("segmentation") for entry in entries] if masks else None,
-    )
-    problems += _fill_objects(objects, entries)
+    images = [records.index_of_id[entry["image_id"]] for entry in entries]
+    objects = objects_from_entries(entries, images, problems)
+    if masks:
+        objects.segmentations = [entry.get("segmentation") for entry in entries]
     table = make_table(
         _categories(content["categories"], annotation_file),
         records.ids,
-        records.sizes_hw(),
+        records.sizes_hw(problems),
         objects,
         box_format,
         problems=problems,
     )
     return DetectionDataset(table, records.images, masks=masks, seed=seed)
+
+
+def read_coco_panoptic(
+    annotation_file: StrPath,
+    image_folder: StrPath,
+    segment_folder: StrPath,
+    box_format: str = "coco_xywh",
+    masks: bool = True,
+    seed: int = 0,
+) -> DetectionDataset:
+    """Read COCO panoptic data: things and stuff, whose masks are in PNG files.
+
+    Categories without `isthing: 1` are stuff (`dataset.label_ids_of_stuff`). A missing `bbox` is
+    the segment's box in its PNG file.
+
+    Args:
+        annotation_file: JSON with `images`, `annotations` and `categories`; each annotation has an
+            `image_id`, the PNG's `file_name` and `segments_info`.
+        image_folder: what the images' `file_name` is relative to.
+        segment_folder: what the annotations' `file_name` is relative to.
+        box_format: what the boxes of `segments_info` are.
+        masks: give masks.
+        seed: of the transform's randomness.
+
+    Raises:
+        ValueError: as `read_coco`.
+    """
+    checked_box_format(box_format)
+    content = _read_json(annotation_file, ("images", "annotations", "categories"))
+    records = _ImageRecords(content["images"], annotation_file, image_folder)
+    annotations, problems = _entries_of_known_images(content["annotations"], records)
+    map_names = [f"{Path(record['file_name']).stem}.png" for record in content["images"]]
+    for number, annotation in enumerate(annotations):
+        if not isinstance(annotation.get("segments_info"), list):
+            raise ValueError(
+                f"{annotation_file}: annotation {number} has no list 'segments_info'; read files "
+                "of COCO's detection format with read_coco."
+            )
+        index = records.index_of_id[annotation["image_id"]]
+        map_names[index] = annotation.get("file_name", map_names[index])
+    segment_maps = ImageFolder(segment_folder, map_names)
+
+    images, entries = [], []
+    for annotation in tqdm(annotations, desc="segments", unit="image", disable=None):
+        index = records.index_of_id[annotation["image_id"]]
+        segments = with_boxes(annotation["segments_info"], segment_maps, index, box_format)
+        entries += segments
+        images += [index] * len(segments)
+    table = make_table(
+        _categories(content["categories"], annotation_file),
+        records.ids,
+        records.sizes_hw(problems),
+        objects_from_entries(entries, images, problems),
+        box_format,
+        [record["id"] for record in content["categories"] if not record.get("isthing")],
+        problems,
+    )
+    return DetectionDataset(table, records.images, segment_maps, masks, seed)
 
 
 def _read_json(file: StrPath, keys: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
@@ -79,7 +138,7 @@ def _categories(records: Sequence[Mapping[str, Any]], file: StrPath) -> dict[int
     names = {}
     for number, record in enumerate(records):
         own_id, name = record.get("id"), record.get("name")
-        if not _is_int(own_id) or not isinstance(name, str) or own_id in names:
+        if not is_integer(own_id) or not isinstance(name, str) or own_id in names:
             raise ValueError(
                 f"{file}: category {number} is {record!r}; each needs a 'name' and an 'id', an "
                 "integer that no other category has."
@@ -93,7 +152,7 @@ class _ImageRecords:
 
     def __init__(self, records: Sequence[Mapping[str, Any]], file: StrPath, folder: StrPath):
         for number, record in enumerate(records):
-            if not _is_int(record.get("id")) or not isinstance(record.get("file_name"), str):
+            if not is_integer(record.get("id")) or not isinstance(record.get("file_name"), str):
                 raise ValueError(
                     f"{file}: image {number} is {record!r}; each needs an integer 'id' and a "
                     "'file_name'."
@@ -106,12 +165,12 @@ class _ImageRecords:
             raise ValueError(f"{file}: two images have the id {twice}; give each its own.")
         self.images = ImageFolder(folder, [record["file_name"] for record in records])
 
-    def sizes_hw(self) -> list[tuple[int, int]]:
+    def sizes_hw(self, problems: list[Problem]) -> list[tuple[int, int]]:
         """Heights and widths, from the image itself where the file doesn't say."""
         return [
             (record["height"], record["width"])
             if _is_size(record.get("height")) and _is_size(record.get("width"))
-            else image_size_hw(self.images, index)
+            else image_size_hw(self.images, index, problems)
             for index, record in enumerate(self.records)
         ]
 
@@ -133,49 +192,3 @@ def _entries_of_known_images(
             text = f"annotation {number} has image_id {image_id!r}, which no image of the file has"
             problems.append(Problem("annotation without image", None, text, True))
     return known, problems
-
-
-def _fill_objects(objects: RawObjects, entries: Sequence[Mapping[str, Any]]) -> list[Problem]:
-    """Fill all columns of `objects` but images and segmentations; what can't be read is named."""
-    problems: list[Problem] = []
-
-    def column(
-        key: str, is_right: Callable[[Any], bool], default: Any, expected: str, optional: bool
-    ) -> list[Any]:
-        values = [entry.get(key) for entry in entries]
-        for row, value in enumerate(values):
-            if is_right(value):
-                continue
-            if value is not None or not optional:
-                text = f"object {entries[row].get('id', row)} has {key} {value!r}, not {expected}"
-                problems.append(Problem(f"wrong {key}", objects.images[row], text, True))
-            values[row] = row if default is None else default
-        return values
-
-    objects.ids = column("id", _is_int, None, "an integer", True)
-    objects.category_ids = column("category_id", _is_int, -1, "an integer", False)
-    objects.boxes = column("bbox", _is_box, [math.nan] * 4, "4 finite numbers", False)
-    objects.areas = column("area", _is_area, math.nan, "a finite number from 0", True)
-    objects.is_crowd = column("iscrowd", _is_flag, False, "0 or 1", True)
-    return problems
-
-
-def _is_int(value: Any) -> bool:
-    return type(value) is int and -(2**63) <= value < 2**63
-
-
-def _is_box(value: Any) -> bool:
-    return type(value) is list and len(value) == 4 and all(map(_is_finite, value))
-
-
-def _is_area(value: Any) -> bool:
-    return _is_finite(value) and value >= 0
-
-
-def _is_flag(value: Any) -> bool:
-    return value == 0 or value == 1
-
-
-def _is_finite(value: Any) -> bool:
-    kind = type(value)
-    return (kind is float or kind is int) and math.isfinite(value)

@@ -146,7 +146,7 @@ class DetectionDataset(Dataset):
             ValueError, TypeError: if a segmentation can't be right; the message names it.
         """
         size_hw = self.image_hw(index)
-        if self.segment_maps is not None:
+        if self.segment_maps is not None and rows:
             segment_ids = read_segment_ids(self.segment_maps, index)
             if segment_ids.shape != size_hw:
                 raise ValueError(

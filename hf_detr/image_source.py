@@ -10,8 +10,11 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from .annotation_table import PackedValues
+from .annotation_table import PackedValues, Problem
 from .image_reading import EXIF_ORIENTATION, read_images
+
+# What PIL raises for files that aren't there, aren't images, break off or are far too large.
+READING_ERRORS = (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError)
 
 
 class ImageSource(Protocol):
@@ -97,7 +100,7 @@ def read_pixels(source: ImageSource, index: int) -> Tensor:
     try:
         with source.open(index) as image:
             pixels = read_images(image)[0]
-    except (OSError, ValueError, PIL.Image.DecompressionBombError) as error:
+    except READING_ERRORS as error:
         raise ValueError(f"{source.name(index)} can't be read: {error}") from error
     if pixels.is_floating_point():
         raise ValueError(
@@ -106,17 +109,17 @@ def read_pixels(source: ImageSource, index: int) -> Tensor:
     return pixels.contiguous()
 
 
-def image_size_hw(source: ImageSource, index: int) -> tuple[int, int]:
+def image_size_hw(source: ImageSource, index: int, problems: list[Problem]) -> tuple[int, int]:
     """Height and width of one upright image, from its header alone.
 
-    Raises:
-        ValueError: if it can't be opened; the message names the image.
+    An image that can't be opened has (0, 0) and is added to `problems`.
     """
     try:
         with source.open(index) as image:
             return upright_size_hw(image)
-    except (OSError, ValueError, PIL.Image.DecompressionBombError) as error:
-        raise ValueError(f"{source.name(index)} can't be read: {error}") from error
+    except READING_ERRORS as error:
+        problems.append(Problem("image file", index, f"can't be read: {error}", True))
+        return 0, 0
 
 
 def upright_size_hw(image: PIL.Image.Image) -> tuple[int, int]:
@@ -141,6 +144,6 @@ def read_segment_ids(source: ImageSource, index: int) -> Tensor:
         with source.open(index) as image:
             is_plain = image.mode in ("L", "P") or image.mode.startswith("I")
             array = np.asarray(image if is_plain else image.convert("RGB")).astype(np.int64)
-    except (OSError, ValueError, PIL.Image.DecompressionBombError) as error:
+    except READING_ERRORS as error:
         raise ValueError(f"{source.name(index)} can't be read: {error}") from error
     return torch.from_numpy(array if is_plain else array @ [1, 256, 256**2])

@@ -71,7 +71,7 @@ def test_masks_stay_with_their_boxes_when_a_box_is_dropped(tmp_path: Path):
     assert target["class_labels"].tolist() == [1] and target["masks"].sum() == 160
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_examples_depend_on_seed_epoch_and_index_only(dataset: DetectionDataset, method: str):
     """Protects reproducible training: workers that live on see the epoch and draw the same."""
     dataset.set_transform(noisy)

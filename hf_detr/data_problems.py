@@ -1,0 +1,160 @@
+"""What can be wrong in a data set, one check per function; `data_check` runs them all."""
+
+from collections import Counter
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from .annotation_table import AnnotationTable, Problem
+from .annotations import FLOAT32_MAX
+from .detection_data import DetectionDataset
+from .image_source import READING_ERRORS, read_segment_ids, upright_size_hw
+
+BORDER = 1.0  # pixels that a box may leave its image by, because annotations are rounded
+
+
+def class_problems(table: AnnotationTable) -> Iterator[Problem]:
+    """Gaps in the data's own ids, names that are there twice, classes without objects."""
+    own_ids = table.category_ids
+    if not own_ids:
+        yield Problem("classes", None, "there are no classes", True)
+        return
+    missing = sorted(set(range(own_ids[0], own_ids[-1])) - set(own_ids))
+    if missing or own_ids[0] != 0:
+        gaps = f", without {_some(missing)}" if missing else ""
+        text = f"own ids go from {own_ids[0]} to {own_ids[-1]}{gaps}; labels go from 0 to "
+        yield Problem("gaps in category ids", None, text + f"{len(own_ids) - 1}", False)
+    for name, count in Counter(table.id2label.values()).items():
+        if count > 1:
+            yield Problem("class names", None, f"{count} classes have the name {name!r}", False)
+    learned = table.class_labels[(table.class_labels >= 0) & ~table.is_crowd]
+    counts = np.bincount(learned, minlength=len(own_ids))
+    unseen = [table.id2label[label] for label in np.flatnonzero(counts == 0).tolist()]
+    if unseen:
+        text = f"{len(unseen)} classes have no object: {_some(unseen)}"
+        yield Problem("classes without objects", None, text, False)
+
+
+def box_problems(table: AnnotationTable) -> Iterator[Problem]:
+    """Boxes that can't be learned, that are dropped, and that are clipped."""
+    boxes, images = table.boxes_xywh, table.image_of_rows()
+    image_wh = table.image_hw[images][:, ::-1]
+    low, size = boxes[:, :2], boxes[:, 2:]
+    high = low + size
+    is_finite = (np.abs(boxes) <= FLOAT32_MAX).all(-1)
+    is_negative = is_finite & (size < 0).any(-1)
+    is_empty = is_finite & ~is_negative & (size == 0).any(-1)
+    is_sound = is_finite & ~is_negative & ~is_empty & (image_wh > 0).all(-1)
+    is_away = is_sound & ((high <= 0) | (low >= image_wh)).any(-1)
+    is_clipped = is_sound & ~is_away & ((low < -BORDER) | (high > image_wh + BORDER)).any(-1)
+    named = [problem.image for problem in table.problems if problem.kind == "wrong bbox"]
+    for kind, found, is_fatal in (
+        ("box that isn't finite", ~is_finite & ~np.isin(images, named), True),
+        ("box of negative size", is_negative, True),
+        ("box without area (dropped)", is_empty, False),
+        ("box outside its image (dropped)", is_away, False),
+        ("box beyond the border (clipped)", is_clipped, False),
+    ):
+        for row in np.flatnonzero(found).tolist():
+            text = f"object {table.ids[row]} has the box (left, top, width, height) "
+            box = [round(value, 3) for value in boxes[row].tolist()]
+            yield Problem(kind, int(images[row]), text + f"{box}", is_fatal)
+
+
+def duplicate_problems(table: AnnotationTable) -> Iterator[Problem]:
+    """Objects with the image, the class and the box of another."""
+    columns = [table.image_of_rows(), table.class_labels, *table.boxes_xywh.T]
+    order = np.lexsort(columns)
+    sorted_columns = np.stack([column[order] for column in columns])
+    is_same = (sorted_columns[:, 1:] == sorted_columns[:, :-1]).all(0)
+    for place in np.flatnonzero(is_same).tolist():
+        first, second = order[place : place + 2]
+        text = f"objects {table.ids[first]} and {table.ids[second]} have the same class and box"
+        yield Problem("duplicate annotation", int(columns[0][first]), text, False)
+
+
+def count_problems(table: AnnotationTable, num_queries: int | None) -> Iterator[Problem]:
+    """Images without objects, and with more than the model has queries."""
+    if len(table) == 0:
+        yield Problem("no images", None, "there are no images", True)
+        return
+    counts = np.bincount(table.image_of_rows()[~table.is_crowd], minlength=len(table))
+    if not counts.any():
+        yield Problem("no objects at all", None, "no image has an object to learn", True)
+    for image in np.flatnonzero(counts == 0).tolist():
+        yield Problem("image without objects", image, "only background is learned", False)
+    if num_queries is not None:
+        for image in np.flatnonzero(counts > num_queries).tolist():
+            text = f"{counts[image]} objects, {num_queries} queries; the rest isn't learned"
+            yield Problem("more objects than queries", image, text, False)
+
+
+def repeated_image_problems(dataset: DetectionDataset) -> Iterator[Problem]:
+    """Images whose file is another image's too."""
+    first: dict[str, int] = {}
+    for image in range(len(dataset)):
+        name = dataset.images.name(image)
+        if first.setdefault(name, image) != image:
+            yield Problem("image twice", image, f"also image {first[name]} of the data", False)
+
+
+def image_problems(dataset: DetectionDataset, image: int, decode: bool) -> list[Problem]:
+    """One image's file, and its masks where the data set gives masks.
+
+    Args:
+        decode: read all of the file, which alone finds those that break off; otherwise its header.
+    """
+    size_hw = dataset.image_hw(image)
+    try:
+        with dataset.images.open(image) as opened:
+            found_hw = upright_size_hw(opened)
+            if decode:
+                # An eighth of the size, where JPEG offers it; all of the file is read all the same.
+                opened.draft(None, (1, 1))
+                opened.load()
+    except FileNotFoundError:
+        return [Problem("missing image", image, "there is no such file", True)]
+    except READING_ERRORS as error:
+        return [Problem("unreadable image", image, str(error), True)]
+    if found_hw != size_hw:
+        text = f"it has {found_hw} pixels (height, width), its annotations are for {size_hw}"
+        return [Problem("image of another size", image, text, True)]
+    return _mask_problems(dataset, image) if dataset.masks else []
+
+
+def _mask_problems(dataset: DetectionDataset, image: int) -> list[Problem]:
+    if dataset.segment_maps is not None:
+        return _map_problems(dataset, image)
+    problems = []
+    for row in dataset.table.rows(image):
+        try:
+            is_empty = not dataset.object_masks(image, [row]).any()
+        except (ValueError, TypeError) as error:
+            problems.append(Problem("bad mask", image, str(error), True))
+            continue
+        if is_empty:
+            text = f"object {dataset.table.ids[row]} has a mask without a pixel"
+            problems.append(Problem("empty mask", image, text, False))
+    return problems
+
+
+def _map_problems(dataset: DetectionDataset, image: int) -> list[Problem]:
+    rows = dataset.table.rows(image)
+    if not rows:
+        return []
+    try:
+        segment_ids = read_segment_ids(dataset.segment_maps, image)
+    except ValueError as error:
+        return [Problem("segment map", image, str(error), True)]
+    if segment_ids.shape != dataset.image_hw(image):
+        text = f"{dataset.segment_maps.name(image)} has {tuple(segment_ids.shape)} pixels"
+        return [Problem("segment map", image, text + " (height, width)", True)]
+    drawn = set(torch.unique(segment_ids).tolist())
+    missing = [own_id for own_id in dataset.table.ids[rows].tolist() if own_id not in drawn]
+    text = f"segments {_some(missing)} have no pixel in {dataset.segment_maps.name(image)}"
+    return [Problem("empty mask", image, text, False)] if missing else []
+
+
+def _some(values: list) -> str:
+    return ", ".join(map(str, values[:5])) + (f" and {len(values) - 5} more" * (len(values) > 5))

@@ -1,0 +1,151 @@
+"""Pascal VOC: an XML file per image, lists of images per split."""
+
+import os
+import xml.parsers.expat
+from collections.abc import Sequence
+from pathlib import Path
+from xml.etree.ElementTree import Element, TreeBuilder
+
+from tqdm.auto import tqdm
+
+from .annotation_table import Problem, RawObjects, make_table
+from .detection_data import DetectionDataset
+from .image_source import ImageFolder, check_stays_inside, image_size_hw
+
+CORNERS = ("xmin", "ymin", "xmax", "ymax")
+
+
+def read_voc(
+    folder: str | os.PathLike[str],
+    split: str = "train",
+    class_names: Sequence[str] | None = None,
+    keep_difficult: bool = False,
+    seed: int = 0,
+) -> DetectionDataset:
+    """Read Pascal VOC detection data.
+
+    Pixels count from 1 and corners are inclusive: (xmin - 1, ymin - 1, xmax, ymax) is the box. An
+    image's and an object's number are its place in the list and in its file, from 0.
+
+    Args:
+        folder: with `Annotations`, `ImageSets/Main` and `JPEGImages`.
+        split: name of a list in `ImageSets/Main`, without `.txt`.
+        class_names: the classes in the order of their labels; None takes all names in
+            `Annotations`, sorted, so that all splits agree.
+        keep_difficult: learn and evaluate objects marked as difficult. By default they are crowds:
+            left out of training, and neither right nor wrong in evaluation, as in the VOC devkit.
+        seed: of the transform's randomness.
+
+    Raises:
+        ValueError: if the list is missing or empty. Mistakes in single files are kept as
+            `table.problems`, and a warning counts them.
+    """
+    folder = Path(folder)
+    stems = _split_stems(folder, split)
+    problems: list[Problem] = []
+    if class_names is None:
+        class_names = _all_class_names(folder / "Annotations")
+    labels = {name: label for label, name in enumerate(class_names)}
+    files = {path.stem: path.name for path in (folder / "JPEGImages").iterdir()}
+    images = ImageFolder(folder / "JPEGImages", [files.get(stem, f"{stem}.jpg") for stem in stems])
+    objects, sizes_hw = RawObjects(), []
+    for index, stem in enumerate(tqdm(stems, desc=f"VOC {split}", unit="file", disable=None)):
+        file = folder / "Annotations" / f"{stem}.xml"
+        size_hw = None
+        try:
+            root = parse_xml(file)
+            size_hw = _size_hw(root)
+            for number, found in enumerate(root.iter("object")):
+                name, box, is_difficult = _object(found, file)
+                if name not in labels:
+                    raise ValueError(
+                        f"{file}:{found.get('line')}: {name!r} isn't one of the {len(labels)} "
+                        "class names"
+                    )
+                is_crowd = is_difficult and not keep_difficult
+                objects.append(index, labels[name], box, number, is_crowd=is_crowd)
+        except (OSError, ValueError) as error:
+            problems.append(Problem("annotation file", index, str(error), True))
+        sizes_hw.append(size_hw or image_size_hw(images, index, problems))
+    categories = dict(enumerate(class_names))
+    ids = range(len(stems))
+    table = make_table(categories, ids, sizes_hw, objects, "xyxy", problems=problems)
+    return DetectionDataset(table, images, seed=seed)
+
+
+def parse_xml(file: str | os.PathLike[str]) -> Element:
+    """Parse an XML file; each element's attribute `line` is where it starts.
+
+    Raises:
+        ValueError: if it isn't XML, or declares a document type: entities can read other files and
+            fill the memory.
+    """
+    builder, parser = TreeBuilder(), xml.parsers.expat.ParserCreate()
+
+    def start(tag: str, attributes: dict[str, str]) -> None:
+        builder.start(tag, {**attributes, "line": str(parser.CurrentLineNumber)})
+
+    def refuse(*_: object) -> None:
+        raise ValueError(
+            f"{file}:{parser.CurrentLineNumber}: there is a document type declaration, which "
+            "annotations don't need and which can do harm; take it out"
+        )
+
+    parser.StartElementHandler, parser.EndElementHandler = start, builder.end
+    parser.CharacterDataHandler, parser.StartDoctypeDeclHandler = builder.data, refuse
+    try:
+        parser.Parse(Path(file).read_bytes(), True)
+    except xml.parsers.expat.ExpatError as error:
+        reason = xml.parsers.expat.ErrorString(error.code)
+        raise ValueError(f"{file}:{error.lineno}: no XML, {reason}") from error
+    return builder.close()
+
+
+def _split_stems(folder: Path, split: str) -> list[str]:
+    """Names of the split's images, without their endings."""
+    lists = folder / "ImageSets" / "Main"
+    check_stays_inside([split])
+    file = lists / f"{split}.txt"
+    if not file.is_file():
+        known = sorted(path.stem for path in lists.glob("*.txt"))
+        raise ValueError(f"there is no {file}; the splits in {lists} are {known}.")
+    # The lists of single classes have a second column.
+    stems = [line.split()[0] for line in file.read_text().splitlines() if line.strip()]
+    if not stems:
+        raise ValueError(f"{file} lists no images.")
+    check_stays_inside(stems)
+    return stems
+
+
+def _all_class_names(folder: Path) -> list[str]:
+    names = set()
+    for file in tqdm(sorted(folder.glob("*.xml")), desc="VOC names", unit="file", disable=None):
+        try:
+            names |= {
+                found.findtext("name", "").strip() for found in parse_xml(file).iter("object")
+            }
+        except ValueError:
+            continue  # named with its image, if the split has it
+    return sorted(names - {""})
+
+
+def _size_hw(root: Element) -> tuple[int, int] | None:
+    """Height and width, or None if the file doesn't say."""
+    values = [root.findtext(f"size/{key}", "").strip() for key in ("height", "width")]
+    if not all(value.isdecimal() and int(value) for value in values):
+        return None
+    return int(values[0]), int(values[1])
+
+
+def _object(found: Element, file: Path) -> tuple[str, list[float], bool]:
+    """Name, box (x0, y0, x1, y1) in pixels from 0, and whether it is marked as difficult."""
+    name = found.findtext("name", "").strip()
+    values = [found.findtext(f"bndbox/{key}", "") for key in CORNERS]
+    try:
+        x0, y0, x1, y1 = map(float, values)
+    except ValueError:
+        raise ValueError(
+            f"{file}:{found.get('line')}: bndbox has {dict(zip(CORNERS, values, strict=True))}, "
+            "not four numbers"
+        ) from None
+    return name, [x0 - 1, y0 - 1, x1, y1], found.findtext("difficult", "0").strip() == "1"
