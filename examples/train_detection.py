@@ -5,8 +5,8 @@
     python examples/train_detection.py --data … --model … --overfit 8      # is all well?
     python examples/train_detection.py --data … --model … --resume         # after a crash
 
-The data are folders `train` and `val` (or `test`) with `annotations.json` in COCO's format and
-`images/`, or COCO itself. Everything that isn't given follows the paper of the model.
+The data are a folder in one of the usual layouts of COCO, YOLO or Pascal VOC (see
+`detection_folders.py`). Everything that isn't given follows the paper of the model.
 
 A step's images, its augmentation and its dropout follow from the seed and the number of the step.
 So a training that was killed goes on exactly as if it hadn't been, and the number of processes
@@ -14,28 +14,30 @@ changes nothing but the time. The result is in `--output`: `model`, `README.md` 
 `losses.csv`, and `checkpoints`, of which any can be loaded with `from_pretrained`.
 """
 
+import copy
 import json
 import math
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from backbone_weights import load_backbone_weights
 from detection_folders import read_split
 from huggingface_hub import HfApi
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from training_card import write_card
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
+    AutoModelForImageSegmentation,
     AutoModelForObjectDetection,
     HfArgumentParser,
     PreTrainedConfig,
@@ -51,6 +53,7 @@ from hf_detr.augmentation import (
     make_training_transform,
 )
 from hf_detr.batches import DetectionCollator
+from hf_detr.data_check import check_dataset
 from hf_detr.detection_data import DetectionDataset
 from hf_detr.evaluation import evaluate
 from hf_detr.learning_rate import learning_rate_factor
@@ -61,6 +64,12 @@ from hf_detr.training_checkpoint import (
     load_checkpoint,
     load_newest_checkpoint,
     save_checkpoint,
+)
+from hf_detr.training_health import (
+    NonFiniteLossError,
+    TrainingHealth,
+    describe_nonfinite_gradients,
+    find_nonfinite_loss,
 )
 from hf_detr.training_plan import MicroBatch, plan_epoch
 from hf_detr.training_state import gather_training_state, restore_training_state
@@ -91,6 +100,11 @@ class Options:
     model: str = HfArg(
         help="what to start from: detr, conditional_detr or deformable_detr as in the paper; a "
         ".json file with another architecture; or a trained model's folder or name on the Hub"
+    )
+    small_data: bool = HfArg(
+        default=False,
+        help="for some thousand images or fewer: small batches, so more steps, averaged weights, "
+        "a warm-up, a cosine, and for a fresh model few queries",
     )
     output: Path = HfArg(default=Path("trained"), help="folder for all results")
     epochs: int | None = HfArg(default=None, help="default: the paper's")
@@ -126,7 +140,13 @@ class FurtherOptions:
     warmup_steps: int = HfArg(default=0, help="steps until the learning rate is reached")
     weight_decay: float = HfArg(default=1e-4, help="of AdamW")
     max_grad_norm: float = HfArg(default=0.1, help="gradients are clipped to it")
-    scale_lr: bool = HfArg(default=False, help="scale lr with the batch size, by its square root")
+    slow_factor: float = HfArg(
+        default=0.1, help="of the learning rate, for backbone, sampling offsets and references"
+    )
+    frozen_stages: int = HfArg(default=1, help="the backbone's first stages, which don't learn")
+    crop: float = HfArg(default=0.5, help="how often the augmentation cuts out a window")
+    panoptic: bool = HfArg(default=False, help="learn masks too, from COCO panoptic data")
+    freeze_detector: bool = HfArg(default=False, help="with --panoptic: learn masks alone")
     save_every: int = HfArg(default=1000, help="steps between checkpoints, beside every epoch's")
     evaluate_every: int = HfArg(default=1, help="epochs between evaluations")
     skip_nonfinite: bool = HfArg(default=False, help="leave out steps whose loss isn't finite")
@@ -140,10 +160,6 @@ MAY_CHANGE = (
     *("output", "resume", "workers", "push_to", "save_every", "skip_nonfinite", "tracker"),
     *("micro_batch_size", "gradient_checkpointing", "compile", "data"),
 )
-
-
-class NonFiniteLossError(Exception):
-    """A loss or a gradient is NaN or infinite."""
 
 
 class Training:
@@ -162,9 +178,16 @@ class Training:
         self.accelerator, self.options, self.further = accelerator, options, further
         self.processor, self.train_data, self.val_data = processor, train_data, val_data
         optimizer = torch.optim.AdamW(
-            model.parameter_groups(options.lr), weight_decay=further.weight_decay
+            model.parameter_groups(options.lr, further.slow_factor),
+            weight_decay=further.weight_decay,
         )
         self.criterion = model.criterion
+        self.health = TrainingHealth(
+            self.criterion.weights,
+            self.criterion.classification,
+            model.config.id2label,
+            further.max_grad_norm,
+        )
         self.base_lrs = [group["lr"] for group in optimizer.param_groups]
         self.plain_model = model
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
@@ -200,17 +223,14 @@ class Training:
                 for steps in self.rest_of_epoch(epoch):
                     loss = self.take_step(*steps)
                     self.step += 1
-                    self.log_step(loss, bar)
+                    self.note(loss, bar)
                     if self.step % self.further.save_every == 0:
                         self.save()
-                if (epoch + 1) % self.further.evaluate_every == 0 or self.is_done:
+                self.say(f"epoch {epoch + 1}", *self.health.report())
+                is_last = self.step >= self.total_steps
+                if is_last or (epoch + 1) % self.further.evaluate_every == 0:
                     self.evaluate(epoch)
                 self.save()
-
-    @property
-    def is_done(self) -> bool:
-        """Whether all steps are done."""
-        return self.step >= self.total_steps
 
     def rest_of_epoch(self, epoch: int) -> Iterator[tuple[list[MicroBatch], list[dict]]]:
         """The epoch's steps that aren't done yet: what is planned, and the loaded batches."""
@@ -251,17 +271,18 @@ class Training:
         try:
             with self.criterion.whole_batch(labels):
                 for i, (part, batch) in enumerate(zip(parts, batches, strict=True)):
-                    last = i == len(parts) - 1
-                    with nullcontext() if last else self.accelerator.no_sync(self.model):
+                    is_last = i == len(parts) - 1
+                    with nullcontext() if is_last else self.accelerator.no_sync(self.model):
                         loss = self.loss(batch) * part.counts
                         self.accelerator.backward(loss)
-                        total += loss.detach()
-            self.check_gradients(batches)
+                    total += loss.detach()
+            self.clip_gradients()
         except NonFiniteLossError as error:
             self.optimizer.zero_grad()
             if not self.further.skip_nonfinite:
                 raise
-            self.accelerator.print(f"step {self.step} left out: {error}", file=sys.stderr)
+            self.health.add_skipped_step()
+            self.say(f"step {self.step} is left out: {error}")
             return None
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -281,41 +302,44 @@ class Training:
         )
 
     def loss(self, batch: dict[str, Any]) -> Tensor:
-        """Loss of a batch; if it isn't finite in one process, all of them raise."""
-        inputs = to_device(batch, self.accelerator.device)
-        loss, images = None, []
+        """Loss of a batch; where it isn't finite in one process, all of them raise."""
+        batch = to_device(batch, self.accelerator.device)
+        outputs, images = None, []
         try:
-            loss = self.model(**inputs).loss
-            if not loss.isfinite():
-                images = list(range(len(batch["labels"])))
+            outputs = self.model(**batch)
         except NonFinitePredictionError as error:
             images = error.images
-        self.raise_together("loss", [int(batch["labels"][i]["image_id"]) for i in images])
-        return loss
+        problem = find_nonfinite_loss(batch, outputs, images)
+        if problem is not None:
+            raise NonFiniteLossError(f"{problem} {self.where()}")
+        self.health.add_batch(outputs, batch["labels"])
+        return outputs.loss
 
-    def check_gradients(self, batches: list[dict]) -> None:
-        """Clip the gradients; if they aren't finite, raise."""
+    def clip_gradients(self) -> None:
+        """Clip the gradients, which are the same in all processes; raise if they aren't finite."""
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.further.max_grad_norm)
         # In float16 gradients overflow now and then; the scaler leaves out such steps by itself.
         if self.accelerator.scaler is None and not norm.isfinite():
-            images = [int(label["image_id"]) for batch in batches for label in batch["labels"]]
-            self.raise_together("gradient", images)
+            raise NonFiniteLossError(f"{describe_nonfinite_gradients(self.model)} {self.where()}")
+        self.health.add_step(norm)
 
-    def raise_together(self, what: str, image_ids: list[int]) -> None:
-        """Raise in all processes if one has images to complain of."""
-        count = torch.tensor(len(image_ids), device=self.accelerator.device)
-        if self.accelerator.reduce(count, "sum") > 0:
-            where = f"of the images with ids {image_ids}" if image_ids else "in another process"
-            raise NonFiniteLossError(
-                f"The {what} {where} is NaN or infinite in step {self.step} of "
-                f"{self.total_steps}, at a learning rate of {self.optimizer.param_groups[0]['lr']}."
-                " No weight was changed and nothing saved. Look at these images and their "
-                "boxes (python -m hf_detr.data_check), lower --lr, or use --skip-nonfinite."
-            )
+    def where(self) -> str:
+        """Where training is, for messages."""
+        lrs = [group["lr"] for group in self.optimizer.param_groups]
+        return (
+            f"This is step {self.step} of {self.total_steps}, with learning rates {lrs}; its "
+            "weights are those of the step before, and nothing is saved. --skip_nonfinite leaves "
+            "such steps out."
+        )
+
+    def say(self, *lines: str) -> None:
+        """Print without breaking the progress bar."""
+        if self.accelerator.is_main_process:
+            tqdm.write("\n    ".join(lines), file=sys.stderr)
 
     # -- looking and keeping --
 
-    def log_step(self, loss: float | None, bar: tqdm) -> None:
+    def note(self, loss: float | None, bar: tqdm) -> None:
         """Note the loss of the step that was done last, and show it."""
         lr = self.optimizer.param_groups[0]["lr"]
         self.losses.add(self.step, loss, lr)
@@ -330,7 +354,6 @@ class Training:
 
     def evaluate(self, epoch: int) -> None:
         """Evaluate, with averaged weights if there are any, and note the metrics."""
-        start = time.time()
         with nullcontext() if self.ema is None else self.ema.applied():
             metrics = evaluate(
                 self.plain_model,
@@ -338,20 +361,20 @@ class Training:
                 self.val_data,
                 batch_size=self.options.micro_batch_size,
                 num_workers=self.options.workers,
+                iou_types=("bbox", "segm") if self.further.panoptic else ("bbox",),
             )
-        seconds = round(time.time() - start, 1)
-        self.history.append({"epoch": epoch + 1, "step": self.step, "seconds": seconds, **metrics})
+        self.history.append({"epoch": epoch + 1, "step": self.step, **metrics})
         numbers = {name: value for name, value in metrics.items() if isinstance(value, float)}
         self.accelerator.log(numbers, step=self.step)
-        self.accelerator.print(f"epoch {epoch + 1}: AP {metrics['AP']:.4f}", file=sys.stderr)
+        self.say(", ".join(f"{name} {value:.3f}" for name, value in numbers.items()))
 
     def best_step(self) -> int | None:
-        """The step with the best AP so far."""
-        return max(self.history, key=lambda entry: entry["AP"])["step"] if self.history else None
+        """The evaluated step with the best AP so far."""
+        key = "segm_AP" if self.further.panoptic else "AP"
+        return max(self.history, key=lambda entry: entry[key])["step"] if self.history else None
 
     def save(self) -> None:
         """Write a checkpoint; a failure leaves the earlier ones."""
-        model = self.accelerator.unwrap_model(self.model)
         tensors = gather_training_state(self.model, self.optimizer.optimizer, self.ema)
         if not self.accelerator.is_main_process:
             return
@@ -363,12 +386,16 @@ class Training:
         }
 
         def write_more(folder: Path) -> None:
-            model.config.save_pretrained(folder)
+            publishable(self.plain_model).save_pretrained(folder)
             self.processor.save_pretrained(folder)
 
-        protect = () if self.best_step() is None else (self.best_step(),)
         save_checkpoint(
-            self.checkpoints, self.step, tensors, state, protect=protect, write_more=write_more
+            self.checkpoints,
+            self.step,
+            tensors,
+            state,
+            protect=(self.best_step(),),
+            write_more=write_more,
         )
 
     def resume(self) -> None:
@@ -405,6 +432,13 @@ class Training:
         return json.loads(json.dumps(kept, default=str))
 
 
+def publishable(model: PreTrainedModel) -> PreTrainedConfig:
+    """The model's config, without what only training needs."""
+    config = copy.deepcopy(model.config)
+    config.auxiliary_loss = False
+    return config
+
+
 class LossLog:
     """`losses.csv`: the loss of every step, empty where a step was left out."""
 
@@ -432,58 +466,94 @@ class LossLog:
 
 
 def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """The batch's images on the device; labels go there with the loss, as far as needed."""
-    return {
-        name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-        for name, value in batch.items()
-    }
+    """The batch's images on the device; of the labels the loss takes there what it needs."""
+    pixel_values = batch["pixel_values"].to(
+        device, non_blocking=True, memory_format=torch.channels_last
+    )
+    pixel_mask = batch["pixel_mask"].to(device, non_blocking=True)
+    return {"pixel_values": pixel_values, "pixel_mask": pixel_mask, "labels": batch["labels"]}
 
 
-def make_model(options: Options, further: FurtherOptions, id2label: dict[int, str]) -> tuple:
-    """The model to start from, and its image processor."""
-    labels = {"id2label": id2label, "label2id": {name: i for i, name in id2label.items()}}
+def make_model(options: Options, further: FurtherOptions, data: DetectionDataset) -> tuple:
+    """The model to start from, ready to learn, and its image processor."""
+    factory = AutoModelForImageSegmentation if further.panoptic else AutoModelForObjectDetection
+    labels = {"id2label": data.id2label, "label2id": {n: i for i, n in data.id2label.items()}}
     if options.model not in RECIPES and not options.model.endswith(".json"):
-        model = AutoModelForObjectDetection.from_pretrained(
-            options.model, ignore_mismatched_sizes=True, **labels
-        )
-        return model, AutoImageProcessor.from_pretrained(options.model)
-    architecture = {"model_type": options.model}
-    if options.model.endswith(".json"):
-        architecture = json.loads(Path(options.model).read_text())
-    preprocessing = architecture.pop("preprocessing", {})
-    if further.backbone_weights is None and options.model in RECIPES:
-        architecture |= {"backbone": "resnet50.tv_in1k", "use_pretrained_backbone": True}
-    config = AutoConfig.for_model(architecture.pop("model_type"), **architecture, **labels)
-    model = AutoModelForObjectDetection.from_config(config)
-    if further.backbone_weights is not None:
-        load_backbone_weights(model, further.backbone_weights)
-    return model, RECIPES[config.model_type].processor(**preprocessing)
-
-
-def fill_in(options: Options, config: PreTrainedConfig, num_images: int) -> None:
-    """Give options that were left out the values of the paper, or those of the health check."""
-    recipe = RECIPES[config.model_type]
-    options.lr = recipe.lr if options.lr is None else options.lr
-    options.batch_size = options.batch_size or recipe.batch_size
-    options.epochs = options.epochs or recipe.epochs
-    if options.overfit:
-        options.batch_size = min(options.batch_size, num_images)
-
-
-def prepare_data(options: Options, processor: Any, train_data: DetectionDataset) -> None:
-    """Set the image size and the training's augmentation, the papers' in proportion to it."""
-    size = dict(processor.size)
+        model = factory.from_pretrained(options.model, ignore_mismatched_sizes=True, **labels)
+        processor = AutoImageProcessor.from_pretrained(options.model)
+    else:
+        architecture = read_architecture(options, further, data)
+        preprocessing = architecture.pop("preprocessing", {})
+        config = AutoConfig.for_model(architecture.pop("model_type"), **architecture, **labels)
+        model = factory.from_config(config)
+        if further.backbone_weights is not None:
+            load_backbone_weights(model, further.backbone_weights)
+        processor = RECIPES[config.model_type].processor(**preprocessing)
+    model.config.auxiliary_loss = True
+    model.unfreeze_backbone(further.frozen_stages)
+    if further.freeze_detector:
+        model.freeze_detector()
+    if further.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
     if options.image_size is not None:
         longest = round(options.image_size * 1333 / 800)
         processor.size = {"shortest_edge": options.image_size, "longest_edge": longest}
-        size = processor.size
+    return model.to(memory_format=torch.channels_last), processor
+
+
+def read_architecture(
+    options: Options, further: FurtherOptions, data: DetectionDataset
+) -> dict[str, Any]:
+    """The config's values of a fresh model, and `preprocessing`, those of its processor."""
+    if options.model.endswith(".json"):
+        return json.loads(Path(options.model).read_text())
+    architecture: dict[str, Any] = {
+        "model_type": options.model,
+        "backbone": "resnet50.tv_in1k",
+        "use_pretrained_backbone": further.backbone_weights is None,
+    }
+    if options.small_data:
+        most = int(np.diff(data.table.offsets).max())
+        architecture["num_queries"] = max(2 * most, 20)
+    return architecture
+
+
+def fill_in(options: Options, further: FurtherOptions, model_type: str, num_images: int) -> None:
+    """Give options that were left out the values of the paper, of small data or of the check."""
+    recipe = RECIPES[model_type]
+    options.lr = options.lr or recipe.lr
+    options.epochs = options.epochs or recipe.epochs
+    if options.small_data:
+        options.batch_size = options.batch_size or 8
+        options.ema, options.schedule = options.ema or 0.998, "cosine"
+        further.warmup_steps = further.warmup_steps or 200
+    options.batch_size = options.batch_size or recipe.batch_size
     if options.overfit:
-        transform = make_evaluation_transform(size["shortest_edge"], size.get("longest_edge"))
-    else:
-        largest = max(PAPER_SHORTEST_EDGES)
-        edges = [round(edge * size["shortest_edge"] / largest) for edge in PAPER_SHORTEST_EDGES]
-        transform = make_training_transform(edges, size.get("longest_edge"))
-    train_data.set_transform(transform)
+        options.batch_size = options.micro_batch_size = num_images
+
+
+def make_transform(options: Options, further: FurtherOptions, processor: Any) -> nn.Module:
+    """The papers' augmentation in proportion to the model's image size; none for the check."""
+    size = dict(processor.size)
+    if options.overfit:
+        return make_evaluation_transform(size["shortest_edge"], size.get("longest_edge"))
+    scale = size["shortest_edge"] / max(PAPER_SHORTEST_EDGES)
+    return make_training_transform(
+        [round(edge * scale) for edge in PAPER_SHORTEST_EDGES],
+        size.get("longest_edge"),
+        crop_probability=further.crop,
+    )
+
+
+def check(data: DetectionDataset, name: str, config: PreTrainedConfig) -> None:
+    """Refuse data that can't be learned from."""
+    num_queries = config.num_queries
+    if getattr(config, "two_stage", False):
+        num_queries = config.two_stage_num_proposals
+    report = check_dataset(data, num_queries)
+    print(f"{name} data: {report.text()}", file=sys.stderr)
+    if not report.may_train:
+        sys.exit(f"The {name} data can't be learned from; mend what is marked ERROR above.")
 
 
 def finish(training: Training) -> None:
@@ -492,6 +562,7 @@ def finish(training: Training) -> None:
     checkpoint = load_checkpoint(checkpoint_folder(training.checkpoints, best))
     model = training.plain_model
     model.load_state_dict(checkpoint.tensors.get("ema", checkpoint.tensors["model"]))
+    model.config.auxiliary_loss = False
     model.save_pretrained(options.output / "model")
     training.processor.save_pretrained(options.output / "model")
     write_card(
@@ -535,15 +606,16 @@ def main() -> None:
     if not options.resume and any(checkpoints.glob("checkpoint-*")):
         sys.exit(f"{checkpoints} holds a training; go on with --resume, or name another --output.")
     torch.manual_seed(options.seed)
-    train_data = read_split(options.data, "train", options.seed)
-    val_data = read_split(options.data, "val", options.seed)
+    train_data = read_split(options.data, "train", further.panoptic, options.seed)
+    val_data = read_split(options.data, "val", further.panoptic, options.seed)
     if options.overfit:
         train_data = val_data = train_data.first(options.overfit)
-    model, processor = make_model(options, further, train_data.id2label)
-    fill_in(options, model.config, len(train_data))
-    prepare_data(options, processor, train_data)
-    if further.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+    model, processor = make_model(options, further, train_data)
+    fill_in(options, further, model.config.model_type, len(train_data))
+    with accelerator.main_process_first():
+        check(train_data, "training", model.config)
+        check(val_data, "validation", model.config)
+    train_data.set_transform(make_transform(options, further, processor))
     accelerator.init_trackers("hf_detr")
     training = Training(accelerator, model, processor, train_data, val_data, options, further)
     if options.resume:
@@ -554,6 +626,8 @@ def main() -> None:
         say_whether_healthy(training)
     elif accelerator.is_main_process:
         finish(training)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ the disk, so a kill, a power cut or a full disk leaves the earlier ones as they 
 pickled: a file that isn't trusted can spoil a training, but it can't run code.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -17,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -78,19 +81,22 @@ def save_checkpoint(
     try:
         unfinished.mkdir(parents=True)
         for group, named in tensors.items():
-            # Tied tensors share memory, which safetensors refuses; copies are read back as well.
-            copies = {name: tensor.detach().cpu().clone() for name, tensor in named.items()}
+            # safetensors refuses tensors that share memory, as tied ones do; copies serve as well.
+            copies = {
+                name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+                for name, tensor in named.items()
+            }
             save_file(copies, unfinished / f"{group}.safetensors", metadata={"format": "pt"})
         (unfinished / STATE).write_text(json.dumps({**state, "step": step}, indent=1))
         if write_more is not None:
             write_more(unfinished)
         _seal(unfinished)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # a full disk is either, by who meets it
         shutil.rmtree(unfinished, ignore_errors=True)
         raise OSError(
-            error.errno,
-            f"The checkpoint of step {step} could not be written ({error.strerror or error}); "
-            "the earlier ones are as they were",
+            getattr(error, "errno", None) or errno.EIO,
+            f"The checkpoint of step {step} could not be written ({error}); the earlier ones are "
+            "as they were",
             str(folder),
         ) from error
     shutil.rmtree(final, ignore_errors=True)  # from a training that was taken up earlier
@@ -126,7 +132,9 @@ def load_checkpoint(folder: Path) -> TrainingCheckpoint:
     if problem is not None:
         raise ValueError(f"the checkpoint {folder} is spoilt: {problem}.")
     state = json.loads((folder / STATE).read_text())
-    tensors = {path.stem: load_file(path) for path in sorted(folder.glob("*.safetensors"))}
+    names = json.loads((folder / MANIFEST).read_text())  # what lies beside them isn't read
+    files = [folder / name for name in names if name.endswith(".safetensors")]
+    tensors = {path.stem: load_file(path) for path in files}
     return TrainingCheckpoint(folder, state.pop("step"), tensors, state)
 
 
