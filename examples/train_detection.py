@@ -14,46 +14,28 @@ changes nothing but the time. The result is in `--output`: `model`, `README.md` 
 `losses.csv`, and `checkpoints`, of which any can be loaded with `from_pretrained`.
 """
 
-import copy
 import json
 import math
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
-from backbone_weights import load_backbone_weights
 from detection_folders import read_split
 from huggingface_hub import HfApi
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from training_card import write_card
-from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModelForImageSegmentation,
-    AutoModelForObjectDetection,
-    HfArgumentParser,
-    PreTrainedConfig,
-    PreTrainedModel,
-    pipeline,
-)
-from transformers.hf_argparser import HfArg
+from training_options import MAY_CHANGE, FurtherOptions, Options, fill_in
+from training_setup import check, make_model, make_transform, publishable
+from transformers import HfArgumentParser, PreTrainedModel, pipeline
 
-import hf_detr
-from hf_detr.augmentation import (
-    PAPER_SHORTEST_EDGES,
-    make_evaluation_transform,
-    make_training_transform,
-)
 from hf_detr.batches import DetectionCollator
-from hf_detr.data_check import check_dataset
 from hf_detr.detection_data import DetectionDataset
 from hf_detr.evaluation import evaluate
 from hf_detr.learning_rate import learning_rate_factor
@@ -73,93 +55,6 @@ from hf_detr.training_health import (
 )
 from hf_detr.training_plan import MicroBatch, plan_epoch
 from hf_detr.training_state import gather_training_state, restore_training_state
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a paper trains; all drop the learning rate to a tenth after 80 % of the epochs."""
-
-    lr: float
-    epochs: int
-    batch_size: int
-    processor: type
-
-
-RECIPES = {
-    "detr": Recipe(1e-4, 500, 64, hf_detr.DetrImageProcessor),
-    "conditional_detr": Recipe(1e-4, 50, 32, hf_detr.ConditionalDetrImageProcessor),
-    "deformable_detr": Recipe(2e-4, 50, 32, hf_detr.DeformableDetrImageProcessor),
-}
-
-
-@dataclass
-class Options:
-    """What one usually chooses."""
-
-    data: Path = HfArg(help="folder with train and val (or test), or COCO's own folder")
-    model: str = HfArg(
-        help="what to start from: detr, conditional_detr or deformable_detr as in the paper; a "
-        ".json file with another architecture; or a trained model's folder or name on the Hub"
-    )
-    small_data: bool = HfArg(
-        default=False,
-        help="for some thousand images or fewer: small batches, so more steps, averaged weights, "
-        "a warm-up, a cosine, and for a fresh model few queries",
-    )
-    output: Path = HfArg(default=Path("trained"), help="folder for all results")
-    epochs: int | None = HfArg(default=None, help="default: the paper's")
-    batch_size: int | None = HfArg(
-        default=None, help="images of a step, over all processes; default: the paper's"
-    )
-    micro_batch_size: int = HfArg(
-        default=2, help="images that a process runs at once; gradients of a step add up"
-    )
-    lr: float | None = HfArg(default=None, help="learning rate; default: the paper's")
-    schedule: Literal["step", "cosine"] = HfArg(default="step", help="of the learning rate")
-    image_size: int | None = HfArg(
-        default=None, help="shortest edge in pixels; default: the model's, 800 in the papers"
-    )
-    precision: Literal["no", "bf16", "fp16"] = HfArg(default="no", help="mixed precision")
-    ema: float = HfArg(default=0.0, help="decay of averaged weights, such as 0.999; 0: don't")
-    workers: int = HfArg(default=2, help="processes that load images, for each training process")
-    seed: int = HfArg(default=0, help="of weights, order, augmentation and dropout")
-    resume: bool = HfArg(default=False, help="go on from the newest complete checkpoint")
-    overfit: int = HfArg(
-        default=0, help="health check: learn so many images by heart, and say whether it worked"
-    )
-    push_to: str | None = HfArg(default=None, help="name on the Hub to publish the result as")
-
-
-@dataclass
-class FurtherOptions:
-    """What one seldom chooses."""
-
-    backbone_weights: Path | None = HfArg(
-        default=None, help=".safetensors or .pth with the weights of a fresh model's backbone"
-    )
-    warmup_steps: int = HfArg(default=0, help="steps until the learning rate is reached")
-    weight_decay: float = HfArg(default=1e-4, help="of AdamW")
-    max_grad_norm: float = HfArg(default=0.1, help="gradients are clipped to it")
-    slow_factor: float = HfArg(
-        default=0.1, help="of the learning rate, for backbone, sampling offsets and references"
-    )
-    frozen_stages: int = HfArg(default=1, help="the backbone's first stages, which don't learn")
-    crop: float = HfArg(default=0.5, help="how often the augmentation cuts out a window")
-    panoptic: bool = HfArg(default=False, help="learn masks too, from COCO panoptic data")
-    freeze_detector: bool = HfArg(default=False, help="with --panoptic: learn masks alone")
-    save_every: int = HfArg(default=1000, help="steps between checkpoints, beside every epoch's")
-    evaluate_every: int = HfArg(default=1, help="epochs between evaluations")
-    skip_nonfinite: bool = HfArg(default=False, help="leave out steps whose loss isn't finite")
-    gradient_checkpointing: bool = HfArg(default=False, help="less memory, more time")
-    compile: bool = HfArg(default=False, help="torch.compile the model")
-    tracker: Literal["none", "tensorboard", "trackio"] = HfArg(default="none", help="log there")
-
-
-# What may differ when a training is taken up again.
-MAY_CHANGE = (
-    *("output", "resume", "workers", "push_to", "save_every", "skip_nonfinite", "tracker"),
-    *("micro_batch_size", "gradient_checkpointing", "compile", "data"),
-)
 
 
 class Training:
@@ -211,6 +106,7 @@ class Training:
 
     def run(self) -> None:
         """Train to the end."""
+        self.losses.begin(self.step)
         bar = tqdm(
             total=self.total_steps,
             initial=self.step,
@@ -226,9 +122,9 @@ class Training:
                     self.note(loss, bar)
                     if self.step % self.further.save_every == 0:
                         self.save()
-                self.say(f"epoch {epoch + 1}", *self.health.report())
                 is_last = self.step >= self.total_steps
                 if is_last or (epoch + 1) % self.further.evaluate_every == 0:
+                    self.say(f"epoch {epoch + 1}", *self.health.report())
                     self.evaluate(epoch)
                 self.save()
 
@@ -375,6 +271,8 @@ class Training:
 
     def save(self) -> None:
         """Write a checkpoint; a failure leaves the earlier ones."""
+        if self.options.overfit:
+            return
         tensors = gather_training_state(self.model, self.optimizer.optimizer, self.ema)
         if not self.accelerator.is_main_process:
             return
@@ -422,21 +320,13 @@ class Training:
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(checkpoint.state["scaler"])
         self.step, self.history = checkpoint.step, checkpoint.state["history"]
-        self.losses.cut(self.step)
         self.accelerator.print(f"Going on from {checkpoint.folder}.")
 
     def recorded_options(self) -> dict[str, Any]:
         """The options that decide what is learned, as JSON has them."""
         both = {**asdict(self.options), **asdict(self.further)}
         kept = {name: value for name, value in both.items() if name not in MAY_CHANGE}
-        return json.loads(json.dumps(kept, default=str))
-
-
-def publishable(model: PreTrainedModel) -> PreTrainedConfig:
-    """The model's config, without what only training needs."""
-    config = copy.deepcopy(model.config)
-    config.auxiliary_loss = False
-    return config
+        return json.loads(json.dumps({**kept, "images": len(self.train_data)}, default=str))
 
 
 class LossLog:
@@ -444,10 +334,6 @@ class LossLog:
 
     def __init__(self, path: Path, writes: bool) -> None:
         self.path, self.writes = path, writes
-        if writes:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if not path.exists():
-                path.write_text("step,loss,lr\n")
 
     def add(self, step: int, loss: float | None, lr: float) -> None:
         """Append a line."""
@@ -455,14 +341,13 @@ class LossLog:
             with self.path.open("a") as file:
                 file.write(f"{step},{'' if loss is None else loss!r},{lr!r}\n")
 
-    def cut(self, step: int) -> None:
-        """Forget what came after a step, where training goes on."""
+    def begin(self, step: int) -> None:
+        """Begin anew, or after the steps done, where training goes on."""
         if self.writes:
-            header, *lines = self.path.read_text().splitlines(keepends=True)
-            kept = [
-                line for line in lines if line.endswith("\n") and int(line.split(",")[0]) <= step
-            ]
-            self.path.write_text("".join([header, *kept]))
+            lines = self.path.read_text().splitlines() if self.path.exists() else []
+            kept = [line for line in lines[1:] if int(line.split(",")[0]) <= step]
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_text("".join(f"{line}\n" for line in ["step,loss,lr", *kept]))
 
 
 def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
@@ -472,88 +357,6 @@ def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
     )
     pixel_mask = batch["pixel_mask"].to(device, non_blocking=True)
     return {"pixel_values": pixel_values, "pixel_mask": pixel_mask, "labels": batch["labels"]}
-
-
-def make_model(options: Options, further: FurtherOptions, data: DetectionDataset) -> tuple:
-    """The model to start from, ready to learn, and its image processor."""
-    factory = AutoModelForImageSegmentation if further.panoptic else AutoModelForObjectDetection
-    labels = {"id2label": data.id2label, "label2id": {n: i for i, n in data.id2label.items()}}
-    if options.model not in RECIPES and not options.model.endswith(".json"):
-        model = factory.from_pretrained(options.model, ignore_mismatched_sizes=True, **labels)
-        processor = AutoImageProcessor.from_pretrained(options.model)
-    else:
-        architecture = read_architecture(options, further, data)
-        preprocessing = architecture.pop("preprocessing", {})
-        config = AutoConfig.for_model(architecture.pop("model_type"), **architecture, **labels)
-        model = factory.from_config(config)
-        if further.backbone_weights is not None:
-            load_backbone_weights(model, further.backbone_weights)
-        processor = RECIPES[config.model_type].processor(**preprocessing)
-    model.config.auxiliary_loss = True
-    model.unfreeze_backbone(further.frozen_stages)
-    if further.freeze_detector:
-        model.freeze_detector()
-    if further.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
-    if options.image_size is not None:
-        longest = round(options.image_size * 1333 / 800)
-        processor.size = {"shortest_edge": options.image_size, "longest_edge": longest}
-    return model.to(memory_format=torch.channels_last), processor
-
-
-def read_architecture(
-    options: Options, further: FurtherOptions, data: DetectionDataset
-) -> dict[str, Any]:
-    """The config's values of a fresh model, and `preprocessing`, those of its processor."""
-    if options.model.endswith(".json"):
-        return json.loads(Path(options.model).read_text())
-    architecture: dict[str, Any] = {
-        "model_type": options.model,
-        "backbone": "resnet50.tv_in1k",
-        "use_pretrained_backbone": further.backbone_weights is None,
-    }
-    if options.small_data:
-        most = int(np.diff(data.table.offsets).max())
-        architecture["num_queries"] = max(2 * most, 20)
-    return architecture
-
-
-def fill_in(options: Options, further: FurtherOptions, model_type: str, num_images: int) -> None:
-    """Give options that were left out the values of the paper, of small data or of the check."""
-    recipe = RECIPES[model_type]
-    options.lr = options.lr or recipe.lr
-    options.epochs = options.epochs or recipe.epochs
-    if options.small_data:
-        options.batch_size = options.batch_size or 8
-        options.ema, options.schedule = options.ema or 0.998, "cosine"
-        further.warmup_steps = further.warmup_steps or 200
-    options.batch_size = options.batch_size or recipe.batch_size
-    if options.overfit:
-        options.batch_size = options.micro_batch_size = num_images
-
-
-def make_transform(options: Options, further: FurtherOptions, processor: Any) -> nn.Module:
-    """The papers' augmentation in proportion to the model's image size; none for the check."""
-    size = dict(processor.size)
-    if options.overfit:
-        return make_evaluation_transform(size["shortest_edge"], size.get("longest_edge"))
-    scale = size["shortest_edge"] / max(PAPER_SHORTEST_EDGES)
-    return make_training_transform(
-        [round(edge * scale) for edge in PAPER_SHORTEST_EDGES],
-        size.get("longest_edge"),
-        crop_probability=further.crop,
-    )
-
-
-def check(data: DetectionDataset, name: str, config: PreTrainedConfig) -> None:
-    """Refuse data that can't be learned from."""
-    num_queries = config.num_queries
-    if getattr(config, "two_stage", False):
-        num_queries = config.two_stage_num_proposals
-    report = check_dataset(data, num_queries)
-    print(f"{name} data: {report.text()}", file=sys.stderr)
-    if not report.may_train:
-        sys.exit(f"The {name} data can't be learned from; mend what is marked ERROR above.")
 
 
 def finish(training: Training) -> None:
@@ -574,9 +377,11 @@ def finish(training: Training) -> None:
         training.recorded_options(),
     )
     print(f"The best model, of step {best}, is in {options.output / 'model'}.")
-    if options.push_to is not None:
-        HfApi().create_repo(options.push_to, exist_ok=True)
-        HfApi().upload_folder(repo_id=options.push_to, folder_path=options.output / "model")
+    if training.further.push_to is not None:
+        HfApi().create_repo(training.further.push_to, exist_ok=True)
+        HfApi().upload_folder(
+            repo_id=training.further.push_to, folder_path=options.output / "model"
+        )
 
 
 def say_whether_healthy(training: Training) -> None:
@@ -620,7 +425,10 @@ def main() -> None:
     training = Training(accelerator, model, processor, train_data, val_data, options, further)
     if options.resume:
         training.resume()
-    training.run()
+    try:
+        training.run()
+    except (NonFiniteLossError, OSError) as error:
+        sys.exit(f"Training has stopped. {error}")
     accelerator.end_training()
     if options.overfit:
         say_whether_healthy(training)
