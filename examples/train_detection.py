@@ -339,7 +339,8 @@ class LossLog:
         """Append a line."""
         if self.writes:
             with self.path.open("a") as file:
-                file.write(f"{step},{'' if loss is None else loss!r},{lr!r}\n")
+                written = "" if loss is None else repr(loss)
+                file.write(f"{step},{written},{lr!r}\n")
 
     def begin(self, step: int) -> None:
         """Begin anew, or after the steps done, where training goes on."""

@@ -26,11 +26,12 @@ def gather_training_state(
     """Model, optimiser and average, whole and on the CPU; every process must call this.
 
     Returns:
+        On the first process, which is to save it; on the others the groups are empty:
         `model`: parameters and buffers; `optimizer`: what it keeps of each parameter, as
         `<name>:<what>`; and `ema`, as `model`, if there is an average.
     """
     model, whole = _uncompiled(model), StateDictOptions(full_state_dict=True, cpu_offload=True)
-    moments = get_optimizer_state_dict(model, optimizer, options=whole)["state"]
+    moments = get_optimizer_state_dict(model, optimizer, options=whole).get("state", {})
     state = {
         "model": get_model_state_dict(model, options=whole),
         "optimizer": {

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -207,11 +208,17 @@ def assert_same_training(output: Path, other: Path) -> None:
 def test_two_processes_train_as_one(folder: Path, on_one_process: Path) -> None:
     """Protects training on several devices: an epoch gives the same weights.
 
-    Some images have no objects, and for the last step one of the processes has no image.
+    Some images have no objects, and for the last step one of the processes has no image. A
+    training on two processes can be taken up, too.
     """
-    options = command(folder, "two", "--micro_batch_size", "1", "--epochs", "1", model="exact.json")
+    given = ("--micro_batch_size", "1", "--epochs", "1", "--save_every", "1")
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    run(*launcher, *options)
+    options = [*launcher, *command(folder, "two", *given, model="exact.json")]
+    run(*options)
+    assert_same_training(folder / "two", on_one_process)
+    shutil.rmtree(folder / "two" / "checkpoints" / "checkpoint-00000003")
+    shown = run(*options, "--resume")
+    assert "Going on from" in shown and "00000002" in shown
     assert_same_training(folder / "two", on_one_process)
 
 
