@@ -403,6 +403,8 @@ def main() -> None:
         (Options, FurtherOptions), description=__doc__
     ).parse_args_into_dataclasses()
     accelerator = Accelerator(
+        # Without it, processes on CPUs would know nothing of each other.
+        cpu=not torch.accelerator.is_available(),
         mixed_precision=options.precision,
         log_with=None if further.tracker == "none" else further.tracker,
         project_dir=options.output,
