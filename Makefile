@@ -16,3 +16,4 @@ quality: .venv
 benchmark: .venv
 	$(PYTHON) examples/benchmark.py
 	$(PYTHON) examples/benchmark_operator.py
+	$(PYTHON) examples/benchmark_segmentation.py

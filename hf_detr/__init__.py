@@ -1,8 +1,7 @@
 """DETR, Conditional DETR and Deformable DETR as one Hugging Face-style package.
 
-`import hf_detr` makes the Auto classes and `pipeline("object-detection")` of transformers use
-these classes for the model types they cover; `HF_DETR_REGISTER=0` in the environment leaves
-transformers alone.
+`import hf_detr` makes the Auto classes and pipelines of transformers use these classes for the
+model types they cover; `HF_DETR_REGISTER=0` in the environment leaves transformers alone.
 """
 
 import os
@@ -21,7 +20,15 @@ from .batches import DetectionCollator, SizeGroupedBatches
 from .coco_evaluator import CocoEvaluator, metrics_table
 from .compiled_attention import kernel_status
 from .configuration_detr import ConditionalDetrConfig, DeformableDetrConfig, DetrConfig
-from .detection_pipeline import DetectionPipeline
+from .data_formats import (
+    read_coco,
+    read_coco_panoptic,
+    read_hf_dataset,
+    read_hf_segmentation,
+    read_voc,
+    read_yolo,
+)
+from .detection_data import DetectionDataset
 from .evaluation import evaluate, keep_detections, make_compute_metrics
 from .image_processing_detr import DetrImageProcessor
 from .image_processing_sigmoid_detr import (
@@ -31,9 +38,14 @@ from .image_processing_sigmoid_detr import (
 from .modeling_conditional_detr import ConditionalDetrForObjectDetection, ConditionalDetrModel
 from .modeling_deformable_detr import DeformableDetrForObjectDetection, DeformableDetrModel
 from .modeling_detr import DetrForObjectDetection, DetrModel
-from .modeling_detr_segmentation import DetrForSegmentation
+from .modeling_detr_segmentation import (
+    ConditionalDetrForSegmentation,
+    DeformableDetrForSegmentation,
+    DetrForSegmentation,
+)
 from .multi_scale_deformable_attention import multi_scale_deformable_attention
 from .panoptic_quality import PanopticQuality
+from .pipelines import DetectionPipeline, SegmentationPipeline
 
 __version__ = "0.1.0"
 
@@ -41,19 +53,23 @@ __all__ = [
     "CocoEvaluator",
     "ConditionalDetrConfig",
     "ConditionalDetrForObjectDetection",
+    "ConditionalDetrForSegmentation",
     "ConditionalDetrImageProcessor",
     "ConditionalDetrModel",
     "DeformableDetrConfig",
     "DeformableDetrForObjectDetection",
+    "DeformableDetrForSegmentation",
     "DeformableDetrImageProcessor",
     "DeformableDetrModel",
     "DetectionCollator",
+    "DetectionDataset",
     "DetectionPipeline",
     "DetrConfig",
     "DetrForObjectDetection",
     "DetrForSegmentation",
     "DetrImageProcessor",
     "PanopticQuality",
+    "SegmentationPipeline",
     "DetrModel",
     "SizeGroupedBatches",
     "evaluate",
@@ -64,34 +80,44 @@ __all__ = [
     "make_training_transform",
     "metrics_table",
     "multi_scale_deformable_attention",
+    "read_coco",
+    "read_coco_panoptic",
+    "read_hf_dataset",
+    "read_hf_segmentation",
+    "read_voc",
+    "read_yolo",
 ]
 
 
 def _register() -> None:
     """Put our classes in the place of transformers' for the same model types."""
-    for config, model, detector, processor in (
-        (DetrConfig, DetrModel, DetrForObjectDetection, DetrImageProcessor),
+    for config, model, detector, segmenter, processor in (
+        (DetrConfig, DetrModel, DetrForObjectDetection, DetrForSegmentation, DetrImageProcessor),
         (
             ConditionalDetrConfig,
             ConditionalDetrModel,
             ConditionalDetrForObjectDetection,
+            ConditionalDetrForSegmentation,
             ConditionalDetrImageProcessor,
         ),
         (
             DeformableDetrConfig,
             DeformableDetrModel,
             DeformableDetrForObjectDetection,
+            DeformableDetrForSegmentation,
             DeformableDetrImageProcessor,
         ),
     ):
         AutoConfig.register(config.model_type, config, exist_ok=True)
         AutoModel.register(config, model, exist_ok=True)
         AutoModelForObjectDetection.register(config, detector, exist_ok=True)
+        AutoModelForImageSegmentation.register(config, segmenter, exist_ok=True)
         # One class for both names: a file or a user that asks for "pil" gets it too.
         processors = {"torchvision": processor, "pil": processor}
         AutoImageProcessor.register(config, image_processor_classes=processors, exist_ok=True)
-    AutoModelForImageSegmentation.register(DetrConfig, DetrForSegmentation, exist_ok=True)
-    PIPELINE_REGISTRY.supported_tasks["object-detection"]["impl"] = DetectionPipeline
+    tasks = PIPELINE_REGISTRY.supported_tasks
+    tasks["object-detection"]["impl"] = DetectionPipeline
+    tasks["image-segmentation"]["impl"] = SegmentationPipeline
 
 
 if os.environ.get("HF_DETR_REGISTER", "1") != "0":

@@ -31,7 +31,8 @@ def objects_from_entries(
                 continue
             if value is not None or not optional:
                 text = f"object {entries[row].get('id', row)} has {key} {value!r}, not {expected}"
-                problems.append(Problem(f"wrong {key}", images[row], text, True))
+                # An id only serves messages; its place stands in for it.
+                problems.append(Problem(f"wrong {key}", images[row], text, key != "id"))
             values[row] = row if default is None else default
         return values
 
@@ -73,8 +74,15 @@ def with_boxes(
     """Segments of one image; boxes that are missing are those of its segment map.
 
     Raises:
-        ValueError: if the map can't be read, or other boxes have another format.
+        ValueError: if a segment has no id, the map can't be read, or other boxes have another
+            format.
     """
+    for segment in segments:
+        if not isinstance(segment, Mapping) or not is_integer(segment.get("id")):
+            raise ValueError(
+                f"{maps.name(index)} has the segment {segment!r}; each needs an integer 'id', the "
+                "one in the map."
+            )
     if all(segment.get("bbox") is not None for segment in segments):
         return segments
     if box_format != "coco_xywh":
@@ -82,7 +90,7 @@ def with_boxes(
             f"{maps.name(index)} has segments without 'bbox'; these are filled in as 'coco_xywh', "
             f"which can't stand beside box_format={box_format!r}: leave all boxes out, or give all."
         )
-    boxes = segment_boxes(read_segment_ids(maps, index), [s.get("id") for s in segments])
+    boxes = segment_boxes(read_segment_ids(maps, index), [s["id"] for s in segments])
     return [{**s, "bbox": s.get("bbox") or box} for box, s in zip(boxes, segments, strict=True)]
 
 

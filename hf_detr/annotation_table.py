@@ -171,7 +171,7 @@ def make_table(
         problems.append(Problem("category id outside the list", int(images[row]), text, True))
     suspicion = box_format_suspicion(boxes, box_format, image_hw[images])
     if suspicion:
-        problems.append(Problem("box format", None, suspicion, True))
+        problems.insert(0, Problem("box format", None, suspicion, True))  # the first to be read
     _warn_of_fatal(problems)
 
     segmentations = None
@@ -208,7 +208,7 @@ def _warn_of_fatal(problems: Sequence[Problem]) -> None:
     if fatal:
         examples = "\n".join(f"  {problem.text}" for problem in fatal[:3])
         warnings.warn(
-            f"the annotations have {len(fatal)} problems that forbid training, such as\n"
+            f"the annotations have problems that forbid training ({len(fatal)}), such as\n"
             f"{examples}\n`python -m hf_detr.data_check` names them all.",
             stacklevel=4,
         )

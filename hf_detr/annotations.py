@@ -1,14 +1,12 @@
-"""COCO records to target tensors, and what happens to targets when their image changes.
+"""COCO detection records to target tensors, and what happens to targets when their image changes.
 
 A target is a dict of one image's tensors: `class_labels` (n,), `boxes` (n, 4), `area` (n,),
 `iscrowd` (n,), `image_id` (1,), `orig_size` (2,) and `size` (2,) as (height, width) in pixels.
 Boxes are corners (x0, y0, x1, y1) in pixels of `size` until `normalize_target` makes them
-(cx, cy, w, h) in [0, 1]. `masks` (n, H, W), where there are any, follow their image.
+(cx, cy, w, h) in [0, 1]. `masks` (n, H, W) bool, where there are any, follow their image.
 """
 
-import math
-import numbers
-import warnings
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,58 +15,67 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .box_ops import box_area, box_xyxy_to_cxcywh
+from .coco_masks import SEGMENTATION, masks_from_segmentation
+from .coco_records import (
+    check_entry,
+    checked_box,
+    checked_fields,
+    checked_record,
+    prepare_target,
+)
+from .panoptic_annotations import prepare_panoptic_target
 
-FLOAT32_MAX = torch.finfo(torch.float32).max
+RECORD = (
+    "{'image_id': int, 'annotations': [{'bbox': [left, top, width, height], 'category_id': int}, "
+    "...]}"
+)
 
 
 def prepare_detection_target(
-    annotation: Mapping[str, Any], image_hw: tuple[int, int]
+    annotation: Mapping[str, Any], image_hw: tuple[int, int], return_masks: bool = False
 ) -> dict[str, Tensor]:
     """Turn the COCO detection record of one image into its target.
 
     Crowd regions are left out. Boxes are clipped to the image; those without any area left are
-    dropped with a warning. A missing `area` is the area of the clipped box.
+    dropped with a warning, and their masks with them. A missing `area` is the area of the clipped
+    box.
 
     Args:
-        annotation: `{"image_id": int, "annotations": [...]}`; each entry has `bbox` as (left, top,
-            width, height) in pixels and `category_id`, and may have `area` in square pixels and
-            `iscrowd` (0 or 1).
+        annotation: `{"image_id" (or "id"): int, "annotations": [...]}`; each entry has `bbox` as
+            (left, top, width, height) in pixels and `category_id`, and may have `area` in square
+            pixels, `iscrowd` (0 or 1) and `segmentation` (see `masks_from_segmentation`).
         image_hw: height and width of the upright image in pixels.
+        return_masks: also give `masks`, (n, H, W) bool, from the entries' `segmentation`.
 
     Returns:
         The target, with boxes (n, 4) as (x0, y0, x1, y1) in pixels.
 
     Raises:
         ValueError: if a key is missing or a value can't be right; it names image and entry.
-        TypeError: if the record isn't a mapping with a list of mappings.
+        TypeError: if the record isn't a mapping with a list of mappings, or a segmentation is none.
     """
-    image_id = _checked_image_id(annotation)
-    boxes_xywh, class_labels, areas = [], [], []
-    for index, entry in enumerate(_checked_entries(annotation, image_id)):
+    image_id, entries = checked_record(annotation, "annotations", RECORD)
+    boxes_xywh, fields, segmentations = [], [], []
+    for index, entry in enumerate(entries):
         name = f"image_id {image_id}, annotation {index}"
-        box, class_label, area, is_crowd = _checked_entry(entry, name)
-        if not is_crowd:
+        check_entry(entry, ("bbox", "category_id"), name)
+        box, entry_fields = checked_box(entry, name), checked_fields(entry, name)
+        if not entry_fields.is_crowd:
             boxes_xywh.append(box)
-            class_labels.append(class_label)
-            areas.append(area)
+            fields.append(entry_fields)
+            segmentations.append((entry.get("segmentation"), name))
 
     boxes_xyxy = _clipped_corners(
         torch.tensor(boxes_xywh, dtype=torch.float32).reshape(-1, 4), image_hw
     )
-    area = torch.tensor(areas, dtype=torch.float32)
-    area = torch.where(area.isnan(), box_area(boxes_xyxy), area)
-    keep = (boxes_xyxy[:, 2:] > boxes_xyxy[:, :2]).all(-1)
-    _warn_of_dropped(keep, image_id, image_hw)
-    size = torch.tensor(image_hw, dtype=torch.int64)
-    return {
-        "image_id": torch.tensor([image_id], dtype=torch.int64),
-        "class_labels": torch.tensor(class_labels, dtype=torch.int64)[keep],
-        "boxes": boxes_xyxy[keep],
-        "area": area[keep],
-        "iscrowd": torch.zeros(int(keep.sum()), dtype=torch.int64),
-        "orig_size": size,
-        "size": size.clone(),
-    }
+    reason = f"inside the image ({image_hw[1]} x {image_hw[0]} pixels, width x height)"
+    target, keep = prepare_target(
+        image_id, image_hw, fields, boxes_xyxy, box_area(boxes_xyxy), reason
+    )
+    if return_masks:
+        kept = [pair for pair, is_kept in zip(segmentations, keep, strict=True) if is_kept]
+        target["masks"] = _stacked_masks(kept, image_hw)
+    return target
 
 
 def resize_target(target: Mapping[str, Tensor], size_hw: tuple[int, int]) -> dict[str, Tensor]:
@@ -90,8 +97,12 @@ def resize_target(target: Mapping[str, Tensor], size_hw: tuple[int, int]) -> dic
     resized["area"] = target["area"] * (ratio_x * ratio_y)
     resized["size"] = torch.tensor(size_hw, dtype=torch.int64)
     if "masks" in target:
-        masks = target["masks"][:, None].to(torch.float32)  # (n, 1, H, W)
-        resized["masks"] = F.interpolate(masks, size_hw, mode="nearest")[:, 0] > 0.5
+        # As bytes, which are the same memory: floats would be four times as much.
+        masks = target["masks"].view(torch.uint8)[:, None]  # (n, 1, H, W)
+        # Deviation: mode "nearest" of the official code shifts masks by up to half a pixel against
+        # their image. Here, as in transformers, the pixel under the centre counts.
+        masks = F.interpolate(masks, size_hw, mode="nearest-exact")
+        resized["masks"] = masks[:, 0].view(torch.bool)
     return resized
 
 
@@ -123,6 +134,8 @@ def prepare_labels(
     new_sizes_hw: list[tuple[int, int]],
     canvas_hw: tuple[int, int],
     settings: Mapping[str, Any],
+    return_masks: bool | None = None,
+    masks_path: str | os.PathLike[str] | None = None,
 ) -> list[dict[str, Tensor]] | None:
     """One target per image of a batch, resized and padded as its image is.
 
@@ -131,16 +144,19 @@ def prepare_labels(
         sizes_hw, new_sizes_hw: (height, width) of each image as it was, and resized.
         canvas_hw: what all images are padded to.
         settings: the processor's `format` and `do_convert_annotations`.
+        return_masks: whether targets get `masks`; None means with panoptic records only.
+        masks_path: the folder of the PNGs of panoptic records.
 
     Raises:
         ValueError, TypeError: for records that can't be used, in words.
     """
     if annotations is None:
         return None
-    if settings["format"] != "coco_detection":
+    is_panoptic = settings["format"] == "coco_panoptic"
+    if is_panoptic != (masks_path is not None):
         raise ValueError(
-            f"annotations of format {settings['format']!r} are not supported yet; pass "
-            "format='coco_detection' with boxes."
+            f"format is {settings['format']!r} and masks_path is {masks_path!r}; give masks_path, "
+            "the folder of the PNGs, with format='coco_panoptic' and only then."
         )
     annotations = [annotations] if isinstance(annotations, Mapping) else annotations
     if not isinstance(annotations, (list, tuple)):
@@ -150,107 +166,20 @@ def prepare_labels(
     if len(annotations) != len(sizes_hw):
         raise ValueError(
             f"there are {len(annotations)} annotations for {len(sizes_hw)} images; give one dict "
-            "per image, {'image_id': int, 'annotations': [...]}, with all objects of that image."
+            "per image with all objects of that image."
         )
     labels = []
     for annotation, size_hw, new_hw in zip(annotations, sizes_hw, new_sizes_hw, strict=True):
-        target = resize_target(prepare_detection_target(annotation, size_hw), new_hw)
+        if is_panoptic:
+            with_masks = return_masks is not False
+            target = prepare_panoptic_target(annotation, size_hw, masks_path, with_masks)
+        else:
+            target = prepare_detection_target(annotation, size_hw, bool(return_masks))
+        target = resize_target(target, new_hw)
         if settings["do_convert_annotations"]:
             target = normalize_target(target)
         labels.append(pad_target(target, canvas_hw))
     return labels
-
-
-def _checked_image_id(annotation: Any) -> int:
-    if not isinstance(annotation, Mapping):
-        raise TypeError(
-            f"an annotation is a {type(annotation).__name__}; give one dict per image: "
-            "{'image_id': int, 'annotations': [{'bbox': [left, top, width, height], "
-            "'category_id': int}, ...]}."
-        )
-    missing = {"image_id", "annotations"} - set(annotation)
-    if missing:
-        raise ValueError(
-            f"an annotation has no {sorted(missing)}, only {sorted(map(str, annotation))}; give "
-            "one dict per image with 'image_id' and 'annotations' (a list, empty if there is "
-            "nothing in the image)."
-        )
-    image_id = _integer_or_none(annotation["image_id"])
-    if image_id is None:
-        raise ValueError(f"image_id is {annotation['image_id']!r}; give an integer.")
-    return image_id
-
-
-def _checked_entries(annotation: Mapping[str, Any], image_id: int) -> list[Mapping[str, Any]]:
-    entries = annotation["annotations"]
-    if not isinstance(entries, (list, tuple)):
-        raise TypeError(
-            f"image_id {image_id}: 'annotations' is a {type(entries).__name__}; give a list with "
-            "one dict per object."
-        )
-    return list(entries)
-
-
-def _checked_entry(entry: Any, name: str) -> tuple[list[float], int, float, bool]:
-    """Box (left, top, width, height), class, area (NaN if not given) and whether it's a crowd."""
-    if not isinstance(entry, Mapping):
-        raise TypeError(
-            f"{name} is a {type(entry).__name__}; give a dict with 'bbox' and 'category_id'."
-        )
-    for key in ("bbox", "category_id"):
-        if entry.get(key) is None:
-            raise ValueError(
-                f"{name} has no '{key}', only {sorted(map(str, entry))}; every object needs "
-                "'bbox' and 'category_id'."
-            )
-    class_label = _integer_or_none(entry["category_id"])
-    if class_label is None or class_label < 0:
-        raise ValueError(
-            f"{name} has category_id {entry['category_id']!r}; give an integer from 0."
-        )
-    # Datasets that were written as tables hold None where a key was missing.
-    is_crowd = 0 if entry.get("iscrowd") is None else entry["iscrowd"]
-    if is_crowd not in (0, 1):
-        raise ValueError(f"{name} has iscrowd {entry['iscrowd']!r}; give 0 or 1.")
-    return _checked_box(entry["bbox"], name), class_label, _checked_area(entry, name), is_crowd == 1
-
-
-def _checked_box(bbox: Any, name: str) -> list[float]:
-    values = bbox.tolist() if hasattr(bbox, "tolist") else bbox
-    if not isinstance(values, (list, tuple)) or len(values) != 4:
-        raise ValueError(f"{name} has bbox {bbox!r}; give 4 numbers (left, top, width, height).")
-    box = [_finite_or_none(value) for value in values]
-    if None in box:
-        raise ValueError(f"{name} has bbox {bbox!r}; all 4 values must be finite numbers.")
-    if box[2] < 0 or box[3] < 0:
-        raise ValueError(
-            f"{name} has bbox {bbox!r} of negative size; COCO boxes are (left, top, width, height)."
-        )
-    return box
-
-
-def _checked_area(entry: Mapping[str, Any], name: str) -> float:
-    if entry.get("area") is None:
-        return math.nan
-    area = _finite_or_none(entry["area"])
-    if area is None or area < 0:
-        raise ValueError(
-            f"{name} has area {entry['area']!r}; give a finite number of square pixels from 0, or "
-            "leave it out to take the box's."
-        )
-    return area
-
-
-def _integer_or_none(value: Any) -> int | None:
-    number = _finite_or_none(value)
-    return int(value) if number is not None and number == int(number) else None
-
-
-def _finite_or_none(value: Any) -> float | None:
-    value = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        return None
-    return float(value) if abs(value) <= FLOAT32_MAX else None
 
 
 def _clipped_corners(boxes_xywh: Tensor, image_hw: tuple[int, int]) -> Tensor:
@@ -260,11 +189,14 @@ def _clipped_corners(boxes_xywh: Tensor, image_hw: tuple[int, int]) -> Tensor:
     return corners.clamp(min=0).minimum(torch.tensor([width, height, width, height]))
 
 
-def _warn_of_dropped(keep: Tensor, image_id: int, image_hw: tuple[int, int]) -> None:
-    dropped = int((~keep).sum())
-    if dropped:
-        warnings.warn(
-            f"image_id {image_id}: {dropped} of {len(keep)} boxes dropped, because they have no "
-            f"area inside the image ({image_hw[1]} x {image_hw[0]} pixels, width x height).",
-            stacklevel=2,
-        )
+def _stacked_masks(segmentations: list[tuple[Any, str]], image_hw: tuple[int, int]) -> Tensor:
+    """(n, H, W) bool of segmentations and the names of their objects."""
+    masks = torch.zeros(len(segmentations), *image_hw, dtype=torch.bool)
+    for mask, (segmentation, name) in zip(masks, segmentations, strict=True):
+        if segmentation is None:
+            raise ValueError(
+                f"{name} has no 'segmentation', which return_segmentation_masks=True needs; give "
+                f"{SEGMENTATION}."
+            )
+        mask.copy_(masks_from_segmentation(segmentation, image_hw, name))
+    return masks

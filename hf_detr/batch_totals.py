@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .losses import mean_over_processes, num_processes
+from .losses import mean_over_processes
+from .processes import num_processes
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,26 @@ def generalized_box_iou(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor) -> Tensor:
     return iou - (hull - union) / hull
 
 
+def masks_to_boxes(masks: Tensor) -> Tensor:
+    """Corners (n, 4) float32, in pixels, from the first to the last pixel of masks (n, H, W) bool.
+
+    As in the official code the last pixel isn't added to the box: a mask of one pixel has no area.
+
+    Raises:
+        ValueError: if a mask has no pixel.
+    """
+    columns, rows = masks.any(1), masks.any(2)  # (n, W), (n, H)
+    if not columns.any(1).all():
+        raise ValueError(
+            f"masks {(~columns.any(1)).nonzero()[:, 0].tolist()} have no pixel and so no box; "
+            "leave them out."
+        )
+    # argmax gives the first of several.
+    first = [line.int().argmax(1) for line in (columns, rows)]
+    last = [line.shape[1] - 1 - line.flip(1).int().argmax(1) for line in (columns, rows)]
+    return torch.stack([*first, *last], dim=1).to(torch.float32)
+
+
 def inverse_sigmoid(probabilities: Tensor, eps: float = 1e-5) -> Tensor:
     """Logit of values in [0, 1], which are kept `eps` away from both ends."""
     probabilities = probabilities.clamp(0, 1)

@@ -12,7 +12,7 @@ from .annotation_entries import is_integer, objects_from_entries, with_boxes
 from .annotation_table import Problem, make_table
 from .box_formats import checked_box_format
 from .detection_data import DetectionDataset
-from .image_source import ImageFolder, image_size_hw
+from .image_source import ImageFolder, fill_in_sizes_hw
 
 StrPath = str | os.PathLike[str]
 
@@ -167,16 +167,8 @@ class _ImageRecords:
 
     def sizes_hw(self, problems: list[Problem]) -> list[tuple[int, int]]:
         """Heights and widths, from the image itself where the file doesn't say."""
-        return [
-            (record["height"], record["width"])
-            if _is_size(record.get("height")) and _is_size(record.get("width"))
-            else image_size_hw(self.images, index, problems)
-            for index, record in enumerate(self.records)
-        ]
-
-
-def _is_size(value: Any) -> bool:
-    return type(value) is int and value > 0
+        sizes = [(record.get("height"), record.get("width")) for record in self.records]
+        return fill_in_sizes_hw(sizes, self.images, problems)
 
 
 def _entries_of_known_images(
@@ -186,7 +178,7 @@ def _entries_of_known_images(
     known, problems = [], []
     for number, entry in enumerate(entries):
         image_id = entry.get("image_id")
-        if isinstance(image_id, int) and image_id in records.index_of_id:
+        if is_integer(image_id) and image_id in records.index_of_id:
             known.append(entry)
         else:
             text = f"annotation {number} has image_id {image_id!r}, which no image of the file has"

@@ -191,6 +191,9 @@ class DeformableDetrConfig(DetrConfig):
         with_box_refine: every decoder layer refines the boxes of the one before.
         two_stage: queries start from the encoder's best proposals; needs `with_box_refine`.
         two_stage_num_proposals: how many proposals, then the number of queries.
+        num_mask_levels: how many of the backbone's maps, the finest ones, the detector leaves to
+            the mask head; not 0 only in files of `DeformableDetrForSegmentation`, which only
+            hf_detr has.
         cls_loss_coefficient: weight of the classification loss; transformers uses 1.
         focal_alpha: weight of an object's class in the focal loss, in [0, 1].
         tie_word_embeddings: heads that share weights do; transformers' name for it.
@@ -212,6 +215,7 @@ class DeformableDetrConfig(DetrConfig):
     with_box_refine: bool = False
     two_stage: bool = False
     two_stage_num_proposals: int = 300
+    num_mask_levels: int = 0
     # Deviation: the paper's cost and weight of the class are 2, transformers' 1.
     class_cost: Number = 2
     cls_loss_coefficient: Number = 2
@@ -225,11 +229,15 @@ class DeformableDetrConfig(DetrConfig):
     @property
     def num_backbone_levels(self) -> int:
         """How many of the backbone's last feature maps are taken, unless the file says which."""
-        return min(3, self.num_feature_levels)
+        return min(3, self.num_feature_levels) + self.num_mask_levels
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields but `kernel`, which says nothing about another machine."""
-        return {name: value for name, value in super().to_dict().items() if name != "kernel"}
+        """All fields but `kernel`, which says nothing about another machine, and unused ones."""
+        fields = super().to_dict()
+        del fields["kernel"]
+        if fields["num_mask_levels"] == 0:
+            del fields["num_mask_levels"]  # a detector's file is transformers', too
+        return fields
 
     def validate_architecture(self) -> None:
         """Refuse values that no model can be built from; called by the base class."""
@@ -245,6 +253,8 @@ class DeformableDetrConfig(DetrConfig):
                 f"d_model is {self.d_model}; it must be a multiple of 32, the number of groups "
                 "that every feature level is normalised in."
             )
+        num_maps = len(self.backbone_config.out_indices)
+        check_range(self, ("num_mask_levels",), low=0, high=num_maps - 1)
         if self.two_stage and not self.with_box_refine:
             raise ValueError(
                 "two_stage=True needs with_box_refine=True: the second stage refines the boxes "

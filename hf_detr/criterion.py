@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,6 +13,19 @@ from .classification import Classification
 from .losses import box_giou_loss, box_l1_loss
 from .matcher import HungarianMatcher, Matches
 from .targets import Targets, prepare_targets
+
+
+@dataclass(frozen=True)
+class LastMatches:
+    """Which queries of the last decoder layer answer for objects.
+
+    Attributes:
+        pairs: per image query and object indices, (n,) each, int64 on the CPU.
+        num_boxes: what sums over objects are divided by, a scalar.
+    """
+
+    pairs: list[tuple[Tensor, Tensor]]
+    num_boxes: Tensor
 
 
 class DetectionCriterion:
@@ -64,8 +78,6 @@ class DetectionCriterion:
         counts = targets.counts if self._whole_batch is None else self._whole_batch
         return count_batch(counts, num_queries, targets.boxes.device)
 
-    # Matching leaves torch for scipy; a compiled training step goes round the loss.
-    @torch.compiler.disable
     def __call__(
         self, logits: Tensor, pred_boxes: Tensor, labels: list[dict[str, Tensor]]
     ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -84,6 +96,15 @@ class DetectionCriterion:
         Raises:
             ValueError, TypeError: for labels or predictions that can't be used, in words.
         """
+        total, terms, _ = self.match_and_compare(logits, pred_boxes, labels)
+        return total, terms
+
+    # Matching leaves torch for scipy; a compiled training step goes round the loss.
+    @torch.compiler.disable
+    def match_and_compare(
+        self, logits: Tensor, pred_boxes: Tensor, labels: list[dict[str, Tensor]]
+    ) -> tuple[Tensor, dict[str, Tensor], LastMatches]:
+        """Loss of a batch as in a call, and which queries of the last layer answer for objects."""
         # Matching and loss are float32 whatever the model computes in.
         with torch.autocast(logits.device.type, enabled=False):
             logits, pred_boxes = logits.float(), pred_boxes.float()
@@ -91,7 +112,8 @@ class DetectionCriterion:
             # Before matching, which may refuse: other processes wait for this one's counts.
             totals = self.totals(targets, logits.shape[2])
             matches = self.matcher(logits, pred_boxes, targets)
-            return self.compare(logits, pred_boxes, targets, matches, totals)
+            total, terms = self.compare(logits, pred_boxes, targets, matches, totals)
+            return total, terms, LastMatches(matches[-1], totals.num_boxes)
 
     def compare(
         self,

@@ -197,8 +197,12 @@ class CheckArguments:
 def main(arguments: list[str] | None = None) -> int:
     """Check the data set that the command line names; return the exit status."""
     parser = HfArgumentParser((DataArguments, CheckArguments), description=__doc__)
-    data, how = parser.parse_args_into_dataclasses(arguments)
+    data, how, unknown = parser.parse_args_into_dataclasses(
+        arguments, return_remaining_strings=True
+    )
     try:
+        if unknown:
+            raise ValueError(f"unknown arguments: {' '.join(unknown)}")
         data.check()
     except ValueError as error:
         parser.error(str(error))  # exits with 2

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from .annotation_table import AnnotationTable, Problem
-from .annotations import FLOAT32_MAX
+from .coco_records import FLOAT32_MAX
 from .detection_data import DetectionDataset
 from .image_source import READING_ERRORS, read_segment_ids, upright_size_hw
 
@@ -24,7 +24,7 @@ def class_problems(table: AnnotationTable) -> Iterator[Problem]:
     if missing or own_ids[0] != 0:
         gaps = f", without {_some(missing)}" if missing else ""
         text = f"own ids go from {own_ids[0]} to {own_ids[-1]}{gaps}; labels go from 0 to "
-        yield Problem("gaps in category ids", None, text + f"{len(own_ids) - 1}", False)
+        yield Problem("category ids renumbered", None, text + f"{len(own_ids) - 1}", False)
     for name, count in Counter(table.id2label.values()).items():
         if count > 1:
             yield Problem("class names", None, f"{count} classes have the name {name!r}", False)

@@ -112,7 +112,7 @@ class DetectionDataset(Dataset):
         target = self._target(index)
         if self.transform is None:
             return tv_tensors.Image(image), target
-        with _seeded(self.seed, int(self._epoch), index):
+        with _Seeded(self.seed, int(self._epoch), index):
             return self.transform(tv_tensors.Image(image), target)
 
     def _target(self, index: int) -> dict[str, Tensor]:
@@ -210,7 +210,7 @@ class DetectionDataset(Dataset):
         return entries
 
 
-class _seeded:
+class _Seeded:
     """Draw from torch's CPU generator as seeded by `numbers`; afterwards it goes on as before."""
 
     # Not torch.manual_seed, which also queues a seed for CUDA, with a stack trace, per call.

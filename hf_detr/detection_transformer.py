@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from .backbone import Backbone
-from .criterion import DetectionCriterion
+from .criterion import DetectionCriterion, LastMatches
 from .encoder import Encoder, GlobalSelfAttention
 from .feature_pyramid import FeaturePyramid, build_pyramid
 from .outputs import (
@@ -145,7 +145,7 @@ class DetectionTransformer(DetectionPreTrainedModel):
             enc_outputs_coord_logits=decoded.enc_outputs_coord_logits,
             feature_maps=tuple(feature_maps) if output_feature_maps else None,
             projected_feature_maps=tuple(projected) if output_feature_maps else None,
-            token_mask=pyramid.mask if output_feature_maps else None,
+            pyramid=pyramid if output_feature_maps else None,
         )
         if return_dict is None:
             return_dict = self.config.return_dict
@@ -197,7 +197,7 @@ class ObjectDetector(DetectionPreTrainedModel):
         outputs = self.model(
             pixel_values, pixel_mask, output_hidden_states, output_attentions, return_dict=True
         )
-        output = self.detect(outputs, labels, output_attentions)
+        output, _ = self.detect(outputs, labels, output_attentions)
         if return_dict is None:
             return_dict = self.config.return_dict
         return output if return_dict else output.to_tuple()
@@ -207,8 +207,8 @@ class ObjectDetector(DetectionPreTrainedModel):
         outputs: DetectionModelOutput,
         labels: list[dict[str, Tensor]] | None,
         output_attentions: bool | None,
-    ) -> ObjectDetectionOutput:
-        """Predictions, and the loss if there are labels, from the states of the queries."""
+    ) -> tuple[ObjectDetectionOutput, LastMatches | None]:
+        """Predictions, and if there are labels the loss and the matches, from queries' states."""
         every_layer = labels is not None and self.config.auxiliary_loss
         layers = slice(None) if every_layer else slice(-1, None)
         references = outputs.reference_points
@@ -216,9 +216,9 @@ class ObjectDetector(DetectionPreTrainedModel):
             outputs.intermediate_hidden_states[layers],
             None if references is None else references[layers],
         )
-        loss = loss_dict = auxiliary_outputs = None
+        loss = loss_dict = matches = auxiliary_outputs = None
         if labels is not None:
-            loss, loss_dict = self.criterion(logits, pred_boxes, labels)
+            loss, loss_dict, matches = self.criterion.match_and_compare(logits, pred_boxes, labels)
             if outputs.enc_outputs_class is not None:
                 proposals = outputs.enc_outputs_class, outputs.enc_outputs_coord_logits.sigmoid()
                 proposal_loss, proposal_dict = self.criterion.proposal_loss(*proposals, labels)
@@ -228,7 +228,7 @@ class ObjectDetector(DetectionPreTrainedModel):
                     {"logits": layer_logits, "pred_boxes": layer_boxes}
                     for layer_logits, layer_boxes in zip(logits[:-1], pred_boxes[:-1], strict=True)
                 ]
-        return ObjectDetectionOutput(
+        output = ObjectDetectionOutput(
             loss=loss,
             loss_dict=loss_dict,
             logits=logits[-1],
@@ -247,6 +247,7 @@ class ObjectDetector(DetectionPreTrainedModel):
             enc_outputs_class=outputs.enc_outputs_class,
             enc_outputs_coord_logits=outputs.enc_outputs_coord_logits,
         )
+        return output, matches
 
 
 def check_images(pixel_values: Tensor, pixel_mask: Tensor | None, num_channels: int) -> None:

@@ -13,7 +13,7 @@ from .annotation_entries import is_integer, objects_from_entries, with_boxes
 from .annotation_table import Problem, make_table
 from .box_formats import checked_box_format
 from .detection_data import DetectionDataset
-from .image_source import ImageSource, image_size_hw
+from .image_source import ImageSource, fill_in_sizes_hw
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -119,7 +119,8 @@ def read_hf_segmentation(
 
     The map holds each pixel's segment id: as red + 256 green + 65536 blue, or as a gray value.
     `segments_info` is a list of dicts with `id`, `category_id` and perhaps `bbox`, `area` and
-    `iscrowd`; missing boxes are those of the map.
+    `iscrowd`; missing boxes are those of the map. Maps without `segments_info`, of classes alone or
+    of class and instance in two channels, can't be read yet.
 
     Args:
         dataset: one split.
@@ -207,6 +208,8 @@ def _with_coco_keys(entry: Mapping[str, Any], row: int) -> dict[str, Any]:
                 "all but one."
             )
         renamed[key] = entry[found[0]] if found else None
+    if not is_integer(entry.get("id")):
+        renamed["id"] = None  # some data have text
     return renamed
 
 
@@ -251,6 +254,7 @@ def _dataset(
     masks: bool = False,
     seed: int = 0,
 ) -> DetectionDataset:
+    names = {int(own_id): name for own_id, name in names.items()}  # JSON makes the ids text
     label_of_name = {name: own_id for own_id, name in names.items()}
     for entry in entries:
         if isinstance(entry["category_id"], str):
@@ -271,7 +275,7 @@ def _image_ids_and_sizes(
         own_ids = list(dataset["image_id"])
         if all(map(is_integer, own_ids)) and len(set(own_ids)) == len(own_ids):
             image_ids = own_ids
+    sizes_hw = [(None, None)] * len(dataset)
     if {"height", "width"} <= set(dataset.column_names):
-        return image_ids, list(zip(dataset["height"], dataset["width"], strict=True))
-    bar = tqdm(range(len(images)), desc="image sizes", unit="image", disable=None)
-    return image_ids, [image_size_hw(images, row, problems) for row in bar]
+        sizes_hw = zip(dataset["height"], dataset["width"], strict=True)
+    return image_ids, fill_in_sizes_hw(sizes_hw, images, problems)

@@ -4,6 +4,7 @@ Reads and writes transformers' `preprocessor_config.json`. Same pixels as transf
 for the same settings; differs in that targets are relative to each image without its padding.
 """
 
+import os
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -33,14 +34,14 @@ from .image_settings import (
     standard_size,
 )
 from .postprocess import detections_per_image
-from .postprocess_masks import encode_segments, segment_maps, semantic_maps
+from .postprocess_masks import encode_segments, merged_maps, segment_maps, semantic_maps
 
 
 class DetrImageProcessorKwargs(ImagesKwargs, total=False):
     """Settings beyond those that every image processor has; in a call, None is the processor's own.
 
     Attributes:
-        format: format of the annotations, "coco_detection".
+        format: format of the annotations, "coco_detection" or "coco_panoptic".
         do_convert_annotations: make boxes (cx, cy, w, h) in [0, 1]; otherwise they are
             (x0, y0, x1, y1) in pixels of the resized image.
     """
@@ -64,7 +65,7 @@ class DetrImageProcessor(TorchvisionBackend):
         do_convert_rgb: blend transparent images onto white; otherwise alpha is dropped.
         do_convert_annotations: boxes (cx, cy, w, h) in [0, 1], else (x0, y0, x1, y1) in pixels of
             the resized image; as in transformers, `do_normalize=False` alone turns this off too.
-        format: "coco_detection"; "coco_panoptic" is kept in files but can't be used yet.
+        format: of the annotations, "coco_detection" (default) or "coco_panoptic".
 
     Raises:
         ValueError: if a setting can't be right.
@@ -101,7 +102,7 @@ class DetrImageProcessor(TorchvisionBackend):
         images: ImageInput,
         annotations: Mapping[str, Any] | list[Mapping[str, Any]] | None = None,
         return_segmentation_masks: bool | None = None,
-        masks_path: str | None = None,
+        masks_path: str | os.PathLike[str] | None = None,
         **kwargs: Unpack[DetrImageProcessorKwargs],
     ) -> BatchFeature:
         """Turn images, and their annotations in training, into what the model takes.
@@ -110,8 +111,12 @@ class DetrImageProcessor(TorchvisionBackend):
             images: one image or a list: PIL, arrays, tensors, paths or URLs. PIL images and files
                 are turned upright by their EXIF orientation, and annotations refer to that.
             annotations: per image `{"image_id", "annotations": [{"bbox": [left, top, width,
-                height] in pixels, "category_id", "area"?, "iscrowd"?}, ...]}`.
-            return_segmentation_masks, masks_path: not supported yet.
+                height] in pixels, "category_id", "area"?, "iscrowd"?, "segmentation"?}, ...]}`; or
+                in format "coco_panoptic" `{"image_id", "file_name", "segments_info": [{"id",
+                "category_id", "area"?, "iscrowd"?}, ...]}`, whose crowd segments are kept.
+            return_segmentation_masks: give `masks`; None means with panoptic annotations only. In
+                detection annotations `segmentation` is polygons or run lengths, packed or not.
+            masks_path: the folder of the PNGs that panoptic annotations name.
             **kwargs: settings for this call only, as in the constructor, and `return_tensors`
                 ("pt", "np"), `device`, `input_data_format`.
 
@@ -119,20 +124,18 @@ class DetrImageProcessor(TorchvisionBackend):
             `pixel_values` (B, 3, H, W) float32, padded at the bottom and the right with 0;
             `pixel_mask` (B, H, W) int64, 1 = real, if padded; with annotations `labels`, per image
             a dict of `class_labels`, `boxes`, `area`, `iscrowd`, `image_id`, `orig_size` (the
-            upright input) and `size` (resized, without padding), sizes as (height, width).
+            upright input) and `size` (resized, without padding), sizes as (height, width), and
+            `masks` (n, H, W) bool, padded as the image.
 
         Raises:
             ValueError: if an image, an annotation or a setting can't be right; it says which.
             TypeError: if something isn't an image or an annotation.
         """
-        if return_segmentation_masks or masks_path is not None:
-            raise ValueError(
-                "segmentation masks are not supported yet; leave return_segmentation_masks and "
-                "masks_path out to train on boxes."
-            )
         # transformers takes None for False; only for `pad_size` does it mean something.
         kwargs = {k: v for k, v in kwargs.items() if v is not None or k == "pad_size"}
-        return super().preprocess(images, annotations, **kwargs)
+        return super().preprocess(
+            images, annotations, return_segmentation_masks, masks_path, **kwargs
+        )
 
     def post_process_object_detection(
         self,
@@ -159,19 +162,25 @@ class DetrImageProcessor(TorchvisionBackend):
         return detections_per_image(scores, labels, outputs.pred_boxes, threshold, target_sizes)
 
     def post_process_semantic_segmentation(
-        self, outputs: Any, target_sizes: list[tuple[int, int]] | None = None
-    ) -> list[Tensor]:
-        """Turn the model's outputs into a map (height, width) of classes for each image.
+        self,
+        outputs: Any,
+        target_sizes: list[tuple[int, int]] | None = None,
+        return_segmentation_scores: bool = False,
+    ) -> list[Any]:
+        """Turn the model's outputs into a map (height, width) of classes; see `semantic_maps`.
 
-        Args:
-            outputs: `logits` (B, Q, C') and `pred_masks` (B, Q, h, w).
+        Args, also of the methods below:
+            outputs: `logits` (B, Q, C'), `pred_masks` (B, Q, h, w), and `pixel_mask` (B, H, W), by
+                which padding is cut off; without it, it isn't.
             target_sizes: (height, width) of each map; None leaves the masks' size.
-
-        Raises:
-            ValueError: if the number of target sizes isn't the number of images.
         """
-        probabilities = self.classification.probabilities(outputs.logits)
-        return semantic_maps(probabilities, outputs.pred_masks, target_sizes)
+        return semantic_maps(
+            self.classification.probabilities(outputs.logits),
+            outputs.pred_masks,
+            target_sizes,
+            return_segmentation_scores,
+            getattr(outputs, "pixel_mask", None),
+        )
 
     def post_process_instance_segmentation(
         self,
@@ -182,18 +191,10 @@ class DetrImageProcessor(TorchvisionBackend):
         target_sizes: list[tuple[int, int]] | None = None,
         return_coco_annotation: bool | None = False,
     ) -> list[dict[str, Any]]:
-        """The same as panoptic segmentation, nothing fused.
-
-        Args:
-            return_coco_annotation: give `segmentation` as the run lengths of each segment.
-        """
-        results = self.post_process_panoptic_segmentation(
-            outputs, threshold, mask_threshold, overlap_mask_area_threshold, (), target_sizes
-        )
-        for result in results:
-            if return_coco_annotation and result["segments_info"]:
-                result["segmentation"] = encode_segments(result["segmentation"])
-        return results
+        """As below, nothing fused; `return_coco_annotation` gives each segment's run lengths."""
+        settings = threshold, mask_threshold, overlap_mask_area_threshold, (), target_sizes
+        results = self.post_process_panoptic_segmentation(outputs, *settings)
+        return encode_segments(results) if return_coco_annotation else results
 
     def post_process_panoptic_segmentation(
         self,
@@ -204,29 +205,35 @@ class DetrImageProcessor(TorchvisionBackend):
         label_ids_to_fuse: Collection[int] | None = None,
         target_sizes: list[tuple[int, int]] | None = None,
     ) -> list[dict[str, Any]]:
-        """Turn the model's outputs into segments that don't overlap; see `segment_maps`.
-
-        Args:
-            outputs: `logits` (B, Q, C') and `pred_masks` (B, Q, h, w).
-            threshold: queries that score higher may become segments.
-            mask_threshold, overlap_mask_area_threshold, label_ids_to_fuse, target_sizes: see there.
-
-        Returns:
-            Per image `segmentation` (height, width) of ids, and `segments_info`.
-
-        Raises:
-            ValueError: if the number of target sizes isn't the number of images.
-        """
-        scores, labels, is_object = self.classification.best_classes(outputs.logits)
+        """Turn queries that score above `threshold` into segments; see `segment_maps`."""
         return segment_maps(
-            scores,
-            labels,
-            is_object & (scores > threshold),
+            self.classification.best_classes(outputs.logits),
             outputs.pred_masks,
+            threshold,
             mask_threshold,
             overlap_mask_area_threshold,
             label_ids_to_fuse or (),
             target_sizes,
+            getattr(outputs, "pixel_mask", None),
+        )
+
+    def post_process_panoptic_merge(
+        self,
+        outputs: Any,
+        threshold: float = 0.85,
+        label_ids_to_fuse: Collection[int] | None = None,
+        min_area: int = 5,
+        target_sizes: list[tuple[int, int]] | None = None,
+    ) -> list[dict[str, Any]]:
+        """The same by the paper's own rules, with which its PQ was measured; see `merged_maps`."""
+        return merged_maps(
+            self.classification.best_classes(outputs.logits),
+            outputs.pred_masks,
+            threshold,
+            label_ids_to_fuse or (),
+            min_area,
+            target_sizes,
+            getattr(outputs, "pixel_mask", None),
         )
 
     def _standardize_kwargs(self, **kwargs: Any) -> dict[str, Any]:
@@ -255,6 +262,8 @@ class DetrImageProcessor(TorchvisionBackend):
         self,
         images: list[Tensor],
         annotations: Mapping[str, Any] | list[Mapping[str, Any]] | None = None,
+        return_masks: bool | None = None,
+        masks_path: str | os.PathLike[str] | None = None,
         *,
         return_tensors: str | None,
         **settings: Any,
@@ -265,7 +274,9 @@ class DetrImageProcessor(TorchvisionBackend):
             new_sizes_hw = [resized_hw(size_hw, settings["size"]) for size_hw in sizes_hw]
         canvas_hw = padded_hw(new_sizes_hw, settings["do_pad"], settings["pad_size"])
         # Targets first: a bad annotation should be reported before the images cost time.
-        labels = prepare_labels(annotations, sizes_hw, new_sizes_hw, canvas_hw, settings)
+        labels = prepare_labels(
+            annotations, sizes_hw, new_sizes_hw, canvas_hw, settings, return_masks, masks_path
+        )
 
         inputs = {"pixel_values": self._pixel_values(images, new_sizes_hw, canvas_hw, settings)}
         if settings["do_pad"]:

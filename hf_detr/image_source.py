@@ -1,14 +1,15 @@
 """Where a data set's images and segment maps lie: files of a folder, or anything alike."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import PIL.Image
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from .annotation_table import PackedValues, Problem
 from .image_reading import EXIF_ORIENTATION, read_images
@@ -122,9 +123,25 @@ def image_size_hw(source: ImageSource, index: int, problems: list[Problem]) -> t
         return 0, 0
 
 
+def fill_in_sizes_hw(
+    sizes_hw: Iterable[tuple[Any, Any]], source: ImageSource, problems: list[Problem]
+) -> list[tuple[int, int]]:
+    """Heights and widths as the data say; where they don't, from the image as `image_size_hw`."""
+    bar = tqdm(sizes_hw, total=len(source), desc="image sizes", unit="image", disable=None)
+    return [
+        (height, width)
+        if all(type(value) is int and value > 0 for value in (height, width))
+        else image_size_hw(source, index, problems)
+        for index, (height, width) in enumerate(bar)
+    ]
+
+
 def upright_size_hw(image: PIL.Image.Image) -> tuple[int, int]:
     """Height and width of an image after its EXIF orientation is applied."""
-    lies_on_side = image.getexif().get(EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
+    if image.format == "TIFF":
+        return image.height, image.width  # PIL has turned it
+    # Not image.getexif(): PNG's decodes the whole file, for the case that the orientation ends it.
+    lies_on_side = PIL.Image.Image.getexif(image).get(EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
     return (image.width, image.height) if lies_on_side else (image.height, image.width)
 
 

@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .box_ops import box_cxcywh_to_xyxy, generalized_box_iou
+from .processes import num_processes
 
 
 def box_l1_loss(pred_boxes: Tensor, target_boxes: Tensor) -> Tensor:
@@ -56,13 +57,6 @@ def mask_dice_loss(mask_logits: Tensor, target_masks: Tensor) -> Tensor:
     probabilities = mask_logits.sigmoid()
     common = (probabilities * target_masks).sum(-1)
     return 1 - (2 * common + 1) / (probabilities.sum(-1) + target_masks.sum(-1) + 1)
-
-
-def num_processes() -> int:
-    """Number of processes that train together."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_world_size()
-    return 1
 
 
 def mean_over_processes(value: Tensor) -> Tensor:

@@ -163,7 +163,9 @@ class DeformableDetrModel(DetectionTransformer):
     def __init__(self, config: DeformableDetrConfig) -> None:
         super().__init__(config)
         width = config.d_model
-        self.input_proj = make_projections(self.backbone.num_channels, config)
+        self.input_proj = make_projections(
+            self.backbone.num_channels[config.num_mask_levels :], config
+        )
         self.level_embed = nn.Parameter(torch.empty(config.num_feature_levels, width))
         self.decoder = DeformableDetrDecoder(config)
         if config.two_stage:
@@ -191,6 +193,7 @@ class DeformableDetrModel(DetectionTransformer):
         )
 
     def project(self, feature_maps: list[Tensor]) -> list[Tensor]:
+        feature_maps = feature_maps[self.config.num_mask_levels :]
         levels = [
             projection(feature_map)
             for projection, feature_map in zip(self.input_proj, feature_maps, strict=False)

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
+from .feature_pyramid import FeaturePyramid
+
 
 @dataclass(frozen=True)
 class DecoderOutput:
@@ -82,7 +84,7 @@ class DetectionModelOutput(ModelOutput):
         enc_outputs_coord_logits: two stages: their boxes before the sigmoid, (B, S, 4).
         feature_maps: the backbone's, (B, C_l, h_l, w_l) each, finest first.
         projected_feature_maps: what the encoder starts from, (B, D, h_l, w_l) each.
-        token_mask: (B, S), True on tokens with real pixels; None if all are.
+        pyramid: geometry of the encoded tokens.
     """
 
     last_hidden_state: Tensor | None = None
@@ -100,7 +102,7 @@ class DetectionModelOutput(ModelOutput):
     enc_outputs_coord_logits: Tensor | None = None
     feature_maps: tuple[Tensor, ...] | None = None
     projected_feature_maps: tuple[Tensor, ...] | None = None
-    token_mask: Tensor | None = None
+    pyramid: FeaturePyramid | None = None
 
 
 @dataclass
@@ -143,9 +145,11 @@ class SegmentationOutput(ObjectDetectionOutput):
     Attributes:
         pred_masks: logits (B, Q, h, w) at the finest feature map's size, a quarter of the image's
             with its padding; None in training, which computes those of matched queries only.
+        pixel_mask: (B, H, W) as it was given, by which post-processing cuts the padding off.
     """
 
     pred_masks: Tensor | None = None
+    pixel_mask: Tensor | None = None
 
 
 def split_sampling(

@@ -1,7 +1,10 @@
 """From scored masks to segment maps: semantic, instance and panoptic segmentation.
 
-Settings and results are transformers'. Masks are probabilities times their query's score; a pixel
-goes to the query whose product is largest.
+Settings and results are transformers'; `merged_maps` is the panoptic merge of the paper's code.
+
+Everywhere `target_sizes` are (height, width) per image, None for the masks' own. `pixel_mask` is
+(B, H, W) as the model got it: with it, the padding is cut off. Without it the mask of the whole
+canvas is resized to the target, as in transformers, which is right only where nothing was padded.
 """
 
 from collections.abc import Collection, Sequence
@@ -9,56 +12,71 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 
 from .coco_masks import run_lengths
+from .resized_argmax import Resizing, make_resizings, resized_argmax, resized_maps, write_winners
+
+BestClasses = tuple[Tensor, Tensor, Tensor]  # scores, labels, whether they are objects' (B, Q)
 
 
+@torch.no_grad()
 def semantic_maps(
     class_probabilities: Tensor,
     pred_masks: Tensor,
     target_sizes: Sequence[tuple[int, int]] | None = None,
-) -> list[Tensor]:
-    """The best class of every pixel, (h, w) per image.
+    return_segmentation_scores: bool = False,
+    pixel_mask: Tensor | None = None,
+) -> list[Tensor] | list[SemanticSegmentationPostProcessorOutput]:
+    """The best class of every pixel, (h, w) int64 per image.
 
     Args:
         class_probabilities: (B, Q, C), without "no object".
         pred_masks: mask logits (B, Q, h, w).
-        target_sizes: (height, width) per image; None leaves the masks' size.
+        target_sizes, pixel_mask: see above.
+        return_segmentation_scores: give, per image, `segmentation`, the map, and
+            `segmentation_scores` (C, h, w), not in [0, 1]: the sum over queries of the class's
+            probability times the mask's.
 
     Raises:
-        ValueError: if the number of target sizes isn't the number of images.
+        ValueError: if there isn't one target size, and one pixel mask, per image.
     """
-    _check_sizes(target_sizes, len(pred_masks))
-    scores = torch.einsum("bqc,bqhw->bchw", class_probabilities, pred_masks.sigmoid())
-    if target_sizes is None:
-        return list(scores.argmax(1))
-    return [
-        _resize(image, size).argmax(0) for image, size in zip(scores, target_sizes, strict=True)
-    ]
+    results = []
+    resizings = make_resizings(pred_masks, target_sizes, pixel_mask)
+    for classes, masks, resizing in zip(class_probabilities, pred_masks, resizings, strict=True):
+        scores = torch.einsum("qc,qhw->chw", classes, masks.float().sigmoid())
+        if not return_segmentation_scores:
+            results.append(resized_argmax(scores, resizing)[0])
+            continue
+        scores = resized_maps(scores, resizing)
+        classes_map = scores.new_empty(scores.shape[1:], dtype=torch.long)
+        write_winners(scores, range(len(scores)), classes_map)
+        data = {"segmentation": classes_map, "segmentation_scores": scores}
+        results.append(SemanticSegmentationPostProcessorOutput(data))
+    return results
 
 
+@torch.no_grad()
 def segment_maps(
-    scores: Tensor,
-    labels: Tensor,
-    keep: Tensor,
+    best_classes: BestClasses,
     pred_masks: Tensor,
+    threshold: float = 0.5,
     mask_threshold: float = 0.5,
     overlap_mask_area_threshold: float = 0.8,
     label_ids_to_fuse: Collection[int] = (),
     target_sizes: Sequence[tuple[int, int]] | None = None,
+    pixel_mask: Tensor | None = None,
 ) -> list[dict[str, Any]]:
-    """Give every pixel to one segment at most, per image.
+    """Give every pixel to the query with the largest product of mask and score, per image.
 
     Args:
-        scores: (B, Q) in [0, 1].
-        labels: (B, Q) class indices.
-        keep: (B, Q), True for queries that may become segments.
+        best_classes: per query (B, Q) its score in [0, 1], its label, and whether that's an object.
         pred_masks: mask logits (B, Q, h, w).
+        threshold: objects that score higher may become segments.
         mask_threshold: from which product of mask and score on a pixel counts as the query's own.
         overlap_mask_area_threshold: a query that wins no larger part of its own pixels is dropped.
         label_ids_to_fuse: classes whose segments are one, such as sky.
-        target_sizes: (height, width) per image; None leaves the masks' size.
+        target_sizes, pixel_mask: see above.
 
     Returns:
         Per image `segmentation` (h, w), int32, segments' ids from 1 and 0 for none (-1 everywhere,
@@ -66,54 +84,105 @@ def segment_maps(
         part of one, its `id`, `label_id`, `was_fused` and `score`.
 
     Raises:
-        ValueError: if the number of target sizes isn't the number of images.
+        ValueError: if there isn't one target size, and one pixel mask, per image.
     """
-    _check_sizes(target_sizes, len(pred_masks))
-    sizes = target_sizes if target_sizes is not None else [None] * len(pred_masks)
+    scores, labels, is_object = best_classes
+    keep = is_object & (scores > threshold)
     results = []
-    for image_scores, image_labels, kept, masks, size in zip(
-        scores, labels, keep, pred_masks, sizes, strict=True
-    ):
+    resizings = make_resizings(pred_masks, target_sizes, pixel_mask)
+    for image, resizing in enumerate(resizings):
+        kept = keep[image]
         if not kept.any():
-            empty = torch.full(masks.shape[-2:] if size is None else tuple(size), -1.0)
-            results.append({"segmentation": empty, "segments_info": []})
+            results.append(_nothing(resizing))
             continue
-        winners, own = _find_winners(masks[kept], image_scores[kept], mask_threshold, size)
+        kept_scores = scores[image, kept]
+        products = pred_masks[image, kept].float().sigmoid() * kept_scores[:, None, None]
+        winners, own = resized_argmax(products, resizing, mask_threshold)
         won = torch.bincount(winners.flatten(), minlength=len(own))
         exists = (won > 0) & (own > 0) & (won / own > overlap_mask_area_threshold)
         segments, ids = _number_segments(
-            image_scores[kept].tolist(),
-            image_labels[kept].tolist(),
-            exists.tolist(),
-            label_ids_to_fuse,
+            kept_scores.tolist(), labels[image, kept].tolist(), exists.tolist(), label_ids_to_fuse
         )
         lookup = torch.tensor(ids, dtype=torch.int32, device=winners.device)
         results.append({"segmentation": lookup[winners], "segments_info": segments})
     return results
 
 
-def encode_segments(segmentation: Tensor) -> list[list[int]]:
-    """Run lengths, see `run_lengths`, of every value of a map (h, w), 0 and -1 included."""
-    return [run_lengths(segmentation == value) for value in segmentation.unique()]
+@torch.no_grad()
+def merged_maps(
+    best_classes: BestClasses,
+    pred_masks: Tensor,
+    threshold: float = 0.85,
+    label_ids_to_fuse: Collection[int] = (),
+    min_area: int = 5,
+    target_sizes: Sequence[tuple[int, int]] | None = None,
+    pixel_mask: Tensor | None = None,
+) -> list[dict[str, Any]]:
+    """Give every pixel to the query with the largest mask logit (DETR, Section 4.4), per image.
 
+    Queries of the same stuff class become one, and the smallest segments go; then, as in the
+    original, pixels are given anew to the queries that are left: those that stood first for their
+    class, and were large enough.
 
-def _find_winners(
-    masks: Tensor, scores: Tensor, mask_threshold: float, size: tuple[int, int] | None
-) -> tuple[Tensor, Tensor]:
-    """Which of the masks (n, h, w) wins each pixel, (H, W), and how many are each one's own, (n,).
+    Args:
+        best_classes, pred_masks, threshold: as for `segment_maps`.
+        label_ids_to_fuse: the stuff classes.
+        min_area: segments of fewer pixels are dropped.
+        target_sizes, pixel_mask: see above; with the mask, pixels are given at the size that the
+            image had in the model, and the nearest ones taken for the target, as in the original.
 
-    Mask by mask: all at full size would take more memory than the model, and more time.
+    Returns:
+        Per image `segmentation` (h, w), int32, ids from 1 (-1 everywhere, float32, if no query is
+        left), and `segments_info`: `id`, `label_id`, `was_fused`, `score` and `area` in pixels.
+
+    Raises:
+        ValueError: if there isn't one target size, and one pixel mask, per image.
     """
-    best, winners, own = None, None, []
-    for index, (mask, score) in enumerate(zip(masks, scores, strict=True)):
-        product = _resize(mask.sigmoid()[None], size)[0] * score
-        own.append((product >= mask_threshold).sum())
-        if best is None:
-            best, winners = product, torch.zeros_like(product, dtype=torch.int32)
+    scores, labels, is_object = best_classes
+    keep = is_object & (scores > threshold)
+    results = []
+    # Deviation: the original resizes the mask of the whole canvas to the image's size, so that it
+    # is right for one image at a time only.
+    resizings = make_resizings(pred_masks, target_sizes, pixel_mask, nearest=True)
+    for image, resizing in enumerate(resizings):
+        queries = keep[image].nonzero()[:, 0]
+        names = _first_of_stuff(labels[image, queries].tolist(), label_ids_to_fuse)
+        masks = pred_masks[image, queries].float()
+        segmentation, area, left = _merge(masks, names, min_area, resizing)
+        if not len(left):
+            results.append(_nothing(resizing))
             continue
-        winners.masked_fill_(product > best, index)
-        torch.maximum(best, product, out=best)
-    return winners, torch.stack(own)
+        queries = queries[left]
+        columns = scores[image, queries], labels[image, queries], area
+        segments = [
+            {
+                "id": number,
+                "label_id": label,
+                "was_fused": label in label_ids_to_fuse,
+                "score": round(score, 6),
+                "area": pixels,
+            }
+            for number, (score, label, pixels) in enumerate(
+                zip(*(column.tolist() for column in columns), strict=True), start=1
+            )
+        ]
+        results.append({"segmentation": (segmentation + 1).int(), "segments_info": segments})
+    return results
+
+
+def encode_segments(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same results with the run lengths of each segment, see `run_lengths`, for a map.
+
+    Pixels of no segment, 0, have theirs, too; a map without segments stays.
+    """
+    encoded = []
+    for result in results:
+        segmentation = result["segmentation"]
+        if result["segments_info"]:
+            values = segmentation.unique()
+            segmentation = [run_lengths(segmentation == value) for value in values]
+        encoded.append({**result, "segmentation": segmentation})
+    return encoded
 
 
 def _number_segments(
@@ -139,17 +208,34 @@ def _number_segments(
     return segments, ids
 
 
-def _resize(masks: Tensor, size: tuple[int, int] | None) -> Tensor:
-    """(n, h, w) to another size, bilinearly."""
-    if size is None:
-        return masks
-    size = tuple(int(length) for length in size)
-    return F.interpolate(masks[None], size=size, mode="bilinear", align_corners=False)[0]
+def _merge(
+    masks: Tensor, names: list[int], min_area: int, resizing: Resizing
+) -> tuple[Tensor | None, Tensor | None, Tensor]:
+    """Segments of mask logits (n, h, w), of which those with the same name are one.
+
+    Returns:
+        Map (H, W) of numbers from 0, area (m,) of each number, and the mask (m,) that it stands
+        for; no map and area if no mask is left.
+    """
+    left = torch.arange(len(masks), device=masks.device)
+    while len(left):
+        winners, _ = resized_argmax(masks[left], resizing)
+        segmentation = torch.tensor(names, device=masks.device)[winners]
+        area = torch.bincount(segmentation.flatten(), minlength=len(left))
+        if (area >= min_area).all():
+            return segmentation, area, left
+        left = left[area >= min_area]
+        names = list(range(len(left)))
+    return None, None, left
 
 
-def _check_sizes(target_sizes: Sequence[tuple[int, int]] | None, batch_size: int) -> None:
-    if target_sizes is not None and len(target_sizes) != batch_size:
-        raise ValueError(
-            f"target_sizes has {len(target_sizes)} entries for {batch_size} images; give one "
-            "(height, width) per image."
-        )
+def _first_of_stuff(labels: list[int], label_ids_to_fuse: Collection[int]) -> list[int]:
+    """Per query the first of its class, if that is stuff, else itself."""
+    return [
+        labels.index(label) if label in label_ids_to_fuse else index
+        for index, label in enumerate(labels)
+    ]
+
+
+def _nothing(resizing: Resizing) -> dict[str, Any]:
+    return {"segmentation": torch.full(resizing.size_hw, -1.0), "segments_info": []}

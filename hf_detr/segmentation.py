@@ -1,17 +1,21 @@
 """The skeleton of panoptic segmentation: a detector, and a mask for each of its objects."""
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedConfig
 
-from .criterion import DetectionCriterion
+from .criterion import DetectionCriterion, LastMatches
 from .detection_transformer import ObjectDetector
+from .feature_pyramid import token_centers
 from .losses import mask_dice_loss, mask_focal_loss
 from .mask_head import AttentionMaps, MaskHead
 from .outputs import DetectionModelOutput, ObjectDetectionOutput, SegmentationOutput
 from .pretrained_model import DetectionPreTrainedModel
-from .targets import prepare_targets
+
+NUM_MAPS = 4  # of the backbone: the one that is encoded, and three finer ones
 
 
 class Segmenter(DetectionPreTrainedModel):
@@ -20,6 +24,9 @@ class Segmenter(DetectionPreTrainedModel):
     A subclass puts its detector at the attribute that `base_model_prefix` names, then calls
     `add_mask_head`.
     """
+
+    # Level of the memory that the backbone's last map became; the mask head starts from it.
+    coarsest_level = 0
 
     @property
     def detector(self) -> ObjectDetector:
@@ -37,7 +44,7 @@ class Segmenter(DetectionPreTrainedModel):
         Raises:
             ValueError: if the backbone has no three maps finer than the one that is encoded.
         """
-        finer = self.detection_transformer.backbone.num_channels[-2::-1][:3]
+        finer = self.detection_transformer.backbone.num_channels[-2::-1][: NUM_MAPS - 1]
         num_heads = config.encoder_attention_heads
         self.bbox_attention = AttentionMaps(config.d_model, num_heads)
         self.mask_head = MaskHead(config.d_model, num_heads, finer)
@@ -77,50 +84,71 @@ class Segmenter(DetectionPreTrainedModel):
             return_dict=True,
             output_feature_maps=True,
         )
-        detected = self.detector.detect(states, labels, output_attentions)
-        output = SegmentationOutput(**detected)
-        maps = self.bbox_attention(
-            states.last_hidden_state, states.encoder_last_hidden_state, states.token_mask
-        )
-        if labels is not None:
-            self._add_mask_loss(output, maps, states, labels, pixel_values.shape[-2:])
-        if labels is None or not self.training:
+        detected, matches = self.detector.detect(states, labels, output_attentions)
+        output = SegmentationOutput(**detected, pixel_mask=pixel_mask)
+        maps = self._attention_maps(states, output.pred_boxes)
+        if matches is None or not self.training:
             batch_size, num_queries = maps.shape[:2]
             image = torch.arange(batch_size, device=maps.device).repeat_interleave(num_queries)
             masks = self._masks(maps.flatten(0, 1), image, states)
             output["pred_masks"] = masks.unflatten(0, (batch_size, num_queries))
+        if matches is not None:
+            image, query = _matched_queries(matches, maps.device)
+            # In training only the masks that are compared: those of all queries take memory.
+            matched = (
+                self._masks(maps[image, query], image, states)
+                if self.training
+                else output.pred_masks[image, query]
+            )
+            self._add_mask_loss(output, matched, labels, matches, pixel_values.shape[-2:])
         if return_dict is None:
             return_dict = self.config.return_dict
         return output if return_dict else output.to_tuple()
 
+    def attention_inputs(
+        self, queries: Tensor, memory: Tensor, pred_boxes: Tensor, centers: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Hook: the queries (B, Q, D) and memory (B, s, D) whose products are attention maps.
+
+        Unless overridden, as decoder and encoder leave them. Where they lie is given too: boxes
+        (B, Q, 4) as (cx, cy, w, h) and tokens' centres (B, s, 2) as (x, y), in [0, 1].
+        """
+        return queries, memory
+
+    def _attention_maps(self, states: DetectionModelOutput, pred_boxes: Tensor) -> Tensor:
+        """Where each query looks on the level that the backbone's last map became, (B, Q, M, s)."""
+        pyramid, level = states.pyramid, self.coarsest_level
+        start = pyramid.level_start_index[level]
+        tokens = slice(start, start + math.prod(pyramid.spatial_shapes[level]))
+        queries, memory = self.attention_inputs(
+            states.last_hidden_state,
+            states.encoder_last_hidden_state[:, tokens],
+            pred_boxes,
+            token_centers(pyramid)[:, tokens],
+        )
+        mask = None if pyramid.mask is None else pyramid.mask[:, tokens]
+        return self.bbox_attention(queries, memory, mask)
+
     def _masks(self, maps: Tensor, image: Tensor, states: DetectionModelOutput) -> Tensor:
-        """Mask logits (P, h, w) of objects with attention maps (P, M, S) in images (P,)."""
-        features = states.projected_feature_maps[-1]
+        """Mask logits (P, h, w) of objects with attention maps (P, M, s) in images (P,)."""
+        features = states.projected_feature_maps[self.coarsest_level]
         maps = maps.unflatten(-1, features.shape[-2:])  # (P, M, h, w)
-        return self.mask_head(features, maps, image, states.feature_maps[-2::-1][:3])
+        return self.mask_head(features, maps, image, states.feature_maps[-2::-1][: NUM_MAPS - 1])
 
     def _add_mask_loss(
         self,
         output: ObjectDetectionOutput,
-        maps: Tensor,
-        states: DetectionModelOutput,
+        masks: Tensor,
         labels: list[dict[str, Tensor]],
+        matches: LastMatches,
         image_hw: tuple[int, int],
     ) -> None:
-        """Add both mask losses of the last layer's matched queries to an output."""
-        targets = prepare_targets(labels, len(maps), maps.device)
-        logits, boxes = output.logits[None].float(), output.pred_boxes[None].float()
-        (matches,) = self.criterion.matcher(logits, boxes, targets)
-        image = torch.cat([torch.full_like(query, i) for i, (query, _) in enumerate(matches)])
-        query = torch.cat([query for query, _ in matches])
-        image, query = image.to(maps.device), query.to(maps.device)
-        masks = self._masks(maps[image, query], image, states).float()
-        masks = F.interpolate(masks[:, None], size=image_hw, mode="bilinear")[:, 0]
+        """Add both losses of the matched queries' masks (P, h, w), enlarged to the images."""
+        masks = F.interpolate(masks[:, None].float(), size=image_hw, mode="bilinear")[:, 0]
         pairs = masks.flatten(1), _matched_masks(labels, matches, masks).flatten(1)
-        num_boxes = self.criterion.totals(targets, logits.shape[2]).num_boxes
         terms = {
-            "loss_mask": mask_focal_loss(*pairs).sum() / num_boxes,
-            "loss_dice": mask_dice_loss(*pairs).sum() / num_boxes,
+            "loss_mask": mask_focal_loss(*pairs).sum() / matches.num_boxes,
+            "loss_dice": mask_dice_loss(*pairs).sum() / matches.num_boxes,
         }
         weights = self.config.mask_loss_coefficient, self.config.dice_loss_coefficient
         output["loss"] = output.loss + weights[0] * terms["loss_mask"]
@@ -128,10 +156,20 @@ class Segmenter(DetectionPreTrainedModel):
         output["loss_dict"] = {**output.loss_dict, **terms}
 
 
-def _matched_masks(labels: list[dict[str, Tensor]], matches: list, masks: Tensor) -> Tensor:
+def _matched_queries(matches: LastMatches, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Image and query (P,) of every matched object."""
+    columns = [
+        torch.stack([torch.full_like(query, image), query])
+        for image, (query, _) in enumerate(matches.pairs)
+    ]
+    image, query = torch.cat(columns, dim=1).to(device, non_blocking=True)
+    return image, query
+
+
+def _matched_masks(labels: list[dict[str, Tensor]], matches: LastMatches, masks: Tensor) -> Tensor:
     """True masks of the matched objects, padded to the canvas of the predicted (P, H, W)."""
     padded = []
-    for number, (target, (_, index)) in enumerate(zip(labels, matches, strict=True)):
+    for number, (target, (_, index)) in enumerate(zip(labels, matches.pairs, strict=True)):
         if "masks" not in target:
             raise ValueError(f"label {number} has no 'masks'; segmentation needs one per object")
         chosen = target["masks"]

@@ -1,5 +1,6 @@
 """Pascal VOC: an XML file per image, lists of images per split."""
 
+import math
 import os
 import xml.parsers.expat
 from collections.abc import Sequence
@@ -142,10 +143,17 @@ def _object(found: Element, file: Path) -> tuple[str, list[float], bool]:
     name = found.findtext("name", "").strip()
     values = [found.findtext(f"bndbox/{key}", "") for key in CORNERS]
     try:
-        x0, y0, x1, y1 = map(float, values)
+        x0, y0, x1, y1 = (_finite(value) for value in values)
     except ValueError:
         raise ValueError(
             f"{file}:{found.get('line')}: bndbox has {dict(zip(CORNERS, values, strict=True))}, "
             "not four numbers"
         ) from None
     return name, [x0 - 1, y0 - 1, x1, y1], found.findtext("difficult", "0").strip() == "1"
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} isn't finite")
+    return value

@@ -1,11 +1,13 @@
 """COCO records to targets: right numbers, nothing lost silently, mistakes named."""
 
 import math
+import re
 import warnings
 
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from hf_detr.annotations import (
     normalize_target,
@@ -178,3 +180,99 @@ def test_masks_follow_their_image():
     target = pad_target(resize_target(target, (4, 2)), (5, 3))
     expected = torch.tensor([[[1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 1, 0], [0, 0, 0]]]).bool()
     assert target["masks"].dtype == torch.bool and torch.equal(target["masks"], expected)
+
+
+# --- masks ----------------------------------------------------------------------------------------
+
+# Pixel columns 1 and 2 of rows 1 to 3, and the same as run lengths down the columns of (4, 5).
+BLOCK = [[1, 1, 3, 1, 3, 4, 1, 4]]
+RUNS = {"size": [4, 5], "counts": [5, 3, 1, 3, 8]}
+PACKED = {"size": [4, 5], "counts": "53107"}
+
+
+def drawn(*rows: str) -> torch.Tensor:
+    """A mask (H, W) drawn with '#' inside and '.' outside."""
+    return torch.tensor([[pixel == "#" for pixel in row] for row in rows])
+
+
+def test_masks_of_all_three_kinds_by_hand():
+    """Protects polygons, run lengths and packed ones, in the order of the objects."""
+    corner = [[0, 0, 1, 0, 1, 1, 0, 1]]
+    entries = [entry([1, 1, 2, 3], 3, segmentation=kind) for kind in (BLOCK, RUNS, PACKED)]
+    entries.insert(1, entry([0, 0, 1, 1], 4, segmentation=corner + BLOCK))
+    target = prepare_detection_target(record(*entries), (4, 5), return_masks=True)
+    block = drawn(".....", ".##..", ".##..", ".##..")
+    both = drawn("#....", ".##..", ".##..", ".##..")
+    assert target["masks"].dtype == torch.bool
+    assert torch.equal(target["masks"], torch.stack([block, both, block, block]))
+    assert "masks" not in prepare_detection_target(record(*entries), (4, 5))
+
+
+def test_masks_are_those_of_the_kept_objects():
+    """Protects pairs of box and mask: crowds and boxes without area take their masks along."""
+    top = [[0, 0, 5, 0, 5, 1, 0, 1]]
+    annotation = record(
+        entry([0, 0, 5, 1], 1, segmentation=top, iscrowd=1),
+        entry([0, 0, 0, 9], 2, segmentation=top),
+        entry([1, 1, 2, 3], 3, segmentation=BLOCK),
+        entry([9, 9, 2, 3], 4),  # no segmentation, but no object either
+        entry([0, 0, 5, 1], 5, segmentation=top),
+    )
+    with pytest.warns(UserWarning, match="2 of 4 boxes dropped"):
+        target = prepare_detection_target(annotation, (4, 5), return_masks=True)
+    assert target["class_labels"].tolist() == [3, 5]
+    expected = [drawn(".....", *[".##.."] * 3), drawn("#####", *["....."] * 3)]
+    assert torch.equal(target["masks"], torch.stack(expected))
+
+
+def test_no_objects_give_no_masks():
+    """Protects negatives among images with masks, through every step."""
+    target = prepare_detection_target(record(), (4, 5), return_masks=True)
+    target = pad_target(resize_target(target, (8, 10)), (9, 12))
+    assert target["masks"].shape == (0, 9, 12) and target["masks"].dtype == torch.bool
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "error", "message"),
+    [
+        (
+            None,
+            ValueError,
+            "no 'segmentation', which return_segmentation_masks=True needs; give [[",
+        ),
+        ([], ValueError, "no polygons"),
+        ([[1, 1, 3, 1]], ValueError, "polygon 0 of 4 numbers; give x and y for 3 points or more"),
+        ([[1, 1, 3, 1, 3, math.nan]], ValueError, "coordinates [nan]; they must be finite"),
+        ({**RUNS, "counts": [5, 3, 1, 3]}, ValueError, "sum must be height * width = 20"),
+        ({**PACKED, "counts": "5310"}, ValueError, "sum must be height * width = 20"),
+        ({**PACKED, "counts": "5310P"}, ValueError, "break off within a number"),
+        ({**RUNS, "size": [5, 4]}, ValueError, "size [5, 4], but the image's is [4, 5]"),
+        ("polygons.json", TypeError, "a segmentation of type str"),
+    ],
+)
+def test_bad_segmentations_are_refused_by_image_and_index(segmentation, error, message):
+    """Protects training from masks that are cut off or of another image."""
+    good = entry([1, 1, 2, 3], segmentation=BLOCK)
+    bad = entry([1, 1, 2, 3], segmentation=segmentation)
+    crowd = entry(iscrowd=1)
+    with pytest.raises(error, match=f"^image_id 7, annotation 2 has .*{re.escape(message)}"):
+        prepare_detection_target(record(good, crowd, bad), (4, 5), return_masks=True)
+
+
+def test_resized_masks_are_centred():
+    """Protects masks from a shift against their image: the pixel under the centre counts."""
+    target = prepare_detection_target(record(entry([0, 0, 3, 1])), (1, 3))
+    target["masks"] = drawn("..#")[None]
+    assert torch.equal(resize_target(target, (1, 2))["masks"][0], drawn(".#"))
+    assert torch.equal(resize_target(target, (2, 4))["masks"][0], drawn("...#", "...#"))
+
+
+def test_masks_are_resized_as_floats_would_be():
+    """Protects resizing of bytes: the pixels that floats would give, larger or smaller."""
+    generator = torch.Generator().manual_seed(0)
+    for old_hw, new_hw in (((37, 50), (64, 86)), ((97, 61), (13, 200)), ((480, 640), (800, 1066))):
+        target = prepare_detection_target(record(*[entry([0, 0, 9, 9])] * 3), old_hw)
+        target["masks"] = torch.rand(3, *old_hw, generator=generator) < 0.5
+        expected = F.interpolate(target["masks"][:, None].float(), new_hw, mode="nearest-exact")
+        resized = resize_target(target, new_hw)["masks"]
+        assert resized.dtype == torch.bool and torch.equal(resized, expected[:, 0] > 0.5)

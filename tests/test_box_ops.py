@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers.models.detr.image_processing_detr import masks_to_boxes as peer_masks_to_boxes
 
 from hf_detr.box_ops import (
     box_area,
@@ -15,6 +16,7 @@ from hf_detr.box_ops import (
     boxes_from_deltas,
     generalized_box_iou,
     inverse_sigmoid,
+    masks_to_boxes,
 )
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -167,3 +169,32 @@ def test_boxes_from_deltas() -> None:
     torch.testing.assert_close(refined, torch.sigmoid(deltas + torch.logit(box)), atol=1e-6, rtol=0)
     still = boxes_from_deltas(torch.zeros_like(box), box)
     torch.testing.assert_close(still, box, atol=1e-6, rtol=0)
+
+
+def test_masks_to_boxes_by_hand() -> None:
+    """Protects the official convention: from the first to the last pixel, both by their index."""
+    masks = torch.zeros(3, 4, 6, dtype=torch.bool)
+    masks[0, 1:3, 2:5] = True
+    masks[1, 3, 5] = True
+    masks[2, 0, 0] = masks[2, 3, 4] = True
+    expected = torch.tensor([[2.0, 1.0, 4.0, 2.0], [5.0, 3.0, 5.0, 3.0], [0.0, 0.0, 4.0, 3.0]])
+    torch.testing.assert_close(masks_to_boxes(masks), expected, atol=0, rtol=0)
+    assert masks_to_boxes(masks[:0]).shape == (0, 4)
+
+
+def test_masks_to_boxes_equal_transformers() -> None:
+    """Protects equality with the box that transformers draws, on sparse random masks."""
+    generator = torch.Generator().manual_seed(0)
+    for shape in ((50, 9, 13), (20, 1, 7), (20, 7, 1), (5, 60, 80)):
+        masks = torch.rand(shape, generator=generator) < 0.05
+        masks[:, -1, -1] |= ~masks.flatten(1).any(1)
+        expected = peer_masks_to_boxes(masks)
+        torch.testing.assert_close(masks_to_boxes(masks), expected, atol=0, rtol=0)
+
+
+def test_masks_without_pixels_have_no_box() -> None:
+    """Protects from a box around the whole image for an object that isn't there."""
+    masks = torch.ones(3, 4, 6, dtype=torch.bool)
+    masks[1] = False
+    with pytest.raises(ValueError, match=r"masks \[1\] have no pixel"):
+        masks_to_boxes(masks)

@@ -55,6 +55,15 @@ def test_benchmark_runs() -> None:
 
 
 @pytest.mark.slow
+def test_segmentation_benchmark_runs() -> None:
+    """Post-processing and loss agree with transformers', and both are measured."""
+    result = run("examples/benchmark_segmentation.py", "--quick")
+    assert result.returncode == 0, result.stderr
+    for part in ("panoptic, 30", "instance, 30", "semantic, 30", "MiB, resnet18"):
+        assert part in result.stdout
+
+
+@pytest.mark.slow
 def test_operator_benchmark_runs() -> None:
     """All sides of the operator's benchmark agree, and it says who is how fast."""
     namespace, reason = find_operators("cpu")

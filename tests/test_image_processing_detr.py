@@ -17,6 +17,8 @@ from transformers.models.detr.image_processing_detr import DetrImageProcessor as
 from hf_detr.image_processing_detr import DetrImageProcessor
 from hf_detr.image_processing_sigmoid_detr import ConditionalDetrImageProcessor
 
+from .test_panoptic_annotations import write_png
+
 FIXTURES = Path(__file__).parent / "fixtures"
 REFERENCE = Path(__file__).parents[2] / "shared" / "reference"
 MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
@@ -58,19 +60,54 @@ def test_recorded_outputs_of_transformers(folder):
         torch.testing.assert_close(
             inputs["pixel_values"], tensors[f"{prefix}/pixel_values"], rtol=0, atol=1e-6
         )
-        shape = case["packed_bits"][f"{prefix}/pixel_mask"]
-        bits = np.unpackbits(tensors[f"{prefix}/pixel_mask"].numpy(), count=math.prod(shape))
-        expected_mask = torch.from_numpy(bits.reshape(shape).astype(np.int64))
+        expected_mask = recorded_bits(case, tensors, f"{prefix}/pixel_mask").long()
         torch.testing.assert_close(inputs["pixel_mask"], expected_mask, rtol=0, atol=0)
         for index, label in enumerate(inputs["labels"]):
-            check_label(label, tensors, f"{prefix}/labels/{index}", settings)
+            check_label(label, recorded_label(case, tensors, f"{prefix}/labels/{index}"), settings)
 
 
-def check_label(label: dict, tensors: dict, prefix: str, settings: dict) -> None:
-    for key in ("class_labels", "iscrowd", "image_id", "orig_size"):
-        torch.testing.assert_close(label[key], tensors[f"{prefix}/{key}"], rtol=0, atol=0)
-    torch.testing.assert_close(label["area"], tensors[f"{prefix}/area"], rtol=1e-6, atol=0)
-    boxes, canvas = tensors[f"{prefix}/boxes"], tensors[f"{prefix}/size"]
+@pytest.mark.parametrize("folder", [FIXTURES, REFERENCE / "ops"], ids=["fixture", "reference"])
+def test_recorded_panoptic_targets_of_transformers(folder, tmp_path):
+    """Protects panoptic targets against recorded ones: every pixel; boxes but for padding."""
+    case, tensors = load_reference(folder)
+    images = [tensors["image/0"].numpy(), tensors["image/1"].numpy()]
+    for index, annotation in enumerate(case["panoptic_annotations"]):
+        write_png(tmp_path / annotation["file_name"], tensors[f"panoptic_map/{index}"].numpy())
+    inputs = DetrImageProcessor(size=SIZE, format="coco_panoptic")(
+        images, case["panoptic_annotations"], masks_path=tmp_path, return_tensors="pt"
+    )
+    prefix = "torchvision/panoptic_edge_64_100"
+    for index, label in enumerate(inputs["labels"]):
+        expected = recorded_label(case, tensors, f"{prefix}/labels/{index}")
+        assert "masks" in expected
+        check_label(label, expected, {})
+
+
+def recorded_bits(case: dict, tensors: dict[str, torch.Tensor], name: str) -> torch.Tensor:
+    shape = case["packed_bits"][name]
+    bits = np.unpackbits(tensors[name].numpy(), count=math.prod(shape))
+    return torch.from_numpy(bits.reshape(shape).astype(bool))
+
+
+def recorded_label(
+    case: dict, tensors: dict[str, torch.Tensor], prefix: str
+) -> dict[str, torch.Tensor]:
+    names = {name.split("/")[-1]: name for name in tensors if name.startswith(f"{prefix}/")}
+    label = {key: tensors[name] for key, name in names.items()}
+    if "masks" in label:
+        label["masks"] = recorded_bits(case, tensors, names["masks"])
+    return label
+
+
+def check_label(label: dict, expected: dict, settings: dict) -> None:
+    """The same as transformers' label, but for `size` and boxes that are relative to the canvas."""
+    assert set(label) == set(expected)
+    if "masks" in expected:  # bytes in transformers where it doesn't resize them
+        expected = {**expected, "masks": expected["masks"].bool()}
+    for key in set(expected) - {"area", "boxes", "size"}:
+        torch.testing.assert_close(label[key], expected[key], rtol=0, atol=0)
+    torch.testing.assert_close(label["area"], expected["area"], rtol=1e-6, atol=0)
+    boxes, canvas = expected["boxes"], torch.as_tensor(expected["size"])
     if settings.get("do_convert_annotations", True):  # from relative to the canvas to the image
         boxes = boxes * (canvas.flip(0) / label["size"].flip(0)).repeat(2)
     torch.testing.assert_close(label["boxes"], boxes, rtol=0, atol=1e-5)
@@ -420,15 +457,149 @@ def test_annotations_that_do_not_fit_the_images():
         DetrImageProcessor()(images, [record(1), record(2, (1, 2, float("nan"), 4))])
 
 
-def test_masks_are_refused_until_they_are_supported():
-    """Protects from training a mask head on nothing."""
+# --- masks ----------------------------------------------------------------------------------------
+
+MASK_SETTINGS = [
+    {},
+    {"do_convert_annotations": False},
+    {"size": {"height": 48, "width": 56}},
+    {"do_resize": False},
+    {"pad_size": {"height": 120, "width": 130}},
+    {"size": {"shortest_edge": 17, "longest_edge": 30}},
+]
+
+
+def mask_annotation(image_id: int, height: int, width: int) -> dict:
+    """Polygons of random triangles and, in the middle, an object of two parts; no crowds."""
+    triangles = GENERATOR.uniform(0, (width, height), (4, 3, 2)).round(2)
+    parts = [[triangle.ravel().tolist()] for triangle in triangles]
+    parts.insert(2, parts[0] + parts[3])
+    entries = [
+        {"bbox": [1, 2, 20, 18], "category_id": index, "area": 9.5, "segmentation": part}
+        for index, part in enumerate(parts)
+    ]
+    return {"image_id": image_id, "annotations": entries}
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools
+@pytest.mark.parametrize("settings", MASK_SETTINGS, ids=str)
+def test_masks_of_polygons_equal_transformers(settings):
+    """Protects masks through reading, resizing and padding, where transformers has pycocotools."""
+    pytest.importorskip("pycocotools", reason="transformers reads polygons with pycocotools")
+    sizes_hw = [(37, 50), (45, 40)]
+    images = random_images(*sizes_hw)
+    annotations = [mask_annotation(index, *hw) for index, hw in enumerate(sizes_hw)]
+    check_same_labels(images, annotations, settings, return_segmentation_masks=True)
+
+
+@pytest.mark.filterwarnings("ignore:.*decoding and encoding.*:DeprecationWarning")  # torchvision
+@pytest.mark.parametrize("return_masks", [None, True, False])
+@pytest.mark.parametrize("settings", MASK_SETTINGS, ids=str)
+def test_panoptic_targets_equal_transformers(settings, return_masks, tmp_path):
+    """Protects panoptic targets, crowds kept, and when there are masks."""
+    sizes_hw = [(37, 50), (45, 40)]
+    annotations = []
+    for index, (height, width) in enumerate(sizes_hw):
+        blocks = GENERATOR.integers(0, 5, (height // 5 + 1, width // 5 + 1))
+        ids = 70_001 * blocks.repeat(5, 0).repeat(5, 1)[:height, :width]
+        write_png(tmp_path / f"{index}.png", ids)
+        segments = [
+            {"id": 70_001 * n, "category_id": n, "iscrowd": n % 2, "area": 100 * n}
+            for n in range(1, 5)
+        ]
+        annotations.append(
+            {"image_id": index, "file_name": f"{index}.png", "segments_info": segments}
+        )
+    settings = {**settings, "format": "coco_panoptic"}
+    options = {"masks_path": tmp_path, "return_segmentation_masks": return_masks}
+    labels = check_same_labels(random_images(*sizes_hw), annotations, settings, **options)
+    assert all(("masks" in label) == (return_masks is not False) for label in labels)
+    assert labels[0]["iscrowd"].tolist() == [1, 0, 1, 0]
+
+
+def check_same_labels(
+    images: list[PIL.Image.Image], annotations: list[dict], settings: dict, **options: object
+) -> list[dict]:
+    settings = {"size": SIZE, **settings}
+    ours, peer = (
+        processor(**settings)(images, annotations, return_tensors="pt", **options)["labels"]
+        for processor in (DetrImageProcessor, PeerImageProcessor)
+    )
+    for label, expected in zip(ours, peer, strict=True):
+        check_label(label, expected, settings)
+    return ours
+
+
+def test_masks_are_padded_with_their_image():
+    """Protects the mask head: masks cover the canvas, and nothing beyond their own image."""
+    images = random_images((30, 40), (80, 40))
+    whole = [[0, 0, 40, 0, 40, 80, 0, 80]]
+    annotations = [record(1), record(2)]
+    for annotation in annotations:
+        annotation["annotations"][0]["segmentation"] = whole
+    inputs = DetrImageProcessor(size=SIZE)(
+        images, annotations, return_segmentation_masks=True, return_tensors="pt"
+    )
+    for pixel_mask, label in zip(inputs["pixel_mask"], inputs["labels"], strict=True):
+        assert label["masks"].dtype == torch.bool
+        assert torch.equal(label["masks"], pixel_mask[None].bool())
+
+
+@pytest.mark.parametrize("kind", [ConditionalDetrImageProcessor, DetrImageProcessor])
+def test_masks_in_numpy_and_on_devices(kind):
+    """Protects both ways that masks leave the processor."""
+    image, annotation = random_images((30, 40))[0], mask_annotation(1, 30, 40)
+    options = {"return_segmentation_masks": True, "do_resize": False}
+    (label,) = kind()(image, annotation, return_tensors="np", **options)["labels"]
+    assert label["masks"].dtype == np.bool_ and label["masks"].shape == (5, 30, 40)
+    (label,) = kind()(image, annotation, return_tensors="pt", device="meta", **options)["labels"]
+    assert label["masks"].device.type == "meta"
+
+
+def test_bad_masks_are_named_by_image_and_annotation(tmp_path):
+    """Protects people from searching a batch; details are in the tests of both kinds of records."""
+    images = random_images((30, 40), (30, 40))
+    with_mask = mask_annotation(1, 30, 40)
+    with pytest.raises(ValueError, match="image_id 2, annotation 0 has no 'segmentation'"):
+        DetrImageProcessor()(images, [with_mask, record(2)], return_segmentation_masks=True)
+    broken = mask_annotation(2, 30, 40)
+    broken["annotations"][3]["segmentation"] = {"size": [30, 40], "counts": "0P"}
+    with pytest.raises(ValueError, match="image_id 2, annotation 3 has .*break off"):
+        DetrImageProcessor()(images, [with_mask, broken], return_segmentation_masks=True)
+    panoptic = {"image_id": 3, "file_name": "../a.png", "segments_info": []}
+    with pytest.raises(ValueError, match="image_id 3 has file_name '../a.png', which leads out"):
+        DetrImageProcessor(format="coco_panoptic")(images[0], panoptic, masks_path=tmp_path)
+
+
+def test_format_and_masks_path_go_together(tmp_path):
+    """Protects from the other format's records, and from a folder that nobody reads."""
     image = random_images((30, 40))[0]
-    with pytest.raises(ValueError, match="not supported yet"):
-        DetrImageProcessor()(image, record(), return_segmentation_masks=True)
-    with pytest.raises(ValueError, match="'coco_panoptic' are not supported yet"):
-        DetrImageProcessor(format="coco_panoptic")(image, record())
-    # Without annotations a panoptic checkpoint's processor file works.
+    panoptic = {"image_id": 3, "file_name": "a.png", "segments_info": []}
+    with pytest.raises(ValueError, match="format is 'coco_panoptic' and masks_path is None"):
+        DetrImageProcessor(format="coco_panoptic")(image, panoptic)
+    with pytest.raises(ValueError, match="format is 'coco_detection' and masks_path is .*; give"):
+        DetrImageProcessor()(image, panoptic, masks_path=tmp_path)
+    with pytest.raises(ValueError, match="'coco_panoptic' reads 'segments_info'"):
+        DetrImageProcessor()(image, panoptic)
+    # The format can be given for one call, and without annotations nothing needs a folder.
+    write_png(tmp_path / "a.png", np.zeros((30, 40), int))
+    (label,) = DetrImageProcessor(size=SIZE)(
+        image, panoptic, format="coco_panoptic", masks_path=str(tmp_path)
+    )["labels"]
+    assert label["masks"].shape == (0, 64, 85)
     assert "labels" not in DetrImageProcessor(format="coco_panoptic", size=SIZE)(image)
+
+
+def test_panoptic_files_survive(tmp_path):
+    """Protects processor files of panoptic checkpoints: the same content as transformers'."""
+    ours = DetrImageProcessor(format="coco_panoptic", size=SIZE)
+    peer = PeerImageProcessor(format="coco_panoptic", size=SIZE)
+    assert json.loads(ours.to_json_string()) == json.loads(peer.to_json_string())
+    ours.save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    assert content["format"] == "coco_panoptic"
+    for cls in (PeerImageProcessor, DetrImageProcessor):
+        assert json.loads(cls.from_pretrained(tmp_path).to_json_string()) == content
 
 
 # --- results --------------------------------------------------------------------------------------

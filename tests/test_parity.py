@@ -73,6 +73,7 @@ class Case:
     """One folder of the reference: what went in and what came out."""
 
     def __init__(self, folder: Path, weights: ModuleType) -> None:
+        self.folder = folder
         self.info = json.loads((folder / "case.json").read_text())
         self.expected = load_file(folder / "expected.safetensors")
         self.state = weights.make_state_dict(json.loads((folder / "manifest.json").read_text()))

@@ -9,8 +9,8 @@ from PIL import Image
 from transformers import AutoImageProcessor, pipeline
 
 from hf_detr import DetectionPipeline
-from hf_detr.detection_pipeline import pad_to_batch
 from hf_detr.detection_transformer import ObjectDetector
+from hf_detr.pipelines import pad_to_batch
 
 from .tiny import class_of, tiny_config, tiny_detector
 

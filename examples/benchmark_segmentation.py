@@ -1,0 +1,214 @@
+"""Compare panoptic DETR's post-processing and training memory with transformers', in one run.
+
+    python examples/benchmark_segmentation.py            # about three minutes on two cores
+    python examples/benchmark_segmentation.py --quick    # small inputs: does it run?
+
+Times are medians of rounds in which both sides take turns, in milliseconds of CPU; memory is what a
+training step takes at most beside model, weights and inputs, each side in a process of its own.
+No figure is printed unless both sides give the same result. Memory is measured on Linux only.
+"""
+
+import argparse
+import multiprocessing
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+os.environ.setdefault("HF_DETR_REGISTER", "0")  # transformers' side stays transformers' own
+
+import torch
+import transformers
+from torch import Tensor
+from torch.nn import functional as F
+
+import hf_detr
+
+Function = Callable[[], list]
+NUM_LABELS = 250
+DIFFERENT_PIXELS = 2e-3  # at most; where two queries tie, rounding decides
+
+
+def medians(ours: Function, theirs: Function, rounds: int) -> tuple[float, float]:
+    """Median CPU seconds of both, run in turn after one warm-up of each."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for index in range(rounds + 1):
+        for function, seconds in zip((ours, theirs), times, strict=True):
+            start = time.process_time()
+            function()
+            if index > 0:
+                seconds.append(time.process_time() - start)
+        progress(f"  round {index} of {rounds}")
+    progress("")
+    return statistics.median(times[0]), statistics.median(times[1])
+
+
+def progress(text: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r{text:40}\r", end="", file=sys.stderr)
+
+
+def report(name: str, ours: float, theirs: float) -> None:
+    print(f"{name:44}{ours:10.1f}{theirs:14.1f}{theirs / ours:9.2f}x", flush=True)
+
+
+# ---------------------------------------------------------------- post-processing
+
+
+def trained_outputs(num_queries: int, height: int, width: int) -> transformers.utils.ModelOutput:
+    """Outputs like a trained model's: logits (1, Q, 251) and masks (1, Q, h, w).
+
+    Two of five queries are sure of a class, and their masks share the image among them, with rough
+    borders; the others see no object, and their masks are like those of the sure ones.
+    """
+    generator = torch.Generator().manual_seed(0)
+    num_objects = 2 * num_queries // 5
+    y, x = torch.linspace(0, 1, height)[:, None], torch.linspace(0, 1, width)
+    at_y, at_x, extent = torch.rand(3, num_objects, 1, 1, generator=generator)
+    rough = torch.randn(1, num_objects, height // 8, width // 8, generator=generator)
+    distance = ((y - at_y) ** 2 + (x - at_x) ** 2).sqrt() / (0.2 + extent)
+    distance += 0.02 * F.interpolate(rough, size=(height, width), mode="bicubic")[0]
+    two_nearest = distance.topk(2, dim=0, largest=False).values
+    rival = torch.where(distance == two_nearest[0], two_nearest[1], two_nearest[0])
+    objects = 40 * (rival - distance).clamp(-0.3, 0.3)
+    masks = objects[torch.arange(num_queries) % num_objects]
+
+    logits = torch.randn(num_queries, NUM_LABELS + 1, generator=generator)
+    classes = torch.randint(NUM_LABELS, (num_queries,), generator=generator)
+    classes[num_objects:] = NUM_LABELS
+    logits[torch.arange(num_queries), classes] += 10
+    order = torch.randperm(num_queries, generator=generator)
+    return transformers.utils.ModelOutput(logits=logits[order][None], pred_masks=masks[order][None])
+
+
+def check_maps(got: list[Tensor], expected: list[Tensor]) -> None:
+    for one, other in zip(got, expected, strict=True):
+        if (one != other).float().mean() > DIFFERENT_PIXELS:
+            raise SystemExit("the maps differ: no times")
+
+
+def benchmark_post_processing(is_quick: bool, rounds: int) -> None:
+    outputs = trained_outputs(30, 50, 66) if is_quick else trained_outputs(100, 200, 267)
+    size = (200, 266) if is_quick else (800, 1066)
+    name = f"{outputs.logits.shape[1]} queries, {size[0]} x {size[1]}"
+    processors = hf_detr.DetrImageProcessor(), transformers.DetrImageProcessor()
+    for kind in ("panoptic", "instance", "semantic"):
+        options = {"label_ids_to_fuse": set()} if kind == "panoptic" else {}
+        ours, theirs = (
+            partial(
+                getattr(processor, f"post_process_{kind}_segmentation"),
+                outputs,
+                target_sizes=[size],
+                **options,
+            )
+            for processor in processors
+        )
+        got, expected = ours(), theirs()
+        if kind == "semantic":
+            check_maps(got, expected)
+        else:
+            (one,), (other,) = got, expected
+            if one["segments_info"] != other["segments_info"]:
+                raise SystemExit("the segments differ: no times")
+            check_maps([one["segmentation"]], [other["segmentation"]])
+        seconds = medians(ours, theirs, rounds)
+        report(f"{kind}, {name}", *(1e3 * value for value in seconds))
+
+
+# ---------------------------------------------------------------- memory of a training step
+
+
+def make_batch(size: int, num_objects: int) -> tuple[Tensor, list[dict[str, Tensor]]]:
+    """Two random images (2, 3, size, size), and ellipses in them."""
+    generator = torch.Generator().manual_seed(0)
+    axis = torch.linspace(0, 1, size)
+    labels = []
+    for _ in range(2):
+        centers = 0.2 + 0.6 * torch.rand(num_objects, 2, generator=generator)
+        sizes = 0.1 + 0.3 * torch.rand(num_objects, 2, generator=generator)
+        along = [(axis - centers[:, i, None]) / sizes[:, i, None] for i in (0, 1)]
+        labels.append(
+            {
+                "class_labels": torch.randint(NUM_LABELS, (num_objects,), generator=generator),
+                "boxes": torch.cat([centers, sizes], dim=1),
+                "masks": along[1][:, :, None] ** 2 + along[0][:, None] ** 2 < 0.25,
+            }
+        )
+    return torch.randn(2, 3, size, size, generator=generator), labels
+
+
+def training_step(package: str, folder: str, size: int, num_objects: int) -> tuple[float, float]:
+    """Loss of a step, and the MiB that it takes at most; run in a process of its own."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    torch.set_num_threads(1)
+    module = {"hf_detr": hf_detr, "transformers": transformers}[package]
+    model = module.DetrForSegmentation.from_pretrained(folder).train()
+    images, labels = make_batch(size, num_objects)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = resident("VmRSS")
+    loss = model(pixel_values=images, labels=labels).loss
+    loss.backward()
+    return loss.item(), resident("VmHWM") - before
+
+
+def resident(field: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
+
+
+def benchmark_memory(is_quick: bool) -> None:
+    """A step of the whole model on two images, without dropout, so that both do the same.
+
+    With 20 objects each, transformers takes 6 GiB.
+    """
+    backbone, size, num_objects = ("resnet18", 128, 4) if is_quick else ("resnet50", 320, 20)
+    torch.manual_seed(0)
+    no_dropout = dict.fromkeys(("dropout", "attention_dropout", "activation_dropout"), 0.0)
+    # transformers' auxiliary losses are those of other predictions than ours.
+    config = hf_detr.DetrConfig(
+        backbone=backbone, num_labels=NUM_LABELS, auxiliary_loss=False, **no_dropout
+    )
+    context = multiprocessing.get_context("spawn")
+    results = []
+    with tempfile.TemporaryDirectory() as folder:
+        hf_detr.DetrForSegmentation(config).save_pretrained(folder)
+        for package in ("hf_detr", "transformers"):
+            progress(f"  a training step of {package}")
+            with context.Pool(1) as pool:
+                results.append(pool.apply(training_step, (package, folder, size, num_objects)))
+    progress("")
+    (loss, ours), (expected, theirs) = results
+    if abs(loss - expected) > 1e-4 * expected:
+        raise SystemExit(f"the losses differ: {loss} and {expected}; no memory")
+    report(f"MiB, {backbone}, 2 x {size} x {size}, {num_objects} objects each", ours, theirs)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="two rounds, small inputs")
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--threads", type=int, default=1, help="of the post-processing")
+    arguments = parser.parse_args()
+    if arguments.rounds < 1 or arguments.threads < 1:
+        parser.error("--rounds and --threads must be at least 1")
+    torch.set_num_threads(arguments.threads)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    rounds = 2 if arguments.quick else arguments.rounds
+    print(
+        f"torch {torch.__version__}, transformers {transformers.__version__}, "
+        f"{arguments.threads} thread(s), medians of {rounds} interleaved rounds, CPU ms"
+    )
+    print(f"{'':44}{'hf_detr':>10}{'transformers':>14}{'ratio':>10}")
+    benchmark_post_processing(arguments.quick, rounds)
+    if sys.platform == "linux":
+        benchmark_memory(arguments.quick)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""Every check: finds what it is for, with the right weight, and is silent on sound data."""
+
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from hf_detr.annotation_table import AnnotationTable, Problem, RawObjects, make_table
+from hf_detr.coco_data import read_coco, read_coco_panoptic
+from hf_detr.data_problems import (
+    box_problems,
+    class_problems,
+    count_problems,
+    duplicate_problems,
+    image_problems,
+    repeated_image_problems,
+)
+
+from .some_data import entry, write_coco, write_image
+from .test_coco_data import SEGMENTS, write_panoptic
+
+NAMES = {0: "cat", 1: "dog"}
+
+
+def table(*boxes: list[float], images: int = 1, names: dict[int, str] = NAMES) -> AnnotationTable:
+    """Objects of class 0, 1, 0, 1, ..., all in image 0 of 40 x 50 pixels."""
+    objects = RawObjects()
+    for number, box in enumerate(boxes):
+        objects.append(0, sorted(names)[number % len(names)], box, number=10 + number)
+    return make_table(names, range(images), [(40, 50)] * images, objects, "coco_xywh")
+
+
+def found(problems: object) -> list[tuple[str, int | None, bool]]:
+    return [(problem.kind, problem.image, problem.is_fatal) for problem in problems]
+
+
+SOUND = table([0, 0, 50, 40], [10, 5, 20, 8])
+
+
+def test_sound_annotations_have_no_problems():
+    """Protects from false alarms, which train people to ignore the check."""
+    for problems in (
+        class_problems(SOUND),
+        box_problems(SOUND),
+        duplicate_problems(SOUND),
+        count_problems(SOUND, num_queries=2),
+    ):
+        assert found(problems) == []
+
+
+@pytest.mark.parametrize(
+    ("box", "kind", "is_fatal"),
+    [
+        ([np.nan, 0, 5, 5], "box that isn't finite", True),
+        ([0, 0, np.inf, 5], "box that isn't finite", True),
+        ([0, 0, 1e300, 5], "box that isn't finite", True),
+        ([5, 5, -2, 5], "box of negative size", True),
+        ([5, 5, 0, 5], "box without area (dropped)", False),
+        ([50, 5, 9, 5], "box outside its image (dropped)", False),
+        ([5, -9, 9, 9], "box outside its image (dropped)", False),
+        ([45, 5, 9, 5], "box beyond the border (clipped)", False),
+        ([5, -2, 9, 9], "box beyond the border (clipped)", False),
+    ],
+)
+def test_each_kind_of_box(box: list[float], kind: str, is_fatal: bool):
+    """Protects the line between what training refuses and what it drops or clips."""
+    (problem,) = box_problems(table([1, 1, 5, 5], box))
+    assert problem.kind == kind and problem.image == 0 and problem.is_fatal == is_fatal
+    assert problem.text.startswith("object 11 has the box (left, top, width, height) [")
+
+
+def test_rounding_at_the_border_is_no_problem():
+    """Protects from thousands of notes about half pixels."""
+    assert found(box_problems(table([-0.9, 0, 50, 41]))) == []
+
+
+def test_classes_are_named():
+    """Protects from off-by-one ids and forgotten classes."""
+    gappy = table([1, 1, 5, 5], names={1: "cat", 4: "dog", 9: "dog"})
+    ids, names, unseen = class_problems(gappy)
+    assert (
+        ids.text == "own ids go from 1 to 9, without 2, 3, 5, 6, 7 and 1 more; labels go from "
+        "0 to 2"
+    )
+    assert names.text == "2 classes have the name 'dog'"
+    assert unseen.text == "2 classes have no object: dog, dog"
+    assert not any(problem.is_fatal for problem in (ids, names, unseen))
+    assert found(class_problems(table(names={}))) == [("classes", None, True)]
+
+
+def test_duplicates_need_image_class_and_box_alike():
+    """Protects crowded scenes, where one of the three often is alike."""
+    box = [1.0, 1, 5, 5]
+    (problem,) = duplicate_problems(table(box, box, box, [1, 1, 5, 6]))
+    assert problem.text == "objects 10 and 12 have the same class and box"
+    assert not problem.is_fatal
+    assert found(duplicate_problems(table())) == []
+
+
+def test_images_without_and_with_too_many_objects():
+    """Protects from queries that are too few, and from data without anything to learn."""
+    some = table([1, 1, 5, 5], [2, 2, 5, 5], [3, 3, 5, 5], images=2)
+    problems = list(count_problems(some, num_queries=2))
+    assert found(problems) == [
+        ("image without objects", 1, False),
+        ("more objects than queries", 0, False),
+    ]
+    assert problems[1].text.startswith("3 objects, 2 queries")
+    assert found(count_problems(some, num_queries=None)) == [("image without objects", 1, False)]
+    assert found(count_problems(table(), None))[0] == ("no objects at all", None, True)
+    assert found(count_problems(table(images=0), None)) == [("no images", None, True)]
+
+
+def test_same_file_twice_is_named(tmp_path: Path):
+    """Protects from test images that are also training images of the same file."""
+    images = [{"id": i, "file_name": "1.png", "height": 40, "width": 50} for i in (1, 2)]
+    dataset = read_coco(*write_coco(tmp_path, [entry(1)], images=images))
+    (problem,) = repeated_image_problems(dataset)
+    assert problem == Problem("image twice", 1, "also image 0 of the data", False)
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp"])
+@pytest.mark.parametrize("decode", [True, False])
+def test_image_files(tmp_path: Path, ending: str, decode: bool):
+    """Protects from missing, foreign, broken-off and resized files; the header tells no break."""
+    kinds = ("sound", "half", "text", "missing", "large")
+    images = [
+        {"id": i, "file_name": f"{kind}.{ending}", "height": 40, "width": 50}
+        for i, kind in enumerate(kinds)
+    ]
+    files = write_coco(tmp_path, [], images=images)
+    folder = files[1]
+    data = write_image(folder / f"sound.{ending}").read_bytes()
+    (folder / f"half.{ending}").write_bytes(data[: len(data) // 2])
+    (folder / f"text.{ending}").write_text("no image")
+    write_image(folder / f"large.{ending}", height=80)
+    dataset = read_coco(*files)
+    problems = [image_problems(dataset, index, decode) for index in range(len(kinds))]
+    # WebP's decoder wants the whole file even for the size.
+    half = [("unreadable image", 1, True)] if decode or ending == "webp" else []
+    assert [found(of_image) for of_image in problems] == [
+        [],
+        half,
+        [("unreadable image", 2, True)],
+        [("missing image", 3, True)],
+        [("image of another size", 4, True)],
+    ]
+    assert "(80, 50)" in problems[4][0].text
+
+
+def test_bad_and_empty_masks_are_named_by_object(tmp_path: Path):
+    """Protects mask training from polygons that can't be drawn; without masks they don't matter."""
+    entries = [
+        entry(1, segmentation=[[1, 2, 3]]),
+        entry(2, segmentation=None),
+        entry(3, segmentation=[[60, 50, 70, 50, 70, 60]]),
+        entry(4, segmentation={"size": [40, 50], "counts": [3]}),
+        entry(5),
+    ]
+    files = write_coco(tmp_path, entries)
+    problems = image_problems(read_coco(*files, masks=True), 0, decode=True)
+    assert found(problems) == [
+        ("bad mask", 0, True),
+        ("bad mask", 0, True),
+        ("empty mask", 0, False),
+        ("bad mask", 0, True),
+    ]
+    for number, problem in enumerate(problems, start=1):
+        assert f"object {number}" in problem.text
+    assert image_problems(read_coco(*files), 0, decode=True) == []
+
+
+def test_segment_maps(tmp_path: Path):
+    """Protects panoptic training: maps that are missing, of another size, or lack a segment."""
+    missing = {"id": 5, "category_id": 2, "bbox": [1, 1, 3, 3], "area": 9}
+    file, images, maps = write_panoptic(tmp_path, [*SEGMENTS, missing])
+    dataset = read_coco_panoptic(file, images, maps)
+    (problem,) = image_problems(dataset, 0, decode=True)
+    assert problem.text.startswith("segments 5 have no pixel in") and not problem.is_fatal
+    assert image_problems(dataset, 1, decode=True) == []
+    PIL.Image.new("RGB", (20, 20)).save(maps / "one.png")
+    assert found(image_problems(dataset, 0, decode=True)) == [("segment map", 0, True)]
+    (maps / "one.png").unlink()
+    assert found(image_problems(dataset, 0, decode=True)) == [("segment map", 0, True)]
