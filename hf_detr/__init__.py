@@ -21,6 +21,7 @@ from .coco_evaluator import CocoEvaluator, metrics_table
 from .compiled_attention import kernel_status
 from .configuration_detr import ConditionalDetrConfig, DeformableDetrConfig, DetrConfig
 from .data_formats import (
+    DataArguments,
     read_coco,
     read_coco_panoptic,
     read_hf_dataset,
@@ -29,7 +30,7 @@ from .data_formats import (
     read_yolo,
 )
 from .detection_data import DetectionDataset
-from .evaluation import evaluate, keep_detections, make_compute_metrics
+from .evaluation import evaluate, evaluate_panoptic
 from .image_processing_detr import DetrImageProcessor
 from .image_processing_sigmoid_detr import (
     ConditionalDetrImageProcessor,
@@ -46,6 +47,7 @@ from .modeling_detr_segmentation import (
 from .multi_scale_deformable_attention import multi_scale_deformable_attention
 from .panoptic_quality import PanopticQuality
 from .pipelines import DetectionPipeline, SegmentationPipeline
+from .trainer_metrics import keep_detections, make_compute_metrics
 
 __version__ = "0.1.0"
 
@@ -56,6 +58,7 @@ __all__ = [
     "ConditionalDetrForSegmentation",
     "ConditionalDetrImageProcessor",
     "ConditionalDetrModel",
+    "DataArguments",
     "DeformableDetrConfig",
     "DeformableDetrForObjectDetection",
     "DeformableDetrForSegmentation",
@@ -73,6 +76,7 @@ __all__ = [
     "DetrModel",
     "SizeGroupedBatches",
     "evaluate",
+    "evaluate_panoptic",
     "keep_detections",
     "kernel_status",
     "make_compute_metrics",

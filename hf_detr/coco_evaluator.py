@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .processes import gather_from_processes
+
 IOU_TYPES = ("bbox", "segm")
 AREAS = ("all", "small", "medium", "large")
 MAX_DETECTIONS = (1, 10, 100)
@@ -146,10 +148,7 @@ class CocoEvaluator:
 
     def _gather(self) -> dict[int, dict[str, Any]]:
         """The detections of all processes by image; the lowest process's, if several have one."""
-        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-            return self._found
-        shares: list[Any] = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(shares, self._found)
+        shares = gather_from_processes(self._found)
         return {
             image_id: record for share in reversed(shares) for image_id, record in share.items()
         }

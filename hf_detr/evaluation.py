@@ -1,9 +1,9 @@
-"""A model on a data set: detections that don't depend on the batch size, and their AP."""
+"""A model on a data set: results that don't depend on the batch size, and their AP or PQ."""
 
 import copy
 import functools
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import EvalPrediction
 from transformers.image_utils import SizeDict
 
 from .batches import SizeGroupedBatches
@@ -19,9 +18,13 @@ from .coco_evaluator import CocoEvaluator, Metrics
 from .detection_data import DetectionDataset
 from .image_processing_detr import DetrImageProcessor
 from .image_settings import resized_hw
-from .outputs import ObjectDetectionOutput
+from .image_source import read_segment_ids
+from .panoptic_quality import PanopticQuality
+
+Batch = tuple[list[int], list[tuple[int, int]], Any]  # image ids, original (height, width), inputs
 
 EVERY_SCORE = -1.0  # a threshold below all scores: AP needs the weak detections too
+PANOPTIC_THRESHOLD = 0.85  # of the official code
 MASKS_AT_ONCE = 10  # at full size, all masks of an image may take more memory than the model
 
 
@@ -47,7 +50,7 @@ def evaluate(
         batch_size: images of equal size that run together; doesn't change the result.
         num_workers: processes that load images.
         iou_types: "bbox", "segm" or both.
-        progress: show a progress bar.
+        progress: show a progress bar, on a terminal.
 
     Returns:
         What `CocoEvaluator.compute` returns.
@@ -81,22 +84,55 @@ def detect(
         numbers them, `boxes` (n, 4) as (x0, y0, x1, y1) in pixels of the original image, and if
         asked for `masks` (n, height, width) bool of its size.
     """
-    # Wrappers for training in parallel would wait for processes that have one batch less.
-    model = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
-    labels = label_map(model.config.id2label, dataset.id2label)
-    loader = _make_loader(processor, dataset, batch_size, num_workers)
-    was_training = model.training
-    model.eval()
-    try:
-        for image_ids, sizes_hw, inputs in _with_progress(loader, progress):
-            with torch.no_grad():
-                outputs = model(**inputs.to(model.device, model.dtype))
-            detections = processor.post_process_object_detection(outputs, EVERY_SCORE, sizes_hw)
-            if masks:
-                _add_masks(detections, outputs, processor, inputs, sizes_hw)
-            yield image_ids, [_relabelled(found, labels) for found in detections]
-    finally:
-        model.train(was_training)
+    labels = label_map(_unwrapped(model).config.id2label, dataset.id2label)
+    for (image_ids, sizes_hw, inputs), outputs in _run(
+        model, processor, dataset, batch_size, num_workers, progress
+    ):
+        detections = processor.post_process_object_detection(outputs, EVERY_SCORE, sizes_hw)
+        if masks:
+            _add_masks(detections, outputs, processor, inputs, sizes_hw)
+        yield image_ids, [_relabelled(found, labels) for found in detections]
+
+
+def evaluate_panoptic(
+    model: nn.Module,
+    processor: DetrImageProcessor,
+    dataset: DetectionDataset,
+    batch_size: int = 8,
+    num_workers: int = 0,
+    threshold: float = PANOPTIC_THRESHOLD,
+    progress: bool = True,
+) -> Metrics:
+    """Evaluate a segmentation model on panoptic data, by panoptic quality.
+
+    Arguments as in `evaluate`; `threshold` is the score from which queries become segments. They
+    are merged by the paper's rules, see `post_process_panoptic_merge`.
+
+    Returns:
+        What `PanopticQuality.compute` returns.
+
+    Raises:
+        ValueError: if the data aren't panoptic, or have no class in common with the model.
+    """
+    if dataset.segment_maps is None:
+        raise ValueError("the data have no panoptic maps; read them with read_coco_panoptic.")
+    stuff = dataset.label_ids_of_stuff
+    quality = PanopticQuality(dataset.id2label, set(dataset.id2label) - stuff)
+    labels = label_map(_unwrapped(model).config.id2label, dataset.id2label)
+    fused = {label for label, data_label in labels.items() if data_label in stuff}
+    index_of = {int(image_id): i for i, image_id in enumerate(dataset.table.image_ids)}
+    for (image_ids, sizes_hw, _), outputs in _run(
+        model, processor, dataset, batch_size, num_workers, progress
+    ):
+        found = processor.post_process_panoptic_merge(
+            outputs, threshold, fused, target_sizes=sizes_hw
+        )
+        quality.update(
+            image_ids,
+            [_relabelled_segments(segments, labels) for segments in found],
+            [_true_segments(dataset, index_of[image_id]) for image_id in image_ids],
+        )
+    return quality.compute()
 
 
 def label_map(model_names: Mapping[int, str], data_names: Mapping[int, str]) -> dict[int, int]:
@@ -134,59 +170,33 @@ def label_map(model_names: Mapping[int, str], data_names: Mapping[int, str]) -> 
     return shared
 
 
-def make_compute_metrics(
-    processor: DetrImageProcessor, ground_truth: Mapping[str, Any], per_class: bool = False
-) -> Callable[[EvalPrediction], dict[str, float]]:
-    """Make `compute_metrics` for transformers' `Trainer`: COCO's AP and AR of boxes.
-
-    Pass `preprocess_logits_for_metrics=keep_detections` to the Trainer too: it hands on which image
-    each prediction is of, which several processes would mix up, and drops all that isn't needed.
-
-    Args:
-        processor: reads the outputs.
-        ground_truth: of the evaluation data, `dataset.ground_truth()`; category ids are the
-            model's labels.
-        per_class: also give `AP_<class>` of every class.
-
-    Raises:
-        ValueError: when called with predictions that `keep_detections` hasn't prepared.
-    """
-
-    def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
-        evaluator = CocoEvaluator(ground_truth)
-        batches = prediction.predictions
-        # A tuple is the whole data, a list one entry per batch (`eval_do_concat_batches=False`).
-        for batch in batches if isinstance(batches, list) else [batches]:
-            _update(evaluator, processor, batch)
-        metrics = evaluator.compute()
-        classes = metrics.pop("per_class")
-        if per_class:
-            metrics |= {f"AP_{name}": one["AP"] for name, one in classes.items()}
-        return metrics
-
-    return compute_metrics
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The model without a wrapper that would wait for processes that have one batch less."""
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
 
-def keep_detections(
-    outputs: tuple[Any, ...], labels: list[dict[str, Tensor]]
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`preprocess_logits_for_metrics` for transformers' `Trainer`; see `make_compute_metrics`.
-
-    Args:
-        outputs: the model's, without the loss.
-        labels: one dict per image. All but `image_id` and `orig_size` are removed: the Trainer
-            gathers labels from all processes, which fails when images have different numbers of
-            objects.
-
-    Returns:
-        `logits` (B, Q, C'), `pred_boxes` (B, Q, 4), image ids (B,) and original sizes (B, 2).
-    """
-    outputs = tuple(entry for entry in outputs if not isinstance(entry, Mapping))  # loss_dict
-    for label in labels:
-        for key in set(label) - {"image_id", "orig_size"}:
-            del label[key]
-    image_ids = torch.cat([label["image_id"].reshape(1) for label in labels])
-    return *outputs[:2], image_ids, torch.stack([label["orig_size"] for label in labels])
+def _run(
+    model: nn.Module,
+    processor: DetrImageProcessor,
+    dataset: DetectionDataset,
+    batch_size: int,
+    num_workers: int,
+    progress: bool,
+) -> Iterator[tuple[Batch, Any]]:
+    """This process's batches, and what the model makes of them."""
+    model = _unwrapped(model)
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        loader = _make_loader(processor, dataset, batch_size, num_workers)
+        for image_ids, sizes_hw, inputs in _with_progress(loader, progress):
+            with torch.no_grad():
+                outputs = model(**inputs.to(model.device, model.dtype))
+            yield (image_ids, sizes_hw, inputs), outputs
+    finally:
+        # One by one: parts that are frozen may have been in eval mode in training too.
+        for module, was_training in modes:
+            module.training = was_training
 
 
 def _make_loader(
@@ -212,25 +222,53 @@ def _make_loader(
 
 def _collate(
     processor: DetrImageProcessor, samples: Sequence[tuple[Tensor, dict[str, Tensor]]]
-) -> tuple[list[int], list[tuple[int, int]], Any]:
+) -> Batch:
     images = [image for image, _ in samples]
     inputs = processor(images, input_data_format="channels_first", return_tensors="pt")
     image_ids = [int(target["image_id"]) for _, target in samples]
     return image_ids, [tuple(target["orig_size"].tolist()) for _, target in samples], inputs
 
 
-def _with_progress(loader: DataLoader, progress: bool) -> Iterator[Any]:
+def _with_progress(loader: DataLoader, progress: bool) -> Iterator[Batch]:
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     is_first = not distributed or torch.distributed.get_rank() == 0
-    return iter(tqdm(loader, desc="evaluate", unit="batch", disable=not (progress and is_first)))
+    disable = None if progress and is_first else True  # None shows it on a terminal only
+    return iter(tqdm(loader, desc="evaluate", unit="batch", disable=disable))
 
 
 def _relabelled(found: Mapping[str, Tensor], labels: Mapping[int, int]) -> dict[str, Tensor]:
     """Detections with the data's labels, without classes that the data lack."""
-    new_labels = torch.tensor([labels.get(label, -1) for label in found["labels"].tolist()])
+    new_labels = torch.tensor(
+        [labels.get(label, -1) for label in found["labels"].tolist()], dtype=torch.int64
+    )
     keep = new_labels >= 0
     kept = {key: value.cpu()[keep] for key, value in found.items()}
     return {**kept, "labels": new_labels[keep]}
+
+
+def _relabelled_segments(found: Mapping[str, Any], labels: Mapping[int, int]) -> dict[str, Any]:
+    """A segment map with the data's labels; pixels of classes that the data lack are void."""
+    segmentation, segments = found["segmentation"].cpu().clone(), []
+    for info in found["segments_info"]:
+        if info["label_id"] in labels:
+            segments.append({**info, "label_id": labels[info["label_id"]]})
+        else:
+            segmentation[segmentation == info["id"]] = 0
+    return {"segmentation": segmentation, "segments_info": segments}
+
+
+def _true_segments(dataset: DetectionDataset, index: int) -> dict[str, Any]:
+    table = dataset.table
+    segments = [
+        {
+            "id": int(table.ids[row]),
+            "category_id": int(table.class_labels[row]),
+            "iscrowd": int(table.is_crowd[row]),
+        }
+        for row in table.rows(index)
+    ]
+    segmentation = read_segment_ids(dataset.segment_maps, index)
+    return {"segmentation": segmentation, "segments_info": segments}
 
 
 def _add_masks(
@@ -255,18 +293,3 @@ def _add_masks(
             inside = (large[..., :height, :width] > 0).float()
             parts.append(F.interpolate(inside, size_hw, mode="nearest")[0] > 0.5)
         found["masks"] = torch.cat(parts)
-
-
-def _update(
-    evaluator: CocoEvaluator, processor: DetrImageProcessor, batch: tuple[Any, ...]
-) -> None:
-    """Add predictions as `keep_detections` leaves them, as arrays."""
-    if len(batch) != 4:
-        raise ValueError(
-            f"the predictions have {len(batch)} parts; pass "
-            "preprocess_logits_for_metrics=keep_detections to the Trainer."
-        )
-    logits, boxes, image_ids, sizes_hw = (torch.from_numpy(array) for array in batch)
-    outputs = ObjectDetectionOutput(logits=logits, pred_boxes=boxes)
-    detections = processor.post_process_object_detection(outputs, EVERY_SCORE, sizes_hw)
-    evaluator.update(image_ids, detections)

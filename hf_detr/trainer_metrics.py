@@ -1,0 +1,83 @@
+"""AP inside transformers' `Trainer`, with predictions of the right images."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import EvalPrediction
+
+from .coco_evaluator import CocoEvaluator
+from .evaluation import EVERY_SCORE
+from .image_processing_detr import DetrImageProcessor
+from .outputs import ObjectDetectionOutput
+
+
+def make_compute_metrics(
+    processor: DetrImageProcessor, ground_truth: Mapping[str, Any], per_class: bool = False
+) -> Callable[[EvalPrediction], dict[str, float]]:
+    """Make `compute_metrics` for transformers' `Trainer`: COCO's AP and AR of boxes.
+
+    Pass `preprocess_logits_for_metrics=keep_detections` to the Trainer too: it hands on which image
+    each prediction is of, which several processes would mix up, and drops all that isn't needed.
+
+    Args:
+        processor: reads the outputs.
+        ground_truth: of the evaluation data, `dataset.ground_truth()`; category ids are the
+            model's labels.
+        per_class: also give `AP_<class>` of every class.
+
+    Raises:
+        ValueError: when called with predictions that `keep_detections` hasn't prepared.
+    """
+
+    def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+        evaluator = CocoEvaluator(ground_truth)
+        batches = prediction.predictions
+        # A tuple is the whole data, a list one entry per batch (`eval_do_concat_batches=False`).
+        for batch in batches if isinstance(batches, list) else [batches]:
+            _update(evaluator, processor, batch)
+        metrics = evaluator.compute()
+        classes = metrics.pop("per_class")
+        if per_class:
+            metrics |= {f"AP_{name}": one["AP"] for name, one in classes.items()}
+        return metrics
+
+    return compute_metrics
+
+
+def keep_detections(
+    outputs: tuple[Any, ...], labels: list[dict[str, Tensor]]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`preprocess_logits_for_metrics` for transformers' `Trainer`; see `make_compute_metrics`.
+
+    Args:
+        outputs: the model's, without the loss.
+        labels: one dict per image. All but `image_id` and `orig_size` are removed: the Trainer
+            gathers labels from all processes, which fails when images have different numbers of
+            objects.
+
+    Returns:
+        `logits` (B, Q, C'), `pred_boxes` (B, Q, 4), image ids (B,) and original sizes (B, 2).
+    """
+    outputs = tuple(entry for entry in outputs if not isinstance(entry, Mapping))  # loss_dict
+    for label in labels:
+        for key in set(label) - {"image_id", "orig_size"}:
+            del label[key]
+    image_ids = torch.cat([label["image_id"].reshape(1) for label in labels])
+    return *outputs[:2], image_ids, torch.stack([label["orig_size"] for label in labels])
+
+
+def _update(
+    evaluator: CocoEvaluator, processor: DetrImageProcessor, batch: tuple[Any, ...]
+) -> None:
+    """Add predictions as `keep_detections` leaves them, as arrays."""
+    if len(batch) != 4:
+        raise ValueError(
+            f"the predictions have {len(batch)} parts; pass "
+            "preprocess_logits_for_metrics=keep_detections to the Trainer."
+        )
+    logits, boxes, image_ids, sizes_hw = (torch.from_numpy(array) for array in batch)
+    outputs = ObjectDetectionOutput(logits=logits, pred_boxes=boxes)
+    detections = processor.post_process_object_detection(outputs, EVERY_SCORE, sizes_hw)
+    evaluator.update(image_ids, detections)
