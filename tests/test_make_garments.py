@@ -138,6 +138,25 @@ def test_splits_share_neither_garments_nor_photographs(script: ModuleType, made:
     assert not {picture.tobytes() for picture in one} & {picture.tobytes() for picture in other}
 
 
+def test_hub_copy_is_read_like_the_files(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The Hub's copy is Parquet with pictures; here a local folder of that form stands in."""
+    datasets = pytest.importorskip("datasets")
+    pixels = np.random.default_rng(0).integers(0, 256, (10, 28, 28), dtype=np.uint8)
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=list(script.NAMES))}
+    )
+    rows = {"image": [Image.fromarray(one) for one in pixels], "label": list(range(10))}
+    dataset = datasets.Dataset.from_dict(rows, features=features)
+    dataset.to_parquet(tmp_path / "test-00000.parquet")
+    monkeypatch.setattr(script, "HUB_NAME", str(tmp_path))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    read, labels = script.read_split("hub", "test")
+    np.testing.assert_array_equal(read, pixels)
+    assert labels.tolist() == list(range(10))
+
+
 def test_half_of_every_garment_stays_visible(script: ModuleType) -> None:
     """Overlaps never hide so much that nobody could tell what it is."""
     square = np.zeros((1, 28, 28), np.uint8)
