@@ -1,7 +1,7 @@
 """Make a detection data set that anyone can rebuild: garments of Fashion-MNIST on photographs.
 
     sudo apt-get install dataset-fashion-mnist      # 31 MB; or: --source hub
-    pip install scikit-image scikit-learn           # the photographs are in these packages
+    pip install -e '.[garments]'                    # the photographs are in two packages
     python examples/make_garments.py --output data/garments
 
 Garments are pasted at random places, sizes and angles, later ones over earlier ones. Boxes and
@@ -19,7 +19,7 @@ import json
 import math
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +53,9 @@ TRIES = 20  # of placing a garment, before the image makes do with fewer
 PALEST_TINT = 0.35  # the least factor of a color channel
 SPECK = 16  # separate dots no brighter than this are noise
 LARGEST_FILLED_HOLE = 10  # pixels of 28 x 28; larger ones are real, such as a bag's handle
+
+Material = tuple[np.ndarray, np.ndarray, list[Image.Image]]  # (n, 28, 28), labels, photographs
+Scene = tuple[Image.Image, list[tuple[int, np.ndarray]]]  # picture; labels and masks (side, side)
 
 
 # ---------------------------------------------------------------- sources
@@ -175,7 +178,9 @@ def fill_small_holes(covered: np.ndarray) -> np.ndarray:
     return covered | (np.isin(holes, small[small > 0])[1:-1, 1:-1])
 
 
-def cut_background(photographs: list[Image.Image], side: int, rng: np.random.Generator) -> Image:
+def cut_background(
+    photographs: list[Image.Image], side: int, rng: np.random.Generator
+) -> Image.Image:
     """A random square of a random photograph, mirrored half of the time."""
     photograph = photographs[rng.integers(len(photographs))]
     width, height = photograph.size
@@ -198,7 +203,9 @@ def turn(garment: Image.Image, length: float, degrees: float) -> Image.Image:
     return Image.merge("LA", (grey, coverage))
 
 
-def paint(canvas: Image.Image, garment: Image.Image, left_top: tuple[int, int], tint: np.ndarray):
+def paint(
+    canvas: Image.Image, garment: Image.Image, left_top: tuple[int, int], tint: np.ndarray
+) -> None:
     """Paste a garment, its greys multiplied by a color (3,) in [0, 1]."""
     grey, coverage = garment.split()
     channels = [grey.point([round(factor * value) for value in range(256)]) for factor in tint]
@@ -215,7 +222,9 @@ def draw_garment(
     return garment, np.asarray(garment.getchannel("A")) >= 128
 
 
-def cover(owner: np.ndarray, mask: np.ndarray, left_top: tuple[int, int], number: int):
+def cover(
+    owner: np.ndarray, mask: np.ndarray, left_top: tuple[int, int], number: int
+) -> np.ndarray:
     """A copy of `owner` (side, side), with `number` where the mask lies."""
     covered = owner.copy()
     left, top = left_top
@@ -225,16 +234,17 @@ def cover(owner: np.ndarray, mask: np.ndarray, left_top: tuple[int, int], number
 
 def make_scene(
     sources: np.ndarray,
+    labels: np.ndarray,
     photographs: list[Image.Image],
     side: int,
     rng: np.random.Generator,
-) -> tuple[Image.Image, list[tuple[int, np.ndarray]]]:
-    """An image, and which of `sources` (n, 28, 28) are in it, with visible masks (side, side)."""
+) -> Scene:
+    """Paste some of `sources` (n, 28, 28) with `labels` (n,) on a photograph."""
     canvas = cut_background(photographs, side, rng)
     owner = np.full((side, side), -1)  # the topmost garment of each pixel
-    chosen, sizes = [], []  # sizes in pixels, of all that isn't cut away
+    chosen, sizes = [], []  # labels, and pixels before anything covered them
     for _ in range(rng.integers(1, MOST_GARMENTS + 1)):
-        index = int(rng.integers(len(sources)))
+        index = rng.integers(len(sources))
         garment, mask = draw_garment(sources[index], side, rng)
         tint = rng.uniform(PALEST_TINT, 1, 3)
         for _ in range(TRIES if mask.any() else 0):
@@ -244,10 +254,17 @@ def make_scene(
             if (visible >= LEAST_VISIBLE * np.array([*sizes, mask.sum()])).all():
                 paint(canvas, garment, place, tint)
                 owner = changed
-                chosen.append(index)
+                chosen.append(int(labels[index]))
                 sizes.append(mask.sum())
                 break
-    return canvas, [(index, owner == number) for number, index in enumerate(chosen)]
+    return canvas, [(label, owner == number) for number, label in enumerate(chosen)]
+
+
+def scenes_of(split: str, material: Material, count: int, side: int, seed: int) -> Iterator[Scene]:
+    """The images of a split, each drawn from a generator of its own."""
+    for number in tqdm(range(count), f"make {split}"):
+        rng = np.random.default_rng((seed, SPLITS.index(split), number))
+        yield make_scene(*material, side, rng)
 
 
 # ---------------------------------------------------------------- COCO's files
@@ -271,55 +288,39 @@ def encode(mask: np.ndarray) -> dict:
     return {**rle, "counts": compressed_counts(rle["counts"])}
 
 
-def save_panoptic(objects: list[tuple[int, np.ndarray]], path: Path) -> list[dict]:
-    """Write a picture of segment numbers (number = red + 256 green + ...); return the segments."""
-    segment = sum((index + 2) * mask for index, (_, mask) in enumerate(objects))
-    is_background = np.asarray(segment == 0)
-    segments = [{"id": index + 2, **describe(*one)} for index, one in enumerate(objects)]
-    if is_background.any():
-        segments.insert(0, {"id": 1, **describe(BACKGROUND_ID - 1, is_background)})
-    numbers = np.zeros((*is_background.shape, 3), np.uint8)
-    numbers[..., 0] = np.where(is_background, 1, segment)
-    path.parent.mkdir(exist_ok=True)
-    Image.fromarray(numbers).save(path)
-    return segments
+def save_panoptic(objects: list[tuple[int, np.ndarray]], side: int, path: Path) -> list[dict]:
+    """Write the picture whose red says which segment a pixel belongs to; return the segments."""
+    free = ~np.any([np.zeros((side, side), bool), *(mask for _, mask in objects)], axis=0)
+    parts = [(BACKGROUND_ID - 1, free), *objects] if free.any() else objects
+    colors = np.zeros((side, side, 3), np.uint8)
+    for number, (_, mask) in enumerate(parts, start=1):
+        colors[mask, 0] = number
+    Image.fromarray(colors).save(path)
+    return [{"id": number, **describe(*part)} for number, part in enumerate(parts, start=1)]
 
 
-def scenes(split: str, arguments: argparse.Namespace) -> Iterator[tuple[Image.Image, list]]:
-    """All images of a split, each drawn from a generator of its own, and their (label, mask)s."""
-    photographs = read_photographs(split)
-    sources, labels = read_split(arguments.source, split)
-    count = {"train": arguments.images_train, "test": arguments.images_test}[split]
-    for number in tqdm(range(count), f"make {split}"):
-        rng = np.random.default_rng((arguments.seed, SPLITS.index(split), number))
-        picture, objects = make_scene(sources, photographs, arguments.side, rng)
-        yield picture, [(int(labels[index]), mask) for index, mask in objects]
-
-
-def make_split(split: str, arguments: argparse.Namespace) -> None:
+def make_split(folder: Path, scenes: Iterable[Scene], side: int, panoptic: bool) -> None:
     """Write the images and annotations of a split."""
-    folder = arguments.output / split
-    (folder / "images").mkdir(parents=True, exist_ok=True)
-    images, annotations, panoptic = [], [], []
-    for index, (picture, objects) in enumerate(scenes(split, arguments)):
+    (folder / "images").mkdir(parents=True)
+    if panoptic:
+        (folder / "panoptic").mkdir()
+    images, annotations, maps = [], [], []
+    for index, (picture, objects) in enumerate(scenes):
         name = f"{index:06d}"
         picture.save(folder / "images" / f"{name}.jpg", quality=92)
-        size = {"width": arguments.side, "height": arguments.side}
-        images.append({"id": index, "file_name": f"{name}.jpg", **size})
+        images.append({"id": index, "file_name": f"{name}.jpg", "width": side, "height": side})
         for label, mask in objects:
             one = {"id": len(annotations) + 1, "image_id": index, **describe(label, mask)}
             annotations.append({**one, "segmentation": encode(mask)})
-        if arguments.panoptic:
-            segments = save_panoptic(objects, folder / "panoptic" / f"{name}.png")
-            panoptic.append(
-                {"image_id": index, "file_name": f"{name}.png", "segments_info": segments}
-            )
-    things = [{"id": index + 1, "name": name} for index, name in enumerate(NAMES)]
+        if panoptic:
+            segments = save_panoptic(objects, side, folder / "panoptic" / f"{name}.png")
+            maps.append({"image_id": index, "file_name": f"{name}.png", "segments_info": segments})
+    things = [{"id": index, "name": name} for index, name in enumerate(NAMES, start=1)]
     write(folder / "annotations.json", images, annotations, things)
-    if arguments.panoptic:
+    if panoptic:
         stuff = {"id": BACKGROUND_ID, "name": "background", "isthing": 0}
         kinds = [*({**thing, "isthing": 1} for thing in things), stuff]
-        write(folder / "panoptic.json", images, panoptic, kinds)
+        write(folder / "panoptic.json", images, maps, kinds)
 
 
 def write(path: Path, images: list[dict], annotations: list[dict], categories: list[dict]) -> None:
@@ -327,7 +328,7 @@ def write(path: Path, images: list[dict], annotations: list[dict], categories: l
     path.write_text(json.dumps(content))
 
 
-def main() -> None:
+def main(options: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("data/garments"))
     parser.add_argument(
@@ -338,18 +339,25 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=160, help="of an image in pixels, 128 to 256")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--panoptic", action="store_true", help="also write panoptic annotations")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(options)
     if not 128 <= arguments.side <= 256:
         parser.error(f"--side is {arguments.side}; give 128 to 256.")
     if min(arguments.images_train, arguments.images_test, arguments.seed) < 0:
         parser.error("--images-train, --images-test and --seed can't be negative.")
     if arguments.output.exists() and any(arguments.output.iterdir()):
         parser.error(f"{arguments.output} isn't empty; name a new folder or delete this one.")
+    counts = {"train": arguments.images_train, "test": arguments.images_test}
+    side, panoptic = arguments.side, arguments.panoptic
     try:
-        for split in SPLITS:
-            make_split(split, arguments)
+        materials = {
+            split: (*read_split(arguments.source, split), read_photographs(split))
+            for split in SPLITS
+        }
     except ValueError as error:
         sys.exit(str(error))
+    for split, material in materials.items():
+        scenes = scenes_of(split, material, counts[split], side, arguments.seed)
+        make_split(arguments.output / split, scenes, side, panoptic)
     print(f"{arguments.output} has {arguments.images_train} + {arguments.images_test} images")
 
 
