@@ -37,7 +37,7 @@ from transformers import HfArgumentParser, PreTrainedModel, pipeline
 
 from hf_detr.batches import DetectionCollator
 from hf_detr.detection_data import DetectionDataset
-from hf_detr.evaluation import evaluate
+from hf_detr.evaluation import evaluate, evaluate_panoptic
 from hf_detr.learning_rate import learning_rate_factor
 from hf_detr.matcher import NonFinitePredictionError
 from hf_detr.model_ema import ModelEma
@@ -250,23 +250,20 @@ class Training:
 
     def evaluate(self, epoch: int) -> None:
         """Evaluate, with averaged weights if there are any, and note the metrics."""
+        given = self.plain_model, self.processor, self.val_data, self.options.micro_batch_size
         with nullcontext() if self.ema is None else self.ema.applied():
-            metrics = evaluate(
-                self.plain_model,
-                self.processor,
-                self.val_data,
-                batch_size=self.options.micro_batch_size,
-                num_workers=self.options.workers,
-                iou_types=("bbox", "segm") if self.further.panoptic else ("bbox",),
-            )
+            metrics = evaluate(*given, self.options.workers)
+            if self.further.panoptic:
+                quality = evaluate_panoptic(*given, self.options.workers)
+                metrics |= {name: quality["all"][name] for name in ("PQ", "SQ", "RQ")}
         self.history.append({"epoch": epoch + 1, "step": self.step, **metrics})
         numbers = {name: value for name, value in metrics.items() if isinstance(value, float)}
         self.accelerator.log(numbers, step=self.step)
         self.say(", ".join(f"{name} {value:.3f}" for name, value in numbers.items()))
 
     def best_step(self) -> int | None:
-        """The evaluated step with the best AP so far."""
-        key = "segm_AP" if self.further.panoptic else "AP"
+        """The evaluated step with the best AP so far, or the best panoptic quality."""
+        key = "PQ" if self.further.panoptic else "AP"
         return max(self.history, key=lambda entry: entry[key])["step"] if self.history else None
 
     def save(self) -> None:
@@ -371,7 +368,11 @@ def finish(training: Training) -> None:
     training.processor.save_pretrained(options.output / "model")
     write_card(
         options.output / "model",
-        pipeline("object-detection", model=model, image_processor=training.processor),
+        pipeline(
+            "object-detection",
+            model=model.detector if training.further.panoptic else model,
+            image_processor=training.processor,
+        ),
         training.val_data,
         training.history,
         training.losses.path,

@@ -30,7 +30,7 @@ from transformers.hf_argparser import HfArg
 from hf_detr.augmentation import make_evaluation_transform
 from hf_detr.batches import DetectionCollator
 from hf_detr.detection_data import DetectionDataset
-from hf_detr.evaluation import keep_detections, make_compute_metrics
+from hf_detr.trainer_metrics import keep_detections, make_compute_metrics
 
 
 @dataclass

@@ -15,7 +15,7 @@ from matplotlib import pyplot as plt  # noqa: E402
 
 SAMPLES = 4
 THRESHOLD = 0.5
-SUMMARY = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR_100")
+SUMMARY = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR_100", "PQ", "SQ", "RQ")
 
 
 def write_card(
@@ -39,7 +39,7 @@ def write_card(
     best = max(history, key=lambda entry: entry["AP"])
     draw_curve(folder / "curve.png", history, losses)
     draw_samples(folder / "samples.png", detector, data)
-    metrics = "\n".join(f"| {name} | {best[name]:.3f} |" for name in SUMMARY)
+    metrics = "\n".join(f"| {name} | {best[name]:.3f} |" for name in SUMMARY if name in best)
     classes = "\n".join(
         f"| {name} | {one['num_objects']} | {one['AP']:.3f} | {one['AP50']:.3f} |"
         for name, one in best["per_class"].items()
