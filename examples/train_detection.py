@@ -255,7 +255,7 @@ class Training:
             metrics = evaluate(*given, self.options.workers)
             if self.further.panoptic:
                 quality = evaluate_panoptic(*given, self.options.workers)
-                metrics |= {name: quality["all"][name] for name in ("PQ", "SQ", "RQ")}
+                metrics |= {name: quality[name] for name in ("pq", "sq", "rq")}
         self.history.append({"epoch": epoch + 1, "step": self.step, **metrics})
         numbers = {name: value for name, value in metrics.items() if isinstance(value, float)}
         self.accelerator.log(numbers, step=self.step)
@@ -263,7 +263,7 @@ class Training:
 
     def best_step(self) -> int | None:
         """The evaluated step with the best AP so far, or the best panoptic quality."""
-        key = "PQ" if self.further.panoptic else "AP"
+        key = "pq" if self.further.panoptic else "AP"
         return max(self.history, key=lambda entry: entry[key])["step"] if self.history else None
 
     def save(self) -> None:

@@ -15,7 +15,7 @@ from matplotlib import pyplot as plt  # noqa: E402
 
 SAMPLES = 4
 THRESHOLD = 0.5
-SUMMARY = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR_100", "PQ", "SQ", "RQ")
+SUMMARY = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR_100", "pq", "sq", "rq")
 
 
 def write_card(
