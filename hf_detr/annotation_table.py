@@ -7,7 +7,7 @@ memory; arrays of numbers stay shared between the processes.
 import marshal
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -81,6 +81,19 @@ class AnnotationTable:
     def rows(self, image: int) -> range:
         """The rows of an image's objects."""
         return range(int(self.offsets[image]), int(self.offsets[image + 1]))
+
+    def first(self, num_images: int) -> "AnnotationTable":
+        """The table of the first images alone, with all classes."""
+        rows = slice(int(self.offsets[min(num_images, len(self))]))
+        per_object = ("ids", "class_labels", "boxes_xywh", "areas", "is_crowd")
+        return replace(
+            self,
+            image_ids=self.image_ids[:num_images],
+            image_hw=self.image_hw[:num_images],
+            offsets=self.offsets[: num_images + 1],
+            problems=tuple(p for p in self.problems if p.image is None or p.image < num_images),
+            **{name: getattr(self, name)[rows] for name in per_object},
+        )
 
     def image_of_rows(self) -> np.ndarray:
         """(n,) int64, the image of each object."""

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .losses import mean_over_processes, sigmoid_focal_loss
+from .batch_totals import BatchTotals
+from .losses import sigmoid_focal_loss
 
 
 class SoftmaxClassification:
@@ -41,13 +42,13 @@ class SoftmaxClassification:
         index = class_labels[None, :, None].expand(*logits.shape[:3], -1)  # (N, B, Q, T)
         return -logits.softmax(-1).gather(-1, index)
 
-    def loss(self, logits: Tensor, target_classes: Tensor, num_boxes: Tensor) -> Tensor:
+    def loss(self, logits: Tensor, target_classes: Tensor, totals: BatchTotals) -> Tensor:
         """Weighted cross-entropy, one mean per decoder layer (DETR, Eq. 2).
 
         Args:
             logits: (N, B, Q, C + 1), float32.
             target_classes: (N, B, Q); C marks a query without an object.
-            num_boxes: not needed here; the mean is over the weights of all queries.
+            totals: of the whole batch, whose queries' weights the mean is over.
 
         Returns:
             (N,).
@@ -59,7 +60,7 @@ class SoftmaxClassification:
         )
         # Deviation: the original divides by the weight of the process's own queries, so its loss
         # depends on how a batch is spread over processes.
-        total_weight = mean_over_processes(weight[target_classes].flatten(1).sum(1))  # (N,)
+        total_weight = totals.num_matched + self.eos_coefficient * totals.num_unmatched
         return loss.view(len(logits), -1).sum(1) / total_weight.clamp(min=1e-6)
 
     def num_predicted_objects(self, logits: Tensor) -> Tensor:
@@ -127,13 +128,13 @@ class SigmoidFocalClassification:
         as_zero = (1 - alpha) * p**gamma * -(1 - p + eps).log()
         return as_one - as_zero
 
-    def loss(self, logits: Tensor, target_classes: Tensor, num_boxes: Tensor) -> Tensor:
+    def loss(self, logits: Tensor, target_classes: Tensor, totals: BatchTotals) -> Tensor:
         """Focal loss summed over queries and classes, per object; one value per decoder layer.
 
         Args:
             logits: (N, B, Q, C), float32.
             target_classes: (N, B, Q); C marks a query without an object.
-            num_boxes: number of objects, a scalar.
+            totals: of the whole batch, whose number of objects is divided by.
 
         Returns:
             (N,).
@@ -142,7 +143,7 @@ class SigmoidFocalClassification:
             (*target_classes.shape, self.num_labels + 1), dtype=logits.dtype, device=logits.device
         ).scatter_(-1, target_classes[..., None], 1)[..., :-1]
         loss = sigmoid_focal_loss(logits, one_hot, self.focal_alpha, self.focal_gamma)
-        return loss.flatten(1).sum(1) / num_boxes
+        return loss.flatten(1).sum(1) / totals.num_boxes
 
     def num_predicted_objects(self, logits: Tensor) -> Tensor:
         """Queries (N, B) with a class of probability above one half; for logging."""

@@ -1,13 +1,16 @@
 """The training loss: match, then compare, for all decoder layers at once."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from .batch_totals import BatchTotals, count_batch
 from .classification import Classification
-from .losses import box_giou_loss, box_l1_loss, mean_over_processes
+from .losses import box_giou_loss, box_l1_loss
 from .matcher import HungarianMatcher, Matches
 from .targets import Targets, prepare_targets
 
@@ -52,6 +55,28 @@ class DetectionCriterion:
             "loss_bbox": bbox_weight,
             "loss_giou": giou_weight,
         }
+        self._whole_batch: tuple[int, ...] | None = None
+
+    @contextmanager
+    def whole_batch(self, labels: Sequence[dict[str, Tensor]]) -> Iterator[None]:
+        """Within it, losses are parts of the loss of a larger batch.
+
+        When gradients are accumulated, the sum of the parts' losses is then the loss that the
+        whole batch would have at once.
+
+        Args:
+            labels: those of all parts; of each only `class_labels` is needed.
+        """
+        self._whole_batch = tuple(len(target["class_labels"]) for target in labels)
+        try:
+            yield
+        finally:
+            self._whole_batch = None
+
+    def totals(self, targets: Targets, num_queries: int) -> BatchTotals:
+        """What the losses of these targets are divided by; see `whole_batch`."""
+        counts = targets.counts if self._whole_batch is None else self._whole_batch
+        return count_batch(counts, num_queries, targets.boxes.device)
 
     def __call__(
         self, logits: Tensor, pred_boxes: Tensor, labels: list[dict[str, Tensor]]
@@ -84,10 +109,11 @@ class DetectionCriterion:
         with torch.autocast(logits.device.type, enabled=False):
             logits, pred_boxes = logits.float(), pred_boxes.float()
             targets = prepare_targets(labels, logits.shape[1], logits.device)
+            # Before matching, which may refuse: other processes wait for this one's counts.
+            totals = self.totals(targets, logits.shape[2])
             matches = self.matcher(logits, pred_boxes, targets)
-            num_boxes = mean_over_processes(logits.new_full((), sum(targets.counts))).clamp(min=1)
-            total, terms = self.compare(logits, pred_boxes, targets, matches, num_boxes)
-            return total, terms, LastMatches(matches[-1], num_boxes)
+            total, terms = self.compare(logits, pred_boxes, targets, matches, totals)
+            return total, terms, LastMatches(matches[-1], totals.num_boxes)
 
     def compare(
         self,
@@ -95,7 +121,7 @@ class DetectionCriterion:
         pred_boxes: Tensor,
         targets: Targets,
         matches: Matches,
-        num_boxes: Tensor,
+        totals: BatchTotals,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of predictions that have been matched; arguments and result as in a call."""
         num_layers = len(logits)
@@ -110,9 +136,9 @@ class DetectionCriterion:
         pairs = pred_boxes[layer, image, query], targets.boxes[image, index]  # (N * P, 4) each
         per_layer = (num_layers, len(layer) // num_layers)  # every layer has the same P pairs
         terms = {
-            "loss_ce": self.classification.loss(logits, target_classes, num_boxes),
-            "loss_bbox": box_l1_loss(*pairs).view(per_layer).sum(1) / num_boxes,
-            "loss_giou": box_giou_loss(*pairs).view(per_layer).sum(1) / num_boxes,
+            "loss_ce": self.classification.loss(logits, target_classes, totals),
+            "loss_bbox": box_l1_loss(*pairs).view(per_layer).sum(1) / totals.num_boxes,
+            "loss_giou": box_giou_loss(*pairs).view(per_layer).sum(1) / totals.num_boxes,
             "cardinality_error": self._cardinality_error(logits, targets),
         }
         total = sum(self.weights[name] * terms[name].sum() for name in self.weights)

@@ -77,6 +77,11 @@ class DetectionDataset(Dataset):
         """Class labels that are stuff (sky, grass), not things."""
         return self.table.label_ids_of_stuff
 
+    def first(self, num_images: int) -> "DetectionDataset":
+        """The first images alone, with all classes and no transform."""
+        table = self.table.first(num_images)
+        return DetectionDataset(table, self.images, self.segment_maps, self.masks, self.seed)
+
     def image_hw(self, index: int) -> tuple[int, int]:
         """Height and width of an image in pixels, without opening it."""
         height, width = self.table.image_hw[index].tolist()

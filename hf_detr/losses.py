@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .box_ops import box_cxcywh_to_xyxy, generalized_box_iou
+from .processes import num_processes
 
 
 def box_l1_loss(pred_boxes: Tensor, target_boxes: Tensor) -> Tensor:
@@ -64,8 +65,8 @@ def mean_over_processes(value: Tensor) -> Tensor:
     What a loss is divided by must be the same everywhere: gradients are averaged over the
     processes, and only then is the result the loss of the whole batch.
     """
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        value = value.clone()
-        torch.distributed.all_reduce(value)
-        value = value / torch.distributed.get_world_size()
-    return value
+    if num_processes() == 1:
+        return value
+    value = value.clone()
+    torch.distributed.all_reduce(value)
+    return value / num_processes()

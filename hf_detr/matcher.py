@@ -21,6 +21,18 @@ from .targets import Targets, check_target_values
 Matches = list[list[tuple[Tensor, Tensor]]]
 
 
+class NonFinitePredictionError(ValueError):
+    """Predictions hold NaN or infinity, so there is nothing to match.
+
+    Attributes:
+        images: which images of the batch.
+    """
+
+    def __init__(self, message: str, images: list[int]) -> None:
+        super().__init__(message)
+        self.images = images
+
+
 class HungarianMatcher:
     """Pair queries and objects at the least total cost (DETR, Eq. 1; arXiv 2005.12870).
 
@@ -62,8 +74,9 @@ class HungarianMatcher:
             `matches[layer][image]`: two index tensors, queries in rising order and their objects.
 
         Raises:
-            ValueError: for objects that can't be learned (see `check_target_values`), and for
-                predictions that aren't finite; it names the layer, the tensor and the image.
+            ValueError: for objects that can't be learned (see `check_target_values`).
+            NonFinitePredictionError: for predictions that aren't finite; it names the layer, the
+                tensor and the image.
         """
         logits, pred_boxes = logits.float(), pred_boxes.float()
         cost, finite, class_labels, boxes = _to_host(
@@ -120,11 +133,12 @@ def _check_predictions(finite: np.ndarray) -> None:
     if len(bad):
         layer, tensor, image = bad[0]
         name = ("logits", "pred_boxes")[tensor]
-        raise ValueError(
+        raise NonFinitePredictionError(
             f"The {name} of image {image} hold NaN or infinity, first at decoder layer {layer} of "
             f"those in the loss (0 … {len(finite) - 1}). Usual reasons: a learning rate that is "
             "too high, no gradient clipping (the papers clip the norm at 0.1), overflow in "
-            "float16, or pixel_values that aren't finite."
+            "float16, or pixel_values that aren't finite.",
+            sorted(set(bad[:, 2].tolist())),
         )
 
 

@@ -5,6 +5,13 @@ from typing import Any
 import torch
 
 
+def num_processes() -> int:
+    """Number of processes that work together."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_world_size()
+    return 1
+
+
 def gather_from_processes(value: Any) -> list[Any]:
     """Every process's value, in their order; all of them must call this. Any picklable object."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):

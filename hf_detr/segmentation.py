@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedConfig
 
-from .criterion import LastMatches
+from .criterion import DetectionCriterion, LastMatches
 from .detection_transformer import ObjectDetector
 from .feature_pyramid import token_centers
 from .losses import mask_dice_loss, mask_focal_loss
@@ -32,6 +32,11 @@ class Segmenter(DetectionPreTrainedModel):
     def detector(self) -> ObjectDetector:
         """The detector, whose objects get masks."""
         return getattr(self, self.base_model_prefix)
+
+    @property
+    def criterion(self) -> DetectionCriterion:
+        """The detector's."""
+        return self.detector.criterion
 
     def add_mask_head(self, config: PreTrainedConfig) -> None:
         """Add `bbox_attention` and `mask_head`, names of the files.

@@ -22,6 +22,7 @@ LAYERS = [
         *("configuration_backbone", "configuration_checks", "image_reading", "image_settings"),
         *("embedding_bag_sampling", "coco_masks", "image_canvas", "coco_records", "processes"),
         *("box_formats", "resized_argmax"),
+        *("training_checkpoint", "training_plan", "model_ema", "learning_rate"),
     },
     {
         *("configuration_detr", "pretrained_model", "feature_pyramid", "transformer_layer"),
@@ -30,11 +31,13 @@ LAYERS = [
             "losses",
             "postprocess",
             "postprocess_masks",
+            "training_state",
             "panoptic_annotations",
             "panoptic_quality",
             "multi_scale_deformable_attention",
         ),
     },
+    {"batch_totals"},
     {"classification", "encoder", "deformable_attention", "mask_head", "annotations", "outputs"},
     {"augmentation", "coco_evaluator"},
     {"annotation_table"},
@@ -55,7 +58,10 @@ LAYERS = [
 ]
 SIDES = {
     "model": {"backbone", "encoder", "feature_pyramid", "detection_transformer"},
-    "loss": {"targets", "classification", "matcher", "losses", "criterion", "postprocess"},
+    "loss": {
+        *("targets", "classification", "matcher", "losses", "batch_totals", "criterion"),
+        "postprocess",
+    },
 }
 ONLY_IN = {
     "timm": {"backbone"},

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torchvision.ops import generalized_box_iou_loss
 
 from hf_detr.box_ops import box_cxcywh_to_xyxy
-from hf_detr.classification import SoftmaxClassification
+from hf_detr.classification import SigmoidFocalClassification, SoftmaxClassification
 from hf_detr.criterion import DetectionCriterion
 from hf_detr.matcher import HungarianMatcher
 
@@ -184,6 +184,29 @@ def test_more_objects_than_queries() -> None:
             torch.testing.assert_close(terms[name + suffix], value, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("counts", [[3, 2, 4, 1], [0, 0, 3, 8], [0, 1, 0, 0], [0, 0, 0, 0]])
+@pytest.mark.parametrize("kind", [SoftmaxClassification, SigmoidFocalClassification])
+def test_parts_add_up_to_the_whole_batch(counts: list[int], kind: type) -> None:
+    """Protects accumulated gradients: losses and gradients of three parts sum to the batch's."""
+    classification = kind(NUM_LABELS, 0.25)
+    matcher = HungarianMatcher(classification, **WEIGHTS)
+    criterion = DetectionCriterion(classification, matcher, 1, 5, 2)
+    labels = random_labels(counts)
+    logits, boxes = random_predictions(2, 4, 9)
+    logits = logits[..., : classification.num_logits].requires_grad_()
+    expected, _ = criterion(logits, boxes, labels)
+    (expected_grad,) = torch.autograd.grad(expected, logits)
+    parts = [slice(0, 1), slice(1, 2), slice(2, 4)]
+    with criterion.whole_batch(labels):
+        got = sum(criterion(logits[:, p], boxes[:, p], labels[p])[0] for p in parts)
+    (grad,) = torch.autograd.grad(got, logits)
+    torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(grad, expected_grad, atol=1e-6, rtol=1e-5)
+    alone, _ = criterion(logits[:, :1], boxes[:, :1], labels[:1])
+    again, _ = criterion(logits, boxes, labels)
+    assert again == expected and alone.isfinite()  # afterwards each batch is its own again
+
+
 def test_one_wait_for_the_device() -> None:
     """Protects speed on accelerators: beside the matcher's transfer nothing is read."""
     predictions, labels = random_predictions(6, 2, 10), random_labels([3, 2])
@@ -207,6 +230,7 @@ SCENARIOS = {
     "as many objects": [3, 2, 4, 1],
     "more objects in one": [5, 3, 1, 0],
     "one without objects": [0, 0, 3, 1],
+    "fewer objects than processes": [0, 1, 0, 0],
     "both without objects": [0, 0, 0, 0],
 }
 

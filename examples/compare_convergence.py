@@ -1,0 +1,155 @@
+"""In how many fewer epochs do Conditional and Deformable DETR reach what DETR reaches?
+
+    python examples/compare_convergence.py --data data/garments --epochs 50 \\
+        --backbone_weights efficientnet-lite0.pth
+
+Trains all three with the same backbone, width, depth, queries, data, order, augmentation, number
+of steps and optimiser, and writes `convergence.csv`, `.png` and `.md`. A run that was stopped
+goes on when it is started again.
+"""
+
+import csv
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import torch
+from accelerate import Accelerator
+from detection_folders import read_split
+from train_detection import Training
+from training_options import FurtherOptions, Options, fill_in
+from training_setup import make_model, make_transform
+from transformers import HfArgumentParser
+from transformers.hf_argparser import HfArg
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402
+
+NAMES = {
+    "detr": "DETR",
+    "conditional_detr": "Conditional DETR",
+    "deformable_detr": "Deformable DETR",
+}
+Curves = dict[str, list[tuple[int, float]]]
+
+
+@dataclass
+class ComparisonOptions:
+    """What all three have in common."""
+
+    data: Path = HfArg(help="folder with train and val (or test)")
+    output: Path = HfArg(default=Path("convergence"), help="folder for the results")
+    backbone: str = HfArg(default="tf_efficientnet_lite0", help="timm's name")
+    backbone_weights: Path | None = HfArg(
+        default=None, help="its weights; without, timm's from the Hub"
+    )
+    backbone_mean_std: float | None = HfArg(
+        default=0.5, help="of the pixels the backbone was trained on"
+    )
+    image_size: int = HfArg(default=128, help="shortest edge in pixels")
+    width: int = HfArg(default=128, help="d_model; feed-forward networks have four times as much")
+    layers: int = HfArg(default=3, help="of the encoder, and of the decoder")
+    queries: int = HfArg(default=30, help="object queries")
+    epochs: int = HfArg(default=50, help="of each model")
+    batch_size: int = HfArg(default=16, help="images of a step")
+    lr: float = HfArg(default=2e-4, help="of all three; the backbone's is a tenth")
+    seed: int = HfArg(default=0, help="of everything")
+
+
+def write_architecture(options: ComparisonOptions, model_type: str) -> Path:
+    """The architecture of one model, as `train_detection.py` reads it."""
+    architecture: dict[str, Any] = {
+        "model_type": model_type,
+        "backbone": options.backbone,
+        "use_pretrained_backbone": options.backbone_weights is None,
+        "d_model": options.width,
+        "num_queries": options.queries,
+        "preprocessing": {
+            "size": {
+                "shortest_edge": options.image_size,
+                "longest_edge": round(options.image_size * 1333 / 800),
+            },
+            "image_mean": [options.backbone_mean_std] * 3,
+            "image_std": [options.backbone_mean_std] * 3,
+        },
+    }
+    for part in ("encoder", "decoder"):
+        architecture[f"{part}_layers"] = options.layers
+        architecture[f"{part}_ffn_dim"] = 4 * options.width
+    path = options.output / f"{model_type}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(architecture, indent=1))
+    return path
+
+
+def train(options: ComparisonOptions, model_type: str) -> list[tuple[int, float]]:
+    """Train one model; AP after every epoch."""
+    run = Options(
+        data=options.data,
+        model=str(write_architecture(options, model_type)),
+        output=options.output / model_type,
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        micro_batch_size=options.batch_size,
+        lr=options.lr,
+        workers=0,
+        seed=options.seed,
+    )
+    further = FurtherOptions(backbone_weights=options.backbone_weights)
+    torch.manual_seed(options.seed)
+    train_data = read_split(options.data, "train", seed=options.seed)
+    val_data = read_split(options.data, "val")
+    model, processor = make_model(run, further, train_data)
+    fill_in(run, further, model_type, len(train_data))
+    train_data.set_transform(make_transform(run, further, processor))
+    training = Training(Accelerator(), model, processor, train_data, val_data, run, further)
+    training.resume()
+    training.run()
+    return [(entry["epoch"], entry["AP"]) for entry in training.history]
+
+
+def write_results(options: ComparisonOptions, curves: Curves) -> str:
+    """Write table, plot and summary; the summary."""
+    with (options.output / "convergence.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["model", "epoch", "AP"])
+        writer.writerows((name, *point) for name, points in curves.items() for point in points)
+    figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
+    for model_type, points in curves.items():
+        axis.plot(*zip(*points, strict=True), label=NAMES[model_type])
+    axis.set(xlabel="epoch", ylabel="AP", ylim=(0, None))
+    axis.legend()
+    figure.savefig(options.output / "convergence.png", dpi=120)
+    plt.close(figure)
+    summary = summarize(curves)
+    (options.output / "convergence.md").write_text(summary)
+    return summary
+
+
+def summarize(curves: Curves) -> str:
+    """A Markdown table: final AP, and the first epoch with DETR's final AP."""
+    epochs, goal = curves["detr"][-1]
+    lines = [
+        f"| model | AP after {epochs} epochs | epochs to DETR's AP {goal:.3f} | fewer by |",
+        "|---|---|---|---|",
+    ]
+    for model_type, points in curves.items():
+        reached = next((epoch for epoch, ap in points if ap >= goal), None)
+        fewer = "never reached it" if reached is None else f"{epochs / reached:.1f} ×"
+        lines.append(f"| {NAMES[model_type]} | {points[-1][1]:.3f} | {reached or '-'} | {fewer} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Train all three and write the comparison."""
+    (options,) = HfArgumentParser(
+        ComparisonOptions, description=__doc__
+    ).parse_args_into_dataclasses()
+    curves = {model_type: train(options, model_type) for model_type in NAMES}
+    print(write_results(options, curves))
+
+
+if __name__ == "__main__":
+    main()

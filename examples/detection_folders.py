@@ -1,0 +1,44 @@
+"""Find the annotations and the images of a split in a folder."""
+
+from pathlib import Path
+
+from hf_detr.data_formats import read_coco, read_coco_panoptic, read_voc, read_yolo
+from hf_detr.detection_data import DetectionDataset
+
+SPLITS = {"train": ("train",), "val": ("val", "valid", "validation", "test")}
+# Annotation file and image folder, in COCO's format
+COCO = (
+    ("{split}/annotations.json", "{split}/images"),
+    ("{split}/_annotations.coco.json", "{split}"),
+    ("annotations/instances_{split}2017.json", "{split}2017"),
+)
+# Annotation file, image folder and folder of segment maps, in COCO's panoptic format
+PANOPTIC = (
+    ("{split}/panoptic.json", "{split}/images", "{split}/panoptic"),
+    ("annotations/panoptic_{split}2017.json", "{split}2017", "annotations/panoptic_{split}2017"),
+)
+
+
+def read_split(folder: Path, split: str, panoptic: bool = False, seed: int = 0) -> DetectionDataset:
+    """Read "train" or "val" of a folder in one of the usual layouts.
+
+    These are COCO's own and those above, YOLO's with `data.yaml`, and Pascal VOC's.
+
+    Raises:
+        ValueError: if the folder has none of them.
+    """
+    tried = []
+    for name in SPLITS[split]:
+        for layout in PANOPTIC if panoptic else COCO:
+            paths = [folder / part.format(split=name) for part in layout]
+            tried.append(str(paths[0]))
+            if paths[0].is_file():
+                return (read_coco_panoptic if panoptic else read_coco)(*paths, seed=seed)
+        if not panoptic and (folder / "ImageSets" / "Main" / f"{name}.txt").is_file():
+            return read_voc(folder, name, seed=seed)
+    if not panoptic and (folder / "data.yaml").is_file():
+        return read_yolo(folder, split, seed=seed)
+    raise ValueError(
+        f"{folder} has no {split} data: it is no folder of YOLO (data.yaml) or Pascal VOC "
+        f"(ImageSets/Main), and none of COCO's files is there: {tried}."
+    )

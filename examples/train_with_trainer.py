@@ -1,0 +1,129 @@
+"""Train with transformers' `Trainer`, which many know; `train_detection.py` does more.
+
+    python examples/train_with_trainer.py --data data/garments --model deformable_detr \\
+        --output_dir trained --num_train_epochs 50 --per_device_train_batch_size 2
+
+All arguments of `TrainingArguments` are there. What is added: a collator, COCO's metrics, the
+papers' learning rates by parameter, and a loss that is divided by the objects of all the batches
+that an optimiser step accumulates.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from detection_folders import read_split
+from torch import Tensor, nn
+from training_options import FurtherOptions, Options
+from training_setup import make_model, make_transform
+from transformers import (
+    HfArgumentParser,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.hf_argparser import HfArg
+
+from hf_detr.augmentation import make_evaluation_transform
+from hf_detr.batches import DetectionCollator
+from hf_detr.detection_data import DetectionDataset
+from hf_detr.trainer_metrics import keep_detections, make_compute_metrics
+
+
+@dataclass
+class DetectionOptions:
+    """What isn't the Trainer's."""
+
+    data: Path = HfArg(help="folder with train and val (or test)")
+    model: str = HfArg(
+        help="detr, conditional_detr or deformable_detr; a .json file with another architecture; "
+        "or a trained model's folder or name on the Hub"
+    )
+    backbone_weights: Path | None = HfArg(
+        default=None, help=".safetensors or .pth with the weights of a fresh model's backbone"
+    )
+
+
+class DetectionTrainer(Trainer):
+    """A Trainer whose accumulated batches have the loss of one large batch."""
+
+    step_labels: list[dict[str, Tensor]]
+
+    def get_batch_samples(self, *arguments: Any, **named: Any) -> tuple[list[dict], None]:
+        """The batches of the next optimiser step; their labels are remembered."""
+        batches, _ = super().get_batch_samples(*arguments, **named)
+        self.step_labels = [label for batch in batches for label in batch["labels"]]
+        return batches, None
+
+    def compute_loss(self, model: nn.Module, *arguments: Any, **named: Any) -> Any:
+        """Loss of a batch; in training, as a part of the step's."""
+        if not model.training:
+            return super().compute_loss(model, *arguments, **named)
+        with self.accelerator.unwrap_model(model).criterion.whole_batch(self.step_labels):
+            loss = super().compute_loss(model, *arguments, **named)
+        # The Trainer divides by it afterwards, as if batches were to be averaged.
+        return loss * self.current_gradient_accumulation_steps
+
+
+class NewAugmentation(TrainerCallback):
+    """Lets the data set draw its augmentation anew in every epoch."""
+
+    def __init__(self, data: DetectionDataset) -> None:
+        self.data = data
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **named: Any
+    ) -> None:
+        """Called by the Trainer."""
+        self.data.set_epoch(round(state.epoch))
+
+
+def main() -> None:
+    """Read the options, train, evaluate and save."""
+    parser = HfArgumentParser((DetectionOptions, TrainingArguments), description=__doc__)
+    parser.set_defaults(
+        learning_rate=1e-4,
+        weight_decay=1e-4,
+        max_grad_norm=0.1,
+        lr_scheduler_type="constant",
+        eval_strategy="epoch",
+        remove_unused_columns=False,
+        report_to="none",
+    )
+    options, arguments = parser.parse_args_into_dataclasses()
+    torch.manual_seed(arguments.seed)
+    train_data = read_split(options.data, "train", seed=arguments.seed)
+    val_data = read_split(options.data, "val")
+    ours = Options(data=options.data, model=options.model)
+    further = FurtherOptions(backbone_weights=options.backbone_weights)
+    model, processor = make_model(ours, further, train_data)
+    train_data.set_transform(make_transform(ours, further, processor))
+    size = dict(processor.size)
+    val_data.set_transform(
+        make_evaluation_transform(size["shortest_edge"], size.get("longest_edge"))
+    )
+    optimizer = torch.optim.AdamW(
+        model.parameter_groups(arguments.learning_rate), weight_decay=arguments.weight_decay
+    )
+    trainer = DetectionTrainer(
+        model,
+        arguments,
+        data_collator=DetectionCollator(processor),
+        train_dataset=train_data,
+        eval_dataset=val_data,
+        processing_class=processor,
+        optimizers=(optimizer, None),
+        compute_metrics=make_compute_metrics(processor, val_data.ground_truth()),
+        preprocess_logits_for_metrics=keep_detections,
+        callbacks=[NewAugmentation(train_data)],
+    )
+    trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
+    model.config.auxiliary_loss = False
+    trainer.save_model()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""Write a model card: metrics, the training's curve, and detections in a few images."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import torch
+from transformers import ObjectDetectionPipeline
+
+from hf_detr.detection_data import DetectionDataset
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402
+
+SAMPLES = 4
+THRESHOLD = 0.5
+SUMMARY = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR_100", "pq", "sq", "rq")
+
+
+def write_card(
+    folder: Path,
+    detector: ObjectDetectionPipeline,
+    data: DetectionDataset,
+    history: list[dict[str, Any]],
+    losses: Path,
+    options: dict[str, Any],
+) -> None:
+    """Write `README.md`, `curve.png` and `samples.png` beside a model.
+
+    Args:
+        folder: the model's.
+        detector: the trained model.
+        data: what it was evaluated on; samples are taken from its beginning.
+        history: metrics of every evaluation.
+        losses: file with the columns `step` and `loss`.
+        options: of the training.
+    """
+    best = max(history, key=lambda entry: entry["AP"])
+    draw_curve(folder / "curve.png", history, losses)
+    draw_samples(folder / "samples.png", detector, data)
+    metrics = "\n".join(f"| {name} | {best[name]:.3f} |" for name in SUMMARY if name in best)
+    classes = "\n".join(
+        f"| {name} | {one['num_objects']} | {one['AP']:.3f} | {one['AP50']:.3f} |"
+        for name, one in best["per_class"].items()
+    )
+    settings = "\n".join(f"| {name} | {value} |" for name, value in options.items())
+    model_type = detector.model.config.model_type
+    (folder / "README.md").write_text(f"""---
+library_name: transformers
+pipeline_tag: object-detection
+tags: [hf_detr, {model_type}]
+---
+
+# {model_type} detector
+
+Detects {", ".join(data.id2label.values())}.
+
+```python
+import hf_detr
+from transformers import pipeline
+
+detector = pipeline("object-detection", model="…")  # this folder or repository
+detector("image.jpg")
+```
+
+## Result
+
+COCO's metrics on {len(data)} images, after {best["epoch"]} epochs ({best["step"]} steps).
+
+| metric | value |
+|---|---|
+{metrics}
+
+| class | objects | AP | AP50 |
+|---|---|---|---|
+{classes}
+
+![Loss and AP over the training](curve.png)
+
+Detections above {THRESHOLD} in the first images, none chosen:
+
+![Detections](samples.png)
+
+## Training
+
+| option | value |
+|---|---|
+{settings}
+""")
+
+
+def draw_curve(file: Path, history: list[dict[str, Any]], losses: Path) -> None:
+    """Loss of every step and AP of every evaluation."""
+    with losses.open() as lines:
+        rows = [row for row in csv.DictReader(lines) if row["loss"]]
+    figure, left = plt.subplots(figsize=(7, 4), layout="constrained")
+    steps, values = [int(r["step"]) for r in rows], torch.tensor([float(r["loss"]) for r in rows])
+    left.plot(steps, values, color="tab:blue", alpha=0.2, linewidth=0.5)
+    width = max(len(values) // 100, 1)
+    smooth = values.unfold(0, width, 1).mean(-1) if len(values) else values
+    left.plot(steps[width - 1 :], smooth, color="tab:blue")
+    left.set(xlabel="step", ylabel="loss", ylim=(0, None))
+    right = left.twinx()
+    for name, style in (("AP", "-"), ("AP50", "--")):
+        points = [entry[name] for entry in history]
+        right.plot([e["step"] for e in history], points, style, color="tab:orange", label=name)
+    right.set(ylabel="AP", ylim=(0, 1))
+    right.legend(loc="center right")
+    figure.savefig(file, dpi=120)
+    plt.close(figure)
+
+
+def draw_samples(file: Path, detector: ObjectDetectionPipeline, data: DetectionDataset) -> None:
+    """Detections in the first images."""
+    number = min(SAMPLES, len(data))
+    figure, axes = plt.subplots(1, number, figsize=(4 * number, 4), squeeze=False)
+    for index, axis in enumerate(axes[0]):
+        picture = data.images.open(index).convert("RGB")
+        axis.imshow(picture)
+        axis.axis("off")
+        for found in detector(picture, threshold=THRESHOLD):
+            box = found["box"]
+            corner, size = (
+                (box["xmin"], box["ymin"]),
+                (box["xmax"] - box["xmin"], box["ymax"] - box["ymin"]),
+            )
+            axis.add_patch(
+                plt.Rectangle(corner, *size, fill=False, color="tab:orange", linewidth=2)
+            )
+            axis.text(
+                *corner,
+                f"{found['label']} {found['score']:.2f}",
+                backgroundcolor="tab:orange",
+                fontsize=8,
+            )
+    figure.tight_layout()
+    figure.savefig(file, dpi=100)
+    plt.close(figure)

@@ -1,0 +1,90 @@
+"""The tensors of a training as named tensors, whether or not processes share them out.
+
+Parameters and optimiser moments go by the model's own names, however it is wrapped: compiled, in
+DistributedDataParallel, or sharded. So a training may be taken up with another number of
+processes or wrapped otherwise.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+from .model_ema import ModelEma
+
+TrainingState = dict[str, dict[str, Tensor]]
+
+
+def gather_training_state(
+    model: nn.Module, optimizer: torch.optim.Optimizer, ema: ModelEma | None = None
+) -> TrainingState:
+    """Model, optimiser and average, whole and on the CPU; every process must call this.
+
+    Returns:
+        On the first process, which is to save it; on the others the groups are empty:
+        `model`: parameters and buffers; `optimizer`: what it keeps of each parameter, as
+        `<name>:<what>`; and `ema`, as `model`, if there is an average.
+    """
+    model, whole = _uncompiled(model), StateDictOptions(full_state_dict=True, cpu_offload=True)
+    moments = get_optimizer_state_dict(model, optimizer, options=whole).get("state", {})
+    state = {
+        "model": get_model_state_dict(model, options=whole),
+        "optimizer": {
+            f"{n}:{kind}": v for n, kinds in moments.items() for kind, v in kinds.items()
+        },
+    }
+    if ema is not None:
+        with ema.applied():
+            averages = get_model_state_dict(model, options=whole)
+            state["ema"] = {name: tensor.clone() for name, tensor in averages.items()}
+    return state
+
+
+def restore_training_state(
+    state: TrainingState,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    ema: ModelEma | None = None,
+) -> None:
+    """Put back what `gather_training_state` gave; every process needs the state and calls this.
+
+    The optimiser's settings, such as learning rates, stay as they are.
+
+    Raises:
+        RuntimeError: if names or shapes aren't the model's.
+        ValueError: if an average is missing, or the optimiser's names aren't the model's.
+    """
+    model, whole = _uncompiled(model), StateDictOptions(full_state_dict=True)
+    if ema is not None:
+        if "ema" not in state:
+            raise ValueError("The state has no averaged weights; go on without an average.")
+        set_model_state_dict(model, state["ema"], options=whole)
+        ema.restart()
+    set_model_state_dict(model, state["model"], options=whole)
+    trained = get_optimizer_state_dict(model, optimizer, options=whole)
+    moments: dict[str, dict[str, Tensor]] = {}
+    for key, value in state["optimizer"].items():
+        name, _, kind = key.rpartition(":")
+        moments.setdefault(name, {})[kind] = value
+    if moments.keys() != trained["state"].keys():
+        different = min(moments.keys() ^ trained["state"].keys())
+        raise ValueError(
+            f"The optimiser's state doesn't fit: {different!r} is in only one of the state and the "
+            "optimiser. Train the same parameters as before."
+        )
+    set_optimizer_state_dict(
+        model,
+        optimizer,
+        optim_state_dict={"state": moments, "param_groups": trained["param_groups"]},
+        options=whole,
+    )
+
+
+def _uncompiled(model: nn.Module) -> nn.Module:
+    # torch forgets to take the compiler's prefix off the names of tied parameters.
+    return getattr(model, "_orig_mod", model)

@@ -1,0 +1,61 @@
+"""Protects the averaged weights: the average, and that they come and go whole."""
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from hf_detr.model_ema import ModelEma
+
+
+def make_model() -> nn.Linear:
+    """A model of two weights, 1 and 1."""
+    model = nn.Linear(2, 1, bias=False)
+    nn.init.ones_(model.weight)
+    return model
+
+
+def test_average_by_hand() -> None:
+    """Protects the formula, and the quick start: a tenth of the old at first, then the decay."""
+    model = make_model()
+    ema = ModelEma(model, decay=0.5)
+    expected = 1.0
+    for step, decay in ((1, 0.1), (2, 2 / 11), (3, 0.25), (100, 0.5)):
+        nn.init.constant_(model.weight, 10.0 * step)
+        ema.update(step)
+        expected = decay * expected + (1 - decay) * 10 * step
+        assert_close(ema.averages[0], torch.full((1, 2), expected), atol=1e-4, rtol=1e-6)
+
+
+def test_applied_weights_come_and_go() -> None:
+    """Protects training weights from an evaluation with averages, also from one that fails."""
+    model = make_model()
+    ema = ModelEma(model, decay=0.9)
+    nn.init.constant_(model.weight, 5.0)
+    with pytest.raises(RuntimeError), ema.applied():
+        assert_close(model.weight.detach(), torch.ones(1, 2), atol=0, rtol=0)
+        raise RuntimeError
+    assert_close(model.weight.detach(), torch.full((1, 2), 5.0), atol=0, rtol=0)
+    assert_close(ema.averages[0], torch.ones(1, 2), atol=0, rtol=0)
+
+
+def test_frozen_weights_are_left_alone() -> None:
+    """Protects memory: what isn't trained has no average."""
+    model = nn.Sequential(make_model(), make_model())
+    model[0].requires_grad_(False)
+    assert len(ModelEma(model, 0.9).averages) == 1
+
+
+def test_half_precision_is_averaged_in_float32() -> None:
+    """Protects small changes, which bfloat16 would round away: 1 + 0.001 * 1 is 1 there."""
+    model = make_model().bfloat16()
+    ema = ModelEma(model, decay=0.999)
+    nn.init.constant_(model.weight, 2.0)
+    ema.update(10**6)
+    assert_close(ema.averages[0], torch.full((1, 2), 1.001), atol=1e-6, rtol=0)
+
+
+def test_wrong_decay() -> None:
+    """Protects against a decay that would never learn."""
+    with pytest.raises(ValueError, match="decay is 1"):
+        ModelEma(make_model(), 1)

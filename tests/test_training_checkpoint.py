@@ -1,0 +1,177 @@
+"""Protects a training from losing its work: whatever happens, the last good checkpoint is there."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from hf_detr import training_checkpoint
+from hf_detr.training_checkpoint import (
+    checkpoint_folder,
+    load_checkpoint,
+    load_newest_checkpoint,
+    save_checkpoint,
+)
+
+
+def tensors(value: float, size: int = 10) -> dict[str, dict[str, torch.Tensor]]:
+    """Two groups of tensors, of which two share memory."""
+    weight = torch.full((size,), value)
+    return {"model": {"a": weight, "b": weight[:3]}, "optimizer": {"a:step": torch.tensor(value)}}
+
+
+def save(folder: Path, step: int, **options: object) -> Path:
+    """A checkpoint whose numbers are its step."""
+    return save_checkpoint(folder, step, tensors(step), {"losses": [0.1, step]}, **options)
+
+
+def test_what_was_saved_comes_back(tmp_path: Path) -> None:
+    """Protects tensors, shared memory included, numbers bit by bit, and further files."""
+    save(tmp_path, 7, write_more=lambda folder: (folder / "config.json").write_text("{}"))
+    found = load_newest_checkpoint(tmp_path)
+    assert (found.step, found.state) == (7, {"losses": [0.1, 7]})
+    assert_close(found.tensors, tensors(7), atol=0, rtol=0)
+    assert (found.folder / "config.json").read_text() == "{}"
+
+
+def test_no_checkpoint(tmp_path: Path) -> None:
+    """Protects the first start."""
+    assert load_newest_checkpoint(tmp_path) is None
+    assert load_newest_checkpoint(tmp_path / "nowhere") is None
+
+
+def test_old_ones_go_but_the_best_stays(tmp_path: Path) -> None:
+    """Protects the disk, and the checkpoint that will be published; 10 is newer than 9."""
+    for step in (8, 9, 10, 11):
+        save(tmp_path, step, keep=2, protect=(8,))
+    assert sorted(os.listdir(tmp_path)) == [f"checkpoint-{s:08d}" for s in (8, 10, 11)]
+    with pytest.raises(ValueError, match="keep is 0"):
+        save(tmp_path, 12, keep=0)
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "missing", "no manifest", "not JSON"])
+def test_spoilt_ones_are_passed_over(tmp_path: Path, damage: str) -> None:
+    """Protects resuming after a disk has lost data: the one before is taken, with a warning."""
+    save(tmp_path, 1)
+    spoilt = save(tmp_path, 2)
+    file = spoilt / "model.safetensors"
+    content = file.read_bytes()
+    if damage == "cut":
+        file.write_bytes(content[:-4])
+    elif damage == "changed":
+        file.write_bytes(content[:-4] + b"abcd")
+    elif damage == "missing":
+        file.unlink()
+    elif damage == "no manifest":
+        (spoilt / "manifest.json").unlink()
+    else:
+        (spoilt / "manifest.json").write_text("[")
+    with pytest.warns(UserWarning, match="passed over.*00000002"):
+        assert load_newest_checkpoint(tmp_path).step == 1
+    with pytest.raises(ValueError, match="spoilt"):
+        load_checkpoint(spoilt)
+
+
+def test_manifest_cannot_lead_outside(tmp_path: Path) -> None:
+    """Protects files elsewhere from a manifest that somebody else wrote."""
+    folder = save(tmp_path, 1)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "../x": ""}))
+    with pytest.raises(ValueError, match=r"'\.\./x', which is outside"):
+        load_checkpoint(folder)
+
+
+def test_files_beside_the_manifest_are_not_read(tmp_path: Path) -> None:
+    """Protects from tensors that were slipped in later, and from pickles: nobody opens them."""
+    folder = save(tmp_path, 1)
+    (folder / "evil.safetensors").write_bytes(b"x")
+    (folder / "evil.pkl").write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
+    assert set(load_checkpoint(folder).tensors) == {"model", "optimizer"}
+
+
+@pytest.mark.parametrize("at", ["model", "optimizer", "config", "seal"])
+def test_full_disk_leaves_the_last_good_one(
+    tmp_path: Path, at: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Protects a training on a full disk: the error says so, and nothing half-written stays."""
+    save(tmp_path, 1)
+    full = OSError(errno.ENOSPC, "No space left on device")
+
+    def write_more(folder: Path) -> None:
+        if at == "config":
+            raise full
+
+    def save_file(content: object, path: Path, **options: object) -> None:
+        if path.stem == at:
+            path.write_bytes(b"half")
+            raise full
+        original(content, path, **options)
+
+    def flush(path: Path) -> None:
+        if at == "seal":
+            raise full
+
+    original = training_checkpoint.save_file
+    monkeypatch.setattr(training_checkpoint, "save_file", save_file)
+    monkeypatch.setattr(training_checkpoint, "_flush", flush)
+    with pytest.raises(OSError, match="step 2 could not be written .*No space left") as info:
+        save(tmp_path, 2, write_more=write_more)
+    assert info.value.errno == errno.ENOSPC
+    assert os.listdir(tmp_path) == ["checkpoint-00000001"]
+    assert load_newest_checkpoint(tmp_path).step == 1
+
+
+def test_really_full_disk(tmp_path: Path) -> None:
+    """Protects the same where the system itself refuses: files may not grow beyond 1 MB."""
+    save(tmp_path, 1)
+    code = (
+        "import resource, signal, sys, torch; from pathlib import Path;"
+        "from hf_detr.training_checkpoint import save_checkpoint;"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000000, 1000000));"
+        "save_checkpoint(Path(sys.argv[1]), 2, {'model': {'a': torch.zeros(10**6)}}, {})"
+    )
+    if os.name == "nt":
+        pytest.skip("Windows has no limit for the size of a file")
+    result = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True)
+    assert result.returncode != 0 and "step 2 could not be written" in result.stderr
+    assert load_newest_checkpoint(tmp_path).step == 1
+    assert os.listdir(tmp_path) == ["checkpoint-00000001"]
+
+
+SAVE_FOR_EVER = """
+import sys, torch
+from pathlib import Path
+from hf_detr.training_checkpoint import save_checkpoint
+for step in range(1, 10**6):
+    weights = torch.full((10**6,), float(step))
+    save_checkpoint(Path(sys.argv[1]), step, {"model": {"a": weights}}, {"value": step})
+"""
+
+
+@pytest.mark.parametrize("after", [0.0, 0.004, 0.01])
+def test_kill_at_any_moment_leaves_a_good_one(tmp_path: Path, after: float) -> None:
+    """Protects from `kill -9` while saving: what is found is whole, and saving goes on there."""
+    process = subprocess.Popen([sys.executable, "-c", SAVE_FOR_EVER, tmp_path])
+    try:
+        deadline = time.monotonic() + 120
+        while not checkpoint_folder(tmp_path, 3).exists() and time.monotonic() < deadline:
+            assert process.poll() is None
+            time.sleep(0.002)
+        time.sleep(after)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    found = load_newest_checkpoint(tmp_path)
+    assert found.step >= 3 and found.state == {"value": found.step}
+    assert (found.tensors["model"]["a"] == found.step).all()
+    save(tmp_path, found.step + 1)
+    assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]

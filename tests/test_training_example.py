@@ -1,0 +1,260 @@
+"""The training example keeps its word: exact, on any number of processes, whatever kills it."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch.testing import assert_close
+from transformers import AutoModelForObjectDetection, pipeline
+
+REPOSITORY = Path(__file__).parents[1]
+SCRIPT = REPOSITORY / "examples" / "train_detection.py"
+ARCHITECTURE = {
+    "model_type": "conditional_detr",
+    "backbone": "test_resnet",
+    "d_model": 32,
+    "encoder_layers": 1,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 32,
+    "decoder_ffn_dim": 32,
+    "num_queries": 6,
+    "preprocessing": {"size": {"shortest_edge": 64, "longest_edge": 107}},
+}
+EXACT = {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0}
+# Of three steps of four images the last has one, so one of two processes has none.
+NUM_IMAGES = 9
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data of coloured rectangles, every third image without any, and two architectures."""
+    folder = tmp_path_factory.mktemp("example")
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        (folder / "data" / split / "images").mkdir(parents=True)
+        images, annotations = [], []
+        for number in range(NUM_IMAGES):
+            pixels = rng.integers(0, 60, (64, 64, 3), dtype=np.uint8)
+            for _ in range(number % 3):
+                x, y, w, h = (int(v) for v in rng.integers(12, 28, 4))
+                kind = int(rng.integers(2))
+                pixels[y : y + h, x : x + w, kind] = 220
+                entry = {"id": len(annotations) + 1, "image_id": number, "category_id": kind}
+                annotations.append({**entry, "bbox": [x, y, w, h], "area": w * h, "iscrowd": 0})
+            name = f"{number}.png"
+            Image.fromarray(pixels).save(folder / "data" / split / "images" / name)
+            images.append({"id": number, "file_name": name, "width": 64, "height": 64})
+        categories = [{"id": 0, "name": "red"}, {"id": 1, "name": "green"}]
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        (folder / "data" / split / "annotations.json").write_text(json.dumps(content))
+    (folder / "model.json").write_text(json.dumps(ARCHITECTURE))
+    (folder / "exact.json").write_text(json.dumps({**ARCHITECTURE, **EXACT}))
+    return folder
+
+
+def command(folder: Path, output: str, *options: str, model: str = "model.json") -> list[str]:
+    """Arguments of a training with steps of four images."""
+    arguments = {
+        "data": folder / "data",
+        "model": folder / model,
+        "output": folder / output,
+        "batch_size": 4,
+        "epochs": 2,
+        "workers": 0,
+        "lr": 1e-3,
+    }
+    given = [text for name, value in arguments.items() for text in (f"--{name}", str(value))]
+    return [str(SCRIPT), *given, *options]
+
+
+def environment() -> dict[str, str]:
+    """Settings of the subprocesses: this checkout, offline, one thread."""
+    paths = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
+    return {**os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+
+def run(*arguments: str) -> str:
+    """Run Python to the end; what it printed."""
+    result = subprocess.run(
+        [sys.executable, *arguments], env=environment(), capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout + result.stderr
+
+
+def losses(output: Path) -> list[tuple[int, float]]:
+    """Steps and losses of a training."""
+    with (output / "losses.csv").open() as lines:
+        return [(int(row["step"]), float(row["loss"])) for row in csv.DictReader(lines)]
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path) -> Path:
+    """A training that nothing disturbed, with dropout, averages and augmentation."""
+    run(*command(folder, "whole", "--ema", "0.9"))
+    return folder / "whole"
+
+
+@pytest.mark.slow
+def test_result_is_complete(whole: Path) -> None:
+    """Protects what a user gets: a model that loads, a card with curve and samples, the losses."""
+    assert [step for step, _ in losses(whole)] == [1, 2, 3, 4, 5, 6]
+    model = AutoModelForObjectDetection.from_pretrained(whole / "model")
+    assert model.config.id2label == {0: "red", 1: "green"} and not model.config.auxiliary_loss
+    detector = pipeline("object-detection", model=str(whole / "model"))
+    assert isinstance(detector(str(REPOSITORY / "examples" / "images" / "coffee.jpg")), list)
+    card = (whole / "model" / "README.md").read_text()
+    for part in ("library_name: transformers", "| AP50 |", "curve.png", "samples.png", "| lr |"):
+        assert part in card
+    for picture in ("curve.png", "samples.png"):
+        with Image.open(whole / "model" / picture) as opened:
+            assert opened.size[0] > 300
+    checkpoints = sorted((whole / "checkpoints").iterdir())
+    assert not list((whole / "checkpoints").rglob("*.p*kl*")) and len(checkpoints) >= 2
+    AutoModelForObjectDetection.from_pretrained(checkpoints[-1])
+
+
+def kill_when(arguments: list[str], condition: Callable[[], bool]) -> None:
+    """Start a training and `kill -9` it as soon as the condition holds."""
+    process = subprocess.Popen(
+        [sys.executable, *arguments],
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        deadline = time.monotonic() + 300
+        while not condition():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.0005)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+
+@pytest.mark.slow
+def test_killed_training_goes_on_exactly(folder: Path, whole: Path) -> None:
+    """Protects from `kill -9` in a step and in a checkpoint: the same to the bit.
+
+    The tests of checkpoints kill at many more moments.
+    """
+    output = folder / "killed"
+    options = command(folder, "killed", "--ema", "0.9", "--save_every", "1")
+    log, checkpoints = output / "losses.csv", output / "checkpoints"
+    # The first kill is in a step: the one before it is saved, it isn't.
+    kill_when(options, lambda: (checkpoints / "checkpoint-00000002").exists())
+    assert losses(output) == losses(whole)[: len(losses(output))]
+
+    def is_saving() -> bool:
+        later = log.read_text().count("\n") >= 5
+        return later and any(checkpoints.glob(".unfinished-*/*"))
+
+    kill_when([*options, "--resume"], is_saving)
+    assert not (checkpoints / "checkpoint-00000006").exists()
+    run(*options, "--resume")
+    assert losses(output) == losses(whole)
+    for name in ("model.safetensors", "config.json", "preprocessor_config.json"):
+        assert (output / "model" / name).read_bytes() == (whole / "model" / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_other_options_are_refused(folder: Path, whole: Path) -> None:
+    """Protects from going on with another recipe, and from training over an old result."""
+    for options, message in (
+        (("--resume", "--ema", "0.8"), "ema was 0.9, is 0.8"),
+        (("--ema", "0.9"), "holds a training; go on with --resume"),
+    ):
+        result = subprocess.run(
+            [sys.executable, *command(folder, "whole", *options)],
+            env=environment(),
+            capture_output=True,
+            text=True,
+        )
+        assert result.returncode != 0 and message in result.stderr
+
+
+@pytest.fixture(scope="module")
+def on_one_process(folder: Path) -> Path:
+    """A training without dropout, each image by itself."""
+    exact = command(folder, "one", "--micro_batch_size", "1", "--epochs", "1", model="exact.json")
+    run(*exact)
+    return folder / "one"
+
+
+def assert_same_training(output: Path, other: Path) -> None:
+    """Equal losses (relative 1e-4) and weights (1e-4, of learning rates up to 1e-3)."""
+    (steps, got), (_, expected) = (zip(*losses(o), strict=True) for o in (output, other))
+    assert steps == (1, 2, 3)
+    assert_close(torch.tensor(got), torch.tensor(expected), atol=0, rtol=1e-4)
+    name = "model/model.safetensors"
+    assert_close(load_file(output / name), load_file(other / name), atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(folder: Path, on_one_process: Path) -> None:
+    """Protects training on several devices: an epoch gives the same weights.
+
+    Some images have no objects, and for the last step one of the processes has no image. A
+    training on two processes can be taken up, too.
+    """
+    given = ("--micro_batch_size", "1", "--epochs", "1", "--save_every", "1")
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    options = [*launcher, *command(folder, "two", *given, model="exact.json")]
+    run(*options)
+    assert_same_training(folder / "two", on_one_process)
+    shutil.rmtree(folder / "two" / "checkpoints" / "checkpoint-00000003")
+    shown = run(*options, "--resume")
+    assert "Going on from" in shown and "00000002" in shown
+    assert_same_training(folder / "two", on_one_process)
+
+
+@pytest.mark.slow
+def test_accumulated_gradients_are_the_batchs(folder: Path, on_one_process: Path) -> None:
+    """Protects accumulation: two micro-batches of two, and one of four, train as four of one.
+
+    The augmentation would pad images of other sizes in other batches; so there is one size.
+    """
+    for size in ("2", "4"):
+        plain = ("--micro_batch_size", size, "--epochs", "1", "--no_augmentation")
+        run(*command(folder, f"of {size}", *plain, model="exact.json"))
+    assert_same_training(folder / "of 2", folder / "of 4")
+
+
+@pytest.mark.slow
+def test_loss_that_is_not_finite(folder: Path) -> None:
+    """Protects the weights from NaN: training stops, names the images and saves nothing."""
+    options = command(folder, "nan", "--lr", "1e30", "--max_grad_norm", "1e30")
+    result = subprocess.run(
+        [sys.executable, *options], env=environment(), capture_output=True, text=True
+    )
+    assert result.returncode != 0 and "Traceback" not in result.stderr
+    assert "Training has stopped." in result.stderr and "images" in result.stderr
+    assert not list((folder / "nan").rglob("*.safetensors"))
+    shown = run(*command(folder, "skip", "--lr", "1e30", "--skip_nonfinite"))
+    assert "is left out" in shown and "steps were left out" in shown
+
+
+@pytest.mark.slow
+def test_health_check(folder: Path) -> None:
+    """Protects `--overfit`: with hardly any steps it says that this isn't healthy, and fails."""
+    result = subprocess.run(
+        [sys.executable, *command(folder, "over", "--overfit", "3")],
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode != 0 and "NOT healthy: after 2 steps AP50 is 0." in result.stderr

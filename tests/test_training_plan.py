@@ -1,0 +1,70 @@
+"""Protects the plan of an epoch: every image once, the same steps for any number of processes."""
+
+import pytest
+
+from hf_detr.training_plan import MicroBatch, plan_epoch
+
+
+def images_of_steps(num_images: int, num_processes: int, **options: int) -> list[list[int]]:
+    """The images of every step, over all processes, sorted."""
+    plans = [
+        plan_epoch(num_images, num_processes=num_processes, process_index=index, **options)
+        for index in range(num_processes)
+    ]
+    return [
+        sorted(i for parts in step for part in parts if part.counts for i in part.indices)
+        for step in zip(*plans, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("num_images", [1, 7, 16, 17, 23])
+def test_processes_change_nothing(num_images: int) -> None:
+    """Protects equal training on 1, 2 and 4 processes, and accumulated: the same step's images."""
+    options = {"epoch": 3, "seed": 5}
+    alone = images_of_steps(num_images, 1, batch_size=8, **options)
+    for processes, batch_size, accumulated in (
+        (2, 4, 1),
+        (4, 2, 1),
+        (2, 2, 2),
+        (4, 1, 2),
+        (1, 1, 8),
+    ):
+        spread = images_of_steps(
+            num_images, processes, batch_size=batch_size, accumulation_steps=accumulated, **options
+        )
+        assert spread == alone
+    assert sorted(sum(alone, [])) == list(range(num_images))
+
+
+@pytest.mark.parametrize("num_images", [1, 5, 9, 10, 11, 13])
+def test_processes_go_in_step(num_images: int) -> None:
+    """Protects from processes that wait for ever: as many micro-batches everywhere, none empty."""
+    plans = [
+        plan_epoch(num_images, 2, accumulation_steps=2, num_processes=3, process_index=index)
+        for index in range(3)
+    ]
+    lengths = [[len(parts) for parts in plan] for plan in plans]
+    assert lengths[0] == lengths[1] == lengths[2]
+    sizes = [len(part.indices) for plan in plans for parts in plan for part in parts]
+    assert min(sizes) >= 1 and max(sizes) <= 2
+
+
+def test_fillers_do_not_count() -> None:
+    """Protects the last step from counting an image twice."""
+    plans = [plan_epoch(1, 2, num_processes=2, process_index=index) for index in range(2)]
+    assert plans == [[[MicroBatch([0])]], [[MicroBatch([0], counts=False)]]]
+
+
+def test_epochs_and_seeds_differ() -> None:
+    """Protects the shuffling: another order in each epoch and for each seed, else the same."""
+    plan = plan_epoch(50, 50)
+    assert plan == plan_epoch(50, 50)
+    assert plan != plan_epoch(50, 50, epoch=1) != plan_epoch(50, 50, seed=1) != plan
+
+
+def test_wrong_numbers() -> None:
+    """Protects against an empty data set and a process that isn't there."""
+    with pytest.raises(ValueError, match="num_images 0"):
+        plan_epoch(0, 2)
+    with pytest.raises(ValueError, match="process_index is 2 of 2"):
+        plan_epoch(5, 2, num_processes=2, process_index=2)
