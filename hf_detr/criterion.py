@@ -21,11 +21,11 @@ class LastMatches:
 
     Attributes:
         pairs: per image query and object indices, (n,) each, int64 on the CPU.
-        num_boxes: what sums over objects are divided by, a scalar.
+        totals: what sums over objects are divided by.
     """
 
     pairs: list[tuple[Tensor, Tensor]]
-    num_boxes: Tensor
+    totals: BatchTotals
 
 
 class DetectionCriterion:
@@ -102,18 +102,25 @@ class DetectionCriterion:
     # Matching leaves torch for scipy; a compiled training step goes round the loss.
     @torch.compiler.disable
     def match_and_compare(
-        self, logits: Tensor, pred_boxes: Tensor, labels: list[dict[str, Tensor]]
+        self,
+        logits: Tensor,
+        pred_boxes: Tensor,
+        labels: list[dict[str, Tensor]],
+        totals: BatchTotals | None = None,
     ) -> tuple[Tensor, dict[str, Tensor], LastMatches]:
-        """Loss of a batch as in a call, and which queries of the last layer answer for objects."""
+        """Loss of a batch as in a call, and which queries of the last layer answer for objects.
+
+        Without `totals` the processes count the batch together, once, before anything can go wrong
+        in one of them alone: those that wait for it would wait for ever.
+        """
         # Matching and loss are float32 whatever the model computes in.
         with torch.autocast(logits.device.type, enabled=False):
             logits, pred_boxes = logits.float(), pred_boxes.float()
             targets = prepare_targets(labels, logits.shape[1], logits.device)
-            # Before matching, which may refuse: other processes wait for this one's counts.
-            totals = self.totals(targets, logits.shape[2])
+            totals = totals or self.totals(targets, logits.shape[2])
             matches = self.matcher(logits, pred_boxes, targets)
             total, terms = self.compare(logits, pred_boxes, targets, matches, totals)
-            return total, terms, LastMatches(matches[-1], totals.num_boxes)
+            return total, terms, LastMatches(matches[-1], totals)
 
     def compare(
         self,
@@ -147,7 +154,11 @@ class DetectionCriterion:
         return total, {**_name_by_layer(terms), "class_error": class_error}
 
     def proposal_loss(
-        self, logits: Tensor, pred_boxes: Tensor, labels: list[dict[str, Tensor]]
+        self,
+        logits: Tensor,
+        pred_boxes: Tensor,
+        labels: list[dict[str, Tensor]],
+        totals: BatchTotals,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of the encoder's proposals, which learn boxes and "some object", class 0.
 
@@ -155,12 +166,13 @@ class DetectionCriterion:
             logits: (B, S, C'), one proposal per token.
             pred_boxes: (B, S, 4), (cx, cy, w, h) in [0, 1].
             labels: as in a call.
+            totals: the queries' own; sigmoids divide by the number of objects alone.
 
         Returns:
             The weighted total, and its unweighted terms, with the suffix `_enc`.
         """
         objects = [{**t, "class_labels": torch.zeros_like(t["class_labels"])} for t in labels]
-        total, terms = self(logits[None], pred_boxes[None], objects)
+        total, terms, _ = self.match_and_compare(logits[None], pred_boxes[None], objects, totals)
         terms.pop("class_error")
         return total, {f"{name}_enc": value for name, value in terms.items()}
 

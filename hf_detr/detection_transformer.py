@@ -221,7 +221,9 @@ class ObjectDetector(DetectionPreTrainedModel):
             loss, loss_dict, matches = self.criterion.match_and_compare(logits, pred_boxes, labels)
             if outputs.enc_outputs_class is not None:
                 proposals = outputs.enc_outputs_class, outputs.enc_outputs_coord_logits.sigmoid()
-                proposal_loss, proposal_dict = self.criterion.proposal_loss(*proposals, labels)
+                proposal_loss, proposal_dict = self.criterion.proposal_loss(
+                    *proposals, labels, matches.totals
+                )
                 loss, loss_dict = loss + proposal_loss, {**loss_dict, **proposal_dict}
             if self.config.auxiliary_loss:
                 auxiliary_outputs = [

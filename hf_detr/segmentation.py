@@ -147,8 +147,8 @@ class Segmenter(DetectionPreTrainedModel):
         masks = F.interpolate(masks[:, None].float(), size=image_hw, mode="bilinear")[:, 0]
         pairs = masks.flatten(1), _matched_masks(labels, matches, masks).flatten(1)
         terms = {
-            "loss_mask": mask_focal_loss(*pairs).sum() / matches.num_boxes,
-            "loss_dice": mask_dice_loss(*pairs).sum() / matches.num_boxes,
+            "loss_mask": mask_focal_loss(*pairs).sum() / matches.totals.num_boxes,
+            "loss_dice": mask_dice_loss(*pairs).sum() / matches.totals.num_boxes,
         }
         weights = self.config.mask_loss_coefficient, self.config.dice_loss_coefficient
         output["loss"] = output.loss + weights[0] * terms["loss_mask"]
