@@ -139,6 +139,8 @@ def summarize(curves: Curves) -> str:
         reached = next((epoch for epoch, ap in points if ap >= goal), None)
         fewer = "never reached it" if reached is None else f"{epochs / reached:.1f} ×"
         lines.append(f"| {NAMES[model_type]} | {points[-1][1]:.3f} | {reached or '-'} | {fewer} |")
+    if goal < 0.05:
+        lines.append("\nDETR has hardly learned anything, so the comparison means nothing yet.")
     return "\n".join(lines) + "\n"
 
 

@@ -14,6 +14,7 @@ changes nothing but the time. The result is in `--output`: `model`, `README.md` 
 `losses.csv`, and `checkpoints`, of which any can be loaded with `from_pretrained`.
 """
 
+import copy
 import json
 import math
 import sys
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from detection_folders import read_split
 from huggingface_hub import HfApi
 from torch import Tensor
@@ -54,7 +55,11 @@ from hf_detr.training_health import (
     find_nonfinite_loss,
 )
 from hf_detr.training_plan import MicroBatch, plan_epoch
-from hf_detr.training_state import gather_training_state, restore_training_state
+from hf_detr.training_state import (
+    copy_whole_model,
+    gather_training_state,
+    restore_training_state,
+)
 
 
 class Training:
@@ -84,7 +89,8 @@ class Training:
             further.max_grad_norm,
         )
         self.base_lrs = [group["lr"] for group in optimizer.param_groups]
-        self.plain_model = model
+        self.is_sharded = accelerator.distributed_type == DistributedType.FSDP
+        self.plain_model = copy.deepcopy(model) if self.is_sharded else model
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.ema = ModelEma(self.model, options.ema) if options.ema else None
         per_pass = options.micro_batch_size * accelerator.num_processes
@@ -252,6 +258,8 @@ class Training:
         """Evaluate, with averaged weights if there are any, and note the metrics."""
         given = self.plain_model, self.processor, self.val_data, self.options.micro_batch_size
         with nullcontext() if self.ema is None else self.ema.applied():
+            if self.is_sharded:  # processes would wait for each other's parts in every batch
+                copy_whole_model(self.model, self.plain_model.to(self.accelerator.device))
             metrics = evaluate(*given, self.options.workers)
             if self.further.panoptic:
                 quality = evaluate_panoptic(*given, self.options.workers)

@@ -26,7 +26,8 @@ def gather_training_state(
     """Model, optimiser and average, whole and on the CPU; every process must call this.
 
     Returns:
-        On the first process, which is to save it; on the others the groups are empty:
+        On the first process, which is to save it; on the others the groups are empty. Tensors may
+        be the living ones, so save or copy them before training goes on.
         `model`: parameters and buffers; `optimizer`: what it keeps of each parameter, as
         `<name>:<what>`; and `ema`, as `model`, if there is an average.
     """
@@ -63,9 +64,9 @@ def restore_training_state(
     if ema is not None:
         if "ema" not in state:
             raise ValueError("The state has no averaged weights; go on without an average.")
-        set_model_state_dict(model, state["ema"], options=whole)
+        _load(model, state["ema"])
         ema.restart()
-    set_model_state_dict(model, state["model"], options=whole)
+    _load(model, state["model"])
     trained = get_optimizer_state_dict(model, optimizer, options=whole)
     moments: dict[str, dict[str, Tensor]] = {}
     for key, value in state["optimizer"].items():
@@ -83,6 +84,29 @@ def restore_training_state(
         optim_state_dict={"state": moments, "param_groups": trained["param_groups"]},
         options=whole,
     )
+
+
+def copy_whole_model(model: nn.Module, other: nn.Module) -> None:
+    """Copy the weights of a model, wrapped or not, into one that isn't; every process must call."""
+    whole = get_model_state_dict(_uncompiled(model), options=StateDictOptions(full_state_dict=True))
+    other.load_state_dict(whole)
+
+
+def _load(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Load named tensors into a model, wrapped or not."""
+    # torch can't share out a tied tensor under its second name; one is enough for it.
+    all_names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    second = all_names - {name for name, _ in model.named_parameters()}
+    second = {name.removeprefix("module.") for name in second}
+    missing = get_model_state_dict(model).keys() - weights.keys()
+    if missing:
+        raise RuntimeError(f"The state lacks {min(missing)!r} of this model.")
+    once = {name: tensor for name, tensor in weights.items() if name not in second}
+    result = set_model_state_dict(
+        model, once, options=StateDictOptions(full_state_dict=True, strict=False)
+    )
+    if result.unexpected_keys:
+        raise RuntimeError(f"The state has {result.unexpected_keys[0]!r}, the model doesn't.")
 
 
 def _uncompiled(model: nn.Module) -> nn.Module:

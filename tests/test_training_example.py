@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 from transformers import AutoModelForObjectDetection, pipeline
 
@@ -232,6 +233,46 @@ def test_accumulated_gradients_are_the_batchs(folder: Path, on_one_process: Path
         plain = ("--micro_batch_size", size, "--epochs", "1", "--no_augmentation")
         run(*command(folder, f"of {size}", *plain, model="exact.json"))
     assert_same_training(folder / "of 2", folder / "of 4")
+
+
+@pytest.mark.slow
+def test_trainer_example(folder: Path) -> None:
+    """Protects the Trainer's way: metrics of every epoch, and a model that loads."""
+    shown = run(
+        str(REPOSITORY / "examples" / "train_with_trainer.py"),
+        *("--data", str(folder / "data"), "--model", str(folder / "exact.json")),
+        *("--output_dir", str(folder / "trainer"), "--num_train_epochs", "1"),
+        *("--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "2"),
+    )
+    assert "'eval_AP50'" in shown
+    model = AutoModelForObjectDetection.from_pretrained(folder / "trainer")
+    assert not model.config.auxiliary_loss
+
+
+@pytest.mark.slow
+def test_comparisons(folder: Path) -> None:
+    """Protects the comparisons from breaking: both sides train, and all results are written."""
+    weights = folder / "backbone.safetensors"
+    backbone = timm.create_model("test_resnet").state_dict()
+    save_file({name: tensor.contiguous() for name, tensor in backbone.items()}, weights)
+    common = ("--data", str(folder / "data"), "--backbone_weights", str(weights))
+    architecture = {**ARCHITECTURE, **EXACT, "model_type": "deformable_detr", "d_model": 64}
+    (folder / "deformable.json").write_text(json.dumps(architecture))
+    shown = run(
+        str(REPOSITORY / "examples" / "compare_training.py"),
+        *(*common, "--model", str(folder / "deformable.json"), "--steps", "2"),
+        *("--batch_size", "4", "--output", str(folder / "sides")),
+    )
+    assert "| | hf_detr | transformers |" in shown and "| AP50 |" in shown
+    small = ("--backbone", "test_resnet", "--image_size", "64", "--width", "64", "--layers", "1")
+    shown = run(
+        str(REPOSITORY / "examples" / "compare_convergence.py"),
+        *(*common, *small, "--epochs", "1", "--batch_size", "4", "--queries", "6"),
+        *("--output", str(folder / "convergence")),
+    )
+    assert "| Deformable DETR |" in shown and "means nothing yet" in shown
+    for name in ("convergence.csv", "convergence.png", "convergence.md"):
+        assert (folder / "convergence" / name).stat().st_size > 50
 
 
 @pytest.mark.slow

@@ -1,12 +1,20 @@
 """Protects that a training's tensors come back as they were, by the model's own names."""
 
+import copy
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
 from torch.testing import assert_close
 
 from hf_detr.model_ema import ModelEma
-from hf_detr.training_state import gather_training_state, restore_training_state
+from hf_detr.training_state import (
+    copy_whole_model,
+    gather_training_state,
+    restore_training_state,
+)
 
 from .tiny import padded_batch, some_labels, tiny_detector
 
@@ -39,7 +47,7 @@ def test_training_goes_on_exactly(compiled: bool) -> None:
     for step in (1, 2):
         train(*one, step)
     state = gather_training_state(*one)
-    state = {g: {n: t.clone() for n, t in tensors.items()} for g, tensors in state.items()}
+    state = copy.deepcopy(state)
     losses = [train(*one, step) for step in (3, 4)]
     model, optimizer, ema = fresh(seed=1)
     wrapped = torch.compile(model, backend="eager") if compiled else model
@@ -88,3 +96,47 @@ def test_what_does_not_fit_is_refused() -> None:
     del state["ema"]
     with pytest.raises(ValueError, match="no averaged weights"):
         restore_training_state(state, *one)
+
+
+def go_on_sharded(rank: int, folder: str) -> None:
+    """What each of two processes does: train sharded, and go on from the gathered state."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2
+    )
+    trainings = []
+    for seed in (0, 1):
+        model = fresh(seed)[0]
+        fully_shard(model)
+        optimizer = torch.optim.AdamW(model.parameter_groups(1e-3), weight_decay=1e-4)
+        trainings.append((model, optimizer, ModelEma(model, 0.9)))
+    one, other = trainings
+    train(*one, 1)
+    gathered = [copy.deepcopy(gather_training_state(*one))]
+    torch.distributed.broadcast_object_list(gathered)
+    restore_training_state(gathered[0], *other)
+    states = []
+    for training in (one, other):
+        train(*training, 2)
+        states.append(copy.deepcopy(gather_training_state(*training)))
+    whole = fresh(seed=2)[0]
+    copy_whole_model(other[0], whole)
+    if rank == 0:
+        assert_close(dict(whole.state_dict()), states[1]["model"], atol=0, rtol=0)
+    torch.save({"gathered": gathered[0], "states": states}, f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_sharded_training_goes_on_exactly(tmp_path: Path) -> None:
+    """Protects FSDP: a sharded training is gathered whole and goes on exactly, tied heads too.
+
+    A training that isn't sharded can take it up as well.
+    """
+    torch.multiprocessing.spawn(go_on_sharded, args=(str(tmp_path),), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert all(not tensors for tensors in second["states"][0].values())
+    assert_close(first["states"][0], first["states"][1], atol=0, rtol=0)
+    plain = fresh(seed=1)
+    restore_training_state(first["gathered"], *plain)
+    assert_close(gather_training_state(*plain), first["gathered"], atol=0, rtol=0)
