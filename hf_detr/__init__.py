@@ -30,6 +30,7 @@ from .data_formats import (
     read_yolo,
 )
 from .detection_data import DetectionDataset
+from .embedded_model import embedded_model_folder
 from .evaluation import evaluate, evaluate_panoptic
 from .image_processing_detr import DetrImageProcessor
 from .image_processing_sigmoid_detr import (
@@ -75,6 +76,7 @@ __all__ = [
     "SegmentationPipeline",
     "DetrModel",
     "SizeGroupedBatches",
+    "embedded_model_folder",
     "evaluate",
     "evaluate_panoptic",
     "keep_detections",

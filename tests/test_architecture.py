@@ -21,7 +21,7 @@ LAYERS = [
         *("box_ops", "attention", "position_encoding", "backbone"),
         *("configuration_backbone", "configuration_checks", "image_reading", "image_settings"),
         *("embedding_bag_sampling", "coco_masks", "image_canvas", "coco_records", "processes"),
-        *("box_formats", "resized_argmax"),
+        *("box_formats", "resized_argmax", "embedded_model"),
         *("training_checkpoint", "training_plan", "model_ema", "learning_rate"),
     },
     {

@@ -30,12 +30,12 @@ def run(*arguments: str | Path, **environment: str) -> subprocess.CompletedProce
 
 
 def test_detect_writes_a_picture(tmp_path: Path) -> None:
-    """The README's main job: a photograph in, a picture of the same size with boxes out."""
+    """The README's main job: an image in, a picture of the same size with boxes out."""
     output = tmp_path / "sub" / "detections.png"
     result = run("examples/detect.py", "--output", output)
     assert result.returncode == 0, result.stderr
-    assert "RANDOM weights" in result.stdout and "5 detections drawn" in result.stdout
-    photo = Image.open(REPOSITORY / "examples" / "images" / "coffee.jpg")
+    assert "coat" in result.stdout and "3 detections drawn" in result.stdout
+    photo = Image.open(REPOSITORY / "examples" / "images" / "garments.jpg")
     picture = Image.open(output)
     assert picture.size == photo.size
     assert picture.convert("RGB").tobytes() != photo.tobytes()
