@@ -20,6 +20,7 @@ from .image_processing_detr import DetrImageProcessor
 from .image_settings import resized_hw
 from .image_source import read_segment_ids
 from .panoptic_quality import PanopticQuality
+from .processes import num_processes, process_index
 
 Batch = tuple[list[int], list[tuple[int, int]], Any]  # image ids, original (height, width), inputs
 
@@ -209,12 +210,9 @@ def _make_loader(
     if processor.do_resize:
         size = SizeDict(**dict(processor.size))
         sizes_hw = [resized_hw(size_hw, size) for size_hw in sizes_hw]
-    rank, world_size = 0, 1
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     return DataLoader(
         plain,
-        batch_sampler=SizeGroupedBatches(sizes_hw, batch_size, rank, world_size),
+        batch_sampler=SizeGroupedBatches(sizes_hw, batch_size, process_index(), num_processes()),
         num_workers=num_workers,
         collate_fn=functools.partial(_collate, processor),
     )
@@ -230,9 +228,9 @@ def _collate(
 
 
 def _with_progress(loader: DataLoader, progress: bool) -> Iterator[Batch]:
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    is_first = not distributed or torch.distributed.get_rank() == 0
-    disable = None if progress and is_first else True  # None shows it on a terminal only
+    disable = (
+        None if progress and process_index() == 0 else True
+    )  # None shows it on a terminal only
     return iter(tqdm(loader, desc="evaluate", unit="batch", disable=disable))
 
 

@@ -12,11 +12,16 @@ def num_processes() -> int:
     return 1
 
 
+def process_index() -> int:
+    """Which of them this is, from 0."""
+    return torch.distributed.get_rank() if num_processes() > 1 else 0
+
+
 def gather_from_processes(value: Any) -> list[Any]:
     """Every process's value, in their order; all of them must call this. Any picklable object."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if num_processes() == 1:
         return [value]
-    values: list[Any] = [None] * torch.distributed.get_world_size()
+    values: list[Any] = [None] * num_processes()
     torch.distributed.all_gather_object(values, value)
     return values
 
@@ -24,6 +29,6 @@ def gather_from_processes(value: Any) -> list[Any]:
 def any_process(condition: torch.Tensor) -> bool:
     """Whether a condition, a scalar tensor on this process's device, holds on any process."""
     flag = condition.float()
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if num_processes() > 1:
         torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
     return bool(flag.item())
