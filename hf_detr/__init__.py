@@ -46,6 +46,7 @@ from .modeling_detr_segmentation import (
     DetrForSegmentation,
 )
 from .multi_scale_deformable_attention import multi_scale_deformable_attention
+from .official_checkpoints import convert_official_checkpoint, export_official_checkpoint
 from .panoptic_quality import PanopticQuality
 from .pipelines import DetectionPipeline, SegmentationPipeline
 from .trainer_metrics import keep_detections, make_compute_metrics
@@ -76,9 +77,11 @@ __all__ = [
     "SegmentationPipeline",
     "DetrModel",
     "SizeGroupedBatches",
+    "convert_official_checkpoint",
     "embedded_model_folder",
     "evaluate",
     "evaluate_panoptic",
+    "export_official_checkpoint",
     "keep_detections",
     "kernel_status",
     "make_compute_metrics",
