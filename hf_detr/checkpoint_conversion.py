@@ -5,6 +5,7 @@ import json
 import sys
 from pathlib import Path
 
+from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from .official_checkpoints import convert_official_checkpoint, export_official_checkpoint
@@ -27,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
                 overwrite=parsed.overwrite,
             )
             print(f"{parsed.target} holds {_describe(model)}.")
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, SafetensorError) as error:
         print(f"ERROR: {error}\nNothing was written.", file=sys.stderr)
         return 1
     return 0
@@ -36,8 +37,9 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m hf_detr.checkpoint_conversion",
-        description="Turn a .pth of facebookresearch/detr, fundamentalvision/Deformable-DETR or "
-        "Atten4Vis/ConditionalDETR into a folder for the Hub, or back.",
+        description="Turn a .pth of facebookresearch/detr, fundamentalvision/Deformable-DETR, "
+        "Atten4Vis/ConditionalDETR or MMDetection 3 into a folder for the Hub, or back into one of "
+        "the first three.",
     )
     parser.add_argument("source", type=Path, help="the .pth; with --to-official, the folder")
     parser.add_argument("target", type=Path, help="the folder; with --to-official, the .pth")
@@ -72,10 +74,12 @@ def _read_labels(file: Path) -> dict[int, str]:
 def _describe(model: PreTrainedModel) -> str:
     config = model.config
     dilated = "with" if config.dilation else "without"
+    proposals = getattr(config, "two_stage", False)
+    num_queries = config.two_stage_num_proposals if proposals else config.num_queries
     return (
-        f"a {type(model).__name__}: {config.backbone} {dilated} dilation, {config.num_labels} "
-        f"labels, {config.encoder_attention_heads} heads, "
-        f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters"
+        f"a {type(model).__name__}: {config.backbone} {dilated} dilation, "
+        f"{config.encoder_attention_heads} heads, {num_queries} queries, {config.num_labels} "
+        f"labels, {model.num_parameters() / 1e6:.1f} M parameters"
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from .checkpoint_files import check_tensors, new_file, new_folder, read_pickled_checkpoint
 from .checkpoint_names import first_name, official_name
@@ -17,6 +17,7 @@ from .image_processing_sigmoid_detr import (
     ConditionalDetrImageProcessor,
     DeformableDetrImageProcessor,
 )
+from .mmdetection_names import has_mmdetection_names, with_official_names
 from .modeling_conditional_detr import ConditionalDetrForObjectDetection
 from .modeling_deformable_detr import DeformableDetrForObjectDetection
 from .modeling_detr import DetrForObjectDetection
@@ -51,11 +52,12 @@ def convert_official_checkpoint(
     id2label: Mapping[int, str] | None = None,
     overwrite: bool = False,
 ) -> PreTrainedModel:
-    """Turn a `.pth` of the papers' own code into a folder that `from_pretrained` loads.
+    """Turn a `.pth` of the papers' own code, or MMDetection 3's, into a folder for the Hub.
 
     Which model it is, is read off the names and shapes of its weights: DETR, Conditional DETR or
-    Deformable DETR in all published forms, with a mask head or without. The folder gets
-    `config.json`, `model.safetensors` and `preprocessor_config.json`.
+    Deformable DETR in all published forms, DETR with a mask head, too. The folder gets
+    `config.json`, `model.safetensors` and `preprocessor_config.json`. Where the encoder proposes
+    the queries, there are 300 of them unless the file says otherwise.
 
     Args:
         file: the checkpoint; it is read without running code that it may hold.
@@ -101,14 +103,11 @@ def export_official_checkpoint(
         FileNotFoundError, FileExistsError: if there is no such folder, or `file` exists.
         ValueError: if the official code has no such model.
     """
-    if not Path(folder).is_dir():
-        raise FileNotFoundError(f"There is no folder {folder}; expected one with a config.json.")
-    config = AutoConfig.from_pretrained(folder)
-    if config.model_type not in DETECTORS:
-        raise ValueError(f"The model in {folder} is of type {config.model_type!r}, none of ours.")
-    model_class = _class_of(config)
-    options = official_options(config)
-    model = model_class.from_pretrained(folder)
+    if not (Path(folder) / "config.json").is_file():
+        raise FileNotFoundError(f"There is no config.json in {folder}; expected a model's folder.")
+    model = _load(Path(folder))
+    config = model.config
+    options = {**official_options(config), "masks": isinstance(model, DetrForSegmentation)}
     thirds: dict[str, dict[int | None, Tensor]] = {}
     for name, tensor in model.state_dict().items():
         official, part = official_name(name, config.model_type)
@@ -117,7 +116,6 @@ def export_official_checkpoint(
         name: parts[None] if None in parts else torch.cat([parts[0], parts[1], parts[2]])
         for name, parts in thirds.items()
     }
-    options["masks"] = model_class is DetrForSegmentation
     with new_file(Path(file), overwrite) as unfinished:
         torch.save({"model": weights, "args": options}, unfinished)
 
@@ -138,10 +136,16 @@ def model_from_weights(
     with torch.device("meta"):  # draws no weights
         model = (DetrForSegmentation if has_masks else DETECTORS[model_type])(config)
     is_shared = heads_are_shared(weights, model_type)
-    given = _one_of_each(weights, is_shared)
+    state = _state(model, _one_of_each(weights, is_shared), is_shared)
+    model.load_state_dict(state, assign=True)
+    return model.eval()
+
+
+def _state(model: PreTrainedModel, given: dict[str, Tensor], is_shared: bool) -> dict[str, Tensor]:
+    """Official weights, one of each, under our names."""
     state, used, problems = {}, set(), {"lacks": [], "has unknown": [], "has of a wrong shape": []}
     for name, expected in model.state_dict().items():
-        official, part = official_name(name, model_type)
+        official, part = official_name(name, model.config.model_type)
         official = first_name(official, is_shared)
         used.add(official)
         shape = tuple(expected.shape)
@@ -159,36 +163,44 @@ def model_from_weights(
     if any(problems.values()):
         found = "; ".join(f"{what}: {_some(names)}" for what, names in problems.items() if names)
         raise ValueError(
-            f"The weights aren't those of {type(model).__name__} with {config.backbone}, as which "
-            f"they were recognised. The file {found}."
+            f"The weights aren't those of {type(model).__name__} with {model.config.backbone}, as "
+            f"which they were recognised. The file {found}."
         )
-    model.load_state_dict(state, assign=True)
-    return model.eval()
+    return state
 
 
 def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Weights of a checkpoint, and the options of the script that trained it, if they are there."""
     content = read_pickled_checkpoint(file)
-    weights = content.get("model", content)
-    options = content.get("args") if "model" in content else None
+    # The papers' code, MMDetection, or weights and nothing else.
+    place = next((key for key in ("model", "state_dict") if key in content), None)
+    weights = content if place is None else content[place]
+    options = content.get("args") if place == "model" else None
     if isinstance(options, argparse.Namespace):
         options = vars(options)
     if not isinstance(weights, dict):
-        raise ValueError(f"{file} has a {type(weights).__name__} under 'model'; expected weights.")
+        raise ValueError(f"{file} has a {type(weights).__name__} as {place!r}; expected weights.")
     check_tensors(weights, file)
+    if has_mmdetection_names(weights):
+        weights = with_official_names(weights)
     # Frozen batch norm counts no batches, though some files do.
     return {
         n: t for n, t in weights.items() if not n.endswith(".num_batches_tracked")
     }, options or {}
 
 
-def _class_of(config: PreTrainedConfig) -> type[PreTrainedModel]:
-    """The class of a folder's model, if there is such an official one."""
-    (name,) = config.architectures or ["a model without a name"]
-    for model_class in (DETECTORS[config.model_type], DetrForSegmentation):
-        if model_class.__name__ == name:
-            return model_class
-    raise ValueError(f"The official code has no such model as {name}.")
+def _load(folder: Path) -> PreTrainedModel:
+    """The model in a folder, if all its weights are there and there is such an official one."""
+    fields, _ = PreTrainedConfig.get_config_dict(folder)
+    known = {c.__name__: c for c in (*DETECTORS.values(), DetrForSegmentation)}
+    names = fields.get("architectures") or []
+    if len(names) != 1 or names[0] not in known:
+        raise ValueError(f"The official code has no such model as {', '.join(names) or None}.")
+    model, info = known[names[0]].from_pretrained(folder, output_loading_info=True)
+    wrong = {kind: _some(sorted(map(str, keys))) for kind, keys in info.items() if keys}
+    if wrong:
+        raise ValueError(f"The weights in {folder} aren't those of its configuration: {wrong}.")
+    return model
 
 
 def _one_of_each(weights: Mapping[str, Tensor], is_shared: bool) -> dict[str, Tensor]:

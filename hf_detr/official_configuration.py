@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import PreTrainedConfig
@@ -87,9 +88,11 @@ def read_configuration(
             values["with_box_refine"] = not is_shared
             if values["two_stage"]:
                 values["two_stage_num_proposals"] = options.get("num_queries", 300)
-    except (KeyError, IndexError) as error:
+    except KeyError as error:
+        raise ValueError(f"The checkpoint lacks {error}; is it complete?") from None
+    except IndexError:
         raise ValueError(
-            f"The checkpoint lacks {error}, or its shape is wrong; is it complete?"
+            "A weight of the checkpoint has fewer dimensions than it must have."
         ) from None
     return _make(CONFIGURATIONS[model_type], values, dilation, id2label)
 
@@ -142,8 +145,9 @@ def recognize(weights: Mapping[str, Tensor]) -> tuple[str, bool]:
             return model_type, has_masks
     some = ", ".join(sorted(weights)[:5])
     raise ValueError(
-        "These are not the weights of facebookresearch/detr, fundamentalvision/Deformable-DETR "
-        f"or Atten4Vis/ConditionalDETR: of their names, for example: {some or 'there are none'}."
+        "These are not the weights of facebookresearch/detr, fundamentalvision/Deformable-DETR, "
+        "Atten4Vis/ConditionalDETR or one of the three in MMDetection 3. Of their names, for "
+        f"example: {some or 'there are none'}."
     )
 
 
@@ -154,7 +158,7 @@ def heads_are_shared(weights: Mapping[str, Tensor], model_type: str) -> bool:
     if any(name.startswith("transformer.decoder.bbox_embed.") for name in weights):
         return False
     first, second = (weights.get(f"bbox_embed.{i}.layers.0.weight") for i in (0, 1))
-    return second is None or first is None or bool((first == second).all())
+    return second is None or first is None or torch.equal(first, second)
 
 
 def unseen(

@@ -22,7 +22,7 @@ LAYERS = [
         *("configuration_backbone", "configuration_checks", "image_reading", "image_settings"),
         *("embedding_bag_sampling", "coco_masks", "image_canvas", "coco_records", "processes"),
         *("box_formats", "resized_argmax", "embedded_model"),
-        *("checkpoint_files", "checkpoint_names", "coco_labels"),
+        *("checkpoint_files", "checkpoint_names", "coco_labels", "mmdetection_names"),
         *("training_checkpoint", "training_plan", "model_ema", "learning_rate"),
     },
     {

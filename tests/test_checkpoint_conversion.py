@@ -33,7 +33,7 @@ def test_there_and_back(bare_file: Path, tmp_path: Path, capsys: pytest.CaptureF
     told = ["--no-dilation", "--num-heads", "4", "--labels", str(labels)]
     assert main([str(bare_file), str(hub), *told]) == 0
     out = capsys.readouterr().out
-    assert "DetrForObjectDetection: resnet18 without dilation, 5 labels, 4 heads, 11." in out
+    assert "DetrForObjectDetection: resnet18 without dilation, 4 heads, 7 queries, 5 labels" in out
     assert json.loads((hub / "config.json").read_text())["id2label"]["4"] == "e"
     expected_files = ["config.json", "model.safetensors", "preprocessor_config.json"]
     assert sorted(path.name for path in hub.iterdir()) == expected_files

@@ -3,12 +3,14 @@
 import argparse
 import functools
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoImageProcessor, PreTrainedModel
 
@@ -239,7 +241,8 @@ def test_contradicting_names_of_a_head(official: Callable[[str], Official]) -> N
             r"lacks: transformer\.encoder\.layers\.2\..* more; has unknown: .*layers\.9\.norm1",
         ),
         ({"class_embed.weight": None}, "lacks 'class_embed.weight'"),
-        ({"class_embed.weight": torch.ones(())}, "lacks tuple index out of range"),
+        ({"class_embed.weight": torch.ones(())}, "has fewer dimensions"),
+        ({"class_embed.weight": torch.ones(1, 64)}, "make no model.*num_labels is 0"),
         ({"query_embed.weight": torch.ones(0, 64)}, "make no model.*num_queries is 0"),
         ({"backbone.0.body.layer4.7.bn1.bias": torch.ones(512)}, r"\(2, 2, 2, 3\) blocks"),
         ({"query_embed.weight": torch.ones(7, 64).int()}, "dtypes.*int32"),
@@ -263,7 +266,7 @@ def test_other_models(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"not the weights of .*for example: fc\.weight"):
         convert_official_checkpoint(file, tmp_path / "hub", dilation=False, num_heads=8)
     torch.save({"model": [1, 2]}, file)
-    with pytest.raises(ValueError, match="has a list under 'model'"):
+    with pytest.raises(ValueError, match="has a list as 'model'"):
         convert_official_checkpoint(file, tmp_path / "hub", dilation=False, num_heads=8)
     assert list(tmp_path.iterdir()) == [file]
 
@@ -399,5 +402,15 @@ def test_no_official_class(tmp_path: Path) -> None:
     hf_detr.DetrModel(tiny_config()).save_pretrained(tmp_path / "bare")
     with pytest.raises(ValueError, match="no such model as DetrModel"):
         export_official_checkpoint(tmp_path / "bare", tmp_path / "official.pth")
-    with pytest.raises(FileNotFoundError, match="no folder"):
-        export_official_checkpoint(tmp_path / "nothing", tmp_path / "official.pth")
+    with pytest.raises(FileNotFoundError, match=r"no config\.json in"):
+        export_official_checkpoint(tmp_path, tmp_path / "official.pth")
+
+
+def test_incomplete_folders(official: Callable[[str], Official], tmp_path: Path) -> None:
+    """What a folder lacks isn't drawn at random and exported."""
+    shutil.copytree(official("detr").folder, tmp_path / "hub")
+    weights = load_file(tmp_path / "hub" / "model.safetensors")
+    del weights["bbox_predictor.layers.0.bias"]
+    save_file(weights, tmp_path / "hub" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"aren't those of.*missing.*bbox_predictor\.layers\.0"):
+        export_official_checkpoint(tmp_path / "hub", tmp_path / "official.pth")
