@@ -337,6 +337,9 @@ def test_heads_that_do_not_fit(official: Callable[[str], Official]) -> None:
     weights = official("deformable").content["model"]
     with pytest.raises(ValueError, match="32 attention weights per query, which 5 heads on 4"):
         model_from_weights(weights, {}, False, 5)
+    weights = official("two stages").content["model"]
+    with pytest.raises(ValueError, match="make no model.*two_stage_num_proposals is -5"):
+        model_from_weights(weights, {"num_queries": -5}, False, 4)
     weights = official("detr").content["model"]
     with pytest.raises(ValueError, match="make no model.*multiple of encoder_attention_heads"):
         model_from_weights(weights, {}, False, 7)
