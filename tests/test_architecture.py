@@ -22,7 +22,7 @@ LAYERS = [
         *("configuration_backbone", "configuration_checks", "image_reading", "image_settings"),
         *("embedding_bag_sampling", "coco_masks", "image_canvas", "coco_records", "processes"),
         *("box_formats", "resized_argmax", "embedded_model"),
-        *("training_checkpoint", "training_plan", "model_ema", "learning_rate"),
+        *("training_checkpoint", "training_plan", "model_ema", "learning_rate", "model_card"),
     },
     {
         *("configuration_detr", "pretrained_model", "feature_pyramid", "transformer_layer"),
@@ -52,7 +52,7 @@ LAYERS = [
     {"image_processing_detr", "detection_transformer"},
     {"image_processing_sigmoid_detr", "pipelines", "segmentation", "batches"},
     {"modeling_detr", "modeling_conditional_detr", "modeling_deformable_detr"},
-    {"modeling_detr_segmentation", "evaluation"},
+    {"modeling_detr_segmentation", "evaluation", "published_checkpoints"},
     {"trainer_metrics"},
     {"__init__"},
 ]
