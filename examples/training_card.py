@@ -45,7 +45,8 @@ def write_card(
     best = max(history, key=lambda entry: entry["AP"])
     draw_curve(folder / "curve.png", history, losses)
     draw_samples(folder / "samples.png", detector, data)
-    metrics = {metric: round(best[metric], 3) for metric in SUMMARY if metric in best}
+    # -1 stands for what can't be computed.
+    metrics = {name: round(best[name], 3) for name in SUMMARY if best.get(name, -1) >= 0}
     card = make_model_card(
         AutoConfig.from_pretrained(folder),
         name=name,

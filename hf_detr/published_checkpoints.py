@@ -33,7 +33,7 @@ BATCH_LIMIT = (
 )
 VERIFIED = (
     "No figure: neither COCO's images nor these weights were at hand. What was verified is that "
-    "the implementation reproduces recorded outputs of the official code with synthetic weights"
+    "hf_detr reproduces recorded outputs of the official code with synthetic weights"
 )
 
 
@@ -59,9 +59,9 @@ class PublishedCheckpoint:
     variant: str
     metrics: dict[str, float]
     options: dict[str, Any] = field(default_factory=dict)
-    source: tuple[str, str] | None = None
+    source: list[str] | None = None
     recorded: str | None = None
-    nearest: tuple[str, ...] = ()
+    nearest: list[str] = field(default_factory=list)
 
     @property
     def has_masks(self) -> bool:
@@ -104,6 +104,7 @@ def make_published_card(
     family = _read()["families"][checkpoint.family]
     masks = " A mask head gives every object, thing or stuff, its pixels." * checkpoint.has_masks
     used = "133 of 250" if checkpoint.has_masks else "80 of 91"
+    source = tuple(checkpoint.source or family["readme"])
     is_dc5 = "dilation" in checkpoint.options
     # Deformable DETR's authors say nothing of the kind.
     batch_limit = is_dc5 and checkpoint.family != "deformable_detr"
@@ -115,14 +116,7 @@ def make_published_card(
             f"This one: {checkpoint.variant}.{DC5 * is_dc5}\n\n"
             f"{_origin(checkpoint, family['readme'], name)}"
         ),
-        results=[
-            CardResults(
-                checkpoint.metrics,
-                "COCO 2017 val",
-                "coco",
-                tuple(checkpoint.source or family["readme"]),
-            )
-        ],
+        results=[CardResults(checkpoint.metrics, "COCO 2017 val", "coco", source)],
         evaluation=f"{VERIFIED} {_verified_with(checkpoint)}.",
         training=f"{MASK_TRAINING * checkpoint.has_masks}{family['recipe']}\n\n{TRAINING}",
         limits=(
@@ -140,13 +134,13 @@ def _origin(checkpoint: PublishedCheckpoint, readme: list[str], name: str | None
         return f"{published}; hf_detr converted it."
     if "/" in checkpoint.name:
         return (
-            f"{published}; the Hub has it in transformers' format. Its `config.json` there may hold "
-            "transformers' defaults of training, such as `attention_dropout` 0, beside what stands "
-            "under Configuration."
+            f"{published}; the Hub has it in transformers' format. Beside what stands under "
+            "Configuration its `config.json` may hold transformers' defaults of training, such as "
+            "`attention_dropout` 0."
         )
     return (
-        f"{published}. It is not on the Hub: `hf_detr.checkpoint_conversion` makes of the file the "
-        f"folder `{checkpoint.name}` that is used below."
+        f"{published}. It is not on the Hub; `python -m hf_detr.checkpoint_conversion "
+        f"{checkpoint.file} {checkpoint.name}` makes the folder that the code below loads."
     )
 
 
@@ -154,10 +148,8 @@ def _verified_with(checkpoint: PublishedCheckpoint) -> str:
     tests = "tests/test_segmentation.py" if checkpoint.has_masks else "tests/test_parity.py"
     if checkpoint.recorded is not None:
         return f"in this configuration (`{checkpoint.recorded}` in `{tests}`)"
-    return (
-        f"in {' and '.join(f'`{case}`' for case in checkpoint.nearest)}, the configurations nearest "
-        "to this one of which there are recordings"
-    )
+    nearest = " and ".join(f"`{case}`" for case in checkpoint.nearest)
+    return f"in {nearest}, the configurations nearest to this one of which there are recordings"
 
 
 @cache

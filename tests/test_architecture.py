@@ -37,7 +37,7 @@ LAYERS = [
             "multi_scale_deformable_attention",
         ),
     },
-    {"batch_totals"},
+    {"batch_totals", "published_checkpoints"},
     {"classification", "encoder", "deformable_attention", "mask_head", "annotations", "outputs"},
     {"augmentation", "coco_evaluator"},
     {"annotation_table"},
@@ -52,7 +52,7 @@ LAYERS = [
     {"image_processing_detr", "detection_transformer"},
     {"image_processing_sigmoid_detr", "pipelines", "segmentation", "batches"},
     {"modeling_detr", "modeling_conditional_detr", "modeling_deformable_detr"},
-    {"modeling_detr_segmentation", "evaluation", "published_checkpoints"},
+    {"modeling_detr_segmentation", "evaluation"},
     {"trainer_metrics"},
     {"__init__"},
 ]
