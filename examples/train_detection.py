@@ -376,7 +376,7 @@ def finish(training: Training) -> None:
     training.processor.save_pretrained(options.output / "model")
     write_card(
         options.output / "model",
-        training.further.push_to or str(options.output / "model"),
+        training.further.push_to or (options.output / "model").as_posix(),
         pipeline(
             "object-detection",
             model=model.detector if training.further.panoptic else model,

@@ -46,12 +46,18 @@ def write_card(
     draw_curve(folder / "curve.png", history, losses)
     draw_samples(folder / "samples.png", detector, data)
     # -1 stands for what can't be computed.
-    metrics = {name: round(best[name], 3) for name in SUMMARY if best.get(name, -1) >= 0}
+    known = [metric for metric in SUMMARY if best.get(metric, -1) >= 0]
     card = make_model_card(
         AutoConfig.from_pretrained(folder),
         name=name,
         description=f"Finds {', '.join(data.id2label.values())}.",
-        results=[CardResults(metrics, f"{data_name}, {len(data)} images", data_name)],
+        results=[
+            CardResults(
+                {metric: round(best[metric], 3) for metric in known},
+                f"{data_name}, {len(data)} images",
+                data_name,
+            )
+        ],
         evaluation=describe_evaluation(best),
         training=markdown_table(("option", "value"), options.items()),
         base_model=base_model(options["model"]),

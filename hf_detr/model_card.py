@@ -57,7 +57,7 @@ def make_model_card(
     Args:
         config: the model's, with `architectures` as `save_pretrained` sets it.
         name: repository or folder from which the card's code loads the model.
-        description: what the model is; this and the next three are Markdown.
+        description: what the model is; Markdown, as evaluation, training and limits are.
         results: figures, published and measured in a section each. The metadata hold one set for
             each data set, measured before published, since the Hub knows one source for each.
         evaluation: what else is to be said of what was measured, or wasn't.
@@ -99,9 +99,10 @@ def make_model_card(
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A table in Markdown."""
+    """A table in Markdown; values may hold its bars."""
     lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+    cells = [[str(value).replace("|", "\\|") for value in line] for line in lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
 def _architecture(config: PreTrainedConfig) -> str:

@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 
 import hf_detr
 from hf_detr import CardResults, make_model_card
-from hf_detr.model_card import ONLY_HERE
+from hf_detr.model_card import ONLY_HERE, markdown_table
 
 from .tiny import class_of, tiny_config
 
@@ -168,6 +168,12 @@ def test_what_was_not_given_is_not_invented() -> None:
     assert card.data.datasets == ["toys"]
     assert "finds at most 300 objects" in card.text and "Toys only." in card.text
     assert "## Training\n\nBy hand.\n" in card.text
+
+
+def test_tables_keep_their_columns() -> None:
+    """A class called "a|b" is one cell."""
+    table = markdown_table(("class", "AP"), [("a|b", 0.5)])
+    assert table == "| class | AP |\n| --- | --- |\n| a\\|b | 0.5 |"
 
 
 @pytest.mark.parametrize("architectures", [None, [], ["DetrModel"]])
