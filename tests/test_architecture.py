@@ -23,7 +23,7 @@ LAYERS = [
         *("embedding_bag_sampling", "coco_masks", "image_canvas", "coco_records", "processes"),
         *("box_formats", "resized_argmax", "embedded_model"),
         *("checkpoint_files", "checkpoint_names", "coco_labels", "mmdetection_names"),
-        *("training_checkpoint", "training_plan", "model_ema", "learning_rate"),
+        *("training_checkpoint", "training_plan", "model_ema", "learning_rate", "model_card"),
     },
     {
         *("configuration_detr", "pretrained_model", "feature_pyramid", "transformer_layer"),
@@ -38,7 +38,7 @@ LAYERS = [
             "multi_scale_deformable_attention",
         ),
     },
-    {"batch_totals", "official_configuration"},
+    {"batch_totals", "official_configuration", "published_checkpoints"},
     {"classification", "encoder", "deformable_attention", "mask_head", "annotations", "outputs"},
     {"augmentation", "coco_evaluator"},
     {"annotation_table"},

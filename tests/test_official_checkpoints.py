@@ -19,6 +19,7 @@ from hf_detr import convert_official_checkpoint, export_official_checkpoint
 from hf_detr.checkpoint_names import official_name
 from hf_detr.official_checkpoints import model_from_weights
 from hf_detr.official_configuration import unseen
+from hf_detr.published_checkpoints import published_checkpoints
 
 from .tiny import class_of, tiny_config, tiny_detector
 
@@ -292,20 +293,13 @@ def test_what_files_have_besides(official: Callable[[str], Official], tmp_path: 
 # ---------------------------------------------------------------- what weights don't show
 
 
-@pytest.mark.parametrize(
-    ("name", "dilation"),
-    [
-        ("detr-r50-e632da11.pth", False),
-        ("detr-r101-dc5-a2e86def.pth", True),
-        ("detr-r50-dc5-panoptic-da08f1b1.pth", True),
-        ("r50_deformable_detr_plus_iterative_bbox_refinement-checkpoint.pth", False),
-        ("r50_deformable_detr_single_scale_dc5-checkpoint.pth", True),
-        ("ConditionalDETR_r101dc5_epoch50.pth", True),
-    ],
-)
-def test_published_names(name: str, dilation: bool) -> None:
-    """Published files without options are known by their names."""
-    assert unseen({}, name, None, None) == (dilation, 8)
+def test_published_names() -> None:
+    """Published files without options are known by their names, all of them."""
+    published = published_checkpoints()
+    assert len(published) == 16
+    for one in published:
+        expected = (one.options.get("dilation", False), 8)
+        assert unseen({}, one.file, None, None) == expected, one.file
 
 
 def test_what_counts_more() -> None:
