@@ -47,6 +47,7 @@ from .modeling_detr_segmentation import (
     DetrForSegmentation,
 )
 from .multi_scale_deformable_attention import multi_scale_deformable_attention
+from .official_checkpoints import convert_official_checkpoint, export_official_checkpoint
 from .panoptic_quality import PanopticQuality
 from .pipelines import DetectionPipeline, SegmentationPipeline
 from .published_checkpoints import find_published_checkpoint, make_published_card
@@ -79,9 +80,11 @@ __all__ = [
     "SegmentationPipeline",
     "DetrModel",
     "SizeGroupedBatches",
+    "convert_official_checkpoint",
     "embedded_model_folder",
     "evaluate",
     "evaluate_panoptic",
+    "export_official_checkpoint",
     "find_published_checkpoint",
     "keep_detections",
     "kernel_status",

@@ -22,6 +22,7 @@ LAYERS = [
         *("configuration_backbone", "configuration_checks", "image_reading", "image_settings"),
         *("embedding_bag_sampling", "coco_masks", "image_canvas", "coco_records", "processes"),
         *("box_formats", "resized_argmax", "embedded_model"),
+        *("checkpoint_files", "checkpoint_names", "coco_labels", "mmdetection_names"),
         *("training_checkpoint", "training_plan", "model_ema", "learning_rate", "model_card"),
     },
     {
@@ -37,7 +38,7 @@ LAYERS = [
             "multi_scale_deformable_attention",
         ),
     },
-    {"batch_totals", "published_checkpoints"},
+    {"batch_totals", "official_configuration", "published_checkpoints"},
     {"classification", "encoder", "deformable_attention", "mask_head", "annotations", "outputs"},
     {"augmentation", "coco_evaluator"},
     {"annotation_table"},
@@ -53,7 +54,8 @@ LAYERS = [
     {"image_processing_sigmoid_detr", "pipelines", "segmentation", "batches"},
     {"modeling_detr", "modeling_conditional_detr", "modeling_deformable_detr"},
     {"modeling_detr_segmentation", "evaluation"},
-    {"trainer_metrics"},
+    {"trainer_metrics", "official_checkpoints"},
+    {"checkpoint_conversion"},
     {"__init__"},
 ]
 SIDES = {
@@ -180,6 +182,8 @@ def test_every_module_has_its_tests() -> None:
         "transformer_layer": "test_encoder",
         "outputs": "test_detection_transformer",
         "processes": "test_training_health",
+        "official_configuration": "test_official_checkpoints",
+        "checkpoint_names": "test_official_checkpoints",
     }
     for module in MODULES:
         name = elsewhere.get(module, f"test_{module}")

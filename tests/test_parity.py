@@ -8,6 +8,7 @@ import importlib.util
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -16,8 +17,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.testing import assert_close
+from transformers import PreTrainedModel
 
 import hf_detr
+from hf_detr.checkpoint_names import official_name
 from hf_detr.classification import SoftmaxClassification
 from hf_detr.criterion import DetectionCriterion
 from hf_detr.detection_transformer import ObjectDetector
@@ -49,7 +52,6 @@ HELD = {
     "decoder's heads": lambda name: not name.startswith(("class_embed", "bbox_embed")),
     "index 0": lambda name: not re.match(r"(class|bbox)_embed\.[1-9]", name),
 }
-DEFORMABLE_OPTIONS = ("num_feature_levels", "with_box_refine", "two_stage")
 SETS = ["main", "one_empty", "all_empty", "crowded"]
 
 
@@ -107,28 +109,48 @@ def assert_same_matches(matches: list, expected: dict[str, Tensor], prefix: str)
 
 @pytest.fixture(scope="module", params=OFFICIAL)
 def official(
-    request: pytest.FixtureRequest, reference_dir: Path, weights: ModuleType
-) -> tuple[ObjectDetector, Case]:
+    request: pytest.FixtureRequest,
+    reference_dir: Path,
+    weights: ModuleType,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[ObjectDetector, Case]]:
     case = Case(reference_dir / "official" / request.param, weights)
-    architecture = case.info["architecture"]
-    config = public_class(request.param, "Config")(
-        backbone=architecture["backbone"],
-        dilation=architecture["dilation"],
-        num_labels=architecture["num_classes"],
-        **{key: architecture[key] for key in DEFORMABLE_OPTIONS if key in architecture},
-    )
-    model = public_class(request.param, "ForObjectDetection")(config).eval()
-    keymap = json.loads((reference_dir / "keymaps" / f"{request.param}.json").read_text())
-    model.load_state_dict({hub: _official_tensor(case, name) for hub, name in keymap.items()})
-    return model, case
+    model = converted(case, public_class(request.param, "ForObjectDetection"), tmp_path_factory)
+    yield model, case
+    shutil.rmtree(case.converted)
 
 
-def _official_tensor(case: Case, name: str | list) -> Tensor:
-    """A tensor of the official checkpoint, or some rows of a fused one."""
-    if isinstance(name, str):
-        return case.state[name]
-    fused, first, end = name
-    return case.state[fused][first:end]
+def converted(
+    case: Case, model_class: type[PreTrainedModel], tmp_path_factory: pytest.TempPathFactory
+) -> PreTrainedModel:
+    """The case's weights, by way of an official file that was converted for the Hub."""
+    file = tmp_path_factory.mktemp("official") / f"{case.info['case']}.pth"
+    torch.save({"model": case.state}, file)
+    case.converted = file.parent / "hub"
+    hf_detr.convert_official_checkpoint(file, case.converted)
+    file.unlink()
+    model = model_class.from_pretrained(case.converted)
+    model.config.auxiliary_loss = True
+    return model
+
+
+def assert_converts_back(case: Case) -> None:
+    """The converted folder gives the official file again: every name, bit for bit."""
+    file = case.converted.with_suffix(".pth")
+    hf_detr.export_official_checkpoint(case.converted, file)
+    content = torch.load(file, weights_only=True)
+    file.unlink()
+    assert content["model"].keys() == case.state.keys()
+    for name, tensor in content["model"].items():
+        assert tensor.dtype == case.state[name].dtype
+        assert torch.equal(tensor, case.state[name]), name
+    given = {**case.info["architecture"], **content["args"]}
+    assert given == {**given, **case.info["architecture"]}
+
+
+def test_official_files_convert_back(official: tuple[ObjectDetector, Case]) -> None:
+    """The Hub's folder turns into the official file again, and the options that build it."""
+    assert_converts_back(official[1])
 
 
 def test_official_outputs(official: tuple[ObjectDetector, Case]) -> None:
@@ -216,16 +238,12 @@ def _suffix(layer: str) -> str:
     return "loss_ce" if layer == "last" else f"_{layer}"
 
 
-def test_official_single_gradients(
-    official: tuple[ObjectDetector, Case],
-    reference_dir: Path,
-) -> None:
+def test_official_single_gradients(official: tuple[ObjectDetector, Case]) -> None:
     """Gradients agree parameter by parameter (relative l2 within 5 %)."""
     model, case = official
     model.zero_grad()
     model(case.pixel_values, case.pixel_mask, case.labels("main")).loss.backward()
-    keymap_path = reference_dir / "keymaps" / f"{case.info['case']}.json"
-    by_official = _gradients_by_official_name(model, json.loads(keymap_path.read_text()))
+    by_official = _gradients_by_official_name(model)
     checked = 0
     for name, value in case.expected.items():
         if name.startswith("grad/main/"):
@@ -236,21 +254,14 @@ def test_official_single_gradients(
     assert checked > 3
 
 
-def _gradients_by_official_name(
-    model: ObjectDetector, keymap: dict[str, str | list]
-) -> dict[str, Tensor]:
+def _gradients_by_official_name(model: ObjectDetector) -> dict[str, Tensor]:
     """Gradients under official names; parts of a fused matrix are put together again."""
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    parts: dict[str, list[tuple[int, Tensor]]] = {}
-    for hub, official in keymap.items():
-        if hub not in parameters or parameters[hub].grad is None:
-            continue
-        name, first = (official, 0) if isinstance(official, str) else official[:2]
-        parts.setdefault(name, []).append((first, parameters[hub].grad))
-    return {
-        name: torch.cat([gradient for _, gradient in sorted(rows, key=lambda row: row[0])])
-        for name, rows in parts.items()
-    }
+    parts: dict[str, dict[int, Tensor]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if parameter.grad is not None:
+            official, part = official_name(name, model.config.model_type)
+            parts.setdefault(official, {})[part or 0] = parameter.grad
+    return {name: torch.cat([rows[part] for part in sorted(rows)]) for name, rows in parts.items()}
 
 
 def test_official_matches_and_detections(official: tuple[ObjectDetector, Case]) -> None:

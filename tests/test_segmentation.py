@@ -1,7 +1,6 @@
 """Protects panoptic models: the official masks, losses and gradients, files, frozen detectors."""
 
 import inspect
-import json
 import shutil
 from pathlib import Path
 from types import ModuleType
@@ -21,7 +20,7 @@ from hf_detr.box_ops import inverse_sigmoid
 from hf_detr.segmentation import Segmenter
 
 from .test_panoptic_annotations import write_png
-from .test_parity import Case, _official_tensor, weights  # noqa: F401  (a fixture)
+from .test_parity import Case, assert_converts_back, converted, weights  # noqa: F401  (a fixture)
 from .tiny import class_of, padded_batch, some_labels, tiny_config
 
 
@@ -64,12 +63,18 @@ def labels_of(case: Case, target_set: str) -> list[dict[str, Tensor]]:
 
 
 @pytest.fixture(scope="module")
-def official(reference_dir: Path, weights: ModuleType) -> tuple[DetrForSegmentation, Case]:  # noqa: F811
+def official(
+    reference_dir: Path,
+    weights: ModuleType,  # noqa: F811
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[DetrForSegmentation, Case]:
     case = Case(reference_dir / "official" / "detr-r50-panoptic", weights)
-    model = DetrForSegmentation(hf_detr.DetrConfig(num_labels=250)).eval()
-    keymap = json.loads((reference_dir / "keymaps" / "detr-r50-panoptic.json").read_text())
-    model.load_state_dict({hub: _official_tensor(case, name) for hub, name in keymap.items()})
-    return model, case
+    return converted(case, DetrForSegmentation, tmp_path_factory), case
+
+
+def test_official_files_convert_back(official: tuple[DetrForSegmentation, Case]) -> None:
+    """Protects panoptic files on the way to the Hub and back."""
+    assert_converts_back(official[1])
 
 
 @torch.no_grad()

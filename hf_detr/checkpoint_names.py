@@ -1,0 +1,75 @@
+"""Names of weights: ours, which are the Hub's, and those of the papers' own code.
+
+The official code fuses the projections of queries, keys and values into one matrix, and lists
+heads that are shared once under each of their names.
+"""
+
+import re
+
+Rules = tuple[tuple[str, str], ...]
+
+# Applied one after another to a name on the Hub.
+_SHARED_RULES: Rules = (
+    (r"^model\.backbone\.conv_encoder\.model\.", "backbone.0.body."),
+    (r"^model\.position_embedding\.row_embeddings\.", "backbone.1.row_embed."),
+    (r"^model\.position_embedding\.column_embeddings\.", "backbone.1.col_embed."),
+    (r"^model\.query_position_embeddings\.", "query_embed."),
+    (r"^model\.(input_proj\.|input_projection\.)", "input_proj."),
+    (r"^model\.", "transformer."),
+    (r"^class_labels_classifier\.", "class_embed."),
+    (r"^bbox_predictor\.", "bbox_embed."),
+    (r"^(transformer\.decoder\.)layernorm\.", r"\1norm."),
+    (r"(\.layers\.\d+\.)fc([12])\.", r"\1linear\2."),
+    (r"(\.encoder\.layers\.\d+\.)self_attn_layer_norm\.", r"\1norm1."),
+    (r"(\.encoder\.layers\.\d+\.)final_layer_norm\.", r"\1norm2."),
+    (r"(\.decoder\.layers\.\d+\.)final_layer_norm\.", r"\1norm3."),
+)
+_IN_ORDER: Rules = (
+    (r"(\.decoder\.layers\.\d+\.)self_attn_layer_norm\.", r"\1norm1."),
+    (r"(\.decoder\.layers\.\d+\.)encoder_attn_layer_norm\.", r"\1norm2."),
+)
+_RULES: dict[str, Rules] = {
+    "detr": (*_SHARED_RULES, *_IN_ORDER, (r"\.encoder_attn\.", ".multihead_attn.")),
+    "conditional_detr": (*_SHARED_RULES, *_IN_ORDER, (r"\.encoder_attn\.", ".cross_attn.")),
+    "deformable_detr": (
+        *_SHARED_RULES,
+        # The original numbers its norms in another order than it uses them.
+        (r"(\.decoder\.layers\.\d+\.)self_attn_layer_norm\.", r"\1norm2."),
+        (r"(\.decoder\.layers\.\d+\.)encoder_attn_layer_norm\.", r"\1norm1."),
+        (r"\.encoder_attn\.", ".cross_attn."),
+    ),
+}
+DETECTOR = "detr."  # before a detector's names, on the Hub too, where a mask head stands beside it
+
+
+def official_name(name: str, model_type: str) -> tuple[str, int | None]:
+    """The official name of a weight, and which third of that tensor's rows it is, or None.
+
+    Args:
+        name: as in our state dict.
+        model_type: as in the configuration.
+    """
+    prefix = DETECTOR if name.startswith(DETECTOR) else ""
+    name = name.removeprefix(prefix)
+    for pattern, replacement in _RULES[model_type]:
+        name = re.sub(pattern, replacement, name)
+    part = re.search(r"\.([qkv])_proj\.(weight|bias)$", name)
+    if part is None:
+        return prefix + name, None
+    return f"{prefix}{name[: part.start()]}.in_proj_{part[2]}", "qkv".index(part[1])
+
+
+def first_name(name: str, is_shared: bool) -> str:
+    """The one official name that stands for all names of a head.
+
+    A head that the decoder uses is listed there too, and a shared one once for every layer; files
+    may hold all of these names or one.
+
+    Args:
+        name: official name of any weight.
+        is_shared: all layers share one head.
+    """
+    head = re.fullmatch(r"(?:transformer\.decoder\.)?(class_embed|bbox_embed)\.(\d+)\.(.+)", name)
+    if head is None:
+        return name
+    return f"{head[1]}.{0 if is_shared else head[2]}.{head[3]}"
