@@ -14,7 +14,7 @@ MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
 
 # A module imports from lower layers only.
 LAYERS = [
-    {"kernel_build"},
+    {"kernel_build", "whole_saving"},
     {"kernel_loader"},
     {"compiled_attention"},
     {
@@ -23,6 +23,7 @@ LAYERS = [
         *("embedding_bag_sampling", "coco_masks", "image_canvas", "coco_records", "processes"),
         *("box_formats", "resized_argmax", "embedded_model"),
         *("training_checkpoint", "training_plan", "model_ema", "learning_rate"),
+        "loading_checks",
     },
     {
         *("configuration_detr", "pretrained_model", "feature_pyramid", "transformer_layer"),

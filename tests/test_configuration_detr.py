@@ -240,9 +240,9 @@ WRONG = {
     ),
     "transformers' backbone": ({"backbone_config": {"model_type": "resnet"}}, "from timm only"),
     "no timm": ({"backbone": "resnet50", "use_timm_backbone": False}, "from timm only"),
-    "no queries": ({"num_queries": 0}, "num_queries is 0; it must be at least 1"),
+    "no queries": ({"num_queries": 0}, "num_queries is 0; it must be from 1 to 65536"),
     "text for a number": ({"num_queries": "100"}, "num_queries.*expected int"),
-    "width 0": ({"d_model": 0}, "d_model is 0; it must be at least 1"),
+    "width 0": ({"d_model": 0}, "d_model is 0; it must be from 1 to 65536"),
     "width not of fours": ({"d_model": 254}, "d_model is 254; it must be a multiple of 4"),
     "encoder heads": ({"d_model": 252}, r"d_model \(252\).*encoder_attention_heads \(8\)"),
     "decoder heads": (
