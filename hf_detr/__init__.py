@@ -48,6 +48,7 @@ from .modeling_detr_segmentation import (
 from .multi_scale_deformable_attention import multi_scale_deformable_attention
 from .panoptic_quality import PanopticQuality
 from .pipelines import DetectionPipeline, SegmentationPipeline
+from .publishing import push_to_hub
 from .trainer_metrics import keep_detections, make_compute_metrics
 
 __version__ = "0.1.0"
@@ -86,6 +87,7 @@ __all__ = [
     "make_training_transform",
     "metrics_table",
     "multi_scale_deformable_attention",
+    "push_to_hub",
     "read_coco",
     "read_coco_panoptic",
     "read_hf_dataset",

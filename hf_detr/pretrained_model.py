@@ -1,6 +1,8 @@
 """What every model shares with the Hub and with training: loading, initial weights, freezing."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -89,12 +91,9 @@ class DetectionPreTrainedModel(PreTrainedModel):
                 super().save_pretrained(folder, is_main_process, state_dict, True, **kwargs)
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> str:
-        """As in transformers, but without `auxiliary_loss`, with which transformers errs."""
-        trained_so, self.config.auxiliary_loss = self.config.auxiliary_loss, False
-        try:
+        """As in transformers, but with `auxiliary_loss` off in the published configuration."""
+        with without_auxiliary_loss(self):
             return super().push_to_hub(*args, **kwargs)
-        finally:
-            self.config.auxiliary_loss = trained_so
 
     @property
     def detection_transformer(self) -> PreTrainedModel:
@@ -195,6 +194,16 @@ class DetectionPreTrainedModel(PreTrainedModel):
         new.weight.requires_grad_(old.weight.requires_grad)
         self.detection_transformer.query_position_embeddings = new
         self.config.num_queries = num_queries
+
+
+@contextmanager
+def without_auxiliary_loss(model: PreTrainedModel) -> Iterator[None]:
+    """While files for others are written: only training needs it, and transformers errs with it."""
+    trained_so, model.config.auxiliary_loss = model.config.auxiliary_loss, False
+    try:
+        yield
+    finally:
+        model.config.auxiliary_loss = trained_so
 
 
 def _end_interrupted_save(folder: Path, config: Any) -> None:

@@ -81,6 +81,12 @@ def finish_interrupted_save(folder: Path) -> bool:
     return found
 
 
+def weights_of(name: str) -> str | None:
+    """`model` or `model.<variant>` for a file of its weights; None for any other."""
+    match = WEIGHTS.fullmatch(name)
+    return match and (match["stem"] or f"model{match['variant'] or ''}")
+
+
 def flush(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on the disk."""
     if path.is_dir() and os.name == "nt":
@@ -107,19 +113,13 @@ def _in_the_way(folder: Path, finished: Path) -> list[Path]:
     any case: nobody may find old weights beside a new configuration, or new beside old ones.
     """
     new = {path.name: path for path in finished.iterdir()}
-    weights = {_weights_of(name) for name in new} - {None}
-    old = [path for path in folder.iterdir() if _weights_of(path.name) in weights]
+    weights = {weights_of(name) for name in new} - {None}
+    old = [path for path in folder.iterdir() if weights_of(path.name) in weights]
     stale = [path for path in old if path.name not in new]
     changed = [name for name, path in new.items() if not _same(path, folder / name)]
     if len(changed) + len(stale) > 1:
         stale += [path for path in old if path.name in new and _is_entry(path.name)]
     return sorted(stale, key=lambda path: (not _is_entry(path.name), path.name))
-
-
-def _weights_of(name: str) -> str | None:
-    """`model` or `model.<variant>` for a file of its weights; None for any other."""
-    match = WEIGHTS.fullmatch(name)
-    return match and (match["stem"] or f"model{match['variant'] or ''}")
 
 
 def _is_entry(name: str) -> bool:

@@ -51,7 +51,7 @@ LAYERS = [
     {"criterion"},
     {"training_health"},
     {"image_processing_detr", "detection_transformer"},
-    {"image_processing_sigmoid_detr", "pipelines", "segmentation", "batches"},
+    {"image_processing_sigmoid_detr", "pipelines", "segmentation", "batches", "publishing"},
     {"modeling_detr", "modeling_conditional_detr", "modeling_deformable_detr"},
     {"modeling_detr_segmentation", "evaluation"},
     {"trainer_metrics"},
