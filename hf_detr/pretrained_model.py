@@ -86,7 +86,7 @@ class DetectionPreTrainedModel(PreTrainedModel):
         with saved_whole(save_directory) as folder:
             super().save_pretrained(folder, is_main_process, given, **kwargs)
         if push_to_hub:
-            with TemporaryDirectory() as temporary:
+            with TemporaryDirectory() as temporary, without_auxiliary_loss(self):
                 folder = Path(temporary, Path(save_directory).name)
                 super().save_pretrained(folder, is_main_process, state_dict, True, **kwargs)
 

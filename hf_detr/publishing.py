@@ -7,7 +7,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
-import transformers
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError
 from transformers import PreTrainedModel
@@ -17,11 +16,14 @@ from .pretrained_model import DetectionPreTrainedModel, without_auxiliary_loss
 from .whole_saving import weights_of
 
 WAITS = (1, 2, 4, 8)  # seconds
-PASSING = (408, 429, 500, 502, 503, 504)
-NEEDS_US = """
-> [!NOTE]
-> transformers has no `{name}`, so this model needs hf_detr: `pip install hf_detr`.
-"""
+PASSING, COMMITTED_SINCE = (408, 429, 500, 502, 503, 504), 412  # states of HTTP
+# Why models of some classes aren't for plain transformers.
+ONLY_HERE = {
+    "DeformableDetrForSegmentation": "transformers has no such class",
+    "ConditionalDetrForSegmentation": (
+        "transformers' class of that name leaves the reference points out of the boxes"
+    ),
+}
 Result = TypeVar("Result")
 
 logger = logging.get_logger(__name__)
@@ -87,7 +89,13 @@ def push_to_hub(
         (folder / "README.md").write_text(str(complete_card(card, model)), encoding="utf-8")
         paths = _by_name([*sorted(folder.iterdir()), *files])
         message = commit_message or f"Upload {type(model).__name__} and its image processor"
-        return _persist(lambda: _commit(api, repo_id, revision, paths, message))
+        try:
+            return _commit(api, repo_id, revision, paths, message)
+        except HfHubHTTPError as error:
+            if error.response.status_code != COMMITTED_SINCE:
+                raise
+            # By somebody else, or by us, and the answer was lost: then there is nothing to commit.
+            return _commit(api, repo_id, revision, paths, message)
 
 
 def complete_card(card: str | ModelCard | None, model: PreTrainedModel) -> ModelCard:
@@ -97,20 +105,21 @@ def complete_card(card: str | ModelCard | None, model: PreTrainedModel) -> Model
         card: what it says; None for a short one. Metadata that it has stay as they are.
         model: to be described.
     """
-    name, model_type = type(model).__name__, model.config.model_type
-    alone = not hasattr(transformers, name)
-    task = "image-segmentation" if name.endswith("ForSegmentation") else "object-detection"
-    if card is None:
-        card = f"# {name}\n{NEEDS_US.format(name=name) if alone else ''}"
-    card = copy.deepcopy(card) if isinstance(card, ModelCard) else _parsed(card)
-    if alone and "pip install hf_detr" not in card.text:
-        card.text = NEEDS_US.format(name=name) + card.text
-    # `pipeline(model=...)` loads what names transformers as its library only.
-    wanted = {"library_name": "hf_detr" if alone else "transformers", "pipeline_tag": task}
-    for key, value in wanted.items():
+    name = type(model).__name__
+    card = copy.deepcopy(card) if isinstance(card, ModelCard) else _parsed(card or f"# {name}\n")
+    reason = ONLY_HERE.get(name)
+    if reason is not None and "pip install hf_detr" not in card.text:
+        card.text += f"\nThis {name} needs hf_detr (`pip install hf_detr`): {reason}.\n"
+    # Without a task, `pipeline(model=...)` loads what names transformers as its library only.
+    is_segmenter = name.endswith("ForSegmentation")
+    for key, value in {
+        "library_name": "transformers" if reason is None else "hf_detr",
+        "pipeline_tag": "image-segmentation" if is_segmenter else "object-detection",
+        "tags": [],
+    }.items():
         card.data[key] = card.data.get(key) or value
-    tags = list(card.data.get("tags") or [])
-    card.data["tags"] = tags + [tag for tag in ("hf_detr", model_type) if tag not in tags]
+    wanted = ("hf_detr", model.config.model_type)
+    card.data["tags"] = [*card.data["tags"], *(t for t in wanted if t not in card.data["tags"])]
     return card
 
 
@@ -118,12 +127,20 @@ def _commit(
     api: HfApi, repo_id: str, revision: str | None, paths: dict[str, Path], message: str
 ) -> CommitInfo:
     """One commit of all files; `HfApi.upload_folder` may make several."""
-    left_over = sorted(set(api.list_repo_files(repo_id, revision=revision)) - set(paths))
-    operations = [
-        *(CommitOperationDelete(name) for name in left_over if weights_of(name) == "model"),
-        *(CommitOperationAdd(name, path) for name, path in paths.items()),
+    head = _persist(lambda: api.model_info(repo_id, revision=revision))
+    left_over = {file.rfilename for file in head.siblings} - set(paths)
+    operations = [CommitOperationAdd(name, path) for name, path in paths.items()]
+    _persist(
+        lambda: api.preupload_lfs_files(repo_id, operations, revision=revision, free_memory=False)
+    )
+    operations += [
+        CommitOperationDelete(name) for name in sorted(left_over) if weights_of(name) == "model"
     ]
-    return api.create_commit(repo_id, operations, commit_message=message, revision=revision)
+    return _persist(
+        lambda: api.create_commit(
+            repo_id, operations, commit_message=message, revision=revision, parent_commit=head.sha
+        )
+    )
 
 
 def _by_name(paths: list[Path]) -> dict[str, Path]:
@@ -135,7 +152,8 @@ def _by_name(paths: list[Path]) -> dict[str, Path]:
 
 
 def _existing_card(api: HfApi, repo_id: str, revision: str | None) -> ModelCard | None:
-    if "README.md" not in api.list_repo_files(repo_id, revision=revision):
+    files = api.model_info(repo_id, revision=revision).siblings
+    if all(file.rfilename != "README.md" for file in files):
         return None
     path = api.hf_hub_download(repo_id, "README.md", revision=revision)
     return _parsed(Path(path).read_text(encoding="utf-8"))

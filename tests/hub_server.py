@@ -40,10 +40,11 @@ class Hub(ThreadingHTTPServer):
     """The server. Set the attributes below to let it misbehave; `requests` says what was asked.
 
     Attributes:
-        drop_every: answer each so-manieth request by nothing at all, or by 503 in turn; 0: never.
+        drop_every: hang up on each so-manieth request, or answer 503; 0: never.
         cut_downloads: so many downloads of large files end in the middle.
         cut_uploads: so many uploads of large files are cut off in the middle.
         altered: send other bytes of the same number for large files.
+        lose_commit_answers: so many commits are made, but their answers lost.
     """
 
     daemon_threads = True
@@ -53,6 +54,7 @@ class Hub(ThreadingHTTPServer):
         self.repositories: dict[str, Repository] = {}
         self.large: dict[str, bytes] = {}  # by sha256
         self.requests: list[str] = []
+        self.unknown: list[str] = []  # requests that it has no answer to
         self.mend()
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -76,12 +78,13 @@ class _Handler(BaseHTTPRequestHandler):
     server: Hub
     ROUTES = (
         ("GET", r"/api/whoami-v2", "whoami"),
+        ("GET", r"/api/agent-harnesses", "nothing"),
         ("POST", r"/api/repos/create", "create"),
         ("POST", r"/api/validate-yaml", "validate"),
         ("POST", r"/api/models/(?P<repo>[^/]+/[^/]+)/preupload/(?P<rev>[^/]+)", "preupload"),
         ("POST", r"/api/models/(?P<repo>[^/]+/[^/]+)/commit/(?P<rev>[^/]+)", "commit"),
         ("POST", r"/api/models/(?P<repo>[^/]+/[^/]+)/branch/(?P<rev>[^/]+)", "branch"),
-        ("GET", r"/api/models/(?P<repo>[^/]+/[^/]+)/tree/(?P<rev>[^/]+)", "tree"),
+        ("GET", r"/api/models/(?P<repo>[^/]+/[^/]+)/tree/(?P<rev>[^/]+)(/(?P<path>.+))?", "tree"),
         ("GET", r"/api/models/(?P<repo>[^/]+/[^/]+)(/revision/(?P<rev>[^/]+))?", "info"),
         ("POST", r"/(?P<repo>[^/]+/[^/]+)\.git/info/lfs/objects/batch", "batch"),
         ("PUT", r"/lfs/(?P<oid>\w+)", "upload"),
@@ -96,23 +99,36 @@ class _Handler(BaseHTTPRequestHandler):
         if hub.drop_every and len(hub.requests) % hub.drop_every == 0:
             hub.dropped += 1
             self.close_connection = True
-            if hub.dropped % 2:
-                return None  # the client sees a closed connection
+            # The client asks again for files after the one, for their headers after the other.
+            if self.command == "GET" or (self.command != "HEAD" and hub.dropped % 2):
+                return None
             return self.answer({"error": "come again"}, 503)
         if path.startswith("/lfs/") and self.command == "PUT" and hub.cut_uploads:
             hub.cut_uploads -= 1
             self.rfile.read(1000)
             self.close_connection = True
             return None
-        self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.body = self.read_body()
         method = "GET" if self.command == "HEAD" else self.command
         for wanted, pattern, name in self.ROUTES:
             match = re.fullmatch(pattern, path)
             if match and wanted == method:
                 return self.dispatch(name, match.groupdict())
-        return self.answer({"error": f"no route for {self.command} {path}"}, 501)
+        hub.unknown.append(hub.requests[-1])
+        return self.answer({"error": "no such route"}, 501)
 
     do_GET = do_HEAD = do_POST = do_PUT = handle_request
+
+    def read_body(self) -> bytes:
+        """The request's body, which the client sends in chunks where it is a file."""
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = b""
+        while size := int(self.rfile.readline(), 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return body
 
     def dispatch(self, name: str, asked: dict[str, str | None]) -> None:
         """Check who asks and whether the repository is there, then answer."""
@@ -120,8 +136,8 @@ class _Handler(BaseHTTPRequestHandler):
         if token and token not in TOKENS:
             return self.answer({"error": "Invalid credentials"}, 401)
         self.user = TOKENS.get(token)
-        if asked.get("repo") is None:
-            return getattr(self, name)()
+        if "repo" not in asked:
+            return getattr(self, name)(**asked)
         repo = self.server.repositories.get(asked["repo"])
         owner = asked["repo"].split("/")[0]
         if repo is None or (repo.private and self.user != owner):
@@ -150,6 +166,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def whoami(self) -> None:
         self.answer({"type": "user", "name": self.user, "orgs": [], "auth": {}})
+
+    def nothing(self) -> None:
+        self.answer({}, 404)
 
     def validate(self) -> None:
         self.answer({"errors": [], "warnings": []})
@@ -191,10 +210,12 @@ class _Handler(BaseHTTPRequestHandler):
             }
         )
 
-    def tree(self, name: str, repo: Repository, revision: str) -> None:
+    def tree(self, name: str, repo: Repository, revision: str, path: str | None) -> None:
         sha = repo.at(revision)
         if sha is None:
             return self.fail("RevisionNotFound", f"no revision {revision}")
+        if path is not None:
+            return self.fail("EntryNotFound", "models have no folders here")
         files = repo.commits[sha]
         return self.answer([self.entry(path, content) for path, content in files.items()])
 
@@ -227,7 +248,7 @@ class _Handler(BaseHTTPRequestHandler):
             objects.append(item)
         self.answer({"transfer": "basic", "objects": objects})
 
-    def upload(self, oid: str | None = None) -> None:
+    def upload(self, oid: str) -> None:
         if hashlib.sha256(self.body).hexdigest() != oid:
             return self.answer({"error": "other bytes than announced"}, 400)
         self.server.large[oid] = self.body
@@ -250,6 +271,8 @@ class _Handler(BaseHTTPRequestHandler):
             match operation["key"]:
                 case "header":
                     message = value["summary"]
+                    if value.get("parentCommit", sha) != sha:
+                        return self.answer({"error": "A commit has happened since"}, 412)
                 case "file":
                     files[value["path"]] = base64.b64decode(value["content"])
                 case "lfsFile" if value["oid"] in self.server.large:
