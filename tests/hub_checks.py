@@ -62,9 +62,10 @@ def server() -> Hub:
 
 @pytest.fixture
 def hub(server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """The server without any faults; the client has its owner's token and an empty cache."""
+    """The server without any faults; the client has the owner's token and an empty cache."""
     server.mend()
     server.large.clear()
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # before the client asks again
     monkeypatch.setenv("HF_TOKEN", OWNER)
     use_cache(tmp_path / "cache", monkeypatch)
     yield server
@@ -104,9 +105,7 @@ def push_raw(hub: Hub, repo: str, **files: bytes) -> None:
     repository.commit("main", {**files_of(hub, repo), **files}, "raw")
 
 
-def test_every_class_comes_back_and_loads_without_us(
-    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_class_comes_back_and_loads_without_us(hub: Hub, tmp_path: Path) -> None:
     """Push and pull of all six classes; those of transformers then load in a process of its own."""
     pixel_values, pixel_mask = padded_batch()
     expected, there = {"pixel_values": pixel_values, "pixel_mask": pixel_mask}, []
@@ -266,8 +265,9 @@ def test_one_file_takes_the_place_of_shards(hub: Hub) -> None:
     assert set(other) <= set(files_of(hub, "shards"))
 
 
-def test_a_bad_network(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bad_network(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every third request is lost, the commit's answer too, and transfers break off midway."""
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 100_000)  # what is kept of a part
     model, processor = some_model("detr")
     hub.drop_every, hub.cut_uploads, hub.cut_downloads = 3, 1, 2
     commit = hf_detr.push_to_hub(model, processor, "tester/lossy")
@@ -275,7 +275,7 @@ def test_a_bad_network(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert hub.repositories["tester/lossy"].branches["main"] == commit.oid
     loaded = hf_detr.DetrForObjectDetection.from_pretrained("tester/lossy")
     assert_close(outputs(loaded), outputs(model), atol=0, rtol=0)
-    assert hub.cut_downloads == 0
+    assert hub.cut_downloads == 0 and hub.resumed >= 2  # not from the beginning
     hub.mend()
     hub.lose_commit_answers = 1
     second = some_model("detr", seed=1)[0]
@@ -284,9 +284,8 @@ def test_a_bad_network(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert len(hub.repositories["tester/lossy"].messages) == 3  # it was made once
 
 
-def test_an_interrupted_upload_changes_nothing(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_upload_changes_nothing(hub: Hub) -> None:
     """A push that fails for good leaves all files of the one before."""
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
     model, processor = some_model("detr")
     hf_detr.push_to_hub(model, processor, "tester/stable")
     before = files_of(hub, "stable")
@@ -301,7 +300,6 @@ def test_an_interrupted_upload_changes_nothing(hub: Hub, monkeypatch: pytest.Mon
 
 def test_interrupted_and_altered_downloads(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     """No part of a file is ever taken for all of it, nor other bytes for the right ones."""
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
     model, processor = some_model("detr")
     hf_detr.push_to_hub(model, processor, "tester/torn")
     load = hf_detr.DetrForObjectDetection.from_pretrained
@@ -316,6 +314,11 @@ def test_interrupted_and_altered_downloads(hub: Hub, monkeypatch: pytest.MonkeyP
     with pytest.raises(ValueError, match="isn't what the Hub has: its sha256 differs"):
         load("tester/torn")
     hub.mend()
+    load("tester/torn", force_download=True)
+    (kept,) = {p.resolve() for p in Path(constants.HF_HUB_CACHE).rglob("model.safetensors")}
+    kept.write_bytes(kept.read_bytes()[:-100])  # as a disk may lose it
+    with pytest.raises(ValueError, match="sha256 differs"):
+        load("tester/torn", local_files_only=True)
     loaded = load("tester/torn", force_download=True)
     assert_close(outputs(loaded), outputs(model), atol=0, rtol=0)
 
@@ -334,7 +337,7 @@ def test_an_index_cannot_lead_outside(hub: Hub, tmp_path: Path) -> None:
         index = {"metadata": {}, "weight_map": dict.fromkeys(model.state_dict(), name)}
         content = {**files, "model.safetensors.index.json": json.dumps(index).encode()}
         repository.commit("main", content, "evil")
-        with pytest.raises((ValueError, OSError)):
+        with pytest.raises(ValueError, match="Invalid filename"):  # by the client
             type(model).from_pretrained("tester/outside")
 
 

@@ -66,6 +66,7 @@ class Hub(ThreadingHTTPServer):
     def mend(self) -> None:
         """Behave well."""
         self.drop_every = self.cut_downloads = self.cut_uploads = self.dropped = 0
+        self.resumed = 0
         self.altered = False
         self.lose_commit_answers = 0
 
@@ -305,6 +306,7 @@ class _Handler(BaseHTTPRequestHandler):
             first, last = int(start[1]), len(content) - 1
             headers["Content_Range"] = f"bytes {first}-{last}/{len(content)}"
             status, content = 206, content[first:]
+            self.server.resumed += 1
         if is_large and self.command == "GET":
             if self.server.altered:
                 content = content[:-4] + bytes(255 - byte for byte in content[-4:])
