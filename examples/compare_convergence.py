@@ -109,9 +109,7 @@ def train(options: ComparisonOptions, model_type: str) -> list[tuple[int, float]
         workers=0,
         seed=options.seed,
     )
-    further = FurtherOptions(
-        backbone_weights=options.backbone_weights, no_augmentation=True
-    )
+    further = FurtherOptions(backbone_weights=options.backbone_weights, no_augmentation=True)
     torch.manual_seed(options.seed)
     train_data = read_split(options.data, "train", seed=options.seed)
     val_data = read_split(options.data, "val")

@@ -51,9 +51,8 @@ class ComparisonOptions:
     side: Literal["both", "ours", "theirs"] = HfArg(default="both", help="which to train")
 
 
-def parameter_groups(model: nn.Module, like: nn.Module, lr: float) -> list[dict[str, Any]]:
-    """The papers' groups of a model's parameters; of the backbone, what `like` trains."""
-    frozen = {n.split("backbone.")[1] for n, p in like.named_parameters() if not p.requires_grad}
+def parameter_groups(model: nn.Module, frozen: set[str], lr: float) -> list[dict[str, Any]]:
+    """The papers' groups of a model's parameters; `frozen` are names within the backbone."""
     fast, slow = [], []
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.split("backbone.")[-1] not in frozen)
@@ -72,15 +71,15 @@ def train(options: ComparisonOptions) -> dict[str, float]:
     data, val_data = (
         read_split(options.data, split, seed=options.seed) for split in ("train", "val")
     )
-    ours, processor = make_model(run, further, data)
+    model, processor = make_model(run, further, data)
     data.set_transform(make_transform(run, further, processor))
-    model = ours = ours.to(memory_format=torch.contiguous_format)
+    frozen = {n.split("backbone.")[1] for n, p in model.named_parameters() if not p.requires_grad}
     if options.side == "theirs":
-        ours.save_pretrained(options.output / "start")
-        model = transformers.DeformableDetrForObjectDetection.from_pretrained(
-            options.output / "start"
-        )
-    optimizer = torch.optim.AdamW(parameter_groups(model, ours, options.lr), weight_decay=1e-4)
+        start = options.output / "start"
+        model.save_pretrained(start)
+        model = transformers.DeformableDetrForObjectDetection.from_pretrained(start)
+        model.to(memory_format=torch.channels_last)  # as make_model's is
+    optimizer = torch.optim.AdamW(parameter_groups(model, frozen, options.lr), weight_decay=1e-4)
     batches = make_batches(options, data, DetectionCollator(processor))
     model.train()
     seconds, loss = [], torch.zeros(())

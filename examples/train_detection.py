@@ -376,12 +376,14 @@ def finish(training: Training) -> None:
     training.processor.save_pretrained(options.output / "model")
     write_card(
         options.output / "model",
+        training.further.push_to or (options.output / "model").as_posix(),
         pipeline(
             "object-detection",
             model=model.detector if training.further.panoptic else model,
             image_processor=training.processor,
         ),
         training.val_data,
+        options.data.name,
         training.history,
         training.losses.path,
         training.recorded_options(),

@@ -6,9 +6,11 @@ from typing import Any
 
 import matplotlib
 import torch
-from transformers import ObjectDetectionPipeline
+from training_options import RECIPES
+from transformers import AutoConfig, ObjectDetectionPipeline
 
 from hf_detr.detection_data import DetectionDataset
+from hf_detr.model_card import CardResults, make_model_card, markdown_table
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
@@ -20,8 +22,10 @@ SUMMARY = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR_100", 
 
 def write_card(
     folder: Path,
+    name: str,
     detector: ObjectDetectionPipeline,
     data: DetectionDataset,
+    data_name: str,
     history: list[dict[str, Any]],
     losses: Path,
     options: dict[str, Any],
@@ -30,8 +34,10 @@ def write_card(
 
     Args:
         folder: the model's.
+        name: from what the card's code loads the model, the folder or a repository.
         detector: the trained model.
         data: what it was evaluated on; samples are taken from its beginning.
+        data_name: of the data set.
         history: metrics of every evaluation.
         losses: file with the columns `step` and `loss`.
         options: of the training.
@@ -39,55 +45,47 @@ def write_card(
     best = max(history, key=lambda entry: entry["AP"])
     draw_curve(folder / "curve.png", history, losses)
     draw_samples(folder / "samples.png", detector, data)
-    metrics = "\n".join(f"| {name} | {best[name]:.3f} |" for name in SUMMARY if name in best)
-    classes = "\n".join(
-        f"| {name} | {one['num_objects']} | {one['AP']:.3f} | {one['AP50']:.3f} |"
-        for name, one in best["per_class"].items()
+    # -1 stands for what can't be computed.
+    known = [metric for metric in SUMMARY if best.get(metric, -1) >= 0]
+    card = make_model_card(
+        AutoConfig.from_pretrained(folder),
+        name=name,
+        description=f"Finds {', '.join(data.id2label.values())}.",
+        results=[
+            CardResults(
+                {metric: round(best[metric], 3) for metric in known},
+                f"{data_name}, {len(data)} images",
+                data_name,
+            )
+        ],
+        evaluation=describe_evaluation(best),
+        training=markdown_table(("option", "value"), options.items()),
+        base_model=base_model(options["model"]),
     )
-    settings = "\n".join(f"| {name} | {value} |" for name, value in options.items())
-    model_type = detector.model.config.model_type
-    (folder / "README.md").write_text(f"""---
-library_name: transformers
-pipeline_tag: object-detection
-tags: [hf_detr, {model_type}]
----
+    card.save(folder / "README.md")
 
-# {model_type} detector
 
-Detects {", ".join(data.id2label.values())}.
+def describe_evaluation(best: dict[str, Any]) -> str:
+    """When the model was best, and how good for each class, with the pictures."""
+    classes = [
+        (name, one["num_objects"], f"{one['AP']:.3f}", f"{one['AP50']:.3f}")
+        for name, one in best["per_class"].items()
+    ]
+    return f"""COCO's metrics after {best["epoch"]} epochs ({best["step"]} steps).
 
-```python
-import hf_detr
-from transformers import pipeline
-
-detector = pipeline("object-detection", model="…")  # this folder or repository
-detector("image.jpg")
-```
-
-## Result
-
-COCO's metrics on {len(data)} images, after {best["epoch"]} epochs ({best["step"]} steps).
-
-| metric | value |
-|---|---|
-{metrics}
-
-| class | objects | AP | AP50 |
-|---|---|---|---|
-{classes}
+{markdown_table(("class", "objects", "AP", "AP50"), classes)}
 
 ![Loss and AP over the training](curve.png)
 
 Detections above {THRESHOLD} in the first images, none chosen:
 
-![Detections](samples.png)
+![Detections](samples.png)"""
 
-## Training
 
-| option | value |
-|---|---|
-{settings}
-""")
+def base_model(model: str) -> str | None:
+    """The Hub's name of what the training started from; None if that was no model of the Hub."""
+    is_fresh = model in RECIPES or model.endswith(".json")
+    return None if is_fresh or Path(model).exists() else model
 
 
 def draw_curve(file: Path, history: list[dict[str, Any]], losses: Path) -> None:

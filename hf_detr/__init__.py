@@ -37,6 +37,7 @@ from .image_processing_sigmoid_detr import (
     ConditionalDetrImageProcessor,
     DeformableDetrImageProcessor,
 )
+from .model_card import CardResults, make_model_card
 from .modeling_conditional_detr import ConditionalDetrForObjectDetection, ConditionalDetrModel
 from .modeling_deformable_detr import DeformableDetrForObjectDetection, DeformableDetrModel
 from .modeling_detr import DetrForObjectDetection, DetrModel
@@ -48,12 +49,14 @@ from .modeling_detr_segmentation import (
 from .multi_scale_deformable_attention import multi_scale_deformable_attention
 from .panoptic_quality import PanopticQuality
 from .pipelines import DetectionPipeline, SegmentationPipeline
+from .published_checkpoints import find_published_checkpoint, make_published_card
 from .publishing import push_to_hub
 from .trainer_metrics import keep_detections, make_compute_metrics
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "CardResults",
     "CocoEvaluator",
     "ConditionalDetrConfig",
     "ConditionalDetrForObjectDetection",
@@ -80,10 +83,13 @@ __all__ = [
     "embedded_model_folder",
     "evaluate",
     "evaluate_panoptic",
+    "find_published_checkpoint",
     "keep_detections",
     "kernel_status",
     "make_compute_metrics",
     "make_evaluation_transform",
+    "make_model_card",
+    "make_published_card",
     "make_training_transform",
     "metrics_table",
     "multi_scale_deformable_attention",

@@ -28,7 +28,7 @@ Number = float | int  # JSON returns 0 for 0.0
 
 @strict
 class DetrConfig(PreTrainedConfig):
-    """Configuration of DETR (arXiv 2005.12870); reads what transformers 4 and 5 wrote.
+    """Configuration of DETR (arXiv 2005.12872); reads what transformers 4 and 5 wrote.
 
     Besides the fields below it takes transformers 4's short form for the backbone: `backbone`
     (a timm name, with its tag where pretrained weights matter: the paper's are

@@ -34,7 +34,7 @@ class NonFinitePredictionError(ValueError):
 
 
 class HungarianMatcher:
-    """Pair queries and objects at the least total cost (DETR, Eq. 1; arXiv 2005.12870).
+    """Pair queries and objects at the least total cost (DETR, Eq. 1; arXiv 2005.12872).
 
     Args:
         classification: says what a class costs (`cost`) and how many classes there are.

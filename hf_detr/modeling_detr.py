@@ -1,4 +1,4 @@
-"""DETR: End-to-End Object Detection with Transformers (arXiv 2005.12870).
+"""DETR: End-to-End Object Detection with Transformers (arXiv 2005.12872).
 
 One feature map, global attention in encoder and decoder, N learned queries; softmax with a class
 "no object".

@@ -1,4 +1,4 @@
-"""Panoptic DETR (arXiv 2005.12870, Section 4.4), and the same mask head on the other variants."""
+"""Panoptic DETR (arXiv 2005.12872, Section 4.4), and the same mask head on the other variants."""
 
 import copy
 

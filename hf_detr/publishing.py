@@ -12,18 +12,13 @@ from huggingface_hub.errors import HfHubHTTPError
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from .model_card import ONLY_HERE, TASKS, make_model_card
 from .pretrained_model import DetectionPreTrainedModel, without_auxiliary_loss
 from .whole_saving import weights_of
 
 WAITS = (1, 2, 4, 8)  # seconds
 PASSING, COMMITTED_SINCE = (408, 429, 500, 502, 503, 504), 412  # states of HTTP
-# Why models of some classes aren't for plain transformers.
-ONLY_HERE = {
-    "DeformableDetrForSegmentation": "transformers has no such class",
-    "ConditionalDetrForSegmentation": (
-        "transformers' class of that name leaves the reference points out of the boxes"
-    ),
-}
+UNDESCRIBED = "Whoever published this model has not described it yet."
 Result = TypeVar("Result")
 
 logger = logging.get_logger(__name__)
@@ -60,14 +55,15 @@ def push_to_hub(
         files: more files to publish, such as the card's pictures.
 
     Raises:
-        TypeError: if the model isn't one of ours, for example because it is wrapped.
+        TypeError: if the model isn't one of our detectors or segmenters, or is wrapped.
         ValueError: if the repository is public, but `private=True`; if the card's metadata is
             refused; or if a name in `files` would overwrite the model's.
         HfHubHTTPError: if the Hub refuses, for example for want of rights.
     """
-    if not isinstance(model, DetectionPreTrainedModel):
+    name = type(model).__name__
+    if not isinstance(model, DetectionPreTrainedModel) or not name.endswith(tuple(TASKS)):
         raise TypeError(
-            f"model is a {type(model).__name__}; expected a model of hf_detr. Where a trainer has "
+            f"model is a {name}; expected a detector or segmenter of hf_detr. Where a trainer has "
             "wrapped it, unwrap it first, as accelerator.unwrap_model does."
         )
     api = HfApi(token=token)
@@ -86,9 +82,11 @@ def push_to_hub(
         with without_auxiliary_loss(model):
             model.save_pretrained(folder)
         processor.save_pretrained(folder)
+        if card is None:
+            card = make_model_card(model.config, name=repo_id, description=UNDESCRIBED)
         (folder / "README.md").write_text(str(complete_card(card, model)), encoding="utf-8")
         paths = _by_name([*sorted(folder.iterdir()), *files])
-        message = commit_message or f"Upload {type(model).__name__} and its image processor"
+        message = commit_message or f"Upload {name} and its image processor"
         try:
             return _commit(api, repo_id, revision, paths, message)
         except HfHubHTTPError as error:
@@ -98,23 +96,21 @@ def push_to_hub(
             return _commit(api, repo_id, revision, paths, message)
 
 
-def complete_card(card: str | ModelCard | None, model: PreTrainedModel) -> ModelCard:
+def complete_card(card: str | ModelCard, model: PreTrainedModel) -> ModelCard:
     """The card with the metadata by which the Hub and `pipeline` know what the model is.
 
     Args:
-        card: what it says; None for a short one. Metadata that it has stay as they are.
-        model: to be described.
+        card: what it says; metadata that it has stay as they are.
+        model: what it describes.
     """
     name = type(model).__name__
-    card = copy.deepcopy(card) if isinstance(card, ModelCard) else _parsed(card or f"# {name}\n")
-    reason = ONLY_HERE.get(name)
-    if reason is not None and "pip install hf_detr" not in card.text:
-        card.text += f"\nThis {name} needs hf_detr (`pip install hf_detr`): {reason}.\n"
+    card = copy.deepcopy(card) if isinstance(card, ModelCard) else _parsed(card)
+    if name in ONLY_HERE and "pip install hf_detr" not in card.text:
+        card.text += f"\nThe model needs hf_detr (`pip install hf_detr`): {ONLY_HERE[name]}\n"
     # Without a task, `pipeline(model=...)` loads what names transformers as its library only.
-    is_segmenter = name.endswith("ForSegmentation")
     for key, value in {
-        "library_name": "transformers" if reason is None else "hf_detr",
-        "pipeline_tag": "image-segmentation" if is_segmenter else "object-detection",
+        "library_name": "hf_detr" if name in ONLY_HERE else "transformers",
+        "pipeline_tag": next(task for ending, task in TASKS.items() if name.endswith(ending)),
         "tags": [],
     }.items():
         card.data[key] = card.data.get(key) or value

@@ -127,7 +127,7 @@ def test_every_class_comes_back_and_loads_without_us(hub: Hub, tmp_path: Path) -
         assert {"hf_detr", variant} <= set(card.data.tags)
         alone = (variant, kind) in ONLY_HERE
         assert card.data.library_name == ("hf_detr" if alone else "transformers")
-        assert ("pip install hf_detr" in card.text) == alone
+        assert ("The model needs hf_detr" in card.text) == alone
 
         loaded = class_of(variant, kind).from_pretrained(repo)
         for key, value in outputs(model).items():
@@ -246,12 +246,17 @@ def test_cards(hub: Hub, tmp_path: Path) -> None:
     assert files_of(hub, "card")["curve.png"] == b"picture"
     hf_detr.push_to_hub(some_model("detr", seed=1)[0], processor, "tester/card")
     assert ModelCard(files_of(hub, "card")["README.md"].decode()).text == written.text
-    hf_detr.push_to_hub(model, processor, "tester/card", card=ModelCard("---\n{}\n---\n# Other"))
-    assert b"# Other" in files_of(hub, "card")["README.md"]
+    segmenter, processor = some_model("deformable_detr", "ForSegmentation")
+    hf_detr.push_to_hub(segmenter, processor, "tester/card", card=ModelCard("---\n{}\n---\n# New"))
+    written = ModelCard(files_of(hub, "card")["README.md"].decode())
+    assert "# New" in written.text and "`pip install hf_detr`" in written.text
+    assert (written.data.library_name, written.data.pipeline_tag) == (
+        *("hf_detr", "image-segmentation"),
+    )
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ValueError, match="would overwrite the model's config.json"):
         hf_detr.push_to_hub(model, processor, "tester/card", files=[tmp_path / "config.json"])
-    with pytest.raises(TypeError, match="is a Linear; expected a model of hf_detr"):
+    with pytest.raises(TypeError, match="is a Linear; expected a detector or segm"):
         hf_detr.push_to_hub(torch.nn.Linear(1, 1), processor, "tester/card")
 
 

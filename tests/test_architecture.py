@@ -22,7 +22,7 @@ LAYERS = [
         *("configuration_backbone", "configuration_checks", "image_reading", "image_settings"),
         *("embedding_bag_sampling", "coco_masks", "image_canvas", "coco_records", "processes"),
         *("box_formats", "resized_argmax", "embedded_model"),
-        *("training_checkpoint", "training_plan", "model_ema", "learning_rate"),
+        *("training_checkpoint", "training_plan", "model_ema", "learning_rate", "model_card"),
         "loading_checks",
     },
     {
@@ -38,7 +38,7 @@ LAYERS = [
             "multi_scale_deformable_attention",
         ),
     },
-    {"batch_totals"},
+    {"batch_totals", "published_checkpoints"},
     {"classification", "encoder", "deformable_attention", "mask_head", "annotations", "outputs"},
     {"augmentation", "coco_evaluator"},
     {"annotation_table"},

@@ -15,10 +15,13 @@ import numpy as np
 import pytest
 import timm
 import torch
+from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 from transformers import AutoModelForObjectDetection, pipeline
+
+from .test_model_card import check_metadata, code_blocks, run_block
 
 REPOSITORY = Path(__file__).parents[1]
 SCRIPT = REPOSITORY / "examples" / "train_detection.py"
@@ -111,16 +114,22 @@ def whole(folder: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_result_is_complete(whole: Path) -> None:
+def test_result_is_complete(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Protects what a user gets: a model that loads, a card with curve and samples, the losses."""
     assert [step for step, _ in losses(whole)] == [1, 2, 3, 4, 5, 6]
     model = AutoModelForObjectDetection.from_pretrained(whole / "model")
     assert model.config.id2label == {0: "red", 1: "green"} and not model.config.auxiliary_loss
     detector = pipeline("object-detection", model=str(whole / "model"))
     assert isinstance(detector(str(REPOSITORY / "examples" / "images" / "coffee.jpg")), list)
-    card = (whole / "model" / "README.md").read_text()
-    for part in ("library_name: transformers", "| AP50 |", "curve.png", "samples.png", "| lr |"):
-        assert part in card
+    card = ModelCard.load(whole / "model" / "README.md")
+    check_metadata(card)
+    assert {result.metric_name for result in card.data.eval_results} >= {"AP", "AP50"}
+    for part in ("| AP50 |", "| green |", "curve.png", "samples.png", "| lr |"):
+        assert part in card.text
+    shutil.copy(REPOSITORY / "examples" / "images" / "coffee.jpg", tmp_path / "image.jpg")
+    monkeypatch.chdir(tmp_path)
+    for block in code_blocks(card)[0]:
+        run_block(block)
     for picture in ("curve.png", "samples.png"):
         with Image.open(whole / "model" / picture) as opened:
             assert opened.size[0] > 300

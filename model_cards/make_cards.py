@@ -1,0 +1,9 @@
+"""Write the cards of the published checkpoints anew: `python model_cards/make_cards.py`."""
+
+from pathlib import Path
+
+from hf_detr.published_checkpoints import make_published_card, published_checkpoints
+
+for checkpoint in published_checkpoints():
+    card = make_published_card(checkpoint)
+    card.save(Path(__file__).parent / f"{checkpoint.name.split('/')[-1]}.md")
