@@ -80,7 +80,9 @@ class DetectionPreTrainedModel(PreTrainedModel):
         """
         if kwargs.get("distributed_checkpoint") or not is_main_process or process_index() != 0:
             # Processes that write parts, or nothing.
-            super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
+            super().save_pretrained(
+                save_directory, is_main_process, state_dict, push_to_hub, **kwargs
+            )
             return
         given = None if state_dict is None else dict(state_dict)  # transformers empties it
         with saved_whole(save_directory) as folder:

@@ -75,7 +75,7 @@ def with_us(folder):
     return value
 
 report = {}
-for before, after in ("1GB", "1GB"), ("1GB", "300KB"), ("300KB", "1GB"):
+for before, after in ("1GB", "300KB"), ("300KB", "1GB"):
     folder = place / f"{before}-{after}"
     found, at, status = [], 0, 1
     old.save_pretrained(place / "old", max_shard_size=before)
@@ -111,7 +111,7 @@ def test_kill_at_every_step(tmp_path: Path) -> None:
     )
     assert result.returncode == 0, result.stderr[-3000:]
     report = json.loads(result.stdout.split("REPORT")[1])
-    assert len(report) == 3
+    assert len(report) == 2
     for case, found in report.items():
         assert len(found) > 6, case  # there were so many steps
         assert found == sorted(found), case  # once the new one counts, it stays
