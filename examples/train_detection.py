@@ -27,7 +27,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DistributedType
 from detection_folders import read_split
-from huggingface_hub import HfApi
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -42,6 +41,7 @@ from hf_detr.evaluation import evaluate, evaluate_panoptic
 from hf_detr.learning_rate import learning_rate_factor
 from hf_detr.matcher import NonFinitePredictionError
 from hf_detr.model_ema import ModelEma
+from hf_detr.publishing import push_to_hub
 from hf_detr.training_checkpoint import (
     checkpoint_folder,
     load_checkpoint,
@@ -390,9 +390,13 @@ def finish(training: Training) -> None:
     )
     print(f"The best model, of step {best}, is in {options.output / 'model'}.")
     if training.further.push_to is not None:
-        HfApi().create_repo(training.further.push_to, exist_ok=True)
-        HfApi().upload_folder(
-            repo_id=training.further.push_to, folder_path=options.output / "model"
+        folder = options.output / "model"
+        push_to_hub(
+            model,
+            training.processor,
+            training.further.push_to,
+            card=(folder / "README.md").read_text(),
+            files=sorted(folder.glob("*.png")),
         )
 
 

@@ -51,6 +51,7 @@ from .official_checkpoints import convert_official_checkpoint, export_official_c
 from .panoptic_quality import PanopticQuality
 from .pipelines import DetectionPipeline, SegmentationPipeline
 from .published_checkpoints import find_published_checkpoint, make_published_card
+from .publishing import push_to_hub
 from .trainer_metrics import keep_detections, make_compute_metrics
 
 __version__ = "0.1.0"
@@ -95,6 +96,7 @@ __all__ = [
     "make_training_transform",
     "metrics_table",
     "multi_scale_deformable_attention",
+    "push_to_hub",
     "read_coco",
     "read_coco_panoptic",
     "read_hf_dataset",

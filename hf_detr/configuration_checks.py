@@ -6,8 +6,12 @@ import math
 import warnings
 from typing import Any
 
+import torch
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
+
+# No detector comes near; a file that asks for more would fill the memory before it is refused.
+MOST, MOST_LAYERS = 2**16, 1000
 
 
 def warn_about_misspelt(kwargs: dict[str, Any], config_class: type[PreTrainedConfig]) -> None:
@@ -21,6 +25,50 @@ def warn_about_misspelt(kwargs: dict[str, Any], config_class: type[PreTrainedCon
                 f"mean {close[0]!r}?",
                 stacklevel=2,
             )
+
+
+def check_stored(stored: Any, config_class: type[PreTrainedConfig]) -> None:
+    """Refuse contents of a config.json that transformers would fall over, not saying which.
+
+    Raises:
+        ValueError: in words.
+    """
+    if not isinstance(stored, dict):
+        raise ValueError(f"config.json holds a {type(stored).__name__}; expected named fields.")
+    for name in stored:
+        if name == "attribute_map" or callable(getattr(config_class, name, None)):
+            raise ValueError(f"config.json has a field {name!r}, which would replace code.")
+    labels = stored.get("id2label")
+    if labels is not None and not (
+        isinstance(labels, dict) and all(str(number).isdecimal() for number in labels)
+    ):
+        raise ValueError(
+            f"id2label is {_shortened(labels)}; expected numbers with the classes' names, such as "
+            '{"0": "cat"}.'
+        )
+    numbers = stored.get("label2id")
+    if numbers is not None and not isinstance(numbers, dict):
+        raise ValueError(
+            f"label2id is {_shortened(numbers)}; expected names with the classes' numbers, such as "
+            '{"cat": 0}.'
+        )
+    for name in ("dtype", "torch_dtype"):
+        dtype = stored.get(name)
+        if isinstance(dtype, str):
+            dtype = getattr(torch, dtype.removeprefix("torch."), dtype)
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise ValueError(f"{name} is {stored[name]!r}; expected a float type, as 'float32'.")
+
+
+def check_number_of_labels(number: Any) -> None:
+    """Refuse numbers of classes that names would be made up for until memory is full."""
+    if number is not None and not (isinstance(number, int) and 1 <= number <= MOST):
+        raise ValueError(f"num_labels is {number!r}; it must be a whole number from 1 to {MOST}.")
+
+
+def _shortened(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}…"
 
 
 def check_range(

@@ -3,14 +3,25 @@
 import dataclasses
 import os
 import warnings
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
 from .compiled_attention import KERNELS
 from .configuration_backbone import SHORT_FORM, make_backbone_config
-from .configuration_checks import check_range, check_transformer, warn_about_misspelt
+from .configuration_checks import (
+    MOST,
+    MOST_LAYERS,
+    check_number_of_labels,
+    check_range,
+    check_stored,
+    check_transformer,
+    warn_about_misspelt,
+)
+from .whole_saving import saved_whole
 
 Number = float | int  # JSON returns 0 for 0.0
 
@@ -96,6 +107,7 @@ class DetrConfig(PreTrainedConfig):
             self.backbone_config, self.dilation, self.num_channels, self.num_backbone_levels, kwargs
         )
         warn_about_misspelt(kwargs, type(self))
+        check_number_of_labels(kwargs.get("num_labels"))
         for name in WEIGHTS:
             # transformers' own class wants whole numbers as integers in most of these fields.
             value = getattr(self, name)
@@ -107,7 +119,12 @@ class DetrConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As in transformers, but overrides are checked and derived from like the file's values."""
+        """As in transformers, but overrides are checked and derived from like the file's values.
+
+        Raises:
+            ValueError: if a value has a wrong type or lies outside its range, in words.
+        """
+        check_stored(config_dict, cls)
         fields = {field.name for field in dataclasses.fields(cls)}
         fields -= {field.name for field in dataclasses.fields(PreTrainedConfig)} - {"id2label"}
         names = fields | SHORT_FORM | set(cls.attribute_map) | {"num_labels"}
@@ -125,7 +142,10 @@ class DetrConfig(PreTrainedConfig):
             for name, value in config_dict.items()
             if cls.attribute_map.get(name, name) not in replaced
         }
-        return super().from_dict({**kept, **changes}, **kwargs)
+        try:
+            return super().from_dict({**kept, **changes}, **kwargs)
+        except StrictDataclassError as error:
+            raise ValueError(f"The configuration can't be used: {error.__cause__}") from error
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """Write `config.json`; arguments as in transformers."""
@@ -136,7 +156,10 @@ class DetrConfig(PreTrainedConfig):
                 "Before publishing set model.config.auxiliary_loss = False.",
                 stacklevel=2,
             )
-        super().save_pretrained(save_directory, **kwargs)
+        if kwargs.get("push_to_hub"):
+            kwargs.setdefault("repo_id", Path(save_directory).name)
+        with saved_whole(save_directory) as folder:
+            super().save_pretrained(folder, **kwargs)
 
     @property
     def num_backbone_levels(self) -> int:
@@ -151,8 +174,8 @@ class DetrConfig(PreTrainedConfig):
     def validate_architecture(self) -> None:
         """Refuse values that no model can be built from; called by the base class."""
         check_transformer(self)
-        check_range(self, POSITIVE_INTEGERS, low=1)
-        check_range(self, ("num_labels",), low=1)
+        check_range(self, SIZES, low=1, high=MOST)
+        check_range(self, ("encoder_layers", "decoder_layers"), low=1, high=MOST_LAYERS)
         check_range(self, PROBABILITIES, low=0, high=1)
         check_range(self, WEIGHTS, low=0)
 
@@ -246,8 +269,9 @@ class DeformableDetrConfig(DetrConfig):
         check_range(self, ("cls_loss_coefficient",), low=0)
         if self.kernel not in KERNELS:
             raise ValueError(f"kernel is {self.kernel!r}; use one of {', '.join(KERNELS)}.")
-        sizes = ("num_feature_levels", "encoder_n_points", "decoder_n_points")
-        check_range(self, (*sizes, "two_stage_num_proposals"), low=1)
+        sizes = ("encoder_n_points", "decoder_n_points", "two_stage_num_proposals")
+        check_range(self, sizes, low=1, high=MOST)
+        check_range(self, ("num_feature_levels",), low=1, high=MOST_LAYERS)
         if self.d_model % 32:
             raise ValueError(
                 f"d_model is {self.d_model}; it must be a multiple of 32, the number of groups "
@@ -262,9 +286,9 @@ class DeformableDetrConfig(DetrConfig):
             )
 
 
-POSITIVE_INTEGERS = (
-    *("num_channels", "num_queries", "d_model", "encoder_layers", "decoder_layers"),
-    *("encoder_attention_heads", "decoder_attention_heads", "encoder_ffn_dim", "decoder_ffn_dim"),
+SIZES = (
+    *("num_channels", "num_queries", "num_labels", "d_model", "encoder_ffn_dim", "decoder_ffn_dim"),
+    *("encoder_attention_heads", "decoder_attention_heads"),
 )
 PROBABILITIES = ("dropout", "attention_dropout", "activation_dropout")
 WEIGHTS = (

@@ -6,14 +6,15 @@ for the same settings; differs in that targets are relative to each image withou
 
 import os
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_processing_utils import BatchFeature
-from transformers.image_utils import AnnotationFormat, ImageInput, PILImageResampling, SizeDict
-from transformers.processing_utils import ImagesKwargs, Unpack
+from transformers.image_utils import ImageInput, PILImageResampling, SizeDict
+from transformers.processing_utils import Unpack
 
 from .annotations import prepare_labels
 from .classification import Classification, SoftmaxClassification
@@ -28,6 +29,7 @@ from .image_reading import read_images
 from .image_settings import (
     DEFAULT_LONGEST_EDGE,
     DEFAULT_SHORTEST_EDGE,
+    DetectionImageKwargs,
     check_settings,
     padded_hw,
     resized_hw,
@@ -35,19 +37,7 @@ from .image_settings import (
 )
 from .postprocess import detections_per_image
 from .postprocess_masks import encode_segments, merged_maps, segment_maps, semantic_maps
-
-
-class DetrImageProcessorKwargs(ImagesKwargs, total=False):
-    """Settings beyond those that every image processor has; in a call, None is the processor's own.
-
-    Attributes:
-        format: format of the annotations, "coco_detection" or "coco_panoptic".
-        do_convert_annotations: make boxes (cx, cy, w, h) in [0, 1]; otherwise they are
-            (x0, y0, x1, y1) in pixels of the resized image.
-    """
-
-    format: str | AnnotationFormat | None
-    do_convert_annotations: bool | None
+from .whole_saving import saved_whole
 
 
 class DetrImageProcessor(TorchvisionBackend):
@@ -71,7 +61,7 @@ class DetrImageProcessor(TorchvisionBackend):
         ValueError: if a setting can't be right.
     """
 
-    valid_kwargs = DetrImageProcessorKwargs
+    valid_kwargs = DetectionImageKwargs
     model_input_names = ["pixel_values", "pixel_mask"]
     classification: type[Classification] = SoftmaxClassification
     default_to_square = False
@@ -85,7 +75,7 @@ class DetrImageProcessor(TorchvisionBackend):
     do_pad = True
     format = "coco_detection"
 
-    def __init__(self, **kwargs: Unpack[DetrImageProcessorKwargs]) -> None:
+    def __init__(self, **kwargs: Unpack[DetectionImageKwargs]) -> None:
         # Names of transformers 4 and older, as they still stand in files on the Hub.
         if "pad_and_return_pixel_mask" in kwargs:
             kwargs.setdefault("do_pad", kwargs.pop("pad_and_return_pixel_mask"))
@@ -103,7 +93,7 @@ class DetrImageProcessor(TorchvisionBackend):
         annotations: Mapping[str, Any] | list[Mapping[str, Any]] | None = None,
         return_segmentation_masks: bool | None = None,
         masks_path: str | os.PathLike[str] | None = None,
-        **kwargs: Unpack[DetrImageProcessorKwargs],
+        **kwargs: Unpack[DetectionImageKwargs],
     ) -> BatchFeature:
         """Turn images, and their annotations in training, into what the model takes.
 
@@ -136,6 +126,12 @@ class DetrImageProcessor(TorchvisionBackend):
         return super().preprocess(
             images, annotations, return_segmentation_masks, masks_path, **kwargs
         )
+
+    def to_json_file(self, json_file_path: str | os.PathLike) -> None:
+        """Write `preprocessor_config.json`, completely or not at all."""
+        path = Path(json_file_path)
+        with saved_whole(path.parent) as folder:
+            super().to_json_file(folder / path.name)
 
     def post_process_object_detection(
         self,

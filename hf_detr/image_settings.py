@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from transformers.image_transforms import get_size_with_aspect_ratio
-from transformers.image_utils import SizeDict, get_image_size_for_max_height_width
+from transformers.image_utils import AnnotationFormat, SizeDict, get_image_size_for_max_height_width
 from transformers.image_utils import pil_torch_interpolation_mapping as interpolations
+from transformers.processing_utils import ImagesKwargs
 
 DEFAULT_SHORTEST_EDGE = 800
 DEFAULT_LONGEST_EDGE = 1333
@@ -18,6 +19,19 @@ SIZE_KEYS = (
     {"max_height", "max_width"},
 )
 FORMATS = ("coco_detection", "coco_panoptic")
+
+
+class DetectionImageKwargs(ImagesKwargs, total=False):
+    """Settings beyond those that every image processor has; in a call, None is the processor's own.
+
+    Attributes:
+        format: format of the annotations, "coco_detection" or "coco_panoptic".
+        do_convert_annotations: make boxes (cx, cy, w, h) in [0, 1]; otherwise they are
+            (x0, y0, x1, y1) in pixels of the resized image.
+    """
+
+    format: str | AnnotationFormat | None
+    do_convert_annotations: bool | None
 
 
 def standard_size(size: Any, max_size: int | None = DEFAULT_LONGEST_EDGE) -> dict[str, int]:

@@ -1,12 +1,21 @@
 """What every model shares with the Hub and with training: loading, initial weights, freezing."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import nn
-from transformers import PreTrainedModel
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from .backbone import reset_timm_module
+from .loading_checks import check_finite, check_shapes, check_weight_files, unreadable
+from .processes import process_index
+from .whole_saving import finish_interrupted_save, saved_whole
 
 
 class DetectionPreTrainedModel(PreTrainedModel):
@@ -23,24 +32,70 @@ class DetectionPreTrainedModel(PreTrainedModel):
     accepts_loss_kwargs = False
 
     @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike | None, *args: Any, **kwargs: Any
+    ) -> Any:
         """Load config and safetensors from a folder or the Hub; as in transformers otherwise.
 
         Raises:
-            ValueError: if asked to load a pickle, or if the files hold one.
+            ValueError: if asked to load a pickle, or if the files hold one; if they name files
+                outside their folder, are cut off or altered, don't fit the configuration, or hold
+                NaN.
         """
-        if kwargs.get("use_safetensors") is False:
+        if kwargs.get("use_safetensors") is False or kwargs.get("weights_only") is False:
             raise ValueError(
-                "use_safetensors=False would unpickle weights, which can run code; hf_detr loads "
-                "safetensors only. transformers can convert: load there, save_pretrained."
+                "use_safetensors=False or weights_only=False would unpickle weights, which can run "
+                "code; hf_detr loads safetensors only. transformers can convert: load there, "
+                "save_pretrained."
             )
         kwargs["use_safetensors"] = True
-        loaded = super().from_pretrained(*args, **kwargs)
+        name = pretrained_model_name_or_path
+        if name is not None:
+            _end_interrupted_save(Path(name, kwargs.get("subfolder") or ""), kwargs.get("config"))
+        try:
+            loaded = super().from_pretrained(name, *args, **kwargs)
+        except SafetensorError as error:
+            raise unreadable(name, error) from error
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
         # Loading makes new tensors, without what the constructor did to the old ones.
         model.detection_transformer.backbone.restore_buffers()
         model.detection_transformer.backbone.freeze(num_stages=1)
+        check_finite(model)
         return loaded
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        is_main_process: bool = True,
+        state_dict: dict[str, Tensor] | None = None,
+        push_to_hub: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Write config and safetensors, completely or not at all; arguments as in transformers.
+
+        Older weights in the folder are replaced, whether they are one file or shards.
+
+        Raises:
+            OSError: if the files can't be written; those that were there are as they were.
+        """
+        if kwargs.get("distributed_checkpoint") or not is_main_process or process_index() != 0:
+            # Processes that write parts, or nothing.
+            super().save_pretrained(
+                save_directory, is_main_process, state_dict, push_to_hub, **kwargs
+            )
+            return
+        given = None if state_dict is None else dict(state_dict)  # transformers empties it
+        with saved_whole(save_directory) as folder:
+            super().save_pretrained(folder, is_main_process, given, **kwargs)
+        if push_to_hub:
+            with TemporaryDirectory() as temporary, without_auxiliary_loss(self):
+                folder = Path(temporary, Path(save_directory).name)
+                super().save_pretrained(folder, is_main_process, state_dict, True, **kwargs)
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> str:
+        """As in transformers, but with `auxiliary_loss` off in the published configuration."""
+        with without_auxiliary_loss(self):
+            return super().push_to_hub(*args, **kwargs)
 
     @property
     def detection_transformer(self) -> PreTrainedModel:
@@ -52,17 +107,20 @@ class DetectionPreTrainedModel(PreTrainedModel):
 
     @staticmethod
     def _load_pretrained_model(
-        model: PreTrainedModel, state_dict: dict | None, checkpoint_files: list | None, *args, **kw
+        model: PreTrainedModel,
+        state_dict: dict | None,
+        checkpoint_files: list | None,
+        load_config: Any,
+        *args: Any,
+        **kwargs: Any,
     ) -> Any:
-        # An index of shards may name any file, and transformers unpickles by the name's ending.
-        for file in checkpoint_files or []:
-            if not str(file).endswith(".safetensors"):
-                raise ValueError(
-                    f"The checkpoint names {str(file)!r} as one of its files; only .safetensors "
-                    "are loaded, since others can run code."
-                )
+        if checkpoint_files:
+            # An index may name any file, and transformers unpickles by the name's ending.
+            check_weight_files(checkpoint_files, load_config.pretrained_model_name_or_path)
+            if not load_config.ignore_mismatched_sizes:
+                check_shapes(model, checkpoint_files)
         return PreTrainedModel._load_pretrained_model(
-            model, state_dict, checkpoint_files, *args, **kw
+            model, state_dict, checkpoint_files, load_config, *args, **kwargs
         )
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -138,3 +196,22 @@ class DetectionPreTrainedModel(PreTrainedModel):
         new.weight.requires_grad_(old.weight.requires_grad)
         self.detection_transformer.query_position_embeddings = new
         self.config.num_queries = num_queries
+
+
+@contextmanager
+def without_auxiliary_loss(model: PreTrainedModel) -> Iterator[None]:
+    """While files for others are written: only training needs it, and transformers errs with it."""
+    trained_so, model.config.auxiliary_loss = model.config.auxiliary_loss, False
+    try:
+        yield
+    finally:
+        model.config.auxiliary_loss = trained_so
+
+
+def _end_interrupted_save(folder: Path, config: Any) -> None:
+    """End a save that a kill interrupted; raise if the old configuration has been read already."""
+    if finish_interrupted_save(folder) and isinstance(config, PreTrainedConfig):
+        raise OSError(
+            f"Saving to {folder} was interrupted. It is complete now, but its configuration was "
+            "read before that: load once more."
+        )

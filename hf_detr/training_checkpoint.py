@@ -23,6 +23,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from .whole_saving import flush
+
 MANIFEST = "manifest.json"
 STATE = "state.json"
 UNFINISHED = ".unfinished-"
@@ -101,7 +103,7 @@ def save_checkpoint(
         ) from error
     shutil.rmtree(final, ignore_errors=True)  # from a training that was taken up earlier
     os.rename(unfinished, final)
-    _flush(folder)
+    flush(folder)
     for old in _newest_first(folder)[keep:]:
         if _step(old) not in protect:
             shutil.rmtree(old, ignore_errors=True)
@@ -158,26 +160,15 @@ def _seal(folder: Path) -> None:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     sums = {str(path.relative_to(folder).as_posix()): _digest(path) for path in files}
     for path in files:
-        _flush(path)
+        flush(path)
     (folder / MANIFEST).write_text(json.dumps(sums, indent=1))
-    _flush(folder / MANIFEST)
-    _flush(folder)
+    flush(folder / MANIFEST)
+    flush(folder)
 
 
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    if path.is_dir() and os.name == "nt":
-        return  # Windows can't, and renames durably by itself
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _problem(folder: Path) -> str | None:

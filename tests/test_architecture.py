@@ -14,7 +14,7 @@ MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
 
 # A module imports from lower layers only.
 LAYERS = [
-    {"kernel_build"},
+    {"kernel_build", "whole_saving"},
     {"kernel_loader"},
     {"compiled_attention"},
     {
@@ -24,6 +24,7 @@ LAYERS = [
         *("box_formats", "resized_argmax", "embedded_model"),
         *("checkpoint_files", "checkpoint_names", "coco_labels", "mmdetection_names"),
         *("training_checkpoint", "training_plan", "model_ema", "learning_rate", "model_card"),
+        "loading_checks",
     },
     {
         *("configuration_detr", "pretrained_model", "feature_pyramid", "transformer_layer"),
@@ -51,7 +52,7 @@ LAYERS = [
     {"criterion"},
     {"training_health"},
     {"image_processing_detr", "detection_transformer"},
-    {"image_processing_sigmoid_detr", "pipelines", "segmentation", "batches"},
+    {"image_processing_sigmoid_detr", "pipelines", "segmentation", "batches", "publishing"},
     {"modeling_detr", "modeling_conditional_detr", "modeling_deformable_detr"},
     {"modeling_detr_segmentation", "evaluation"},
     {"trainer_metrics", "official_checkpoints"},

@@ -240,9 +240,9 @@ WRONG = {
     ),
     "transformers' backbone": ({"backbone_config": {"model_type": "resnet"}}, "from timm only"),
     "no timm": ({"backbone": "resnet50", "use_timm_backbone": False}, "from timm only"),
-    "no queries": ({"num_queries": 0}, "num_queries is 0; it must be at least 1"),
+    "no queries": ({"num_queries": 0}, "num_queries is 0; it must be from 1 to 65536"),
     "text for a number": ({"num_queries": "100"}, "num_queries.*expected int"),
-    "width 0": ({"d_model": 0}, "d_model is 0; it must be at least 1"),
+    "width 0": ({"d_model": 0}, "d_model is 0; it must be from 1 to 65536"),
     "width not of fours": ({"d_model": 254}, "d_model is 254; it must be a multiple of 4"),
     "encoder heads": ({"d_model": 252}, r"d_model \(252\).*encoder_attention_heads \(8\)"),
     "decoder heads": (
@@ -334,3 +334,38 @@ def test_deformable_configuration() -> None:
         DeformableDetrConfig(two_stage=True)
     with pytest.raises(Exception, match="multiple of 32"):
         DeformableDetrConfig(d_model=48)
+
+
+# Contents of a config.json that can't be, and what is said of them
+SPOILT = {
+    "no fields": ([1], "config.json holds a list; expected named fields"),
+    "text for a number": ({"num_queries": "9"}, "'num_queries' expected int, got str"),
+    "a fraction": ({"d_model": 1.5}, "'d_model' expected int, got float"),
+    "truth for a number": ({"encoder_layers": True}, "'encoder_layers' expected int, got bool"),
+    "nothing": ({"d_model": None}, "'d_model' expected int, got NoneType"),
+    "negative": ({"num_queries": -1}, "num_queries is -1; it must be from 1 to 65536"),
+    "huge": ({"num_queries": 10**12}, "num_queries is 1000000000000; it must be from 1 to 65536"),
+    "endless": ({"decoder_layers": 10**6}, "decoder_layers is 1000000; it must be from 1 to 1000"),
+    "classes": ({"id2label": None, "num_labels": 10**12}, "num_labels is 1000000000000; it must"),
+    "listed labels": ({"id2label": ["cat"]}, r"id2label is \['cat'\]; expected numbers with"),
+    "named labels": ({"id2label": {"cat": 0}}, "id2label is {'cat': 0}; expected numbers with"),
+    "no numbers": ({"label2id": 5}, "label2id is 5; expected names with"),
+    "no type": ({"dtype": "float31"}, "dtype is 'float31'; expected a float type"),
+    "integers": ({"dtype": "int32"}, "dtype is 'int32'; expected a float type"),
+    "a number for a type": ({"torch_dtype": 5}, "torch_dtype is 5; expected a float type"),
+    "a method": ({"to_dict": 5}, "'to_dict', which would replace code"),
+    "a table": ({"attribute_map": 5}, "'attribute_map', which would replace code"),
+    "no backbone": ({"backbone_config": 5}, "'backbone_config' with value 5"),
+    "a numbered backbone": ({"backbone_config": {"backbone": 5}}, "'backbone' with value 5"),
+}
+
+
+@pytest.mark.parametrize("case", SPOILT)
+def test_spoilt_files_are_refused_in_words(case: str, tmp_path: Path) -> None:
+    """Protects from files that are wrong or evil: one ValueError says where, before any work."""
+    content, message = SPOILT[case]
+    stored = DetrConfig(backbone="resnet18", auxiliary_loss=False).to_dict()
+    content = {**stored, "dtype": None, **content} if isinstance(content, dict) else content
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message):
+        DetrConfig.from_pretrained(tmp_path)

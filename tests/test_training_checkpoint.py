@@ -121,7 +121,7 @@ def test_full_disk_leaves_the_last_good_one(
 
     original = training_checkpoint.save_file
     monkeypatch.setattr(training_checkpoint, "save_file", save_file)
-    monkeypatch.setattr(training_checkpoint, "_flush", flush)
+    monkeypatch.setattr(training_checkpoint, "flush", flush)
     with pytest.raises(OSError, match="step 2 could not be written .*No space left") as info:
         save(tmp_path, 2, write_more=write_more)
     assert info.value.errno == errno.ENOSPC

@@ -1,0 +1,26 @@
+"""Protects publishing and loading by the Hub's real client, against a server on this machine."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def test_against_a_hub_on_this_machine(tmp_path: Path) -> None:
+    """All checks of hub_checks.py hold; they run in a process that knows the server's address."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    environment = {
+        **kept,
+        **{"HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HUB_DISABLE_XET": "1"},
+        **{"HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path), "NO_PROXY": "127.0.0.1"},
+    }
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/hub_checks.py"],
+        **{"cwd": REPOSITORY, "env": environment, "capture_output": True, "text": True},
+    )
+    assert result.returncode == 0, result.stdout[-8000:]
