@@ -32,7 +32,7 @@ def test_finds_the_garments() -> None:
 
 
 def test_stays_small() -> None:
-    """The file travels with every installation: 15.1 MB, in safetensors, float32."""
+    """The file travels with every installation: at most 15 MB, in safetensors, float32."""
     files = {path.name: path.stat().st_size for path in embedded_model_folder().iterdir()}
     assert set(files) == {"config.json", "model.safetensors", "preprocessor_config.json"}
-    assert files["model.safetensors"] < 15.2e6
+    assert files["model.safetensors"] <= 15e6
