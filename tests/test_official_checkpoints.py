@@ -243,7 +243,7 @@ def test_contradicting_names_of_a_head(official: Callable[[str], Official]) -> N
         ),
         ({"class_embed.weight": None}, "lacks 'class_embed.weight'"),
         ({"class_embed.weight": torch.ones(())}, "has fewer dimensions"),
-        ({"class_embed.weight": torch.ones(1, 64)}, "make no model.*num_labels is 0"),
+        ({"class_embed.weight": torch.ones(1, 64)}, "num_labels is 0"),
         ({"query_embed.weight": torch.ones(0, 64)}, "make no model.*num_queries is 0"),
         ({"backbone.0.body.layer4.7.bn1.bias": torch.ones(512)}, r"\(2, 2, 2, 3\) blocks"),
         ({"query_embed.weight": torch.ones(7, 64).int()}, "dtypes.*int32"),
