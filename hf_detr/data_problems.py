@@ -10,6 +10,7 @@ from .annotation_table import AnnotationTable, Problem
 from .coco_records import FLOAT32_MAX
 from .detection_data import DetectionDataset
 from .image_source import READING_ERRORS, read_segment_ids, upright_size_hw
+from .wording import some_of
 
 BORDER = 1.0  # pixels that a box may leave its image by, because annotations are rounded
 
@@ -22,7 +23,7 @@ def class_problems(table: AnnotationTable) -> Iterator[Problem]:
         return
     missing = sorted(set(range(own_ids[0], own_ids[-1])) - set(own_ids))
     if missing or own_ids[0] != 0:
-        gaps = f", without {_some(missing)}" if missing else ""
+        gaps = f", without {some_of(missing)}" if missing else ""
         text = f"own ids go from {own_ids[0]} to {own_ids[-1]}{gaps}; labels go from 0 to "
         yield Problem("category ids renumbered", None, text + f"{len(own_ids) - 1}", False)
     for name, count in Counter(table.id2label.values()).items():
@@ -32,7 +33,7 @@ def class_problems(table: AnnotationTable) -> Iterator[Problem]:
     counts = np.bincount(learned, minlength=len(own_ids))
     unseen = [table.id2label[label] for label in np.flatnonzero(counts == 0).tolist()]
     if unseen:
-        text = f"{len(unseen)} classes have no object: {_some(unseen)}"
+        text = f"{len(unseen)} classes have no object: {some_of(unseen)}"
         yield Problem("classes without objects", None, text, False)
 
 
@@ -152,9 +153,5 @@ def _map_problems(dataset: DetectionDataset, image: int) -> list[Problem]:
         return [Problem("segment map", image, text + " (height, width)", True)]
     drawn = set(torch.unique(segment_ids).tolist())
     missing = [own_id for own_id in dataset.table.ids[rows].tolist() if own_id not in drawn]
-    text = f"segments {_some(missing)} have no pixel in {dataset.segment_maps.name(image)}"
+    text = f"segments {some_of(missing)} have no pixel in {dataset.segment_maps.name(image)}"
     return [Problem("empty mask", image, text, False)] if missing else []
-
-
-def _some(values: list) -> str:
-    return ", ".join(map(str, values[:5])) + (f" and {len(values) - 5} more" * (len(values) > 5))

@@ -10,6 +10,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
+from .wording import some_of
+
 SHOWN = 3
 
 
@@ -59,7 +61,7 @@ def check_shapes(model: PreTrainedModel, files: Collection[str]) -> None:
             raise unreadable(file, error) from error
     if different:
         raise ValueError(
-            f"The weights don't fit the configuration: {_some(different, '; ')}. Give the "
+            f"The weights don't fit the configuration: {some_of(different, SHOWN, '; ')}. Give the "
             "configuration they were saved with, or ignore_mismatched_sizes=True to draw these "
             "anew, as for other classes."
         )
@@ -81,7 +83,7 @@ def check_finite(model: PreTrainedModel) -> None:
     ]
     if spoilt:
         raise ValueError(
-            f"The weights hold NaN or infinity in {_some(spoilt, ', ')}; such a model can't "
+            f"The weights hold NaN or infinity in {some_of(spoilt, SHOWN)}; such a model can't "
             "predict anything. Load an earlier checkpoint of its training."
         )
 
@@ -110,8 +112,3 @@ def _check_digest(file: Path) -> None:
                 f"{file} isn't what the Hub has: its sha256 differs from its name. It was altered "
                 "on the way or on this disk; delete it, or load with force_download=True."
             )
-
-
-def _some(items: list[str], separator: str) -> str:
-    more = f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
-    return separator.join(items[:SHOWN]) + more

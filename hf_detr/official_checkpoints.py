@@ -29,6 +29,7 @@ from .official_configuration import (
     recognize,
     unseen,
 )
+from .wording import some_of
 
 DETECTORS = {
     "detr": DetrForObjectDetection,
@@ -40,7 +41,6 @@ PROCESSORS = {
     "conditional_detr": ConditionalDetrImageProcessor,
     "deformable_detr": DeformableDetrImageProcessor,
 }
-MOST_NAMES = 5  # in an error
 
 
 def convert_official_checkpoint(
@@ -161,7 +161,11 @@ def _state(model: PreTrainedModel, given: dict[str, Tensor], is_shared: bool) ->
             state[name] = tensor.clone(memory_format=torch.contiguous_format)
     problems["has unknown"] = [name for name in given if name not in used]
     if any(problems.values()):
-        found = "; ".join(f"{what}: {_some(names)}" for what, names in problems.items() if names)
+        found = "; ".join(
+            f"{what}: {some_of([*dict.fromkeys(names)])}"  # thirds of one tensor are named once
+            for what, names in problems.items()
+            if names
+        )
         raise ValueError(
             f"The weights aren't those of {type(model).__name__} with {model.config.backbone}, as "
             f"which they were recognised. The file {found}."
@@ -197,7 +201,7 @@ def _load(folder: Path) -> PreTrainedModel:
     if len(names) != 1 or names[0] not in known:
         raise ValueError(f"The official code has no such model as {', '.join(names) or None}.")
     model, info = known[names[0]].from_pretrained(folder, output_loading_info=True)
-    wrong = {kind: _some(sorted(map(str, keys))) for kind, keys in info.items() if keys}
+    wrong = {kind: some_of(sorted(map(str, keys))) for kind, keys in info.items() if keys}
     if wrong:
         raise ValueError(f"The weights in {folder} aren't those of its configuration: {wrong}.")
     return model
@@ -218,9 +222,3 @@ def _one_of_each(weights: Mapping[str, Tensor], is_shared: bool) -> dict[str, Te
             f"The weights have dtypes {sorted(map(str, dtypes))}; expected one of floating point."
         )
     return given
-
-
-def _some(names: list[str]) -> str:
-    names = list(dict.fromkeys(names))  # thirds of one tensor are named once
-    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
-    return ", ".join(names[:MOST_NAMES]) + more
