@@ -51,12 +51,18 @@ def official_name(name: str, model_type: str) -> tuple[str, int | None]:
     """
     prefix = DETECTOR if name.startswith(DETECTOR) else ""
     name = name.removeprefix(prefix)
-    for pattern, replacement in _RULES[model_type]:
-        name = re.sub(pattern, replacement, name)
+    name = apply_rules(_RULES[model_type], name)
     part = re.search(r"\.([qkv])_proj\.(weight|bias)$", name)
     if part is None:
         return prefix + name, None
     return f"{prefix}{name[: part.start()]}.in_proj_{part[2]}", "qkv".index(part[1])
+
+
+def apply_rules(rules: Rules, name: str) -> str:
+    """A name after all replacements of patterns, one after another."""
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name
 
 
 def first_name(name: str, is_shared: bool) -> str:

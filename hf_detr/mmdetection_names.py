@@ -10,9 +10,8 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
-Rules = tuple[tuple[str, str], ...]
+from .checkpoint_names import Rules, apply_rules
 
-# Applied one after another.
 _SHARED_RULES: Rules = (
     (r"^backbone\.", "backbone.0.body."),
     (r"^query_embedding\.", "query_embed."),
@@ -73,9 +72,7 @@ def with_official_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         extra = re.match(r"neck\.extra_convs\.(\d+)\.", name)
         if extra is not None:
             name = f"neck.convs.{num_maps + int(extra[1])}.{name[extra.end() :]}"
-        for pattern, replacement in rules:
-            name = re.sub(pattern, replacement, name)
-        return name
+        return apply_rules(rules, name)
 
     official = {renamed(name): weight for name, weight in weights.items()}
     for name, weight in list(official.items()):
