@@ -295,3 +295,8 @@ WEIGHTS = (
     *("class_cost", "bbox_cost", "giou_cost", "bbox_loss_coefficient", "giou_loss_coefficient"),
     *("mask_loss_coefficient", "dice_loss_coefficient", "eos_coefficient"),
 )
+
+CONFIGURATIONS = {
+    config.model_type: config
+    for config in (DetrConfig, ConditionalDetrConfig, DeformableDetrConfig)
+}

@@ -18,13 +18,8 @@ from transformers import PreTrainedConfig
 from .checkpoint_names import DETECTOR, first_name
 from .coco_labels import coco_id2label
 from .configuration_backbone import DC5_STRIDE
-from .configuration_detr import ConditionalDetrConfig, DeformableDetrConfig, DetrConfig
+from .configuration_detr import CONFIGURATIONS
 
-CONFIGURATIONS = {
-    "detr": DetrConfig,
-    "conditional_detr": ConditionalDetrConfig,
-    "deformable_detr": DeformableDetrConfig,
-}
 # Blocks in the four stages of torchvision's ResNets, and convolutions in a block.
 RESNETS = {
     "resnet18": ((2, 2, 2, 2), 2),

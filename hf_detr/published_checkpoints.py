@@ -12,10 +12,8 @@ from typing import Any
 from huggingface_hub import ModelCard
 from transformers import PreTrainedConfig
 
-from .configuration_detr import ConditionalDetrConfig, DeformableDetrConfig, DetrConfig
+from .configuration_detr import CONFIGURATIONS
 from .model_card import CardResults, make_model_card
-
-CONFIGS = (DetrConfig, ConditionalDetrConfig, DeformableDetrConfig)
 
 DC5 = " (DC5: the last stage keeps its resolution, by dilation instead of a stride.)"
 TRAINING = (
@@ -70,7 +68,7 @@ class PublishedCheckpoint:
 
     def make_config(self) -> PreTrainedConfig:
         """The configuration as it is published: without the auxiliary losses of training."""
-        config_class = next(one for one in CONFIGS if one.model_type == self.family)
+        config_class = CONFIGURATIONS[self.family]
         task = "ForSegmentation" if self.has_masks else "ForObjectDetection"
         return config_class(
             **self.options,
