@@ -73,13 +73,13 @@ def make_model_card(
     architecture = _architecture(config)
     data = ModelCardData(
         license=license,
-        library_name="hf_detr" if architecture in ONLY_HERE else "transformers",
-        pipeline_tag=_task(architecture),
+        library_name=library_of(architecture),
+        pipeline_tag=task_of(architecture),
         tags=["hf_detr", config.model_type, "vision"],
         base_model=base_model,
         datasets=list(datasets) or None,
         model_name=name,
-        eval_results=_indexed(results, _task(architecture)) or None,
+        eval_results=_indexed(results, task_of(architecture)) or None,
     )
     published = [one for one in results if one.source is not None]
     measured = [one for one in results if one.source is None]
@@ -116,7 +116,13 @@ def _architecture(config: PreTrainedConfig) -> str:
     return names[0]
 
 
-def _task(architecture: str) -> str:
+def library_of(architecture: str) -> str:
+    """What the Hub calls the library that loads models of a class."""
+    return "hf_detr" if architecture in ONLY_HERE else "transformers"
+
+
+def task_of(architecture: str) -> str:
+    """What the Hub calls the task of a class, a detector or segmenter."""
     return next(task for ending, task in TASKS.items() if architecture.endswith(ending))
 
 
@@ -142,7 +148,7 @@ def _indexed(results: Sequence[CardResults], task: str) -> list[EvalResult]:
 def _use(architecture: str, name: str) -> str:
     """How to install what is needed, and code for each way to run the model."""
     prefix = architecture.split("For")[0]
-    task = _task(architecture)
+    task = task_of(architecture)
     post_process = {
         "object-detection": "post_process_object_detection",
         "image-segmentation": "post_process_panoptic_segmentation",

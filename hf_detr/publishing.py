@@ -12,7 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from .model_card import ONLY_HERE, TASKS, make_model_card
+from .model_card import ONLY_HERE, TASKS, library_of, make_model_card, task_of
 from .pretrained_model import DetectionPreTrainedModel, without_auxiliary_loss
 from .whole_saving import weights_of
 
@@ -109,8 +109,8 @@ def complete_card(card: str | ModelCard, model: PreTrainedModel) -> ModelCard:
         card.text += f"\nThe model needs hf_detr (`pip install hf_detr`): {ONLY_HERE[name]}\n"
     # Without a task, `pipeline(model=...)` loads what names transformers as its library only.
     for key, value in {
-        "library_name": "hf_detr" if name in ONLY_HERE else "transformers",
-        "pipeline_tag": next(task for ending, task in TASKS.items() if name.endswith(ending)),
+        "library_name": library_of(name),
+        "pipeline_tag": task_of(name),
         "tags": [],
     }.items():
         card.data[key] = card.data.get(key) or value
