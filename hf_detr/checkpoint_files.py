@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .whole_saving import saved_whole
+
 
 def read_pickled_checkpoint(file: str | os.PathLike) -> dict[str, Any]:
     """What a `.pth` file holds, read by torch's unpickler that runs no code of the file's.
@@ -84,7 +86,8 @@ def check_tensors(tensors: dict[str, Tensor], file: str | os.PathLike) -> None:
 def new_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
     """A folder to write to, which becomes `folder` when all is written; nothing if that fails.
 
-    Where `folder` exists, its files of the same names are replaced one by one; others stay.
+    Where `folder` exists, its files of the same names and its weights are replaced together; others
+    stay.
 
     Raises:
         FileExistsError: if `folder` is a file, or has files and `overwrite` isn't set.
@@ -96,16 +99,16 @@ def new_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
             f"{folder} isn't empty; choose another one, or pass overwrite (--overwrite) to replace "
             "the files in it that are written anew."
         )
+    if folder.is_dir():
+        with saved_whole(folder) as unfinished:
+            yield unfinished
+        return
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         yield unfinished
-        if folder.is_dir():
-            for path in unfinished.iterdir():
-                path.replace(folder / path.name)
-        else:
-            unfinished.chmod(0o777 & ~_umask())  # mkdtemp's is for its owner only
-            unfinished.replace(folder)
+        unfinished.chmod(0o777 & ~_umask())  # mkdtemp's is for its owner only
+        unfinished.replace(folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 

@@ -129,6 +129,10 @@ def test_folder_that_is_there(tmp_path: Path) -> None:
         (unfinished / "config.json").write_text("new")
     contents = {path.name: path.read_text() for path in tmp_path.iterdir()}
     assert contents == {"README.md": "mine", "config.json": "new"}
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
+    with new_folder(tmp_path, overwrite=True) as unfinished:
+        (unfinished / "model.safetensors").write_text("new")
+    assert not (tmp_path / "model.safetensors.index.json").exists()  # of older, sharded weights
     (tmp_path / "empty").mkdir()
     with new_folder(tmp_path / "empty", overwrite=False) as unfinished:
         (unfinished / "config.json").write_text("new")
