@@ -34,12 +34,6 @@ NAMES = {
     "conditional_detr": "Conditional DETR",
     "deformable_detr": "Deformable DETR",
 }
-# The map at stride 16 for all: these images would have too few cells at stride 32.
-LEVELS: dict[str, dict[str, Any]] = {
-    "detr": {"backbone_kwargs": {"out_indices": [3]}},
-    "conditional_detr": {"backbone_kwargs": {"out_indices": [3]}},
-    "deformable_detr": {"backbone_kwargs": {"out_indices": [3]}, "num_feature_levels": 2},
-}
 Curves = dict[str, list[tuple[int, float]]]
 
 
@@ -75,7 +69,8 @@ def write_architecture(options: ComparisonOptions, model_type: str) -> Path:
         "use_pretrained_backbone": options.backbone_weights is None,
         "d_model": options.width,
         "num_queries": options.queries,
-        **LEVELS[model_type],
+        # The map at stride 16 for all: these images would have too few cells at stride 32.
+        "backbone_kwargs": {"out_indices": [3]},
         **dict.fromkeys(("dropout", "attention_dropout", "activation_dropout"), 0.0),
         "preprocessing": {
             "size": {
@@ -86,6 +81,8 @@ def write_architecture(options: ComparisonOptions, model_type: str) -> Path:
             "image_std": [options.backbone_mean_std] * 3,
         },
     }
+    if model_type == "deformable_detr":
+        architecture["num_feature_levels"] = 2  # it makes the second itself
     for part in ("encoder", "decoder"):
         architecture[f"{part}_layers"] = options.layers
         architecture[f"{part}_ffn_dim"] = 4 * options.width

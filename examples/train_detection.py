@@ -32,7 +32,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from training_card import write_card
 from training_options import MAY_CHANGE, FurtherOptions, Options, fill_in
-from training_setup import check, make_model, make_transform, publishable
+from training_setup import check, make_model, make_transform
 from transformers import HfArgumentParser, PreTrainedModel, pipeline
 
 from hf_detr.batches import DetectionCollator
@@ -41,6 +41,7 @@ from hf_detr.evaluation import evaluate, evaluate_panoptic
 from hf_detr.learning_rate import learning_rate_factor
 from hf_detr.matcher import NonFinitePredictionError
 from hf_detr.model_ema import ModelEma
+from hf_detr.pretrained_model import without_auxiliary_loss
 from hf_detr.publishing import push_to_hub
 from hf_detr.training_checkpoint import (
     checkpoint_folder,
@@ -289,7 +290,8 @@ class Training:
         }
 
         def write_more(folder: Path) -> None:
-            publishable(self.plain_model).save_pretrained(folder)
+            with without_auxiliary_loss(self.plain_model):
+                self.plain_model.config.save_pretrained(folder)
             self.processor.save_pretrained(folder)
 
         save_checkpoint(

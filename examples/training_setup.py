@@ -1,6 +1,5 @@
 """What a training begins with: a model, its image processor, augmentation and sound data."""
 
-import copy
 import json
 import sys
 from pathlib import Path
@@ -17,7 +16,6 @@ from transformers import (
     AutoModelForImageSegmentation,
     AutoModelForObjectDetection,
     PreTrainedConfig,
-    PreTrainedModel,
 )
 
 from hf_detr.augmentation import (
@@ -95,10 +93,3 @@ def check(data: DetectionDataset, name: str, config: PreTrainedConfig) -> None:
     print(f"{name} data: {report.text()}", file=sys.stderr)
     if not report.may_train:
         sys.exit(f"The {name} data can't be learned from; mend what is marked ERROR above.")
-
-
-def publishable(model: PreTrainedModel) -> PreTrainedConfig:
-    """The model's config, without what only training needs."""
-    config = copy.deepcopy(model.config)
-    config.auxiliary_loss = False
-    return config
