@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import ModelCard
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -18,6 +19,7 @@ from .image_processing_sigmoid_detr import (
     DeformableDetrImageProcessor,
 )
 from .mmdetection_names import has_mmdetection_names, with_official_names
+from .model_card import make_model_card
 from .modeling_conditional_detr import ConditionalDetrForObjectDetection
 from .modeling_deformable_detr import DeformableDetrForObjectDetection
 from .modeling_detr import DetrForObjectDetection
@@ -29,6 +31,7 @@ from .official_configuration import (
     recognize,
     unseen,
 )
+from .published_checkpoints import find_published_checkpoint, make_published_card
 from .wording import some_of
 
 DETECTORS = {
@@ -41,6 +44,13 @@ PROCESSORS = {
     "conditional_detr": ConditionalDetrImageProcessor,
     "deformable_detr": DeformableDetrImageProcessor,
 }
+
+# By these, published configurations differ from each other and from others of their file's name.
+TELLING_FIELDS = (
+    *("architectures", "backbone", "dilation", "num_labels", "num_queries", "d_model"),
+    *("encoder_layers", "decoder_layers", "encoder_attention_heads", "num_feature_levels"),
+    *("with_box_refine", "two_stage"),
+)
 
 
 def convert_official_checkpoint(
@@ -56,8 +66,9 @@ def convert_official_checkpoint(
 
     Which model it is, is read off the names and shapes of its weights: DETR, Conditional DETR or
     Deformable DETR in all published forms, DETR with a mask head, too. The folder gets
-    `config.json`, `model.safetensors` and `preprocessor_config.json`. Where the encoder proposes
-    the queries, there are 300 of them unless the file says otherwise.
+    `config.json`, `model.safetensors`, `preprocessor_config.json` and a card, `README.md`, with the
+    authors' figures if the file is one that they published. Where the encoder proposes the
+    queries, there are 300 of them unless the file says otherwise.
 
     Args:
         file: the checkpoint; it is read without running code that it may hold.
@@ -83,7 +94,31 @@ def convert_official_checkpoint(
     with new_folder(Path(folder), overwrite) as unfinished:
         model.save_pretrained(unfinished)
         PROCESSORS[model.config.model_type](format=kind).save_pretrained(unfinished)
+        card = make_converted_card(model.config, Path(file).name, Path(folder).resolve().name)
+        (unfinished / "README.md").write_text(str(card), encoding="utf-8")
     return model
+
+
+def make_converted_card(config: PreTrainedConfig, file: str, name: str) -> ModelCard:
+    """The card of a converted checkpoint.
+
+    Args:
+        config: of the model that was made of it, with `architectures`.
+        file: name of the official file. If the authors published one of this name and this
+            configuration, their figures and recipe are in the card.
+        name: folder or repository that the card lies in.
+    """
+    published = find_published_checkpoint(file)
+    if published is not None and _is_built_alike(config, published.make_config()):
+        return make_published_card(published, config, name)
+    return make_model_card(
+        config,
+        name=name,
+        description=f"hf_detr converted `{file}`, a checkpoint of the papers' own code or of one "
+        "that uses its names.",
+        training="The file tells nothing of data and recipe.",
+        evaluation="None: add what you measure, for example with `examples/evaluate.py`.",
+    )
 
 
 def export_official_checkpoint(
@@ -191,6 +226,11 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return {
         n: t for n, t in weights.items() if not n.endswith(".num_batches_tracked")
     }, options or {}
+
+
+def _is_built_alike(one: PreTrainedConfig, other: PreTrainedConfig) -> bool:
+    """Whether two configurations differ, if at all, in training and in the names of classes."""
+    return all(getattr(one, field, None) == getattr(other, field, None) for field in TELLING_FIELDS)
 
 
 def _load(folder: Path) -> PreTrainedModel:

@@ -35,8 +35,10 @@ def test_there_and_back(bare_file: Path, tmp_path: Path, capsys: pytest.CaptureF
     out = capsys.readouterr().out
     assert "DetrForObjectDetection: resnet18 without dilation, 4 heads, 7 queries, 5 labels" in out
     assert json.loads((hub / "config.json").read_text())["id2label"]["4"] == "e"
-    expected_files = ["config.json", "model.safetensors", "preprocessor_config.json"]
+    expected_files = ["README.md", "config.json", "model.safetensors", "preprocessor_config.json"]
     assert sorted(path.name for path in hub.iterdir()) == expected_files
+    card = (hub / "README.md").read_text()
+    assert "hf_detr converted `model.pth`" in card and "Published results" not in card
     assert main(["--to-official", str(hub), str(back)]) == 0
     weights, expected = (torch.load(f, weights_only=True)["model"] for f in (back, bare_file))
     assert weights.keys() == expected.keys()

@@ -17,9 +17,9 @@ from transformers import AutoImageProcessor, PreTrainedModel
 import hf_detr
 from hf_detr import convert_official_checkpoint, export_official_checkpoint
 from hf_detr.checkpoint_names import official_name
-from hf_detr.official_checkpoints import model_from_weights
+from hf_detr.official_checkpoints import make_converted_card, model_from_weights
 from hf_detr.official_configuration import unseen
-from hf_detr.published_checkpoints import published_checkpoints
+from hf_detr.published_checkpoints import make_published_card, published_checkpoints
 
 from .tiny import class_of, tiny_config, tiny_detector
 
@@ -300,6 +300,19 @@ def test_published_names() -> None:
     for one in published:
         expected = (one.options.get("dilation", False), 8)
         assert unseen({}, one.file, None, None) == expected, one.file
+
+
+def test_cards_have_figures_only_if_they_are_the_model_s() -> None:
+    """A published file's figures aren't printed for another model under its file's name."""
+    for checkpoint in published_checkpoints():
+        config = checkpoint.make_config()
+        card = make_converted_card(config, checkpoint.file, "mine")
+        assert str(card) == str(make_published_card(checkpoint, config, "mine"))
+        assert card.data.eval_results and card.data.license == "apache-2.0"
+        config.num_labels = 3
+        other = make_converted_card(config, checkpoint.file, "mine")
+        assert other.data.eval_results is None and other.data.license is None
+        assert f"`{checkpoint.file}`" in other.text and "mine" in other.text
 
 
 def test_what_counts_more() -> None:
