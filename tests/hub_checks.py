@@ -22,6 +22,7 @@ from torch.testing import assert_close
 import hf_detr
 
 from .hub_server import Hub
+from .test_documentation import REPOSITORY, blocks
 from .tiny import class_of, padded_batch, tiny_config, tiny_detector
 
 # What the client itself is warned of.
@@ -258,6 +259,21 @@ def test_cards(hub: Hub, tmp_path: Path) -> None:
         hf_detr.push_to_hub(model, processor, "tester/card", files=[tmp_path / "config.json"])
     with pytest.raises(TypeError, match="is a Linear; expected a detector or segm"):
         hf_detr.push_to_hub(torch.nn.Linear(1, 1), processor, "tester/card")
+
+
+def test_the_page_about_publishing(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """docs/publishing.md does what it says."""
+    model, processor = some_model("deformable_detr")
+    model.config.auxiliary_loss = False
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "trained")
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks(REPOSITORY / "docs" / "publishing.md", "python")
+    exec(code.replace("me/", "tester/"), {})
+    card = files_of(hub, "cups-and-spoons")["README.md"].decode()
+    assert "Only daylight was seen in training." in card and "0.84" in card
 
 
 def test_one_file_takes_the_place_of_shards(hub: Hub) -> None:
