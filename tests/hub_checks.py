@@ -208,7 +208,7 @@ def test_private_repositories_need_a_token(hub: Hub, monkeypatch: pytest.MonkeyP
         hf_detr.push_to_hub(model, processor, "tester/secret", token=STRANGER)
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(RepositoryNotFoundError):
-        snapshot_download("tester/secret")
+        HfApi().model_info("tester/secret")
     assert_close(outputs(load("tester/secret", token=OWNER)), outputs(model), atol=0, rtol=0)
     hf_detr.push_to_hub(model, processor, "tester/open", token=OWNER)
     before = len(hub.repositories["tester/open"].messages)
@@ -360,7 +360,8 @@ def test_an_index_cannot_lead_outside(hub: Hub, tmp_path: Path) -> None:
         index = {"metadata": {}, "weight_map": dict.fromkeys(model.state_dict(), name)}
         content = {**files, "model.safetensors.index.json": json.dumps(index).encode()}
         repository.commit("main", content, "evil")
-        with pytest.raises(ValueError, match="Invalid filename"):  # by the client
+        # Refused by the client; transformers 5.17 turns its ValueError into an OSError.
+        with pytest.raises((ValueError, OSError), match="Invalid filename"):
             type(model).from_pretrained("tester/outside")
 
 
