@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from .command_options import add_model_options, positive, size_hw
 from .compiled_attention import find_operators
 from .image_processing_detr import DetrImageProcessor
-from .model_loading import add_model_options, load_model
+from .model_loading import load_model
 from .multi_scale_deformable_attention import choose_operators
 from .prediction import PROGRESS_AFTER, predict
 from .pretrained_model import DetectionPreTrainedModel
@@ -167,29 +168,18 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     )
     add_model_options(parser, several=True)
     parser.add_argument(
-        "--batch-size", type=_positive, nargs="+", default=[1], help="one or more, default 1"
+        "--batch-size", type=positive, nargs="+", default=[1], help="one or more, default 1"
     )
     parser.add_argument(
         "--size",
-        type=_size_hw,
+        type=size_hw,
         default=PHOTO_HW,
         metavar="HEIGHTxWIDTH",
         help="of the images, which the image processor resizes; default 480x640",
     )
-    parser.add_argument("--rounds", type=_positive, default=20, help="default 20")
-    parser.add_argument("--threads", type=_positive, help="of the CPU; default: torch's own")
+    parser.add_argument("--rounds", type=positive, default=20, help="default 20")
+    parser.add_argument("--threads", type=positive, help="of the CPU; default: torch's own")
     parser.add_argument(
         "--json", action="store_true", help="print the figures as JSON, and nothing else on stdout"
     )
     return parser
-
-
-def _size_hw(text: str) -> tuple[int, int]:
-    height, _, width = text.partition("x")
-    return _positive(height), _positive(width)
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1")
-    return int(text)

@@ -1,7 +1,7 @@
 """Models as files that run without this package: ONNX, and torch.export's `.pt2`.
 
-Batch, height and width stay free. A file is kept only if it gives what the model gives, at other
-sizes than it was exported with, padded batches and the image processor's own size among them.
+A file is kept only if it gives what the model gives, for other batches than it was exported with:
+padded ones and, where height and width are free, other sizes, the image processor's own among them.
 """
 
 import argparse
@@ -20,17 +20,18 @@ from torch import Tensor, nn
 from torch.export import Dim
 from transformers.image_utils import SizeDict
 
+from .command_options import add_model_options, size_hw
 from .image_processing_detr import DetrImageProcessor
 from .image_settings import resized_hw
-from .model_loading import add_model_options, load_model
+from .model_loading import load_model
 from .prediction import in_eval_mode
 from .pretrained_model import DetectionPreTrainedModel
 
 SUFFIXES = (".onnx", ".pt2")
 INPUTS = ("pixel_values", "pixel_mask")
 TOLERANCE = 1e-3
-EXPORTED_SHAPE = (2, 128, 160)  # batch, height, width
-CHECKED_SHAPES = ((1, 96, 96), (3, 224, 128), (2, 97, 131))
+EXPORTED_HW = (128, 160)
+CHECKED_SHAPES = ((1, 96, 96), (3, 224, 128), (2, 97, 131))  # batch, height, width
 PHOTO_HW = (480, 640)
 
 Run = Callable[[Tensor, Tensor], list[Tensor]]
@@ -72,10 +73,11 @@ def export_model(
     model: DetectionPreTrainedModel,
     path: str | os.PathLike[str],
     processor: DetrImageProcessor | None = None,
+    fixed_hw: tuple[int, int] | None = None,
     tolerance: float = TOLERANCE,
     overwrite: bool = False,
 ) -> ExportReport:
-    """Write a model as a graph whose batch, height and width are free, and check it.
+    """Write a model as a graph of any batch, height and width, and check it.
 
     Its inputs are `pixel_values` (B, 3, H, W) and `pixel_mask` (B, H, W) int64, its outputs
     `logits`, `pred_boxes` and, of a segmentation model, `pred_masks`.
@@ -83,13 +85,14 @@ def export_model(
     Args:
         model: on the CPU, in any mode.
         path: ends with `.onnx` (needs onnx, onnxscript and onnxruntime) or `.pt2`.
-        processor: its size is checked too.
+        processor: the size that it gives photographs is checked too.
+        fixed_hw: the only height and width that the graph takes; smaller images are padded to it.
         tolerance: largest difference from the model's own outputs that is let pass.
         overwrite: replace a file that is there.
 
     Raises:
-        ValueError: for another ending, and if the file would give other results; nothing is
-            written then.
+        ValueError: for another ending, if height and width can't be free, and if the file would
+            give other results; nothing is written then.
         FileExistsError: if there is a file already.
         ImportError: if ONNX's packages are missing.
     """
@@ -101,15 +104,13 @@ def export_model(
     if model.device.type != "cpu":
         raise ValueError(f"the model is on {model.device}; move it to the CPU to export it.")
     export, load = (_export_onnx, _load_onnx) if path.suffix == ".onnx" else (_export, _load)
-    graph = Graph(model)
-    shapes = CHECKED_SHAPES
-    if processor is not None:
-        size_hw = resized_hw(PHOTO_HW, SizeDict(**dict(processor.size)))
-        shapes = (*shapes, (1, *size_hw))
+    if fixed_hw is None:
+        _check_sizes_can_be_free(model)
+    graph, shapes = Graph(model), _shapes_to_check(processor, fixed_hw)
     with in_eval_mode(graph), _unfinished(path) as unfinished:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the exporter's own making; the check says more
-            export(graph, unfinished)
+            export(graph, unfinished, fixed_hw)
         difference = _largest_difference(graph, load(unfinished), shapes)
         if not difference <= tolerance:  # NaN isn't either
             raise ValueError(
@@ -131,17 +132,42 @@ def example_batch(batch_size: int, height: int, width: int) -> tuple[Tensor, Ten
     return pixel_values * pixel_mask[:, None], pixel_mask
 
 
-def _dynamic_shapes() -> dict[str, dict[int, Dim]]:
-    free = Dim.DYNAMIC
-    return {"pixel_values": {0: free, 2: free, 3: free}, "pixel_mask": {0: free, 1: free, 2: free}}
+def _check_sizes_can_be_free(model: nn.Module) -> None:
+    """Refuse layers of timm whose padding depends on the size, as TensorFlow's does.
+
+    From layer to layer torch's formulas for the sizes would double; that takes for ever.
+    """
+    kinds = {type(module).__name__ for module in model.modules()}
+    if found := sorted(kind for kind in kinds if kind.endswith("Same")):
+        raise ValueError(
+            f"the backbone pads by the size of its input, as TensorFlow does ({', '.join(found)}), "
+            "so that height and width can't be free; fix them (fixed_hw, or --size on the command "
+            "line) and pad images to that size, which pixel_mask tells."
+        )
 
 
-def _export_onnx(graph: Graph, path: Path) -> None:
+def _shapes_to_check(
+    processor: DetrImageProcessor | None, fixed_hw: tuple[int, int] | None
+) -> tuple[tuple[int, int, int], ...]:
+    if fixed_hw is not None:
+        return (1, *fixed_hw), (3, *fixed_hw)
+    if processor is None:
+        return CHECKED_SHAPES
+    return *CHECKED_SHAPES, (1, *resized_hw(PHOTO_HW, SizeDict(**dict(processor.size))))
+
+
+def _dynamic_shapes(fixed_hw: tuple[int, int] | None) -> dict[str, dict[int, Dim]]:
+    axes = {"pixel_values": (0, 2, 3), "pixel_mask": (0, 1, 2)}
+    free = 3 if fixed_hw is None else 1
+    return {name: dict.fromkeys(numbers[:free], Dim.DYNAMIC) for name, numbers in axes.items()}
+
+
+def _export_onnx(graph: Graph, path: Path, fixed_hw: tuple[int, int] | None) -> None:
     program = torch.onnx.export(
         graph,
-        example_batch(*EXPORTED_SHAPE),
+        example_batch(2, *(fixed_hw or EXPORTED_HW)),
         dynamo=True,
-        dynamic_shapes=_dynamic_shapes(),
+        dynamic_shapes=_dynamic_shapes(fixed_hw),
         input_names=INPUTS,
         output_names=graph.outputs,
         verbose=False,
@@ -161,9 +187,10 @@ def _load_onnx(path: Path) -> Run:
     return run
 
 
-def _export(graph: Graph, path: Path) -> None:
-    batch = example_batch(*EXPORTED_SHAPE)
-    program = torch.export.export(graph, batch, dynamic_shapes=_dynamic_shapes(), strict=False)
+def _export(graph: Graph, path: Path, fixed_hw: tuple[int, int] | None) -> None:
+    batch = example_batch(2, *(fixed_hw or EXPORTED_HW))
+    shapes = _dynamic_shapes(fixed_hw)
+    program = torch.export.export(graph, batch, dynamic_shapes=shapes, strict=False)
     torch.export.save(program, path)
 
 
@@ -199,31 +226,14 @@ def _unfinished(path: Path) -> Iterator[Path]:
 
 def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
     """Export the model that the command line names; return the exit status."""
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description="Write a model as a graph of free batch, height and width, and check that it "
-        "gives what the model gives. A file that doesn't isn't kept.",
-        epilog="exit status: 0 if the file was written and is right; 1 if not; 2 if the arguments "
-        "are wrong. ONNX needs `pip install 'hf_detr[export]'`.",
-    )
-    parser.add_argument("target", type=Path, help="file to write: model.onnx or model.pt2")
-    add_model_options(parser)
-    parser.add_argument(
-        "--tolerance",
-        type=float,
-        default=TOLERANCE,
-        help=f"largest difference from the model's outputs, default {TOLERANCE}",
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
-    parser.add_argument(
-        "--json", action="store_true", help="print the report as JSON, and nothing else on stdout"
-    )
+    parser = _parser(prog)
     parsed = parser.parse_args(arguments)
     if parsed.target.suffix not in SUFFIXES:
         parser.error(f"{parsed.target} must end with {' or '.join(SUFFIXES)}")
     try:
         model, processor = load_model(parsed.model, parsed.device or "cpu")
-        report = export_model(model, parsed.target, processor, parsed.tolerance, parsed.overwrite)
+        settings = parsed.size, parsed.tolerance, parsed.overwrite
+        report = export_model(model, parsed.target, processor, *settings)
     except (ValueError, OSError, ImportError) as error:
         print(f"ERROR: {error}", file=sys.stderr)
         return 1
@@ -237,3 +247,33 @@ def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
         f"{', '.join(map(str, report.checked_shapes))}."
     )
     return 0
+
+
+def _parser(prog: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Write a model as a graph of any batch, height and width, and check that it "
+        "gives what the model gives. A file that doesn't isn't kept.",
+        epilog="exit status: 0 if the file was written and is right; 1 if not; 2 if the arguments "
+        "are wrong. ONNX needs `pip install 'hf_detr[export]'`.",
+    )
+    parser.add_argument("target", type=Path, help="file to write: model.onnx or model.pt2")
+    add_model_options(parser)
+    parser.add_argument(
+        "--size",
+        type=size_hw,
+        metavar="HEIGHTxWIDTH",
+        help="fix height and width, to which images are then padded; for backbones that can't "
+        "leave them free",
+    )
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=TOLERANCE,
+        help=f"largest difference from the model's outputs, default {TOLERANCE}",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
+    parser.add_argument(
+        "--json", action="store_true", help="print the report as JSON, and nothing else on stdout"
+    )
+    return parser

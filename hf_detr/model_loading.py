@@ -1,6 +1,5 @@
 """Models and their image processors by name, as commands take them."""
 
-import argparse
 import os
 from typing import Any
 
@@ -13,22 +12,8 @@ from transformers import (
 )
 
 from .configuration_detr import ConditionalDetrConfig, DeformableDetrConfig, DetrConfig
-from .embedded_model import embedded_model_folder
 from .image_processing_detr import DetrImageProcessor
 from .pretrained_model import DetectionPreTrainedModel
-
-
-def add_model_options(parser: argparse.ArgumentParser, several: bool = False) -> None:
-    """Add `--model` and `--device`, which `load_model` takes; with several models, a list."""
-    folder = str(embedded_model_folder())
-    parser.add_argument(
-        "--model",
-        nargs="+" if several else None,
-        default=[folder] if several else folder,
-        help="folder or name on the Hub; default: the small detector of ten kinds of garments "
-        "that comes with hf_detr",
-    )
-    parser.add_argument("--device", help="such as cpu or cuda:1; default: a GPU if there is one")
 
 
 def load_model(

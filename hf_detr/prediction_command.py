@@ -13,8 +13,9 @@ import numpy as np
 import PIL.Image
 from tqdm.auto import tqdm
 
+from .command_options import add_model_options, positive
 from .drawing import draw_predictions
-from .model_loading import add_model_options, load_model
+from .model_loading import load_model
 from .prediction import PROGRESS_AFTER, stream_predictions
 
 DESCRIPTION = "Find objects in images; write pictures of them, and one JSON file of the results."
@@ -201,7 +202,7 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--batch-size",
-        type=_positive,
+        type=positive,
         default=8,
         help="images of equal size that run together, default 8; doesn't change the results",
     )
@@ -216,10 +217,3 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
         "--json", action="store_true", help="print the results as JSON, and nothing else on stdout"
     )
     return parser
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is no number from 1")
-    return number

@@ -57,6 +57,7 @@ LAYERS = [
     {"modeling_detr", "modeling_conditional_detr", "modeling_deformable_detr"},
     {"modeling_detr_segmentation", "evaluation"},
     {"trainer_metrics", "official_checkpoints"},
+    {"command_options"},
     {"checkpoint_conversion", "model_export", "latency", "doctor"},
     {"prediction_command", "evaluation_command"},
     {"__main__"},
