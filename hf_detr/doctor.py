@@ -123,6 +123,8 @@ def _version(package: str) -> str | None:
 
 def _devices() -> dict[str, str]:
     devices = {"cpu": f"{os.cpu_count()} cores, {torch.get_num_threads()} thread(s) of torch"}
+    if not torch.cuda.is_available():
+        devices["cuda"] = f"torch sees none; it was built for CUDA {torch.version.cuda or 'none'}"
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         memory = properties.total_memory / 2**30

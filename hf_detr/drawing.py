@@ -75,10 +75,9 @@ def _paint_segments(
     # A palette has 256 places, the first for pixels of no segment.
     places, palette = np.zeros(int(segmentation.max()) + 1, dtype=np.uint8), [0, 0, 0]
     for index, segment in enumerate(segments):
-        number = int(segment["id"])
-        places[number] = index % 255 + 1
+        places[int(segment["id"])] = index % 255 + 1
         if index < 255:
-            palette += _color(segment["label_id"], SHADES[number % len(SHADES)])
+            palette += _color(segment["label_id"], SHADES[index % len(SHADES)])
     tint = PIL.Image.fromarray(places[segmentation.numpy()])
     strength = tint.point([0] + [128] * 255)
     tint.putpalette(palette)

@@ -50,17 +50,28 @@ def test_onnx_with_dynamic_sizes(kind: str, tmp_path: Path) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.slow
+def test_torch_program_with_dynamic_sizes(tmp_path: Path) -> None:
+    """`.pt2` files leave batch, height and width free too (1e-3)."""
+    model, path = tiny_detector("detr", encoder_layers=1, decoder_layers=1), tmp_path / "model.pt2"
+    assert export_model(model, path).largest_difference < 1e-3
+    batch = padded_batch(3, 100, 131)
+    got = torch.export.load(path).module()(*batch)
+    assert_close(got, Graph(model)(*batch), atol=1e-3, rtol=0)
+
+
+@torch.no_grad()
 def test_command_writes_a_torch_program(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """`.pt2` files load without this package; the report is the only thing on stdout."""
     model = tiny_detector("detr", encoder_layers=1, decoder_layers=1)
     model.save_pretrained(tmp_path / "model")
     DetrImageProcessor(size={"height": 64, "width": 96}).save_pretrained(tmp_path / "model")
     path = tmp_path / "sub" / "model.pt2"
-    given = [str(path), "--model", str(tmp_path / "model"), "--json"]
+    given = [str(path), "--model", str(tmp_path / "model"), "--size", "64x96", "--json"]
     assert main(given) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["largest_difference"] < 1e-3 and report["num_bytes"] == path.stat().st_size
-    batch = padded_batch(3, 100, 131)
+    batch = padded_batch(4, 64, 96)
     got = torch.export.load(path).module()(*batch)
     assert_close(got, Graph(model)(*batch), atol=1e-3, rtol=0)
     assert main(given) == 1

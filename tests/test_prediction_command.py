@@ -11,11 +11,10 @@ from hf_detr import DetrImageProcessor, embedded_model_folder
 from hf_detr.prediction_command import find_images, main
 
 from .some_data import write_image
-from .test_segmentation import tiny_segmenter
+from .test_prediction import SIZE, sure_segmenter
 from .tiny import tiny_detector
 
 GARMENTS = Path(__file__).parents[1] / "examples" / "images" / "garments.jpg"
-SIZE = {"shortest_edge": 64, "longest_edge": 96}
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +46,8 @@ def test_folder_with_a_broken_image_a_text_and_a_huge_photograph(
     (failed,) = report["failed"]
     assert failed["file"] == str(photos / "broken.jpg") and "can't be" in failed["error"]
     assert "skipped" in err and "failed" in err and "1 of 3 images couldn't be read" in err
-    assert PIL.Image.open(output / "huge.png").size == (8000, 5000)
+    with PIL.Image.open(output / "huge.png") as picture:
+        assert picture.size == (8000, 5000)
     assert len(report["images"][1]["objects"]) == 7
 
 
@@ -107,19 +107,20 @@ def test_wrong_arguments_are_status_2(tmp_path: Path, capsys: pytest.CaptureFixt
 
 def test_masks_and_equal_names(tmp_path: Path) -> None:
     """Segment maps hold the ids of the results; files of one name don't overwrite each other."""
-    tiny_segmenter().save_pretrained(tmp_path / "model")
+    sure_segmenter().save_pretrained(tmp_path / "model")
     DetrImageProcessor(size=SIZE).save_pretrained(tmp_path / "model")
     files = [str(write_image(tmp_path / name / "1.png", seed=i)) for i, name in enumerate("ab")]
     output = tmp_path / "output"
-    options = ["--masks", "--threshold", "0", "--output", str(output)]
+    options = ["--masks", "--output", str(output)]
     assert main([*files, *options, "--model", str(tmp_path / "model")]) == 0
     names = {path.name for path in output.iterdir()}
     pictures = {"1.png", "1-2.png", "1.segments.png", "1-2.segments.png"}
     assert names == pictures | {"predictions.json"}
     report = json.loads((output / "predictions.json").read_text())
     for one in report["images"]:
-        ids = set(np.asarray(PIL.Image.open(one["segment_map"])).flat) - {0}
-        assert ids and ids <= {segment["id"] for segment in one["segments"]}
+        with PIL.Image.open(one["segment_map"]) as segment_map:
+            assert np.asarray(segment_map).max() == one["segments"][0]["id"]
+        assert one["segments"][0]["label_id"] == one["objects"][0]["label_id"] == 2
 
 
 def test_find_images(tmp_path: Path) -> None:
