@@ -22,6 +22,8 @@ from .kernel_loader import cache_folder as kernel_cache_folder
 from .kernel_loader import load_kernel
 
 PACKAGE = "hf_detr"
+# Reported where the package runs without being installed, which alone would tell what it needs
+MAIN_REQUIREMENTS = ("torch", "torchvision", "transformers", "timm", "huggingface-hub")
 
 
 @dataclass(frozen=True)
@@ -69,15 +71,13 @@ def diagnose() -> Diagnosis:
         (optional if is_optional else needed)[requirement.name] = text
         if text != version and not (is_optional and version is None):
             problems.append(f"{requirement.name}: {text}; pip install '{wanted}'.")
-    if not needed:
-        problems.append(f"{PACKAGE} isn't installed, so its needs are unknown; pip install it.")
     is_registered = isinstance(AutoConfig.for_model("deformable_detr"), DeformableDetrConfig)
     registration = os.environ.get("HF_DETR_REGISTER", "1")
     if not is_registered and registration != "0":
         problems.append("the Auto classes of transformers give other classes than hf_detr's.")
     return Diagnosis(
         system={"python": platform.python_version(), "platform": platform.platform()},
-        packages={PACKAGE: _version(PACKAGE) or "not installed", **needed},
+        packages={PACKAGE: _version(PACKAGE) or "runs without being installed", **needed},
         optional_packages=optional,
         devices=_devices(),
         operator={device_type: _operator(device_type) for device_type in FOLDERS},
@@ -105,7 +105,7 @@ def _requirements() -> Iterator[tuple[Requirement, bool]]:
     try:
         texts = metadata.requires(PACKAGE) or []
     except metadata.PackageNotFoundError:
-        return
+        texts = MAIN_REQUIREMENTS
     seen = set()
     for requirement in map(Requirement, texts):
         if requirement.name not in seen:
