@@ -5,6 +5,7 @@ padded ones and, where height and width are free, other sizes, the image process
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import sys
@@ -28,6 +29,7 @@ from .prediction import in_eval_mode
 from .pretrained_model import DetectionPreTrainedModel
 
 SUFFIXES = (".onnx", ".pt2")
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 INPUTS = ("pixel_values", "pixel_mask")
 TOLERANCE = 1e-3
 EXPORTED_HW = (128, 160)
@@ -91,8 +93,8 @@ def export_model(
         overwrite: replace a file that is there.
 
     Raises:
-        ValueError: for another ending, if height and width can't be free, and if the file would
-            give other results; nothing is written then.
+        ValueError: for another ending, if torch can't export the model, or not with free height and
+            width, and if the file would give other results; nothing is written then.
         FileExistsError: if there is a file already.
         ImportError: if ONNX's packages are missing.
     """
@@ -104,13 +106,18 @@ def export_model(
     if model.device.type != "cpu":
         raise ValueError(f"the model is on {model.device}; move it to the CPU to export it.")
     export, load = (_export_onnx, _load_onnx) if path.suffix == ".onnx" else (_export, _load)
+    if path.suffix == ".onnx":
+        _check_onnx_is_installed()
     if fixed_hw is None:
         _check_sizes_can_be_free(model)
     graph, shapes = Graph(model), _shapes_to_check(processor, fixed_hw)
     with in_eval_mode(graph), _unfinished(path) as unfinished:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the exporter's own making; the check says more
-            export(graph, unfinished, fixed_hw)
+            try:
+                export(graph, unfinished, fixed_hw)
+            except Exception as error:  # of many kinds, by what a backbone does
+                raise ValueError(f"torch can't export the model: {str(error)[:1000]}") from error
         difference = _largest_difference(graph, load(unfinished), shapes)
         if not difference <= tolerance:  # NaN isn't either
             raise ValueError(
@@ -130,6 +137,12 @@ def example_batch(batch_size: int, height: int, width: int) -> tuple[Tensor, Ten
         pixel_mask[image, height - 10 * image :] = 0
         pixel_mask[image, :, width - 7 * image :] = 0
     return pixel_values * pixel_mask[:, None], pixel_mask
+
+
+def _check_onnx_is_installed() -> None:
+    for package in ONNX_PACKAGES:
+        if importlib.util.find_spec(package) is None:
+            raise ImportError(f"ONNX needs the package {package}: pip install 'hf_detr[export]'.")
 
 
 def _check_sizes_can_be_free(model: nn.Module) -> None:

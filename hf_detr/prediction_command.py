@@ -33,13 +33,15 @@ def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
     """Find objects in the images that the command line names; return the exit status."""
     parser = _parser(prog)
     parsed = parser.parse_args(arguments)
-    files, skipped = find_images(parsed.images)
-    folders = {file.parent.resolve() for file in files}
-    if not parsed.no_pictures and parsed.output.resolve() in folders:
-        parser.error(f"--output {parsed.output} holds images that are read; give another folder")
-    for file in skipped:
-        _say(f"skipped: {file} is no image by its name")
     try:
+        files, skipped = find_images(parsed.images)
+        writes_pictures = parsed.masks or not parsed.no_pictures
+        if writes_pictures and parsed.output.resolve() in {f.parent.resolve() for f in files}:
+            parser.error(
+                f"--output {parsed.output} holds images that are read; give another folder"
+            )
+        for file in skipped:
+            _say(f"skipped: {file} is no image by its name")
         if not files:
             raise ValueError(f"there are no images in {', '.join(parsed.images)}.")
         model, processor = load_model(parsed.model, parsed.device, masks=parsed.masks or None)

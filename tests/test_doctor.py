@@ -8,6 +8,7 @@ import torch
 
 from hf_detr.compiled_attention import find_operators
 from hf_detr.doctor import diagnose, main
+from hf_detr.kernel_loader import cache_folder
 
 
 def install(folder: Path, *requirements: str) -> None:
@@ -25,7 +26,7 @@ def test_sound_machine(
     """Status 0, JSON alone on stdout, and the operator's state as the package knows it."""
     install(tmp_path, "torch>=2", "numpy", 'no-such-package>=3; extra == "train"')
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setenv("HF_DETR_KERNEL_CACHE", str(tmp_path / "kernels"))
+    monkeypatch.setenv("HF_DETR_REGISTER", "1")
     assert main(["--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["packages"]["torch"] == torch.__version__.split("+")[0]
@@ -35,8 +36,8 @@ def test_sound_machine(
     assert operator.startswith("works (") if namespace else operator.endswith(reason)
     assert found["settings"]["Auto classes give"] == "hf_detr's classes"
     assert found["settings"]["offline"].startswith("yes")
-    assert found["folders"]["compiled operators"] == str(tmp_path / "kernels")
-    assert found["settings"]["HF_DETR_KERNEL_CACHE"] == str(tmp_path / "kernels")
+    assert found["settings"]["HF_DETR_REGISTER"] == "1"
+    assert found["folders"]["compiled operators"].startswith(str(cache_folder()))
 
 
 def test_what_is_missing_or_too_old(
