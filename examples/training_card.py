@@ -9,6 +9,7 @@ import torch
 from training_options import RECIPES
 from transformers import AutoConfig, ObjectDetectionPipeline
 
+from hf_detr import draw_predictions, predict
 from hf_detr.detection_data import DetectionDataset
 from hf_detr.model_card import CardResults, make_model_card, markdown_table
 
@@ -114,24 +115,10 @@ def draw_samples(file: Path, detector: ObjectDetectionPipeline, data: DetectionD
     number = min(SAMPLES, len(data))
     figure, axes = plt.subplots(1, number, figsize=(4 * number, 4), squeeze=False)
     for index, axis in enumerate(axes[0]):
-        picture = data.images.open(index).convert("RGB")
-        axis.imshow(picture)
+        picture = data.images.open(index)
+        (result,) = predict(detector.model, detector.image_processor, picture, THRESHOLD)
+        axis.imshow(draw_predictions(picture, result, detector.model.config.id2label))
         axis.axis("off")
-        for found in detector(picture, threshold=THRESHOLD):
-            box = found["box"]
-            corner, size = (
-                (box["xmin"], box["ymin"]),
-                (box["xmax"] - box["xmin"], box["ymax"] - box["ymin"]),
-            )
-            axis.add_patch(
-                plt.Rectangle(corner, *size, fill=False, color="tab:orange", linewidth=2)
-            )
-            axis.text(
-                *corner,
-                f"{found['label']} {found['score']:.2f}",
-                backgroundcolor="tab:orange",
-                fontsize=8,
-            )
     figure.tight_layout()
     figure.savefig(file, dpi=100)
     plt.close(figure)

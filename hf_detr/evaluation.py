@@ -20,6 +20,7 @@ from .image_processing_detr import DetrImageProcessor
 from .image_settings import resized_hw
 from .image_source import read_segment_ids
 from .panoptic_quality import PanopticQuality
+from .prediction import in_eval_mode
 from .processes import num_processes, process_index
 
 Batch = tuple[list[int], list[tuple[int, int]], Any]  # image ids, original (height, width), inputs
@@ -186,18 +187,12 @@ def _run(
 ) -> Iterator[tuple[Batch, Any]]:
     """This process's batches, and what the model makes of them."""
     model = _unwrapped(model)
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
+    with in_eval_mode(model):
         loader = _make_loader(processor, dataset, batch_size, num_workers)
         for image_ids, sizes_hw, inputs in _with_progress(loader, progress):
             with torch.no_grad():
                 outputs = model(**inputs.to(model.device, model.dtype))
             yield (image_ids, sizes_hw, inputs), outputs
-    finally:
-        # One by one: parts that are frozen may have been in eval mode in training too.
-        for module, was_training in modes:
-            module.training = was_training
 
 
 def _make_loader(
