@@ -13,6 +13,7 @@ from PIL import Image
 
 import hf_detr
 from hf_detr.compiled_attention import find_operators
+from hf_detr_command_line import COMMANDS
 
 from .test_model_card import write_model
 from .tiny import PREFIXES, tiny_config
@@ -103,13 +104,17 @@ def test_commands_exist(page: Path) -> None:
 def check_command(words: list[str]) -> None:
     scripts = [word for word in words if word.startswith("examples/") and word.endswith(".py")]
     modules = [word for word in words if word.startswith("hf_detr.")]
+    if words[:1] == ["hf-detr"]:
+        words = [COMMANDS[words[1]][0], *words[2:]]
+        modules = words[:1]
     if not scripts and not modules:
         return
     name = (scripts + modules)[0]
     path = REPOSITORY / (name if scripts else f"{name.replace('.', '/')}.py")
     source = path.read_text()
-    if "training_options" in source:
-        source += (path.parent / "training_options.py").read_text()
+    for further in ("training_options", "command_options", "data_formats"):
+        if further in source:
+            source += (path.parent / f"{further}.py").read_text()
     for word in words[words.index(name) :]:
         if word.startswith("--"):
             option = word[2:].split("=")[0]
