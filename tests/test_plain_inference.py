@@ -27,7 +27,7 @@ def test_only_without_gradients_and_on_cpu() -> None:
         assert is_plain_inference(torch.zeros(2))
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.trace` is deprecated")
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace:FutureWarning")
 def test_nobody_who_records_sees_a_short_cut() -> None:
     """Protects compiled, exported and traced graphs, and tools that count operators."""
     x = torch.zeros(2)
