@@ -26,13 +26,13 @@ class Made:
         network: the folded one, or the original if nothing could be folded.
         tensors: all parameters and buffers of the original.
         sources: those of them that were folded.
-        contents: what `sources` held.
+        contents: what tells whether `sources` still hold the same.
     """
 
     network: nn.Module
     tensors: list[Tensor]
     sources: list[Tensor]
-    contents: list[tuple]
+    contents: list
 
 
 class FoldedBackbone:
@@ -59,9 +59,11 @@ class FoldedBackbone:
 
     def network_for(self, network: nn.Module, pixel_values: Tensor) -> nn.Module:
         """The folded copy of `network`, or `network` itself where it can't be folded."""
-        if not all(_is_plain(module) for module in network.modules()):
+        modules = list(network.modules())
+        if not all(_is_plain(module) for module in modules):
             return network
-        tensors = [*network.parameters(), *network.buffers()]
+        # Much faster than parameters() and buffers(), which also make names.
+        tensors = [tensor for module in modules for tensor in _own_tensors(module)]
         if not all(_is_plain_tensor(tensor) for tensor in tensors):
             return network
         made = self.made  # once: another thread may drop it
@@ -76,9 +78,8 @@ class FoldedBackbone:
         if not pairs:
             return Made(network, tensors, [], [])
         modules = [network.get_submodule(name) for pair in pairs for name in pair]
-        sources = [t for m in modules for t in (*m.parameters(False), *m.buffers(False))]
-        # Before folding: what changes meanwhile must be noticed.
-        contents = [_content(tensor) for tensor in sources]
+        sources = [tensor for module in modules for tensor in _own_tensors(module)]
+        contents = _contents(sources)  # before folding: what changes meanwhile must be noticed
         return Made(fold(network, tensors, pairs), tensors, sources, contents)
 
 
@@ -174,21 +175,32 @@ def _is_plain_tensor(tensor: Tensor) -> bool:
     )
 
 
+def _own_tensors(module: nn.Module) -> list[Tensor]:
+    held = (*module._parameters.values(), *module._buffers.values())
+    return [tensor for tensor in held if tensor is not None]
+
+
 def _is_current(made: Made, tensors: list[Tensor]) -> bool:
     return (
         len(tensors) == len(made.tensors)
         and all(tensor is known for tensor, known in zip(tensors, made.tensors, strict=True))
-        and [_content(tensor) for tensor in made.sources] == made.contents
+        and _contents(made.sources) == made.contents
     )
 
 
-def _content(tensor: Tensor) -> tuple:
-    """What changes when the tensor does.
+def _contents(tensors: list[Tensor]) -> list:
+    """What changes when the tensors do: place, version, type, and sums.
 
-    Writing through `.data` moves no version, but the sum; adding up ResNet-50's weights takes a
-    three-hundredth of the time that it needs for a large image.
+    Writing through `.data` moves no version, but the sums; adding up ResNet-50's weights takes a
+    three-hundredth of the time that it needs for a large image. The many vectors are added up
+    together, exactly enough to tell them.
     """
-    return tensor.data_ptr(), tensor._version, tensor.dtype, tensor.sum().item()
+    places = [(tensor.data_ptr(), tensor._version, tensor.dtype) for tensor in tensors]
+    vectors = [tensor for tensor in tensors if tensor.ndim == 1]
+    sums = [tensor.sum().item() for tensor in tensors if tensor.ndim != 1]
+    if vectors:
+        sums.append(torch.cat(vectors).sum(dtype=torch.float64).item())
+    return [places, sums]
 
 
 def _to_meta(tensor: Tensor) -> Tensor:

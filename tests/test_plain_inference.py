@@ -36,6 +36,6 @@ def test_nobody_who_records_sees_a_short_cut() -> None:
         assert model(x).tolist() == [1, 1]
         assert torch.compile(model, backend="eager", fullgraph=True)(x).tolist() == [0, 0]
         assert torch.export.export(model, (x,)).module()(x).tolist() == [0, 0]
-        assert torch.jit.trace(model, x)(x).tolist() == [0, 0]
+        assert torch.jit.trace(model, x, check_trace=False)(x).tolist() == [0, 0]
         with FlopCounterMode(display=False):
             assert model(x).tolist() == [0, 0]
