@@ -12,7 +12,7 @@ class Answer(nn.Module):
     """Adds 1 where short cuts may be taken."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + is_plain_inference(x)
+        return x + 1 if is_plain_inference(x) else x + 0
 
 
 def test_only_without_gradients_and_on_cpu() -> None:
