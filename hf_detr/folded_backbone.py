@@ -24,13 +24,13 @@ class Made:
 
     Attributes:
         network: the folded one, or the original if nothing could be folded.
-        tensors: all parameters and buffers of the original.
+        parts: all modules, parameters and buffers of the original.
         sources: those of them that were folded.
         contents: what tells whether `sources` still hold the same.
     """
 
     network: nn.Module
-    tensors: list[Tensor]
+    parts: list[nn.Module | Tensor]
     sources: list[Tensor]
     contents: list
 
@@ -39,7 +39,8 @@ class FoldedBackbone:
     """Makes the folded copy of a network when it is first needed, and again when weights change.
 
     The copy lies beside the network: it shares every tensor that isn't folded, is in no state
-    dict, and isn't copied or pickled along.
+    dict, and isn't copied or pickled along. Whoever sets a plain attribute of a timm module after
+    inference, such as a stride, must call `eval()` again.
 
     Args:
         norm_types: classes of frozen norms, with `running_mean`, `running_var`, `weight`, `bias`,
@@ -66,21 +67,24 @@ class FoldedBackbone:
         tensors = [tensor for module in modules for tensor in _own_tensors(module)]
         if not all(_is_plain_tensor(tensor) for tensor in tensors):
             return network
-        made = self.made  # once: another thread may drop it
-        if made is None or not _is_current(made, tensors):
-            self.made = made = self._make(network, tensors, pixel_values)
+        made, parts = self.made, [*modules, *tensors]  # read once: another thread may drop it
+        if made is None or not _is_current(made, parts):
+            folded, sources, contents = self._make(network, tensors, pixel_values)
+            self.made = made = Made(folded, parts, sources, contents)
         return made.network
 
     @torch.inference_mode(False)  # in which operators come in other parts, and tensors are others
     @torch.no_grad()
-    def _make(self, network: nn.Module, tensors: list[Tensor], pixel_values: Tensor) -> Made:
+    def _make(
+        self, network: nn.Module, tensors: list[Tensor], pixel_values: Tensor
+    ) -> tuple[nn.Module, list[Tensor], list]:
         pairs = find_pairs(network, tensors, pixel_values, self.norm_types)
         if not pairs:
-            return Made(network, tensors, [], [])
+            return network, [], _contents([])
         modules = [network.get_submodule(name) for pair in pairs for name in pair]
         sources = [tensor for module in modules for tensor in _own_tensors(module)]
         contents = _contents(sources)  # before folding: what changes meanwhile must be noticed
-        return Made(fold(network, tensors, pairs), tensors, sources, contents)
+        return fold(network, tensors, pairs), sources, contents
 
 
 def find_pairs(
@@ -180,10 +184,10 @@ def _own_tensors(module: nn.Module) -> list[Tensor]:
     return [tensor for tensor in held if tensor is not None]
 
 
-def _is_current(made: Made, tensors: list[Tensor]) -> bool:
+def _is_current(made: Made, parts: list[nn.Module | Tensor]) -> bool:
     return (
-        len(tensors) == len(made.tensors)
-        and all(tensor is known for tensor, known in zip(tensors, made.tensors, strict=True))
+        len(parts) == len(made.parts)
+        and all(part is known for part, known in zip(parts, made.parts, strict=True))
         and _contents(made.sources) == made.contents
     )
 

@@ -136,6 +136,8 @@ def changed(backbone: Backbone, how: str) -> Backbone:
         backbone.double()
     elif how == "other module":
         network.bn1 = nn.Identity()
+    elif how == "other activation":
+        network.layer4[1].act2 = nn.Identity()
     elif how == "hook":
         network.conv1.register_forward_hook(lambda module, inputs, output: output * 2)
     return backbone
@@ -143,7 +145,7 @@ def changed(backbone: Backbone, how: str) -> Backbone:
 
 CHANGES = [
     *("in place", "through .data", "other data", "other parameter", "running mean"),
-    *("load_state_dict", "optimiser", "double", "other module", "hook"),
+    *("load_state_dict", "optimiser", "double", "other module", "other activation", "hook"),
 ]
 
 
