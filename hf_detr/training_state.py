@@ -72,12 +72,16 @@ def restore_training_state(
     for key, value in state["optimizer"].items():
         name, _, kind = key.rpartition(":")
         moments.setdefault(name, {})[kind] = value
-    if moments.keys() != trained["state"].keys():
-        different = min(moments.keys() ^ trained["state"].keys())
+    if not moments.keys() <= trained["state"].keys():
+        unknown = min(moments.keys() - trained["state"].keys())
         raise ValueError(
-            f"The optimiser's state doesn't fit: {different!r} is in only one of the state and the "
-            "optimiser. Train the same parameters as before."
+            f"The optimiser's state doesn't fit: it has {unknown!r}, which isn't trained now. "
+            "Train the same parameters as before."
         )
+    # What has had no gradient yet, such as a backbone's blocks behind the last feature map in use,
+    # has no moments; it goes on from those that it would begin with.
+    for name, fresh in trained["state"].items():
+        moments.setdefault(name, {kind: torch.zeros_like(value) for kind, value in fresh.items()})
     set_optimizer_state_dict(
         model,
         optimizer,

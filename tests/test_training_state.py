@@ -81,6 +81,23 @@ def test_settings_of_the_optimiser_stay() -> None:
     assert all(group["lr"] == 7.0 for group in other[1].param_groups)
 
 
+def with_unused_weight(seed: int = 0) -> tuple:
+    """The same with a weight that no output depends on, such as a backbone's last block may be."""
+    model, optimizer, _ = fresh(seed)
+    model.unused = nn.Parameter(torch.full((2,), float(seed)))
+    optimizer.add_param_group({"params": [model.unused]})
+    return model, optimizer, ModelEma(model, 0.9)
+
+
+def test_weights_without_gradient_go_on_too() -> None:
+    """Protects resuming: what was never trained is as it was, and so is the rest."""
+    one, other = with_unused_weight(), with_unused_weight(seed=1)
+    train(*one, 1)
+    restore_training_state(copy.deepcopy(gather_training_state(*one)), *other)
+    assert_close(train(*other, 2), train(*one, 2), atol=0, rtol=0)
+    assert_close(other[0].state_dict(), one[0].state_dict(), atol=0, rtol=0)
+
+
 def test_what_does_not_fit_is_refused() -> None:
     """Protects against half a state: other shapes, other parameters, no average."""
     one = fresh()
@@ -91,7 +108,7 @@ def test_what_does_not_fit_is_refused() -> None:
     frozen = fresh()[0]
     frozen.freeze_backbone()
     optimizer = torch.optim.AdamW(frozen.parameter_groups(1e-3))
-    with pytest.raises(ValueError, match=r"model\.backbone.* only one of"):
+    with pytest.raises(ValueError, match=r"model\.backbone.* isn't trained now"):
         restore_training_state(state, frozen, optimizer)
     del state["ema"]
     with pytest.raises(ValueError, match="no averaged weights"):
