@@ -70,16 +70,17 @@ class Backbone(nn.Module):
         """Let only the stages after the first `num_stages` train; None freezes everything.
 
         Stages are counted by depth: stage 1 ends where the stride first reaches 4, the stem lies
-        before it. 0 lets everything train. Batch norm stays frozen in any case.
+        before it. 0 lets everything train. Batch norm stays frozen in any case, and so do blocks
+        behind the last map in use, for whose gradients several processes would wait in vain.
         """
         model = self.conv_encoder["model"]
-        model.requires_grad_(num_stages == 0)
-        if num_stages is None or num_stages == 0:
-            return
-        model.requires_grad_(True)
-        for module in _modules_up_to(model, _stage_name(model, num_stages)):
-            for parameter in module.parameters(recurse=False):
-                parameter.requires_grad_(False)
+        model.requires_grad_(num_stages is not None)
+        if num_stages:
+            for module in _modules_up_to(model, _stage_name(model, num_stages)):
+                for parameter in module.parameters(recurse=False):
+                    parameter.requires_grad_(False)
+        for block in _unused_blocks(model):
+            block.requires_grad_(False)
 
     @torch.no_grad()
     def restore_buffers(self) -> None:
@@ -182,6 +183,13 @@ def _stage_name(model: nn.Module, num_stages: int) -> str:
     """timm's name of the module that ends the given stage."""
     stages = [info for info in model.feature_info.info if info["reduction"] >= 4]
     return stages[min(num_stages, len(stages)) - 1]["module"]
+
+
+def _unused_blocks(model: nn.Module) -> list[nn.Module]:
+    """Blocks behind the last map in use, which timm keeps in EfficientNets and MobileNets."""
+    kind, _, number = model.feature_info.module_name()[-1].partition(".")
+    is_kept = kind == "blocks" and isinstance(getattr(model, "blocks", None), nn.Sequential)
+    return list(model.blocks)[int(number) + 1 :] if is_kept else []
 
 
 def _modules_up_to(model: nn.Module, stage: str) -> list[nn.Module]:

@@ -123,6 +123,21 @@ def test_freeze_any_number_of_stages() -> None:
     assert trainable(backbone) == {"layer2", "layer3", "layer4"}
 
 
+@pytest.mark.parametrize(
+    "name", ["tf_efficientnet_lite0", "mobilenetv3_small_100", "resnet18", "dla46_c"]
+)
+def test_what_trains_has_a_gradient(name: str) -> None:
+    """Protects training in several processes, which waits for a gradient of all that trains."""
+    backbone = make_backbone(name, out_indices=[2])
+    backbone.freeze(0)
+    sum(feature.sum() for feature in backbone(image_for(name))).backward()
+    trained = {n: p for n, p in backbone.named_parameters() if p.requires_grad}
+    assert trained and not [n for n, p in trained.items() if p.grad is None]
+    all_levels = make_backbone(name)
+    all_levels.freeze(0)
+    assert all(p.requires_grad for p in all_levels.parameters())
+
+
 def test_freezing_does_not_depend_on_the_levels_returned() -> None:
     """Protects that stage 1 is that of the network, also if only the last map is returned."""
     backbone = make_backbone("resnet18", out_indices=[-1])
