@@ -10,6 +10,7 @@ from .drawing import (
     FONT_SIZE,
     Figure,
     add_caption,
+    add_heading,
     color_of,
     draw_box,
     make_panels,
@@ -22,7 +23,7 @@ from .observation import Observation
 MOST = 4  # panels, unless more are asked for
 CAPTION = "bright: much attention, as a share of the panel's brightest cell"
 SAME_OBJECT = 0.5  # overlap of boxes from which they are taken for duplicates
-PARTS = {"content": "content alone", "place": "place alone", "all": "both: what it uses"}
+PARTS = {"content": "content\nalone", "place": "place\nalone", "all": "both,\nas used"}
 
 
 def draw_encoder_attention(
@@ -47,7 +48,7 @@ def draw_encoder_attention(
     if points_xy is None:
         points_xy = object_centers(seen, threshold)
     maps = seen.encoder_maps(points_xy, layer).mean(1)  # (n, h, w)
-    figure, axes = make_panels(1, len(points_xy) + 1, seen.size_wh, legend=0.2)
+    figure, axes = make_panels(1, len(points_xy) + 1, seen.size_wh)
     first = axes[0, 0]
     show_image(first, seen.image)
     first.set_title("the pixels that look", fontsize=FONT_SIZE)
@@ -83,7 +84,7 @@ def draw_decoder_attention(
     if queries is None:
         queries = seen.best_queries(threshold, MOST)
     maps = seen.query_maps(queries, layer).mean(1)  # (n, h, w)
-    figure, axes = make_panels(1, len(queries), seen.size_wh, legend=0.2)
+    figure, axes = make_panels(1, len(queries), seen.size_wh)
     for index, (query, panel) in enumerate(zip(queries, axes[0], strict=True)):
         show_map(panel, maps[index], seen.image)
         draw_box(panel, seen.boxes_xyxy[query], color_of(index))
@@ -115,7 +116,7 @@ def draw_attention_heads(
     parts = ("all",) if seen.place_attentions is None else tuple(PARTS)
     maps = {part: seen.query_maps([query], layer, part)[0] for part in parts}  # (M, h, w) each
     num_heads = len(maps["all"])
-    figure, axes = make_panels(len(parts), num_heads, seen.size_wh, inches=1.7, legend=0.2)
+    figure, axes = make_panels(len(parts), num_heads, seen.size_wh, inches=1.7)
     for row, (part, panels) in enumerate(zip(parts, axes, strict=True)):
         for head, panel in enumerate(panels):
             show_map(panel, maps[part][head], seen.image)
@@ -124,16 +125,15 @@ def draw_attention_heads(
                 panel.set_title(f"head {head}", fontsize=FONT_SIZE)
         if len(parts) > 1:
             panels[0].text(
-                -0.06,
+                -0.1,
                 0.5,
                 PARTS[part],
                 transform=panels[0].transAxes,
-                rotation=90,
                 fontsize=FONT_SIZE,
                 horizontalalignment="right",
                 verticalalignment="center",
             )
-    figure.suptitle(f"query {query}: {seen.name(query)}", fontsize=FONT_SIZE + 1)
+    add_heading(figure, f"query {query}: {seen.name(query)}")
     add_caption(figure, CAPTION)
     return figure
 

@@ -13,10 +13,11 @@ from .drawing import (
     RED,
     Axes,
     Figure,
-    Line2D,
+    add_heading,
     add_legend,
     color_of,
     draw_box,
+    legend_key,
     make_panels,
     show_image,
     write_label,
@@ -60,8 +61,8 @@ def draw_predictions(
             _check_units(boxes)
             names = [one.id2label.get(label, f"class {label}") for label in labels.tolist()]
             _show_boxes(axes[0, index], one, boxes, labels, names)
-            axes[0, index].set_title(f"{len(boxes)} targets", fontsize=FONT_SIZE)
-        panel.set_title(f"{len(queries)} found, score above {threshold}", fontsize=FONT_SIZE)
+            axes[0, index].set_title(f"targets: {len(boxes)}", fontsize=FONT_SIZE)
+        panel.set_title(f"found: {len(queries)}, score above {threshold}", fontsize=FONT_SIZE)
     return figure
 
 
@@ -86,15 +87,15 @@ def draw_query_slots(boxes_cxcywh: Tensor, most: int = 20) -> Figure:
         )
     number = min(most, boxes_cxcywh.shape[1])
     columns = min(number, 10)
-    figure, axes = make_panels(-(-number // columns), columns, (1, 1), inches=1.2, legend=0.3)
+    figure, axes = make_panels(-(-number // columns), columns, (1, 1), inches=1.2)
     for query, panel in enumerate(axes.flat[:number]):
         _show_slot(panel, boxes_cxcywh[:, query])
         panel.set_title(f"query {query}", fontsize=FONT_SIZE - 1)
     kinds = ((GREEN, "small box"), (RED, "large, wide"), (BLUE, "large, tall"))
-    style = {"linestyle": "", "marker": "o", "markersize": 5}
-    handles = [Line2D([], [], color=color, label=name, **style) for color, name in kinds]
-    text = f"a point: the centre of the query's box in one of {len(boxes_cxcywh)} images"
-    add_legend(figure, [*handles, Line2D([], [], linestyle="", label=text)])
+    keys = [legend_key(name, "o", color=color, markersize=5) for color, name in kinds]
+    add_legend(figure, keys)
+    title = f"A point is the centre of the query's box in one of {len(boxes_cxcywh)} images"
+    add_heading(figure, title)
     return figure
 
 

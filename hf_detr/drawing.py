@@ -5,6 +5,7 @@ from the image's top left corner. Colours are told apart by colour-blind readers
 of Okabe and Ito; maps from dark to bright).
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ try:
     from matplotlib import colormaps
     from matplotlib.axes import Axes
     from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Colormap, Normalize, to_rgb
+    from matplotlib.colors import Normalize, to_rgb
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
     from matplotlib.patches import Rectangle
@@ -25,18 +26,18 @@ except ImportError as error:
         "hf_detr draws with matplotlib, which isn't installed: pip install 'hf_detr[plots]'"
     ) from error
 
-__all__ = ["Axes", "Colormap", "Figure", "Line2D", "Normalize", "ScalarMappable"]
-
 COLORS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#F0E442", "#D55E00", "#0072B2")
 MARKERS = ("o", "s", "^", "D", "P", "v", "X", "*")  # one per feature level
 ORANGE, BLUE, GREEN, RED = COLORS[0], COLORS[6], COLORS[2], COLORS[5]
 FONT_SIZE = 9
-TITLE = 0.25  # inches
+LINE = 0.25  # inches that a line of text takes
 LEGEND_COLUMN = 3.4  # inches
 DASHES = (0, (4, 2))
 HEAT = colormaps["inferno"]
 WEIGHT = colormaps["magma_r"]  # on a pale image the weak are pale, too
-WIDEST = 3.0  # a panel's longer side to its shorter one; longer images leave some of it empty
+# Width to height of a panel; images beyond leave some of it empty, so that text has its room.
+NARROWEST, WIDEST = 0.5, 3.0
+NARROWEST_FIGURE = 5.0  # inches
 DARK, PALE = 0.6, 0.6  # how much of an image's contrast is left under what is drawn on it
 
 
@@ -46,7 +47,7 @@ def color_of(index: int) -> str:
 
 
 def make_panels(
-    rows: int, columns: int, image_wh: Sequence[float], inches: float = 3.0, legend: float = 0.0
+    rows: int, columns: int, image_wh: Sequence[float], inches: float = 3.0
 ) -> tuple[Figure, np.ndarray]:
     """A figure with equal panels that fit an image, and its axes (rows, columns).
 
@@ -54,7 +55,6 @@ def make_panels(
         rows, columns: of panels.
         image_wh: width and height of what is drawn, in any unit.
         inches: longer side of a panel.
-        legend: inches of height for a legend below.
 
     Raises:
         ValueError: if there are no panels.
@@ -62,10 +62,11 @@ def make_panels(
     if not rows * columns:
         raise ValueError("there is nothing to draw; give at least one point, query or image.")
     width, height = (float(side) for side in image_wh)
-    ratio = min(max(width / height, 1 / WIDEST), WIDEST)
+    ratio = min(max(width / height, NARROWEST), WIDEST)
     panel_wh = (inches, inches / ratio) if ratio > 1 else (inches * ratio, inches)
-    size = (columns * panel_wh[0], rows * (panel_wh[1] + TITLE) + legend)
-    figure = Figure(figsize=(max(size[0], 3.0), size[1]), layout="constrained")
+    size_wh = (max(columns * panel_wh[0], NARROWEST_FIGURE), rows * (panel_wh[1] + LINE))
+    figure = Figure(figsize=size_wh, layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.07, w_pad=0.05)
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
@@ -120,17 +121,20 @@ def _rectangle(box_xyxy: Sequence[float], **style: Any) -> Rectangle:
 
 
 def write_label(axis: Axes, box_xyxy: Sequence[float], text: str, color: str) -> None:
-    """Write on a box's top left corner, within the image."""
-    x0, y0 = (float(value) for value in box_xyxy[:2])
-    left, right = sorted(axis.get_xlim())
-    top, bottom = sorted(axis.get_ylim())
+    """Write on an upper corner of a box, the one from which there is room in the image."""
+    x0, y0, x1, _ = (float(value) for value in box_xyxy)
+    left, right = axis.get_xlim()
+    bottom, top = axis.get_ylim()
+    is_left = x0 < left + 0.6 * (right - left)
+    is_above = y0 > top + 0.1 * (bottom - top)
     axis.text(
-        min(max(x0, left), left + 0.9 * (right - left)),
-        min(max(y0, top + 0.04 * (bottom - top)), bottom),
+        max(x0, left) if is_left else min(x1, right),
+        max(y0, top),
         text,
         color=ink_on(color),
         fontsize=FONT_SIZE - 1,
-        verticalalignment="bottom" if y0 > top + 0.1 * (bottom - top) else "top",
+        horizontalalignment="left" if is_left else "right",
+        verticalalignment="bottom" if is_above else "top",
         bbox={"facecolor": color, "edgecolor": "none", "pad": 1.2},
         clip_on=True,
     )
@@ -139,7 +143,7 @@ def write_label(axis: Axes, box_xyxy: Sequence[float], text: str, color: str) ->
 def ink_on(color: str) -> str:
     """Black or white, whichever is easier to read on a colour."""
     red, green, blue = to_rgb(color)
-    return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.45 else "white"
+    return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.38 else "white"
 
 
 def mark_point(axis: Axes, point_xy: Sequence[float], color: str, text: str = "") -> None:
@@ -159,12 +163,19 @@ def mark_point(axis: Axes, point_xy: Sequence[float], color: str, text: str = ""
     )
 
 
-def add_legend(figure: Figure, handles: Sequence[Any]) -> None:
+def legend_key(label: str, marker: str = "", **style: Any) -> Line2D:
+    """An entry of a legend: a marker, a line if `linestyle` says so, or the text alone."""
+    return Line2D([], [], **{"linestyle": "", "marker": marker, "label": label, **style})
+
+
+def add_legend(figure: Figure, handles: Sequence[Line2D]) -> None:
     """A legend below all panels, in as many columns as there is room for."""
+    columns = min(max(int(figure.get_figwidth() / LEGEND_COLUMN), 1), len(handles))
+    _grow(figure, lines=math.ceil(len(handles) / columns))
     figure.legend(
         handles=list(handles),
         loc="outside lower center",
-        ncols=min(max(int(figure.get_figwidth() / LEGEND_COLUMN), 1), len(handles)),
+        ncols=columns,
         fontsize=FONT_SIZE,
         frameon=False,
     )
@@ -172,4 +183,24 @@ def add_legend(figure: Figure, handles: Sequence[Any]) -> None:
 
 def add_caption(figure: Figure, text: str) -> None:
     """A line below all panels."""
+    _grow(figure, lines=1)
     figure.supxlabel(text, fontsize=FONT_SIZE)
+
+
+def add_heading(figure: Figure, text: str) -> None:
+    """A line above all panels."""
+    _grow(figure, lines=1)
+    figure.suptitle(text, fontsize=FONT_SIZE + 1)
+
+
+def add_color_scale(figure: Figure, axes: np.ndarray, most: float, text: str) -> None:
+    """What the colours of weights from 0 to the largest mean, beside all panels."""
+    figure.set_figwidth(figure.get_figwidth() + 4 * LINE)
+    scale = figure.colorbar(ScalarMappable(Normalize(0, most), WEIGHT), ax=axes, pad=0.01)
+    scale.set_label(text, fontsize=FONT_SIZE)
+    scale.ax.tick_params(labelsize=FONT_SIZE - 1)
+
+
+def _grow(figure: Figure, lines: int) -> None:
+    """Make room for lines of text, so that the panels keep their size."""
+    figure.set_figheight(figure.get_figheight() + lines * LINE)

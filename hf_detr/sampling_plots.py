@@ -21,12 +21,12 @@ from .drawing import (
     Axes,
     Figure,
     Line2D,
-    Normalize,
-    ScalarMappable,
+    add_color_scale,
     add_legend,
     color_of,
     draw_box,
     draw_reference_box,
+    legend_key,
     make_panels,
     mark_point,
     show_image,
@@ -66,8 +66,8 @@ def draw_encoder_sampling_points(
         x, y = (round(value) for value in point)
         panel.set_title(f"pixel ({x}, {y}) on level {level}", fontsize=FONT_SIZE)
         mark_point(panel, found.references[index], REFERENCE)
-    reference = _cross("reference point: the cell that looks")
-    add_legend(figure, [*_level_handles(seen), reference, *_hidden_handles(axes)])
+    reference = _cross_key("reference point: the cell that looks")
+    add_legend(figure, [*_level_keys(seen), reference, *_hidden_keys(axes)])
     return figure
 
 
@@ -96,8 +96,8 @@ def draw_sampling_points(
         panel.set_title(f"query {query}: {seen.name(query)}", fontsize=FONT_SIZE)
         _draw_reference(panel, found.references[index], REFERENCE)
         draw_box(panel, seen.boxes_xyxy[query], COLORS[0])
-    handles = [*_level_handles(seen), _line("predicted box", COLORS[0])]
-    add_legend(figure, [*handles, _reference_handle(found), *_hidden_handles(axes)])
+    keys = [*_level_keys(seen), _box_key("predicted box", COLORS[0])]
+    add_legend(figure, [*keys, _reference_key(found), *_hidden_keys(axes)])
     return figure
 
 
@@ -131,12 +131,10 @@ def draw_sampling_overview(
         points_xy = object_centers(seen, threshold)
     pixels = seen.encoder_points([seen.token_at(point, level) for point in points_xy])
     objects = seen.query_points(queries)
-    figure, axes = make_panels(1, 2, seen.size_wh, inches=5.0, legend=0.9)
+    figure, axes = make_panels(1, 2, seen.size_wh, inches=5.0)
     encoder, decoder = axes[0]
-    encoder.set_title(
-        f"Encoder: a query is a pixel, {len(points_xy)} are shown", fontsize=FONT_SIZE + 1
-    )
-    decoder.set_title("Decoder: object queries with their boxes", fontsize=FONT_SIZE + 1)
+    encoder.set_title("Encoder: pixels are queries", fontsize=FONT_SIZE + 1)
+    decoder.set_title("Decoder: object queries", fontsize=FONT_SIZE + 1)
     for panel, found in ((encoder, pixels), (decoder, objects)):
         show_image(panel, seen.image, "pale")
         for index in range(len(found.weights)):
@@ -150,14 +148,16 @@ def draw_sampling_overview(
         draw_box(decoder, box, color_of(index))
         write_label(decoder, box, seen.name(query), color_of(index))
     total = objects.weights[0].numel()
-    handles = [
-        *_level_handles(seen),
-        _cross("the pixel that looks, its reference point"),
-        _line("box that the query predicts", "gray"),
-        _reference_handle(objects),
-        _blank(f"colour: one query; size: weight ({min(strongest, total)} strongest of {total})"),
+    keys = [
+        *_level_keys(seen),
+        _cross_key("the pixel that looks, its reference point"),
+        _box_key("box that the query predicts", "gray"),
+        _reference_key(objects),
+        legend_key(
+            f"colour: one query; size: weight ({min(strongest, total)} strongest of {total})"
+        ),
     ]
-    add_legend(figure, [*handles, *_hidden_handles(axes[0])])
+    add_legend(figure, [*keys, *_hidden_keys(axes[0])])
     return figure
 
 
@@ -166,7 +166,7 @@ def _weight_panels(
 ) -> tuple[Figure, list[Axes]]:
     """A panel for each query, zoomed to its box if there are boxes, and what the colours mean."""
     shape_wh = seen.size_wh if boxes_xyxy is None else (1, 1)
-    figure, axes = make_panels(1, len(found.weights), shape_wh, inches=3.3, legend=0.7)
+    figure, axes = make_panels(1, len(found.weights), shape_wh, inches=3.3)
     most = float(found.weights.max())
     for index, panel in enumerate(axes[0]):
         show_image(panel, seen.image, "pale")
@@ -175,10 +175,7 @@ def _weight_panels(
             _zoom(panel, torch.cat([places, boxes_xyxy[index].view(2, 2)]), seen.size_wh)
         everything = torch.ones_like(found.weights[index], dtype=torch.bool)
         _scatter(panel, found, index, everything, LARGEST, most=most)
-    scale = ScalarMappable(Normalize(0, most), WEIGHT)
-    bar = figure.colorbar(scale, ax=axes, fraction=0.03, pad=0.01)
-    bar.set_label("attention weight in its head", fontsize=FONT_SIZE)
-    bar.ax.tick_params(labelsize=FONT_SIZE - 1)
+    add_color_scale(figure, axes, most, "weight in its head")
     return figure, list(axes[0])
 
 
@@ -229,8 +226,9 @@ def _zoom(panel: Axes, positions_xy: Tensor, size_wh: Tensor) -> None:
     side = float((high - low).max()) * 1.1
     start = ((low + high - side) / 2).clamp(min=0).minimum((size_wh - side).clamp(min=0))
     x, y = start.tolist()
-    panel.set_xlim(x, x + side)
-    panel.set_ylim(y + side, y)
+    width, height = size_wh.tolist()
+    panel.set_xlim(x, min(x + side, width))
+    panel.set_ylim(min(y + side, height), y)
 
 
 def _draw_reference(panel: Axes, reference: Tensor, color: str) -> None:
@@ -240,29 +238,26 @@ def _draw_reference(panel: Axes, reference: Tensor, color: str) -> None:
         mark_point(panel, reference, color)
 
 
-def _reference_handle(found: SamplingPoints) -> Line2D:
+def _reference_key(found: SamplingPoints) -> Line2D:
     if found.references.shape[-1] == 4:
         style = {"color": "black", "linewidth": 1.0, "linestyle": DASHES}
-        return Line2D([], [], label="reference box: what the layer starts from", **style)
-    return _cross("reference point of the query")
+        return legend_key("reference box: what the layer starts from", **style)
+    return _cross_key("reference point of the query")
 
 
-def _level_handles(seen: Observation) -> list[Line2D]:
+def _level_keys(seen: Observation) -> list[Line2D]:
     return [
-        Line2D(
-            [],
-            [],
-            linestyle="",
-            marker=MARKERS[level % len(MARKERS)],
+        legend_key(
+            f"sampled on level {level}: {width} x {height} cells",
+            MARKERS[level % len(MARKERS)],
             markerfacecolor="lightgray",
             markeredgecolor="black",
-            label=f"sampled on level {level}: {width} x {height} cells",
         )
         for level, (height, width) in enumerate(seen.spatial_shapes)
     ]
 
 
-def _hidden_handles(panels: Sequence[Axes]) -> list[Line2D]:
+def _hidden_keys(panels: Sequence[Axes]) -> list[Line2D]:
     """Says how many points lie beyond the panels, if any do."""
     hidden = total = 0
     for panel in panels:
@@ -271,17 +266,12 @@ def _hidden_handles(panels: Sequence[Axes]) -> list[Line2D]:
             x, y = np.asarray(points.get_offsets()).T
             hidden += int(((x < left) | (x > right) | (y < top) | (y > bottom)).sum())
             total += len(x)
-    return [_blank(f"{hidden} of {total} points lie beyond the picture")] if hidden else []
+    return [legend_key(f"{hidden} of {total} points lie beyond the picture")] if hidden else []
 
 
-def _cross(label: str) -> Line2D:
-    style = {"markerfacecolor": REFERENCE, "markeredgecolor": "black", "markersize": 9}
-    return Line2D([], [], linestyle="", marker="P", label=label, **style)
+def _cross_key(label: str) -> Line2D:
+    return legend_key(label, "P", markerfacecolor=REFERENCE, markeredgecolor="black", markersize=9)
 
 
-def _line(label: str, color: str) -> Line2D:
-    return Line2D([], [], color=color, linewidth=2, label=label)
-
-
-def _blank(label: str) -> Line2D:
-    return Line2D([], [], linestyle="", label=label)
+def _box_key(label: str, color: str) -> Line2D:
+    return legend_key(label, color=color, linestyle="-", linewidth=2)

@@ -55,7 +55,10 @@ LAYERS = [
     {"image_processing_sigmoid_detr", "pipelines", "segmentation", "batches", "publishing"},
     {"modeling_detr", "modeling_conditional_detr", "modeling_deformable_detr"},
     {"modeling_detr_segmentation", "evaluation"},
-    {"trainer_metrics", "official_checkpoints"},
+    {"trainer_metrics", "official_checkpoints", "observation", "drawing"},
+    {"observing", "attention_plots", "detection_plots", "training_plots"},
+    {"sampling_plots"},
+    {"plots"},
     {"checkpoint_conversion"},
     {"__init__"},
 ]
@@ -69,6 +72,7 @@ SIDES = {
 ONLY_IN = {
     "timm": {"backbone"},
     "scipy": {"matcher"},
+    "matplotlib": {"drawing"},
     "torchvision": {"augmentation", "detection_data"},
 }
 VARIANT_LINES, SHARED_LINES = 450, 320
