@@ -113,7 +113,10 @@ class Observation:
             raise ValueError(f"level is {level}; the model has levels 0 to {num_levels - 1}.")
         sizes = [height * width for height, width in self.spatial_shapes]
         centers = self.token_centers.split(sizes)[level]
-        return sum(sizes[:level]) + int((centers - point).norm(dim=-1).argmin())
+        # On the image's border a cell of the padding is as near.
+        is_padding = (centers > 1).any(-1)
+        distances = (centers - point).norm(dim=-1).masked_fill(is_padding, torch.inf)
+        return sum(sizes[:level]) + int(distances.argmin())
 
     def encoder_maps(self, points_xy: Sequence[Sequence[float]], layer: int = -1) -> Tensor:
         """Where the tokens at some points look, (n, M, h, w): cells of the image, no padding.

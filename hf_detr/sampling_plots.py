@@ -171,8 +171,7 @@ def _weight_panels(
     for index, panel in enumerate(axes[0]):
         show_image(panel, seen.image, "pale")
         if boxes_xyxy is not None:
-            places = found.positions_xy[index].flatten(0, -2)
-            _zoom(panel, torch.cat([places, boxes_xyxy[index].view(2, 2)]), seen.size_wh)
+            _zoom(panel, boxes_xyxy[index], found.positions_xy[index], seen.size_wh)
         everything = torch.ones_like(found.weights[index], dtype=torch.bool)
         _scatter(panel, found, index, everything, LARGEST, most=most)
     add_color_scale(figure, axes, most, "weight in its head")
@@ -219,13 +218,14 @@ def _strongest(weights: Tensor, number: int) -> Tensor:
     return keep.view(weights.shape)
 
 
-def _zoom(panel: Axes, positions_xy: Tensor, size_wh: Tensor) -> None:
-    """Show the square around those positions that are in the image, moved into the image."""
-    inside = positions_xy[((positions_xy >= 0) & (positions_xy <= size_wh)).all(-1)]
-    low, high = inside.amin(0), inside.amax(0)
-    side = float((high - low).max()) * 1.1
-    start = ((low + high - side) / 2).clamp(min=0).minimum((size_wh - side).clamp(min=0))
-    x, y = start.tolist()
+def _zoom(panel: Axes, box_xyxy: Tensor, positions_xy: Tensor, size_wh: Tensor) -> None:
+    """Show the square around a box and positions, as far as they are in the image."""
+    positions = positions_xy.flatten(0, -2)
+    inside = positions[((positions >= 0) & (positions <= size_wh)).all(-1)]
+    places = torch.cat([inside, box_xyxy.view(2, 2).clamp(min=0).minimum(size_wh)])
+    low, high = places.amin(0), places.amax(0)
+    side = max(float((high - low).max()) * 1.1, 1.0)
+    x, y = ((low + high - side) / 2).clamp(min=0).minimum((size_wh - side).clamp(min=0)).tolist()
     width, height = size_wh.tolist()
     panel.set_xlim(x, min(x + side, width))
     panel.set_ylim(min(y + side, height), y)
