@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
 from hf_detr import embedded_model_folder, plots
@@ -72,12 +73,16 @@ def main() -> None:
     parser.add_argument("--run", type=Path, help="output folder of train_detection.py")
     parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder")
     parser.add_argument("--dpi", type=int, default=110)
+    parser.add_argument("--colors", type=int, help="up to 256 make small files; default: all")
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     try:
         for name, figure in draw_all(arguments):
             path = arguments.output / f"{name}.png"
             figure.savefig(path, dpi=arguments.dpi)
+            if arguments.colors is not None:
+                picture = Image.open(path).convert("RGB")
+                picture.quantize(arguments.colors).save(path, optimize=True)
             print(path)
     except (ValueError, OSError) as error:
         sys.exit(str(error))
