@@ -30,7 +30,7 @@ def draw_all(arguments: argparse.Namespace) -> Iterator[tuple[str, Figure]]:
     processor = AutoImageProcessor.from_pretrained(arguments.model)
     [seen] = plots.observe(model, processor, str(arguments.image))
     threshold = arguments.threshold
-    yield "predictions", plots.draw_predictions(seen, threshold=threshold)
+    yield "detections", plots.draw_detections(seen, threshold=threshold)
     points = arguments.point
     if model.config.model_type == "deformable_detr":
         yield "sampling_overview", plots.draw_sampling_overview(seen, points, threshold=threshold)

@@ -95,4 +95,4 @@ def draw_samples(file: Path, detector: ObjectDetectionPipeline, data: DetectionD
             attentions=False,
         )
     ]
-    plots.draw_predictions(seen, threshold=THRESHOLD).savefig(file, dpi=100)
+    plots.draw_detections(seen, threshold=THRESHOLD).savefig(file, dpi=100)

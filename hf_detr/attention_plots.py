@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .box_ops import box_iou
-from .drawing import (
+from .figures import (
     FONT_SIZE,
     Figure,
     add_caption,

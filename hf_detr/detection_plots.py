@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .drawing import (
+from .figures import (
     BLUE,
     FONT_SIZE,
     GREEN,
@@ -27,7 +27,7 @@ from .observation import Observation
 LARGE = 0.3  # square root of a box's share of the image from which it counts as large
 
 
-def draw_predictions(
+def draw_detections(
     seen: Observation | Sequence[Observation],
     targets: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
     threshold: float = 0.5,

@@ -8,7 +8,7 @@
 Every function gives a `matplotlib.figure.Figure`, which a notebook shows as it is.
 
 - `observe` runs a model on images; an `Observation` answers questions about one of them.
-- `draw_predictions`: what was found, beside the targets.
+- `draw_detections`: what was found, beside the targets.
 - DETR and Conditional DETR: `draw_encoder_attention`, `draw_decoder_attention`,
   `draw_attention_heads`.
 - Deformable DETR: `draw_sampling_overview`, `draw_sampling_points` (decoder),
@@ -18,7 +18,7 @@ Every function gives a `matplotlib.figure.Figure`, which a notebook shows as it 
 """
 
 from .attention_plots import draw_attention_heads, draw_decoder_attention, draw_encoder_attention
-from .detection_plots import draw_predictions, draw_query_slots
+from .detection_plots import draw_detections, draw_query_slots
 from .observation import Observation, SamplingPoints
 from .observing import observe, query_boxes
 from .sampling_plots import (
@@ -35,7 +35,7 @@ __all__ = [
     "draw_decoder_attention",
     "draw_encoder_attention",
     "draw_encoder_sampling_points",
-    "draw_predictions",
+    "draw_detections",
     "draw_query_slots",
     "draw_sampling_overview",
     "draw_sampling_points",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .attention_plots import MOST, object_centers
-from .drawing import (
+from .figures import (
     COLORS,
     DASHES,
     FONT_SIZE,

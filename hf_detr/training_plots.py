@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .drawing import BLUE, FONT_SIZE, ORANGE, Figure
+from .figures import BLUE, FONT_SIZE, ORANGE, Figure
 from .training_checkpoint import STATE
 
 POINTS = 100  # a running mean over this part of all steps shows where the loss goes

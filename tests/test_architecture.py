@@ -55,7 +55,7 @@ LAYERS = [
     {"image_processing_sigmoid_detr", "pipelines", "segmentation", "batches", "publishing"},
     {"modeling_detr", "modeling_conditional_detr", "modeling_deformable_detr"},
     {"modeling_detr_segmentation", "evaluation"},
-    {"trainer_metrics", "official_checkpoints", "observation", "drawing"},
+    {"trainer_metrics", "official_checkpoints", "observation", "figures"},
     {"observing", "attention_plots", "detection_plots", "training_plots"},
     {"sampling_plots"},
     {"plots"},
@@ -72,7 +72,7 @@ SIDES = {
 ONLY_IN = {
     "timm": {"backbone"},
     "scipy": {"matcher"},
-    "matplotlib": {"drawing"},
+    "matplotlib": {"figures"},
     "torchvision": {"augmentation", "detection_data"},
 }
 VARIANT_LINES, SHARED_LINES = 450, 320

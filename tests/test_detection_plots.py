@@ -8,7 +8,7 @@ import torch
 
 from hf_detr import plots
 from hf_detr.detection_plots import slot_colors
-from hf_detr.drawing import BLUE, GREEN, RED
+from hf_detr.figures import BLUE, GREEN, RED
 
 from .some_observations import tiny_observations
 from .tiny import random_sample
@@ -19,7 +19,7 @@ def test_predictions_below_targets() -> None:
     _, seen = tiny_observations("conditional_detr", id2label={i: f"class {i}" for i in range(5)})
     targets = [random_sample(image_id=1)[1], random_sample(num_objects=0)[1]]
     threshold = float(seen[0].scores.median())
-    figure = plots.draw_predictions(seen, targets, threshold)
+    figure = plots.draw_detections(seen, targets, threshold)
     assert len(figure.axes) == 4
     drawn = [patch.get_bbox().extents for patch in figure.axes[0].patches]
     np.testing.assert_allclose(drawn, targets[0]["boxes"], atol=1e-3)
@@ -35,7 +35,7 @@ def test_predictions_below_targets() -> None:
 def test_predictions_alone() -> None:
     """One observation needs no list, and no target; nothing found is a picture, too."""
     _, (seen, _) = tiny_observations("detr")
-    figure = plots.draw_predictions(seen, threshold=0.99)
+    figure = plots.draw_detections(seen, threshold=0.99)
     assert len(figure.axes) == 1 and "found: 0" in figure.axes[0].get_title()
 
 
@@ -44,9 +44,9 @@ def test_wrong_targets_are_refused() -> None:
     _, seen = tiny_observations("detr")
     relative = {"boxes": torch.rand(2, 4), "class_labels": torch.tensor([0, 1])}
     with pytest.raises(ValueError, match="seem to be relative.*in pixels"):
-        plots.draw_predictions(seen[0], relative)
+        plots.draw_detections(seen[0], relative)
     with pytest.raises(ValueError, match="2 images and 1 targets"):
-        plots.draw_predictions(seen, [relative])
+        plots.draw_detections(seen, [relative])
 
 
 def test_slots_have_the_papers_colors() -> None:

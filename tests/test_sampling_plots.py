@@ -10,7 +10,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
 from hf_detr import embedded_model_folder, plots
-from hf_detr.drawing import MARKERS, Axes
+from hf_detr.figures import MARKERS, Axes
 from hf_detr.observation import Observation, SamplingPoints
 
 from .some_observations import tiny_observations

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hf_detr.drawing import COLORS, ink_on, make_panels, show_map, write_label
+from hf_detr.figures import COLORS, ink_on, make_panels, show_map, write_label
 
 REPOSITORY = Path(__file__).parents[1]
 
