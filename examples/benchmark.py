@@ -1,15 +1,20 @@
 """Compare the speed of hf_detr and transformers on the same weights and inputs, in one run.
 
     python examples/benchmark.py            # about ten minutes on two cores
+    python examples/benchmark.py --parts model --rounds 3
     python examples/benchmark.py --quick    # two rounds of everything: does it run?
 
 Rounds of both sides alternate, so that whatever else the machine does slows both; medians are
-printed, in milliseconds of CPU. No time is printed unless both sides give the same result.
+printed, in milliseconds of CPU. No time is printed unless both sides give the same result. Whole
+models, from a photograph to its detections, are also compared with what the machine could do: the
+FLOP of their convolutions and matrix products, at the speed of one large one.
 """
 
 import argparse
 import os
 import tempfile
+import time
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("HF_DETR_REGISTER", "0")  # transformers' side stays transformers' own
@@ -19,9 +24,12 @@ import torch
 import transformers
 from benchmark_timing import medians
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import hf_detr
+
+PARTS = ["loss", "processor", "model"]
 
 
 def report(name: str, ours: float, theirs: float) -> None:
@@ -104,28 +112,91 @@ def benchmark_processor(batch_size: int, rounds: int) -> None:
     report(f"image processor, {batch_size} images", *seconds)
 
 
-# ---------------------------------------------------------------- forward
+# ---------------------------------------------------------------- end to end
+
+
+def make_models(prefix: str, backbone: str) -> tuple[nn.Module, nn.Module]:
+    """A detector of random weights, and the peer's from its files; both as they are loaded."""
+    torch.manual_seed(0)
+    detector = f"{prefix}ForObjectDetection"
+    config = getattr(hf_detr, f"{prefix}Config")(
+        backbone=backbone, num_labels=91, auxiliary_loss=False
+    )
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name, "model")
+        getattr(hf_detr, detector)(config).save_pretrained(folder)
+        ours, theirs = (
+            getattr(package, detector).from_pretrained(folder).eval()
+            for package in (hf_detr, transformers)
+        )
+    return ours, theirs
 
 
 @torch.no_grad()
-def benchmark_forward(prefix: str, backbone: str, height: int, width: int, rounds: int) -> None:
-    """Inference on one image by the classes whose names begin with `prefix`."""
-    torch.manual_seed(0)
-    config_class, detector = f"{prefix}Config", f"{prefix}ForObjectDetection"
-    config = getattr(hf_detr, config_class)(backbone=backbone, num_labels=91, auxiliary_loss=False)
-    model = getattr(hf_detr, detector)(config).eval()
-    with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
-        peer = getattr(transformers, detector).from_pretrained(Path(folder))
-    image = torch.randn(1, 3, height, width)
-    mask = torch.ones(1, height, width, dtype=torch.long)
-    got, expected = model(image, mask), peer(pixel_values=image, pixel_mask=mask)
-    torch.testing.assert_close(got.logits, expected.logits, rtol=0, atol=1e-4)
-    torch.testing.assert_close(got.pred_boxes, expected.pred_boxes, rtol=0, atol=1e-5)
-    seconds = medians(
-        lambda: model(image, mask), lambda: peer(pixel_values=image, pixel_mask=mask), rounds
-    )
-    report(f"{prefix} {backbone}, 1x{height}x{width}", *seconds)
+def benchmark_end_to_end(
+    prefix: str, backbone: str, size: dict[str, int], rounds: int, ceiling: float
+) -> None:
+    """From a photograph to its detections, by the classes whose names begin with `prefix`.
+
+    Args:
+        prefix: such as "Detr".
+        backbone: timm's name.
+        size: of the image processor.
+        rounds: how often each side is timed.
+        ceiling: FLOP per CPU second that this machine can reach.
+    """
+    models = make_models(prefix, backbone)
+    processors = [
+        getattr(package, f"{prefix}ImageProcessor")(size=size)
+        for package in (hf_detr, transformers)
+    ]
+    (image,) = make_images(1)
+
+    def detect(side: int) -> tuple[Tensor, Tensor, Tensor]:
+        inputs = processors[side](image, return_tensors="pt")
+        outputs = models[side](**inputs)
+        (found,) = processors[side].post_process_object_detection(
+            outputs, threshold=0, target_sizes=[(image.height, image.width)]
+        )
+        return outputs.logits, outputs.pred_boxes, found["scores"]
+
+    # Detections in the order of their scores may change places; what they are made of may not.
+    for got, expected in zip(detect(0), detect(1), strict=True):
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
+    ours, theirs = medians(lambda: detect(0), lambda: detect(1), rounds)
+    report(f"{prefix} {backbone}, end to end", ours, theirs)
+    pixels = processors[0](image, return_tensors="pt")["pixel_values"]
+    flop = count_flop(models[0].config, f"{prefix}ForObjectDetection", pixels)
+    shares = [f"{flop / seconds / ceiling:.0%}" for seconds in (ours, theirs)]
+    print(f"{'  of the ceiling':34}{shares[0]:>12}{shares[1]:>14}", flush=True)
+
+
+def count_flop(config: transformers.PreTrainedConfig, detector: str, pixels: Tensor) -> int:
+    """FLOP of all convolutions and matrix products of a forward pass; nothing is computed."""
+    with torch.device("meta"):
+        model = getattr(hf_detr, detector)(config).eval()
+    with FlopCounterMode(display=False) as counter:
+        model(pixels.to("meta"))
+    return counter.get_total_flops()
+
+
+def measure_ceiling(tries: int = 5) -> float:
+    """FLOP per CPU second of a large convolution or matrix product, whichever does more."""
+    matrix = torch.randn(2048, 2048)
+    maps = torch.randn(1, 256, 100, 134).to(memory_format=torch.channels_last)
+    kernels = torch.randn(256, 256, 3, 3).to(memory_format=torch.channels_last)
+    best = 0.0
+    for function, inputs in (
+        (torch.mm, (matrix, matrix)),
+        (partial(torch.conv2d, padding=1), (maps, kernels)),
+    ):
+        with FlopCounterMode(display=False) as counter:
+            function(*inputs)
+        for _ in range(tries):
+            start = time.process_time()
+            function(*inputs)
+            best = max(best, counter.get_total_flops() / (time.process_time() - start))
+    return best
 
 
 def main() -> None:
@@ -133,6 +204,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two rounds, small inputs")
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure")
     arguments = parser.parse_args()
     if arguments.rounds < 1 or arguments.threads < 1:
         parser.error("--rounds and --threads must be at least 1")
@@ -146,15 +218,19 @@ def main() -> None:
         f"{arguments.threads} thread(s), medians of {rounds} interleaved rounds, CPU ms"
     )
     print(f"{'':34}{'hf_detr':>12}{'transformers':>14}{'ratio':>10}")
-    for batch_size, num_queries in [(2, 100), (2, 300), (16, 100), (16, 300)]:
-        benchmark_loss(batch_size, num_queries, rounds)
-    for batch_size in (1, 8):
-        benchmark_processor(batch_size, rounds)
-    for prefix in ("Detr", "DeformableDetr"):
-        if arguments.quick:
-            benchmark_forward(prefix, "resnet18", 256, 320, rounds)
-        else:
-            benchmark_forward(prefix, "resnet50", 800, 1066, rounds)
+    if "loss" in arguments.parts:
+        for batch_size, num_queries in [(2, 100), (2, 300), (16, 100), (16, 300)]:
+            benchmark_loss(batch_size, num_queries, rounds)
+    if "processor" in arguments.parts:
+        for batch_size in (1, 8):
+            benchmark_processor(batch_size, rounds)
+    if "model" in arguments.parts:
+        ceiling = measure_ceiling()
+        print(f"{'ceiling of this machine':34}{ceiling / 1e9:12.1f} GFLOP per CPU second")
+        backbone, edge = ("resnet18", 256) if arguments.quick else ("resnet50", 800)
+        size = {"shortest_edge": edge, "longest_edge": 1333}
+        for prefix in ("Detr", "ConditionalDetr", "DeformableDetr"):
+            benchmark_end_to_end(prefix, backbone, size, rounds, ceiling)
 
 
 if __name__ == "__main__":

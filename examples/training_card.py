@@ -91,7 +91,7 @@ def draw_samples(file: Path, detector: ObjectDetectionPipeline, data: DetectionD
         for observation in plots.observe(
             detector.model,
             detector.image_processor,
-            data.images.open(index).convert("RGB"),
+            data.images.open(index),
             attentions=False,
         )
     ]

@@ -30,6 +30,7 @@ from .data_formats import (
     read_yolo,
 )
 from .detection_data import DetectionDataset
+from .drawing import draw_predictions
 from .embedded_model import embedded_model_folder
 from .evaluation import evaluate, evaluate_panoptic
 from .image_processing_detr import DetrImageProcessor
@@ -50,6 +51,7 @@ from .multi_scale_deformable_attention import multi_scale_deformable_attention
 from .official_checkpoints import convert_official_checkpoint, export_official_checkpoint
 from .panoptic_quality import PanopticQuality
 from .pipelines import DetectionPipeline, SegmentationPipeline
+from .prediction import predict, stream_predictions
 from .published_checkpoints import find_published_checkpoint, make_published_card
 from .publishing import push_to_hub
 from .trainer_metrics import keep_detections, make_compute_metrics
@@ -82,6 +84,7 @@ __all__ = [
     "DetrModel",
     "SizeGroupedBatches",
     "convert_official_checkpoint",
+    "draw_predictions",
     "embedded_model_folder",
     "evaluate",
     "evaluate_panoptic",
@@ -96,6 +99,7 @@ __all__ = [
     "make_training_transform",
     "metrics_table",
     "multi_scale_deformable_attention",
+    "predict",
     "push_to_hub",
     "read_coco",
     "read_coco_panoptic",
@@ -103,6 +107,7 @@ __all__ = [
     "read_hf_segmentation",
     "read_voc",
     "read_yolo",
+    "stream_predictions",
 ]
 
 

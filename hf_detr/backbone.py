@@ -12,12 +12,16 @@ from torch.nn import functional as F
 from transformers import TimmBackboneConfig
 from transformers import initialization as init
 
+from .folded_backbone import FoldedBackbone
+from .plain_inference import is_plain_inference
+
 
 class Backbone(nn.Module):
     """timm feature extractor with frozen batch norm, its stem and first stage frozen.
 
     Batch statistics of a few large images are poor, so the ImageNet statistics stay (DETR,
-    Section 4). `freeze_batch_norm_2d` keeps activations that timm fuses into a norm.
+    Section 4). `freeze_batch_norm_2d` keeps activations that timm fuses into a norm. In inference
+    on CPU they are folded into the convolutions, beside the weights, which never change by it.
 
     Args:
         config: timm name, feature levels (`out_indices`), `output_stride` (16 is DC5) and
@@ -40,6 +44,7 @@ class Backbone(nn.Module):
         self.num_channels: list[int] = model.feature_info.channels()
         self.reductions: list[int] = model.feature_info.reduction()
         self.channels_last_output = getattr(model, "output_fmt", "NCHW") == "NHWC"
+        self.folded = FoldedBackbone((OneStepBatchNorm2d, OneStepBatchNormAct2d))
         self.freeze(num_stages=1)
         if not next(model.parameters()).is_meta:
             # timm has just initialised or loaded these; the model's own init must not redraw them.
@@ -48,10 +53,18 @@ class Backbone(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> list[Tensor]:
         """Feature maps (B, C_l, h_l, w_l), finest first, of `pixel_values` (B, 3, H, W)."""
-        features = self.conv_encoder["model"](pixel_values)
+        network = self.conv_encoder["model"]
+        if is_plain_inference(pixel_values):
+            network = self.folded.network_for(network, pixel_values)
+        features = network(pixel_values)
         if self.channels_last_output:
             features = [feature.permute(0, 3, 1, 2) for feature in features]
         return features
+
+    def train(self, mode: bool = True) -> "Backbone":
+        """As in torch; also frees what inference keeps."""
+        self.folded.drop()
+        return super().train(mode)
 
     def freeze(self, num_stages: int | None = None) -> None:
         """Let only the stages after the first `num_stages` train; None freezes everything.

@@ -11,9 +11,11 @@ from transformers import PreTrainedModel
 from .official_checkpoints import convert_official_checkpoint, export_official_checkpoint
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(
+    arguments: list[str] | None = None, prog: str = "python -m hf_detr.checkpoint_conversion"
+) -> int:
     """Convert the checkpoint that the command line names; return the exit status."""
-    parsed = _parser().parse_args(arguments)
+    parsed = _parser(prog).parse_args(arguments)
     try:
         if parsed.to_official:
             export_official_checkpoint(parsed.source, parsed.target, overwrite=parsed.overwrite)
@@ -34,12 +36,14 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m hf_detr.checkpoint_conversion",
+        prog=prog,
         description="Turn a .pth of facebookresearch/detr, fundamentalvision/Deformable-DETR, "
         "Atten4Vis/ConditionalDETR or MMDetection 3 into a folder for the Hub, or back into one of "
         "the first three.",
+        epilog="exit status: 0 if it is done; 1 if not, and nothing was written; 2 if the "
+        "arguments are wrong.",
     )
     parser.add_argument("source", type=Path, help="the .pth; with --to-official, the folder")
     parser.add_argument("target", type=Path, help="the folder; with --to-official, the .pth")

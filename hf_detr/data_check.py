@@ -70,9 +70,13 @@ class CheckReport:
         name = "" if problem.image is None else f"{self.image_names[problem.image]}: "
         return name + problem.text
 
+    def to_json(self) -> str:
+        """All problems as JSON."""
+        return json.dumps(asdict(self), indent=1)
+
     def save(self, file: str | os.PathLike[str]) -> None:
-        """Write all problems as JSON."""
-        Path(file).write_text(json.dumps(asdict(self), indent=1))
+        """Write what `load` reads."""
+        Path(file).write_text(self.to_json())
 
     @classmethod
     def load(cls, file: str | os.PathLike[str]) -> "CheckReport":
@@ -101,7 +105,7 @@ def check_dataset(
             headers.
         use_cache: use and keep results.
     """
-    file = _cache_folder() / f"{_digest(dataset, num_queries, decode)}.json" if use_cache else None
+    file = cache_folder() / f"{_digest(dataset, num_queries, decode)}.json" if use_cache else None
     if file and file.is_file():
         try:
             return CheckReport.load(file)
@@ -137,7 +141,8 @@ def _all_image_problems(dataset: DetectionDataset, decode: bool) -> Iterable[Pro
         return list(chain.from_iterable(bar))
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
+    """Where results are kept: `hf_detr/checks` in the user's cache folder."""
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(cache).expanduser() / "hf_detr" / "checks"
 
@@ -192,11 +197,15 @@ class CheckArguments:
     report: str | None = field(
         default=None, metadata={"help": "JSON file to write all problems to."}
     )
+    json: bool = field(
+        default=False,
+        metadata={"help": "Print all problems as JSON instead, and nothing else on stdout."},
+    )
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
     """Check the data set that the command line names; return the exit status."""
-    parser = HfArgumentParser((DataArguments, CheckArguments), description=__doc__)
+    parser = HfArgumentParser((DataArguments, CheckArguments), prog=prog, description=__doc__)
     data, how, unknown = parser.parse_args_into_dataclasses(
         arguments, return_remaining_strings=True
     )
@@ -214,7 +223,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"ERROR: {error}\nThe data can't be read: mend them.", file=sys.stderr)
         return 1
     report = check_dataset(dataset, how.num_queries, not how.headers_only, not how.no_cache)
-    print(report.text(how.most))
+    print(report.to_json() if how.json else report.text(how.most))
     if how.report:
         report.save(how.report)
     return 0 if report.may_train else 1

@@ -21,6 +21,7 @@ from .outputs import (
     ObjectDetectionOutput,
     split_sampling,
 )
+from .plain_inference import is_plain_inference
 from .position_encoding import make_position_encoding
 from .pretrained_model import DetectionPreTrainedModel
 
@@ -111,6 +112,8 @@ class DetectionTransformer(DetectionPreTrainedModel):
         if output_attentions is None:
             output_attentions = self.config.output_attentions
         check_images(pixel_values, pixel_mask, self.config.num_channels)
+        if pixel_mask is not None and is_plain_inference(pixel_mask) and pixel_mask.all():
+            pixel_mask = None  # nothing is padded, and without a mask it is faster
 
         feature_maps = self.backbone(pixel_values.to(self.dtype))
         projected = self.project(feature_maps)

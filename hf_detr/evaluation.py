@@ -4,7 +4,6 @@ import copy
 import functools
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from .image_processing_detr import DetrImageProcessor
 from .image_settings import resized_hw
 from .image_source import read_segment_ids
 from .panoptic_quality import PanopticQuality
+from .prediction import in_eval_mode
 from .processes import num_processes, process_index
 
 Batch = tuple[list[int], list[tuple[int, int]], Any]  # image ids, original (height, width), inputs
@@ -172,19 +172,6 @@ def label_map(model_names: Mapping[int, str], data_names: Mapping[int, str]) -> 
     return shared
 
 
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Within it the model is in eval mode; afterwards every part is in the mode that it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        # One by one: parts that are frozen may have been in eval mode in training too.
-        for module, was_training in modes:
-            module.training = was_training
-
-
 def _unwrapped(model: nn.Module) -> nn.Module:
     """The model without a wrapper that would wait for processes that have one batch less."""
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
@@ -200,7 +187,7 @@ def _run(
 ) -> Iterator[tuple[Batch, Any]]:
     """This process's batches, and what the model makes of them."""
     model = _unwrapped(model)
-    with evaluation_mode(model):
+    with in_eval_mode(model):
         loader = _make_loader(processor, dataset, batch_size, num_workers)
         for image_ids, sizes_hw, inputs in _with_progress(loader, progress):
             with torch.no_grad():

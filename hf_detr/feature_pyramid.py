@@ -46,7 +46,8 @@ def build_pyramid(
     Args:
         feature_maps: per level (B, D, h_l, w_l).
         pixel_mask: (B, H, W), 1 on real pixels; None if all are.
-        position_encoding: turns a mask (B, h, w) into (B, D, h, w).
+        position_encoding: turns a mask (B, h, w), and whether all of it is real, into
+            (B, D, h, w).
         level_embed: (L, D), added to the positions of each level.
 
     Returns:
@@ -54,11 +55,12 @@ def build_pyramid(
     """
     masks = [resize_mask(pixel_mask, feature_map) for feature_map in feature_maps]
     hidden_states = torch.cat([_flatten(feature_map) for feature_map in feature_maps], dim=1)
-    positions = [_flatten(position_encoding(m)).to(hidden_states.dtype) for m in masks]
+    all_real = pixel_mask is None
+    positions = [_flatten(position_encoding(m, all_real)).to(hidden_states.dtype) for m in masks]
     if level_embed is not None:
         positions = [p + embed for p, embed in zip(positions, level_embed, strict=True)]
     pyramid = FeaturePyramid(
-        mask=None if pixel_mask is None else torch.cat([m.flatten(1) for m in masks], dim=1),
+        mask=None if all_real else torch.cat([m.flatten(1) for m in masks], dim=1),
         spatial_shapes=[tuple(feature_map.shape[-2:]) for feature_map in feature_maps],
         valid_ratios=torch.stack([_valid_ratio(m) for m in masks], dim=1),
     )

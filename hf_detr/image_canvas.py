@@ -6,9 +6,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# Rows that are finished at once; a hundred, of usual widths, stay in a core's cache meanwhile.
+BLOCK = 100
+
 
 def group_by_shape(images: list[Tensor], disable_grouping: bool | None) -> list[list[int]]:
-    """Indices of images that can be resized as one tensor."""
+    """Indices of images that are resized as one tensor; if None says neither, not on the CPU.
+
+    There one image after the other is faster: each is finished while it lies in the cache.
+    """
+    if disable_grouping is None:
+        disable_grouping = images[0].device.type == "cpu"
     groups: dict[Any, list[int]] = {}
     for index, image in enumerate(images):
         key = index if disable_grouping else (image.shape, image.dtype)
@@ -20,13 +28,14 @@ def stack_images(images: list[Tensor]) -> Tensor:
     """(n, 3, H, W); bytes on the CPU in channels-last memory, where resizing is vectorised."""
     if images[0].dtype != torch.uint8 or images[0].device.type != "cpu":
         return torch.stack(images)
+    if len(images) == 1 and images[0].permute(1, 2, 0).is_contiguous():  # as PIL's are
+        return images[0][None]
     return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
 
 
 def write_pixels(image: Tensor, canvas: Tensor, settings: Mapping[str, Any]) -> None:
     """Rescale and normalise an image (3, H, W) into its place (3, H, W) on the canvas."""
-    canvas.copy_(image)
-    factor = 1.0
+    factor, mean, std = 1.0, None, None
     if settings["do_rescale"]:
         # Floats were brought to 0 … 1 when they were read, a 255th of the bytes they stand for.
         factor = settings["rescale_factor"] * (255 if image.is_floating_point() else 1)
@@ -35,9 +44,13 @@ def write_pixels(image: Tensor, canvas: Tensor, settings: Mapping[str, Any]) -> 
         # the same bits.
         mean = torch.tensor(settings["image_mean"], device=canvas.device) * (1.0 / factor)
         std = torch.tensor(settings["image_std"], device=canvas.device) * (1.0 / factor)
-        canvas.sub_(mean[:, None, None]).div_(std[:, None, None])
-    elif factor != 1.0:
-        canvas.mul_(factor)
+    block = BLOCK if canvas.device.type == "cpu" else len(image[0])
+    for pixels, place in zip(image.split(block, dim=1), canvas.split(block, dim=1), strict=True):
+        place.copy_(pixels)
+        if mean is not None:
+            place.sub_(mean[:, None, None]).div_(std[:, None, None])
+        elif factor != 1.0:
+            place.mul_(factor)
 
 
 def make_pixel_mask(

@@ -36,6 +36,7 @@ def read_images(
     unit_floats: bool = True,
     check_range: bool = True,
     blend_alpha: bool = False,
+    first_index: int = 0,
 ) -> list[Tensor]:
     """Read one image, a batched array or a (nested) list of images into tensors (3, H, W).
 
@@ -47,6 +48,7 @@ def read_images(
         unit_floats: bring floats in 0 … 255 to 0 … 1; otherwise they keep their values.
         check_range: refuse floats that fit neither 0 … 1 nor 0 … 255.
         blend_alpha: blend transparent images onto white instead of dropping alpha.
+        first_index: what messages call the first image.
 
     Returns:
         Tensors (3, H, W), uint8 in 0 … 255 or float32.
@@ -58,7 +60,7 @@ def read_images(
     """
     layout = _checked_layout(input_data_format)
     tensors = []
-    for index, image in enumerate(_flat(images)):
+    for index, image in enumerate(_flat(images), first_index):
         name = f"image {index}"
         if isinstance(image, (str, os.PathLike)):
             name += f" ({str(image)[:200]!r})"

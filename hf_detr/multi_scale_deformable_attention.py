@@ -58,7 +58,7 @@ def multi_scale_deformable_attention(
     _check_tensors(value, ("sampling_locations", "attention_weights"), *points)
     shapes = _read_shapes(spatial_shapes)
     _check_levels(shapes, level_start_index, value.shape[1], attention_weights.shape[3])
-    namespace = _choose(kernel, value.device.type)
+    namespace = choose_operators(kernel, value.device.type)
     if namespace is not None:
         return sample_with_compiled_operator(namespace, value, *points, _sizes(shapes))
     return _sample_with_torch(value, *points, shapes)
@@ -93,7 +93,7 @@ def attend_around_references(
     _check_tensors(value, ("sampling_offsets", "attention_logits"), *points)
     shapes = _read_shapes(spatial_shapes)
     _check_levels(shapes, level_start_index, value.shape[1], attention_logits.shape[3])
-    namespace = _choose(kernel, value.device.type)
+    namespace = choose_operators(kernel, value.device.type)
     if namespace is not None:
         _check_references(reference_points, sampling_offsets)
         return sample_with_fused_operator(
@@ -120,7 +120,7 @@ def normalize(attention_logits: Tensor) -> Tensor:
     return attention_logits.flatten(3).softmax(-1).view(attention_logits.shape)
 
 
-def _choose(kernel: Kernel, device_type: str) -> str | None:
+def choose_operators(kernel: Kernel, device_type: str) -> str | None:
     """Where the compiled operators are, in `torch.ops`; None: nowhere, or not wanted."""
     if kernel not in KERNELS:
         raise ValueError(f"kernel is {kernel!r}; it must be one of {', '.join(KERNELS)}")

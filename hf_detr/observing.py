@@ -15,11 +15,11 @@ from transformers.image_utils import ImageInput
 from .attention import ProjectedAttention, multi_head_attention
 from .box_ops import box_cxcywh_to_xyxy
 from .detection_transformer import ObjectDetector
-from .evaluation import evaluation_mode
 from .feature_pyramid import token_centers
 from .image_processing_detr import DetrImageProcessor
 from .image_reading import read_images
 from .observation import Layers, Observation
+from .prediction import in_eval_mode
 from .segmentation import Segmenter
 
 
@@ -45,7 +45,7 @@ def observe(
     detector = _detector(model)
     pictures = read_images(images, blend_alpha=bool(processor.do_convert_rgb))
     inputs = processor(pictures, input_data_format="channels_first", return_tensors="pt")
-    with torch.no_grad(), evaluation_mode(model), _separate_parts(detector) as parts:
+    with torch.no_grad(), in_eval_mode(model), _separate_parts(detector) as parts:
         states = detector.model(
             **inputs.to(model.device, model.dtype),
             output_attentions=attentions,
@@ -112,7 +112,7 @@ def query_boxes(
             "none of them has a place that it prefers; use a model with learned queries."
         )
     boxes = []
-    with torch.no_grad(), evaluation_mode(model):
+    with torch.no_grad(), in_eval_mode(model):
         for image in tqdm(images, desc="boxes", unit="image", disable=None if progress else True):
             inputs = processor(image, return_tensors="pt").to(model.device, model.dtype)
             boxes.append(detector(**inputs, return_dict=True).pred_boxes.float().cpu())

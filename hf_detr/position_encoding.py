@@ -25,14 +25,19 @@ class SinePositionEncoding(nn.Module):
         self.temperature = temperature
         self.offset = offset
 
-    def forward(self, mask: Tensor) -> Tensor:
-        """Encode a mask (B, h, w), True on real cells, as (B, D, h, w) float32, y before x."""
-        real = mask.float()
-        y, x = real.cumsum(1), real.cumsum(2)  # (B, h, w)
+    def forward(self, mask: Tensor, all_real: bool = False) -> Tensor:
+        """Encode a mask (B, h, w), True on real cells, as (B, D, h, w) float32, y before x.
+
+        `all_real` says that the mask is True everywhere, which saves most of the sines.
+        """
+        # Without padding all rows are alike, all columns too, and all images.
+        y, x = (mask[:1, :, :1], mask[:1, :1]) if all_real else (mask, mask)
+        y, x = y.float().cumsum(1), x.float().cumsum(2)
         y = (y + self.offset) / (y[:, -1:, :] + 1e-6) * (2 * math.pi)
         x = (x + self.offset) / (x[:, :, -1:] + 1e-6) * (2 * math.pi)
         width, temperature = self.width // 2, self.temperature
-        encoding = torch.cat([sines(y, width, temperature), sines(x, width, temperature)], dim=-1)
+        parts = [sines(angles, width, temperature) for angles in (y, x)]
+        encoding = torch.cat([part.expand(*mask.shape, width) for part in parts], dim=-1)
         return encoding.permute(0, 3, 1, 2)  # (B, D, h, w)
 
 
@@ -72,8 +77,8 @@ class LearnedPositionEncoding(nn.Module):
         self.row_embeddings = UniformEmbedding(self.NUM_CELLS, width // 2)
         self.column_embeddings = UniformEmbedding(self.NUM_CELLS, width // 2)
 
-    def forward(self, mask: Tensor) -> Tensor:
-        """Encode a mask (B, h, w) as (B, D, h, w), x before y.
+    def forward(self, mask: Tensor, all_real: bool = False) -> Tensor:
+        """Encode a mask (B, h, w) as (B, D, h, w), x before y; what is real doesn't matter.
 
         Raises:
             ValueError: if the map has more rows or columns than there are vectors.

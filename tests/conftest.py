@@ -3,9 +3,6 @@
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# Tests run in several processes, which share the cores; so do the processes that they start.
-_cores_each = (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
-os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _cores_each)))
 
 from pathlib import Path
 

@@ -49,7 +49,10 @@ def test_problems_are_named_and_forbid_training(tmp_path: Path, capsys: pytest.C
     assert f"ERROR: unreadable image: 1\n    {tmp_path}/images/2.png: cannot identify" in out
     assert "note: more objects than queries: 1" in out
     assert out.endswith("3 errors forbid training: mend them.\n")
-    kinds = [problem["kind"] for problem in json.loads(report_file.read_text())["problems"]]
+    report = json.loads(report_file.read_text())
+    kinds = [problem["kind"] for problem in report["problems"]]
+    assert main([*given, "--json", "--num-queries", "1"]) == 1
+    assert json.loads(capsys.readouterr().out) == report
     assert "box of negative size" in kinds and "unreadable image" in kinds
 
 

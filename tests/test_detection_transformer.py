@@ -36,14 +36,18 @@ def test_padding_does_not_change_an_image(variant: str) -> None:
     assert change < (unmasked.logits - padded.logits).abs().max()
 
 
-@torch.no_grad()
-def test_no_mask_means_all_pixels_are_real(variant: str) -> None:
-    """Leaving `pixel_mask` out equals a mask of ones (1e-5)."""
+@pytest.mark.parametrize("grad", [True, False])
+def test_no_mask_means_all_pixels_are_real(variant: str, grad: bool) -> None:
+    """Leaving `pixel_mask` out equals a mask of ones (1e-5), which inference doesn't use."""
     model = tiny_detector(variant)
     pixel_values, _ = padded_batch()
-    without = model(pixel_values)
-    ones = model(pixel_values, torch.ones(pixel_values.shape[0], *pixel_values.shape[2:]))
+    masks = []
+    model.model.encoder.register_forward_pre_hook(lambda _, inputs: masks.append(inputs[2].mask))
+    with torch.set_grad_enabled(grad):
+        without = model(pixel_values)
+        ones = model(pixel_values, torch.ones(pixel_values.shape[0], *pixel_values.shape[2:]))
     assert_close(without.logits, ones.logits, atol=1e-5, rtol=0)
+    assert masks[0] is None and (masks[1] is None) != grad
 
 
 @torch.no_grad()

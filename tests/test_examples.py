@@ -1,6 +1,5 @@
 """The example scripts run as the README says."""
 
-import json
 import os
 import subprocess
 import sys
@@ -9,11 +8,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from hf_detr import DeformableDetrImageProcessor, evaluate, read_coco
 from hf_detr.compiled_attention import find_operators
 
 from .some_data import entry, write_coco
-from .tiny import tiny_detector
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -50,21 +47,11 @@ def test_detect_refuses_what_is_no_image(tmp_path: Path) -> None:
     assert "can't be read as an image" in result.stderr and "Traceback" not in result.stderr
 
 
-def test_evaluate_prints_and_writes_what_evaluate_returns(tmp_path: Path) -> None:
-    """The evaluation script reads model and data from disk and gives the numbers of a call."""
-    model = tiny_detector("deformable_detr", id2label={0: "car", 1: "dog"})
-    processor = DeformableDetrImageProcessor(size={"shortest_edge": 64, "longest_edge": 96})
-    model.save_pretrained(tmp_path / "model")
-    processor.save_pretrained(tmp_path / "model")
-    file, images = write_coco(tmp_path, [entry(1), entry(2, image_id=2, category_id=18)])
-    data = ("--coco", file, "--images", images)
-    output = tmp_path / "sub" / "metrics.json"
-    result = run("examples/evaluate.py", "--model", tmp_path / "model", *data, "--json", output)
-    assert result.returncode == 0, result.stderr
-    assert json.loads(output.read_text()) == evaluate(model, processor, read_coco(file, images))
-    assert "AP50" in result.stdout and "dog" in result.stdout
-    result = run("examples/evaluate.py", "--model", tmp_path / "model", "--coco", file)
-    assert result.returncode != 0
+def test_evaluate_is_the_command(tmp_path: Path) -> None:
+    """The evaluation script hands arguments and exit status on, without a traceback."""
+    file, _ = write_coco(tmp_path, [entry(1)])
+    result = run("examples/evaluate.py", "--coco", file)
+    assert result.returncode == 2
     assert "--images" in result.stderr and "Traceback" not in result.stderr
 
 
@@ -83,7 +70,7 @@ def test_benchmark_runs() -> None:
     """The benchmark compares both sides and prints ratios, in its quickest setting."""
     result = run("examples/benchmark.py", "--quick")
     assert result.returncode == 0, result.stderr
-    for part in ("loss + matcher", "image processor", "Detr resnet18", "DeformableDetr resnet18"):
+    for part in ("loss + matcher", "image processor", "DeformableDetr resnet18, end", "ceiling"):
         assert part in result.stdout
 
 

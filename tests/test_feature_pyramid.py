@@ -10,7 +10,7 @@ from hf_detr.position_encoding import SinePositionEncoding
 class CellNumbers(nn.Module):
     """A position encoding that can be read: channel 0 is the row, channel 1 the column."""
 
-    def forward(self, mask: Tensor) -> Tensor:
+    def forward(self, mask: Tensor, all_real: bool) -> Tensor:
         rows = torch.arange(mask.shape[1], dtype=torch.float32)[:, None].expand(mask.shape[1:])
         columns = torch.arange(mask.shape[2], dtype=torch.float32).expand(mask.shape[1:])
         return torch.stack([rows, columns]).expand(len(mask), -1, -1, -1)

@@ -2,13 +2,23 @@
 
 import torch
 
-from hf_detr.image_canvas import group_by_shape, make_pixel_mask, stack_images, zero_margins
+from hf_detr.image_canvas import (
+    BLOCK,
+    group_by_shape,
+    make_pixel_mask,
+    stack_images,
+    write_pixels,
+    zero_margins,
+)
 
 
 def test_groups_of_equal_images() -> None:
-    """Protects batches: equal shape and dtype together, in order, or each alone if asked."""
+    """Protects batches: equal shape and dtype together, in order, or each alone, as on the CPU."""
     images = [torch.zeros(3, 2, 2), torch.zeros(3, 2, 3), torch.zeros(3, 2, 2)]
-    assert group_by_shape(images, disable_grouping=None) == [[0, 2], [1]]
+    assert group_by_shape(images, disable_grouping=None) == [[0], [1], [2]]
+    on_meta = [image.to("meta") for image in images]
+    assert group_by_shape(on_meta, disable_grouping=None) == [[0, 2], [1]]
+    assert group_by_shape(images, disable_grouping=False) == [[0, 2], [1]]
     assert group_by_shape(images, disable_grouping=True) == [[0], [1], [2]]
     images[2] = images[2].to(torch.uint8)
     assert group_by_shape(images, disable_grouping=False) == [[0], [1], [2]]
@@ -20,6 +30,26 @@ def test_bytes_are_stacked_channels_last() -> None:
     stacked = stack_images(images)
     assert stacked.is_contiguous(memory_format=torch.channels_last)
     assert (stacked == torch.stack(images)).all()
+    for image in (images[0], images[0].permute(1, 2, 0).contiguous().permute(2, 0, 1)):
+        alone = stack_images([image])
+        assert alone.is_contiguous(memory_format=torch.channels_last)
+        assert (alone == image).all()
+
+
+def test_pixels_in_blocks() -> None:
+    """Protects images of more rows than are finished at once: every row, and each once."""
+    settings = {
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": [0.5, 0.4, 0.3],
+        "image_std": [0.1, 0.2, 0.3],
+    }
+    image = torch.randint(256, (3, 2 * BLOCK + 3, 5), dtype=torch.uint8)
+    canvas = torch.full((3, 2 * BLOCK + 3, 5), torch.nan)
+    write_pixels(image, canvas, settings)
+    mean, std = (torch.tensor(settings[key])[:, None, None] for key in ("image_mean", "image_std"))
+    torch.testing.assert_close(canvas, (image / 255 - mean) / std, atol=1e-5, rtol=0)
 
 
 def test_mask_and_margins() -> None:

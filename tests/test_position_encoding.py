@@ -72,6 +72,13 @@ def test_sine_counts_real_cells_only() -> None:
     torch.testing.assert_close(encoding(padded)[..., :3, :4], alone, atol=1e-6, rtol=0)
 
 
+def test_sine_without_padding() -> None:
+    """Protects the shorter way where no cell is padding: the very same numbers."""
+    encoding = SinePositionEncoding(16, offset=-0.5)
+    mask = torch.ones(2, 5, 7, dtype=torch.bool)
+    assert torch.equal(encoding(mask, all_real=True), encoding(mask))
+
+
 def test_sine_stores_nothing() -> None:
     """Protects that no buffer can come back uninitialised from a checkpoint."""
     encoding = SinePositionEncoding(16)

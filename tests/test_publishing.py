@@ -20,7 +20,17 @@ def test_against_a_hub_on_this_machine(tmp_path: Path) -> None:
         **{"HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path), "NO_PROXY": "127.0.0.1"},
     }
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/hub_checks.py"],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-n",
+            "0",
+            "-p",
+            "no:cacheprovider",
+            "tests/hub_checks.py",
+        ],
         **{"cwd": REPOSITORY, "env": environment, "capture_output": True, "text": True},
     )
     assert result.returncode == 0, result.stdout[-8000:]

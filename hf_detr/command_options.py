@@ -1,0 +1,31 @@
+"""Options that several commands have."""
+
+import argparse
+
+from .embedded_model import embedded_model_folder
+
+
+def add_model_options(parser: argparse.ArgumentParser, several: bool = False) -> None:
+    """Add `--model` and `--device`, which `load_model` takes; with several models, a list."""
+    folder = str(embedded_model_folder())
+    parser.add_argument(
+        "--model",
+        nargs="+" if several else None,
+        default=[folder] if several else folder,
+        help="folder or name on the Hub; default: the small detector of ten kinds of garments "
+        "that comes with hf_detr",
+    )
+    parser.add_argument("--device", help="such as cpu or cuda:1; default: a GPU if there is one")
+
+
+def positive(text: str) -> int:
+    """A whole number from 1, as argparse's `type`."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1")
+    return int(text)
+
+
+def size_hw(text: str) -> tuple[int, int]:
+    """(height, width) from `480x640`, as argparse's `type`."""
+    height, _, width = text.partition("x")
+    return positive(height), positive(width)

@@ -1,0 +1,168 @@
+"""`hf-detr doctor`: what hf_detr finds on this machine, for its users and for reports of bugs."""
+
+import argparse
+import json
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from huggingface_hub import constants
+from packaging.requirements import Requirement
+from transformers import AutoConfig
+
+from .configuration_detr import DeformableDetrConfig
+from .data_check import cache_folder as check_cache_folder
+from .kernel_build import FOLDERS
+from .kernel_loader import cache_folder as kernel_cache_folder
+from .kernel_loader import load_kernel
+
+PACKAGE = "hf_detr"
+# Reported where the package runs without being installed, which alone would tell what it needs
+MAIN_REQUIREMENTS = ("torch", "torchvision", "transformers", "timm", "huggingface-hub")
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What `diagnose` found, in words."""
+
+    system: dict[str, str]
+    packages: dict[str, str]
+    optional_packages: dict[str, str]
+    devices: dict[str, str]
+    operator: dict[str, str]  # per device type: where it comes from, or why it isn't used
+    folders: dict[str, str]
+    settings: dict[str, str]
+    problems: tuple[str, ...]  # what keeps hf_detr from working as it should
+
+    def text(self) -> str:
+        """The same for people to read."""
+        lines = []
+        for title, content in asdict(self).items():
+            if title != "problems":
+                lines.append(title.replace("_", " "))
+                lines += [f"  {name}: {value}" for name, value in content.items()]
+        lines += [f"PROBLEM: {problem}" for problem in self.problems] or ["No problems found."]
+        return "\n".join(lines)
+
+
+def diagnose() -> Diagnosis:
+    """Look at packages, devices, the compiled operator, caches and registration.
+
+    Builds the compiled operator if it can be and wasn't yet. Without it everything works, only
+    slower, so that is no problem.
+    """
+    problems: list[str] = []
+    needed: dict[str, str] = {}
+    optional: dict[str, str] = {}
+    for requirement, is_optional in _requirements():
+        version = _version(requirement.name)
+        wanted = f"{requirement.name}{requirement.specifier}"
+        if version is None:
+            text = "not installed"
+        elif not requirement.specifier.contains(version, prereleases=True):
+            text = f"{version}, but {wanted} is needed"
+        else:
+            text = version
+        (optional if is_optional else needed)[requirement.name] = text
+        if text != version and not (is_optional and version is None):
+            problems.append(f"{requirement.name}: {text}; pip install '{wanted}'.")
+    is_registered = isinstance(AutoConfig.for_model("deformable_detr"), DeformableDetrConfig)
+    registration = os.environ.get("HF_DETR_REGISTER", "1")
+    if not is_registered and registration != "0":
+        problems.append("the Auto classes of transformers give other classes than hf_detr's.")
+    return Diagnosis(
+        system={"python": platform.python_version(), "platform": platform.platform()},
+        packages={PACKAGE: _version(PACKAGE) or "runs without being installed", **needed},
+        optional_packages=optional,
+        devices=_devices(),
+        operator={device_type: _operator(device_type) for device_type in FOLDERS},
+        folders={
+            "package": str(Path(__file__).parent),
+            "Hub cache": _folder(Path(constants.HF_HUB_CACHE)),
+            "compiled operators": _folder(kernel_cache_folder()),
+            "results of data checks": _folder(check_cache_folder()),
+        },
+        settings={
+            "offline": "yes, nothing is downloaded" if constants.HF_HUB_OFFLINE else "no",
+            "Auto classes give": "hf_detr's classes" if is_registered else "other classes",
+            **{
+                name: value
+                for name, value in sorted(os.environ.items())
+                if name.startswith("HF_DETR_")
+            },
+        },
+        problems=tuple(problems),
+    )
+
+
+def _requirements() -> Iterator[tuple[Requirement, bool]]:
+    """What hf_detr was installed with, each once, and whether only an extra needs it."""
+    try:
+        texts = metadata.requires(PACKAGE) or []
+    except metadata.PackageNotFoundError:
+        texts = MAIN_REQUIREMENTS
+    seen = set()
+    for requirement in map(Requirement, texts):
+        if requirement.name not in seen:
+            seen.add(requirement.name)
+            marker = str(requirement.marker or "")
+            yield requirement, "extra ==" in marker
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _devices() -> dict[str, str]:
+    devices = {"cpu": f"{os.cpu_count()} cores, {torch.get_num_threads()} thread(s) of torch"}
+    if not torch.cuda.is_available():
+        devices["cuda"] = f"torch sees none; it was built for CUDA {torch.version.cuda or 'none'}"
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        memory = properties.total_memory / 2**30
+        devices[f"cuda:{index}"] = f"{properties.name}, {memory:.0f} GiB"
+    if torch.backends.mps.is_available():
+        devices["mps"] = "available"
+    return devices
+
+
+def _operator(device_type: str) -> str:
+    status = load_kernel(device_type)
+    if not status.available:
+        return f"torch is used instead: {status.reason}"
+    return f"works ({status.source}, {status.path or 'no file of ours'})"
+
+
+def _folder(path: Path) -> str:
+    """A path, and what forbids writing there."""
+    existing = next(folder for folder in (path, *path.parents) if folder.exists())
+    return str(path) if os.access(existing, os.W_OK) else f"{path} (can't be written)"
+
+
+def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
+    """Print the diagnosis; return the exit status."""
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Tell versions, devices, whether the compiled operator works and why not, "
+        "folders and settings.",
+        epilog="exit status: 0 if hf_detr can work; 1 if there are problems; 2 if the arguments "
+        "are wrong. A compiled operator that isn't there only makes things slower.",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print it as JSON, and nothing else on stdout"
+    )
+    parsed = parser.parse_args(arguments)
+    diagnosis = diagnose()
+    print(json.dumps(asdict(diagnosis)) if parsed.json else diagnosis.text())
+    if parsed.json:
+        for problem in diagnosis.problems:
+            print(f"PROBLEM: {problem}", file=sys.stderr)
+    return 1 if diagnosis.problems else 0

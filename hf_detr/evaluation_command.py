@@ -1,0 +1,114 @@
+"""`hf-detr evaluate`: AP and AR of a model on a data set, overall and per class.
+
+With --masks, a segmentation model's masks are compared too; with --segments, the folder of COCO's
+panoptic PNGs, its panoptic quality as well. The result depends neither on the batch size nor on
+the number of processes, which torchrun starts: `torchrun --nproc-per-node 4 -m hf_detr evaluate …`.
+The exit status is 0 if all is done, 1 if model or data can't be used, 2 if the arguments are wrong.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import HfArgumentParser
+
+from .coco_evaluator import Metrics, metrics_table
+from .data_formats import DataArguments
+from .embedded_model import embedded_model_folder
+from .evaluation import evaluate, evaluate_panoptic
+from .model_loading import load_model
+
+PANOPTIC_PARTS = ("pq", "sq", "rq", "pq_things", "pq_stuff")
+
+
+@dataclass
+class EvaluationArguments:
+    """What to evaluate, and how."""
+
+    model: str = field(
+        default=str(embedded_model_folder()), metadata={"help": "Folder or name on the Hub."}
+    )
+    batch_size: int = 8
+    num_workers: int = field(default=0, metadata={"help": "Processes that load images."})
+    device: str | None = field(default=None, metadata={"help": "Default: a GPU if there is one."})
+    json: Path | None = field(
+        default=None,
+        metadata={
+            "help": "Write all numbers here too; without a file, print them instead of the table.",
+            "nargs": "?",
+            "const": Path("-"),
+        },
+    )
+
+
+def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
+    """Evaluate the model that the command line names; return the exit status."""
+    parser = HfArgumentParser((EvaluationArguments, DataArguments), prog=prog, description=__doc__)
+    parsed, data = parser.parse_args_into_dataclasses(arguments)
+    try:
+        data.check()
+    except ValueError as error:
+        parser.error(str(error))  # exits with 2
+    try:
+        with _joined_processes() as (rank, device):
+            metrics = _compute_metrics(parsed, data, parsed.device or device)
+    except (ValueError, OSError) as error:
+        print(f"ERROR: {error}", file=sys.stderr)
+        return 1
+    if rank == 0:
+        _report(metrics, parsed.json)
+    return 0
+
+
+@contextmanager
+def _joined_processes() -> Iterator[tuple[int, str | None]]:
+    """Join torchrun's other processes, if there are any: this one's rank, and its device."""
+    if "RANK" not in os.environ:
+        yield 0, None
+        return
+    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    if device != "cpu":
+        torch.cuda.set_device(device)
+    torch.distributed.init_process_group("gloo" if device == "cpu" else "nccl")
+    try:
+        yield torch.distributed.get_rank(), device
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def _compute_metrics(
+    arguments: EvaluationArguments, data: DataArguments, device: str | None
+) -> Metrics:
+    """AP and AR of boxes, of masks if they are read, and panoptic quality as `panoptic`."""
+    dataset = data.read()
+    needs_masks = dataset.masks or data.segments is not None
+    model, processor = load_model(arguments.model, device, masks=needs_masks)
+    options: dict[str, Any] = {
+        "batch_size": arguments.batch_size,
+        "num_workers": arguments.num_workers,
+    }
+    iou_types = ("bbox", "segm") if dataset.masks else ("bbox",)
+    metrics = evaluate(model, processor, dataset, iou_types=iou_types, **options)
+    if data.segments is not None:
+        metrics["panoptic"] = evaluate_panoptic(model, processor, dataset, **options)
+    return metrics
+
+
+def _report(metrics: Metrics, file: Path | None) -> None:
+    text = json.dumps(metrics, indent=2) + "\n"
+    if file == Path("-"):
+        print(text, end="")
+        return
+    print(metrics_table({key: value for key, value in metrics.items() if key != "panoptic"}))
+    if "panoptic" in metrics:
+        quality = metrics["panoptic"]
+        print("\n" + "  ".join(f"{part} {100 * quality[part]:.1f}" for part in PANOPTIC_PARTS))
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)

@@ -1,0 +1,292 @@
+"""Models as files that run without this package: ONNX, and torch.export's `.pt2`.
+
+A file is kept only if it gives what the model gives, for other batches than it was exported with:
+padded ones and, where height and width are free, other sizes, the image processor's own among them.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+from transformers.image_utils import SizeDict
+
+from .command_options import add_model_options, size_hw
+from .image_processing_detr import DetrImageProcessor
+from .image_settings import resized_hw
+from .model_loading import load_model
+from .prediction import in_eval_mode
+from .pretrained_model import DetectionPreTrainedModel
+
+SUFFIXES = (".onnx", ".pt2")
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+INPUTS = ("pixel_values", "pixel_mask")
+TOLERANCE = 1e-3
+EXPORTED_HW = (128, 160)
+CHECKED_SHAPES = ((1, 96, 96), (3, 224, 128), (2, 97, 131))  # batch, height, width
+PHOTO_HW = (480, 640)
+
+Run = Callable[[Tensor, Tensor], list[Tensor]]
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What `export_model` wrote."""
+
+    path: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    largest_difference: float  # from the model's outputs
+    checked_shapes: tuple[tuple[int, int, int], ...]  # (batch, height, width)
+    num_bytes: int
+
+
+class Graph(nn.Module):
+    """A model whose outputs are a plain tuple of tensors, as graphs want them."""
+
+    def __init__(self, model: DetectionPreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the outputs; `pred_masks` are a segmentation model's."""
+        masks = ("pred_masks",) if hasattr(self.model, "mask_head") else ()
+        return ("logits", "pred_boxes", *masks)
+
+    def forward(self, pixel_values: Tensor, pixel_mask: Tensor) -> tuple[Tensor, ...]:
+        """Predictions for (B, 3, H, W), and (B, H, W) int64, 1 on real pixels."""
+        output = self.model(pixel_values, pixel_mask)
+        return tuple(output[name] for name in self.outputs)
+
+
+@torch.no_grad()
+def export_model(
+    model: DetectionPreTrainedModel,
+    path: str | os.PathLike[str],
+    processor: DetrImageProcessor | None = None,
+    fixed_hw: tuple[int, int] | None = None,
+    tolerance: float = TOLERANCE,
+    overwrite: bool = False,
+) -> ExportReport:
+    """Write a model as a graph of any batch, height and width, and check it.
+
+    Its inputs are `pixel_values` (B, 3, H, W) and `pixel_mask` (B, H, W) int64, its outputs
+    `logits`, `pred_boxes` and, of a segmentation model, `pred_masks`.
+
+    Args:
+        model: on the CPU, in any mode.
+        path: ends with `.onnx` (needs onnx, onnxscript and onnxruntime) or `.pt2`.
+        processor: the size that it gives photographs is checked too.
+        fixed_hw: the only height and width that the graph takes; smaller images are padded to it.
+        tolerance: largest difference from the model's own outputs that is let pass.
+        overwrite: replace a file that is there.
+
+    Raises:
+        ValueError: for another ending, if torch can't export the model, or not with free height and
+            width, and if the file would give other results; nothing is written then.
+        FileExistsError: if there is a file already.
+        ImportError: if ONNX's packages are missing.
+    """
+    path = Path(path)
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"{path} must end with {' or '.join(SUFFIXES)}.")
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} is there already; pass overwrite=True to replace it.")
+    if model.device.type != "cpu":
+        raise ValueError(f"the model is on {model.device}; move it to the CPU to export it.")
+    export, load = (_export_onnx, _load_onnx) if path.suffix == ".onnx" else (_export, _load)
+    if path.suffix == ".onnx":
+        _check_onnx_is_installed()
+    if fixed_hw is None:
+        _check_sizes_can_be_free(model)
+    graph, shapes = Graph(model), _shapes_to_check(processor, fixed_hw)
+    with in_eval_mode(graph), _unfinished(path) as unfinished:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the exporter's own making; the check says more
+            try:
+                export(graph, unfinished, fixed_hw)
+            except Exception as error:  # of many kinds, by what a backbone does
+                raise ValueError(f"torch can't export the model: {str(error)[:1000]}") from error
+        difference = _largest_difference(graph, load(unfinished), shapes)
+        if not difference <= tolerance:  # NaN isn't either
+            raise ValueError(
+                f"the exported graph's outputs differ from the model's by up to {difference:.2g}, "
+                f"more than {tolerance:.2g}; nothing was written."
+            )
+        num_bytes = unfinished.stat().st_size
+    return ExportReport(str(path), INPUTS, graph.outputs, difference, shapes, num_bytes)
+
+
+def example_batch(batch_size: int, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Random images and their mask; all but the first are padded, each by another amount."""
+    generator = torch.Generator().manual_seed(0)
+    pixel_values = torch.randn(batch_size, 3, height, width, generator=generator)
+    pixel_mask = torch.ones(batch_size, height, width, dtype=torch.long)
+    for image in range(1, batch_size):
+        pixel_mask[image, height - 10 * image :] = 0
+        pixel_mask[image, :, width - 7 * image :] = 0
+    return pixel_values * pixel_mask[:, None], pixel_mask
+
+
+def _check_onnx_is_installed() -> None:
+    for package in ONNX_PACKAGES:
+        if importlib.util.find_spec(package) is None:
+            raise ImportError(f"ONNX needs the package {package}: pip install 'hf_detr[export]'.")
+
+
+def _check_sizes_can_be_free(model: nn.Module) -> None:
+    """Refuse layers of timm whose padding depends on the size, as TensorFlow's does.
+
+    From layer to layer torch's formulas for the sizes would double; that takes for ever.
+    """
+    kinds = {type(module).__name__ for module in model.modules()}
+    if found := sorted(kind for kind in kinds if kind.endswith("Same")):
+        raise ValueError(
+            f"the backbone pads by the size of its input, as TensorFlow does ({', '.join(found)}), "
+            "so that height and width can't be free; fix them (fixed_hw, or --size on the command "
+            "line) and pad images to that size, which pixel_mask tells."
+        )
+
+
+def _shapes_to_check(
+    processor: DetrImageProcessor | None, fixed_hw: tuple[int, int] | None
+) -> tuple[tuple[int, int, int], ...]:
+    if fixed_hw is not None:
+        return (1, *fixed_hw), (3, *fixed_hw)
+    if processor is None:
+        return CHECKED_SHAPES
+    return *CHECKED_SHAPES, (1, *resized_hw(PHOTO_HW, SizeDict(**dict(processor.size))))
+
+
+def _dynamic_shapes(fixed_hw: tuple[int, int] | None) -> dict[str, dict[int, Dim]]:
+    axes = {"pixel_values": (0, 2, 3), "pixel_mask": (0, 1, 2)}
+    free = 3 if fixed_hw is None else 1
+    return {name: dict.fromkeys(numbers[:free], Dim.DYNAMIC) for name, numbers in axes.items()}
+
+
+def _export_onnx(graph: Graph, path: Path, fixed_hw: tuple[int, int] | None) -> None:
+    program = torch.onnx.export(
+        graph,
+        example_batch(2, *(fixed_hw or EXPORTED_HW)),
+        dynamo=True,
+        dynamic_shapes=_dynamic_shapes(fixed_hw),
+        input_names=INPUTS,
+        output_names=graph.outputs,
+        verbose=False,
+    )
+    program.save(path)
+
+
+def _load_onnx(path: Path) -> Run:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+    def run(*batch: Tensor) -> list[Tensor]:
+        inputs = {name: tensor.numpy() for name, tensor in zip(INPUTS, batch, strict=True)}
+        return [torch.from_numpy(array) for array in session.run(None, inputs)]
+
+    return run
+
+
+def _export(graph: Graph, path: Path, fixed_hw: tuple[int, int] | None) -> None:
+    batch = example_batch(2, *(fixed_hw or EXPORTED_HW))
+    shapes = _dynamic_shapes(fixed_hw)
+    program = torch.export.export(graph, batch, dynamic_shapes=shapes, strict=False)
+    torch.export.save(program, path)
+
+
+def _load(path: Path) -> Run:
+    module = torch.export.load(path).module()
+    return lambda *batch: list(module(*batch))
+
+
+def _largest_difference(graph: Graph, run: Run, shapes: tuple[tuple[int, int, int], ...]) -> float:
+    """Between outputs of the model and of the loaded file; NaN if either has any."""
+    largest = torch.zeros(())
+    for shape in shapes:
+        batch = example_batch(*shape)
+        for name, got, expected in zip(graph.outputs, run(*batch), graph(*batch), strict=True):
+            if got.shape != expected.shape:
+                raise ValueError(
+                    f"the exported graph gives {name} of shape {tuple(got.shape)} for a batch of "
+                    f"{shape}, not {tuple(expected.shape)}; nothing was written."
+                )
+            largest = torch.maximum(largest, (got - expected).abs().max())  # hands NaN on
+    return float(largest)
+
+
+@contextmanager
+def _unfinished(path: Path) -> Iterator[Path]:
+    """A file beside the final one, which takes its place if all goes well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
+        unfinished = Path(folder) / path.name
+        yield unfinished
+        os.replace(unfinished, path)
+
+
+def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
+    """Export the model that the command line names; return the exit status."""
+    parser = _parser(prog)
+    parsed = parser.parse_args(arguments)
+    if parsed.target.suffix not in SUFFIXES:
+        parser.error(f"{parsed.target} must end with {' or '.join(SUFFIXES)}")
+    try:
+        model, processor = load_model(parsed.model, parsed.device or "cpu")
+        settings = parsed.size, parsed.tolerance, parsed.overwrite
+        report = export_model(model, parsed.target, processor, *settings)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"ERROR: {error}", file=sys.stderr)
+        return 1
+    if parsed.json:
+        print(json.dumps(asdict(report)))
+        return 0
+    print(
+        f"{report.path}: {report.num_bytes / 1e6:.1f} MB, takes {', '.join(report.inputs)}, gives "
+        f"{', '.join(report.outputs)}.\nThe largest difference from the model's outputs is "
+        f"{report.largest_difference:.1e}, at batches (images, height, width) of "
+        f"{', '.join(map(str, report.checked_shapes))}."
+    )
+    return 0
+
+
+def _parser(prog: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Write a model as a graph of any batch, height and width, and check that it "
+        "gives what the model gives. A file that doesn't isn't kept.",
+        epilog="exit status: 0 if the file was written and is right; 1 if not; 2 if the arguments "
+        "are wrong. ONNX needs `pip install 'hf_detr[export]'`.",
+    )
+    parser.add_argument("target", type=Path, help="file to write: model.onnx or model.pt2")
+    add_model_options(parser)
+    parser.add_argument(
+        "--size",
+        type=size_hw,
+        metavar="HEIGHTxWIDTH",
+        help="fix height and width, to which images are then padded; for backbones that can't "
+        "leave them free",
+    )
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=TOLERANCE,
+        help=f"largest difference from the model's outputs, default {TOLERANCE}",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
+    parser.add_argument(
+        "--json", action="store_true", help="print the report as JSON, and nothing else on stdout"
+    )
+    return parser

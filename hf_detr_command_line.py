@@ -1,0 +1,44 @@
+"""The console command `hf-detr`: its table of contents.
+
+A module beside the package: importing anything of the package imports torch and transformers,
+which takes seconds, and a list of commands or a misspelt one shouldn't wait for that.
+"""
+
+import argparse
+import importlib
+import sys
+
+# Module with `main(arguments, prog)`, which returns the exit status, and what it does
+COMMANDS = {
+    "predict": ("hf_detr.prediction_command", "find objects in images and draw them"),
+    "evaluate": ("hf_detr.evaluation_command", "AP, AR and panoptic quality on a data set"),
+    "check": ("hf_detr.data_check", "name what is wrong with a data set before training does"),
+    "convert": ("hf_detr.checkpoint_conversion", "checkpoints of the papers' code, and back"),
+    "export": ("hf_detr.model_export", "a model as ONNX or torch.export file, checked"),
+    "bench": ("hf_detr.latency", "how fast models are on this machine"),
+    "doctor": ("hf_detr.doctor", "versions, devices, compiled operator, caches"),
+}
+EPILOG = """`hf-detr COMMAND --help` tells a command's options.
+
+exit status:
+  0  done
+  1  not done, or what was checked has errors; stderr says why
+  2  the arguments are wrong
+  3  predict: finished, but some images couldn't be read"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command that the command line names; return the exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = argparse.ArgumentParser(
+        prog="hf-detr",
+        description="DETR, Conditional DETR and Deformable DETR on the command line.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)
+    for name, (_, what) in COMMANDS.items():
+        commands.add_parser(name, help=what, add_help=False)
+    command = parser.parse_args(arguments[:1]).command
+    module = importlib.import_module(COMMANDS[command][0])
+    return module.main(arguments[1:], prog=f"hf-detr {command}")

@@ -1,0 +1,101 @@
+"""Exported files of every variant run at other sizes, or aren't written."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from hf_detr import DetrImageProcessor
+from hf_detr.model_export import Graph, export_model, main
+
+from .tiny import padded_batch, tiny_detector
+
+KINDS = {
+    "detr": ("detr", {}),
+    "conditional": ("conditional_detr", {}),
+    "deformable": ("deformable_detr", {"encoder_layers": 1, "decoder_layers": 1}),
+    "two-stage": (
+        "deformable_detr",
+        {
+            "encoder_layers": 1,
+            "decoder_layers": 1,
+            "with_box_refine": True,
+            "two_stage": True,
+            "two_stage_num_proposals": 7,
+        },
+    ),
+}
+
+
+@torch.no_grad()
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the exporter's own making
+@pytest.mark.parametrize("kind", KINDS)
+def test_onnx_with_dynamic_sizes(kind: str, tmp_path: Path) -> None:
+    """Batch, height and width are free, padding is masked, no custom operator (1e-3)."""
+    pytest.importorskip("onnxscript", reason="ONNX export needs onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime", reason="checking ONNX needs onnxruntime")
+    variant, options = KINDS[kind]
+    model, path = tiny_detector(variant, **options), tmp_path / "model.onnx"
+    report = export_model(model, path, DetrImageProcessor(size={"height": 160, "width": 64}))
+    assert report.largest_difference < 1e-3 and (1, 160, 64) in report.checked_shapes
+    session = onnxruntime.InferenceSession(path)
+    assert [one.name for one in session.get_outputs()] == list(report.outputs)
+    pixel_values, pixel_mask = padded_batch(3, 131, 77)  # a size that the export didn't check
+    inputs = {"pixel_values": pixel_values.numpy(), "pixel_mask": pixel_mask.numpy()}
+    got = [torch.from_numpy(array) for array in session.run(None, inputs)]
+    assert_close(got, list(Graph(model)(pixel_values, pixel_mask)), atol=1e-3, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.slow
+def test_torch_program_with_dynamic_sizes(tmp_path: Path) -> None:
+    """`.pt2` files leave batch, height and width free too (1e-3)."""
+    model, path = tiny_detector("detr", encoder_layers=1, decoder_layers=1), tmp_path / "model.pt2"
+    assert export_model(model, path).largest_difference < 1e-3
+    batch = padded_batch(3, 100, 131)
+    got = torch.export.load(path).module()(*batch)
+    assert_close(got, Graph(model)(*batch), atol=1e-3, rtol=0)
+
+
+@torch.no_grad()
+def test_command_writes_a_torch_program(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """`.pt2` files load without this package; the report is the only thing on stdout."""
+    model = tiny_detector("detr", encoder_layers=1, decoder_layers=1)
+    model.save_pretrained(tmp_path / "model")
+    DetrImageProcessor(size={"height": 64, "width": 96}).save_pretrained(tmp_path / "model")
+    path = tmp_path / "sub" / "model.pt2"
+    given = [str(path), "--model", str(tmp_path / "model"), "--size", "64x96", "--json"]
+    assert main(given) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["largest_difference"] < 1e-3 and report["num_bytes"] == path.stat().st_size
+    batch = padded_batch(4, 64, 96)
+    got = torch.export.load(path).module()(*batch)
+    assert_close(got, Graph(model)(*batch), atol=1e-3, rtol=0)
+    assert main(given) == 1
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_wrong_files_are_not_kept(tmp_path: Path) -> None:
+    """A graph that differs too much leaves nothing, and an older file as it was."""
+    path = tmp_path / "model.pt2"
+    path.write_text("older")
+    model = tiny_detector("detr", encoder_layers=1, decoder_layers=1)
+    with pytest.raises(ValueError, match="outputs differ .* nothing was written"):
+        export_model(model, path, fixed_hw=(64, 64), tolerance=-1.0, overwrite=True)
+    assert path.read_text() == "older" and list(tmp_path.iterdir()) == [path]
+
+
+def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """What can't be exported is told before anything is computed."""
+    model = tiny_detector("detr", backbone="tf_mobilenetv3_small_minimal_100")
+    with pytest.raises(ValueError, match="must end with .onnx or .pt2"):
+        export_model(model, tmp_path / "model.pth")
+    with pytest.raises(ValueError, match="pads by the size .*Conv2dSame.* --size"):
+        export_model(model, tmp_path / "model.onnx")
+    with pytest.raises(SystemExit) as ended:
+        main([str(tmp_path / "model.pth")])
+    assert ended.value.code == 2 and "must end with" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,48 @@
+"""Models by name: the class that was saved, or a sentence why not."""
+
+from pathlib import Path
+
+import pytest
+from transformers import YolosConfig
+
+from hf_detr import DetrForObjectDetection, DetrForSegmentation, DetrImageProcessor
+from hf_detr.model_loading import load_model
+
+from .test_segmentation import tiny_segmenter
+from .tiny import tiny_detector
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A detector in `detector` and a segmentation model in `segmenter`."""
+    folder = tmp_path_factory.mktemp("models")
+    for name, model in (("detector", tiny_detector()), ("segmenter", tiny_segmenter())):
+        model.save_pretrained(folder / name)
+        DetrImageProcessor().save_pretrained(folder / name)
+    return folder
+
+
+def test_classes_that_were_saved(folder: Path) -> None:
+    """Masks where there are some, unless they aren't wanted."""
+    for name, masks, expected in [
+        ("detector", None, DetrForObjectDetection),
+        ("segmenter", None, DetrForSegmentation),
+        ("segmenter", True, DetrForSegmentation),
+        ("segmenter", False, DetrForObjectDetection),
+    ]:
+        model, processor = load_model(folder / name, "cpu", masks)
+        assert type(model) is expected and not model.training
+        assert type(processor) is DetrImageProcessor
+
+
+def test_refusals(folder: Path, tmp_path: Path) -> None:
+    """A fresh mask head would give nonsense; other models and devices aren't ours to run."""
+    with pytest.raises(ValueError, match="has no mask head"):
+        load_model(folder / "detector", masks=True)
+    with pytest.raises(ValueError, match="the device 'abacus' can't be used"):
+        load_model(folder / "detector", "abacus")
+    YolosConfig().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is a 'yolos' of transformers"):
+        load_model(tmp_path)
+    with pytest.raises(OSError):
+        load_model(tmp_path / "nowhere")

@@ -1,0 +1,128 @@
+"""Prediction: the same results alone and together, in order, without keeping what is read."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from torch.testing import assert_close
+
+from hf_detr import DetrImageProcessor, predict, stream_predictions
+from hf_detr.detection_transformer import ObjectDetector
+from hf_detr.prediction import WAITING_BATCHES, in_eval_mode
+from hf_detr.segmentation import Segmenter
+
+from .some_data import write_image
+from .test_segmentation import tiny_segmenter
+from .tiny import tiny_detector
+
+SIZE = {"shortest_edge": 64, "longest_edge": 96}
+
+
+@pytest.fixture(scope="module")
+def detector() -> ObjectDetector:
+    """A detector that is never sure, so that every query counts at threshold 0."""
+    return tiny_detector("detr")
+
+
+@pytest.fixture(scope="module")
+def processor() -> DetrImageProcessor:
+    return DetrImageProcessor(size=SIZE)
+
+
+def sure_segmenter() -> Segmenter:
+    """A model of one query, which is sure to see a large object of class 2."""
+    model = tiny_segmenter(num_queries=1)
+    with torch.no_grad():
+        model.detector.class_labels_classifier.bias[2] = 20
+        model.mask_head.out_lay.bias.fill_(5)
+    return model
+
+
+def test_results_come_in_order_and_as_if_alone(
+    detector: ObjectDetector, processor: DetrImageProcessor, tmp_path: Path
+) -> None:
+    """Files, PIL images and arrays of two sizes, mixed: batches neither pad nor reorder (1e-4)."""
+    shapes = [(40, 50), (50, 40), (40, 50), (50, 40), (40, 50)]
+    files = [write_image(tmp_path / f"{i}.png", *shape, seed=i) for i, shape in enumerate(shapes)]
+    opened = [PIL.Image.open(file) for file in files]
+    images = [files[0], opened[1], np.asarray(opened[2]), *files[3:]]
+    together = predict(detector, processor, images, threshold=0, batch_size=2, progress=False)
+    assert len(together) == 5
+    for image, shape, result in zip(opened, shapes, together, strict=True):
+        with torch.no_grad():
+            outputs = detector(**processor(image, return_tensors="pt"))
+        (alone,) = processor.post_process_object_detection(outputs, 0, [shape])
+        assert len(result["scores"]) == 7
+        assert_close(result, alone, atol=1e-4, rtol=1e-4)
+
+
+def test_one_image_and_a_batched_array(
+    detector: ObjectDetector, processor: DetrImageProcessor
+) -> None:
+    """What isn't a list is one image, or with four axes one per entry."""
+    images = torch.randint(256, (2, 3, 40, 50), dtype=torch.uint8)
+    both = predict(detector, processor, images, threshold=0, progress=False)
+    (one,) = predict(detector, processor, images[1], threshold=0, progress=False)
+    assert_close(both[1], one, atol=1e-4, rtol=1e-4)
+
+
+def test_images_are_read_when_their_turn_comes(
+    detector: ObjectDetector, processor: DetrImageProcessor
+) -> None:
+    """Of many images, all of different sizes, only a few batches are in memory."""
+    read = 0
+
+    def images() -> Iterator[np.ndarray]:
+        nonlocal read
+        for extra in range(24):
+            read += 1
+            yield np.zeros((40, 41 + 3 * extra, 3), dtype=np.uint8)
+
+    most, seen = 0, []
+    for index, _ in stream_predictions(detector, processor, images(), batch_size=2):
+        most = max(most, read - len(seen))
+        seen.append(index)
+    assert sorted(seen) == list(range(24))
+    assert most <= WAITING_BATCHES * 2
+
+
+def test_bad_images_are_named(
+    detector: ObjectDetector, processor: DetrImageProcessor, tmp_path: Path
+) -> None:
+    """A file that is no image ends a call, with its index and name, or is told and passed over."""
+    (tmp_path / "note.txt").write_text("no image")
+    images = [np.zeros((40, 50, 3), dtype=np.uint8), tmp_path / "note.txt"] * 2
+    with pytest.raises(ValueError, match="image 1 .*note.txt.* can't be"):
+        predict(detector, processor, images, progress=False)
+    with pytest.raises(TypeError, match="image 0 is a int"):
+        predict(detector, processor, [5], progress=False)
+    with pytest.raises(ValueError, match="image 0 holds 2 images"):
+        predict(detector, processor, [images[::2]], progress=False)
+    told: dict[int, Exception] = {}
+    results = stream_predictions(detector, processor, images, on_bad_image=told.__setitem__)
+    assert sorted(index for index, _ in results) == [0, 2] and sorted(told) == [1, 3]
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        predict(detector, processor, images, batch_size=0)
+
+
+def test_segmentation_models_give_segments(processor: DetrImageProcessor) -> None:
+    """Maps have each image's own size, and name a label for every segment."""
+    images = [np.zeros((40, 50, 3), dtype=np.uint8), np.full((60, 30, 3), 200, dtype=np.uint8)]
+    results = predict(sure_segmenter(), processor, images, progress=False)
+    assert [tuple(result["segmentation"].shape) for result in results] == [(40, 50), (60, 30)]
+    for result in results:
+        (segment,) = result["segments_info"]
+        assert segment["label_id"] == 2 and (result["segmentation"] == segment["id"]).any()
+        assert result["labels"].tolist() == [2]
+
+
+def test_modes_come_back() -> None:
+    """A model in training with frozen parts in eval mode is left so."""
+    model = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Dropout()).train()
+    model[1].eval()
+    with in_eval_mode(model):
+        assert not any(module.training for module in model.modules())
+    assert [module.training for module in model.modules()] == [True, True, False]

@@ -1,0 +1,137 @@
+"""`hf-detr predict` on folders as they are: broken files, huge photographs, equal names."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from hf_detr import DetrImageProcessor, embedded_model_folder
+from hf_detr.prediction_command import find_images, main
+
+from .some_data import write_image
+from .test_prediction import SIZE, sure_segmenter
+from .tiny import tiny_detector
+
+GARMENTS = Path(__file__).parents[1] / "examples" / "images" / "garments.jpg"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A small detector's folder."""
+    folder = tmp_path_factory.mktemp("model")
+    tiny_detector("detr").save_pretrained(folder)
+    DetrImageProcessor(size=SIZE).save_pretrained(folder)
+    return str(folder)
+
+
+def test_folder_with_a_broken_image_a_text_and_a_huge_photograph(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """It finishes, names each, says so in its status, and stdout holds JSON alone."""
+    photos, output = tmp_path / "photos", tmp_path / "sub" / "output"
+    write_image(photos / "good.png")
+    (photos / "broken.jpg").write_bytes(b"\xff\xd8 no more")
+    (photos / "readme.txt").write_text("text")
+    (photos / "deeper").mkdir()
+    PIL.Image.new("RGB", (8000, 5000), "gray").save(photos / "huge.jpg")
+    given = [str(photos), "--model", model, "--output", str(output), "--threshold", "0", "--json"]
+    assert main(given) == 3
+    out, err = capsys.readouterr()
+    report = json.loads(out)
+    assert report == json.loads((output / "predictions.json").read_text())
+    assert [Path(one["file"]).name for one in report["images"]] == ["good.png", "huge.jpg"]
+    assert report["skipped"] == [str(photos / "readme.txt")]
+    (failed,) = report["failed"]
+    assert failed["file"] == str(photos / "broken.jpg") and "can't be" in failed["error"]
+    assert "skipped" in err and "failed" in err and "1 of 3 images couldn't be read" in err
+    with PIL.Image.open(output / "huge.png") as picture:
+        assert picture.size == (8000, 5000)
+    assert len(report["images"][1]["objects"]) == 7
+
+
+def test_finds_what_the_embedded_model_knows(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Without --model and with one image given by a pattern: names, boxes in pixels, status 0."""
+    pattern = str(GARMENTS.parent / "garm*.jpg")
+    assert main([pattern, "--output", str(tmp_path), "--no-pictures"]) == 0
+    assert "1 trouser, 1 coat, 1 sneaker" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["predictions.json"]
+    report = json.loads((tmp_path / "predictions.json").read_text())
+    best = report["images"][0]["objects"][0]
+    assert best["label"] == "trouser" and best["score"] > 0.7
+    assert best["box"] == pytest.approx([78, 171, 113, 221], abs=3)
+    assert report["model"] == str(embedded_model_folder())
+
+
+def test_files_given_themselves_must_be_images(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """A text file given by name fails beside an image (3), and with nothing beside it (1)."""
+    note, image = tmp_path / "note.txt", write_image(tmp_path / "image.png")
+    note.write_text("text")
+    options = ["--model", model, "--output", str(tmp_path / "output"), "--no-pictures"]
+    assert main([str(note), str(image), *options]) == 3
+    assert main([str(note), str(tmp_path / "missing.png"), *options]) == 1
+    err = capsys.readouterr().err
+    assert "note.txt" in err and "missing.png" in err
+    (tmp_path / "empty").mkdir()
+    assert main([str(tmp_path / "empty"), *options]) == 1
+    assert "there are no images in" in capsys.readouterr().err
+
+
+def test_models_that_cannot_do_it(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """No such model, or masks asked of a detector: status 1, and no output folder."""
+    image, output = str(write_image(tmp_path / "image.png")), tmp_path / "output"
+    options = ["--output", str(output)]
+    assert main([image, "--model", str(tmp_path / "nowhere"), *options]) == 1
+    assert main([image, "--model", model, "--masks", *options]) == 1
+    assert "has no mask head" in capsys.readouterr().err
+    assert not output.exists()
+
+
+def test_wrong_arguments_are_status_2(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Pictures never replace the photographs that they were made of."""
+    image = str(write_image(tmp_path / "image.png"))
+    for given, message in [
+        ([], "IMAGES"),
+        ([image, "--output", str(tmp_path)], "holds images that are read"),
+        ([image, "--batch-size", "0"], "no whole number from 1"),
+    ]:
+        with pytest.raises(SystemExit) as ended:
+            main(given)
+        assert ended.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_masks_and_equal_names(tmp_path: Path) -> None:
+    """Segment maps hold the ids of the results; files of one name don't overwrite each other."""
+    sure_segmenter().save_pretrained(tmp_path / "model")
+    DetrImageProcessor(size=SIZE).save_pretrained(tmp_path / "model")
+    files = [str(write_image(tmp_path / name / "1.png", seed=i)) for i, name in enumerate("ab")]
+    output = tmp_path / "output"
+    options = ["--masks", "--output", str(output)]
+    assert main([*files, *options, "--model", str(tmp_path / "model")]) == 0
+    names = {path.name for path in output.iterdir()}
+    pictures = {"1.png", "1-2.png", "1.segments.png", "1-2.segments.png"}
+    assert names == pictures | {"predictions.json"}
+    report = json.loads((output / "predictions.json").read_text())
+    for one in report["images"]:
+        with PIL.Image.open(one["segment_map"]) as segment_map:
+            assert np.asarray(segment_map).max() == one["segments"][0]["id"]
+        assert one["segments"][0]["label_id"] == one["objects"][0]["label_id"] == 2
+
+
+def test_find_images(tmp_path: Path) -> None:
+    """Folders in order of names, patterns, each file once; brackets in names are no patterns."""
+    for name in ("b.png", "a.JPG", "notes.md", "[1].png", "sub/c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    images, skipped = find_images([str(tmp_path), str(tmp_path / "*.png")])
+    assert [path.name for path in images] == ["[1].png", "a.JPG", "b.png"]
+    assert [path.name for path in skipped] == ["notes.md"]
+    (bracket,), _ = find_images([str(tmp_path / "[1].png")])
+    assert bracket.name == "[1].png"
+    found, _ = find_images([str(tmp_path / "**" / "c.png"), "no*such"])
+    assert [path.name for path in found] == ["c.png", "no*such"]
