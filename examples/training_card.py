@@ -1,20 +1,14 @@
 """Write a model card: metrics, the training's curve, and detections in a few images."""
 
-import csv
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-import torch
 from training_options import RECIPES
 from transformers import AutoConfig, ObjectDetectionPipeline
 
-from hf_detr import draw_predictions, predict
+from hf_detr import plots
 from hf_detr.detection_data import DetectionDataset
 from hf_detr.model_card import CardResults, make_model_card, markdown_table
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
 
 SAMPLES = 4
 THRESHOLD = 0.5
@@ -44,7 +38,7 @@ def write_card(
         options: of the training.
     """
     best = max(history, key=lambda entry: entry["AP"])
-    draw_curve(folder / "curve.png", history, losses)
+    plots.draw_training_curves(losses, history).savefig(folder / "curve.png", dpi=120)
     draw_samples(folder / "samples.png", detector, data)
     # -1 stands for what can't be computed.
     known = [metric for metric in SUMMARY if best.get(metric, -1) >= 0]
@@ -89,36 +83,16 @@ def base_model(model: str) -> str | None:
     return None if is_fresh or Path(model).exists() else model
 
 
-def draw_curve(file: Path, history: list[dict[str, Any]], losses: Path) -> None:
-    """Loss of every step and AP of every evaluation."""
-    with losses.open() as lines:
-        rows = [row for row in csv.DictReader(lines) if row["loss"]]
-    figure, left = plt.subplots(figsize=(7, 4), layout="constrained")
-    steps, values = [int(r["step"]) for r in rows], torch.tensor([float(r["loss"]) for r in rows])
-    left.plot(steps, values, color="tab:blue", alpha=0.2, linewidth=0.5)
-    width = max(len(values) // 100, 1)
-    smooth = values.unfold(0, width, 1).mean(-1) if len(values) else values
-    left.plot(steps[width - 1 :], smooth, color="tab:blue")
-    left.set(xlabel="step", ylabel="loss", ylim=(0, None))
-    right = left.twinx()
-    for name, style in (("AP", "-"), ("AP50", "--")):
-        points = [entry[name] for entry in history]
-        right.plot([e["step"] for e in history], points, style, color="tab:orange", label=name)
-    right.set(ylabel="AP", ylim=(0, 1))
-    right.legend(loc="center right")
-    figure.savefig(file, dpi=120)
-    plt.close(figure)
-
-
 def draw_samples(file: Path, detector: ObjectDetectionPipeline, data: DetectionDataset) -> None:
     """Detections in the first images."""
-    number = min(SAMPLES, len(data))
-    figure, axes = plt.subplots(1, number, figsize=(4 * number, 4), squeeze=False)
-    for index, axis in enumerate(axes[0]):
-        picture = data.images.open(index)
-        (result,) = predict(detector.model, detector.image_processor, picture, THRESHOLD)
-        axis.imshow(draw_predictions(picture, result, detector.model.config.id2label))
-        axis.axis("off")
-    figure.tight_layout()
-    figure.savefig(file, dpi=100)
-    plt.close(figure)
+    seen = [
+        observation
+        for index in range(min(SAMPLES, len(data)))
+        for observation in plots.observe(
+            detector.model,
+            detector.image_processor,
+            data.images.open(index),
+            attentions=False,
+        )
+    ]
+    plots.draw_detections(seen, threshold=THRESHOLD).savefig(file, dpi=100)

@@ -56,7 +56,10 @@ LAYERS = [
     {"prediction", "drawing", "model_loading"},
     {"modeling_detr", "modeling_conditional_detr", "modeling_deformable_detr"},
     {"modeling_detr_segmentation", "evaluation"},
-    {"trainer_metrics", "official_checkpoints"},
+    {"trainer_metrics", "official_checkpoints", "observation", "figures"},
+    {"observing", "attention_plots", "detection_plots", "training_plots"},
+    {"sampling_plots"},
+    {"plots"},
     {"command_options"},
     {"checkpoint_conversion", "model_export", "latency", "doctor"},
     {"prediction_command", "evaluation_command"},
@@ -73,6 +76,7 @@ SIDES = {
 ONLY_IN = {
     "timm": {"backbone"},
     "scipy": {"matcher"},
+    "matplotlib": {"figures"},
     "torchvision": {"augmentation", "detection_data"},
 }
 VARIANT_LINES, SHARED_LINES = 450, 320

@@ -55,6 +55,16 @@ def test_evaluate_is_the_command(tmp_path: Path) -> None:
     assert "--images" in result.stderr and "Traceback" not in result.stderr
 
 
+def test_draw_plots_writes_pictures(tmp_path: Path) -> None:
+    """One command gives every picture of the model that comes along."""
+    result = run("examples/draw_plots.py", "--output", tmp_path / "sub", "--colors", "64")
+    assert result.returncode == 0, result.stderr
+    names = ("detections", "sampling_overview", "sampling_encoder", "sampling_decoder")
+    for name in names:
+        with Image.open(tmp_path / "sub" / f"{name}.png") as picture:
+            assert picture.width > 300
+
+
 @pytest.mark.slow
 def test_benchmark_runs() -> None:
     """The benchmark compares both sides and prints ratios, in its quickest setting."""

@@ -1,0 +1,206 @@
+"""What all plots share: colours, panels, images, boxes and labels; the package's only matplotlib.
+
+Nothing here touches pyplot, so no window opens and no figure stays in memory. Axes count pixels
+from the image's top left corner. Colours are told apart by colour-blind readers too (the palette
+of Okabe and Ito; maps from dark to bright).
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+try:
+    from matplotlib import colormaps
+    from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize, to_rgb
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Rectangle
+    from matplotlib.patheffects import withStroke
+except ImportError as error:
+    raise ImportError(
+        "hf_detr draws with matplotlib, which isn't installed: pip install 'hf_detr[plots]'"
+    ) from error
+
+COLORS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#F0E442", "#D55E00", "#0072B2")
+MARKERS = ("o", "s", "^", "D", "P", "v", "X", "*")  # one per feature level
+ORANGE, BLUE, GREEN, RED = COLORS[0], COLORS[6], COLORS[2], COLORS[5]
+FONT_SIZE = 9
+LINE = 0.25  # inches that a line of text takes
+LEGEND_COLUMN = 3.4  # inches
+DASHES = (0, (4, 2))
+HEAT = colormaps["inferno"]
+WEIGHT = colormaps["magma_r"]  # on a pale image the weak are pale, too
+# Width to height of a panel; images beyond leave some of it empty, so that text has its room.
+NARROWEST, WIDEST = 0.5, 3.0
+NARROWEST_FIGURE = 5.0  # inches
+DARK, PALE = 0.6, 0.6  # how much of an image's contrast is left under what is drawn on it
+
+
+def color_of(index: int) -> str:
+    """The colour of the object, query or curve of some number; they repeat after seven."""
+    return COLORS[index % len(COLORS)]
+
+
+def make_panels(
+    rows: int, columns: int, image_wh: Sequence[float], inches: float = 3.0
+) -> tuple[Figure, np.ndarray]:
+    """A figure with equal panels that fit an image, and its axes (rows, columns).
+
+    Args:
+        rows, columns: of panels.
+        image_wh: width and height of what is drawn, in any unit.
+        inches: longer side of a panel.
+
+    Raises:
+        ValueError: if there are no panels.
+    """
+    if not rows * columns:
+        raise ValueError("there is nothing to draw; give at least one point, query or image.")
+    width, height = (float(side) for side in image_wh)
+    ratio = min(max(width / height, NARROWEST), WIDEST)
+    panel_wh = (inches, inches / ratio) if ratio > 1 else (inches * ratio, inches)
+    size_wh = (max(columns * panel_wh[0], NARROWEST_FIGURE), rows * (panel_wh[1] + LINE))
+    figure = Figure(figsize=size_wh, layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.07, w_pad=0.05)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    return figure, axes
+
+
+def show_image(axis: Axes, image: Tensor, style: str = "plain") -> None:
+    """Show an image (3, H, W): "plain"; "dark" gray below heat; "pale" gray below points."""
+    pixels = image.permute(1, 2, 0).numpy()
+    height, width = pixels.shape[:2]
+    if style != "plain":
+        pixels = pixels / (255 if pixels.dtype == np.uint8 else 1)
+        gray = pixels @ [0.299, 0.587, 0.114]
+        gray = gray * DARK if style == "dark" else 1 - (1 - gray) * PALE
+        pixels = np.repeat(gray[..., None], 3, axis=-1)
+    axis.imshow(pixels, extent=(0, width, height, 0))
+    axis.autoscale(False)  # what lies beyond the image must not shrink it
+    axis.set_axis_off()
+
+
+def show_map(axis: Axes, weights: Tensor, image: Tensor, most: float | None = None) -> None:
+    """Lay a map of weights (h, w) over an image: the more weight, the brighter and more opaque.
+
+    Args:
+        axis: where to.
+        weights: not negative, on cells that divide the image evenly.
+        image: (3, H, W), shown below.
+        most: weight of the brightest colour; None takes the largest.
+    """
+    show_image(axis, image, "dark")
+    share = (weights / (most or float(weights.max()) or 1.0)).clamp(0, 1).numpy()
+    heat = HEAT(0.25 + 0.75 * share)
+    heat[..., 3] = share**0.5 * 0.85
+    height, width = image.shape[1:]
+    axis.imshow(heat, extent=(0, width, height, 0), interpolation="nearest")
+
+
+def draw_box(axis: Axes, box_xyxy: Sequence[float], color: str) -> None:
+    """Outline a box, with a dark rim that keeps it visible on any image."""
+    rim = withStroke(linewidth=3.4, foreground="black", alpha=0.6)
+    axis.add_patch(_rectangle(box_xyxy, edgecolor=color, linewidth=2.0, path_effects=[rim]))
+
+
+def draw_reference_box(axis: Axes, box_xyxy: Sequence[float]) -> None:
+    """Outline the box that a query starts from: dashed, thin, still seen on the predicted one."""
+    axis.add_patch(_rectangle(box_xyxy, edgecolor="black", linewidth=1.0, linestyle=DASHES))
+
+
+def _rectangle(box_xyxy: Sequence[float], **style: Any) -> Rectangle:
+    x0, y0, x1, y1 = (float(value) for value in box_xyxy)
+    return Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, zorder=2, **style)
+
+
+def write_label(axis: Axes, box_xyxy: Sequence[float], text: str, color: str) -> None:
+    """Write on an upper corner of a box, the one from which there is room in the image."""
+    x0, y0, x1, _ = (float(value) for value in box_xyxy)
+    left, right = axis.get_xlim()
+    bottom, top = axis.get_ylim()
+    is_left = x0 < left + 0.6 * (right - left)
+    is_above = y0 > top + 0.1 * (bottom - top)
+    axis.text(
+        max(x0, left) if is_left else min(x1, right),
+        max(y0, top),
+        text,
+        color=ink_on(color),
+        fontsize=FONT_SIZE - 1,
+        horizontalalignment="left" if is_left else "right",
+        verticalalignment="bottom" if is_above else "top",
+        bbox={"facecolor": color, "edgecolor": "none", "pad": 1.2},
+        clip_on=True,
+    )
+
+
+def ink_on(color: str) -> str:
+    """Black or white, whichever is easier to read on a colour."""
+    red, green, blue = to_rgb(color)
+    return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.38 else "white"
+
+
+def mark_point(axis: Axes, point_xy: Sequence[float], color: str, text: str = "") -> None:
+    """Mark a point by a cross with a rim, and write beside it."""
+    x, y = (float(value) for value in point_xy)
+    axis.plot([x], [y], "P", color=color, markersize=9, markeredgecolor="black", zorder=4)
+    axis.annotate(
+        text,
+        (x, y),
+        xytext=(6, 4),
+        textcoords="offset points",
+        color=color,
+        fontsize=FONT_SIZE + 1,
+        fontweight="bold",
+        path_effects=[withStroke(linewidth=2.5, foreground="black")],
+        zorder=5,
+    )
+
+
+def legend_key(label: str, marker: str = "", **style: Any) -> Line2D:
+    """An entry of a legend: a marker, a line if `linestyle` says so, or the text alone."""
+    return Line2D([], [], **{"linestyle": "", "marker": marker, "label": label, **style})
+
+
+def add_legend(figure: Figure, handles: Sequence[Line2D]) -> None:
+    """A legend below all panels, in as many columns as there is room for."""
+    columns = min(max(int(figure.get_figwidth() / LEGEND_COLUMN), 1), len(handles))
+    _grow(figure, lines=math.ceil(len(handles) / columns))
+    figure.legend(
+        handles=list(handles),
+        loc="outside lower center",
+        ncols=columns,
+        fontsize=FONT_SIZE,
+        frameon=False,
+    )
+
+
+def add_caption(figure: Figure, text: str) -> None:
+    """A line below all panels."""
+    _grow(figure, lines=1)
+    figure.supxlabel(text, fontsize=FONT_SIZE)
+
+
+def add_heading(figure: Figure, text: str) -> None:
+    """A line above all panels."""
+    _grow(figure, lines=1)
+    figure.suptitle(text, fontsize=FONT_SIZE + 1)
+
+
+def add_color_scale(figure: Figure, axes: np.ndarray, most: float, text: str) -> None:
+    """What the colours of weights from 0 to the largest mean, beside all panels."""
+    figure.set_figwidth(figure.get_figwidth() + 4 * LINE)
+    scale = figure.colorbar(ScalarMappable(Normalize(0, most), WEIGHT), ax=axes, pad=0.01)
+    scale.set_label(text, fontsize=FONT_SIZE)
+    scale.ax.tick_params(labelsize=FONT_SIZE - 1)
+
+
+def _grow(figure: Figure, lines: int) -> None:
+    """Make room for lines of text, so that the panels keep their size."""
+    figure.set_figheight(figure.get_figheight() + lines * LINE)

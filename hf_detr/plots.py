@@ -1,0 +1,46 @@
+"""Pictures of what a detector does; needs matplotlib, `pip install 'hf_detr[plots]'`.
+
+    from hf_detr import plots
+
+    [seen] = plots.observe(model, processor, image)
+    plots.draw_sampling_overview(seen).savefig("overview.png")
+
+Every function gives a `matplotlib.figure.Figure`, which a notebook shows as it is.
+
+- `observe` runs a model on images; an `Observation` answers questions about one of them.
+- `draw_detections`: what was found, beside the targets.
+- DETR and Conditional DETR: `draw_encoder_attention`, `draw_decoder_attention`,
+  `draw_attention_heads`.
+- Deformable DETR: `draw_sampling_overview`, `draw_sampling_points` (decoder),
+  `draw_encoder_sampling_points`.
+- A data set: `draw_query_slots(query_boxes(model, processor, images))`.
+- A training: `draw_training_curves(folder / "losses.csv", read_history(folder))`.
+"""
+
+from .attention_plots import draw_attention_heads, draw_decoder_attention, draw_encoder_attention
+from .detection_plots import draw_detections, draw_query_slots
+from .observation import Observation, SamplingPoints
+from .observing import observe, query_boxes
+from .sampling_plots import (
+    draw_encoder_sampling_points,
+    draw_sampling_overview,
+    draw_sampling_points,
+)
+from .training_plots import draw_training_curves, read_history
+
+__all__ = [
+    "Observation",
+    "SamplingPoints",
+    "draw_attention_heads",
+    "draw_decoder_attention",
+    "draw_encoder_attention",
+    "draw_encoder_sampling_points",
+    "draw_detections",
+    "draw_query_slots",
+    "draw_sampling_overview",
+    "draw_sampling_points",
+    "draw_training_curves",
+    "observe",
+    "query_boxes",
+    "read_history",
+]
