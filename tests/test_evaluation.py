@@ -254,7 +254,7 @@ def test_panoptic_quality(tmp_path: Path) -> None:
     assert results[0]["num_classes_things"] and results[0]["num_classes_stuff"]
     # Masks of a random model are nearly alike: rounding decides who wins some pixels.
     for name in ("pq", "sq", "rq", "pq_things", "pq_stuff"):
-        assert results[1][name] == pytest.approx(results[0][name], abs=0.05)
+        assert results[1][name] == pytest.approx(results[0][name], abs=0.1)
 
     # Classes of the data that the model doesn't know are missed, and what it found is void.
     names = {category["id"]: category["name"] for category in CATEGORIES}

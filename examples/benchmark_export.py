@@ -1,0 +1,70 @@
+"""Export all three models to ONNX, compare results, and time onnxruntime against eager torch.
+
+    OMP_NUM_THREADS=1 python examples/benchmark_export.py --rounds 5
+
+Weights are random. A file is kept only if it gives what the model gives, at several sizes and in
+padded batches; then both run one image in turn. Times are CPU milliseconds.
+"""
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+import onnxruntime
+import torch
+from benchmark_timing import medians
+
+import hf_detr
+from hf_detr.model_export import example_batch, export_model
+
+MODELS = {
+    "DETR": (hf_detr.DetrConfig, hf_detr.DetrForObjectDetection),
+    "Conditional DETR": (hf_detr.ConditionalDetrConfig, hf_detr.ConditionalDetrForObjectDetection),
+    "Deformable DETR": (hf_detr.DeformableDetrConfig, hf_detr.DeformableDetrForObjectDetection),
+}
+
+
+def session_of(path: Path) -> onnxruntime.InferenceSession:
+    """The file in onnxruntime, with as many threads as torch has."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+@torch.no_grad()
+def measure(name: str, backbone: str, size: tuple[int, int], rounds: int) -> str:
+    """One row of the table."""
+    config_class, model_class = MODELS[name]
+    torch.manual_seed(0)
+    model = model_class(config_class(backbone=backbone, use_pretrained_backbone=False)).eval()
+    batch = example_batch(1, *size)
+    inputs = {"pixel_values": batch[0].numpy(), "pixel_mask": batch[1].numpy()}
+    with tempfile.TemporaryDirectory() as folder:
+        report = export_model(model, Path(folder) / "model.onnx")
+        session = session_of(Path(report.path))
+        ours, theirs = medians(lambda: model(*batch), lambda: session.run(None, inputs), rounds)
+    cells = (
+        *(name, f"{report.num_bytes / 1e6:.0f}", f"{report.largest_difference:.0e}"),
+        *(f"{1000 * ours:.0f}", f"{1000 * theirs:.0f}", f"{ours / theirs:.2f}x"),
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="small models, to see that it works")
+    options = parser.parse_args()
+    backbone, size = ("resnet18", (96, 128)) if options.quick else ("resnet50", (800, 1066))
+    print(f"One image of {size[0]} x {size[1]}, {backbone}, {torch.get_num_threads()} threads\n")
+    print("| model | MB | largest difference | torch ms | onnxruntime ms | torch / onnxruntime |")
+    print("|---|---|---|---|---|---|")
+    for name in MODELS:
+        print(measure(name, backbone, size, options.rounds))
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
