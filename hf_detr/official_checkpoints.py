@@ -1,7 +1,9 @@
 """Official `.pth` checkpoints to Hub folders, and back."""
 
 import argparse
+import hashlib
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -94,31 +96,47 @@ def convert_official_checkpoint(
     with new_folder(Path(folder), overwrite) as unfinished:
         model.save_pretrained(unfinished)
         PROCESSORS[model.config.model_type](format=kind).save_pretrained(unfinished)
-        card = make_converted_card(model.config, Path(file).name, Path(folder).resolve().name)
+        card = make_converted_card(model.config, Path(file), Path(folder).resolve().name)
         (unfinished / "README.md").write_text(str(card), encoding="utf-8")
     return model
 
 
-def make_converted_card(config: PreTrainedConfig, file: str, name: str) -> ModelCard:
+def make_converted_card(config: PreTrainedConfig, file: Path, name: str) -> ModelCard:
     """The card of a converted checkpoint.
 
     Args:
         config: of the model that was made of it, with `architectures`.
-        file: name of the official file. If the authors published one of this name and this
-            configuration, their figures and recipe are in the card.
+        file: the official file. If it is one that the authors published, by its name, its digest
+            where the name tells that, and its configuration, the card has their figures and recipe.
         name: folder or repository that the card lies in.
     """
     published = find_published_checkpoint(file)
-    if published is not None and _is_built_alike(config, published.make_config()):
+    if (
+        published is not None
+        and _is_built_alike(config, published.make_config())
+        and is_what_its_name_says(file)
+    ):
         return make_published_card(published, config, name)
     return make_model_card(
         config,
         name=name,
-        description=f"hf_detr converted `{file}`, a checkpoint of the papers' own code or of one "
-        "that uses its names.",
+        description=f"hf_detr converted `{file.name}`, a checkpoint of the papers' own code or of "
+        "one that uses its names.",
         training="The file tells nothing of data and recipe.",
-        evaluation="None: add what you measure, for example with `examples/evaluate.py`.",
+        evaluation="None: add what you measure, for example with `hf-detr evaluate`.",
     )
+
+
+def is_what_its_name_says(file: Path) -> bool:
+    """Whether a name that ends as torch.hub's do, with the start of a SHA-256, is the file's own.
+
+    Other names say nothing, so they are believed.
+    """
+    digest = re.search(r"-([0-9a-f]{8})\.pth$", file.name)
+    if digest is None:
+        return True
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest().startswith(digest[1])
 
 
 def export_official_checkpoint(

@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -17,7 +18,11 @@ from transformers import AutoImageProcessor, PreTrainedModel
 import hf_detr
 from hf_detr import convert_official_checkpoint, export_official_checkpoint
 from hf_detr.checkpoint_names import official_name
-from hf_detr.official_checkpoints import make_converted_card, model_from_weights
+from hf_detr.official_checkpoints import (
+    is_what_its_name_says,
+    make_converted_card,
+    model_from_weights,
+)
 from hf_detr.official_configuration import unseen
 from hf_detr.published_checkpoints import make_published_card, published_checkpoints
 
@@ -302,17 +307,30 @@ def test_published_names() -> None:
         assert unseen({}, one.file, None, None) == expected, one.file
 
 
-def test_cards_have_figures_only_if_they_are_the_model_s() -> None:
-    """A published file's figures aren't printed for another model under its file's name."""
+def test_cards_have_figures_only_if_they_are_the_model_s(tmp_path: Path) -> None:
+    """Authors' figures aren't printed for other weights under a published file's name."""
     for checkpoint in published_checkpoints():
+        file = tmp_path / checkpoint.file
+        file.write_bytes(b"other weights")
         config = checkpoint.make_config()
-        card = make_converted_card(config, checkpoint.file, "mine")
-        assert str(card) == str(make_published_card(checkpoint, config, "mine"))
-        assert card.data.eval_results and card.data.license == "apache-2.0"
-        config.num_labels = 3
-        other = make_converted_card(config, checkpoint.file, "mine")
-        assert other.data.eval_results is None and other.data.license is None
-        assert f"`{checkpoint.file}`" in other.text and "mine" in other.text
+        card = make_converted_card(config, file, "mine")
+        if is_what_its_name_says(file):  # it can't be told
+            assert str(card) == str(make_published_card(checkpoint, config, "mine"))
+            assert card.data.eval_results and card.data.license == "apache-2.0"
+            config.num_labels = 3
+            card = make_converted_card(config, file, "mine")
+        assert card.data.eval_results is None and card.data.license is None
+        assert f"`{checkpoint.file}`" in card.text and "mine" in card.text
+
+
+def test_digests_in_names(tmp_path: Path) -> None:
+    """torch.hub's names end with the first eight digits of the file's SHA-256."""
+    content = b"the weights that the authors published"
+    digest = hashlib.sha256(content).hexdigest()[:8]
+    for name, expected in ((f"detr-{digest}.pth", True), ("detr-01234567.pth", False)):
+        (tmp_path / name).write_bytes(content)
+        assert is_what_its_name_says(tmp_path / name) == expected
+    assert is_what_its_name_says(tmp_path / "r50_deformable_detr-checkpoint.pth")
 
 
 def test_what_counts_more() -> None:
