@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageOps
 
 from hf_detr import draw_predictions, embedded_model_folder, plots
 from hf_detr.drawing import make_picture
@@ -38,7 +38,8 @@ MODELS = [
 COLUMNS = ["object", "score", "left", "top", "right", "bottom"]
 TABS = {"attention": "Attention", "points": "Sampling points"}
 NUM_FIGURES = 3  # in each of these tabs
-HINT = "Click into the picture of detections to choose a pixel whose view is drawn."
+HINT = "Click into the image on the left to choose the pixel that looks."
+LEAST_SIDE = 640  # smaller pictures are enlarged, so that what is drawn on them is sharp
 Points = list[tuple[float, float]] | None  # pixels (x, y) that look; None takes objects' centres
 
 
@@ -77,9 +78,9 @@ def look(name: str | None, path: str | None) -> tuple[Run | None, str]:
     return Run(model, processor, picture, outputs), f"{who}: {size} in {seconds:.2f} s"
 
 
-def find(run: Run, threshold: float) -> dict[str, Any]:
-    """What scores above the threshold, as `hf_detr.predict` gives it."""
-    sizes_hw = [run.picture.size[::-1]]
+def find(run: Run, threshold: float, size_wh: tuple[int, int]) -> dict[str, Any]:
+    """What scores above the threshold in a picture of some size, as `hf_detr.predict` gives it."""
+    sizes_hw = [size_wh[::-1]]
     [result] = run.processor.post_process_object_detection(run.outputs, threshold, sizes_hw)
     if "pred_masks" in run.outputs:
         [segments] = run.processor.post_process_panoptic_segmentation(
@@ -93,14 +94,18 @@ def show(run: Run | None, threshold: float) -> tuple[Image.Image | None, str, li
     """The picture of what scores above the threshold, a summary, and the rows of the table."""
     if run is None:
         return None, "", []
-    result, names = find(run, threshold), run.model.config.id2label
-    columns = (result[key].tolist() for key in ("scores", "labels", "boxes"))
+    scale = max(LEAST_SIDE / max(run.picture.size), 1)
+    picture = ImageOps.scale(run.picture, scale)
+    result, names = find(run, threshold, picture.size), run.model.config.id2label
+    columns = (
+        values.tolist() for values in (result["scores"], result["labels"], result["boxes"] / scale)
+    )
     objects = sorted(zip(*columns, strict=True), reverse=True)
     rows = [[names[label], round(score, 2), *map(round, box)] for score, label, box in objects]
     counts = Counter(names[label] for _, label, _ in objects).most_common()
     summary = ", ".join(f"{count} × {name}" for name, count in counts)
     summary = summary or f"Nothing scores above {threshold:.2f}: move the threshold down."
-    return draw_predictions(run.picture, result, names), summary, rows
+    return draw_predictions(picture, result, names), summary, rows
 
 
 def explain(seen: plots.Observation, tab: str, threshold: float, points: Points) -> list[Figure]:
@@ -154,6 +159,7 @@ def make_page(model: str) -> Any:
 
     with gr.Blocks(title="hf_detr") as page:
         run, seen, points, open_tab = gr.State(), gr.State(), gr.State(), gr.State("detections")
+        plain = {"show_label": False, "interactive": False, "buttons": ["download", "fullscreen"]}
         gr.Markdown("# hf_detr: what a detector finds, and where it looks")
         with gr.Row():
             with gr.Column(scale=1, min_width=280):
@@ -165,14 +171,19 @@ def make_page(model: str) -> Any:
                     allow_custom_value=True,
                 )
                 image = gr.Image(
-                    IMAGES / "garments.jpg", label="Image", type="filepath", image_mode=None
+                    IMAGES / "garments.jpg",
+                    label="Image",
+                    type="filepath",
+                    image_mode=None,  # the file as it is
+                    height=300,
+                    elem_id="image",
                 )
                 threshold = gr.Slider(0.01, 0.99, 0.5, step=0.01, label="Least score")
                 gr.Examples(sorted(map(str, IMAGES.glob("*.jpg"))), image, label="Examples")
             with gr.Column(scale=2, min_width=400):
                 said = gr.Markdown(elem_id="said")
                 with gr.Tab("Detections") as detections:
-                    picture = gr.Image(show_label=False, interactive=False, height=440)
+                    picture = gr.Image(height=480, **plain)
                     summary = gr.Markdown(elem_id="summary")
                     table = gr.Dataframe(headers=COLUMNS, interactive=False, elem_id="table")
                 panels = {}
@@ -180,7 +191,7 @@ def make_page(model: str) -> Any:
                 for key, title in TABS.items():
                     with gr.Tab(title) as tabs[key]:
                         words = gr.Markdown(elem_id=f"{key}-words")
-                        figures = [gr.Image(visible=False) for _ in range(NUM_FIGURES)]
+                        figures = [gr.Image(visible=False, **plain) for _ in range(NUM_FIGURES)]
                     panels[key] = [words, *figures]
 
         def draw_open(run_: Any, seen_: Any, tab: str, least: float, points_: Points) -> dict:
@@ -210,7 +221,7 @@ def make_page(model: str) -> Any:
         looked.then(lambda: (None, None), None, [seen, points]).then(**showing).then(**drawing)
         threshold.change(**showing)
         threshold.change(**drawing)
-        picture.select(choose, None, points).then(**drawing)
+        image.select(choose, None, points).then(**drawing)
         for key, tab in tabs.items():
             tab.select(partial(str, key), None, open_tab).then(**drawing)
     return page
@@ -232,7 +243,9 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     page = make_page(arguments.model)
-    page.launch(server_port=arguments.port, share=arguments.share, show_error=True)
+    page.launch(
+        server_port=arguments.port, share=arguments.share, show_error=True, footer_links=["gradio"]
+    )
 
 
 if __name__ == "__main__":
