@@ -1,0 +1,252 @@
+"""A page in the browser to try detectors on: drop an image, see what is found, and why.
+
+    pip install 'hf_detr[demo]'
+    python examples/demo.py
+    python examples/demo.py --model facebook/detr-resnet-50
+
+It starts with the small detector that comes with hf_detr, which knows ten kinds of garments, and
+then needs no network. Another model is a folder, or a name on the Hub.
+"""
+
+import argparse
+import io
+import os
+import time
+from collections import Counter
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from PIL import Image, ImageOps
+
+from hf_detr import draw_predictions, embedded_model_folder, plots
+from hf_detr.drawing import make_picture
+from hf_detr.model_loading import load_model
+
+IMAGES = Path(__file__).parent / "images"
+GARMENTS = str(embedded_model_folder())
+MODELS = [
+    ("garments (comes with hf_detr)", GARMENTS),
+    "facebook/detr-resnet-50",
+    "facebook/detr-resnet-50-panoptic",
+    "microsoft/conditional-detr-resnet-50",
+    "SenseTime/deformable-detr",
+]
+COLUMNS = ["object", "score", "left", "top", "right", "bottom"]
+TABS = {"attention": "Attention", "points": "Sampling points"}
+NUM_FIGURES = 3  # in each of these tabs
+HINT = "Click into the image on the left to choose the pixel that looks."
+LEAST_SIDE = 640  # smaller pictures are enlarged, so that what is drawn on them is sharp
+Points = list[tuple[float, float]] | None  # pixels (x, y) that look; None takes objects' centres
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a model said about a picture; any threshold can be drawn from it."""
+
+    model: Any
+    processor: Any
+    picture: Image.Image
+    outputs: Any
+
+
+@lru_cache(maxsize=2)
+def load(name: str) -> tuple[Any, Any]:
+    """A model and its image processor, kept for the next image."""
+    return load_model(name)
+
+
+def look(name: str | None, path: str | None) -> tuple[Run | None, str]:
+    """Run the model of that name on an image file; say what ran, or why nothing did."""
+    if not path or not name:
+        return None, "Choose a model, and drop an image."
+    try:
+        model, processor = load(name.strip())
+        picture = make_picture(path)
+        start = time.perf_counter()
+        with torch.no_grad():
+            inputs = processor(picture, return_tensors="pt")
+            outputs = model(**inputs.to(model.device, model.dtype))
+    except (ValueError, TypeError, OSError) as error:
+        return None, f"⚠️ {error}"
+    seconds, millions = time.perf_counter() - start, model.num_parameters() / 1e6
+    who = f"{type(model).__name__}, {millions:.1f} million parameters"
+    size = f"{picture.width} × {picture.height} pixels"
+    return Run(model, processor, picture, outputs), f"{who}: {size} in {seconds:.2f} s"
+
+
+def find(run: Run, threshold: float, size_wh: tuple[int, int]) -> dict[str, Any]:
+    """What scores above the threshold in a picture of some size, as `hf_detr.predict` gives it."""
+    sizes_hw = [size_wh[::-1]]
+    [result] = run.processor.post_process_object_detection(run.outputs, threshold, sizes_hw)
+    if "pred_masks" in run.outputs:
+        [segments] = run.processor.post_process_panoptic_segmentation(
+            run.outputs, threshold, target_sizes=sizes_hw
+        )
+        result |= segments
+    return {key: value.cpu() if torch.is_tensor(value) else value for key, value in result.items()}
+
+
+def show(run: Run | None, threshold: float) -> tuple[Image.Image | None, str, list[list[Any]]]:
+    """The picture of what scores above the threshold, a summary, and the rows of the table."""
+    if run is None:
+        return None, "", []
+    scale = max(LEAST_SIDE / max(run.picture.size), 1)
+    picture = ImageOps.scale(run.picture, scale)
+    result, names = find(run, threshold, picture.size), run.model.config.id2label
+    columns = (
+        values.tolist() for values in (result["scores"], result["labels"], result["boxes"] / scale)
+    )
+    objects = sorted(zip(*columns, strict=True), reverse=True)
+    rows = [[names[label], round(score, 2), *map(round, box)] for score, label, box in objects]
+    counts = Counter(names[label] for _, label, _ in objects).most_common()
+    summary = ", ".join(f"{count} × {name}" for name, count in counts)
+    summary = summary or f"Nothing scores above {threshold:.2f}: move the threshold down."
+    return draw_predictions(picture, result, names), summary, rows
+
+
+def explain(seen: plots.Observation, tab: str, threshold: float, points: Points) -> list[Figure]:
+    """The figures of a tab.
+
+    Raises:
+        ValueError: in words, if they don't fit the model, or nothing was found.
+    """
+    if tab == "attention":
+        seen.query_maps([0])  # raises where attention is deformable
+        return [
+            plots.draw_decoder_attention(seen, threshold=threshold),
+            plots.draw_attention_heads(seen, threshold=threshold),
+            plots.draw_encoder_attention(seen, points, threshold),
+        ]
+    seen.query_points([0])  # raises where it isn't
+    return [
+        plots.draw_sampling_overview(seen, points, threshold=threshold),
+        plots.draw_sampling_points(seen, threshold=threshold),
+        plots.draw_encoder_sampling_points(seen, points, threshold),
+    ]
+
+
+def draw_tab(
+    run: Run | None, seen: plots.Observation | None, tab: str, threshold: float, points: Points
+) -> tuple[plots.Observation | None, str, list[Image.Image]]:
+    """What was observed, to be kept; a sentence; and the pictures of a tab, if there are any."""
+    if run is None:
+        return None, "There is nothing to show yet.", []
+    if seen is None:
+        [seen] = plots.observe(run.model, run.processor, run.picture)
+    try:
+        return seen, HINT, [as_picture(f) for f in explain(seen, tab, threshold, points)]
+    except ValueError as error:
+        message = str(error)
+        return seen, message[0].upper() + message[1:], []
+
+
+def as_picture(figure: Figure) -> Image.Image:
+    """The pixels of a figure."""
+    file = io.BytesIO()
+    figure.savefig(file, dpi=130)
+    return Image.open(file)
+
+
+def make_page(model: str) -> Any:
+    """A page that starts with a model and an example."""
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # gradio asks when it is imported
+    os.environ.setdefault("GRADIO_RUN_HISTORY", "False")
+    import gradio as gr
+
+    with gr.Blocks(title="hf_detr") as page:
+        run, seen, points, open_tab = gr.State(), gr.State(), gr.State(), gr.State("detections")
+        plain = {"show_label": False, "interactive": False, "buttons": ["download", "fullscreen"]}
+        gr.Markdown("# hf_detr: what a detector finds, and where it looks")
+        with gr.Row():
+            with gr.Column(scale=1, min_width=280):
+                name = gr.Dropdown(
+                    MODELS,
+                    value=model,
+                    label="Model",
+                    info="or write a folder, or a name on the Hub",
+                    allow_custom_value=True,
+                )
+                image = gr.Image(
+                    IMAGES / "garments.jpg",
+                    label="Image",
+                    type="filepath",
+                    image_mode=None,  # the file as it is
+                    height=300,
+                    elem_id="image",
+                )
+                threshold = gr.Slider(0.01, 0.99, 0.5, step=0.01, label="Least score")
+                gr.Examples(sorted(map(str, IMAGES.glob("*.jpg"))), image, label="Examples")
+            with gr.Column(scale=2, min_width=400):
+                said = gr.Markdown(elem_id="said")
+                with gr.Tab("Detections") as detections:
+                    picture = gr.Image(height=480, **plain)
+                    summary = gr.Markdown(elem_id="summary")
+                    table = gr.Dataframe(headers=COLUMNS, interactive=False, elem_id="table")
+                panels = {}
+                tabs = {"detections": detections}
+                for key, title in TABS.items():
+                    with gr.Tab(title) as tabs[key]:
+                        words = gr.Markdown(elem_id=f"{key}-words")
+                        figures = [gr.Image(visible=False, **plain) for _ in range(NUM_FIGURES)]
+                    panels[key] = [words, *figures]
+
+        def draw_open(run_: Any, seen_: Any, tab: str, least: float, points_: Points) -> dict:
+            if tab not in panels:
+                return {seen: seen_}
+            seen_, message, pictures = draw_tab(run_, seen_, tab, least, points_)
+            words, *figures = panels[tab]
+            pictures = pictures + [None] * (NUM_FIGURES - len(pictures))
+            updates = [gr.Image(p, visible=p is not None) for p in pictures]
+            return {seen: seen_, words: message, **dict(zip(figures, updates, strict=True))}
+
+        def choose(event: gr.SelectData) -> list[tuple[float, float]]:
+            return [tuple(event.index)]
+
+        drawing = {
+            "fn": draw_open,
+            "inputs": [run, seen, open_tab, threshold, points],
+            "outputs": [seen, *sum(panels.values(), [])],
+        }
+        showing = {
+            "fn": show,
+            "inputs": [run, threshold],
+            "outputs": [picture, summary, table],
+            "show_progress": "hidden",
+        }
+        looked = gr.on([page.load, name.change, image.change], look, [name, image], [run, said])
+        looked.then(lambda: (None, None), None, [seen, points]).then(**showing).then(**drawing)
+        threshold.change(**showing)
+        threshold.change(**drawing)
+        image.select(choose, None, points).then(**drawing)
+        for key, tab in tabs.items():
+            tab.select(partial(str, key), None, open_tab).then(**drawing)
+    return page
+
+
+def main() -> None:
+    """Read the options and serve the page."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--model",
+        default=GARMENTS,
+        help="folder or name on the Hub; default: the garment detector that comes with hf_detr",
+    )
+    parser.add_argument("--port", type=int, help="default: the first free one from 7860")
+    parser.add_argument(
+        "--share",
+        action="store_true",
+        help="make a public link through gradio's servers; who has it can load any model",
+    )
+    arguments = parser.parse_args()
+    page = make_page(arguments.model)
+    page.launch(
+        server_port=arguments.port, share=arguments.share, show_error=True, footer_links=["gradio"]
+    )
+
+
+if __name__ == "__main__":
+    main()

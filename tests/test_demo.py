@@ -1,0 +1,181 @@
+"""The page to try models on: what is behind it, and the page itself in a real browser.
+
+The browser's test needs `pip install 'hf_detr[demo]' playwright` and a Chromium, Debian's for
+example (`apt-get install chromium`).
+"""
+
+import importlib.util
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from .test_model_card import write_model
+from .tiny import PREFIXES, tiny_config
+
+REPOSITORY = Path(__file__).parents[1]
+SCRIPT = REPOSITORY / "examples" / "demo.py"
+IMAGE = REPOSITORY / "examples" / "images" / "garments.jpg"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+SECONDS = 240  # that the page may take, on a busy machine
+
+
+@pytest.fixture(scope="module")
+def demo() -> ModuleType:
+    """The script as a module; gradio isn't needed for it."""
+    spec = importlib.util.spec_from_file_location("demo", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["demo"] = module  # dataclasses look there
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def garments(demo: ModuleType) -> Any:
+    """The run of the detector that comes along on the image of garments."""
+    run, said = demo.look(demo.GARMENTS, str(IMAGE))
+    assert "256 × 256 pixels" in said
+    return run
+
+
+def write_folder(folder: Path, variant: str, kind: str = "ForObjectDetection", **sizes: int) -> str:
+    config = tiny_config(variant, architectures=[PREFIXES[variant] + kind], **sizes)
+    write_model(config, folder)
+    return str(folder)
+
+
+def test_threshold_draws_from_one_run(demo: ModuleType, garments: Any) -> None:
+    """A threshold picks from what the model said once: fewer rows, the best first, all drawn."""
+    picture, summary, rows = demo.show(garments, 0.5)
+    assert [row[0] for row in rows] == ["sneaker", "trouser", "coat"]
+    assert max(rows[2][2:]) == 205
+    assert summary == "1 × sneaker, 1 × trouser, 1 × coat"
+    assert picture.size == (640, 640)  # enlarged, but the table counts the image's pixels
+    _, _, fewer = demo.show(garments, 0.6)
+    assert fewer == rows[:2]
+    empty, summary, rows = demo.show(garments, 0.99)
+    assert rows == [] and "threshold down" in summary
+    assert empty.tobytes() != picture.tobytes()
+
+
+@pytest.mark.parametrize(("name", "image"), [("nowhere", IMAGE), (None, IMAGE), ("", SCRIPT)])
+def test_failures_are_words(demo: ModuleType, name: str | None, image: Path) -> None:
+    """A model that isn't there, none at all, and a file that is no image: words, nothing drawn."""
+    run, said = demo.look(demo.GARMENTS if name == "" else name, str(image))
+    assert run is None and len(said) > 20
+    assert demo.show(run, 0.5) == (None, "", [])
+    assert demo.draw_tab(run, None, "points", 0.5, None)[2] == []
+
+
+def test_tabs_fit_the_variant(demo: ModuleType, variant: str, tmp_path: Path) -> None:
+    """Each variant fills one tab with figures, and the other says in words why it can't."""
+    run, _ = demo.look(write_folder(tmp_path, variant), str(IMAGE))
+    fitting, other = ("points", "attention")[:: 1 if variant == "deformable_detr" else -1]
+    seen, words, pictures = demo.draw_tab(run, None, fitting, 0.0, [(40.0, 30.0)])
+    assert words == demo.HINT
+    assert [type(picture).__name__ for picture in pictures] == ["PngImageFile"] * demo.NUM_FIGURES
+    again, words, pictures = demo.draw_tab(run, seen, other, 0.0, None)
+    assert again is seen and pictures == []
+    assert words.startswith("This model")
+
+
+def test_masks_are_drawn(demo: ModuleType, tmp_path: Path) -> None:
+    """A segmentation model's segments follow the threshold too."""
+    sizes = {"d_model": 128, "encoder_attention_heads": 8, "decoder_attention_heads": 8}
+    run, said = demo.look(write_folder(tmp_path, "detr", "ForSegmentation", **sizes), str(IMAGE))
+    assert "DetrForSegmentation" in said
+    run.outputs.logits[..., -1] -= 9  # random weights find nothing; make one query find all
+    run.outputs.pred_masks[:, 0] += 99
+    everything, nothing = (demo.find(run, least, (256, 200)) for least in (0.0, 0.999))
+    assert everything["segments_info"] and not nothing["segments_info"]
+    assert everything["segmentation"].shape == (200, 256)
+    picture, _, _ = demo.show(run, 0.0)
+    assert picture.size == (640, 640)
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Where the page is served, by a process of its own."""
+    if importlib.util.find_spec("gradio") is None:
+        pytest.skip("gradio isn't installed: pip install 'hf_detr[demo]'")
+    if importlib.util.find_spec("playwright") is None:
+        pytest.skip("playwright, which drives the browser, isn't installed: pip install playwright")
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium: apt-get install chromium")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    log = tmp_path_factory.mktemp("demo") / "log"
+    with log.open("w") as file:
+        command = [sys.executable, str(SCRIPT), "--port", str(port)]
+        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+        page = subprocess.Popen(command, env=environment, stdout=file, stderr=file)
+    try:
+        deadline = time.monotonic() + SECONDS
+        while not answers(address):
+            assert page.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.5)
+        yield address
+    finally:
+        page.terminate()
+        page.wait(30)
+
+
+def answers(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(address, timeout=5) as reply:
+            return reply.status == 200
+    except OSError:
+        return False
+
+
+@pytest.mark.slow
+def test_page_in_a_browser(address: str, tmp_path: Path) -> None:
+    """Upload, table, threshold, tabs and a wrong model work in Chromium, without any network."""
+    from playwright.sync_api import expect, sync_playwright
+
+    expect.set_options(timeout=SECONDS * 1000)
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1280, "height": 1000})
+        page.set_default_timeout(SECONDS * 1000)
+        requests: list[str] = []
+        page.on("request", lambda request: requests.append(request.url))
+        page.goto(address)
+        table, summary = page.locator("#table"), page.locator("#summary")
+        expect(summary).to_contain_text("coat")  # the example
+
+        page.get_by_label("Remove Image").first.click()
+        expect(summary).not_to_contain_text("coat")
+        page.locator("input[type=file]").first.set_input_files(IMAGE)
+        expect(table).to_contain_text("coat")
+        expect(table).to_contain_text("sneaker")
+
+        page.get_by_label("number input for Least score").fill("0.65")
+        expect(table).not_to_contain_text("coat")
+        expect(table).to_contain_text("sneaker")
+
+        page.get_by_role("tab", name="Sampling points").click()
+        expect(page.locator("#points-words")).to_contain_text("Click")
+        page.get_by_role("tab", name="Attention").click()
+        expect(page.locator("#attention-words")).to_contain_text("Draw its sampling points")
+
+        page.screenshot(path=tmp_path / "page.png")
+        page.get_by_label("Model").fill("nowhere")
+        page.get_by_label("Model").press("Enter")
+        expect(page.locator("#said")).to_contain_text("nowhere")
+        browser.close()
+    with Image.open(tmp_path / "page.png") as picture:
+        assert picture.size == (1280, 1000)
+    assert not [url for url in requests if not url.startswith((address, "data:", "blob:"))]
