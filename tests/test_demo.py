@@ -95,6 +95,7 @@ def test_masks_are_drawn(demo: ModuleType, tmp_path: Path) -> None:
     run, said = demo.look(write_folder(tmp_path, "detr", "ForSegmentation", **sizes), str(IMAGE))
     assert "DetrForSegmentation" in said
     run.outputs.logits[..., -1] -= 9  # random weights find nothing; make one query find all
+    run.outputs.logits[:, 0, 3] += 5
     run.outputs.pred_masks[:, 0] += 99
     everything, nothing = (demo.find(run, least, (256, 200)) for least in (0.0, 0.999))
     assert everything["segments_info"] and not nothing["segments_info"]
