@@ -65,6 +65,9 @@ def look(name: str | None, path: str | None) -> tuple[Run | None, str]:
         return None, "Choose a model, and drop an image."
     try:
         model, processor = load(name.strip())
+    except (ValueError, OSError) as error:
+        return None, f"⚠️ The model {name} can't be loaded: {error}"
+    try:
         picture = make_picture(path)
         start = time.perf_counter()
         with torch.no_grad():

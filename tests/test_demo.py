@@ -27,7 +27,7 @@ REPOSITORY = Path(__file__).parents[1]
 SCRIPT = REPOSITORY / "examples" / "demo.py"
 IMAGE = REPOSITORY / "examples" / "images" / "garments.jpg"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-SECONDS = 240  # that the page may take, on a busy machine
+SECONDS = 120  # that the page may take, on a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -169,13 +169,17 @@ def test_page_in_a_browser(address: str, tmp_path: Path) -> None:
 
         page.get_by_role("tab", name="Sampling points").click()
         expect(page.locator("#points-words")).to_contain_text("Click")
+        shown = page.locator("[role=tabpanel]:visible img").last
+        before = shown.get_attribute("src")
+        page.locator("#image img").click(position={"x": 60, "y": 60})  # the pixel that looks
+        expect(shown).not_to_have_attribute("src", before)
         page.get_by_role("tab", name="Attention").click()
         expect(page.locator("#attention-words")).to_contain_text("Draw its sampling points")
 
         page.screenshot(path=tmp_path / "page.png")
         page.get_by_label("Model").fill("nowhere")
         page.get_by_label("Model").press("Enter")
-        expect(page.locator("#said")).to_contain_text("nowhere")
+        expect(page.locator("#said")).to_contain_text("nowhere can't be loaded")
         browser.close()
     with Image.open(tmp_path / "page.png") as picture:
         assert picture.size == (1280, 1000)
