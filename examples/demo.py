@@ -25,6 +25,7 @@ from PIL import Image, ImageOps
 from hf_detr import draw_predictions, embedded_model_folder, plots
 from hf_detr.drawing import make_picture
 from hf_detr.model_loading import load_model
+from hf_detr.prediction import read_outputs
 
 IMAGES = Path(__file__).parent / "images"
 GARMENTS = str(embedded_model_folder())
@@ -81,25 +82,14 @@ def look(name: str | None, path: str | None) -> tuple[Run | None, str]:
     return Run(model, processor, picture, outputs), f"{who}: {size} in {seconds:.2f} s"
 
 
-def find(run: Run, threshold: float, size_wh: tuple[int, int]) -> dict[str, Any]:
-    """What scores above the threshold in a picture of some size, as `hf_detr.predict` gives it."""
-    sizes_hw = [size_wh[::-1]]
-    [result] = run.processor.post_process_object_detection(run.outputs, threshold, sizes_hw)
-    if "pred_masks" in run.outputs:
-        [segments] = run.processor.post_process_panoptic_segmentation(
-            run.outputs, threshold, target_sizes=sizes_hw
-        )
-        result |= segments
-    return {key: value.cpu() if torch.is_tensor(value) else value for key, value in result.items()}
-
-
 def show(run: Run | None, threshold: float) -> tuple[Image.Image | None, str, list[list[Any]]]:
     """The picture of what scores above the threshold, a summary, and the rows of the table."""
     if run is None:
         return None, "", []
     scale = max(LEAST_SIDE / max(run.picture.size), 1)
     picture = ImageOps.scale(run.picture, scale)
-    result, names = find(run, threshold, picture.size), run.model.config.id2label
+    [result] = read_outputs(run.processor, run.outputs, threshold, [picture.size[::-1]])
+    names = run.model.config.id2label
     columns = (
         values.tolist() for values in (result["scores"], result["labels"], result["boxes"] / scale)
     )

@@ -11,7 +11,7 @@ from transformers import (
     AutoModelForObjectDetection,
 )
 
-from .configuration_detr import ConditionalDetrConfig, DeformableDetrConfig, DetrConfig
+from .configuration_detr import CONFIGURATIONS
 from .image_processing_detr import DetrImageProcessor
 from .pretrained_model import DetectionPreTrainedModel
 
@@ -32,7 +32,7 @@ def load_model(
             masks and they are asked for, or if the device can't be used.
     """
     config = AutoConfig.from_pretrained(name)
-    if not isinstance(config, (DetrConfig, ConditionalDetrConfig, DeformableDetrConfig)):
+    if not isinstance(config, tuple(CONFIGURATIONS.values())):
         raise ValueError(
             f"{name} is a {config.model_type!r} of {type(config).__module__}; expected one of "
             "hf_detr's: detr, conditional_detr or deformable_detr. If it is one of these, "

@@ -89,14 +89,15 @@ def convert_official_checkpoint(
         ValueError: if the file would run code or is damaged, if its weights aren't all known and
             complete, or if nothing says what they don't show.
     """
-    weights, options = _read(Path(file))
-    dilation, num_heads = unseen(options, Path(file).name, dilation, num_heads)
+    file, folder = Path(file), Path(folder)
+    weights, options = _read(file)
+    dilation, num_heads = unseen(options, file.name, dilation, num_heads)
     model = model_from_weights(weights, options, dilation, num_heads, id2label)
     kind = "coco_panoptic" if isinstance(model, DetrForSegmentation) else "coco_detection"
-    with new_folder(Path(folder), overwrite) as unfinished:
+    with new_folder(folder, overwrite) as unfinished:
         model.save_pretrained(unfinished)
         PROCESSORS[model.config.model_type](format=kind).save_pretrained(unfinished)
-        card = make_converted_card(model.config, Path(file), Path(folder).resolve().name)
+        card = make_converted_card(model.config, file, folder.resolve().name)
         (unfinished / "README.md").write_text(str(card), encoding="utf-8")
     return model
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers.image_processing_utils import BatchFeature
+from transformers.utils import ModelOutput
 
 from .image_processing_detr import DetrImageProcessor
 from .image_reading import read_images
@@ -137,16 +138,24 @@ def _run(
     inputs = BatchFeature({name: torch.cat([one.inputs[name] for one in batch]) for name in names})
     with torch.no_grad():
         outputs = model(**inputs.to(model.device, model.dtype))
-    sizes_hw = [one.size_hw for one in batch]
+    found = read_outputs(processor, outputs, threshold, [one.size_hw for one in batch])
+    yield from zip((one.index for one in batch), found, strict=True)
+
+
+def read_outputs(
+    processor: DetrImageProcessor,
+    outputs: ModelOutput,
+    threshold: float,
+    sizes_hw: Sequence[tuple[int, int]],
+) -> list[dict[str, Any]]:
+    """What a model found in a batch, as `predict` returns it, in images of the given sizes."""
     results = processor.post_process_object_detection(outputs, threshold, sizes_hw)
-    maps: list[dict[str, Any]] = [{} for _ in batch]
     if "pred_masks" in outputs:
         maps = processor.post_process_panoptic_segmentation(
             outputs, threshold, target_sizes=sizes_hw
         )
-    for one, result, segments in zip(batch, results, maps, strict=True):
-        found = {**result, **segments}
-        yield one.index, {key: _on_cpu(value) for key, value in found.items()}
+        results = [{**result, **segments} for result, segments in zip(results, maps, strict=True)]
+    return [{key: _on_cpu(value) for key, value in result.items()} for result in results]
 
 
 def _on_cpu(value: Any) -> Any:

@@ -20,10 +20,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from .test_model_card import write_model
-from .tiny import PREFIXES, tiny_config
+from hf_detr.prediction import read_outputs
 
-REPOSITORY = Path(__file__).parents[1]
+from .test_documentation import REPOSITORY, write_folder
+
 SCRIPT = REPOSITORY / "examples" / "demo.py"
 IMAGE = REPOSITORY / "examples" / "images" / "garments.jpg"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -46,12 +46,6 @@ def garments(demo: ModuleType) -> Any:
     run, said = demo.look(demo.GARMENTS, str(IMAGE))
     assert "256 × 256 pixels" in said
     return run
-
-
-def write_folder(folder: Path, variant: str, kind: str = "ForObjectDetection", **sizes: int) -> str:
-    config = tiny_config(variant, architectures=[PREFIXES[variant] + kind], **sizes)
-    write_model(config, folder)
-    return str(folder)
 
 
 def test_threshold_draws_from_one_run(demo: ModuleType, garments: Any) -> None:
@@ -79,7 +73,8 @@ def test_failures_are_words(demo: ModuleType, name: str | None, image: Path) -> 
 
 def test_tabs_fit_the_variant(demo: ModuleType, variant: str, tmp_path: Path) -> None:
     """Each variant fills one tab with figures, and the other says in words why it can't."""
-    run, _ = demo.look(write_folder(tmp_path, variant), str(IMAGE))
+    write_folder(tmp_path, variant, "ForObjectDetection")
+    run, _ = demo.look(str(tmp_path), str(IMAGE))
     fitting, other = ("points", "attention")[:: 1 if variant == "deformable_detr" else -1]
     seen, words, pictures = demo.draw_tab(run, None, fitting, 0.0, [(40.0, 30.0)])
     assert words == demo.HINT
@@ -92,12 +87,15 @@ def test_tabs_fit_the_variant(demo: ModuleType, variant: str, tmp_path: Path) ->
 def test_masks_are_drawn(demo: ModuleType, tmp_path: Path) -> None:
     """A segmentation model's segments follow the threshold too."""
     sizes = {"d_model": 128, "encoder_attention_heads": 8, "decoder_attention_heads": 8}
-    run, said = demo.look(write_folder(tmp_path, "detr", "ForSegmentation", **sizes), str(IMAGE))
+    write_folder(tmp_path, "detr", "ForSegmentation", **sizes)
+    run, said = demo.look(str(tmp_path), str(IMAGE))
     assert "DetrForSegmentation" in said
     run.outputs.logits[..., -1] -= 9  # random weights find nothing; make one query find all
     run.outputs.logits[:, 0, 3] += 5
     run.outputs.pred_masks[:, 0] += 99
-    everything, nothing = (demo.find(run, least, (256, 200)) for least in (0.0, 0.999))
+    [everything], [nothing] = (
+        read_outputs(run.processor, run.outputs, least, [(200, 256)]) for least in (0.0, 0.999)
+    )
     assert everything["segments_info"] and not nothing["segments_info"]
     assert everything["segmentation"].shape == (200, 256)
     picture, _, _ = demo.show(run, 0.0)
