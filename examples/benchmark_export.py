@@ -10,6 +10,7 @@ import argparse
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import onnxruntime
 import torch
@@ -33,11 +34,11 @@ def session_of(path: Path) -> onnxruntime.InferenceSession:
 
 
 @torch.no_grad()
-def measure(name: str, backbone: str, size: tuple[int, int], rounds: int) -> str:
+def measure(name: str, size: tuple[int, int], rounds: int, **settings: Any) -> str:
     """One row of the table."""
     config_class, model_class = MODELS[name]
     torch.manual_seed(0)
-    model = model_class(config_class(backbone=backbone, use_pretrained_backbone=False)).eval()
+    model = model_class(config_class(use_pretrained_backbone=False, **settings)).eval()
     batch = example_batch(1, *size)
     inputs = {"pixel_values": batch[0].numpy(), "pixel_mask": batch[1].numpy()}
     with tempfile.TemporaryDirectory() as folder:
@@ -57,12 +58,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="small models, to see that it works")
     options = parser.parse_args()
-    backbone, size = ("resnet18", (96, 128)) if options.quick else ("resnet50", (800, 1066))
-    print(f"One image of {size[0]} x {size[1]}, {backbone}, {torch.get_num_threads()} threads\n")
+    size, settings = (800, 1066), {"backbone": "resnet50"}
+    if options.quick:
+        size = (96, 128)
+        settings = {"backbone": "resnet18", "encoder_layers": 1, "decoder_layers": 1}
+    shape = f"{size[0]} x {size[1]}, {settings['backbone']}"
+    print(f"One image of {shape}, {torch.get_num_threads()} threads\n")
     print("| model | MB | largest difference | torch ms | onnxruntime ms | torch / onnxruntime |")
     print("|---|---|---|---|---|---|")
     for name in MODELS:
-        print(measure(name, backbone, size, options.rounds))
+        print(measure(name, size, options.rounds, **settings))
         sys.stdout.flush()
 
 

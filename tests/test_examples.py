@@ -75,6 +75,16 @@ def test_benchmark_runs() -> None:
 
 
 @pytest.mark.slow
+def test_export_benchmark_runs() -> None:
+    """Protects the table of ONNX files: each is exported, checked and run beside torch."""
+    pytest.importorskip("onnxruntime")
+    result = run("examples/benchmark_export.py", "--quick", "--rounds", "1")
+    assert result.returncode == 0, result.stderr
+    for name in ("DETR", "Conditional DETR", "Deformable DETR"):
+        assert f"| {name} |" in result.stdout
+
+
+@pytest.mark.slow
 def test_segmentation_benchmark_runs() -> None:
     """Post-processing and loss agree with transformers', and both are measured."""
     result = run("examples/benchmark_segmentation.py", "--quick")
