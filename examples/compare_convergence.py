@@ -138,16 +138,18 @@ def write_results(options: ComparisonOptions, curves: Curves) -> str:
 
 
 def summarize(curves: Curves) -> str:
-    """A Markdown table: final AP, and the first epoch with DETR's final AP."""
+    """A Markdown table: final and best AP, and the first epoch with DETR's final AP."""
     epochs, goal = curves["detr"][-1]
     lines = [
-        f"| model | AP after {epochs} epochs | epochs to DETR's AP {goal:.3f} | fewer by |",
-        "|---|---|---|---|",
+        f"| model | AP after {epochs} epochs | best AP | epochs to AP {goal:.3f} | fewer by |",
+        "|---|---|---|---|---|",
     ]
     for model_type, points in curves.items():
         reached = next((epoch for epoch, ap in points if ap >= goal), None)
         fewer = "never reached it" if reached is None else f"{epochs / reached:.1f} ×"
-        lines.append(f"| {NAMES[model_type]} | {points[-1][1]:.3f} | {reached or '-'} | {fewer} |")
+        best_epoch, best = max(points, key=lambda point: point[1])
+        cells = (NAMES[model_type], f"{points[-1][1]:.3f}", f"{best:.3f} (epoch {best_epoch})")
+        lines.append(f"| {' | '.join(cells)} | {reached or '-'} | {fewer} |")
     if goal < 0.05:
         lines.append("\nDETR has hardly learned anything, so the comparison means nothing yet.")
     return "\n".join(lines) + "\n"
