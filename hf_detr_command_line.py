@@ -11,6 +11,7 @@ import sys
 # Module with `main(arguments, prog)`, which returns the exit status, and what it does
 COMMANDS = {
     "predict": ("hf_detr.prediction_command", "find objects in images and draw them"),
+    "video": ("hf_detr.video_command", "find objects in the frames of a film"),
     "evaluate": ("hf_detr.evaluation_command", "AP, AR and panoptic quality on a data set"),
     "check": ("hf_detr.data_check", "name what is wrong with a data set before training does"),
     "convert": ("hf_detr.checkpoint_conversion", "checkpoints of the papers' code, and back"),

@@ -21,13 +21,13 @@ LAYERS = [
         *("box_ops", "attention", "position_encoding", "backbone"),
         *("configuration_backbone", "configuration_checks", "image_reading", "image_settings"),
         *("embedding_bag_sampling", "coco_masks", "image_canvas", "coco_records", "processes"),
-        *("box_formats", "resized_argmax", "embedded_model"),
+        *("box_formats", "resized_argmax", "embedded_model", "feature_pyramid"),
         *("checkpoint_files", "checkpoint_names", "coco_labels"),
         *("training_checkpoint", "training_plan", "model_ema", "learning_rate", "model_card"),
         "loading_checks",
     },
     {
-        *("configuration_detr", "pretrained_model", "feature_pyramid", "transformer_layer"),
+        *("configuration_detr", "query_groups", "transformer_layer"),
         *(
             "targets",
             "losses",
@@ -39,7 +39,13 @@ LAYERS = [
             "multi_scale_deformable_attention",
         ),
     },
-    {"batch_totals", "official_configuration", "published_checkpoints", "mmdetection_names"},
+    {
+        "batch_totals",
+        "official_configuration",
+        "pretrained_model",
+        "published_checkpoints",
+        "mmdetection_names",
+    },
     {"classification", "encoder", "deformable_attention", "mask_head", "annotations", "outputs"},
     {"augmentation", "coco_evaluator"},
     {"annotation_table"},
@@ -63,6 +69,7 @@ LAYERS = [
     {"command_options"},
     {"checkpoint_conversion", "model_export", "latency", "doctor"},
     {"prediction_command", "evaluation_command"},
+    {"video_command"},
     {"__main__"},
     {"__init__"},
 ]
