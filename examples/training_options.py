@@ -78,6 +78,11 @@ class FurtherOptions:
     )
     frozen_stages: int = HfArg(default=1, help="the backbone's first stages, which don't learn")
     crop: float = HfArg(default=0.5, help="how often the augmentation cuts out a window")
+    query_groups: int = HfArg(
+        default=0,
+        help="groups of queries that learn beside the model's own and aren't saved: more to learn "
+        "from each image, in more time",
+    )
     no_augmentation: bool = HfArg(default=False, help="learn from the images as they are")
     panoptic: bool = HfArg(default=False, help="learn masks too, from COCO panoptic data")
     freeze_detector: bool = HfArg(default=False, help="with --panoptic: learn masks alone")

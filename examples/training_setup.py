@@ -44,6 +44,7 @@ def make_model(options: Options, further: FurtherOptions, data: DetectionDataset
         processor = RECIPES[config.model_type].processor(**preprocessing)
     model.config.auxiliary_loss = True
     model.unfreeze_backbone(further.frozen_stages)
+    model.add_query_groups(further.query_groups)
     if further.freeze_detector:
         model.freeze_detector()
     if further.gradient_checkpointing:

@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig
 from .batch_totals import BatchTotals, count_batch
 from .classification import Classification
 from .losses import box_giou_loss, box_l1_loss
-from .matcher import HungarianMatcher, Matches
+from .matcher import HungarianMatcher, Matches, NonFinitePredictionError
 from .targets import Targets, prepare_targets
 
 
@@ -175,6 +175,37 @@ class DetectionCriterion:
         total, terms, _ = self.match_and_compare(logits[None], pred_boxes[None], objects, totals)
         terms.pop("class_error")
         return total, {f"{name}_enc": value for name, value in terms.items()}
+
+    @torch.compiler.disable  # as matching
+    def mean_with_groups(
+        self,
+        loss: Tensor,
+        logits: Tensor,
+        pred_boxes: Tensor,
+        labels: list[dict[str, Tensor]],
+        totals: BatchTotals,
+    ) -> Tensor:
+        """Mean of a loss and of those of G further groups of queries, each matched by itself.
+
+        Args:
+            loss: of the queries that detect.
+            logits: (N, B * G, Q, C'), an image's groups together.
+            pred_boxes: (N, B * G, Q, 4), (cx, cy, w, h) in [0, 1].
+            labels: as in a call, per image.
+            totals: of the queries that detect.
+        """
+        num_groups = logits.shape[1] // len(labels)
+        repeated = [target for target in labels for _ in range(num_groups)]
+        try:
+            of_groups, _, _ = self.match_and_compare(logits, pred_boxes, repeated, totals)
+        except NonFinitePredictionError as error:
+            images = sorted({index // num_groups for index in error.images})
+            raise NonFinitePredictionError(
+                "Predictions of a further group of queries hold NaN or infinity, those of images "
+                f"{images}.",
+                images,
+            ) from error
+        return (loss + of_groups) / (1 + num_groups)
 
     @torch.no_grad()
     def _cardinality_error(self, logits: Tensor, targets: Targets) -> Tensor:

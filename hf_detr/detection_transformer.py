@@ -24,6 +24,7 @@ from .outputs import (
 from .plain_inference import is_plain_inference
 from .position_encoding import make_position_encoding
 from .pretrained_model import DetectionPreTrainedModel
+from .query_groups import QueryGroups
 
 
 class DetectionTransformer(DetectionPreTrainedModel):
@@ -33,6 +34,7 @@ class DetectionTransformer(DetectionPreTrainedModel):
         config: configuration of the variant.
     """
 
+    _keys_to_ignore_on_save = ["query_groups.embeddings.weight"]
     input_projection: nn.Conv2d
     query_position_embeddings: nn.Embedding
     decoder: nn.Module
@@ -47,6 +49,7 @@ class DetectionTransformer(DetectionPreTrainedModel):
         )
         self.level_embed: nn.Parameter | None = None  # (L, D), in variants with several levels
         self.encoder = Encoder(config, self.make_encoder_attention)
+        self.query_groups: QueryGroups | None = None  # see `add_query_groups`
 
     @staticmethod
     def make_encoder_attention(config: PreTrainedConfig) -> nn.Module:
@@ -69,15 +72,27 @@ class DetectionTransformer(DetectionPreTrainedModel):
         pyramid: FeaturePyramid,
         output_hidden_states: bool,
         output_attentions: bool,
+        queries: Tensor | None = None,
     ) -> DecoderOutput:
         """Hook: from memory (B, S, D), its positions (B, S, D) and geometry to query states.
 
-        Unless overridden, the decoder starts from the learned embeddings of the queries.
+        Unless overridden, the decoder starts from the learned embeddings (B, Q, …) of the queries,
+        or from others that are given.
         """
-        queries = self.query_embeddings(memory)
+        queries = self.query_embeddings(memory) if queries is None else queries
         return self.decoder(
             queries, memory, position_embeddings, pyramid, output_hidden_states, output_attentions
         )
+
+    def decode_groups(
+        self, memory: Tensor, position_embeddings: Tensor, pyramid: FeaturePyramid
+    ) -> tuple[Tensor | None, tuple[Tensor, ...] | None]:
+        """States and references of the groups of queries that only learn, where there are any."""
+        if self.query_groups is None or not self.training:
+            return None, None
+        queries, *repeated = self.query_groups(memory, position_embeddings, pyramid)
+        decoded = self.decode(*repeated, False, False, queries)
+        return decoded.layer_states, decoded.reference_points
 
     def query_embeddings(self, memory: Tensor) -> Tensor:
         """Learned embeddings (B, Q, …) of the queries, for a memory (B, S, D)."""
@@ -130,6 +145,9 @@ class DetectionTransformer(DetectionPreTrainedModel):
             output_hidden_states,
             output_attentions,
         )
+        group_states, group_references = self.decode_groups(
+            encoded.last_hidden_state, position_embeddings, pyramid
+        )
         encoder_attentions, encoder_locations = split_sampling(encoded.attentions)
         cross_attentions, decoder_locations = split_sampling(decoded.cross_attentions)
         output = DetectionModelOutput(
@@ -149,6 +167,8 @@ class DetectionTransformer(DetectionPreTrainedModel):
             feature_maps=tuple(feature_maps) if output_feature_maps else None,
             projected_feature_maps=tuple(projected) if output_feature_maps else None,
             pyramid=pyramid if output_feature_maps else None,
+            group_hidden_states=group_states,
+            group_reference_points=group_references,
         )
         if return_dict is None:
             return_dict = self.config.return_dict
@@ -214,14 +234,17 @@ class ObjectDetector(DetectionPreTrainedModel):
         """Predictions, and if there are labels the loss and the matches, from queries' states."""
         every_layer = labels is not None and self.config.auxiliary_loss
         layers = slice(None) if every_layer else slice(-1, None)
-        references = outputs.reference_points
-        logits, pred_boxes = self.predict(
-            outputs.intermediate_hidden_states[layers],
-            None if references is None else references[layers],
+        logits, pred_boxes = self._predict_layers(
+            layers, outputs.intermediate_hidden_states, outputs.reference_points
         )
         loss = loss_dict = matches = auxiliary_outputs = None
         if labels is not None:
             loss, loss_dict, matches = self.criterion.match_and_compare(logits, pred_boxes, labels)
+            if outputs.group_hidden_states is not None:
+                in_groups = self._predict_layers(
+                    layers, outputs.group_hidden_states, outputs.group_reference_points
+                )
+                loss = self.criterion.mean_with_groups(loss, *in_groups, labels, matches.totals)
             if outputs.enc_outputs_class is not None:
                 proposals = outputs.enc_outputs_class, outputs.enc_outputs_coord_logits.sigmoid()
                 proposal_loss, proposal_dict = self.criterion.proposal_loss(
@@ -253,6 +276,11 @@ class ObjectDetector(DetectionPreTrainedModel):
             enc_outputs_coord_logits=outputs.enc_outputs_coord_logits,
         )
         return output, matches
+
+    def _predict_layers(
+        self, layers: slice, states: Tensor, references: tuple[Tensor, ...] | None
+    ) -> tuple[Tensor, Tensor]:
+        return self.predict(states[layers], None if references is None else references[layers])
 
 
 def check_images(pixel_values: Tensor, pixel_mask: Tensor | None, num_channels: int) -> None:

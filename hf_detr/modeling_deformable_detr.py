@@ -212,6 +212,7 @@ class DeformableDetrModel(DetectionTransformer):
         pyramid: FeaturePyramid,
         output_hidden_states: bool,
         output_attentions: bool,
+        queries: Tensor | None = None,
     ) -> DecoderOutput:
         asked_for = (output_hidden_states, output_attentions)
         if self.config.two_stage:
@@ -222,7 +223,7 @@ class DeformableDetrModel(DetectionTransformer):
                 "enc_outputs_coord_logits": box_logits,
             }
         else:
-            queries = self.query_embeddings(memory)
+            queries = self.query_embeddings(memory) if queries is None else queries
             positions = queries.chunk(2, dim=-1)[0]
             reference_points, proposals = self.reference_points(positions).sigmoid(), {}
         positions, contents = queries.chunk(2, dim=-1)  # (B, Q, D) each

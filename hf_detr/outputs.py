@@ -85,6 +85,9 @@ class DetectionModelOutput(ModelOutput):
         feature_maps: the backbone's, (B, C_l, h_l, w_l) each, finest first.
         projected_feature_maps: what the encoder starts from, (B, D, h_l, w_l) each.
         pyramid: geometry of the encoded tokens.
+        group_hidden_states: in training with further groups of queries, (N, B * G, Q, D), their
+            `intermediate_hidden_states`, an image's groups together.
+        group_reference_points: their `reference_points`, where the variant has them.
     """
 
     last_hidden_state: Tensor | None = None
@@ -103,6 +106,8 @@ class DetectionModelOutput(ModelOutput):
     feature_maps: tuple[Tensor, ...] | None = None
     projected_feature_maps: tuple[Tensor, ...] | None = None
     pyramid: FeaturePyramid | None = None
+    group_hidden_states: Tensor | None = None
+    group_reference_points: tuple[Tensor, ...] | None = None
 
 
 @dataclass

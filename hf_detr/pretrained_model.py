@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from .backbone import reset_timm_module
 from .loading_checks import check_finite, check_shapes, check_weight_files, unreadable
 from .processes import process_index
+from .query_groups import QueryGroups
 from .whole_saving import finish_interrupted_save, saved_whole
 
 
@@ -26,8 +27,9 @@ class DetectionPreTrainedModel(PreTrainedModel):
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    # Frozen batch norm has no use for them, but files hold them.
-    _keys_to_ignore_on_load_unexpected = [r"num_batches_tracked"]
+    # Frozen batch norm has no use for the first, but files hold them; a training's own checkpoints
+    # hold the second.
+    _keys_to_ignore_on_load_unexpected = [r"num_batches_tracked", r"query_groups"]
     # Without it the Trainer would not average the loss over accumulated batches.
     accepts_loss_kwargs = False
 
@@ -170,6 +172,25 @@ class DetectionPreTrainedModel(PreTrainedModel):
             if parameters
         ]
 
+    def add_query_groups(self, num_groups: int) -> None:
+        """Let further groups of queries learn, in training alone (Group DETR; arXiv 2207.13085).
+
+        Each is as large as the detector's own and matched by itself; the loss is the mean over all.
+        An object so teaches more queries in a step, which takes longer. They are not saved.
+
+        Args:
+            num_groups: how many, besides the detector's own; 0 takes them away again.
+
+        Raises:
+            ValueError: if `num_groups` is negative, or the queries aren't learned.
+        """
+        if num_groups < 0:
+            raise ValueError(f"num_groups is {num_groups}; give how many to add, or 0.")
+        transformer, groups = self.detection_transformer, None
+        if num_groups:
+            groups = QueryGroups(num_groups, self._learned_queries())
+        transformer.query_groups = groups
+
     @torch.no_grad()
     def resize_queries(self, num_queries: int) -> None:
         """Change the number of object queries; learned ones stay, in order.
@@ -182,12 +203,7 @@ class DetectionPreTrainedModel(PreTrainedModel):
         """
         if num_queries < 1:
             raise ValueError(f"num_queries is {num_queries}; a detector needs at least 1.")
-        old = getattr(self.detection_transformer, "query_position_embeddings", None)
-        if old is None:
-            raise ValueError(
-                "This model's queries are proposals of its encoder, not learned; set "
-                "model.config.two_stage_num_proposals instead."
-            )
+        old = self._learned_queries()
         new = nn.Embedding(
             num_queries, old.embedding_dim, device=old.weight.device, dtype=old.weight.dtype
         )
@@ -196,6 +212,15 @@ class DetectionPreTrainedModel(PreTrainedModel):
         new.weight.requires_grad_(old.weight.requires_grad)
         self.detection_transformer.query_position_embeddings = new
         self.config.num_queries = num_queries
+
+    def _learned_queries(self) -> nn.Embedding:
+        queries = getattr(self.detection_transformer, "query_position_embeddings", None)
+        if queries is None:
+            raise ValueError(
+                "This model's queries are proposals of its encoder, not learned; set "
+                "model.config.two_stage_num_proposals to have more of them."
+            )
+        return queries
 
 
 @contextmanager

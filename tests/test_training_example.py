@@ -108,8 +108,8 @@ def losses(output: Path) -> list[tuple[int, float]]:
 
 @pytest.fixture(scope="module")
 def whole(folder: Path) -> Path:
-    """A training that nothing disturbed, with dropout, averages and augmentation."""
-    run(*command(folder, "whole", "--ema", "0.9"))
+    """A training that nothing disturbed, with dropout, averages, augmentation and a group."""
+    run(*command(folder, "whole", "--ema", "0.9", "--query_groups", "1"))
     return folder / "whole"
 
 
@@ -163,7 +163,7 @@ def test_killed_training_goes_on_exactly(folder: Path, whole: Path) -> None:
     The tests of checkpoints kill at many more moments.
     """
     output = folder / "killed"
-    options = command(folder, "killed", "--ema", "0.9", "--save_every", "1")
+    options = command(folder, "killed", "--ema", "0.9", "--query_groups", "1", "--save_every", "1")
     log, checkpoints = output / "losses.csv", output / "checkpoints"
     # The first kill is in a step: the one before it is saved, it isn't.
     kill_when(options, lambda: (checkpoints / "checkpoint-00000002").exists())

@@ -1,0 +1,124 @@
+"""Protects groups of queries that only learn: their loss, and that nothing of them stays."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch.testing import assert_close
+
+from hf_detr import DetrForSegmentation
+from hf_detr.detection_transformer import ObjectDetector
+from hf_detr.matcher import NonFinitePredictionError
+
+from .tiny import class_of, padded_batch, some_labels, tiny_config, tiny_detector
+
+NO_DROPOUT = dict.fromkeys(("dropout", "attention_dropout", "activation_dropout"), 0.0)
+
+
+def learning(variant: str, num_groups: int = 2) -> ObjectDetector:
+    """A tiny detector with groups, ready to learn, without anything random."""
+    model = tiny_detector(variant, auxiliary_loss=True, **NO_DROPOUT).train()
+    model.add_query_groups(num_groups)
+    return model
+
+
+def test_loss_is_the_mean_over_groups(variant: str) -> None:
+    """As if each group were the model's own queries, in a padded batch (1e-5); gradients too."""
+    model, batch, labels = learning(variant), padded_batch(), some_labels((2, 3))
+    output = model(*batch, labels)
+    output.loss.backward()
+    groups = model.model.query_groups.embeddings
+    own = model.model.query_position_embeddings
+    gradients = torch.cat([own.weight.grad, groups.weight.grad])
+    encoder = model.model.encoder.layers[0].fc1.weight
+    of_encoder = encoder.grad
+
+    alone = tiny_detector(variant, auxiliary_loss=True, **NO_DROPOUT).train()
+    losses, expected = [], []
+    for queries in (own.weight, *groups.weight.unflatten(0, (2, -1))):
+        alone.model.query_position_embeddings.weight.data.copy_(queries)
+        alone.model.query_position_embeddings.weight.grad = None
+        loss = alone(*batch, labels).loss
+        (loss / 3).backward()
+        losses.append(loss.detach())
+        expected.append(alone.model.query_position_embeddings.weight.grad)
+    assert len({round(loss.item(), 4) for loss in losses}) == 3
+    assert_close(output.loss, torch.stack(losses).mean(), atol=1e-5, rtol=1e-5)
+    assert_close(gradients, torch.cat(expected), atol=1e-5, rtol=1e-4)
+    assert_close(of_encoder, alone.model.encoder.layers[0].fc1.weight.grad, atol=1e-5, rtol=1e-4)
+    assert output.logits.shape[:2] == (2, 7)  # the model's own queries'
+
+
+# The compiler looks at .grad of what it resumes with after the loss, and warns itself.
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
+def test_compiled_training_step() -> None:
+    """A compiled step gives the same loss (1e-4)."""
+    model, batch, labels = learning("conditional_detr"), padded_batch(), some_labels((2, 3))
+    compiled = torch.compile(model, backend="aot_eager")(*batch, labels)
+    assert_close(compiled.loss, model(*batch, labels).loss, atol=1e-4, rtol=1e-4)
+    compiled.loss.backward()
+
+
+def test_accumulated_parts_add_up(variant: str) -> None:
+    """Two images one by one give the loss of both at once (1e-5), one of them without objects."""
+    model, labels = learning(variant), some_labels((3, 0))
+    pixels = torch.randn(2, 3, 64, 64)
+    whole = model(pixels, labels=labels).loss
+    with model.criterion.whole_batch(labels):
+        parts = [model(pixels[i : i + 1], labels=labels[i : i + 1]).loss for i in range(2)]
+    assert_close(sum(parts), whole, atol=1e-5, rtol=1e-5)
+
+
+def test_nothing_of_them_detects_or_is_saved(variant: str, tmp_path: Path) -> None:
+    """Predictions are the model's without groups, to the bit; so are the files and their names."""
+    model, batch = tiny_detector(variant), padded_batch()
+    with torch.no_grad():
+        before = model(*batch)
+        model.add_query_groups(3)
+        assert torch.equal(model(*batch).logits, before.logits)
+    model.save_pretrained(tmp_path)
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        assert not any("query_groups" in name for name in file.keys())  # noqa: SIM118
+    loaded = class_of(variant, "ForObjectDetection").from_pretrained(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(loaded(*batch).logits, before.logits)
+    model.add_query_groups(0)
+    assert model.state_dict().keys() == loaded.state_dict().keys()
+
+
+def test_masks_learn_beside_them(tmp_path: Path) -> None:
+    """A model with masks trains with groups, its masks those of its own queries, and is saved."""
+    sizes = {"d_model": 128, "encoder_attention_heads": 8}
+    model = DetrForSegmentation(tiny_config("detr", **sizes, **NO_DROPOUT)).train()
+    labels = [{**t, "masks": torch.ones(len(t["boxes"]), 64, 96)} for t in some_labels((2, 1))]
+    alone = model(*padded_batch(), labels)
+    model.add_query_groups(2)
+    output = model(*padded_batch(), labels)
+    assert_close(output.loss_dict["loss_mask"], alone.loss_dict["loss_mask"])
+    output.loss.backward()
+    assert model.detection_transformer.query_groups.embeddings.weight.grad.abs().sum() > 0
+    model.save_pretrained(tmp_path)
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        assert not any("query_groups" in name for name in file.keys())  # noqa: SIM118
+
+
+def test_predictions_that_are_not_finite() -> None:
+    """The error names the image, not the group."""
+    model = learning("detr")
+    logits, boxes = torch.zeros(1, 4, 7, 6), torch.full((1, 4, 7, 4), 0.5)
+    boxes[:, 3] = torch.nan
+    labels = some_labels((2, 1))
+    totals = model.criterion.match_and_compare(logits[:, :2], boxes[:, :2], labels)[2].totals
+    with pytest.raises(NonFinitePredictionError, match=r"images \[1\]") as caught:
+        model.criterion.mean_with_groups(torch.zeros(()), logits, boxes, labels, totals)
+    assert caught.value.images == [1]
+
+
+def test_what_can_not_be_had() -> None:
+    """A negative number, and groups for a model that proposes its queries, are refused in words."""
+    with pytest.raises(ValueError, match="num_groups is -1"):
+        tiny_detector().add_query_groups(-1)
+    proposing = tiny_detector("deformable_detr", two_stage=True, with_box_refine=True)
+    with pytest.raises(ValueError, match="proposals of its encoder"):
+        proposing.add_query_groups(2)
