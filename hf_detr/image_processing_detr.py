@@ -19,6 +19,7 @@ from transformers.processing_utils import Unpack
 from .annotations import prepare_labels
 from .classification import Classification, SoftmaxClassification
 from .image_canvas import (
+    empty_canvas,
     group_by_shape,
     make_pixel_mask,
     stack_images,
@@ -302,7 +303,7 @@ class DetrImageProcessor(TorchvisionBackend):
             dtype = torch.float32
         else:
             dtype = images[0].dtype
-        canvas = torch.empty(len(images), 3, *canvas_hw, dtype=dtype, device=images[0].device)
+        canvas = empty_canvas((len(images), 3, *canvas_hw), dtype, images[0].device)
         for indices in group_by_shape(images, settings["disable_grouping"]):
             height, width = new_sizes_hw[indices[0]]
             group = stack_images([images[index] for index in indices])
