@@ -5,6 +5,16 @@ import argparse
 from .embedded_model import embedded_model_folder
 
 
+def make_parser(prog: str | None, description: str, epilog: str) -> argparse.ArgumentParser:
+    """A parser whose help keeps the lines of description and epilog as they are."""
+    return argparse.ArgumentParser(
+        prog=prog,
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
 def add_model_options(parser: argparse.ArgumentParser, several: bool = False) -> None:
     """Add `--model` and `--device`, which `load_model` takes; with several models, a list."""
     folder = str(embedded_model_folder())
@@ -16,6 +26,13 @@ def add_model_options(parser: argparse.ArgumentParser, several: bool = False) ->
         "that comes with hf_detr",
     )
     parser.add_argument("--device", help="such as cpu or cuda:1; default: a GPU if there is one")
+
+
+def add_threshold(parser: argparse.ArgumentParser) -> None:
+    """Add `--threshold`, as `predict` takes it."""
+    parser.add_argument(
+        "--threshold", type=float, default=0.5, help="least score of an object, default 0.5"
+    )
 
 
 def positive(text: str) -> int:

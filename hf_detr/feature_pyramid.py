@@ -1,5 +1,6 @@
 """Feature maps flattened into one sequence of tokens, with what is known of each token."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,8 +26,12 @@ class FeaturePyramid:
 
     def to(self, device: torch.device | str, **kwargs: Any) -> "FeaturePyramid":
         """The same on another device; Accelerate asks for it where layers lie on several."""
-        mask = None if self.mask is None else self.mask.to(device, **kwargs)
-        return replace(self, mask=mask, valid_ratios=self.valid_ratios.to(device, **kwargs))
+        return self.apply(lambda tensor: tensor.to(device, **kwargs))
+
+    def apply(self, function: Callable[[Tensor], Tensor]) -> "FeaturePyramid":
+        """The same with what a function makes of its tensors."""
+        mask = None if self.mask is None else function(self.mask)
+        return replace(self, mask=mask, valid_ratios=function(self.valid_ratios))
 
     @property
     def level_start_index(self) -> list[int]:

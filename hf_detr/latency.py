@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from .command_options import add_model_options, positive, size_hw
+from .command_options import add_model_options, make_parser, positive, size_hw
 from .compiled_attention import find_operators
 from .image_processing_detr import DetrImageProcessor
 from .model_loading import load_model
@@ -160,12 +160,7 @@ def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
 
 
 def _parser(prog: str | None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description="Measure how long models take on this machine.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser(prog, "Measure how long models take on this machine.", EPILOG)
     add_model_options(parser, several=True)
     parser.add_argument(
         "--batch-size", type=positive, nargs="+", default=[1], help="one or more, default 1"

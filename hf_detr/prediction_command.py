@@ -13,7 +13,7 @@ import numpy as np
 import PIL.Image
 from tqdm.auto import tqdm
 
-from .command_options import add_model_options, positive
+from .command_options import add_model_options, add_threshold, make_parser, positive
 from .drawing import draw_predictions
 from .model_loading import load_model
 from .prediction import PROGRESS_AFTER, stream_predictions
@@ -183,12 +183,7 @@ def _say(text: str, to_stdout: bool = False) -> None:
 
 
 def _parser(prog: str | None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description=DESCRIPTION,
-        epilog=STATUSES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser(prog, DESCRIPTION, STATUSES)
     parser.add_argument(
         "images", nargs="+", metavar="IMAGES", help="image files, folders or patterns like '*.jpg'"
     )
@@ -199,9 +194,7 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
         default=Path("outputs"),
         help="folder for the pictures and predictions.json, default outputs",
     )
-    parser.add_argument(
-        "--threshold", type=float, default=0.5, help="least score of an object, default 0.5"
-    )
+    add_threshold(parser)
     parser.add_argument(
         "--batch-size",
         type=positive,

@@ -6,8 +6,6 @@ teaches one query of each, and through them the same decoder and heads. No group
 so nothing changes for the queries that detect, and the groups can be left behind after training.
 """
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor, nn
 
@@ -46,15 +44,9 @@ class QueryGroups(nn.Module):
         """
         indices = torch.arange(self.embeddings.num_embeddings, device=memory.device)
         groups = self.embeddings(indices).unflatten(0, (self.num_groups, -1))  # (G, Q, …)
-        mask = pyramid.mask
-        repeated = replace(
-            pyramid,
-            mask=None if mask is None else self.repeat(mask),
-            valid_ratios=self.repeat(pyramid.valid_ratios),
-        )
-        queries = groups.repeat(len(memory), 1, 1)
-        return queries, self.repeat(memory), self.repeat(position_embeddings), repeated
 
-    def repeat(self, per_image: Tensor) -> Tensor:
-        """(B * G, …) from (B, …)."""
-        return per_image.repeat_interleave(self.num_groups, dim=0)
+        def repeat(per_image: Tensor) -> Tensor:  # (B * G, …) from (B, …)
+            return per_image.repeat_interleave(self.num_groups, dim=0)
+
+        queries = groups.repeat(len(memory), 1, 1)
+        return queries, repeat(memory), repeat(position_embeddings), pyramid.apply(repeat)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from .command_options import add_model_options, positive
+from .command_options import add_model_options, add_threshold, make_parser, positive
 from .drawing import draw_predictions
 from .model_loading import load_model
 from .prediction import PROGRESS_AFTER, stream_predictions
@@ -115,7 +115,6 @@ class _Film:
         codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
         self.stream = self.container.add_stream(codec, rate=rate)
         self.stream.pix_fmt = "yuv420p"  # what players understand
-        self.is_begun = False
 
     def __enter__(self) -> "_Film":
         return self
@@ -123,8 +122,7 @@ class _Film:
     def add(self, pixels: np.ndarray, pts: int | None, time_base: Fraction) -> None:
         """Add a frame (H, W, 3) at its own time, which need not be regular."""
         height, width = (side // 2 * 2 for side in pixels.shape[:2])  # the format has no odd sides
-        if not self.is_begun:
-            self.is_begun = True
+        if not self.stream.codec_context.is_open:  # it opens with the first frame
             self.stream.height, self.stream.width = height, width
             if pts is not None:
                 self.stream.codec_context.time_base = time_base
@@ -135,24 +133,17 @@ class _Film:
         self.container.mux(self.stream.encode(frame))
 
     def __exit__(self, *_: Any) -> None:
-        if self.is_begun:
+        if self.stream.codec_context.is_open:
             self.container.mux(self.stream.encode(None))
         self.container.close()
 
 
 def _parser(prog: str | None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description=DESCRIPTION,
-        epilog=STATUSES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser(prog, DESCRIPTION, STATUSES)
     parser.add_argument("film", metavar="FILM", help="a file or an address that FFmpeg can read")
     add_model_options(parser)
     parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder of the film")
-    parser.add_argument(
-        "--threshold", type=float, default=0.5, help="least score of an object, default 0.5"
-    )
+    add_threshold(parser)
     parser.add_argument(
         "--batch-size", type=positive, default=8, help="frames that run together, default 8"
     )

@@ -10,7 +10,7 @@ from hf_detr.feature_pyramid import build_pyramid, token_centers
 from hf_detr.modeling_deformable_detr import scale_to_levels
 from hf_detr.position_encoding import SinePositionEncoding
 
-from .tiny import class_of, padded_batch, some_labels, tiny_config, tiny_detector
+from .tiny import NO_DROPOUT, class_of, padded_batch, some_labels, tiny_config, tiny_detector
 
 
 @torch.no_grad()
@@ -164,9 +164,8 @@ def test_bf16_training(variant: str, autocast: bool) -> None:
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_gradient_checkpointing(variant: str, use_reentrant: bool) -> None:
     """Recomputing activations gives the same gradients for every parameter (1e-5)."""
-    no_dropout = {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0}
-    plain = tiny_detector(variant, **no_dropout).train()
-    saving = tiny_detector(variant, **no_dropout).train()
+    plain = tiny_detector(variant, **NO_DROPOUT).train()
+    saving = tiny_detector(variant, **NO_DROPOUT).train()
     calls = []
 
     def counting(*args, **kwargs):

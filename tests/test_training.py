@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from hf_detr import DetrImageProcessor
 from hf_detr.detection_transformer import ObjectDetector
 
-from .tiny import padded_batch, some_labels, tiny_detector
+from .tiny import NO_DROPOUT, padded_batch, some_labels, tiny_detector
 
 COLORS = torch.tensor([[0.9, 0.1, 0.1], [0.1, 0.8, 0.2], [0.2, 0.2, 0.9]])
 
@@ -48,8 +48,7 @@ COUNTS = (2, 1, 0, 0)
 def trainable(kind: str) -> ObjectDetector:
     """A detector of a kind in training, with dropout off."""
     variant, options = KINDS[kind]
-    drop = {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0}
-    return tiny_detector(variant, auxiliary_loss=True, **drop, **options).train()
+    return tiny_detector(variant, auxiliary_loss=True, **NO_DROPOUT, **options).train()
 
 
 def train_half_a_batch(rank: int, folder: str) -> None:

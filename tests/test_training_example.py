@@ -22,6 +22,7 @@ from torch.testing import assert_close
 from transformers import AutoModelForObjectDetection, pipeline
 
 from .test_model_card import check_metadata, code_blocks, run_block
+from .tiny import NO_DROPOUT
 
 REPOSITORY = Path(__file__).parents[1]
 SCRIPT = REPOSITORY / "examples" / "train_detection.py"
@@ -38,7 +39,6 @@ ARCHITECTURE = {
     "num_queries": 6,
     "preprocessing": {"size": {"shortest_edge": 64, "longest_edge": 107}},
 }
-EXACT = {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0}
 # Of three steps of four images the last has one, so one of two processes has none.
 NUM_IMAGES = 9
 
@@ -66,7 +66,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         content = {"images": images, "annotations": annotations, "categories": categories}
         (folder / "data" / split / "annotations.json").write_text(json.dumps(content))
     (folder / "model.json").write_text(json.dumps(ARCHITECTURE))
-    (folder / "exact.json").write_text(json.dumps({**ARCHITECTURE, **EXACT}))
+    (folder / "exact.json").write_text(json.dumps({**ARCHITECTURE, **NO_DROPOUT}))
     return folder
 
 
@@ -265,7 +265,7 @@ def test_comparisons(folder: Path) -> None:
     backbone = timm.create_model("test_resnet").state_dict()
     save_file({name: tensor.contiguous() for name, tensor in backbone.items()}, weights)
     common = ("--data", str(folder / "data"), "--backbone_weights", str(weights))
-    architecture = {**ARCHITECTURE, **EXACT, "model_type": "deformable_detr", "d_model": 64}
+    architecture = {**ARCHITECTURE, **NO_DROPOUT, "model_type": "deformable_detr", "d_model": 64}
     (folder / "deformable.json").write_text(json.dumps(architecture))
     shown = run(
         str(REPOSITORY / "examples" / "compare_training.py"),

@@ -17,6 +17,8 @@ PREFIXES = {
     "conditional_detr": "ConditionalDetr",
     "deformable_detr": "DeformableDetr",
 }
+# Settings of a model without anything random.
+NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0}
 
 
 def class_of(variant: str, kind: str, package: ModuleType = hf_detr) -> type:
