@@ -42,7 +42,7 @@ def unfused(operator: Operator, wants_one_dtype: bool = False) -> Operator:
         if references:
             weights = weights.flatten(3).softmax(-1).view(weights.shape).to(value.dtype)
             places = references[0][:, :, None, :, None]
-            points = places + points / shapes.flip(-1)[:, None]
+            points = places + points.to(places.dtype) / shapes.flip(-1)[:, None]
         if wants_one_dtype and points.dtype != value.dtype:
             # Eight bits of precision could not say which pixel is meant.
             exact = operator(value.float(), shapes, starts, points.float(), weights.float())
@@ -59,9 +59,9 @@ def prepare(call: Callable[..., Tensor], case: Case) -> Operator:
     return functools.partial(call, shapes, starts, case)
 
 
-def deformops_side() -> Callable[[Case], Operator]:
+def deformops_side(backend: str) -> Callable[[Case], Operator]:
     registry = importlib.import_module("deformops.registry")
-    msda, backend = registry.msda, registry.Backend.CUDA
+    msda, backend = registry.msda, registry.Backend(backend)
 
     def operator(value: Tensor, shapes: Tensor, starts: Tensor, *points: Tensor) -> Tensor:
         return msda(value, shapes, starts, *points, backend=backend)
@@ -93,7 +93,8 @@ def original_side() -> Callable[[Case], Operator]:
 
 
 OTHERS = {
-    "deformops": deformops_side,
+    "deformops CUDA": functools.partial(deformops_side, "cuda"),
+    "deformops Triton": functools.partial(deformops_side, "triton"),
     "torch_ms_deform_attn": torch_ms_deform_attn_side,
     "original kernel": original_side,
 }

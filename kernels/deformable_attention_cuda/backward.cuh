@@ -271,7 +271,7 @@ struct PointGradientWriter {
 };
 
 template <typename S, bool kIsFused, template <typename> class Sum>
-__global__ void __launch_bounds__(kMaxThreads, 3)
+__global__ void __launch_bounds__(kMaxThreads, 6)
     backward_kernel(const __grid_constant__ Arguments args) {
   Group group = find_group<S::kLanes>(args);
   Sampler<S, kIsFused> sampler(args, group);

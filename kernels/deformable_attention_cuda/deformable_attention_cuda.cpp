@@ -129,9 +129,13 @@ Tensor make_zeros(const Tensor& tensor, std::optional<ScalarType> type = std::nu
   return torch::stable::new_zeros(tensor, sizes_of(tensor), type);
 }
 
+// Stands for a gradient that nobody asked for.
+Tensor make_nothing(const Inputs& inputs) {
+  return torch::stable::new_empty(inputs.references ? *inputs.references : inputs.value, {0});
+}
+
 Gradients zero_gradients(const Inputs& inputs, bool reference_grad) {
-  Tensor references = reference_grad ? make_zeros(*inputs.references)
-                                     : torch::stable::new_empty(inputs.value, {0});
+  Tensor references = reference_grad ? make_zeros(*inputs.references) : make_nothing(inputs);
   return {make_zeros(inputs.value), references, make_zeros(inputs.points),
           make_zeros(inputs.weights)};
 }
@@ -164,8 +168,8 @@ Gradients backward(const Problem& problem, const Shapes& shapes, const Tensor& g
   if (is_empty(given)) return zero_gradients(given, reference_grad);
   Inputs inputs = align(given);
   Tensor grad = align(given_grad);
-  Gradients grads{inputs.value, torch::stable::new_empty(inputs.value, {0}),
-                  make_like(inputs.points), make_like(inputs.weights)};
+  Gradients grads{inputs.value, make_nothing(inputs), make_like(inputs.points),
+                  make_like(inputs.weights)};
   bool is_double = inputs.value.scalar_type() == ScalarType::Double;
   ScalarType sum_type = is_double ? ScalarType::Double : ScalarType::Float;
   // A softmax needs all weights' gradients, which need no room of their own unless it rounds them.

@@ -7,7 +7,7 @@
 
 namespace deformable_attention_cuda {
 
-constexpr int kMaxThreads = 256;
+constexpr int kMaxThreads = 128;
 constexpr unsigned kAllLanes = 0xffffffffu;
 
 // How a kernel is specialised.

@@ -65,21 +65,47 @@ struct Numbers {
 template <typename T, int kCount>
 constexpr int kWordBytes = kCount * sizeof(T) < 16 ? int(kCount * sizeof(T)) : 16;
 
+// The same as they lie in memory.
+template <typename T, int kCount>
+struct Packed {
+  typename WordOf<kWordBytes<T, kCount>>::type at[kCount * sizeof(T) / kWordBytes<T, kCount>];
+};
+
+// The address as it is: compilers would rather find it anew at each use than keep it in registers.
+template <typename T>
+__device__ inline const T* keep(const T* address) {
+#ifdef __CUDACC__
+  asm("" : "+l"(address));
+#endif
+  return address;
+}
+
 // Reads through the read-only path: nothing that a kernel reads so is written by it.
 template <int kCount, typename T>
-__device__ inline Numbers<Accumulator<T>, kCount> load(const T* source) {
+__device__ inline Packed<T, kCount> load_packed(const T* source) {
   using Word = typename WordOf<kWordBytes<T, kCount>>::type;
   constexpr int kPerWord = sizeof(Word) / sizeof(T);
-  Numbers<Accumulator<T>, kCount> result;
+  Packed<T, kCount> result;
 #pragma unroll
   for (int first = 0; first < kCount; first += kPerWord) {
-    Word word = __ldg(reinterpret_cast<const Word*>(source + first));
-    T elements[kPerWord];
-    memcpy(elements, &word, sizeof(Word));
-#pragma unroll
-    for (int i = 0; i < kPerWord; ++i) result.at[first + i] = widen(elements[i]);
+    result.at[first / kPerWord] = __ldg(reinterpret_cast<const Word*>(source + first));
   }
   return result;
+}
+
+template <int kCount, typename T>
+__device__ inline Numbers<Accumulator<T>, kCount> unpack(const Packed<T, kCount>& packed) {
+  T elements[kCount];
+  memcpy(elements, packed.at, sizeof(elements));
+  Numbers<Accumulator<T>, kCount> result;
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) result.at[i] = widen(elements[i]);
+  return result;
+}
+
+template <int kCount, typename T>
+__device__ inline Numbers<Accumulator<T>, kCount> load(const T* source) {
+  return unpack<kCount, T>(load_packed<kCount>(source));
 }
 
 template <int kCount, typename T>
