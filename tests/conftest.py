@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hf_detr.compiled_attention import find_operators
+from .operator_cases import require_compiled
 
 
 @pytest.fixture(scope="session")
@@ -27,14 +27,19 @@ def variant(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture(params=["compiled", "embedding_bag", "grid_sample"])
+@pytest.fixture(scope="session", params=["cpu", "cuda"])
+def compiled(request: pytest.FixtureRequest) -> str:
+    """The compiled operator on each device, as `operator_cases.attend` calls it."""
+    require_compiled(request.param)
+    return {"cpu": "required", "cuda": "cuda"}[request.param]
+
+
+@pytest.fixture(params=["required", "cuda", "embedding_bag", "grid_sample"])
 def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The operator's `kernel` argument: compiled, what torch does on CPU, and in exports."""
-    if request.param == "compiled":
-        namespace, reason = find_operators("cpu")
-        if namespace is None:
-            pytest.skip(f"there is no compiled operator: {reason}")
-        return "required"
+    if request.param in ("required", "cuda"):
+        require_compiled("cuda" if request.param == "cuda" else "cpu")
+        return request.param
     if request.param == "grid_sample":
         monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
     return "torch"

@@ -2,11 +2,17 @@
 
 import itertools
 import math
+from collections.abc import Callable
 
+import pytest
 import torch
 from torch import Tensor
 
-from hf_detr.multi_scale_deformable_attention import multi_scale_deformable_attention
+from hf_detr.compiled_attention import find_operators
+from hf_detr.multi_scale_deformable_attention import (
+    attend_around_references,
+    multi_scale_deformable_attention,
+)
 
 
 def starts(shapes: list[tuple[int, int]]) -> list[int]:
@@ -37,9 +43,33 @@ def random_inputs(
     return [tensor.to(dtype).requires_grad_() for tensor in (value, locations, weights)]
 
 
-def attend(kernel: str, shapes: list[tuple[int, int]], value: Tensor, *points: Tensor) -> Tensor:
+def attend(kernel: str, shapes: list[tuple[int, int]], *tensors: Tensor) -> Tensor:
     """The operator with its levels' starts worked out."""
-    return multi_scale_deformable_attention(value, shapes, starts(shapes), *points, kernel)
+    return run_on(kernel, multi_scale_deformable_attention, shapes, *tensors)
+
+
+def attend_fused(kernel: str, shapes: list[tuple[int, int]], *tensors: Tensor) -> Tensor:
+    """The fused operator likewise."""
+    return run_on(kernel, attend_around_references, shapes, *tensors)
+
+
+def run_on(
+    kernel: str, operator: Callable[..., Tensor], shapes: list[tuple[int, int]], *tensors: Tensor
+) -> Tensor:
+    """An operator's result on CPU; with the kernel "cuda" it is the compiled one on a GPU."""
+    if kernel == "cuda":
+        tensors = [tensor.cuda() for tensor in tensors]
+        return run_on("required", operator, shapes, *tensors).cpu()
+    value, *points = tensors
+    return operator(value, shapes, starts(shapes), *points, kernel)
+
+
+def require_compiled(device_type: str) -> str:
+    """Where the compiled operators are in `torch.ops`; skips the test if there are none."""
+    namespace, reason = find_operators(device_type)
+    if namespace is None:
+        pytest.skip(f"there is no compiled operator: {reason}")
+    return namespace
 
 
 def naive_sample(image: Tensor, x: float, y: float) -> Tensor:
