@@ -6,8 +6,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-# "auto": the compiled operator on CPU, or torch, with one message that says why; exports hold
-# torch's own operators. "compiled": on CUDA and in exports too. "required": compiled or an error.
+# "auto": the compiled operator on CPU and CUDA, or torch, with one message that says why; exports
+# hold torch's own operators. "compiled": in exports too. "required": compiled or an error.
 # "torch": never compiled.
 Kernel = Literal["auto", "torch", "compiled", "required"]
 KERNELS: tuple[str, ...] = get_args(Kernel)

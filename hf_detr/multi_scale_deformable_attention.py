@@ -43,8 +43,8 @@ def multi_scale_deformable_attention(
         level_start_index: (L,) where each level starts in S.
         sampling_locations: (B, Q, M, L, K, 2) as (x, y) in [0, 1] of each level.
         attention_weights: (B, Q, M, L, K).
-        kernel: "auto", the compiled operator on CPU if there is one; "compiled", on CUDA and in
-            exported graphs too; "required", that or an error; "torch", never.
+        kernel: "auto", the compiled operator if there is one; "compiled", in exported graphs too;
+            "required", that or an error; "torch", never.
 
     Returns:
         (B, Q, M * C), head by head, in value's dtype.
@@ -109,6 +109,8 @@ def locate(
     """Sampling locations (B, Q, M, L, K, 2) from references and offsets, shaped as above."""
     _check_references(reference_points, sampling_offsets)
     references = reference_points[:, :, None, :, None]  # (B, Q, 1, L, 1, 2 or 4)
+    # Half precision would round away which pixels lie around a location.
+    sampling_offsets = sampling_offsets.to(torch.promote_types(references.dtype, torch.float32))
     if references.shape[-1] == 2:
         return references + sampling_offsets / _level_sizes(spatial_shapes, sampling_offsets)
     center, size = references.split(2, dim=-1)
@@ -126,8 +128,7 @@ def choose_operators(kernel: Kernel, device_type: str) -> str | None:
         raise ValueError(f"kernel is {kernel!r}; it must be one of {', '.join(KERNELS)}")
     if kernel == "torch":
         return None
-    # The CUDA code has been compiled and emulated, but hasn't run on a GPU yet: on request only.
-    if kernel == "auto" and (torch.compiler.is_exporting() or device_type != "cpu"):
+    if kernel == "auto" and (torch.compiler.is_exporting() or device_type not in ("cpu", "cuda")):
         return None
     namespace, reason = find_operators(device_type)
     if kernel == "required" and namespace is None:
