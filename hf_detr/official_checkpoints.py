@@ -20,7 +20,11 @@ from .image_processing_sigmoid_detr import (
     ConditionalDetrImageProcessor,
     DeformableDetrImageProcessor,
 )
-from .mmdetection_names import has_mmdetection_names, with_official_names
+from .mmdetection_names import (
+    has_mmdetection_names,
+    refuse_other_settings,
+    with_official_names,
+)
 from .model_card import make_model_card
 from .modeling_conditional_detr import ConditionalDetrForObjectDetection
 from .modeling_deformable_detr import DeformableDetrForObjectDetection
@@ -64,7 +68,7 @@ def convert_official_checkpoint(
     id2label: Mapping[int, str] | None = None,
     overwrite: bool = False,
 ) -> PreTrainedModel:
-    """Turn a `.pth` of the papers' own code, or MMDetection 3's, into a folder for the Hub.
+    """Turn a `.pth` of the papers' own code or MMDetection into a folder for the Hub.
 
     Which model it is, is read off the names and shapes of its weights: DETR, Conditional DETR or
     Deformable DETR in all published forms, DETR with a mask head, too. The folder gets
@@ -90,8 +94,14 @@ def convert_official_checkpoint(
             complete, or if nothing says what they don't show.
     """
     file, folder = Path(file), Path(folder)
-    weights, options = _read(file)
+    weights, options, other_dilation = _read(file)
     dilation, num_heads = unseen(options, file.name, dilation, num_heads)
+    if dilation and other_dilation:
+        raise ValueError(
+            f"The checkpoint has the backbone of {other_dilation}, which dilates the first block "
+            "of its last stage, too; the papers' code, torchvision and timm don't, so hf_detr has "
+            "no such backbone."
+        )
     model = model_from_weights(weights, options, dilation, num_heads, id2label)
     kind = "coco_panoptic" if isinstance(model, DetrForSegmentation) else "coco_detection"
     with new_folder(folder, overwrite) as unfinished:
@@ -121,8 +131,8 @@ def make_converted_card(config: PreTrainedConfig, file: Path, name: str) -> Mode
     return make_model_card(
         config,
         name=name,
-        description=f"hf_detr converted `{file.name}`, a checkpoint of the papers' own code or of "
-        "one that uses its names.",
+        description=f"hf_detr converted `{file.name}`, a checkpoint of the papers' own code or "
+        "of MMDetection.",
         training="The file tells nothing of data and recipe.",
         evaluation="None: add what you measure, for example with `hf-detr evaluate`.",
     )
@@ -227,8 +237,12 @@ def _state(model: PreTrainedModel, given: dict[str, Tensor], is_shared: bool) ->
     return state
 
 
-def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Weights of a checkpoint, and the options of the script that trained it, if they are there."""
+def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any], str | None]:
+    """Weights of a checkpoint under official names, and what else it tells.
+
+    The latter are options of the script that trained it, if they are there, and the library whose
+    backbone dilates in another way than torchvision's, or None.
+    """
     content = read_pickled_checkpoint(file)
     # The papers' code, MMDetection, or weights and nothing else.
     place = next((key for key in ("model", "state_dict") if key in content), None)
@@ -239,12 +253,13 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not isinstance(weights, dict):
         raise ValueError(f"{file} has a {type(weights).__name__} as {place!r}; expected weights.")
     check_tensors(weights, file)
+    other_dilation = None
     if has_mmdetection_names(weights):
-        weights = with_official_names(weights)
+        refuse_other_settings(content.get("meta"))
+        weights, other_dilation = with_official_names(weights), "MMDetection"
     # Frozen batch norm counts no batches, though some files do.
-    return {
-        n: t for n, t in weights.items() if not n.endswith(".num_batches_tracked")
-    }, options or {}
+    weights = {n: t for n, t in weights.items() if not n.endswith(".num_batches_tracked")}
+    return weights, options or {}, other_dilation
 
 
 def _is_built_alike(one: PreTrainedConfig, other: PreTrainedConfig) -> bool:
