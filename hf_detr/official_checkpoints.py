@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from .checkpoint_files import check_tensors, new_file, new_folder, read_pickled_checkpoint
 from .checkpoint_names import first_name, official_name
+from .detrex_names import from_detrex, has_detrex_names
 from .image_processing_detr import DetrImageProcessor
 from .image_processing_sigmoid_detr import (
     ConditionalDetrImageProcessor,
@@ -68,7 +69,7 @@ def convert_official_checkpoint(
     id2label: Mapping[int, str] | None = None,
     overwrite: bool = False,
 ) -> PreTrainedModel:
-    """Turn a `.pth` of the papers' own code or MMDetection into a folder for the Hub.
+    """Turn a `.pth` of the papers' own code, MMDetection or detrex into a folder for the Hub.
 
     Which model it is, is read off the names and shapes of its weights: DETR, Conditional DETR or
     Deformable DETR in all published forms, DETR with a mask head, too. The folder gets
@@ -91,7 +92,7 @@ def convert_official_checkpoint(
     Raises:
         FileNotFoundError, FileExistsError: if there is no `file`, or something in `folder`.
         ValueError: if the file would run code or is damaged, if its weights aren't all known and
-            complete, or if nothing says what they don't show.
+            complete, if nothing says what they don't show, or if hf_detr has no such backbone.
     """
     file, folder = Path(file), Path(folder)
     weights, options, other_dilation = _read(file)
@@ -131,8 +132,8 @@ def make_converted_card(config: PreTrainedConfig, file: Path, name: str) -> Mode
     return make_model_card(
         config,
         name=name,
-        description=f"hf_detr converted `{file.name}`, a checkpoint of the papers' own code or "
-        "of MMDetection.",
+        description=f"hf_detr converted `{file.name}`, a checkpoint of the papers' own code, of "
+        "MMDetection or of detrex.",
         training="The file tells nothing of data and recipe.",
         evaluation="None: add what you measure, for example with `hf-detr evaluate`.",
     )
@@ -244,7 +245,7 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any], str | None]:
     backbone dilates in another way than torchvision's, or None.
     """
     content = read_pickled_checkpoint(file)
-    # The papers' code, MMDetection, or weights and nothing else.
+    # The papers' code and detrex, MMDetection, or weights and nothing else.
     place = next((key for key in ("model", "state_dict") if key in content), None)
     weights = content if place is None else content[place]
     options = content.get("args") if place == "model" else None
@@ -257,6 +258,9 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any], str | None]:
     if has_mmdetection_names(weights):
         refuse_other_settings(content.get("meta"))
         weights, other_dilation = with_official_names(weights), "MMDetection"
+    elif has_detrex_names(weights):
+        other_dilation = "detectron2" if "backbone.stem.conv1.weight" in weights else None
+        weights = from_detrex(weights)
     # Frozen batch norm counts no batches, though some files do.
     weights = {n: t for n, t in weights.items() if not n.endswith(".num_batches_tracked")}
     return weights, options or {}, other_dilation
