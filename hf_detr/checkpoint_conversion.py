@@ -40,8 +40,8 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=prog,
         description="Turn a .pth of facebookresearch/detr, fundamentalvision/Deformable-DETR, "
-        "Atten4Vis/ConditionalDETR or MMDetection 3 into a folder for the Hub, or back into one of "
-        "the first three.",
+        "Atten4Vis/ConditionalDETR, MMDetection (2 or 3) or detrex into a folder for the Hub, or "
+        "back into one of the first three.",
         epilog="exit status: 0 if it is done; 1 if not, and nothing was written; 2 if the "
         "arguments are wrong.",
     )

@@ -5,6 +5,9 @@ heads that are shared once under each of their names.
 """
 
 import re
+from collections.abc import Callable, Mapping
+
+from torch import Tensor
 
 Rules = tuple[tuple[str, str], ...]
 
@@ -63,6 +66,22 @@ def apply_rules(rules: Rules, name: str) -> str:
     for pattern, replacement in rules:
         name = re.sub(pattern, replacement, name)
     return name
+
+
+def rename_weights(
+    weights: Mapping[str, Tensor], renamed: Callable[[str], str]
+) -> dict[str, Tensor]:
+    """Weights under other names.
+
+    Raises:
+        ValueError: if two of them would be called the same.
+    """
+    former: dict[str, str] = {}
+    for name in weights:
+        other = former.setdefault(renamed(name), name)
+        if other != name:
+            raise ValueError(f"{other!r} and {name!r} in the file are names of the same weight.")
+    return {name: weights[before] for name, before in former.items()}
 
 
 def first_name(name: str, is_shared: bool) -> str:

@@ -15,12 +15,17 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from .checkpoint_files import check_tensors, new_file, new_folder, read_pickled_checkpoint
 from .checkpoint_names import first_name, official_name
+from .detrex_names import from_detrex, has_detrex_names
 from .image_processing_detr import DetrImageProcessor
 from .image_processing_sigmoid_detr import (
     ConditionalDetrImageProcessor,
     DeformableDetrImageProcessor,
 )
-from .mmdetection_names import has_mmdetection_names, with_official_names
+from .mmdetection_names import (
+    has_mmdetection_names,
+    refuse_other_settings,
+    with_official_names,
+)
 from .model_card import make_model_card
 from .modeling_conditional_detr import ConditionalDetrForObjectDetection
 from .modeling_deformable_detr import DeformableDetrForObjectDetection
@@ -64,7 +69,7 @@ def convert_official_checkpoint(
     id2label: Mapping[int, str] | None = None,
     overwrite: bool = False,
 ) -> PreTrainedModel:
-    """Turn a `.pth` of the papers' own code, or MMDetection 3's, into a folder for the Hub.
+    """Turn a `.pth` of the papers' own code, MMDetection or detrex into a folder for the Hub.
 
     Which model it is, is read off the names and shapes of its weights: DETR, Conditional DETR or
     Deformable DETR in all published forms, DETR with a mask head, too. The folder gets
@@ -87,11 +92,17 @@ def convert_official_checkpoint(
     Raises:
         FileNotFoundError, FileExistsError: if there is no `file`, or something in `folder`.
         ValueError: if the file would run code or is damaged, if its weights aren't all known and
-            complete, or if nothing says what they don't show.
+            complete, if nothing says what they don't show, or if hf_detr has no such backbone.
     """
     file, folder = Path(file), Path(folder)
-    weights, options = _read(file)
+    weights, options, other_dilation = _read(file)
     dilation, num_heads = unseen(options, file.name, dilation, num_heads)
+    if dilation and other_dilation:
+        raise ValueError(
+            f"The checkpoint has the backbone of {other_dilation}, which dilates the first block "
+            "of its last stage, too; the papers' code, torchvision and timm don't, so hf_detr has "
+            "no such backbone."
+        )
     model = model_from_weights(weights, options, dilation, num_heads, id2label)
     kind = "coco_panoptic" if isinstance(model, DetrForSegmentation) else "coco_detection"
     with new_folder(folder, overwrite) as unfinished:
@@ -121,8 +132,8 @@ def make_converted_card(config: PreTrainedConfig, file: Path, name: str) -> Mode
     return make_model_card(
         config,
         name=name,
-        description=f"hf_detr converted `{file.name}`, a checkpoint of the papers' own code or of "
-        "one that uses its names.",
+        description=f"hf_detr converted `{file.name}`, a checkpoint of the papers' own code, of "
+        "MMDetection or of detrex.",
         training="The file tells nothing of data and recipe.",
         evaluation="None: add what you measure, for example with `hf-detr evaluate`.",
     )
@@ -227,10 +238,14 @@ def _state(model: PreTrainedModel, given: dict[str, Tensor], is_shared: bool) ->
     return state
 
 
-def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Weights of a checkpoint, and the options of the script that trained it, if they are there."""
+def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any], str | None]:
+    """Weights of a checkpoint under official names, and what else it tells.
+
+    The latter are options of the script that trained it, if they are there, and the library whose
+    backbone dilates in another way than torchvision's, or None.
+    """
     content = read_pickled_checkpoint(file)
-    # The papers' code, MMDetection, or weights and nothing else.
+    # The papers' code and detrex, MMDetection, or weights and nothing else.
     place = next((key for key in ("model", "state_dict") if key in content), None)
     weights = content if place is None else content[place]
     options = content.get("args") if place == "model" else None
@@ -239,12 +254,16 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not isinstance(weights, dict):
         raise ValueError(f"{file} has a {type(weights).__name__} as {place!r}; expected weights.")
     check_tensors(weights, file)
+    other_dilation = None
     if has_mmdetection_names(weights):
-        weights = with_official_names(weights)
+        refuse_other_settings(content.get("meta"))
+        weights, other_dilation = with_official_names(weights), "MMDetection"
+    elif has_detrex_names(weights):
+        other_dilation = "detectron2" if "backbone.stem.conv1.weight" in weights else None
+        weights = from_detrex(weights)
     # Frozen batch norm counts no batches, though some files do.
-    return {
-        n: t for n, t in weights.items() if not n.endswith(".num_batches_tracked")
-    }, options or {}
+    weights = {n: t for n, t in weights.items() if not n.endswith(".num_batches_tracked")}
+    return weights, options or {}, other_dilation
 
 
 def _is_built_alike(one: PreTrainedConfig, other: PreTrainedConfig) -> bool:

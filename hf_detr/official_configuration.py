@@ -141,8 +141,8 @@ def recognize(weights: Mapping[str, Tensor]) -> tuple[str, bool]:
     some = ", ".join(sorted(weights)[:5])
     raise ValueError(
         "These are not the weights of facebookresearch/detr, fundamentalvision/Deformable-DETR, "
-        "Atten4Vis/ConditionalDETR or one of the three in MMDetection 3. Of their names, for "
-        f"example: {some or 'there are none'}."
+        "Atten4Vis/ConditionalDETR or one of the three in MMDetection 2 or 3 or detrex. Of their "
+        f"names, for example: {some or 'there are none'}."
     )
 
 

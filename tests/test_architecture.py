@@ -46,6 +46,7 @@ LAYERS = [
         "published_checkpoints",
         "mmdetection_names",
     },
+    {"detrex_names"},
     {"classification", "encoder", "deformable_attention", "mask_head", "annotations", "outputs"},
     {"augmentation", "coco_evaluator"},
     {"annotation_table"},
