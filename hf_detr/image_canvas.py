@@ -44,22 +44,26 @@ def empty_canvas(shape: tuple[int, ...], dtype: torch.dtype, device: torch.devic
 
 def write_pixels(image: Tensor, canvas: Tensor, settings: Mapping[str, Any]) -> None:
     """Rescale and normalise an image (3, H, W) into its place (3, H, W) on the canvas."""
-    factor, mean, std = 1.0, None, None
+    factor = 1.0
     if settings["do_rescale"]:
         # Floats were brought to 0 … 1 when they were read, a 255th of the bytes they stand for.
         factor = settings["rescale_factor"] * (255 if image.is_floating_point() else 1)
+    scales, shifts = [factor] * 3, [0.0] * 3
     if settings["do_normalize"]:
-        # Rescaling is folded into mean and deviation, in transformers' order: one pass less, and
-        # the same bits.
-        mean = torch.tensor(settings["image_mean"], device=canvas.device) * (1.0 / factor)
-        std = torch.tensor(settings["image_std"], device=canvas.device) * (1.0 / factor)
+        # Deviation: (pixel - mean) / std as one multiply-add, which differs from transformers'
+        # subtraction and division by rounding, 3e-7, and takes less time.
+        means, deviations = settings["image_mean"], settings["image_std"]
+        scales = [factor / deviation for deviation in deviations]
+        shifts = [-mean / deviation for mean, deviation in zip(means, deviations, strict=True)]
     block = BLOCK if canvas.device.type == "cpu" else len(image[0])
-    for pixels, place in zip(image.split(block, dim=1), canvas.split(block, dim=1), strict=True):
-        place.copy_(pixels)
-        if mean is not None:
-            place.sub_(mean[:, None, None]).div_(std[:, None, None])
-        elif factor != 1.0:
-            place.mul_(factor)
+    for channel, scale, shift in zip(range(3), scales, shifts, strict=True):
+        offset = torch.tensor(shift, dtype=canvas.dtype, device=canvas.device)
+        for pixels, place in zip(
+            image[channel].split(block), canvas[channel].split(block), strict=True
+        ):
+            place.copy_(pixels)
+            if settings["do_rescale"] or settings["do_normalize"]:
+                torch.add(offset, place, alpha=scale, out=place)
 
 
 def make_pixel_mask(

@@ -100,9 +100,9 @@ def _as_tensor(image: Any, layout: str | None, name: str) -> tuple[Tensor, str |
     """Pixels of 2 or 3 axes in whatever type the image has, and their layout where it's known."""
     if isinstance(image, (str, os.PathLike)):
         with _open_image(os.fspath(image), name) as opened:
-            return torch.from_numpy(_decode(opened, name)), "channels_last"
+            return _without_copy(_decode(opened, name)), "channels_last"
     if isinstance(image, PIL.Image.Image):
-        return torch.from_numpy(_decode(image, name)), "channels_last"
+        return _without_copy(_decode(image, name)), "channels_last"
     if isinstance(image, Tensor):
         # Subclasses such as tv_tensors would drag their own dispatch through every operation.
         return image.detach().as_subclass(Tensor), layout
@@ -112,6 +112,14 @@ def _as_tensor(image: Any, layout: str | None, name: str) -> tuple[Tensor, str |
         f"{name} is a {type(image).__name__}; give a PIL image, a NumPy array, a torch tensor, a "
         "path or URL, or a list of these."
     )
+
+
+def _without_copy(pixels: np.ndarray) -> Tensor:
+    """Pixels that PIL has just written for this array alone, though NumPy calls them read-only."""
+    try:
+        return torch.from_dlpack(pixels)  # unlike from_numpy, it takes them without a warning
+    except BufferError:  # NumPy before 2.1
+        return torch.from_numpy(pixels.copy())
 
 
 def _torch_compatible(array: np.ndarray, name: str) -> np.ndarray:
@@ -159,7 +167,7 @@ def _decode(image: PIL.Image.Image, name: str) -> np.ndarray:
         # tools see the upright image, so boxes refer to that one.
         if image.getexif().get(EXIF_ORIENTATION, 1) != 1:
             image = PIL.ImageOps.exif_transpose(image)
-        pixels = np.array(_to_readable_mode(image))
+        pixels = np.asarray(_to_readable_mode(image))
     except Exception as error:
         raise ValueError(
             f"{name} can't be decoded (mode {image.mode}, size {image.size}): {error}. Is the file "
