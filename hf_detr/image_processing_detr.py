@@ -1,7 +1,8 @@
 """DETR's image processor: images and COCO annotations to model inputs, outputs to detections.
 
 Reads and writes transformers' `preprocessor_config.json`. Same pixels as transformers' processor
-for the same settings; differs in that targets are relative to each image without its padding.
+for the same settings, within rounding; differs in that targets are relative to each image without
+its padding.
 """
 
 import os
