@@ -94,7 +94,7 @@ def describe_backend(model: DetectionPreTrainedModel) -> str:
     if kernel is not None:
         namespace = choose_operators(kernel, device.type)
         why = find_operators(device.type)[1] if kernel == "auto" else f"kernel={kernel!r}"
-        by = f"torch ({why or 'the compiled operator has to be asked for there'})"
+        by = f"torch ({why})"
         parts.append(f"deformable attention by {'the compiled operator' if namespace else by}")
     return ", ".join(parts)
 

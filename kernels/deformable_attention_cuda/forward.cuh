@@ -82,7 +82,7 @@ __device__ inline Pixels<S> load_square(const typename S::Value* pixels, int str
 }
 
 template <typename S>
-__device__ inline void add_scaled(typename S::A weight,
+__device__ inline void accumulate(typename S::A weight,
                                   const Packed<typename S::Value, S::kVector>& packed,
                                   Numbers<typename S::A, S::kVector>& sum) {
   auto numbers = unpack<S::kVector, typename S::Value>(packed);
@@ -96,10 +96,10 @@ __device__ inline void add_square(const Pixels<S>& pixels,
                                   Numbers<typename S::A, S::kVector>& sum) {
   auto above_left = square.above * square.left, above_right = square.above * square.right;
   auto below_left = square.below * square.left, below_right = square.below * square.right;
-  add_scaled<S>(above_left, pixels.above_left, sum);
-  add_scaled<S>(above_right, pixels.above_right, sum);
-  add_scaled<S>(below_left, pixels.below_left, sum);
-  add_scaled<S>(below_right, pixels.below_right, sum);
+  accumulate<S>(above_left, pixels.above_left, sum);
+  accumulate<S>(above_right, pixels.above_right, sum);
+  accumulate<S>(below_left, pixels.below_left, sum);
+  accumulate<S>(below_right, pixels.below_right, sum);
 }
 
 // The samples' sum for `kVector` channels from `pixels` on.
