@@ -133,6 +133,26 @@ def test_bad_labels_are_refused(variant: str) -> None:
         model(*batch, [{**t, "class_labels": t["class_labels"] * 0 + 5} for t in some_labels()])
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
+def test_a_gpu_computes_the_same(variant: str) -> None:
+    """Predictions, loss and gradients are the CPU's within rounding, if TF32 is off."""
+    model = tiny_detector(variant, auxiliary_loss=True, **NO_DROPOUT)
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        results = [results_on(device, model) for device in ("cpu", "cuda")]
+    assert_close(results[1], results[0], atol=1e-4, rtol=1e-3)
+
+
+def results_on(device: str, model: nn.Module) -> dict[str, torch.Tensor]:
+    """Predictions, loss and all gradients, on CPU."""
+    model.to(device).zero_grad()
+    labels = [{k: v.to(device) for k, v in label.items()} for label in some_labels()]
+    output = model(*(tensor.to(device) for tensor in padded_batch()), labels)
+    output.loss.backward()
+    gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    found = {**gradients, **{key: output[key] for key in ("loss", "logits", "pred_boxes")}}
+    return {name: tensor.detach().cpu() for name, tensor in found.items()}
+
+
 @torch.no_grad()
 @pytest.mark.parametrize(("dtype", "atol"), [(torch.bfloat16, 0.1), (torch.float16, 0.02)])
 def test_half_precision_inference(variant: str, dtype: torch.dtype, atol: float) -> None:
