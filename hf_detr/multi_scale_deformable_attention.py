@@ -110,7 +110,8 @@ def locate(
     _check_references(reference_points, sampling_offsets)
     references = reference_points[:, :, None, :, None]  # (B, Q, 1, L, 1, 2 or 4)
     # Half precision would round away which pixels lie around a location.
-    sampling_offsets = sampling_offsets.to(torch.promote_types(references.dtype, torch.float32))
+    exact = torch.promote_types(sampling_offsets.dtype, torch.float32)
+    sampling_offsets = sampling_offsets.to(exact)
     if references.shape[-1] == 2:
         return references + sampling_offsets / _level_sizes(spatial_shapes, sampling_offsets)
     center, size = references.split(2, dim=-1)

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from hf_detr import embedding_bag_sampling
-from hf_detr.multi_scale_deformable_attention import multi_scale_deformable_attention
+from hf_detr.multi_scale_deformable_attention import locate, multi_scale_deformable_attention
 
 from .operator_cases import attend, naive_attention, random_inputs, starts
 
@@ -111,6 +111,16 @@ def test_mixed_dtypes(kernel: str) -> None:
     expected = attend(kernel, shapes, value.bfloat16().float(), locations, weights)
     assert got.dtype == torch.bfloat16
     torch.testing.assert_close(got, expected.bfloat16(), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_locations_keep_the_offsets_precision(dtype: torch.dtype) -> None:
+    """Protects which pixels are sampled: no offset is rounded, beside references of any dtype."""
+    offset = torch.full((1, 1, 1, 1, 1, 2), 1 / 3, dtype=dtype)
+    for references in (torch.zeros(1, 1, 1, 2, dtype=dtype), torch.zeros(1, 1, 1, 2)):
+        got = locate(references, offset, [(7, 7)])
+        exact = torch.promote_types(dtype, torch.float32)
+        torch.testing.assert_close(got, offset.to(exact) / 7, atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("far", [math.inf, -math.inf, 1e30, -1e30, 1e9, -3.0])
