@@ -56,11 +56,9 @@ def write_pixels(image: Tensor, canvas: Tensor, settings: Mapping[str, Any]) -> 
         scales = [factor / deviation for deviation in deviations]
         shifts = [-mean / deviation for mean, deviation in zip(means, deviations, strict=True)]
     block = BLOCK if canvas.device.type == "cpu" else len(image[0])
-    for channel, scale, shift in zip(range(3), scales, shifts, strict=True):
+    for source, target, scale, shift in zip(image, canvas, scales, shifts, strict=True):
         offset = torch.tensor(shift, dtype=canvas.dtype, device=canvas.device)
-        for pixels, place in zip(
-            image[channel].split(block), canvas[channel].split(block), strict=True
-        ):
+        for pixels, place in zip(source.split(block), target.split(block), strict=True):
             place.copy_(pixels)
             if settings["do_rescale"] or settings["do_normalize"]:
                 torch.add(offset, place, alpha=scale, out=place)
