@@ -27,18 +27,18 @@ def variant(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture(scope="session", params=["cpu", "cuda"])
+@pytest.fixture(scope="session", params=["required", "cuda"])
 def compiled(request: pytest.FixtureRequest) -> str:
     """The compiled operator on each device, as `operator_cases.attend` calls it."""
     require_compiled(request.param)
-    return {"cpu": "required", "cuda": "cuda"}[request.param]
+    return request.param
 
 
 @pytest.fixture(params=["required", "cuda", "embedding_bag", "grid_sample"])
 def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The operator's `kernel` argument: compiled, what torch does on CPU, and in exports."""
     if request.param in ("required", "cuda"):
-        require_compiled("cuda" if request.param == "cuda" else "cpu")
+        require_compiled(request.param)
         return request.param
     if request.param == "grid_sample":
         monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)

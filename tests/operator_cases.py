@@ -64,9 +64,14 @@ def run_on(
     return operator(value, shapes, starts(shapes), *points, kernel)
 
 
-def require_compiled(device_type: str) -> str:
+def device_of(kernel: str) -> str:
+    """Where the compiled operator runs by this name."""
+    return "cuda" if kernel == "cuda" else "cpu"
+
+
+def require_compiled(kernel: str) -> str:
     """Where the compiled operators are in `torch.ops`; skips the test if there are none."""
-    namespace, reason = find_operators(device_type)
+    namespace, reason = find_operators(device_of(kernel))
     if namespace is None:
         pytest.skip(f"there is no compiled operator: {reason}")
     return namespace

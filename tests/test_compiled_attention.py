@@ -18,20 +18,20 @@ from hf_detr import kernel_loader
 from .operator_cases import (
     attend,
     attend_fused,
+    device_of,
     naive_attention,
     random_inputs,
     require_compiled,
 )
 
 REPOSITORY = Path(__file__).parents[1]
-DEVICE_OF = {"required": "cpu", "cuda": "cuda"}
 Shapes = list[tuple[int, int]]
 
 
 @pytest.fixture(scope="module")
 def operators() -> object:
     """The compiled operators in `torch.ops`."""
-    return getattr(torch.ops, require_compiled("cpu"))
+    return getattr(torch.ops, require_compiled("required"))
 
 
 def move(tensors: list[Tensor], device: str) -> list[Tensor]:
@@ -209,8 +209,8 @@ def test_more_than_two_to_the_31_numbers(operators: object) -> None:
 @pytest.mark.parametrize("num_queries", [3, 40])
 def test_operators_keep_torch_rules(compiled: str, dtype: torch.dtype, num_queries: int) -> None:
     """Protects schemas, shapes and strides under tracing, and registered autograd."""
-    shapes, device = [(3, 4), (2, 1)], DEVICE_OF[compiled]
-    operators = getattr(torch.ops, require_compiled(device))
+    shapes, device = [(3, 4), (2, 1)], device_of(compiled)
+    operators = getattr(torch.ops, require_compiled(compiled))
     sizes = sizes_of(shapes)
     inputs = move(random_inputs(shapes, dtype=dtype, num_queries=num_queries), device)
     torch.library.opcheck(operators.deformable_attention.default, (*inputs, sizes))
@@ -243,8 +243,8 @@ def test_fused_gradients_are_those_of_the_output(compiled: str) -> None:
 
 def test_references_get_a_gradient_only_where_asked(compiled: str) -> None:
     """Protects the encoder from a gradient that nobody reads."""
-    shapes, device = [(3, 4)], DEVICE_OF[compiled]
-    operators = getattr(torch.ops, require_compiled(device))
+    shapes, device = [(3, 4)], device_of(compiled)
+    operators = getattr(torch.ops, require_compiled(compiled))
     inputs = [tensor.detach() for tensor in move(fused_inputs(shapes), device)]
     grad = torch.ones(2, 5, 8, dtype=torch.float64, device=device)
     backward = operators.fused_deformable_attention_backward
