@@ -46,8 +46,19 @@ def multi_head_attention(
         output = F.dropout(weights, dropout) @ value
     else:
         weights = None
-        output = F.scaled_dot_product_attention(query, key, value, mask, dropout)
+        output = _fused_attention(query, key, value, mask, dropout)
     return output.transpose(1, 2).flatten(-2), weights
+
+
+def _fused_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float
+) -> Tensor:
+    """`scaled_dot_product_attention`, by its fast kernel also where values are narrower."""
+    width = value.shape[-1]
+    # On CPUs torch has none for narrower values, nor for dropout.
+    if width < query.shape[-1] and query.device.type == "cpu" and dropout == 0:
+        value = F.pad(value, (0, query.shape[-1] - width))
+    return F.scaled_dot_product_attention(query, key, value, mask, dropout)[..., :width]
 
 
 class InputProjection(nn.Linear):

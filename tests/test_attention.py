@@ -38,7 +38,7 @@ def random_inputs(value_width: int = 12) -> tuple[Tensor, Tensor, Tensor, Tensor
 
 
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("value_width", [8, 12])
+@pytest.mark.parametrize("value_width", [4, 8, 12])
 def test_both_paths_equal_the_formula(masked: bool, value_width: int) -> None:
     """Protects the fused and the explicit path, with values of another width, and the weights."""
     query, key, value, mask = random_inputs(value_width)

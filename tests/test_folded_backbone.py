@@ -72,6 +72,25 @@ def test_dilated_last_stage() -> None:
         assert_close(backbone(image), expected)
 
 
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch has no oneDNN here")
+def test_small_kernels_on_one_thread() -> None:
+    """Protects that 1 x 1 convolutions take oneDNN's kernel, which torch would choose on two."""
+    backbone, image = seen_backbone("resnet50"), image_for("resnet50")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.no_grad():
+            backbone(image)  # makes the folded copy
+            with torch.profiler.profile(record_shapes=True) as profile:
+                backbone(image)
+    finally:
+        torch.set_num_threads(threads)
+    calls = [(event.name, event.input_shapes[1:2]) for event in profile.events()]
+    one_by_one = {name for name, shapes in calls if shapes and list(shapes[0][2:]) == [1, 1]}
+    assert "aten::mkldnn_convolution" in one_by_one
+    assert "aten::_slow_conv2d_forward" not in one_by_one
+
+
 def test_one_pair_by_hand() -> None:
     """Protects the formula, a convolution's own bias and groups included."""
     torch.manual_seed(0)
