@@ -79,7 +79,7 @@ def benchmark_loss(batch_size: int, num_queries: int, rounds: int) -> None:
     for got, expected in zip(ours(), theirs(), strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
     name = f"loss + matcher, b{batch_size} q{num_queries}"
-    report(name, *medians(ours, theirs, rounds))
+    report(name, *medians(ours, theirs, rounds=rounds))
 
 
 # ---------------------------------------------------------------- image processor
@@ -107,7 +107,7 @@ def benchmark_processor(batch_size: int, rounds: int) -> None:
     seconds = medians(
         lambda: ours(images, return_tensors="pt"),
         lambda: theirs(images, return_tensors="pt"),
-        rounds,
+        rounds=rounds,
     )
     report(f"image processor, {batch_size} images", *seconds)
 
@@ -163,7 +163,7 @@ def benchmark_end_to_end(
     # Detections in the order of their scores may change places; what they are made of may not.
     for got, expected in zip(detect(0), detect(1), strict=True):
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
-    ours, theirs = medians(lambda: detect(0), lambda: detect(1), rounds)
+    ours, theirs = medians(lambda: detect(0), lambda: detect(1), rounds=rounds)
     report(f"{prefix} {backbone}, end to end", ours, theirs)
     pixels = processors[0](image, return_tensors="pt")["pixel_values"]
     flop = count_flop(models[0].config, f"{prefix}ForObjectDetection", pixels)

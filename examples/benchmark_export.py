@@ -44,7 +44,9 @@ def measure(name: str, size: tuple[int, int], rounds: int, **settings: Any) -> s
     with tempfile.TemporaryDirectory() as folder:
         report = export_model(model, Path(folder) / "model.onnx")
         session = session_of(Path(report.path))
-        ours, theirs = medians(lambda: model(*batch), lambda: session.run(None, inputs), rounds)
+        ours, theirs = medians(
+            lambda: model(*batch), lambda: session.run(None, inputs), rounds=rounds
+        )
     cells = (
         *(name, f"{report.num_bytes / 1e6:.0f}", f"{report.largest_difference:.0e}"),
         *(f"{1000 * ours:.0f}", f"{1000 * theirs:.0f}", f"{ours / theirs:.2f}x"),

@@ -93,7 +93,7 @@ def benchmark_post_processing(is_quick: bool, rounds: int) -> None:
             if one["segments_info"] != other["segments_info"]:
                 raise SystemExit("the segments differ: no times")
             check_maps([one["segmentation"]], [other["segmentation"]])
-        seconds = medians(ours, theirs, rounds)
+        seconds = medians(ours, theirs, rounds=rounds)
         report(f"{kind}, {name}", *(1e3 * value for value in seconds))
 
 

@@ -1,4 +1,4 @@
-"""Time two functions that take turns, so that whatever else the machine does slows both."""
+"""Time functions that take turns, so that whatever else the machine does slows both."""
 
 import statistics
 import sys
@@ -6,20 +6,18 @@ import time
 from collections.abc import Callable
 
 
-def medians(
-    ours: Callable[[], object], theirs: Callable[[], object], rounds: int
-) -> tuple[float, float]:
-    """Median CPU seconds of both, run in turn after one warm-up of each."""
-    times: tuple[list[float], list[float]] = ([], [])
+def medians(*functions: Callable[[], object], rounds: int) -> list[float]:
+    """Median CPU seconds of each, run in turn after one warm-up of each."""
+    times: list[list[float]] = [[] for _ in functions]
     for index in range(rounds + 1):
-        for function, seconds in zip((ours, theirs), times, strict=True):
+        for function, seconds in zip(functions, times, strict=True):
             start = time.process_time()
             function()
             if index > 0:
                 seconds.append(time.process_time() - start)
         progress(f"  round {index} of {rounds}")
     progress("")
-    return statistics.median(times[0]), statistics.median(times[1])
+    return [statistics.median(seconds) for seconds in times]
 
 
 def progress(text: str) -> None:

@@ -19,6 +19,7 @@ import torch
 from transformers import HfArgumentParser
 
 from .coco_evaluator import Metrics, metrics_table
+from .command_options import DTYPE_HELP, DTYPES
 from .data_formats import DataArguments
 from .embedded_model import embedded_model_folder
 from .evaluation import evaluate, evaluate_panoptic
@@ -37,6 +38,7 @@ class EvaluationArguments:
     batch_size: int = 8
     num_workers: int = field(default=0, metadata={"help": "Processes that load images."})
     device: str | None = field(default=None, metadata={"help": "Default: a GPU if there is one."})
+    dtype: str = field(default="float32", metadata={"choices": DTYPES, "help": DTYPE_HELP})
     json: Path | None = field(
         default=None,
         metadata={
@@ -88,7 +90,7 @@ def _compute_metrics(
     """AP and AR of boxes, of masks if they are read, and panoptic quality as `panoptic`."""
     dataset = data.read()
     needs_masks = dataset.masks or data.segments is not None
-    model, processor = load_model(arguments.model, device, masks=needs_masks)
+    model, processor = load_model(arguments.model, device, needs_masks, arguments.dtype)
     options: dict[str, Any] = {
         "batch_size": arguments.batch_size,
         "num_workers": arguments.num_workers,

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from .command_options import add_model_options, make_parser, positive, size_hw
+from .command_options import add_dtype, add_model_options, make_parser, positive, size_hw
 from .compiled_attention import find_operators
 from .image_processing_detr import DetrImageProcessor
 from .model_loading import load_model
@@ -134,7 +134,9 @@ def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
     if parsed.threads:
         torch.set_num_threads(parsed.threads)
     try:
-        models = {name: load_model(name, parsed.device) for name in parsed.model}
+        models = {
+            name: load_model(name, parsed.device, dtype=parsed.dtype) for name in parsed.model
+        }
         latencies = measure_latency(models, parsed.batch_size, parsed.size, parsed.rounds)
     except (ValueError, OSError) as error:
         print(f"ERROR: {error}", file=sys.stderr)
@@ -162,6 +164,7 @@ def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
 def _parser(prog: str | None) -> argparse.ArgumentParser:
     parser = make_parser(prog, "Measure how long models take on this machine.", EPILOG)
     add_model_options(parser, several=True)
+    add_dtype(parser)
     parser.add_argument(
         "--batch-size", type=positive, nargs="+", default=[1], help="one or more, default 1"
     )

@@ -17,7 +17,10 @@ from .pretrained_model import DetectionPreTrainedModel
 
 
 def load_model(
-    name: str | os.PathLike[str], device: str | None = None, masks: bool | None = None
+    name: str | os.PathLike[str],
+    device: str | None = None,
+    masks: bool | None = None,
+    dtype: str = "float32",
 ) -> tuple[DetectionPreTrainedModel, DetrImageProcessor]:
     """Load a model in eval mode, and its image processor.
 
@@ -26,6 +29,7 @@ def load_model(
         device: where the model goes; None is a GPU if there is one, else the CPU.
         masks: True asks for a segmentation model; False takes the detector of one; None takes
             what was saved.
+        dtype: torch's name of what weights and maps become, such as "bfloat16".
 
     Raises:
         ValueError, OSError: if there is no such model, if it is another package's, if it has no
@@ -50,6 +54,6 @@ def load_model(
     processor = AutoImageProcessor.from_pretrained(name)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return model.to(device), processor
+        return model.to(device, getattr(torch, dtype)), processor
     except (RuntimeError, AssertionError) as error:  # torch has either for devices it lacks
         raise ValueError(f"the device {device!r} can't be used: {error}") from error

@@ -13,7 +13,7 @@ import numpy as np
 import PIL.Image
 from tqdm.auto import tqdm
 
-from .command_options import add_model_options, add_threshold, make_parser, positive
+from .command_options import add_dtype, add_model_options, add_threshold, make_parser, positive
 from .drawing import draw_predictions
 from .model_loading import load_model
 from .prediction import PROGRESS_AFTER, stream_predictions
@@ -44,7 +44,9 @@ def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
             _say(f"skipped: {file} is no image by its name")
         if not files:
             raise ValueError(f"there are no images in {', '.join(parsed.images)}.")
-        model, processor = load_model(parsed.model, parsed.device, masks=parsed.masks or None)
+        model, processor = load_model(
+            parsed.model, parsed.device, parsed.masks or None, parsed.dtype
+        )
         parsed.output.mkdir(parents=True, exist_ok=True)
         writer = _Writer(files, parsed, model.config.id2label)
         results = stream_predictions(
@@ -188,6 +190,7 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
         "images", nargs="+", metavar="IMAGES", help="image files, folders or patterns like '*.jpg'"
     )
     add_model_options(parser)
+    add_dtype(parser)
     parser.add_argument(
         "--output",
         type=Path,

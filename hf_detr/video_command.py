@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from .command_options import add_model_options, add_threshold, make_parser, positive
+from .command_options import add_dtype, add_model_options, add_threshold, make_parser, positive
 from .drawing import draw_predictions
 from .model_loading import load_model
 from .prediction import PROGRESS_AFTER, stream_predictions
@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
 
 def _write(frames: "_Frames", parsed: argparse.Namespace, film: Path, lines: Path) -> Counter[str]:
     """Write film and lines frame by frame; how often each class was found."""
-    model, processor = load_model(parsed.model, parsed.device)
+    model, processor = load_model(parsed.model, parsed.device, dtype=parsed.dtype)
     id2label, counts = model.config.id2label, Counter()
     parsed.output.mkdir(parents=True, exist_ok=True)
     results = stream_predictions(model, processor, frames, parsed.threshold, parsed.batch_size)
@@ -142,6 +142,7 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     parser = make_parser(prog, DESCRIPTION, STATUSES)
     parser.add_argument("film", metavar="FILM", help="a file or an address that FFmpeg can read")
     add_model_options(parser)
+    add_dtype(parser)
     parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder of the film")
     add_threshold(parser)
     parser.add_argument(

@@ -85,6 +85,15 @@ def test_export_benchmark_runs() -> None:
 
 
 @pytest.mark.slow
+def test_precision_benchmark_runs() -> None:
+    """Protects the table of precisions: bfloat16 gives what float32 does, and both are timed."""
+    result = run("examples/benchmark_precision.py", "--quick", "--rounds", "1")
+    assert result.returncode == 0, result.stderr
+    for name in ("Detr", "ConditionalDetr", "DeformableDetr"):
+        assert f"| {name} |" in result.stdout
+
+
+@pytest.mark.slow
 def test_segmentation_benchmark_runs() -> None:
     """Post-processing and loss agree with transformers', and both are measured."""
     result = run("examples/benchmark_segmentation.py", "--quick")

@@ -17,10 +17,11 @@ def test_figures(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     processor = DeformableDetrImageProcessor(size={"shortest_edge": 64, "longest_edge": 96})
     processor.save_pretrained(tmp_path)
     given = ["--model", str(tmp_path), "--batch-size", "1", "2", "--rounds", "3", "--size", "40x50"]
-    assert main([*given, "--json"]) == 0
+    assert main([*given, "--json", "--dtype", "bfloat16"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["image_hw"] == [40, 50] and report["peak_memory_mib"] > 100
-    assert "deformable attention by" in report["backends"][str(tmp_path)]
+    backend = report["backends"][str(tmp_path)]
+    assert "bfloat16" in backend and "deformable attention by" in backend
     rows = {(row["step"], row["batch_size"]): row for row in report["latencies"]}
     assert rows.keys() == {(step, n) for step in ("predict", "forward") for n in (1, 2)}
     for (_, batch_size), row in rows.items():

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import YolosConfig
 
 from hf_detr import DetrForObjectDetection, DetrForSegmentation, DetrImageProcessor
@@ -23,7 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_classes_that_were_saved(folder: Path) -> None:
-    """Masks where there are some, unless they aren't wanted."""
+    """Masks where there are some, unless they aren't wanted; weights in the type asked for."""
     for name, masks, expected in [
         ("detector", None, DetrForObjectDetection),
         ("segmenter", None, DetrForSegmentation),
@@ -33,6 +34,8 @@ def test_classes_that_were_saved(folder: Path) -> None:
         model, processor = load_model(folder / name, "cpu", masks)
         assert type(model) is expected and not model.training
         assert type(processor) is DetrImageProcessor
+        assert model.dtype == torch.float32
+    assert load_model(folder / "detector", "cpu", dtype="bfloat16")[0].dtype == torch.bfloat16
 
 
 def test_refusals(folder: Path, tmp_path: Path) -> None:

@@ -51,10 +51,14 @@ def test_folder_with_a_broken_image_a_text_and_a_huge_photograph(
     assert len(report["images"][1]["objects"]) == 7
 
 
-def test_finds_what_the_embedded_model_knows(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_finds_what_the_embedded_model_knows(
+    dtype: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     """Without --model and with one image given by a pattern: names, boxes in pixels, status 0."""
     pattern = str(GARMENTS.parent / "garm*.jpg")
-    assert main([pattern, "--output", str(tmp_path), "--no-pictures"]) == 0
+    options = ["--output", str(tmp_path), "--no-pictures", "--dtype", dtype]
+    assert main([pattern, *options]) == 0
     out = capsys.readouterr().out
     assert all(f"1 {name}" in out for name in ("trouser", "coat", "sneaker"))
     assert [path.name for path in tmp_path.iterdir()] == ["predictions.json"]

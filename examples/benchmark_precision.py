@@ -1,0 +1,82 @@
+"""Time whole models in float32 and bfloat16, and compiled, taking turns on one image.
+
+    OMP_NUM_THREADS=1 python examples/benchmark_precision.py --compile     # about ten minutes
+    python examples/benchmark_precision.py --quick                         # does it run?
+
+Weights are random. No time is printed unless the results are those of float32, within what bfloat16
+can tell. Times are CPU milliseconds of the model alone.
+"""
+
+import argparse
+import copy
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from benchmark_timing import medians
+from torch import Tensor, nn
+
+import hf_detr
+
+NAMES = ("Detr", "ConditionalDetr", "DeformableDetr")
+TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 0.02}  # of boxes in [0, 1] and probabilities
+
+
+def make_model(prefix: str, backbone: str) -> nn.Module:
+    """A detector of random weights."""
+    torch.manual_seed(0)
+    config = getattr(hf_detr, f"{prefix}Config")(
+        backbone=backbone, use_pretrained_backbone=False, auxiliary_loss=False
+    )
+    return getattr(hf_detr, f"{prefix}ForObjectDetection")(config).eval()
+
+
+def results(model: nn.Module, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+    """Probabilities (1, Q, C) of the model's classes and boxes (1, Q, 4), in float32."""
+    outputs = model(pixel_values.to(next(model.parameters()).dtype))
+    return outputs.logits.float().sigmoid(), outputs.pred_boxes.float()
+
+
+@torch.no_grad()
+def measure(prefix: str, backbone: str, size: tuple[int, int], compiles: bool, rounds: int) -> str:
+    """One row of the table."""
+    model = make_model(prefix, backbone)
+    pixel_values = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
+    models = [model, copy.deepcopy(model).to(torch.bfloat16)]
+    if compiles:
+        models += [torch.compile(model) for model in models]
+    runs: list[Callable[[], tuple[Tensor, Tensor]]] = []
+    expected = results(model, pixel_values)
+    for one in models:
+        runs.append(partial(results, one, pixel_values))
+        tolerance = TOLERANCES[next(one.parameters()).dtype]
+        for got, right in zip(runs[-1](), expected, strict=True):
+            torch.testing.assert_close(got, right, rtol=0, atol=tolerance)
+    seconds = medians(*runs, rounds=rounds)
+    cells = [f"{1e3 * value:.0f} ({seconds[0] / value:.2f}x)" for value in seconds]
+    return f"| {prefix} | {' | '.join(cells)} |"
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--compile", action="store_true", help="torch.compile too: minutes")
+    parser.add_argument("--quick", action="store_true", help="small models and image")
+    options = parser.parse_args()
+    size, backbone = ((96, 128), "resnet18") if options.quick else ((800, 1066), "resnet50")
+    print(
+        f"One image of {size[0]} x {size[1]}, {backbone}, {torch.get_num_threads()} thread(s), "
+        f"{torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}\n"
+    )
+    columns = ["float32", "bfloat16"]
+    if options.compile:
+        columns += [f"{column} compiled" for column in columns]
+    print(f"| model | {' | '.join(columns)} |\n|---{'|---' * len(columns)}|")
+    for prefix in NAMES:
+        row = measure(prefix, backbone, size, options.compile, options.rounds)
+        print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()
