@@ -97,9 +97,9 @@ def make_images(count: int, width: int = 640, height: int = 480) -> list[Image.I
     return images
 
 
-def benchmark_processor(batch_size: int, rounds: int) -> None:
-    """Photographs of 640 x 480 to a normalised batch of 1066 x 800."""
-    images = make_images(batch_size)
+def benchmark_processor(batch_size: int, width: int, height: int, rounds: int) -> None:
+    """Photographs of 4 : 3 to a normalised batch of 1066 x 800."""
+    images = make_images(batch_size, width, height)
     ours, theirs = hf_detr.DetrImageProcessor(), transformers.DetrImageProcessor()
     got, expected = ours(images, return_tensors="pt"), theirs(images, return_tensors="pt")
     torch.testing.assert_close(got["pixel_values"], expected["pixel_values"], rtol=0, atol=1e-6)
@@ -109,7 +109,7 @@ def benchmark_processor(batch_size: int, rounds: int) -> None:
         lambda: theirs(images, return_tensors="pt"),
         rounds=rounds,
     )
-    report(f"image processor, {batch_size} images", *seconds)
+    report(f"image processor, {batch_size} x {width} x {height}", *seconds)
 
 
 # ---------------------------------------------------------------- end to end
@@ -222,8 +222,8 @@ def main() -> None:
         for batch_size, num_queries in [(2, 100), (2, 300), (16, 100), (16, 300)]:
             benchmark_loss(batch_size, num_queries, rounds)
     if "processor" in arguments.parts:
-        for batch_size in (1, 8):
-            benchmark_processor(batch_size, rounds)
+        for batch_size, width, height in [(1, 640, 480), (8, 640, 480), (1, 4000, 3000)]:
+            benchmark_processor(batch_size, width, height, rounds)
     if "model" in arguments.parts:
         ceiling = measure_ceiling()
         print(f"{'ceiling of this machine':34}{ceiling / 1e9:12.1f} GFLOP per CPU second")
