@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_detr.backbone import Backbone
-from hf_detr.folded_backbone import find_pairs, fold_pair
+from hf_detr.folded_backbone import find_pairs, fold_pair, has_fast_onednn
 
 from .test_backbone import image_for, make_backbone, plain_model
 from .tiny import padded_batch, tiny_detector
@@ -72,7 +72,7 @@ def test_dilated_last_stage() -> None:
         assert_close(backbone(image), expected)
 
 
-@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch has no oneDNN here")
+@pytest.mark.skipif(not has_fast_onednn(), reason="oneDNN isn't chosen on this processor")
 def test_small_kernels_on_one_thread() -> None:
     """Protects that 1 x 1 convolutions take oneDNN's kernel, which torch would choose on two."""
     backbone, image = seen_backbone("resnet50"), image_for("resnet50")
