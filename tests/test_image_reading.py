@@ -9,6 +9,7 @@ import PIL.Image
 import pytest
 import torch
 
+from hf_detr import image_reading
 from hf_detr.image_reading import read_images
 
 GENERATOR = np.random.default_rng(0)
@@ -109,6 +110,24 @@ def test_pil_modes(image, expected):
 def test_arrays_and_tensors_of_integers(image):
     """Protects layouts, strides, byte orders and integer types."""
     assert_same(read_one(image), chw(RGB))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "I;16", "F"])
+def test_strips_are_the_whole(mode, monkeypatch):
+    """Protects large images, read in strips: the last is shorter, or a row is too long."""
+    size = (7, 5)
+    numbers = np.random.default_rng(0).integers(0, 256, (5, 7), dtype=np.uint8)
+    if mode in ("I;16", "F"):
+        image = PIL.Image.fromarray(numbers.astype("u2" if mode == "I;16" else "f4"))
+    else:
+        image = PIL.Image.frombytes("RGB", size, numbers.repeat(3).tobytes()).convert(mode)
+    assert image.mode == mode
+    (whole,) = read_images(image)
+    monkeypatch.setattr(image_reading, "MANY_PIXELS", 34)
+    for pixels in (3, 14, 100):
+        monkeypatch.setattr(image_reading, "STRIP_PIXELS", pixels)
+        (strips,) = read_images(image)
+        torch.testing.assert_close(strips, whole, rtol=0, atol=0)
 
 
 def test_read_only_arrays_are_read_without_warning():
