@@ -6,8 +6,8 @@ from .embedded_model import embedded_model_folder
 
 DTYPES = ("float32", "bfloat16", "float16")
 DTYPE_HELP = (
-    "of weights and maps, default float32; bfloat16 takes about half the time on GPUs and on CPUs "
-    "with units for it, and much longer on others"
+    "of weights and maps, default as saved; bfloat16 takes about half the time on CPUs with units "
+    "for it, and much longer on others"
 )
 
 
@@ -36,7 +36,7 @@ def add_model_options(parser: argparse.ArgumentParser, several: bool = False) ->
 
 def add_dtype(parser: argparse.ArgumentParser) -> None:
     """Add `--dtype`, as `load_model` takes it."""
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help=DTYPE_HELP)
+    parser.add_argument("--dtype", choices=DTYPES, help=DTYPE_HELP)
 
 
 def add_threshold(parser: argparse.ArgumentParser) -> None:

@@ -38,7 +38,7 @@ class EvaluationArguments:
     batch_size: int = 8
     num_workers: int = field(default=0, metadata={"help": "Processes that load images."})
     device: str | None = field(default=None, metadata={"help": "Default: a GPU if there is one."})
-    dtype: str = field(default="float32", metadata={"choices": DTYPES, "help": DTYPE_HELP})
+    dtype: str | None = field(default=None, metadata={"choices": DTYPES, "help": DTYPE_HELP})
     json: Path | None = field(
         default=None,
         metadata={

@@ -154,7 +154,7 @@ def can_be_dilated(convolution: nn.Conv2d) -> bool:
     """Whether dilating does nothing but lead torch to oneDNN, which is a tenth or more faster.
 
     On one thread torch computes 1 x 1 convolutions of few images as a matrix product and copies,
-    unless they are strided or dilated. oneDNN is faster from AVX2 on.
+    unless they are strided or dilated. oneDNN is faster with AVX2 or more.
     """
     return (
         convolution.kernel_size == (1, 1)
@@ -164,7 +164,7 @@ def can_be_dilated(convolution: nn.Conv2d) -> bool:
 
 
 def has_fast_onednn() -> bool:
-    """Whether torch has oneDNN, on an x86 processor of its newer kernels."""
+    """Whether torch has oneDNN, and the processor AVX2 or more."""
     capability = torch.backends.cpu.get_cpu_capability()
     return torch.backends.mkldnn.is_available() and capability.startswith("AVX")
 

@@ -20,7 +20,7 @@ def load_model(
     name: str | os.PathLike[str],
     device: str | None = None,
     masks: bool | None = None,
-    dtype: str = "float32",
+    dtype: str | None = None,
 ) -> tuple[DetectionPreTrainedModel, DetrImageProcessor]:
     """Load a model in eval mode, and its image processor.
 
@@ -29,7 +29,8 @@ def load_model(
         device: where the model goes; None is a GPU if there is one, else the CPU.
         masks: True asks for a segmentation model; False takes the detector of one; None takes
             what was saved.
-        dtype: torch's name of what weights and maps become, such as "bfloat16".
+        dtype: torch's name of what weights and maps become, such as "bfloat16"; None keeps what
+            was saved.
 
     Raises:
         ValueError, OSError: if there is no such model, if it is another package's, if it has no
@@ -54,6 +55,6 @@ def load_model(
     processor = AutoImageProcessor.from_pretrained(name)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return model.to(device, getattr(torch, dtype)), processor
+        return model.to(device=device, dtype=dtype and getattr(torch, dtype)), processor
     except (RuntimeError, AssertionError) as error:  # torch has either for devices it lacks
         raise ValueError(f"the device {device!r} can't be used: {error}") from error

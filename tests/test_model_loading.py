@@ -23,7 +23,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_classes_that_were_saved(folder: Path) -> None:
+def test_classes_that_were_saved(folder: Path, tmp_path: Path) -> None:
     """Masks where there are some, unless they aren't wanted; weights in the type asked for."""
     for name, masks, expected in [
         ("detector", None, DetrForObjectDetection),
@@ -35,7 +35,11 @@ def test_classes_that_were_saved(folder: Path) -> None:
         assert type(model) is expected and not model.training
         assert type(processor) is DetrImageProcessor
         assert model.dtype == torch.float32
-    assert load_model(folder / "detector", "cpu", dtype="bfloat16")[0].dtype == torch.bfloat16
+    model, processor = load_model(folder / "detector", "cpu", dtype="bfloat16")
+    assert model.dtype == torch.bfloat16
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    assert load_model(tmp_path, "cpu")[0].dtype == torch.bfloat16
 
 
 def test_refusals(folder: Path, tmp_path: Path) -> None:
