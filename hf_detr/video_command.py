@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +59,12 @@ def _write(frames: "_Frames", parsed: argparse.Namespace, film: Path, lines: Pat
     """Write film and lines frame by frame; how often each class was found."""
     model, processor = load_model(parsed.model, parsed.device, dtype=parsed.dtype)
     id2label, counts = model.config.id2label, Counter()
-    parsed.output.mkdir(parents=True, exist_ok=True)
     results = stream_predictions(model, processor, frames, parsed.threshold, parsed.batch_size)
+    first = next(results)  # raises before an earlier run's files are written over
+    parsed.output.mkdir(parents=True, exist_ok=True)
     bar = tqdm(total=frames.total, unit="frame", delay=PROGRESS_AFTER, disable=None)
     with lines.open("w", encoding="utf-8") as records, _Film(film, frames.rate) as drawn, bar:
-        for index, result in results:  # in their order, since all are of one size
+        for index, result in chain([first], results):  # in their order, since all are of one size
             pixels, pts, time_base = frames.waiting.pop(index)
             record = describe(result, id2label)
             counts.update(found["label"] for found in record["objects"])

@@ -74,6 +74,22 @@ def test_stops_where_it_is_told(garments: np.ndarray, tmp_path: Path) -> None:
         assert len(list(container.decode(video=0))) == 3
 
 
+def test_a_film_without_pictures_leaves_earlier_results(
+    garments: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Nothing is written before the first frame has been read."""
+    film, output = tmp_path / "clip.avi", tmp_path / "output"
+    write_film(film, garments)
+    whole = film.read_bytes()
+    film.write_bytes(whole[: whole.index(b"movi") + 4])
+    output.mkdir()
+    (output / "clip.jsonl").write_text("of an earlier run")
+    assert main([str(film), "--output", str(output)]) == 1
+    assert capsys.readouterr().err
+    assert [path.name for path in output.iterdir()] == ["clip.jsonl"]
+    assert (output / "clip.jsonl").read_text() == "of an earlier run"
+
+
 def test_what_is_no_film(
     tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
