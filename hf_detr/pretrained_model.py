@@ -99,6 +99,10 @@ class DetectionPreTrainedModel(PreTrainedModel):
         with without_auxiliary_loss(self):
             return super().push_to_hub(*args, **kwargs)
 
+    def get_input_embeddings(self) -> nn.Module:
+        """Nothing is looked up in a table, but PEFT asks, and looks for its weights elsewhere."""
+        return nn.Identity()
+
     @property
     def detection_transformer(self) -> PreTrainedModel:
         """The model without any heads, which this one is or holds."""
