@@ -12,10 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 Pair = tuple[str, str]  # names of a convolution and of the norm that follows it
+
+# Others' modules, such as PEFT's adapters, may switch by attributes, whose changes a copy misses.
+KNOWN_PACKAGES = ("torch", "timm", __package__)
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ class FoldedBackbone:
     def network_for(self, network: nn.Module, pixel_values: Tensor) -> nn.Module:
         """The folded copy of `network`, or `network` itself where it can't be folded."""
         modules = list(network.modules())
-        if not all(_is_plain(module) for module in modules):
+        if _has_any_global_hook() or not all(_is_plain(module) for module in modules):
             return network
         # Much faster than parameters() and buffers(), which also make names.
         tensors = [tensor for module in modules for tensor in _own_tensors(module)]
@@ -99,12 +103,12 @@ def find_pairs(
     computes its weights, is used twice or has another reader is left alone.
     """
     on_meta = {id(tensor): _to_meta(tensor) for tensor in tensors}
-    dummy = copy.deepcopy(network, dict(on_meta))
     calls = _Calls()
     try:
+        dummy = copy.deepcopy(network, dict(on_meta))
         with calls:
             features = dummy(torch.empty_like(pixel_values, device="meta"))
-    except Exception:  # a network that needs values to run; it stays as it is
+    except Exception:  # a network that needs values to run, or keeps results; it stays as it is
         return []
     weights = {id(m.weight): name for name, m in dummy.named_modules() if isinstance(m, nn.Conv2d)}
     means = {id(m.running_mean): name for name, m in dummy.named_modules() if type(m) in norm_types}
@@ -171,7 +175,7 @@ def has_fast_onednn() -> bool:
 
 def fold_pair(convolution: nn.Conv2d, norm: nn.Module) -> tuple[Tensor, Tensor]:
     """Weight and bias that do what a convolution and a norm do, in the convolution's dtype."""
-    dtype = torch.promote_types(convolution.weight.dtype, torch.float32)
+    dtype = _at_least_float32(convolution.weight)
     scale = norm.weight.to(dtype) * (norm.running_var.to(dtype) + norm.eps).rsqrt()
     bias = norm.bias - norm.running_mean * scale
     if convolution.bias is not None:
@@ -182,7 +186,7 @@ def fold_pair(convolution: nn.Conv2d, norm: nn.Module) -> tuple[Tensor, Tensor]:
 
 def _is_plain(module: nn.Module) -> bool:
     """Whether a module only does what its class says: a copy could not call others' hooks."""
-    return not (
+    return type(module).__module__.partition(".")[0] in KNOWN_PACKAGES and not (
         module.training
         or module._forward_hooks
         or module._forward_pre_hooks
@@ -214,18 +218,23 @@ def _is_current(made: Made, parts: list[nn.Module | Tensor]) -> bool:
 
 
 def _contents(tensors: list[Tensor]) -> list:
-    """What changes when the tensors do: place, version, type, and sums.
+    """What changes when the tensors do: place, version, type, sums, and some values.
 
     Writing through `.data` moves no version, but the sums; adding up ResNet-50's weights takes a
-    three-hundredth of the time that it needs for a large image. The many vectors are added up
-    together, exactly enough to tell them.
+    three-hundredth of the time that it needs for a large image. Where values only change places,
+    the first row tells it; the vectors, which are small, are compared whole.
     """
+    if not tensors:
+        return []
     places = [(tensor.data_ptr(), tensor._version, tensor.dtype) for tensor in tensors]
-    vectors = [tensor for tensor in tensors if tensor.ndim == 1]
-    sums = [tensor.sum().item() for tensor in tensors if tensor.ndim != 1]
-    if vectors:
-        sums.append(torch.cat(vectors).sum(dtype=torch.float64).item())
-    return [places, sums]
+    large = [tensor for tensor in tensors if tensor.ndim > 1]
+    sums = [tensor.sum(dtype=_at_least_float32(tensor)).item() for tensor in large]
+    values = [tensor[:1].flatten() if tensor.ndim > 1 else tensor.flatten() for tensor in tensors]
+    return [places, sums, hash(torch.cat(values).view(torch.uint8).numpy().tobytes())]
+
+
+def _at_least_float32(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
 
 
 def _to_meta(tensor: Tensor) -> Tensor:

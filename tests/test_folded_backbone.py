@@ -138,6 +138,10 @@ def changed(backbone: Backbone, how: str) -> Backbone:
         weight.mul_(2)
     elif how == "through .data":
         weight.data.mul_(2)
+    elif how == "places through .data":
+        weight.data.copy_(weight.data.flip(1))
+    elif how == "norm's places through .data":
+        network.bn1.running_mean.data.copy_(network.bn1.running_mean.data.flip(0))
     elif how == "other data":
         weight.data = weight * 2
     elif how == "other parameter":
@@ -163,6 +167,7 @@ def changed(backbone: Backbone, how: str) -> Backbone:
 
 
 CHANGES = [
+    *("places through .data", "norm's places through .data"),
     *("in place", "through .data", "other data", "other parameter", "running mean"),
     *("load_state_dict", "optimiser", "double", "other module", "other activation", "hook"),
 ]
@@ -192,6 +197,63 @@ def test_bfloat16() -> None:
         assert backbone.folded.made.sources
     assert all(feature.dtype == torch.bfloat16 for feature in got)
     assert_close([feature.float() for feature in got], exact, tolerance=0.03)
+
+
+@torch.no_grad()
+def test_small_changes_in_bfloat16_are_noticed() -> None:
+    """Protects scaling through `.data` by less than half precision would round sums to."""
+    backbone, image = seen_backbone("resnet18"), image_for("resnet18").bfloat16()
+    backbone.bfloat16()
+    weights = [m.weight for m in backbone.modules() if isinstance(m, nn.Conv2d)]
+    for weight in weights:
+        backbone(image)
+        before = backbone.folded.made
+        weight.data.mul_(1.004)
+        backbone(image)
+        assert backbone.folded.made is not before
+
+
+def test_network_that_keeps_results() -> None:
+    """Protects inference after a forward with gradients, whose results can't be copied."""
+    backbone, image = seen_backbone("tiny_vit_5m_224"), image_for("tiny_vit_5m_224")
+    expected = backbone(image)
+    with torch.no_grad():
+        assert_close(backbone(image), expected)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT's own
+def test_adapters() -> None:
+    """Protects PEFT's adapters: switched off and merged, no copy of before goes on."""
+    peft = pytest.importorskip("peft")
+    settings = peft.LoraConfig(r=4, target_modules=["conv1"], init_lora_weights=False)
+    model = peft.get_peft_model(tiny_detector(backbone="resnet18"), settings).eval()
+    backbone, image = model.base_model.model.model.backbone, image_for("resnet18")
+
+    def checked() -> Tensor:
+        expected = backbone(image)
+        with torch.no_grad():
+            got = backbone(image)
+        assert_close(got, expected)
+        return got[-1]
+
+    adapted = checked()
+    with model.disable_adapter():
+        assert not torch.allclose(checked(), adapted)
+    model.merge_adapter()
+    torch.testing.assert_close(checked(), adapted, atol=1e-4 * adapted.abs().max(), rtol=0)
+
+
+def test_hooks_on_all_modules() -> None:
+    """Protects tools that watch every module: they see those of the network, and no copies."""
+    backbone, image = seen_backbone("resnet18"), image_for("resnet18")
+    called = []
+    handle = nn.modules.module.register_module_forward_hook(lambda m, *_: called.append(m))
+    try:
+        with torch.no_grad():
+            backbone(image)
+    finally:
+        handle.remove()
+    assert called and set(called) <= set(backbone.modules())
 
 
 def test_weights_are_untouched() -> None:
