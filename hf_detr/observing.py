@@ -3,6 +3,7 @@
 `observe` gives an `Observation` of each image, which `plots` draws.
 """
 
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -17,9 +18,8 @@ from .box_ops import box_cxcywh_to_xyxy
 from .detection_transformer import ObjectDetector
 from .feature_pyramid import token_centers
 from .image_processing_detr import DetrImageProcessor
-from .image_reading import read_images
 from .observation import Layers, Observation
-from .prediction import in_eval_mode
+from .prediction import in_eval_mode, read_for
 from .segmentation import Segmenter
 
 
@@ -43,7 +43,7 @@ def observe(
         ValueError: if an image can't be used.
     """
     detector = _detector(model)
-    pictures = read_images(images, blend_alpha=bool(processor.do_convert_rgb))
+    pictures = read_for(processor, images)
     inputs = processor(pictures, input_data_format="channels_first", return_tensors="pt")
     with torch.no_grad(), in_eval_mode(model), _separate_parts(detector) as parts:
         states = detector.model(
@@ -76,7 +76,7 @@ def observe(
         own["boxes_xyxy"] = own["boxes_xyxy"] * torch.tensor([width, height, width, height])
         observations.append(
             Observation(
-                picture.cpu(),
+                _to_draw(picture),
                 detector.config.id2label,
                 spatial_shapes=pyramid.spatial_shapes,
                 **own,
@@ -136,10 +136,12 @@ def _detector(model: Any) -> ObjectDetector:
 def _separate_parts(detector: ObjectDetector) -> Iterator[list[tuple[Tensor, Tensor]]]:
     """Within it, decoder layers that compare content and place separately add both to a list."""
     parts: list[tuple[Tensor, Tensor]] = []
+    own_thread = threading.get_ident()
 
     def keep(attention: ProjectedAttention, arguments: tuple) -> None:
         query, key, _, mask, return_weights = arguments
-        if return_weights:
+        # Other threads' images pass through the same model, a web page's for example.
+        if return_weights and threading.get_ident() == own_thread:
             heads = (attention.num_heads, 2, -1)  # within a head first content, then place
             content, place = query.unflatten(-1, heads).unbind(-2)
             nothing = torch.zeros_like(content)
@@ -164,6 +166,14 @@ def _separate_parts(detector: ObjectDetector) -> Iterator[list[tuple[Tensor, Ten
                 handle = layer.encoder_attn.register_forward_pre_hook(keep)
                 stack.callback(handle.remove)
         yield parts
+
+
+def _to_draw(picture: Tensor) -> Tensor:
+    """uint8, or floats in [0, 1]: what the processor may take as it is needn't be."""
+    if not picture.is_floating_point():
+        return picture.cpu()
+    low, high = (float(value) for value in picture.aminmax())
+    return (picture / 255 if low >= 0 and high > 1 else picture).clamp(0, 1).cpu()
 
 
 def _of_image(value: Tensor | Layers | None, index: int) -> Any:

@@ -109,22 +109,32 @@ def stream_predictions(
 def in_eval_mode(model: nn.Module) -> Iterator[None]:
     """Put a model into eval mode, and each of its parts back into the mode that it was in."""
     modes = [(module, module.training) for module in model.modules()]
+    if not any(was_training for _, was_training in modes):
+        yield  # as it is: the call would drop what inference keeps
+        return
     model.eval()
     try:
         yield
     finally:
+        model.train()  # which drops it
         # One by one: parts that are frozen may have been in eval mode in training too.
         for module, was_training in modes:
             module.training = was_training
 
 
-def _prepare(processor: DetrImageProcessor, image: Any, index: int) -> _Prepared:
-    pixels = read_images(
-        [image],
+def read_for(processor: DetrImageProcessor, images: Any, first_index: int = 0) -> list[Tensor]:
+    """Images (3, H, W) as `processor` would read them itself, for it and for their sizes."""
+    return read_images(
+        images,
         unit_floats=processor.do_rescale,
+        check_range=processor.do_rescale or processor.do_normalize,
         blend_alpha=bool(processor.do_convert_rgb),
-        first_index=index,
+        first_index=first_index,
     )
+
+
+def _prepare(processor: DetrImageProcessor, image: Any, index: int) -> _Prepared:
+    pixels = read_for(processor, [image], index)
     if len(pixels) != 1:
         raise ValueError(f"image {index} holds {len(pixels)} images; give them one by one.")
     inputs = processor(pixels, input_data_format="channels_first", return_tensors="pt")

@@ -1,5 +1,7 @@
 """Observing leaves the model as it was and keeps what its forward pass gave."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 import transformers
@@ -55,6 +57,22 @@ def test_half_precision(variant: str, dtype: torch.dtype) -> None:
     [seen] = observe(tiny_detector(variant).to(dtype), processor, image)
     assert seen.boxes_xyxy.dtype == seen.encoder_attentions[0].dtype == torch.float32
     torch.testing.assert_close(seen.boxes_xyxy, exact.boxes_xyxy, atol=8, rtol=0)
+
+
+def test_observing_in_several_threads() -> None:
+    """Protects a web page's users from each other: every thread keeps its own image's attention."""
+    model, processor = tiny_detector("conditional_detr"), make_processor("conditional_detr")
+    images = [image[:, :64, :64] for image in some_images()]
+    expected = [observe(model, processor, image)[0] for image in images]
+    with ThreadPoolExecutor(4) as pool:
+        indices = [index % len(images) for index in range(24)]
+        seen = list(pool.map(lambda index: observe(model, processor, images[index])[0], indices))
+    for index, one in zip(indices, seen, strict=True):
+        for name in ("content_attentions", "place_attentions"):
+            got, wanted = getattr(one, name), getattr(expected[index], name)
+            assert len(got) == len(wanted)
+            for layer, other in zip(got, wanted, strict=True):
+                torch.testing.assert_close(layer, other)
 
 
 def test_without_attention_there_are_predictions_only(variant: str) -> None:

@@ -11,6 +11,7 @@ from torch.testing import assert_close
 
 from hf_detr import DetrImageProcessor, predict, stream_predictions
 from hf_detr.detection_transformer import ObjectDetector
+from hf_detr.observing import observe
 from hf_detr.prediction import WAITING_BATCHES, in_eval_mode
 from hf_detr.segmentation import Segmenter
 
@@ -126,3 +127,38 @@ def test_modes_come_back() -> None:
     with in_eval_mode(model):
         assert not any(module.training for module in model.modules())
     assert [module.training for module in model.modules()] == [True, True, False]
+
+
+def test_what_inference_keeps() -> None:
+    """Protects the folded backbone from being made anew by each call, and training from it."""
+    model, processor = tiny_detector("detr"), DetrImageProcessor(size=SIZE)
+    folded, image = model.model.backbone.folded, np.zeros((40, 50, 3), np.uint8)
+    predict(model, processor, image)
+    made = folded.made
+    assert made is not None
+    predict(model, processor, image)
+    assert folded.made is made
+    predict(model.train(), processor, image)
+    assert folded.made is None
+
+
+@pytest.mark.parametrize("do_normalize", [True, False])
+def test_images_are_read_as_the_processor_reads_them(do_normalize: bool) -> None:
+    """Protects floats that aren't rescaled: 0 … 255 with such a mean, or normalised before."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(256, (3, 40, 50), generator=generator).float()
+    statistics = {"image_mean": [123.0, 117.0, 104.0], "image_std": [58.0, 57.0, 57.0]}
+    processor = DetrImageProcessor(
+        size=SIZE, do_rescale=False, do_normalize=do_normalize, **statistics
+    )
+    if not do_normalize:
+        image = image / 58 - 2
+    model = tiny_detector("detr")
+    with torch.no_grad():
+        outputs = model(**processor(image, return_tensors="pt"))
+    [expected] = processor.post_process_object_detection(outputs, 0, [(40, 50)])
+    [found] = predict(model, processor, image, threshold=0)
+    [seen] = observe(model, processor, image)
+    assert_close(found["boxes"], expected["boxes"], atol=1e-3, rtol=0)
+    assert_close(seen.boxes_xyxy, expected["boxes"], atol=1e-3, rtol=0)
+    assert seen.image.min() >= 0 and 0.5 < seen.image.max() <= 1
