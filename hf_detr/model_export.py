@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 from transformers.image_utils import SizeDict
 
-from .command_options import add_model_options, size_hw
+from .command_options import add_dtype, add_model_options, size_hw
 from .image_processing_detr import DetrImageProcessor
 from .image_settings import resized_hw
 from .model_loading import load_model
@@ -93,7 +93,7 @@ def export_model(
         overwrite: replace a file that is there.
 
     Raises:
-        ValueError: for another ending, if torch can't export the model, or not with free height and
+        ValueError: for another ending, if the model can't be exported, or not with free height and
             width, and if the file would give other results; nothing is written then.
         FileExistsError: if there is a file already.
         ImportError: if ONNX's packages are missing.
@@ -116,15 +116,18 @@ def export_model(
             warnings.simplefilter("ignore")  # the exporter's own making; the check says more
             try:
                 export(graph, unfinished, fixed_hw)
+                run = load(unfinished)
             except Exception as error:  # of many kinds, by what a backbone does
-                raise ValueError(f"torch can't export the model: {str(error)[:1000]}") from error
-        difference = _largest_difference(graph, load(unfinished), shapes)
+                raise ValueError(
+                    f"the model can't be exported as it is, in {model.dtype}: {str(error)[:1000]}"
+                ) from error
+        difference = _largest_difference(graph, run, shapes)
         if not difference <= tolerance:  # NaN isn't either
             raise ValueError(
                 f"the exported graph's outputs differ from the model's by up to {difference:.2g}, "
                 f"more than {tolerance:.2g}; nothing was written."
             )
-        num_bytes = unfinished.stat().st_size
+        num_bytes = sum(file.stat().st_size for file in unfinished.parent.iterdir())
     return ExportReport(str(path), INPUTS, graph.outputs, difference, shapes, num_bytes)
 
 
@@ -229,12 +232,14 @@ def _largest_difference(graph: Graph, run: Run, shapes: tuple[tuple[int, int, in
 
 @contextmanager
 def _unfinished(path: Path) -> Iterator[Path]:
-    """A file beside the final one, which takes its place if all goes well."""
+    """A file in a folder of its own, all of which takes its place if all goes well."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
         unfinished = Path(folder) / path.name
         yield unfinished
-        os.replace(unfinished, path)
+        # Beside a large ONNX file are its weights, which it needs: they come before it.
+        for file in sorted(Path(folder).iterdir(), key=lambda file: file == unfinished):
+            os.replace(file, path.parent / file.name)
 
 
 def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
@@ -244,7 +249,7 @@ def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
     if parsed.target.suffix not in SUFFIXES:
         parser.error(f"{parsed.target} must end with {' or '.join(SUFFIXES)}")
     try:
-        model, processor = load_model(parsed.model, parsed.device or "cpu")
+        model, processor = load_model(parsed.model, parsed.device or "cpu", dtype=parsed.dtype)
         settings = parsed.size, parsed.tolerance, parsed.overwrite
         report = export_model(model, parsed.target, processor, *settings)
     except (ValueError, OSError, ImportError) as error:
@@ -272,6 +277,7 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     )
     parser.add_argument("target", type=Path, help="file to write: model.onnx or model.pt2")
     add_model_options(parser)
+    add_dtype(parser)
     parser.add_argument(
         "--size",
         type=size_hw,

@@ -1,6 +1,7 @@
 """Exported files of every variant run at other sizes, or aren't written."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from torch.testing import assert_close
 
 from hf_detr import DetrImageProcessor
-from hf_detr.model_export import Graph, export_model, main
+from hf_detr.model_export import Graph, _unfinished, export_model, main
 
 from .tiny import padded_batch, tiny_detector
 
@@ -86,6 +87,39 @@ def test_wrong_files_are_not_kept(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="outputs differ .* nothing was written"):
         export_model(model, path, fixed_hw=(64, 64), tolerance=-1.0, overwrite=True)
     assert path.read_text() == "older" and list(tmp_path.iterdir()) == [path]
+
+
+@torch.no_grad()
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the exporter's own making
+def test_half_precision_that_onnxruntime_cannot_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """A model saved in bfloat16 is refused in words, and exported in float32 when asked for."""
+    pytest.importorskip("onnxscript", reason="ONNX export needs onnxscript")
+    pytest.importorskip("onnxruntime", reason="checking ONNX needs onnxruntime")
+    folder, path = tmp_path / "model", tmp_path / "files" / "model.onnx"
+    tiny_detector("detr", encoder_layers=1, decoder_layers=1).bfloat16().save_pretrained(folder)
+    DetrImageProcessor(size={"height": 64, "width": 96}).save_pretrained(folder)
+    given = [str(path), "--model", str(folder), "--size", "64x96"]
+    assert main(given) == 1
+    assert "in torch.bfloat16" in capsys.readouterr().err
+    assert not list(path.parent.iterdir())
+    assert main([*given, "--dtype", "float32"]) == 0
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_weights_beside_the_file(tmp_path: Path) -> None:
+    """Files of large models come with their weights; neither is there if all doesn't go well."""
+    path = tmp_path / "model.onnx"
+    for fails in (True, False):
+        with suppress(InterruptedError), _unfinished(path) as unfinished:
+            unfinished.write_text("graph")
+            unfinished.with_name("model.onnx.data").write_text("weights")
+            if fails:
+                raise InterruptedError
+        expected = set() if fails else {"model.onnx", "model.onnx.data"}
+        assert {file.name for file in tmp_path.iterdir()} == expected
 
 
 def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
