@@ -7,6 +7,7 @@ which takes seconds, and a list of commands or a misspelt one shouldn't wait for
 import argparse
 import importlib
 import sys
+from contextlib import suppress
 
 # Module with `main(arguments, prog)`, which returns the exit status, and what it does
 COMMANDS = {
@@ -31,6 +32,8 @@ exit status:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command that the command line names; return the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    with suppress(AttributeError):  # where it is no terminal, file or pipe
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files can be any bytes
     parser = argparse.ArgumentParser(
         prog="hf-detr",
         description="DETR, Conditional DETR and Deformable DETR on the command line.",

@@ -21,8 +21,10 @@ from .prediction_command import describe
 
 try:
     import av
+
+    FILM_ERRORS = (av.error.FFmpegError,)
 except ImportError:  # the command says so, nothing else needs it
-    av = None
+    av, FILM_ERRORS = None, ()
 
 DESCRIPTION = """Find objects in every frame of a film; write the film with them drawn, and a file
 with one line of JSON per frame: its number, its time in seconds and the objects."""
@@ -46,7 +48,7 @@ def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
             raise ValueError(f"{film} would be written over what is read; give another --output.")
         frames = _Frames(parsed.film, parsed.most_frames)
         counts = _write(frames, parsed, film, lines)
-    except (ValueError, OSError) as error:  # PyAV's errors are either
+    except (ValueError, OSError, *FILM_ERRORS) as error:
         print(f"ERROR: {error}", file=sys.stderr)
         return 1
     found = ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "nothing"
@@ -68,7 +70,7 @@ def _write(frames: "_Frames", parsed: argparse.Namespace, film: Path, lines: Pat
             pixels, pts, time_base = frames.waiting.pop(index)
             record = describe(result, id2label)
             counts.update(found["label"] for found in record["objects"])
-            time = None if pts is None else round(float(pts * time_base), 4)
+            time = round(float(pts * time_base), 4)
             records.write(json.dumps({"frame": index, "time": time, **record}) + "\n")
             drawn.add(np.asarray(draw_predictions(pixels, result, id2label)), pts, time_base)
             bar.update()
@@ -84,10 +86,10 @@ class _Frames:
             raise ValueError(f"{name} holds no pictures.")
         self.stream = self.container.streams.video[0]
         self.stream.thread_type = "AUTO"
-        self.rate = self.stream.average_rate or 25
+        self.rate = Fraction(self.stream.average_rate or 25)
         self.most_frames = most_frames
         self.total = most_frames or self.stream.frames or None  # some formats don't tell
-        self.waiting: dict[int, tuple[np.ndarray, int | None, Fraction]] = {}
+        self.waiting: dict[int, tuple[np.ndarray, int, Fraction]] = {}
         self.count = 0
 
     def __iter__(self) -> Iterator[np.ndarray]:
@@ -102,7 +104,10 @@ class _Frames:
                 if pixels.shape != (size or pixels.shape):
                     raise ValueError(f"frame {self.count} has another size than those before it.")
                 size = pixels.shape
-                self.waiting[self.count] = pixels, frame.pts, frame.time_base
+                time = (frame.pts, frame.time_base)
+                if frame.pts is None:  # as in a camera's raw stream
+                    time = (self.count, 1 / self.rate)
+                self.waiting[self.count] = pixels, *time
                 self.count += 1
                 yield pixels
         if not self.count:
@@ -121,13 +126,12 @@ class _Film:
     def __enter__(self) -> "_Film":
         return self
 
-    def add(self, pixels: np.ndarray, pts: int | None, time_base: Fraction) -> None:
+    def add(self, pixels: np.ndarray, pts: int, time_base: Fraction) -> None:
         """Add a frame (H, W, 3) at its own time, which need not be regular."""
         height, width = (side // 2 * 2 for side in pixels.shape[:2])  # the format has no odd sides
         if not self.stream.codec_context.is_open:  # it opens with the first frame
             self.stream.height, self.stream.width = height, width
-            if pts is not None:
-                self.stream.codec_context.time_base = time_base
+            self.stream.codec_context.time_base = time_base
         frame = av.VideoFrame.from_ndarray(
             np.ascontiguousarray(pixels[:height, :width]), format="rgb24"
         )

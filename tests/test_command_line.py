@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +43,19 @@ def test_list_of_commands_waits_for_nothing() -> None:
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert all(name in done.stdout for name in COMMANDS)
+
+
+def test_any_name_of_a_file_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Names that are no text in any encoding are told with escapes, and stop nothing."""
+    image = REPOSITORY / "examples" / "images" / "garments.jpg"
+    try:
+        shutil.copy(image, os.fsencode(tmp_path) + b"/caf\xe9.jpg")
+    except OSError:
+        pytest.skip("this file system takes names in Unicode only")
+    assert main(["predict", str(tmp_path), "--output", str(tmp_path / "output")]) == 0
+    assert "caf\\udce9.jpg: " in capsys.readouterr().out
+    report = json.loads((tmp_path / "output" / "predictions.json").read_text())
+    assert os.fsencode(report["images"][0]["file"]).endswith(b"caf\xe9.jpg")
 
 
 def test_runs_as_a_program(tmp_path: Path) -> None:

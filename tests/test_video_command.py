@@ -90,6 +90,27 @@ def test_a_film_without_pictures_leaves_earlier_results(
     assert (output / "clip.jsonl").read_text() == "of an earlier run"
 
 
+def test_frames_without_times(garments: np.ndarray, tmp_path: Path) -> None:
+    """A camera's raw stream, which has a rate alone, lasts as long as it should."""
+    if "libx264" not in av.codecs_available:
+        pytest.skip("this PyAV can't write H.264, whose raw streams have no times")
+    with av.open(tmp_path / "raw.h264", "w", format="h264") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.height, stream.width, stream.pix_fmt = *garments.shape[:2], "yuv420p"
+        for _ in TIMES:
+            frame = av.VideoFrame.from_ndarray(garments, format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    with av.open(tmp_path / "raw.h264") as container:
+        assert {frame.pts for frame in container.decode(video=0)} == {None}
+    assert main([str(tmp_path / "raw.h264"), "--output", str(tmp_path)]) == 0
+    lines = (tmp_path / "raw.jsonl").read_text().splitlines()
+    assert [json.loads(line)["time"] for line in lines] == [0, 0.04, 0.08, 0.12, 0.16]
+    with av.open(tmp_path / "raw.mp4") as container:
+        times = [frame.time for frame in container.decode(video=0)]
+    np.testing.assert_allclose(times, [0, 0.04, 0.08, 0.12, 0.16], atol=1e-3)
+
+
 def test_what_is_no_film(
     tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,6 +119,8 @@ def test_what_is_no_film(
     text.write_text("no film")
     given = ["--output", str(tmp_path)]
     assert main([str(tmp_path / "none.avi"), *given]) == 1
+    assert "none.avi" in capsys.readouterr().err
+    assert main(["nothing://none.avi", *given]) == 1  # of PyAV's own kind
     assert "none.avi" in capsys.readouterr().err
     assert main([str(text), *given]) == 1
     assert "note.avi" in capsys.readouterr().err
