@@ -64,8 +64,7 @@ def _is_flag(value: Any) -> bool:
 
 
 def _is_finite(value: Any) -> bool:
-    kind = type(value)
-    return (kind is float or kind is int) and math.isfinite(value)
+    return is_integer(value) or (type(value) is float and math.isfinite(value))
 
 
 def with_boxes(

@@ -117,7 +117,7 @@ def read_coco_panoptic(
 def _read_json(file: StrPath, keys: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
     try:
         content = json.loads(Path(file).read_bytes())
-    except ValueError as error:  # also what isn't UTF-8
+    except (ValueError, RecursionError) as error:  # also what isn't UTF-8
         raise ValueError(f"{file} is no JSON: {error}.") from error
     for key in keys:
         values = content.get(key) if isinstance(content, dict) else None

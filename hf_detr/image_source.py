@@ -14,8 +14,15 @@ from tqdm.auto import tqdm
 from .annotation_table import PackedValues, Problem
 from .image_reading import EXIF_ORIENTATION, read_images
 
-# What PIL raises for files that aren't there, aren't images, break off or are far too large.
-READING_ERRORS = (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError)
+# What PIL raises for files that aren't there, aren't images, break off or are far too large; the
+# fourth by its AVIF reader.
+READING_ERRORS = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    RuntimeError,
+    PIL.Image.DecompressionBombError,
+)
 
 
 class ImageSource(Protocol):
@@ -130,7 +137,7 @@ def fill_in_sizes_hw(
     bar = tqdm(sizes_hw, total=len(source), desc="image sizes", unit="image", disable=None)
     return [
         (height, width)
-        if all(type(value) is int and value > 0 for value in (height, width))
+        if all(type(value) is int and 0 < value < 2**63 for value in (height, width))
         else image_size_hw(source, index, problems)
         for index, (height, width) in enumerate(bar)
     ]

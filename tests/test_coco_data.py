@@ -83,6 +83,9 @@ def test_broken_structure_is_refused(tmp_path: Path, changes: dict, message: str
 def test_broken_json_is_refused_with_its_line(tmp_path: Path):
     """Protects the search in files of many megabytes."""
     file, folder = write_coco(tmp_path, [entry(1)])
+    file.write_text("[" * 200_000)
+    with pytest.raises(ValueError, match="annotations.json is no JSON"):
+        read_coco(file, folder)
     file.write_text('{"images": [],\n "annotations": [,]}')
     with pytest.raises(ValueError, match="annotations.json is no JSON: .*line 2 column"):
         read_coco(file, folder)

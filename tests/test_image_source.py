@@ -83,6 +83,13 @@ def test_unreadable_images_are_named(tmp_path: Path):
             read_pixels(folder, index)
     with pytest.raises(ValueError, match="32-bit floats"):
         read_pixels(folder, 3)
+    if PIL.features.check("avif"):  # whose reader has errors of its own
+        write_image(tmp_path / "broken.avif")
+        content = (tmp_path / "broken.avif").read_bytes()
+        start = content.index(b"mdat") + 4
+        (tmp_path / "broken.avif").write_bytes(content[:start] + bytes(len(content) - start))
+        with pytest.raises(ValueError, match="broken.avif can't be read"):
+            read_pixels(ImageFolder(tmp_path, ["broken.avif"]), 0)
     problems: list = []
     assert [image_size_hw(folder, i, problems) for i in range(3)] == [(0, 0), (40, 50), (0, 0)]
     assert [(p.image, p.is_fatal) for p in problems] == [(0, True), (2, True)]
