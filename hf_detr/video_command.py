@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 from tqdm.auto import tqdm
 
 from .command_options import add_dtype, add_model_options, add_threshold, make_parser, positive
@@ -46,7 +47,7 @@ def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
             raise ValueError("PyAV isn't installed; pip install 'hf_detr[video]' brings it.")
         if Path(parsed.film).resolve() in (film.resolve(), lines.resolve()):
             raise ValueError(f"{film} would be written over what is read; give another --output.")
-        frames = _Frames(parsed.film, parsed.most_frames)
+        frames = _Frames(_address(parsed.film), parsed.most_frames)
         counts = _write(frames, parsed, film, lines)
     except (ValueError, OSError, *FILM_ERRORS) as error:
         print(f"ERROR: {error}", file=sys.stderr)
@@ -67,14 +68,19 @@ def _write(frames: "_Frames", parsed: argparse.Namespace, film: Path, lines: Pat
     bar = tqdm(total=frames.total, unit="frame", delay=PROGRESS_AFTER, disable=None)
     with lines.open("w", encoding="utf-8") as records, _Film(film, frames.rate) as drawn, bar:
         for index, result in chain([first], results):  # in their order, since all are of one size
-            pixels, pts, time_base = frames.waiting.pop(index)
+            picture, pts, time_base = frames.waiting.pop(index)
             record = describe(result, id2label)
             counts.update(found["label"] for found in record["objects"])
             time = round(float(pts * time_base), 4)
             records.write(json.dumps({"frame": index, "time": time, **record}) + "\n")
-            drawn.add(np.asarray(draw_predictions(pixels, result, id2label)), pts, time_base)
+            drawn.add(np.asarray(draw_predictions(picture, result, id2label)), pts, time_base)
             bar.update()
     return counts
+
+
+def _address(film: str) -> str:
+    """What FFmpeg takes for a file even if it has a colon in its name."""
+    return str(Path(film).absolute()) if Path(film).exists() else film
 
 
 class _Frames:
@@ -89,10 +95,10 @@ class _Frames:
         self.rate = Fraction(self.stream.average_rate or 25)
         self.most_frames = most_frames
         self.total = most_frames or self.stream.frames or None  # some formats don't tell
-        self.waiting: dict[int, tuple[np.ndarray, int, Fraction]] = {}
+        self.waiting: dict[int, tuple[PIL.Image.Image, int, Fraction]] = {}
         self.count = 0
 
-    def __iter__(self) -> Iterator[np.ndarray]:
+    def __iter__(self) -> Iterator[PIL.Image.Image]:
         size = None
         with self.container:
             for frame in self.container.decode(self.stream):
@@ -100,16 +106,19 @@ class _Frames:
                     return
                 # Telephones write frames as the sensor lies, and the angle beside them.
                 pixels = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
-                pixels = np.ascontiguousarray(pixels)
-                if pixels.shape != (size or pixels.shape):
+                # No array, whose rows could be taken for channels in a film of three.
+                picture = PIL.Image.fromarray(np.ascontiguousarray(pixels))
+                if min(picture.size) < 2:
+                    raise ValueError("the film is one pixel wide or high; 2 are needed.")
+                if picture.size != (size or picture.size):
                     raise ValueError(f"frame {self.count} has another size than those before it.")
-                size = pixels.shape
+                size = picture.size
                 time = (frame.pts, frame.time_base)
                 if frame.pts is None:  # as in a camera's raw stream
                     time = (self.count, 1 / self.rate)
-                self.waiting[self.count] = pixels, *time
+                self.waiting[self.count] = picture, *time
                 self.count += 1
-                yield pixels
+                yield picture
         if not self.count:
             raise ValueError("the film has no frame that can be read.")
 

@@ -111,6 +111,18 @@ def test_frames_without_times(garments: np.ndarray, tmp_path: Path) -> None:
     np.testing.assert_allclose(times, [0, 0.04, 0.08, 0.12, 0.16], atol=1e-3)
 
 
+def test_narrow_films(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Three rows are no channels, and a film of one can't be written."""
+    for height in (1, 3):
+        frames = [PIL.Image.new("RGB", (64, height), color) for color in ("red", "green")]
+        frames[0].save(tmp_path / f"{height}.gif", save_all=True, append_images=frames[1:])
+    assert main([str(tmp_path / "3.gif"), "--output", str(tmp_path / "output")]) == 0
+    assert len((tmp_path / "output" / "3.jsonl").read_text().splitlines()) == 2
+    assert main([str(tmp_path / "1.gif"), "--output", str(tmp_path / "output")]) == 1
+    assert "one pixel wide or high" in capsys.readouterr().err
+    assert not (tmp_path / "output" / "1.jsonl").exists()
+
+
 def test_what_is_no_film(
     tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,6 +138,11 @@ def test_what_is_no_film(
     assert "note.avi" in capsys.readouterr().err
     assert main([str(tmp_path / "clip.mp4"), *given]) == 1
     assert "would be written over" in capsys.readouterr().err
+    (tmp_path / "12:30.avi").write_text("no film")
+    monkeypatch.chdir(tmp_path)
+    assert main(["12:30.avi", *given]) == 1
+    assert "Invalid data" in capsys.readouterr().err  # it was opened as the file that it is
+    (tmp_path / "12:30.avi").unlink()
     monkeypatch.setattr(video_command, "av", None)
     assert main([str(text), *given]) == 1
     assert "hf_detr[video]" in capsys.readouterr().err
