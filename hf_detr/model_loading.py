@@ -36,6 +36,23 @@ def load_model(
         ValueError, OSError: if there is no such model, if it is another package's, if it has no
             masks and they are asked for, or if the device can't be used.
     """
+    try:
+        model, processor = _load(name, masks)
+    except (AttributeError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"{name} can't be loaded; is its config.json or preprocessor_config.json damaged? "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return model.to(device=device, dtype=dtype and getattr(torch, dtype)), processor
+    except (RuntimeError, AssertionError) as error:  # torch has either for devices it lacks
+        raise ValueError(f"the device {device!r} can't be used: {error}") from error
+
+
+def _load(
+    name: str | os.PathLike[str], masks: bool | None
+) -> tuple[DetectionPreTrainedModel, DetrImageProcessor]:
     config = AutoConfig.from_pretrained(name)
     if not isinstance(config, tuple(CONFIGURATIONS.values())):
         raise ValueError(
@@ -53,8 +70,9 @@ def load_model(
     auto_class: Any = AutoModelForImageSegmentation if wants_masks else AutoModelForObjectDetection
     model = auto_class.from_pretrained(name).eval()
     processor = AutoImageProcessor.from_pretrained(name)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return model.to(device=device, dtype=dtype and getattr(torch, dtype)), processor
-    except (RuntimeError, AssertionError) as error:  # torch has either for devices it lacks
-        raise ValueError(f"the device {device!r} can't be used: {error}") from error
+    if not isinstance(processor, DetrImageProcessor):
+        raise ValueError(
+            f"{name} has a {type(processor).__name__} in its preprocessor_config.json; expected an "
+            "image processor of hf_detr's, such as DetrImageProcessor."
+        )
+    return model, processor

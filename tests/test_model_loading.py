@@ -1,5 +1,7 @@
 """Models by name: the class that was saved, or a sentence why not."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -53,3 +55,24 @@ def test_refusals(folder: Path, tmp_path: Path) -> None:
         load_model(tmp_path)
     with pytest.raises(OSError):
         load_model(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("preprocessor_config.json", '{"image_processor_type": "ViTImageProcessor"}', "has a ViT"),
+        ("preprocessor_config.json", "[]", "damaged"),
+        ("config.json", None, "damaged"),
+    ],
+)
+def test_damaged_files(
+    folder: Path, tmp_path: Path, name: str, content: str | None, message: str
+) -> None:
+    """They are told in a sentence, before any image is read."""
+    shutil.copytree(folder / "detector", tmp_path / "model")
+    if content is None:
+        config = json.loads((tmp_path / "model" / name).read_text())
+        content = json.dumps({**config, "architectures": 5})
+    (tmp_path / "model" / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        load_model(tmp_path / "model")
