@@ -6,6 +6,7 @@ which takes seconds, and a list of commands or a misspelt one shouldn't wait for
 
 import argparse
 import importlib
+import os
 import sys
 from contextlib import suppress
 
@@ -26,7 +27,8 @@ exit status:
   0  done
   1  not done, or what was checked has errors; stderr says why
   2  the arguments are wrong
-  3  predict: finished, but some images couldn't be read"""
+  3  predict: finished, but some images couldn't be read
+  130  interrupted; what was finished until then stays"""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -44,5 +46,21 @@ def main(arguments: list[str] | None = None) -> int:
     for name, (_, what) in COMMANDS.items():
         commands.add_parser(name, help=what, add_help=False)
     command = parser.parse_args(arguments[:1]).command
-    module = importlib.import_module(COMMANDS[command][0])
-    return module.main(arguments[1:], prog=f"hf-detr {command}")
+    try:
+        module = importlib.import_module(COMMANDS[command][0])
+        status = module.main(arguments[1:], prog=f"hf-detr {command}")
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except OSError as error:  # the reader of a pipe that went away, a full disk
+        print(f"ERROR: {error}", file=sys.stderr)
+        _give_up_stdout()
+        return 1
+    return status
+
+
+def _give_up_stdout() -> None:
+    """Python would try once more when it ends, and say so."""
+    with suppress(OSError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

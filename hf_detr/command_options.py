@@ -1,6 +1,11 @@
 """Options that several commands have."""
 
 import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from transformers import HfArgumentParser
 
 from .embedded_model import embedded_model_folder
 
@@ -42,7 +47,7 @@ def add_dtype(parser: argparse.ArgumentParser) -> None:
 def add_threshold(parser: argparse.ArgumentParser) -> None:
     """Add `--threshold`, as `predict` takes it."""
     parser.add_argument(
-        "--threshold", type=float, default=0.5, help="least score of an object, default 0.5"
+        "--threshold", type=_share, default=0.5, help="least score of an object, default 0.5"
     )
 
 
@@ -53,7 +58,36 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value <= 1:  # NaN isn't either
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to 1")
+    return value
+
+
 def size_hw(text: str) -> tuple[int, int]:
     """(height, width) from `480x640`, as argparse's `type`."""
     height, _, width = text.partition("x")
     return positive(height), positive(width)
+
+
+def parse_dataclasses(parser: HfArgumentParser, arguments: list[str] | None) -> list[Any]:
+    """The parser's dataclasses; what it doesn't know ends the program with status 2."""
+    *parsed, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
+    if unknown:
+        parser.error(f"unknown arguments: {' '.join(unknown)}")
+    return parsed
+
+
+def prepare_file(file: Path) -> None:
+    """Make a file's folder, before the work whose result it will hold.
+
+    Raises:
+        OSError: if the file can't be written.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if file.is_dir() or not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise OSError(f"{file} can't be written: it is a folder, or it mustn't be changed.")

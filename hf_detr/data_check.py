@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
 from .annotation_table import Problem
+from .command_options import parse_dataclasses, prepare_file
 from .data_formats import DataArguments
 from .data_problems import (
     box_problems,
@@ -171,14 +172,14 @@ def _digest(dataset: DetectionDataset, num_queries: int | None, decode: bool) ->
         digest.update(table.segmentations.data.tobytes())
     for source in (dataset.images, dataset.segment_maps):
         for image in range(len(source) if source else 0):
-            digest.update(f"{_stamp(source, image)}\n".encode())
+            digest.update(f"{_stamp(source, image)}\n".encode(errors="surrogatepass"))
     return digest.hexdigest()
 
 
 def _stamp(source: ImageSource, image: int) -> str:
     try:
         return f"{source.name(image)} {source.stamp(image)}"
-    except OSError:
+    except (OSError, ValueError):  # the latter for names that no file can have
         return f"{source.name(image)} is missing"
 
 
@@ -194,7 +195,7 @@ class CheckArguments:
     )
     no_cache: bool = field(default=False, metadata={"help": "Check anew, and keep nothing."})
     most: int = field(default=5, metadata={"help": "Problems to print of each kind."})
-    report: str | None = field(
+    report: Path | None = field(
         default=None, metadata={"help": "JSON file to write all problems to."}
     )
     json: bool = field(
@@ -206,14 +207,14 @@ class CheckArguments:
 def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
     """Check the data set that the command line names; return the exit status."""
     parser = HfArgumentParser((DataArguments, CheckArguments), prog=prog, description=__doc__)
-    data, how, unknown = parser.parse_args_into_dataclasses(
-        arguments, return_remaining_strings=True
-    )
+    data, how = parse_dataclasses(parser, arguments)
     try:
-        if unknown:
-            raise ValueError(f"unknown arguments: {' '.join(unknown)}")
         data.check()
-    except ValueError as error:
+        if how.num_queries is not None and how.num_queries < 1:
+            raise ValueError(f"num_queries is {how.num_queries}; give 1 or more.")
+        if how.report:
+            prepare_file(how.report)
+    except (ValueError, OSError) as error:
         parser.error(str(error))  # exits with 2
     try:
         with warnings.catch_warnings():

@@ -7,6 +7,7 @@ The exit status is 0 if all is done, 1 if model or data can't be used, 2 if the 
 """
 
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -19,12 +20,13 @@ import torch
 from transformers import HfArgumentParser
 
 from .coco_evaluator import Metrics, metrics_table
-from .command_options import DTYPE_HELP, DTYPES
+from .command_options import DTYPE_HELP, DTYPES, parse_dataclasses, prepare_file
 from .data_formats import DataArguments
 from .embedded_model import embedded_model_folder
 from .evaluation import evaluate, evaluate_panoptic
 from .model_loading import load_model
 
+STDOUT = Path("-")
 PANOPTIC_PARTS = ("pq", "sq", "rq", "pq_things", "pq_stuff")
 
 
@@ -44,7 +46,7 @@ class EvaluationArguments:
         metadata={
             "help": "Write all numbers here too; without a file, print them instead of the table.",
             "nargs": "?",
-            "const": Path("-"),
+            "const": STDOUT,
         },
     )
 
@@ -52,19 +54,21 @@ class EvaluationArguments:
 def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
     """Evaluate the model that the command line names; return the exit status."""
     parser = HfArgumentParser((EvaluationArguments, DataArguments), prog=prog, description=__doc__)
-    parsed, data = parser.parse_args_into_dataclasses(arguments)
+    parsed, data = parse_dataclasses(parser, arguments)
     try:
         data.check()
-    except ValueError as error:
+        if parsed.json not in (None, STDOUT):
+            prepare_file(parsed.json)
+    except (ValueError, OSError) as error:
         parser.error(str(error))  # exits with 2
     try:
         with _joined_processes() as (rank, device):
             metrics = _compute_metrics(parsed, data, parsed.device or device)
+        if rank == 0:
+            _report(metrics, parsed.json)
     except (ValueError, OSError) as error:
         print(f"ERROR: {error}", file=sys.stderr)
         return 1
-    if rank == 0:
-        _report(metrics, parsed.json)
     return 0
 
 
@@ -103,8 +107,8 @@ def _compute_metrics(
 
 
 def _report(metrics: Metrics, file: Path | None) -> None:
-    text = json.dumps(metrics, indent=2) + "\n"
-    if file == Path("-"):
+    text = json.dumps(_null_for_nan(metrics), indent=2) + "\n"
+    if file == STDOUT:
         print(text, end="")
         return
     print(metrics_table({key: value for key, value in metrics.items() if key != "panoptic"}))
@@ -112,5 +116,11 @@ def _report(metrics: Metrics, file: Path | None) -> None:
         quality = metrics["panoptic"]
         print("\n" + "  ".join(f"{part} {100 * quality[part]:.1f}" for part in PANOPTIC_PARTS))
     if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
+
+
+def _null_for_nan(value: Any) -> Any:
+    """For JSON, which has no NaN: quality of no segments at all, for example."""
+    if isinstance(value, dict):
+        return {key: _null_for_nan(one) for key, one in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -101,7 +101,7 @@ def _checked_layout(input_data_format: str | None) -> str | None:
 def _as_tensor(image: Any, layout: str | None, name: str) -> tuple[Tensor, str | None]:
     """Pixels of 2 or 3 axes in whatever type the image has, and their layout where it's known."""
     if isinstance(image, (str, os.PathLike)):
-        with _open_image(os.fspath(image), name) as opened:
+        with _open_image(image, name) as opened:
             return _without_copy(_decode(opened, name)), "channels_last"
     if isinstance(image, PIL.Image.Image):
         return _without_copy(_decode(image, name)), "channels_last"
@@ -136,9 +136,9 @@ def _torch_compatible(array: np.ndarray, name: str) -> np.ndarray:
     return array
 
 
-def _open_image(source: str, name: str) -> PIL.Image.Image:
+def _open_image(source: str | os.PathLike, name: str) -> PIL.Image.Image:
     try:
-        if os.path.isfile(source):
+        if isinstance(source, os.PathLike) or os.path.isfile(source):
             return PIL.Image.open(source)
         return load_image(source)
     except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
+import PIL.ImageFile
 from tqdm.auto import tqdm
 
 from .command_options import add_dtype, add_model_options, add_threshold, make_parser, positive
@@ -18,12 +19,14 @@ from .drawing import draw_predictions
 from .model_loading import load_model
 from .prediction import PROGRESS_AFTER, stream_predictions
 
+SEGMENTS = ".segments.png"  # the ending of segment maps
 DESCRIPTION = "Find objects in images; write pictures of them, and one JSON file of the results."
 STATUSES = """exit status:
   0  everything was done
   1  nothing was: the model can't be used, or no image can be read
   2  the arguments are wrong
-  3  finished, but some of the images couldn't be read; they are named
+  3  finished, but some of the images failed; they are named
+  130  interrupted; predictions.json holds what was found until then
 
 A folder's files that aren't images by their names are left aside and named, which is no failure;
 a file that is given itself has to be an image. Folders in folders aren't looked into."""
@@ -36,7 +39,7 @@ def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
     try:
         files, skipped = find_images(parsed.images)
         writes_pictures = parsed.masks or not parsed.no_pictures
-        if writes_pictures and parsed.output.resolve() in {f.parent.resolve() for f in files}:
+        if writes_pictures and _endangers(parsed.output, files):
             parser.error(
                 f"--output {parsed.output} holds images that are read; give another folder"
             )
@@ -52,18 +55,20 @@ def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
         results = stream_predictions(
             model, processor, files, parsed.threshold, parsed.batch_size, writer.note_failure
         )
-        with tqdm(total=len(files), unit="image", delay=PROGRESS_AFTER, disable=None) as bar:
-            for index, result in results:
-                writer.write(index, result)
-                bar.update(len(writer.records) + len(writer.failures) - bar.n)
-        report = writer.finish(skipped)
+        try:
+            with tqdm(total=len(files), unit="image", delay=PROGRESS_AFTER, disable=None) as bar:
+                for index, result in results:
+                    writer.write(index, result)
+                    bar.update(len(writer.records) + len(writer.failures) - bar.n)
+        finally:  # whatever ends it, what was found isn't lost
+            report = writer.finish(skipped)
     except (ValueError, OSError) as error:
         _say(f"ERROR: {error}")
         return 1
     if parsed.json:
         print(json.dumps(report))
     if writer.failures:
-        _say(f"{len(writer.failures)} of {len(files)} images couldn't be read.")
+        _say(f"{len(writer.failures)} of {len(files)} images failed.")
     return 0 if not writer.failures else 3 if writer.records else 1
 
 
@@ -73,7 +78,7 @@ def find_images(names: list[str]) -> tuple[list[Path], list[Path]]:
     An argument is a file, a folder, whose images are taken in alphabetical order, or a pattern
     such as `photos/*.jpg`.
     """
-    suffixes = PIL.Image.registered_extensions().keys()
+    suffixes = _image_suffixes()
     images: dict[Path, None] = {}
     skipped: dict[Path, None] = {}
     for name in names:
@@ -83,9 +88,35 @@ def find_images(names: list[str]) -> tuple[list[Path], list[Path]]:
             if not path.is_dir():
                 images[path] = None
                 continue
-            for file in sorted(file for file in path.iterdir() if file.is_file()):
+            for file in sorted(path.iterdir()):
+                if not (file.is_file() or file.is_symlink() and not file.exists()):
+                    continue  # a link to nothing is an image that fails
                 (images if file.suffix.lower() in suffixes else skipped)[file] = None
     return list(images), [file for file in skipped if file not in images]
+
+
+def _image_suffixes() -> set[str]:
+    """Endings of files that PIL can decode, not those that it only writes or only knows."""
+
+    def is_decoded(kind: str) -> bool:
+        if kind not in PIL.Image.OPEN or kind == "MPEG":
+            return False
+        reader = PIL.Image.OPEN[kind][0]
+        return not (isinstance(reader, type) and issubclass(reader, PIL.ImageFile.StubImageFile))
+
+    kinds = PIL.Image.registered_extensions()
+    return {suffix for suffix, kind in kinds.items() if is_decoded(kind)}
+
+
+def _endangers(output: Path, files: list[Path]) -> bool:
+    """Whether pictures would be written among the images that are read, or over one by a link."""
+    targets = {
+        (output / f"{stem}{ending}").resolve()
+        for stem in _distinct([file.stem for file in files])
+        for ending in (".png", SEGMENTS)
+    }
+    is_among = output.resolve() in {file.parent.resolve() for file in files}
+    return is_among or bool(targets & {file.resolve() for file in files})
 
 
 class _Writer:
@@ -106,24 +137,33 @@ class _Writer:
 
     def write(self, index: int, result: dict[str, Any]) -> None:
         """Draw and record what was found in one file."""
-        file, stem = self.files[index], self.stems[index]
+        file = self.files[index]
         record = {"file": str(file), **describe(result, self.id2label)}
-        if not self.parsed.no_pictures:
-            picture = self.parsed.output / f"{stem}.png"
-            draw_predictions(file, result, self.id2label).save(picture, compress_level=1)
-            record["picture"] = str(picture)
-        if self.parsed.masks:
-            segments = self.parsed.output / f"{stem}.segments.png"
-            ids = result["segmentation"].numpy().clip(min=0)  # -1 is an image without segments
-            PIL.Image.fromarray(ids.astype(np.uint16)).save(segments)
-            record["segment_map"] = str(segments)
+        try:
+            record |= self._write_pictures(index, result)
+        except (ValueError, OSError) as error:
+            self.note_failure(index, error)
+            return
         self.records[index] = record
         counts = Counter(found["label"] for found in record["objects"])
         found = ", ".join(f"{count} {name}" for name, count in counts.items()) or "nothing"
         _say(f"{file}: {found}", to_stdout=not self.parsed.json)
 
+    def _write_pictures(self, index: int, result: dict[str, Any]) -> dict[str, str]:
+        """Write what was asked for of one file, and tell where."""
+        stem, written = self.parsed.output / self.stems[index], {}
+        if not self.parsed.no_pictures:
+            written["picture"] = f"{stem}.png"
+            picture = draw_predictions(self.files[index], result, self.id2label)
+            picture.save(written["picture"], compress_level=1)
+        if self.parsed.masks:
+            written["segment_map"] = f"{stem}{SEGMENTS}"
+            ids = result["segmentation"].numpy().clip(min=0)  # -1 is an image without segments
+            PIL.Image.fromarray(ids.astype(np.uint16)).save(written["segment_map"])
+        return written
+
     def finish(self, skipped: list[Path]) -> dict[str, Any]:
-        """Write everything that was found, in the files' order, into one JSON file."""
+        """Write everything that was found, in the files' order, into one JSON file, if any was."""
         report = {
             "model": self.parsed.model,
             "threshold": self.parsed.threshold,
@@ -134,9 +174,10 @@ class _Writer:
             ],
             "skipped": [str(file) for file in skipped],
         }
-        target = self.parsed.output / "predictions.json"
-        target.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        _say(f"The results are in {target}.", to_stdout=not self.parsed.json)
+        if self.records:  # otherwise those of an earlier run are worth more
+            target = self.parsed.output / "predictions.json"
+            target.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            _say(f"The results are in {target}.", to_stdout=not self.parsed.json)
         return report
 
 
@@ -165,16 +206,20 @@ def describe(result: Mapping[str, Any], id2label: Mapping[int, str]) -> dict[str
 
 
 def _distinct(stems: list[str]) -> list[str]:
-    """The same names, in which later ones of a kind are numbered."""
+    """The same names, in which later ones are numbered where one of their files would be taken."""
     taken: set[str] = set()
     distinct = []
+
+    def files_of(name: str) -> set[str]:
+        # Without regard to case, as some file systems have none.
+        return {f"{name}.png".lower(), f"{name}{SEGMENTS}".lower()}
+
     for stem in stems:
         number, name = 1, stem
-        # Without regard to case, as some file systems have none.
-        while name.lower() in taken:
+        while files_of(name) & taken:
             number += 1
             name = f"{stem}-{number}"
-        taken.add(name.lower())
+        taken |= files_of(name)
         distinct.append(name)
     return distinct
 

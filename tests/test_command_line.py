@@ -58,6 +58,18 @@ def test_any_name_of_a_file_is_printed(tmp_path: Path, capsys: pytest.CaptureFix
     assert os.fsencode(report["images"][0]["file"]).endswith(b"caf\xe9.jpg")
 
 
+def test_reader_that_went_away() -> None:
+    """A closed pipe is one line on stderr, and status 1."""
+    command = [sys.executable, "-m", "hf_detr", "doctor", "--json"]
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(command, cwd=REPOSITORY, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "ERROR: [Errno 32] Broken pipe"
+    assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
+
+
 def test_runs_as_a_program(tmp_path: Path) -> None:
     """`python -m hf_detr` predicts with the embedded model; nothing but JSON is on stdout."""
     image = REPOSITORY / "examples" / "images" / "garments.jpg"

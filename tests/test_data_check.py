@@ -56,6 +56,19 @@ def test_problems_are_named_and_forbid_training(tmp_path: Path, capsys: pytest.C
     assert "box of negative size" in kinds and "unreadable image" in kinds
 
 
+def test_numbers_and_names_that_nothing_can_hold(tmp_path: Path, capsys: pytest.CaptureFixture):
+    """Protects from tracebacks: each is a problem like others."""
+    given = arguments(tmp_path, [entry(1, bbox=[5, 5, 10**400, 5]), entry(2, area=10**400)])
+    content = json.loads(Path(given[1]).read_text())
+    content["images"][0]["width"] = 10**30
+    content["images"][1]["file_name"] = "\ud800.jpg"
+    Path(given[1]).write_text(json.dumps(content))
+    assert main([*given, "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    found = {(problem["kind"], problem["image"]) for problem in report["problems"]}
+    assert {("wrong bbox", 0), ("wrong area", 0), ("unreadable image", 1)} <= found
+
+
 def test_data_that_cannot_be_read_forbid_training(tmp_path: Path, capsys: pytest.CaptureFixture):
     """Protects scripts that look at the status only."""
     given = arguments(tmp_path, SOUND)
@@ -70,6 +83,8 @@ def test_data_that_cannot_be_read_forbid_training(tmp_path: Path, capsys: pytest
         ([], "give one of --coco, --voc, --yolo and --hub"),
         (["--coco", "a.json"], "--coco needs --images"),
         (["--nonsense"], "--nonsense"),
+        (["--coco", "a.json", "--images", "b", "--num_queries", "0"], "num_queries is 0"),
+        (["--coco", "a.json", "--images", "b", "--report", "."], "can't be written"),
     ],
 )
 def test_wrong_arguments_are_status_2(

@@ -1,12 +1,13 @@
 """`hf-detr evaluate` reads model and data from disk and gives the numbers of a call."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 
 from hf_detr import DeformableDetrImageProcessor, evaluate, read_coco
-from hf_detr.evaluation_command import main
+from hf_detr.evaluation_command import _report, main
 
 from .some_data import entry, write_coco
 from .tiny import tiny_detector
@@ -38,8 +39,26 @@ def test_evaluate_prints_and_writes_what_evaluate_returns(
     assert "is no JSON" in capsys.readouterr().err
 
 
-def test_wrong_arguments_are_status_2(capsys: pytest.CaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--coco", "a.json"], "--images"),
+        (["--coco", "a.json", "--images", "b", "--bogus"], "unknown arguments: --bogus"),
+        (["--coco", "a.json", "--images", "b", "--json", "."], "can't be written"),
+    ],
+)
+def test_wrong_arguments_are_status_2(
+    given: list[str], message: str, capsys: pytest.CaptureFixture
+) -> None:
     """What is wrong on the command line is told before a model is loaded."""
     with pytest.raises(SystemExit) as ended:
-        main(["--coco", "annotations.json"])
-    assert ended.value.code == 2 and "--images" in capsys.readouterr().err
+        main(given)
+    assert ended.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_quality_of_nothing_is_null(capsys: pytest.CaptureFixture) -> None:
+    """JSON has no NaN, and most programs refuse it."""
+    quality = {"pq": 0.5, "pq_stuff": math.nan, "per_class": {"dog": {"pq": math.nan}}}
+    _report({"AP": 0.25, "panoptic": quality}, Path("-"))
+    nothing = {"pq": 0.5, "pq_stuff": None, "per_class": {"dog": {"pq": None}}}
+    assert json.loads(capsys.readouterr().out) == {"AP": 0.25, "panoptic": nothing}

@@ -7,8 +7,9 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from hf_detr import DetrImageProcessor, embedded_model_folder
+from hf_detr import DetrImageProcessor, embedded_model_folder, prediction_command
 from hf_detr.prediction_command import find_images, main
+from hf_detr_command_line import main as run
 
 from .some_data import write_image
 from .test_prediction import SIZE, sure_segmenter
@@ -45,7 +46,7 @@ def test_folder_with_a_broken_image_a_text_and_a_huge_photograph(
     assert report["skipped"] == [str(photos / "readme.txt")]
     (failed,) = report["failed"]
     assert failed["file"] == str(photos / "broken.jpg") and "can't be" in failed["error"]
-    assert "skipped" in err and "failed" in err and "1 of 3 images couldn't be read" in err
+    assert "skipped" in err and "failed" in err and "1 of 3 images failed" in err
     with PIL.Image.open(output / "huge.png") as picture:
         assert picture.size == (8000, 5000)
     assert len(report["images"][1]["objects"]) == 7
@@ -104,22 +105,78 @@ def test_wrong_arguments_are_status_2(tmp_path: Path, capsys: pytest.CaptureFixt
         ([], "IMAGES"),
         ([image, "--output", str(tmp_path)], "holds images that are read"),
         ([image, "--batch-size", "0"], "no whole number from 1"),
+        ([image, "--threshold", "50"], "no number from 0 to 1"),
     ]:
         with pytest.raises(SystemExit) as ended:
             main(given)
         assert ended.value.code == 2 and message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("link_is", ["read", "written"])
+def test_links_do_not_endanger_photographs(
+    model: str, tmp_path: Path, link_is: str, capsys: pytest.CaptureFixture
+) -> None:
+    """No picture is written over the image that a link leads to."""
+    photo = write_image(tmp_path / "photos" / "cat.png")
+    other = tmp_path / "other" / "cat.png"
+    other.parent.mkdir()
+    other.symlink_to(photo)
+    before = photo.read_bytes()
+    read, written = (other, photo) if link_is == "read" else (photo, other)
+    with pytest.raises(SystemExit) as ended:
+        main([str(read.parent), "--output", str(written.parent), "--model", model])
+    assert ended.value.code == 2 and "holds images that are read" in capsys.readouterr().err
+    assert photo.read_bytes() == before
+
+
+def test_results_outlive_interruptions(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was found before Ctrl-C is in predictions.json; the status is 130."""
+    files = [str(write_image(tmp_path / f"{name}.png")) for name in "abc"]
+    draw = prediction_command.draw_predictions
+
+    def interrupted(image: Path, *others: object) -> PIL.Image.Image:
+        if image.name == "b.png":
+            raise KeyboardInterrupt
+        return draw(image, *others)
+
+    monkeypatch.setattr(prediction_command, "draw_predictions", interrupted)
+    output = tmp_path / "output"
+    assert run(["predict", *files, "--output", str(output), "--model", model]) == 130
+    report = json.loads((output / "predictions.json").read_text())
+    assert [Path(one["file"]).name for one in report["images"]] == ["a.png"]
+
+
+def test_pictures_that_cannot_be_written(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """One that can't is one failure; where all fail, an earlier run's results stay."""
+    files = [str(write_image(tmp_path / f"{name}.png")) for name in "abc"]
+    output = tmp_path / "output"
+    (output / "b.png").mkdir(parents=True)
+    assert main([*files, "--output", str(output), "--model", model]) == 3
+    report = json.loads((output / "predictions.json").read_text())
+    assert [Path(one["file"]).name for one in report["images"]] == ["a.png", "c.png"]
+    assert [Path(one["file"]).name for one in report["failed"]] == ["b.png"]
+    capsys.readouterr()
+    assert main([str(tmp_path / "none.png"), "--output", str(output), "--model", model]) == 1
+    assert "No such file" in capsys.readouterr().err
+    assert json.loads((output / "predictions.json").read_text()) == report
+
+
 def test_masks_and_equal_names(tmp_path: Path) -> None:
     """Segment maps hold the ids of the results; files of one name don't overwrite each other."""
     sure_segmenter().save_pretrained(tmp_path / "model")
     DetrImageProcessor(size=SIZE).save_pretrained(tmp_path / "model")
-    files = [str(write_image(tmp_path / name / "1.png", seed=i)) for i, name in enumerate("ab")]
+    names = ("a/1.png", "b/1.png", "b/1.segments.png")
+    files = [str(write_image(tmp_path / name, seed=i)) for i, name in enumerate(names)]
     output = tmp_path / "output"
     options = ["--masks", "--output", str(output)]
     assert main([*files, *options, "--model", str(tmp_path / "model")]) == 0
     names = {path.name for path in output.iterdir()}
     pictures = {"1.png", "1-2.png", "1.segments.png", "1-2.segments.png"}
+    pictures |= {"1.segments-2.png", "1.segments-2.segments.png"}
     assert names == pictures | {"predictions.json"}
     report = json.loads((output / "predictions.json").read_text())
     for one in report["images"]:
@@ -130,12 +187,13 @@ def test_masks_and_equal_names(tmp_path: Path) -> None:
 
 def test_find_images(tmp_path: Path) -> None:
     """Folders in order of names, patterns, each file once; brackets in names are no patterns."""
-    for name in ("b.png", "a.JPG", "notes.md", "[1].png", "sub/c.png"):
+    for name in ("b.png", "a.JPG", "notes.md", "scan.pdf", "film.mpg", "[1].png", "sub/c.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
+    (tmp_path / "gone.png").symlink_to("nowhere.png")
     images, skipped = find_images([str(tmp_path), str(tmp_path / "*.png")])
-    assert [path.name for path in images] == ["[1].png", "a.JPG", "b.png"]
-    assert [path.name for path in skipped] == ["notes.md"]
+    assert [path.name for path in images] == ["[1].png", "a.JPG", "b.png", "gone.png"]
+    assert [path.name for path in skipped] == ["film.mpg", "notes.md", "scan.pdf"]
     (bracket,), _ = find_images([str(tmp_path / "[1].png")])
     assert bracket.name == "[1].png"
     found, _ = find_images([str(tmp_path / "**" / "c.png"), "no*such"])
