@@ -102,7 +102,9 @@ def export_model(
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{path} must end with {' or '.join(SUFFIXES)}.")
     if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} is there already; pass overwrite=True (--overwrite) to replace it.")
+        raise FileExistsError(
+            f"{path} is there already; pass overwrite=True (--overwrite) to replace it."
+        )
     if model.device.type != "cpu":
         raise ValueError(f"the model is on {model.device}; move it to the CPU to export it.")
     export, load = (_export_onnx, _load_onnx) if path.suffix == ".onnx" else (_export, _load)
