@@ -6,6 +6,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Mapping
+from os.path import realpath  # unlike Path.resolve, it also takes links that lead in circles
 from pathlib import Path
 from typing import Any
 
@@ -111,12 +112,12 @@ def _image_suffixes() -> set[str]:
 def _endangers(output: Path, files: list[Path]) -> bool:
     """Whether pictures would be written among the images that are read, or over one by a link."""
     targets = {
-        (output / f"{stem}{ending}").resolve()
+        realpath(output / f"{stem}{ending}")
         for stem in _distinct([file.stem for file in files])
         for ending in (".png", SEGMENTS)
     }
-    is_among = output.resolve() in {file.parent.resolve() for file in files}
-    return is_among or bool(targets & {file.resolve() for file in files})
+    is_among = realpath(output) in {realpath(file.parent) for file in files}
+    return is_among or bool(targets & {realpath(file) for file in files})
 
 
 class _Writer:

@@ -190,7 +190,7 @@ def test_find_images(tmp_path: Path) -> None:
     for name in ("b.png", "a.JPG", "notes.md", "scan.pdf", "film.mpg", "[1].png", "sub/c.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    (tmp_path / "gone.png").symlink_to("nowhere.png")
+    (tmp_path / "gone.png").symlink_to("gone.png")
     images, skipped = find_images([str(tmp_path), str(tmp_path / "*.png")])
     assert [path.name for path in images] == ["[1].png", "a.JPG", "b.png", "gone.png"]
     assert [path.name for path in skipped] == ["film.mpg", "notes.md", "scan.pdf"]
