@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from .annotation_table import PackedValues, Problem
 from .image_reading import EXIF_ORIENTATION, read_images
 
+IMAGE_ENDINGS = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 # What PIL raises for files that aren't there, aren't images, break off or are far too large; the
 # fourth by its AVIF reader.
 READING_ERRORS = (

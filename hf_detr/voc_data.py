@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import xml.parsers.expat
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from tqdm.auto import tqdm
 
 from .annotation_table import Problem, RawObjects, make_table
 from .detection_data import DetectionDataset
-from .image_source import ImageFolder, check_stays_inside, image_size_hw
+from .image_source import IMAGE_ENDINGS, ImageFolder, check_stays_inside, image_size_hw
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
@@ -47,7 +48,8 @@ def read_voc(
     if class_names is None:
         class_names = _all_class_names(folder / "Annotations")
     labels = {name: label for label, name in enumerate(class_names)}
-    files = {path.stem: path.name for path in (folder / "JPEGImages").iterdir()}
+    beside = (folder / "JPEGImages").iterdir()  # labelling programs leave files of theirs there
+    files = {path.stem: path.name for path in beside if path.suffix.lower() in IMAGE_ENDINGS}
     images = ImageFolder(folder / "JPEGImages", [files.get(stem, f"{stem}.jpg") for stem in stems])
     objects, sizes_hw = RawObjects(), []
     for index, stem in enumerate(tqdm(stems, desc=f"VOC {split}", unit="file", disable=None)):
@@ -110,12 +112,19 @@ def _split_stems(folder: Path, split: str) -> list[str]:
     if not file.is_file():
         known = sorted(path.stem for path in lists.glob("*.txt"))
         raise ValueError(f"there is no {file}; the splits in {lists} are {known}.")
-    # The lists of single classes have a second column.
-    stems = [line.split()[0] for line in file.read_text().splitlines() if line.strip()]
+    lines = [line.strip() for line in file.read_text().splitlines()]
+    stems = [_stem(folder, line) for line in lines if line]
     if not stems:
         raise ValueError(f"{file} lists no images.")
     check_stays_inside(stems)
     return stems
+
+
+def _stem(folder: Path, line: str) -> str:
+    """A line without the second column, which lists of single classes have."""
+    without = re.sub(r"\s+-?[01]$", "", line)
+    is_name = without != line and (folder / "Annotations" / f"{line}.xml").is_file()
+    return line if is_name else without  # names may have spaces, and numbers behind them
 
 
 def _all_class_names(folder: Path) -> list[str]:

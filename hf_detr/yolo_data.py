@@ -11,9 +11,7 @@ from tqdm.auto import tqdm
 
 from .annotation_table import Problem, RawObjects, make_table
 from .detection_data import DetectionDataset
-from .image_source import ImageFolder, image_size_hw
-
-IMAGE_ENDINGS = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+from .image_source import IMAGE_ENDINGS, ImageFolder, image_size_hw
 
 
 def read_yolo(

@@ -51,6 +51,21 @@ def test_classes_are_those_of_all_splits(tmp_path: Path):
     assert named.id2label == {0: "dog", 1: "ant"}
 
 
+def test_names_with_spaces_and_files_beside_the_images(tmp_path: Path):
+    """Protects image names as cameras give them, and labelling programs' own files."""
+    folder = write_voc(tmp_path, {f"IMG {number}": voc_object("dog") for number in range(9)})
+    for number in range(9):
+        (folder / "JPEGImages" / f"IMG {number}.json").write_text("{}")
+    lists = folder / "ImageSets" / "Main"
+    lines = [f"IMG {number} {' 1' if number % 2 else '-1'}" for number in range(9)]
+    (lists / "dog_train.txt").write_text("\n".join(lines))
+    for split in ("train", "dog_train"):
+        dataset = read_voc(folder, split)
+        assert not dataset.table.problems
+        names = [Path(dataset.images.name(index)).name for index in range(9)]
+        assert names == [f"IMG {number}.jpg" for number in range(9)]
+
+
 def test_difficult_objects_are_crowds_unless_kept(tmp_path: Path):
     """Protects VOC's rule: difficult objects are neither learned nor counted."""
     objects = voc_object() + voc_object(more="<difficult>1</difficult>")
