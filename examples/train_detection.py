@@ -127,7 +127,9 @@ class Training:
                     loss = self.take_step(*steps)
                     self.step += 1
                     self.note(loss, bar)
-                    if self.step % self.further.save_every == 0:
+                    # At an epoch's end not before its evaluation, which would never come again.
+                    is_within = self.step % self.steps_per_epoch != 0
+                    if is_within and self.step % self.further.save_every == 0:
                         self.save()
                 is_last = self.step >= self.total_steps
                 if is_last or (epoch + 1) % self.further.evaluate_every == 0:

@@ -78,7 +78,8 @@ class NewAugmentation(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **named: Any
     ) -> None:
         """Called by the Trainer."""
-        self.data.set_epoch(round(state.epoch))
+        # What is taken up within an epoch begins with a part of one.
+        self.data.set_epoch(int(state.epoch + 1e-6))
 
 
 def main() -> None:
@@ -97,6 +98,11 @@ def main() -> None:
     torch.manual_seed(arguments.seed)
     train_data = read_split(options.data, "train", seed=arguments.seed)
     val_data = read_split(options.data, "val")
+    if val_data.id2label != train_data.id2label:
+        parser.error(
+            f"the classes of train and val differ: {train_data.id2label} and {val_data.id2label}; "
+            "give both files the same categories."
+        )
     ours = Options(data=options.data, model=options.model)
     further = FurtherOptions(backbone_weights=options.backbone_weights)
     model, processor = make_model(ours, further, train_data)

@@ -28,6 +28,7 @@ from .whole_saving import flush
 MANIFEST = "manifest.json"
 STATE = "state.json"
 UNFINISHED = ".unfinished-"
+REPLACED = ".replaced-"
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ def save_checkpoint(
     final, unfinished = checkpoint_folder(folder, step), folder / f"{UNFINISHED}{step:08d}"
     for killed in folder.glob(f"{UNFINISHED}*"):
         shutil.rmtree(killed, ignore_errors=True)
+    _clear_replaced(folder)
     try:
         unfinished.mkdir(parents=True)
         for group, named in tensors.items():
@@ -101,10 +103,14 @@ def save_checkpoint(
             "as they were",
             str(folder),
         ) from error
-    shutil.rmtree(final, ignore_errors=True)  # from a training that was taken up earlier
+    if final.exists():  # from a training that was taken up earlier
+        os.rename(final, folder / f"{REPLACED}{final.name}")
     os.rename(unfinished, final)
     flush(folder)
-    for old in _newest_first(folder)[keep:]:
+    _clear_replaced(folder)
+    # Later ones are of a training that went on from an earlier one, past spoilt ones for example.
+    abandoned = [old for old in _newest_first(folder) if _step(old) > step]
+    for old in abandoned + [o for o in _newest_first(folder) if _step(o) <= step][keep:]:
         if _step(old) not in protect:
             shutil.rmtree(old, ignore_errors=True)
     return final
@@ -116,12 +122,23 @@ def load_newest_checkpoint(folder: Path) -> TrainingCheckpoint | None:
     One that isn't what its manifest says, because its disk lost data or somebody changed it, is
     passed over with a warning.
     """
+    _clear_replaced(folder)
     for candidate in _newest_first(folder):
         try:
             return load_checkpoint(candidate)
         except ValueError as error:
             warnings.warn(f"passed over: {error}", stacklevel=2)
     return None
+
+
+def _clear_replaced(folder: Path) -> None:
+    """Delete checkpoints that were replaced; put back one whose successor a kill prevented."""
+    for replaced in folder.glob(f"{REPLACED}*"):
+        final = folder / replaced.name.removeprefix(REPLACED)
+        if final.exists():
+            shutil.rmtree(replaced, ignore_errors=True)
+        else:
+            os.rename(replaced, final)
 
 
 def load_checkpoint(folder: Path) -> TrainingCheckpoint:

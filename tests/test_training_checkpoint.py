@@ -57,6 +57,42 @@ def test_old_ones_go_but_the_best_stays(tmp_path: Path) -> None:
         save(tmp_path, 12, keep=0)
 
 
+def test_those_of_an_abandoned_training_go(tmp_path: Path) -> None:
+    """Protects what is written after going back past spoilt ones: it is the newest again."""
+    for step in (50, 90, 100):
+        save(tmp_path, step, keep=3)
+    for step in (90, 100):
+        (checkpoint_folder(tmp_path, step) / "state.json").unlink()
+    with pytest.warns(UserWarning, match="passed over"):
+        assert load_newest_checkpoint(tmp_path).step == 50
+    for step in (60, 70):
+        assert save(tmp_path, step, protect=(50,)).is_dir()
+    assert sorted(os.listdir(tmp_path)) == [f"checkpoint-{s:08d}" for s in (50, 60, 70)]
+    assert load_newest_checkpoint(tmp_path).step == 70
+
+
+@pytest.mark.parametrize("fails_at", [1, 2])
+def test_kill_while_one_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails_at: int
+) -> None:
+    """Protects the only checkpoint of a step that is saved again: the old or the new one stays."""
+    save(tmp_path, 7)
+    rename, calls = os.rename, []
+
+    def killed(*paths: Path) -> None:
+        calls.append(paths)
+        if len(calls) == fails_at:
+            raise KeyboardInterrupt
+        rename(*paths)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(os, "rename", killed)
+        save(tmp_path, 7)
+    assert load_newest_checkpoint(tmp_path).step == 7
+    save(tmp_path, 7)
+    assert os.listdir(tmp_path) == ["checkpoint-00000007"]
+
+
 @pytest.mark.parametrize("damage", ["cut", "changed", "missing", "no manifest", "not JSON"])
 def test_spoilt_ones_are_passed_over(tmp_path: Path, damage: str) -> None:
     """Protects resuming after a disk has lost data: the one before is taken, with a warning."""

@@ -21,6 +21,8 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 from transformers import AutoModelForObjectDetection, pipeline
 
+from hf_detr.training_checkpoint import load_newest_checkpoint
+
 from .test_model_card import check_metadata, code_blocks, run_block
 from .tiny import NO_DROPOUT
 
@@ -158,7 +160,7 @@ def kill_when(arguments: list[str], condition: Callable[[], bool]) -> None:
 
 @pytest.mark.slow
 def test_killed_training_goes_on_exactly(folder: Path, whole: Path) -> None:
-    """Protects from `kill -9` in a step and in a checkpoint: the same to the bit.
+    """Protects from `kill -9` in a step, an evaluation and a checkpoint: the same to the bit.
 
     The tests of checkpoints kill at many more moments.
     """
@@ -173,10 +175,16 @@ def test_killed_training_goes_on_exactly(folder: Path, whole: Path) -> None:
         later = log.read_text().count("\n") >= 5
         return later and any(checkpoints.glob(".unfinished-*/*"))
 
+    # The second one is in the first epoch's evaluation, which must come again.
+    kill_when([*options, "--resume"], lambda: log.read_text().count("\n") >= 4)
     kill_when([*options, "--resume"], is_saving)
     assert not (checkpoints / "checkpoint-00000006").exists()
     run(*options, "--resume")
     assert losses(output) == losses(whole)
+    ends = [load_newest_checkpoint(one / "checkpoints") for one in (output, whole)]
+    assert (
+        ends[0].state["history"] == ends[1].state["history"] and len(ends[0].state["history"]) == 2
+    )
     for name in ("model.safetensors", "config.json", "preprocessor_config.json"):
         assert (output / "model" / name).read_bytes() == (whole / "model" / name).read_bytes()
 
@@ -256,6 +264,21 @@ def test_trainer_example(folder: Path) -> None:
     assert "'eval_AP50'" in shown
     model = AutoModelForObjectDetection.from_pretrained(folder / "trainer")
     assert not model.config.auxiliary_loss
+
+    other = folder / "other"
+    shutil.copytree(folder / "data", other)
+    content = json.loads((other / "val" / "annotations.json").read_text())
+    content["categories"] = [{"id": 0, "name": "green"}, {"id": 1, "name": "red"}]
+    (other / "val" / "annotations.json").write_text(json.dumps(content))
+    done = subprocess.run(
+        [sys.executable, str(REPOSITORY / "examples" / "train_with_trainer.py")]
+        + ["--data", str(other), "--model", str(folder / "exact.json")]
+        + ["--output_dir", str(folder / "other_trainer")],
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and "the classes of train and val differ" in done.stderr
 
 
 @pytest.mark.slow
