@@ -155,6 +155,9 @@ def make_table(
         stuff_ids: the categories that are stuff, not things.
         problems: what the reader has found.
     """
+    stuff_ids = frozenset(stuff_ids)
+    if strangers := stuff_ids - set(categories):
+        raise ValueError(f"stuff_ids {sorted(strangers)} aren't among the categories' ids.")
     own_ids = np.array(sorted(categories), dtype=np.int64)
     image_hw = np.array(image_hw, dtype=np.int64).reshape(-1, 2)
     images = np.array(objects.images, dtype=np.int64)

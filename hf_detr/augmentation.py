@@ -28,6 +28,7 @@ PAPER_SHORTEST_EDGES = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
 # windows of 384 to 600, of 800.
 CROP_SHORTEST_EDGES = (0.5, 0.625, 0.75)
 CROP_RANGE = (0.48, 0.75)
+SLIVER = 0.01  # pixels; narrower boxes can be rounded to nothing by what comes after
 PER_OBJECT = ("class_labels", "boxes", "area", "iscrowd", "masks")
 
 
@@ -171,12 +172,12 @@ def crop(
 ) -> Sample:
     """Cut a window out of a sample; all in pixels.
 
-    Boxes are clipped to the window. Objects whose box has no area left are dropped; as in the
+    Boxes are clipped to the window. Objects of whose box nothing is left are dropped; as in the
     official code, `area` becomes that of the clipped box. No object at all may be left.
     """
     window = (top, left, height, width)
     boxes = F.crop(target["boxes"], *window).as_subclass(Tensor)
-    keep = (boxes[:, 2:] > boxes[:, :2]).all(-1)
+    keep = (boxes[:, 2:] - boxes[:, :2] > SLIVER).all(-1)
     cropped = {**target, "area": (boxes[:, 2:] - boxes[:, :2]).prod(-1)}
     if "masks" in target:
         cropped["masks"] = F.crop(target["masks"], *window).as_subclass(Tensor)

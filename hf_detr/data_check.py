@@ -34,7 +34,7 @@ from .data_problems import (
 from .detection_data import DetectionDataset
 from .image_source import ImageSource
 
-VERSION = "1"  # of the checks; another one makes cached results void
+VERSION = "2"  # of the checks; another one makes cached results void
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,10 @@ BORDER = 1.0  # pixels that a box may leave its image by, because annotations ar
 
 
 def class_problems(table: AnnotationTable) -> Iterator[Problem]:
-    """Gaps in the data's own ids, names that are there twice, classes without objects."""
+    """Gaps in the data's own ids, names that are there twice, classes without objects.
+
+    Models, evaluation and cards tell classes by their names.
+    """
     own_ids = table.category_ids
     if not own_ids:
         yield Problem("classes", None, "there are no classes", True)
@@ -28,7 +31,8 @@ def class_problems(table: AnnotationTable) -> Iterator[Problem]:
         yield Problem("category ids renumbered", None, text + f"{len(own_ids) - 1}", False)
     for name, count in Counter(table.id2label.values()).items():
         if count > 1:
-            yield Problem("class names", None, f"{count} classes have the name {name!r}", False)
+            text = f"{count} classes have the name {name!r}; give each its own"
+            yield Problem("class names", None, text, True)
     learned = table.class_labels[(table.class_labels >= 0) & ~table.is_crowd]
     counts = np.bincount(learned, minlength=len(own_ids))
     unseen = [table.id2label[label] for label in np.flatnonzero(counts == 0).tolist()]
@@ -151,7 +155,12 @@ def _map_problems(dataset: DetectionDataset, image: int) -> list[Problem]:
     if segment_ids.shape != dataset.image_hw(image):
         text = f"{dataset.segment_maps.name(image)} has {tuple(segment_ids.shape)} pixels"
         return [Problem("segment map", image, text + " (height, width)", True)]
-    drawn = set(torch.unique(segment_ids).tolist())
-    missing = [own_id for own_id in dataset.table.ids[rows].tolist() if own_id not in drawn]
-    text = f"segments {some_of(missing)} have no pixel in {dataset.segment_maps.name(image)}"
-    return [Problem("empty mask", image, text, False)] if missing else []
+    drawn, listed = set(torch.unique(segment_ids).tolist()), set(dataset.table.ids[rows].tolist())
+    problems, name = [], dataset.segment_maps.name(image)
+    if missing := sorted(listed - drawn):
+        text = f"segments {some_of(missing)} have no pixel in {name}"
+        problems.append(Problem("empty mask", image, text, False))
+    if strangers := sorted(drawn - listed - {0}):
+        text = f"{name} has pixels of {some_of(strangers)}, which aren't listed: taken for void"
+        problems.append(Problem("segments that aren't listed", image, text, False))
+    return problems

@@ -25,7 +25,7 @@ from .processes import num_processes, process_index
 
 Batch = tuple[list[int], list[tuple[int, int]], Any]  # image ids, original (height, width), inputs
 
-EVERY_SCORE = -1.0  # a threshold below all scores: AP needs the weak detections too
+EVERY_SCORE = -1.0  # a threshold below all scores
 PANOPTIC_THRESHOLD = 0.85  # of the official code
 MASKS_AT_ONCE = 10  # at full size, all masks of an image may take more memory than the model
 
@@ -85,15 +85,34 @@ def detect(
         For every batch the image ids, and per image `scores` (n,), `labels` (n,) as the data set
         numbers them, `boxes` (n, 4) as (x0, y0, x1, y1) in pixels of the original image, and if
         asked for `masks` (n, height, width) bool of its size.
+
+    Raises:
+        ValueError: if the model's logits are NaN.
     """
     labels = label_map(_unwrapped(model).config.id2label, dataset.id2label)
     for (image_ids, sizes_hw, inputs), outputs in _run(
         model, processor, dataset, batch_size, num_workers, progress
     ):
-        detections = processor.post_process_object_detection(outputs, EVERY_SCORE, sizes_hw)
+        detections = every_detection(processor, outputs, sizes_hw)
         if masks:
             _add_masks(detections, outputs, processor, inputs, sizes_hw)
         yield image_ids, [_relabelled(found, labels) for found in detections]
+
+
+def every_detection(
+    processor: DetrImageProcessor, outputs: Any, sizes_hw: Any
+) -> list[dict[str, Tensor]]:
+    """All detections of a batch, weak ones too, which AP needs.
+
+    Raises:
+        ValueError: if logits are NaN, which no threshold lets pass.
+    """
+    if outputs.logits.isnan().any():
+        raise ValueError(
+            "the model's logits are NaN, so it can't be evaluated; was its training sound, or is "
+            "its dtype too narrow for it?"
+        )
+    return processor.post_process_object_detection(outputs, EVERY_SCORE, sizes_hw)
 
 
 def evaluate_panoptic(
@@ -261,6 +280,11 @@ def _true_segments(dataset: DetectionDataset, index: int) -> dict[str, Any]:
         for row in table.rows(index)
     ]
     segmentation = read_segment_ids(dataset.segment_maps, index)
+    # As in COCO's own evaluation: what isn't listed is void, and what has no pixel isn't there.
+    drawn = set(segmentation.unique().tolist())
+    segments = [segment for segment in segments if segment["id"] in drawn]
+    listed = torch.tensor([segment["id"] for segment in segments], dtype=segmentation.dtype)
+    segmentation = segmentation.where(torch.isin(segmentation, listed), 0)
     return {"segmentation": segmentation, "segments_info": segments}
 
 

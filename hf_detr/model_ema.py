@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class ModelEma:
@@ -38,18 +38,18 @@ class ModelEma:
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Within it the model has the averaged weights, for evaluating and for saving."""
-        self._swap()
+        # Not swapped: weights in half precision would round the averages, time after time.
+        weights = [parameter.detach().clone() for parameter in self.parameters]
+        self._set(self.averages)
         try:
             yield
         finally:
-            self._swap()
+            self._set(weights)
 
     @torch.no_grad()
-    def _swap(self) -> None:
-        for average, parameter in zip(self.averages, self.parameters, strict=True):
-            weights = parameter.detach().float().clone()
-            parameter.copy_(average)
-            average.copy_(weights)
+    def _set(self, values: list[Tensor]) -> None:
+        for parameter, value in zip(self.parameters, values, strict=True):
+            parameter.copy_(value)
 
     @torch.no_grad()
     def restart(self) -> None:

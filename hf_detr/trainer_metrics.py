@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import EvalPrediction
 
 from .coco_evaluator import CocoEvaluator
-from .evaluation import EVERY_SCORE
+from .evaluation import every_detection
 from .image_processing_detr import DetrImageProcessor
 from .outputs import ObjectDetectionOutput
 
@@ -79,5 +79,4 @@ def _update(
         )
     logits, boxes, image_ids, sizes_hw = (torch.from_numpy(array) for array in batch)
     outputs = ObjectDetectionOutput(logits=logits, pred_boxes=boxes)
-    detections = processor.post_process_object_detection(outputs, EVERY_SCORE, sizes_hw)
-    evaluator.update(image_ids, detections)
+    evaluator.update(image_ids, every_detection(processor, outputs, sizes_hw))

@@ -11,6 +11,7 @@ from torchvision.transforms import v2
 
 from hf_detr import DetrImageProcessor, make_evaluation_transform, make_training_transform
 from hf_detr.augmentation import PER_OBJECT, crop, flip
+from hf_detr.detection_data import _Seeded
 
 from .tiny import random_sample
 
@@ -139,6 +140,24 @@ def test_crop_as_the_official_code() -> None:
     assert target["masks"].sum((1, 2)).tolist() == [400, 300]
     assert target["size"].tolist() == [30, 40] and target["orig_size"].tolist() == [96, 128]
     assert image.shape == (3, 30, 40)
+
+
+def test_slivers_are_dropped() -> None:
+    """Protects from boxes that the resizing after a window would round to nothing."""
+    image, target = painted_sample()
+    narrow = torch.tensor([[29.0, 20, 30.0001, 40], [29, 20, 31, 40], [0, 0, 9, 9]])
+    target["boxes"] = tv_tensors.BoundingBoxes(narrow, format="XYXY", canvas_size=(96, 128))
+    _, cropped = crop(image, target, top=20, left=30, height=30, width=40)
+    assert cropped["boxes"].tolist() == [[0, 0, 1, 20]]
+    transform = make_training_transform()
+    target = {key: value[:1] if key in PER_OBJECT else value for key, value in target.items()}
+    del target["masks"]
+    whole = tv_tensors.BoundingBoxes([[0.0, 456, 640, 480]], format="XYXY", canvas_size=(480, 640))
+    target |= {"boxes": whole, "size": torch.tensor([480, 640])}
+    image = tv_tensors.Image(torch.zeros(3, 480, 640, dtype=torch.uint8))
+    with _Seeded(0, 0, 511):  # draws such a window
+        boxes = transform(image, target)[1]["boxes"]
+    assert (boxes[:, 2:] > boxes[:, :2]).all()
 
 
 def test_crop_may_leave_nothing() -> None:

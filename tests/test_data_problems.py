@@ -83,9 +83,9 @@ def test_classes_are_named():
         ids.text == "own ids go from 1 to 9, without 2, 3, 5, 6, 7 and 1 more; labels go from "
         "0 to 2"
     )
-    assert names.text == "2 classes have the name 'dog'"
+    assert names.text == "2 classes have the name 'dog'; give each its own"
     assert unseen.text == "2 classes have no object: dog, dog"
-    assert not any(problem.is_fatal for problem in (ids, names, unseen))
+    assert [problem.is_fatal for problem in (ids, names, unseen)] == [False, True, False]
     assert found(class_problems(table(names={}))) == [("classes", None, True)]
 
 

@@ -1,6 +1,7 @@
 """Evaluation: the numbers of plain inference, whatever the batch size."""
 
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from hf_detr import (
     read_coco_panoptic,
 )
 from hf_detr.coco_masks import rle_from_mask
+from hf_detr.data_check import check_dataset
 from hf_detr.detection_data import DetectionDataset
 from hf_detr.evaluation import detect, label_map
 
@@ -263,6 +265,34 @@ def test_panoptic_quality(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="the model lacks"):
         result = evaluate_panoptic(model, processor, dataset, 3, threshold=0.0, progress=False)
     assert result["pq"] == 0.0 and all(one["fp"] == 0 for one in result["per_class"].values())
+
+
+def test_panoptic_maps_and_records_that_differ(tmp_path: Path) -> None:
+    """Protects data with classes left out: unlisted pixels are void, pixelless records aren't."""
+    model, processor = tiny_segmenter(), processor_of()
+    make_sure_of_different_classes(model)
+    file = write_panoptic(tmp_path, model, processor)
+    content = json.loads(file.read_text())
+    first = content["annotations"][0]
+    del first["segments_info"][0]
+    box = [1, 1, 5, 5]
+    first["segments_info"].append({"id": 250, "category_id": 2, "iscrowd": 0, "bbox": box})
+    file.write_text(json.dumps(content))
+    dataset = read_coco_panoptic(file, tmp_path / "images", tmp_path / "segments", masks=True)
+    result = evaluate_panoptic(model, processor, dataset, threshold=0.0, progress=False)
+    assert result["pq"] > 0.9
+    kinds = {problem.kind: problem for problem in check_dataset(dataset, use_cache=False).problems}
+    for kind in ("empty mask", "segments that aren't listed"):
+        assert kinds[kind].image == 0 and not kinds[kind].is_fatal
+
+
+def test_models_that_are_nan_are_told(variant: str, tmp_path: Path) -> None:
+    """Protects from an AP of 0 for a model that has no predictions at all."""
+    model = tiny_detector(variant)
+    for parameter in model.parameters():
+        parameter.data.fill_(math.nan)
+    with pytest.raises(ValueError, match="logits are NaN"):
+        evaluate(model, processor_of(variant), write_data(tmp_path), progress=False)
 
 
 def test_panoptic_quality_needs_panoptic_data(tmp_path: Path) -> None:

@@ -55,6 +55,16 @@ def test_half_precision_is_averaged_in_float32() -> None:
     assert_close(ema.averages[0], torch.full((1, 2), 1.001), atol=1e-6, rtol=0)
 
 
+def test_applying_rounds_nothing() -> None:
+    """Protects averages of weights in half precision from every evaluation and save."""
+    model = make_model().bfloat16()
+    ema = ModelEma(model, decay=0.9)
+    ema.averages[0].fill_(1.001)
+    with ema.applied():
+        pass
+    assert_close(ema.averages[0], torch.full((1, 2), 1.001), atol=0, rtol=0)
+
+
 def test_wrong_decay() -> None:
     """Protects against a decay that would never learn."""
     with pytest.raises(ValueError, match="decay is 1"):
