@@ -279,6 +279,12 @@ class DeformableDetrConfig(DetrConfig):
             )
         num_maps = len(self.backbone_config.out_indices)
         check_range(self, ("num_mask_levels",), low=0, high=num_maps - 1)
+        if num_maps - self.num_mask_levels > self.num_feature_levels:
+            raise ValueError(
+                f"num_feature_levels is {self.num_feature_levels}, but backbone_config.out_indices "
+                f"{list(self.backbone_config.out_indices)} takes {num_maps - self.num_mask_levels} "
+                "of the backbone's maps for them; give it no more of them than levels."
+            )
         if self.two_stage and not self.with_box_refine:
             raise ValueError(
                 "two_stage=True needs with_box_refine=True: the second stage refines the boxes "

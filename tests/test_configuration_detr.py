@@ -334,6 +334,9 @@ def test_deformable_configuration() -> None:
         DeformableDetrConfig(two_stage=True)
     with pytest.raises(Exception, match="multiple of 32"):
         DeformableDetrConfig(d_model=48)
+    stored = DeformableDetrConfig().to_dict()
+    with pytest.raises(Exception, match=r"num_feature_levels is 2, but .*\[2, 3, 4\] takes 3"):
+        DeformableDetrConfig.from_dict({**stored, "num_feature_levels": 2})
 
 
 # Contents of a config.json that can't be, and what is said of them
