@@ -6,7 +6,9 @@ before ("iterative bounding box refinement"), and the queries start from proposa
 ("two-stage"). Classes are sigmoids without "no object".
 """
 
+import copy
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -284,6 +286,29 @@ class DeformableDetrForObjectDetection(ObjectDetector):
         self.criterion = make_criterion(config, classification, config.cls_loss_coefficient)
         self._tied_weights_keys = tied_heads(config)
         self.post_init()
+
+    def mark_tied_weights_as_initialized(self, loading_info: Any) -> None:
+        """As in the base class; class heads that a file lacks are copies of its first one.
+
+        Deviation: transformers has one class head for all layers even if each refines the boxes,
+        and writes that one. Here, as in the paper, layers that refine learn heads of their own.
+        """
+        if self.config.with_box_refine and not self.config.two_stage:
+            lost = set(loading_info.missing_and_mismatched())
+            heads = [
+                {f"class_embed.{layer}.{name}" for name in head.state_dict()}
+                for layer, head in enumerate(self.class_embed)
+            ]
+            if not heads[0] & lost and all(names <= lost for names in heads[1:]):
+                self._copy_first_class_head()
+                loading_info.missing_keys -= set().union(*heads[1:])
+        super().mark_tied_weights_as_initialized(loading_info)
+
+    def _copy_first_class_head(self) -> None:
+        for layer in range(1, len(self.class_embed)):
+            self.class_embed[layer] = copy.deepcopy(self.class_embed[0])
+            for weight in self.class_embed[layer].parameters():
+                weight._is_hf_initialized = True  # which deepcopy doesn't copy
 
     def predict(
         self, layer_states: Tensor, reference_points: tuple[Tensor, ...]

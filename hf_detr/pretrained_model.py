@@ -129,6 +129,18 @@ class DetectionPreTrainedModel(PreTrainedModel):
             model, state_dict, checkpoint_files, load_config, *args, **kwargs
         )
 
+    def mark_tied_weights_as_initialized(self, loading_info: Any) -> None:
+        """As in transformers, but weights that are missing under all of their names are missing.
+
+        Of one module in several places, transformers would take the last name for loaded too.
+        """
+        missing = set(loading_info.missing_keys)
+        super().mark_tied_weights_as_initialized(loading_info)
+        for name, saved in self.all_tied_weights_keys.items():
+            if {name, saved} <= missing:
+                self.get_parameter(saved)._is_hf_initialized = False
+                loading_info.missing_keys.add(saved)
+
     def _init_weights(self, module: nn.Module) -> None:
         # Each module with weights, torch's or ours, draws its own; transformers doesn't come here
         # for modules that only contain others. Not every timm module spares loaded weights.
@@ -200,7 +212,8 @@ class DetectionPreTrainedModel(PreTrainedModel):
         """Change the number of object queries; learned ones stay, in order.
 
         Additional queries are drawn anew: queries must differ to learn different objects, so
-        copies of learned ones would not do. Fewer queries keep the first ones.
+        copies of learned ones would not do. Fewer queries keep the first ones. Further groups of
+        queries, where there are any, are drawn anew in the same number.
 
         Raises:
             ValueError: if `num_queries` isn't positive, or the queries aren't learned.
@@ -216,6 +229,8 @@ class DetectionPreTrainedModel(PreTrainedModel):
         new.weight.requires_grad_(old.weight.requires_grad)
         self.detection_transformer.query_position_embeddings = new
         self.config.num_queries = num_queries
+        if groups := self.detection_transformer.query_groups:
+            self.add_query_groups(groups.num_groups)
 
     def _learned_queries(self) -> nn.Embedding:
         queries = getattr(self.detection_transformer, "query_position_embeddings", None)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -78,6 +79,63 @@ def test_every_deformable_configuration_loads_in_transformers(
     expected = theirs(pixel_values=pixel_values, pixel_mask=pixel_mask)
     assert_close(output.logits, expected.logits, atol=1e-4, rtol=0)
     assert_close(output.pred_boxes, expected.pred_boxes, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("decoder_layers", [2, 3])
+@pytest.mark.parametrize("two_stage", [False, True])
+def test_refining_models_saved_by_transformers_load_here(
+    two_stage: bool, decoder_layers: int, tmp_path: Path
+) -> None:
+    """Files with one class head for all layers give every layer that one, to learn from."""
+    ours = tiny_config(
+        "deformable_detr",
+        with_box_refine=True,
+        two_stage=two_stage,
+        two_stage_num_proposals=7,
+        decoder_layers=decoder_layers,
+    )
+    config = transformers.DeformableDetrConfig.from_dict(ours.to_dict())
+    theirs = transformers.DeformableDetrForObjectDetection(config).eval()
+    theirs.save_pretrained(tmp_path)
+    model, info = class_of("deformable_detr", "ForObjectDetection").from_pretrained(
+        tmp_path, output_loading_info=True
+    )
+    assert not any(info.values()), info
+    pixel_values, pixel_mask = padded_batch()
+    output = model(pixel_values, pixel_mask)
+    expected = theirs(pixel_values=pixel_values, pixel_mask=pixel_mask)
+    assert_close(output.logits, expected.logits, atol=1e-4, rtol=0)
+    assert_close(output.pred_boxes, expected.pred_boxes, atol=1e-5, rtol=0)
+    heads = list(model.class_embed)
+    assert len({head.weight.data_ptr() for head in heads}) == len(heads)
+    model.save_pretrained(tmp_path / "again")
+    again = type(model).from_pretrained(tmp_path / "again")
+    assert_close(again(pixel_values, pixel_mask).logits, output.logits, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"decoder_layers": 1}, {"with_box_refine": True}, {"two_stage": True}],
+    ids=["shared", "one layer", "refine", "two stages"],
+)
+def test_heads_that_no_file_holds(options: dict, tmp_path: Path) -> None:
+    """A bare model's file gives a detector whose heads are drawn, told, and on the CPU."""
+    if options.get("two_stage"):
+        options = {"with_box_refine": True, **options}
+    detector = tiny_detector("deformable_detr", **options)
+    detector.model.save_pretrained(tmp_path)
+    loaded, info = type(detector).from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(parameter.is_meta for parameter in loaded.parameters())
+    if not options.get("two_stage"):  # whose bare model holds the heads
+        assert {"class_embed.0.weight", "class_embed.0.bias"} <= set(info["missing_keys"])
+        for head in loaded.class_embed:
+            assert_close(head.bias, torch.full_like(head.bias, -math.log(99)), atol=1e-4, rtol=0)
+    shared = not options.get("with_box_refine")
+    assert (len({id(head) for head in loaded.class_embed}) == 1) == (
+        shared or len(loaded.class_embed) == 1
+    )
+    assert loaded(*padded_batch()).logits.isfinite().all()
 
 
 @torch.no_grad()

@@ -124,3 +124,11 @@ def test_what_can_not_be_had() -> None:
     proposing = tiny_detector("deformable_detr", two_stage=True, with_box_refine=True)
     with pytest.raises(ValueError, match="proposals of its encoder"):
         proposing.add_query_groups(2)
+
+
+def test_groups_are_as_large_as_the_detectors_own() -> None:
+    """Protects groups from staying small when the detector gets more queries."""
+    model = tiny_detector(num_queries=3)
+    model.add_query_groups(2)
+    model.resize_queries(10)
+    assert model.model.query_groups.embeddings.weight.shape[0] == 2 * 10
