@@ -91,11 +91,14 @@ def boxes_from_deltas(deltas: Tensor, reference_points: Tensor | None = None) ->
             DETR's plain `sigmoid(delta)`.
 
     Returns:
-        (..., 4) boxes as (cx, cy, w, h) in [0, 1], relative to the image without its padding.
+        (..., 4) boxes as (cx, cy, w, h) in [0, 1], relative to the image without its padding; at
+        least in float32.
     """
+    # bfloat16 has 256 numbers between 0.5 and 1, and would make 1 of the logit 6.5 for good.
+    deltas = deltas.to(torch.promote_types(deltas.dtype, torch.float32))
     if reference_points is None:
         return deltas.sigmoid()
-    offset = inverse_sigmoid(reference_points)
+    offset = inverse_sigmoid(reference_points.to(deltas.dtype))
     if offset.shape[-1] == 2:
         offset = torch.cat([offset, torch.zeros_like(offset)], dim=-1)
     return (deltas + offset).sigmoid()

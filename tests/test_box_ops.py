@@ -198,3 +198,11 @@ def test_masks_without_pixels_have_no_box() -> None:
     masks[1] = False
     with pytest.raises(ValueError, match=r"masks \[1\] have no pixel"):
         masks_to_boxes(masks)
+
+
+def test_boxes_as_large_as_the_image_in_half_precision() -> None:
+    """Protects refinement from a size that rounds to 1, which no later layer could shrink."""
+    box = torch.full((1, 4), 0.5, dtype=torch.bfloat16)
+    for delta in (6.5, -3.0):
+        box = boxes_from_deltas(torch.full((1, 4), delta, dtype=torch.bfloat16), box)
+    torch.testing.assert_close(box, torch.full((1, 4), 3.5).sigmoid(), atol=1e-5, rtol=0)
