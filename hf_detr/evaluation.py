@@ -85,9 +85,6 @@ def detect(
         For every batch the image ids, and per image `scores` (n,), `labels` (n,) as the data set
         numbers them, `boxes` (n, 4) as (x0, y0, x1, y1) in pixels of the original image, and if
         asked for `masks` (n, height, width) bool of its size.
-
-    Raises:
-        ValueError: if the model's logits are NaN.
     """
     labels = label_map(_unwrapped(model).config.id2label, dataset.id2label)
     for (image_ids, sizes_hw, inputs), outputs in _run(
@@ -102,15 +99,12 @@ def detect(
 def every_detection(
     processor: DetrImageProcessor, outputs: Any, sizes_hw: Any
 ) -> list[dict[str, Tensor]]:
-    """All detections of a batch, weak ones too, which AP needs.
-
-    Raises:
-        ValueError: if logits are NaN, which no threshold lets pass.
-    """
+    """All detections of a batch, weak ones too, which AP needs; warns if the model gives NaN."""
     if outputs.logits.isnan().any():
-        raise ValueError(
-            "the model's logits are NaN, so it can't be evaluated; was its training sound, or is "
-            "its dtype too narrow for it?"
+        warnings.warn(
+            "the model's logits are NaN, which no threshold lets pass: it detects nothing. Was its "
+            "training sound, or is its dtype too narrow for it?",
+            stacklevel=2,
         )
     return processor.post_process_object_detection(outputs, EVERY_SCORE, sizes_hw)
 

@@ -287,11 +287,11 @@ def test_panoptic_maps_and_records_that_differ(tmp_path: Path) -> None:
 
 
 def test_models_that_are_nan_are_told(variant: str, tmp_path: Path) -> None:
-    """Protects from an AP of 0 for a model that has no predictions at all."""
+    """Protects from an AP of 0 without a word for a model that has no predictions at all."""
     model = tiny_detector(variant)
     for parameter in model.parameters():
         parameter.data.fill_(math.nan)
-    with pytest.raises(ValueError, match="logits are NaN"):
+    with pytest.warns(UserWarning, match="logits are NaN"):
         evaluate(model, processor_of(variant), write_data(tmp_path), progress=False)
 
 
