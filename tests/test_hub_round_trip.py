@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 from torch.testing import assert_close
 
 from .tiny import class_of, padded_batch, tiny_config, tiny_detector
@@ -29,6 +30,17 @@ def no_warnings(caplog: pytest.LogCaptureFixture) -> Callable[[], None]:
     transformers.utils.logging.disable_propagation()
 
 
+def assert_same_predictions(
+    ours: nn.Module, theirs: nn.Module, batch: tuple[Tensor, Tensor]
+) -> None:
+    """Equal logits (1e-4) and boxes (1e-5) of a batch of pixel values and their mask."""
+    pixel_values, pixel_mask = batch
+    output = ours(pixel_values, pixel_mask)
+    expected = theirs(pixel_values=pixel_values, pixel_mask=pixel_mask)
+    assert_close(output.logits, expected.logits, atol=1e-4, rtol=0)
+    assert_close(output.pred_boxes, expected.pred_boxes, atol=1e-5, rtol=0)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize(
     "changes",
@@ -45,11 +57,7 @@ def test_saved_here_loads_in_transformers(
         tmp_path, output_loading_info=True
     )
     assert not any(info.values()), info
-    pixel_values, pixel_mask = padded_batch()
-    output = model(pixel_values, pixel_mask)
-    expected = theirs(pixel_values=pixel_values, pixel_mask=pixel_mask)
-    assert_close(output.logits, expected.logits, atol=1e-4, rtol=0)
-    assert_close(output.pred_boxes, expected.pred_boxes, atol=1e-5, rtol=0)
+    assert_same_predictions(model, theirs, padded_batch())
     no_warnings()
 
 
@@ -74,11 +82,7 @@ def test_every_deformable_configuration_loads_in_transformers(
         tmp_path, output_loading_info=True
     )
     assert not any(info.values()), info
-    pixel_values, pixel_mask = padded_batch(2, 128, 160)
-    output = model(pixel_values, pixel_mask)
-    expected = theirs(pixel_values=pixel_values, pixel_mask=pixel_mask)
-    assert_close(output.logits, expected.logits, atol=1e-4, rtol=0)
-    assert_close(output.pred_boxes, expected.pred_boxes, atol=1e-5, rtol=0)
+    assert_same_predictions(model, theirs, padded_batch(2, 128, 160))
 
 
 @torch.no_grad()
@@ -102,16 +106,13 @@ def test_refining_models_saved_by_transformers_load_here(
         tmp_path, output_loading_info=True
     )
     assert not any(info.values()), info
-    pixel_values, pixel_mask = padded_batch()
-    output = model(pixel_values, pixel_mask)
-    expected = theirs(pixel_values=pixel_values, pixel_mask=pixel_mask)
-    assert_close(output.logits, expected.logits, atol=1e-4, rtol=0)
-    assert_close(output.pred_boxes, expected.pred_boxes, atol=1e-5, rtol=0)
+    assert_same_predictions(model, theirs, padded_batch())
     heads = list(model.class_embed)
     assert len({head.weight.data_ptr() for head in heads}) == len(heads)
     model.save_pretrained(tmp_path / "again")
     again = type(model).from_pretrained(tmp_path / "again")
-    assert_close(again(pixel_values, pixel_mask).logits, output.logits, atol=0, rtol=0)
+    batch = padded_batch()
+    assert_close(again(*batch).logits, model(*batch).logits, atol=0, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -153,11 +154,7 @@ def test_saved_by_transformers_loads_here(
         tmp_path, output_loading_info=True
     )
     assert not any(info.values()), info
-    pixel_values, pixel_mask = padded_batch()
-    output = model(pixel_values, pixel_mask)
-    expected = theirs(pixel_values=pixel_values, pixel_mask=pixel_mask)
-    assert_close(output.logits, expected.logits, atol=1e-4, rtol=0)
-    assert_close(output.pred_boxes, expected.pred_boxes, atol=1e-5, rtol=0)
+    assert_same_predictions(model, theirs, padded_batch())
     no_warnings()
 
 
