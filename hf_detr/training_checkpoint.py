@@ -108,10 +108,10 @@ def save_checkpoint(
     os.rename(unfinished, final)
     flush(folder)
     _clear_replaced(folder)
-    # Later ones are of a training that went on from an earlier one, past spoilt ones for example.
-    abandoned = [old for old in _newest_first(folder) if _step(old) > step]
-    for old in abandoned + [o for o in _newest_first(folder) if _step(o) <= step][keep:]:
-        if _step(old) not in protect:
+    # Later ones are of a training that was given up, when it went back past spoilt ones say.
+    kept = [one for one in _newest_first(folder) if _step(one) <= step][:keep]
+    for old in _newest_first(folder):
+        if old not in kept and _step(old) not in protect:
             shutil.rmtree(old, ignore_errors=True)
     return final
 
