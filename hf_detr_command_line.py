@@ -27,7 +27,7 @@ exit status:
   0  done
   1  not done, or what was checked has errors; stderr says why
   2  the arguments are wrong
-  3  predict: finished, but some images couldn't be read
+  3  predict: finished, but some images failed
   130  interrupted; what was finished until then stays"""
 
 

@@ -94,7 +94,7 @@ def boxes_from_deltas(deltas: Tensor, reference_points: Tensor | None = None) ->
         (..., 4) boxes as (cx, cy, w, h) in [0, 1], relative to the image without its padding; at
         least in float32.
     """
-    # bfloat16 has 256 numbers between 0.5 and 1, and would make 1 of the logit 6.5 for good.
+    # bfloat16 has steps of 1/256 below 1, and would make 1 of the logit 6.5 for good.
     deltas = deltas.to(torch.promote_types(deltas.dtype, torch.float32))
     if reference_points is None:
         return deltas.sigmoid()
