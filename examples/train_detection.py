@@ -38,7 +38,6 @@ from transformers import HfArgumentParser, PreTrainedModel, pipeline
 from hf_detr.batches import DetectionCollator
 from hf_detr.detection_data import DetectionDataset
 from hf_detr.evaluation import evaluate, evaluate_panoptic
-from hf_detr.learning_rate import learning_rate_factor
 from hf_detr.matcher import NonFinitePredictionError
 from hf_detr.model_ema import ModelEma
 from hf_detr.pretrained_model import without_auxiliary_loss
@@ -55,7 +54,7 @@ from hf_detr.training_health import (
     describe_nonfinite_gradients,
     find_nonfinite_loss,
 )
-from hf_detr.training_plan import MicroBatch, plan_epoch
+from hf_detr.training_plan import MicroBatch, learning_rate_factor, plan_epoch
 from hf_detr.training_state import (
     copy_whole_model,
     gather_training_state,

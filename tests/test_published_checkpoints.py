@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from huggingface_hub import ModelCard
-from transformers import AutoConfig
+from PIL import Image
+from transformers import AutoConfig, pipeline
 
+from hf_detr import DeformableDetrForObjectDetection, embedded_model_folder
+from hf_detr.box_ops import box_iou
 from hf_detr.published_checkpoints import (
     PublishedCheckpoint,
     find_published_checkpoint,
@@ -24,6 +28,12 @@ REPOSITORY = Path(__file__).parents[1]
 CARDS = REPOSITORY / "model_cards"
 GARMENTS = "deformable-detr-garments"
 PUBLISHED = published_checkpoints()
+# What was pasted into the image, as (left, top, width, height); a half covered shirt isn't found.
+EXPECTED_BOXES = {
+    "sneaker": (13, 51, 74, 46),
+    "trouser": (78, 172, 36, 48),
+    "coat": (95, 17, 110, 141),
+}
 # Runs blocks of code, each in a folder, in a process that never hears of hf_detr.
 RUN_PLAIN = """
 import json, os, sys
@@ -177,3 +187,23 @@ def test_configurations_are_the_official_ones(
                 ours[name] = getattr(config, name)
         same = ours == {name: official[name] for name in ours}
         assert same == (checkpoint.recorded is not None), case
+
+
+def test_finds_the_garments() -> None:
+    """A pipeline from the folder finds what is there, and where it is."""
+    detect = pipeline("object-detection", model=str(embedded_model_folder()))
+    assert type(detect.model) is DeformableDetrForObjectDetection
+    detections = detect(Image.open(IMAGE), threshold=0.5)
+    assert {detection["label"] for detection in detections} == set(EXPECTED_BOXES)
+    for detection in detections:
+        left, top, width, height = EXPECTED_BOXES[detection["label"]]
+        true = torch.tensor([left, top, left + width, top + height]).float()
+        iou, _ = box_iou(torch.tensor(list(detection["box"].values())).float(), true)
+        assert iou > 0.7, detection
+
+
+def test_stays_small() -> None:
+    """The file travels with every installation: at most 15 MB, in safetensors, float32."""
+    files = {path.name: path.stat().st_size for path in embedded_model_folder().iterdir()}
+    assert set(files) == {"config.json", "model.safetensors", "preprocessor_config.json"}
+    assert files["model.safetensors"] <= 15e6
