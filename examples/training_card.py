@@ -85,14 +85,14 @@ def base_model(model: str) -> str | None:
 
 def draw_samples(file: Path, detector: ObjectDetectionPipeline, data: DetectionDataset) -> None:
     """Detections in the first images."""
-    seen = [
-        observation
+    records = [
+        record
         for index in range(min(SAMPLES, len(data)))
-        for observation in plots.observe(
+        for record in plots.record_attention(
             detector.model,
             detector.image_processor,
             data.images.open(index),
             attentions=False,
         )
     ]
-    plots.draw_detections(seen, threshold=THRESHOLD).savefig(file, dpi=100)
+    plots.draw_detections(records, threshold=THRESHOLD).savefig(file, dpi=100)

@@ -346,7 +346,7 @@ def test_unknown_dilation_and_heads(name: str) -> None:
     """Unknown values raise: a wrong guess would only lower the accuracy."""
     with pytest.raises(ValueError, match=r"--dilation or --no-dilation, and --num-heads"):
         dilation_and_heads({}, name, None, 8)
-    with pytest.raises(ValueError, match="pass dilation=True or False and num_heads"):
+    with pytest.raises(ValueError, match="Pass dilation=True or False and num_heads"):
         dilation_and_heads({}, name, False, None)
 
 
@@ -396,7 +396,9 @@ def test_labels(official: Callable[[str], Official]) -> None:
     names = {label: f"class {label}" for label in range(91)}
     config = model_from_weights(weights, {}, False, 4, names).config
     assert config.id2label == names and config.label2id["class 7"] == 7
-    with pytest.raises(ValueError, match="classes, 0 to 90; got 1 names, from 1 to 1"):
+    with pytest.raises(
+        ValueError, match="classes 0 to 90 of the checkpoint; got 1 names, from 1 to 1"
+    ):
         model_from_weights(weights, {}, False, 4, {1: "cat"})
     config = model_from_weights(official("detr").content["model"], {}, False, 4).config
     assert config.id2label[4] == "LABEL_4" and config.num_labels == 5
