@@ -1,4 +1,4 @@
-"""The example scripts run as the README says."""
+"""Tests that the example scripts run."""
 
 import os
 import subprocess
@@ -48,7 +48,7 @@ def test_detect_refuses_what_is_no_image(tmp_path: Path) -> None:
 
 
 def test_evaluate_is_the_command(tmp_path: Path) -> None:
-    """The evaluation script hands arguments and exit status on, without a traceback."""
+    """The evaluation script passes on arguments and exit status, without a traceback."""
     file, _ = write_coco(tmp_path, [entry(1)])
     result = run("examples/evaluate.py", "--coco", file)
     assert result.returncode == 2
@@ -67,7 +67,7 @@ def test_draw_plots_writes_pictures(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_benchmark_runs() -> None:
-    """The benchmark compares both sides and prints ratios, in its quickest setting."""
+    """The quick benchmark prints ratios of all parts."""
     result = run("examples/benchmark.py", "--quick")
     assert result.returncode == 0, result.stderr
     for part in ("loss + matcher", "image processor", "DeformableDetr resnet18, end", "ceiling"):
@@ -76,7 +76,7 @@ def test_benchmark_runs() -> None:
 
 @pytest.mark.slow
 def test_export_benchmark_runs() -> None:
-    """Protects the table of ONNX files: each is exported, checked and run beside torch."""
+    """The benchmark exports and measures all three models."""
     pytest.importorskip("onnxruntime")
     result = run("examples/benchmark_export.py", "--quick", "--rounds", "1")
     assert result.returncode == 0, result.stderr
@@ -86,7 +86,7 @@ def test_export_benchmark_runs() -> None:
 
 @pytest.mark.slow
 def test_precision_benchmark_runs() -> None:
-    """Protects the table of precisions: bfloat16 gives what float32 does, and both are timed."""
+    """The benchmark checks and measures float32 and bfloat16."""
     result = run("examples/benchmark_precision.py", "--quick", "--rounds", "1")
     assert result.returncode == 0, result.stderr
     for name in ("Detr", "ConditionalDetr", "DeformableDetr"):
@@ -95,7 +95,7 @@ def test_precision_benchmark_runs() -> None:
 
 @pytest.mark.slow
 def test_segmentation_benchmark_runs() -> None:
-    """Post-processing and loss agree with transformers', and both are measured."""
+    """The benchmark checks and measures post-processing and memory."""
     result = run("examples/benchmark_segmentation.py", "--quick")
     assert result.returncode == 0, result.stderr
     for part in ("panoptic, 30", "instance, 30", "semantic, 30", "MiB, resnet18"):
@@ -104,10 +104,10 @@ def test_segmentation_benchmark_runs() -> None:
 
 @pytest.mark.slow
 def test_operator_benchmark_runs() -> None:
-    """All sides of the operator's benchmark agree, and it says who is how fast."""
+    """The benchmark checks and measures all implementations."""
     namespace, reason = find_operators("cpu")
     if namespace is None:
-        pytest.skip(f"there is no compiled operator: {reason}")
+        pytest.skip(f"the compiled operator is unavailable: {reason}")
     options = ("--quick", "--threads", "1", "--batch-sizes", "1")
     result = run("examples/benchmark_operator.py", *options)
     assert result.returncode == 0, result.stderr
