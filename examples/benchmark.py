@@ -22,7 +22,7 @@ os.environ.setdefault("HF_DETR_REGISTER", "0")  # don't replace transformers' cl
 import numpy as np
 import torch
 import transformers
-from benchmark_timing import medians
+from benchmark_timing import medians, parse_arguments
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -201,22 +201,9 @@ def measure_ceiling(tries: int = 5) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="two rounds, small inputs")
-    parser.add_argument("--rounds", type=int, default=11)
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="parts to measure")
-    arguments = parser.parse_args()
-    if arguments.rounds < 1 or arguments.threads < 1:
-        parser.error("--rounds and --threads must be at least 1")
-    torch.set_num_threads(arguments.threads)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    rounds = 2 if arguments.quick else arguments.rounds
-
-    print(
-        f"torch {torch.__version__}, transformers {transformers.__version__}, "
-        f"{arguments.threads} thread(s), medians of {rounds} interleaved rounds, CPU ms"
-    )
+    arguments = parse_arguments(parser)
+    rounds = arguments.rounds
     print(f"{'':34}{'hf_detr':>12}{'transformers':>14}{'ratio':>10}")
     if "loss" in arguments.parts:
         for batch_size, num_queries in [(2, 100), (2, 300), (16, 100), (16, 300)]:

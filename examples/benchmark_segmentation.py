@@ -19,7 +19,7 @@ os.environ.setdefault("HF_DETR_REGISTER", "0")  # don't replace transformers' cl
 
 import torch
 import transformers
-from benchmark_timing import medians, peak_memory, progress
+from benchmark_timing import medians, parse_arguments, peak_memory, progress
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -163,23 +163,9 @@ def benchmark_memory(is_quick: bool) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="two rounds, small inputs")
-    parser.add_argument("--rounds", type=int, default=11)
-    parser.add_argument("--threads", type=int, default=1, help="threads of the post-processing")
-    arguments = parser.parse_args()
-    if arguments.rounds < 1 or arguments.threads < 1:
-        parser.error("--rounds and --threads must be at least 1")
-    torch.set_num_threads(arguments.threads)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    rounds = 2 if arguments.quick else arguments.rounds
-    print(
-        f"torch {torch.__version__}, transformers {transformers.__version__}, "
-        f"{arguments.threads} thread(s), medians of {rounds} interleaved rounds, CPU ms"
-    )
+    arguments = parse_arguments(argparse.ArgumentParser(description=__doc__.splitlines()[0]))
     print(f"{'':44}{'hf_detr':>10}{'transformers':>14}{'ratio':>10}")
-    benchmark_post_processing(arguments.quick, rounds)
+    benchmark_post_processing(arguments.quick, arguments.rounds)
     if sys.platform == "linux":
         benchmark_memory(arguments.quick)
 

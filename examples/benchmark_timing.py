@@ -1,5 +1,6 @@
 """Measure times and memory for the benchmarks."""
 
+import argparse
 import statistics
 import sys
 import time
@@ -7,7 +8,30 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+import torch
+import transformers
+
 Result = TypeVar("Result")
+
+
+def parse_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Add --quick, --rounds and --threads, apply them and print the versions."""
+    parser.add_argument("--quick", action="store_true", help="two rounds, small inputs")
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    if arguments.rounds < 1 or arguments.threads < 1:
+        parser.error("--rounds and --threads must be at least 1")
+    if arguments.quick:
+        arguments.rounds = 2
+    torch.set_num_threads(arguments.threads)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    print(
+        f"torch {torch.__version__}, transformers {transformers.__version__}, "
+        f"{arguments.threads} thread(s), medians of {arguments.rounds} interleaved rounds, CPU ms"
+    )
+    return arguments
 
 
 def medians(*functions: Callable[[], object], rounds: int) -> list[float]:
