@@ -7,7 +7,7 @@
 
 Every function gives a `matplotlib.figure.Figure`, which a notebook shows as it is.
 
-- `record_attention` runs a model on images and returns an `AttentionRecord` of each.
+- `record_attention` (or `observe`) runs a model on images and returns an `AttentionRecord` of each.
 - `draw_detections`: what was found, beside the targets.
 - DETR and Conditional DETR: `draw_encoder_attention`, `draw_decoder_attention`,
   `draw_attention_heads`.
@@ -28,6 +28,8 @@ from .sampling_plots import (
 )
 from .training_plots import draw_training_curves, read_history
 
+observe = record_attention  # former name
+
 __all__ = [
     "AttentionRecord",
     "SamplingPoints",
@@ -41,9 +43,8 @@ __all__ = [
     "draw_sampling_points",
     "draw_training_curves",
     "observe",
+    "observe",
     "query_boxes",
     "read_history",
     "record_attention",
 ]
-
-observe = record_attention  # former name
