@@ -10,11 +10,14 @@ from hf_detr import DeformableDetrForObjectDetection, embedded_model_folder
 from hf_detr.box_ops import box_iou
 
 IMAGE = Path(__file__).parents[1] / "examples" / "images" / "garments.jpg"
-# What was pasted into the image, as (left, top, width, height); a half covered shirt isn't found.
+# What was pasted into the image, as (left, top, width, height).
 GARMENTS = {
-    "sneaker": (13, 51, 74, 46),
-    "trouser": (78, 172, 36, 48),
-    "coat": (95, 17, 110, 141),
+    "coat": (354, 190, 91, 127),
+    "trouser": (172, 189, 98, 138),
+    "ankle boot": (158, 68, 134, 85),
+    "t-shirt/top": (19, 228, 92, 110),
+    "sneaker": (322, 101, 129, 43),
+    "bag": (22, 31, 105, 87),
 }
 
 

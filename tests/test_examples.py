@@ -31,7 +31,7 @@ def test_detect_writes_a_picture(tmp_path: Path) -> None:
     output = tmp_path / "sub" / "detections.png"
     result = run("examples/detect.py", "--output", output)
     assert result.returncode == 0, result.stderr
-    assert "coat" in result.stdout and "3 detections drawn" in result.stdout
+    assert "coat" in result.stdout and "6 detections drawn" in result.stdout
     photo = Image.open(REPOSITORY / "examples" / "images" / "garments.jpg")
     picture = Image.open(output)
     assert picture.size == photo.size
