@@ -1,4 +1,4 @@
-"""Load weights of a backbone from a file, for networks whose files aren't timm's."""
+"""Load weights of a backbone from a file that isn't timm's."""
 
 from pathlib import Path
 
@@ -9,14 +9,13 @@ from transformers import PreTrainedModel
 
 @torch.no_grad()
 def load_backbone_weights(model: PreTrainedModel, file: Path) -> None:
-    """Copy an image classifier's weights into the backbone of a detector.
+    """Copy the weights of an image classifier to the backbone of a detector.
 
-    Tensors are found by name, and if the names differ by order: the file must then have the
-    same shapes in the same order, as ports of one network usually have. What the file has beyond
-    the backbone (its classifier's head) is left out.
+    Tensors are matched by name. If names differ they are matched by order, as in most ports of a
+    network. Additional tensors, such as the classifier's head, are ignored.
 
     Raises:
-        ValueError: if the file's tensors don't fit.
+        ValueError: if tensors are missing or have other shapes.
     """
     if file.suffix == ".safetensors":
         weights = load_file(file)
@@ -25,7 +24,7 @@ def load_backbone_weights(model: PreTrainedModel, file: Path) -> None:
     weights = {n: w for n, w in weights.items() if not n.endswith("num_batches_tracked")}
     network = model.detection_transformer.backbone.conv_encoder["model"]
     own = network.state_dict()
-    # timm flattens the outer containers of a network that gives features.
+    # Names differ in timm's feature extractors, which replace dots by underscores.
     by_name = {name.replace(".", "_"): weight for name, weight in weights.items()}
     if all(name.replace(".", "_") in by_name for name in own):
         found = {name: by_name[name.replace(".", "_")] for name in own}
@@ -35,7 +34,7 @@ def load_backbone_weights(model: PreTrainedModel, file: Path) -> None:
         if name not in found or found[name].shape != weight.shape:
             got = tuple(found[name].shape) if name in found else "missing"
             raise ValueError(
-                f"{file} doesn't fit the backbone {model.config.backbone_config.backbone}: "
-                f"{name} has the shape {tuple(weight.shape)}, in the file {got}."
+                f"{file} doesn't match the backbone {model.config.backbone_config.backbone}: "
+                f"{name} is {got}, expected {tuple(weight.shape)}."
             )
         weight.copy_(found[name])

@@ -1,13 +1,13 @@
-"""Compare the speed of hf_detr and transformers on the same weights and inputs, in one run.
+"""Compare the speed of hf_detr and transformers with the same weights and inputs.
 
     python examples/benchmark.py            # about ten minutes on two cores
     python examples/benchmark.py --parts model --rounds 3
-    python examples/benchmark.py --quick    # two rounds of everything: does it run?
+    python examples/benchmark.py --quick    # a short test with two rounds
 
-Rounds of both sides alternate, so that whatever else the machine does slows both; medians are
-printed, in milliseconds of CPU. No time is printed unless both sides give the same result. Whole
-models, from a photograph to its detections, are also compared with what the machine could do: the
-FLOP of their convolutions and matrix products, at the speed of one large one.
+Both sides run alternately, so that load on the machine affects both. Medians are printed in CPU
+milliseconds, and only if the results of both sides are equal. The times of whole models are also
+compared with the machine's limit: the FLOP of their convolutions and matrix products at the speed
+of a single large one.
 """
 
 import argparse
@@ -17,12 +17,12 @@ import time
 from functools import partial
 from pathlib import Path
 
-os.environ.setdefault("HF_DETR_REGISTER", "0")  # transformers' side stays transformers' own
+os.environ.setdefault("HF_DETR_REGISTER", "0")  # don't replace transformers' classes
 
 import numpy as np
 import torch
 import transformers
-from benchmark_timing import medians
+from benchmark_timing import medians, parse_arguments
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -40,7 +40,7 @@ def report(name: str, ours: float, theirs: float) -> None:
 
 
 def random_predictions(batch_size: int, num_queries: int) -> tuple[list[Tensor], list[dict]]:
-    """Logits (6, B, Q, 92) and boxes (6, B, Q, 4) of six layers, and 7 to 20 objects an image."""
+    """Logits (6, B, Q, 92) and boxes (6, B, Q, 4) of six layers; labels with 7 to 20 objects."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(6, batch_size, num_queries, 92, generator=generator)
     boxes = torch.rand(6, batch_size, num_queries, 4, generator=generator) * 0.5 + 0.2
@@ -56,7 +56,7 @@ def random_predictions(batch_size: int, num_queries: int) -> tuple[list[Tensor],
 
 
 def benchmark_loss(batch_size: int, num_queries: int, rounds: int) -> None:
-    """Forward and backward of matching and loss, six decoder layers."""
+    """Time forward and backward pass of matcher and loss with six decoder layers."""
     from transformers.loss.loss_for_object_detection import ForObjectDetectionLoss
 
     predictions, labels = random_predictions(batch_size, num_queries)
@@ -86,7 +86,7 @@ def benchmark_loss(batch_size: int, num_queries: int, rounds: int) -> None:
 
 
 def make_images(count: int, width: int = 640, height: int = 480) -> list[Image.Image]:
-    """Smooth images with some noise, all different."""
+    """Make different smooth images with some noise."""
     generator = np.random.default_rng(0)
     images = []
     for _ in range(count):
@@ -98,7 +98,7 @@ def make_images(count: int, width: int = 640, height: int = 480) -> list[Image.I
 
 
 def benchmark_processor(batch_size: int, width: int, height: int, rounds: int) -> None:
-    """Photographs of 4 : 3 to a normalised batch of 1066 x 800."""
+    """Time the processing of 4:3 images to a normalized batch of 1066 x 800."""
     images = make_images(batch_size, width, height)
     ours, theirs = hf_detr.DetrImageProcessor(), transformers.DetrImageProcessor()
     got, expected = ours(images, return_tensors="pt"), theirs(images, return_tensors="pt")
@@ -116,7 +116,7 @@ def benchmark_processor(batch_size: int, width: int, height: int, rounds: int) -
 
 
 def make_models(prefix: str, backbone: str) -> tuple[nn.Module, nn.Module]:
-    """A detector of random weights, and the peer's from its files; both as they are loaded."""
+    """Make a random detector and load its files with hf_detr and transformers."""
     torch.manual_seed(0)
     detector = f"{prefix}ForObjectDetection"
     config = getattr(hf_detr, f"{prefix}Config")(
@@ -136,14 +136,14 @@ def make_models(prefix: str, backbone: str) -> tuple[nn.Module, nn.Module]:
 def benchmark_end_to_end(
     prefix: str, backbone: str, size: dict[str, int], rounds: int, ceiling: float
 ) -> None:
-    """From a photograph to its detections, by the classes whose names begin with `prefix`.
+    """Time image processing, model and post-processing of one image.
 
     Args:
-        prefix: such as "Detr".
+        prefix: prefix of the classes' names, such as "Detr".
         backbone: timm's name.
-        size: of the image processor.
-        rounds: how often each side is timed.
-        ceiling: FLOP per CPU second that this machine can reach.
+        size: size of the image processor.
+        rounds: number of measurements per side.
+        ceiling: maximum FLOP per CPU second of the machine.
     """
     models = make_models(prefix, backbone)
     processors = [
@@ -160,7 +160,7 @@ def benchmark_end_to_end(
         )
         return outputs.logits, outputs.pred_boxes, found["scores"]
 
-    # Detections in the order of their scores may change places; what they are made of may not.
+    # Labels and boxes sorted by score aren't compared, because rounding can change their order.
     for got, expected in zip(detect(0), detect(1), strict=True):
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
     ours, theirs = medians(lambda: detect(0), lambda: detect(1), rounds=rounds)
@@ -172,7 +172,7 @@ def benchmark_end_to_end(
 
 
 def count_flop(config: transformers.PreTrainedConfig, detector: str, pixels: Tensor) -> int:
-    """FLOP of all convolutions and matrix products of a forward pass; nothing is computed."""
+    """Count the FLOP of convolutions and matrix products in a forward pass on the meta device."""
     with torch.device("meta"):
         model = getattr(hf_detr, detector)(config).eval()
     with FlopCounterMode(display=False) as counter:
@@ -181,7 +181,7 @@ def count_flop(config: transformers.PreTrainedConfig, detector: str, pixels: Ten
 
 
 def measure_ceiling(tries: int = 5) -> float:
-    """FLOP per CPU second of a large convolution or matrix product, whichever does more."""
+    """Measure the maximum FLOP per CPU second of a large convolution and matrix product."""
     matrix = torch.randn(2048, 2048)
     maps = torch.randn(1, 256, 100, 134).to(memory_format=torch.channels_last)
     kernels = torch.randn(256, 256, 3, 3).to(memory_format=torch.channels_last)
@@ -201,22 +201,9 @@ def measure_ceiling(tries: int = 5) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="two rounds, small inputs")
-    parser.add_argument("--rounds", type=int, default=11)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure")
-    arguments = parser.parse_args()
-    if arguments.rounds < 1 or arguments.threads < 1:
-        parser.error("--rounds and --threads must be at least 1")
-    torch.set_num_threads(arguments.threads)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    rounds = 2 if arguments.quick else arguments.rounds
-
-    print(
-        f"torch {torch.__version__}, transformers {transformers.__version__}, "
-        f"{arguments.threads} thread(s), medians of {rounds} interleaved rounds, CPU ms"
-    )
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="parts to measure")
+    arguments = parse_arguments(parser)
+    rounds = arguments.rounds
     print(f"{'':34}{'hf_detr':>12}{'transformers':>14}{'ratio':>10}")
     if "loss" in arguments.parts:
         for batch_size, num_queries in [(2, 100), (2, 300), (16, 100), (16, 300)]:

@@ -1,9 +1,9 @@
-"""Export all three models to ONNX, compare results, and time onnxruntime against eager torch.
+"""Export all three models to ONNX and compare the speed of onnxruntime with eager torch.
 
     OMP_NUM_THREADS=1 python examples/benchmark_export.py --rounds 5
 
-Weights are random. A file is kept only if it gives what the model gives, at several sizes and in
-padded batches; then both run one image in turn. Times are CPU milliseconds.
+Weights are random. The exported file is first checked against the model with several sizes and
+padded batches. Then both run alternately with one image; times are CPU milliseconds.
 """
 
 import argparse
@@ -27,7 +27,7 @@ MODELS = {
 
 
 def session_of(path: Path) -> onnxruntime.InferenceSession:
-    """The file in onnxruntime, with as many threads as torch has."""
+    """Load a file in onnxruntime with torch's number of threads."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -35,7 +35,7 @@ def session_of(path: Path) -> onnxruntime.InferenceSession:
 
 @torch.no_grad()
 def measure(name: str, size: tuple[int, int], rounds: int, **settings: Any) -> str:
-    """One row of the table."""
+    """Measure one model and return a row of the table."""
     config_class, model_class = MODELS[name]
     torch.manual_seed(0)
     model = model_class(config_class(use_pretrained_backbone=False, **settings)).eval()
@@ -58,7 +58,7 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="small models, to see that it works")
+    parser.add_argument("--quick", action="store_true", help="a short test with small models")
     options = parser.parse_args()
     size, settings = (800, 1066), {"backbone": "resnet50"}
     if options.quick:

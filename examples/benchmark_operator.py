@@ -1,14 +1,14 @@
-"""Compare the speed of multi-scale deformable attention on CPU with its peers, in one run.
+"""Compare the speed of implementations of multi-scale deformable attention on the CPU.
 
     python examples/benchmark_operator.py            # about fifteen minutes
-    python examples/benchmark_operator.py --quick    # small levels: does it run?
+    python examples/benchmark_operator.py --quick    # a short test with small levels
 
-The levels are those of an 800 x 1066 image, sampled near the reference points, as initialised and
-trained encoders do. Sides: the compiled operator and the torch one of hf_detr, transformers, and
-the PyPI package torch-ms-deform-attn where it is installed. Rounds of all sides alternate, so that
-whatever else the machine does slows all; medians are printed, in milliseconds of process CPU time
-with one thread and of the clock with more. No time is printed unless all sides give the same
-result, gradients included. A C++ compiler adds the processor's limits, measured in the same run.
+The levels are those of an 800 x 1066 image, and samples are near the reference points as in
+initialized and trained encoders. Compared are the compiled and the torch operator of hf_detr,
+transformers, and the PyPI package torch-ms-deform-attn if it is installed. They run alternately, so
+that load on the machine affects all. Medians are printed in milliseconds, of CPU time with one
+thread and wall time with more, and only if outputs and gradients are equal. With a C++ compiler,
+the processor's limits are measured in the same run.
 """
 
 import argparse
@@ -24,10 +24,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-os.environ.setdefault("HF_DETR_REGISTER", "0")  # transformers' side stays transformers' own
+os.environ.setdefault("HF_DETR_REGISTER", "0")  # don't replace transformers' classes
 
 import torch
 import transformers
+from benchmark_timing import peak_memory
 from torch import Tensor
 from transformers.models.deformable_detr.modeling_deformable_detr import (
     MultiScaleDeformableAttention as TheirOperator,
@@ -46,12 +47,12 @@ Operator = Callable[[Tensor, Tensor, Tensor], Tensor]
 SHAPES = [(100, 134), (50, 67), (25, 34), (13, 17)]
 QUICK_SHAPES = [(25, 34), (13, 17), (7, 9), (4, 5)]
 NUM_HEADS, HEAD_WIDTH, NUM_POINTS, NUM_DECODER_QUERIES = 8, 32, 4, 300
-LEAST_SECONDS = 0.03  # of a round: one call of the decoder's would find the caches of another side
+LEAST_SECONDS = 0.03  # per round; single calls of the decoder would start with other caches
 LIMITS = Path(__file__).parents[1] / "kernels" / "benchmarks" / "limits.cpp"
 
 
 def reference_points(shapes: Shapes) -> Tensor:
-    """Centres (S, 2) as (x, y) in [0, 1] of all pixels of all levels."""
+    """Centers (S, 2) as (x, y) in [0, 1] of the pixels of all levels."""
     levels = []
     for height, width in shapes:
         y, x = torch.meshgrid(
@@ -64,7 +65,7 @@ def reference_points(shapes: Shapes) -> Tensor:
 
 
 def make_inputs(shapes: Shapes, batch_size: int, num_queries: int | None) -> list[Tensor]:
-    """Value, locations and weights; a query per pixel, or `num_queries` of random places."""
+    """Make value, locations and weights with a query per pixel or `num_queries` random ones."""
     torch.manual_seed(0)
     references = reference_points(shapes)
     value = torch.randn(batch_size, len(references), NUM_HEADS, HEAD_WIDTH)
@@ -74,7 +75,7 @@ def make_inputs(shapes: Shapes, batch_size: int, num_queries: int | None) -> lis
     ring = torch.stack([angles.cos(), angles.sin()], dim=-1)
     ring = ring / ring.abs().amax(dim=-1, keepdim=True)
     pixels = ring[:, None, None] * torch.arange(1, NUM_POINTS + 1)[:, None]  # (M, 1, K, 2)
-    # A little noise keeps samples off the exact pixels, where location gradients jump.
+    # Noise keeps samples off exact pixels, where location gradients are discontinuous.
     noise = 0.3 * torch.randn(batch_size, len(references), NUM_HEADS, len(shapes), NUM_POINTS, 2)
     sizes = torch.tensor([(width, height) for height, width in shapes])
     locations = references[:, None, None, None] + (pixels + noise) / sizes[:, None]
@@ -84,7 +85,7 @@ def make_inputs(shapes: Shapes, batch_size: int, num_queries: int | None) -> lis
 
 
 def make_operators(shapes: Shapes) -> dict[str, Operator]:
-    """All sides, as functions of value, locations and weights; the first is what is praised."""
+    """Implementations as functions of value, locations and weights."""
     starts = [0, *itertools.accumulate(height * width for height, width in shapes)][:-1]
     sizes, level_starts = torch.tensor(shapes), torch.tensor(starts)
     theirs = TheirOperator()
@@ -107,7 +108,7 @@ def make_operators(shapes: Shapes) -> dict[str, Operator]:
     try:
         from torch_ms_deform_attn import ms_deform_attn
     except ImportError as error:
-        print(f"torch-ms-deform-attn is left out: {error}")
+        print(f"torch-ms-deform-attn is not available: {error}")
     else:
         operators["ms-deform-attn"] = lambda value, locations, weights: ms_deform_attn(
             value, sizes, level_starts, locations, weights
@@ -126,10 +127,9 @@ def forward_backward(operator: Operator, inputs: list[Tensor]) -> list[Tensor]:
 
 
 def check_equal(operators: dict[str, Operator], inputs: list[Tensor]) -> None:
-    """Compare output and gradients of all sides with transformers'.
+    """Compare outputs and gradients with transformers'.
 
-    A location on a pixel within rounding may fall to either side of it, where its gradient jumps:
-    one in ten thousand location gradients may differ.
+    One in ten thousand location gradients may differ, because they are discontinuous at pixels.
     """
     theirs = forward_backward(operators["transformers"], inputs)
     for side, operator in operators.items():
@@ -144,25 +144,25 @@ def check_equal(operators: dict[str, Operator], inputs: list[Tensor]) -> None:
 
 
 def medians(functions: list[Callable[[], object]], rounds: int, threads: int) -> list[float]:
-    """Median seconds of each, run in turn; a round calls a short function several times."""
+    """Median seconds of each function; short functions are called several times per round."""
     clock = time.process_time if threads == 1 else time.perf_counter
     calls = [1] * len(functions)
     times: list[list[float]] = [[] for _ in functions]
     for index in range(rounds + 1):
-        for which, function in enumerate(functions):
+        for number, function in enumerate(functions):
             start = clock()
-            for _ in range(calls[which]):
+            for _ in range(calls[number]):
                 function()
-            seconds = (clock() - start) / calls[which]
+            seconds = (clock() - start) / calls[number]
             if index == 0:  # the warm-up
-                calls[which] = math.ceil(LEAST_SECONDS / seconds)
+                calls[number] = math.ceil(LEAST_SECONDS / seconds)
             else:
-                times[which].append(seconds)
+                times[number].append(seconds)
     return [statistics.median(seconds) for seconds in times]
 
 
 def benchmark(shapes: Shapes, num_queries: int | None, rounds: int, batch_size: int) -> list[float]:
-    """Print one row for the forward pass and one with backward; seconds of ours."""
+    """Print rows for the forward pass and with backward; return seconds of hf_detr."""
     inputs = make_inputs(shapes, batch_size, num_queries)
     operators = make_operators(shapes)
     check_equal(operators, inputs)
@@ -186,7 +186,7 @@ def benchmark(shapes: Shapes, num_queries: int | None, rounds: int, batch_size: 
 
 
 def training_step(side: str, shapes: Shapes, num_queries: int | None) -> Callable[[], object]:
-    """One encoder's attention from offsets and logits, as a network predicts them, and back."""
+    """Forward and backward pass of the encoder's attention from offsets and logits."""
     value, locations, weights = (tensor.detach() for tensor in make_inputs(shapes, 1, num_queries))
     operator = make_operators(shapes)[side]
     starts = [0, *itertools.accumulate(height * width for height, width in shapes)][:-1]
@@ -209,20 +209,11 @@ def training_step(side: str, shapes: Shapes, num_queries: int | None) -> Callabl
     return run
 
 
-def peak_memory(side: str, shapes: Shapes) -> float:
-    """MiB that one encoder's training step takes beside its inputs; run in a new process."""
+def memory_of(side: str, shapes: Shapes) -> float:
+    """MiB of the encoder's training step without its inputs; runs in a new process."""
     step = training_step(side, shapes, None)
-    # Whatever a first call loads isn't memory of the step.
-    training_step(side, [(2, 2)] * len(shapes), 4)()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    before = resident("VmRSS")
-    step()
-    return resident("VmHWM") - before
-
-
-def resident(field: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
+    training_step(side, [(2, 2)] * len(shapes), 4)()  # loads what the first call needs
+    return peak_memory(step)[1]
 
 
 def print_memory(shapes: Shapes, sides: list[str]) -> None:
@@ -230,15 +221,15 @@ def print_memory(shapes: Shapes, sides: list[str]) -> None:
     cells = []
     for side in sides:
         with context.Pool(1) as pool:
-            cells.append(f"{side} {pool.apply(peak_memory, (side, shapes)):.0f} MiB")
+            cells.append(f"{side} {pool.apply(memory_of, (side, shapes)):.0f} MiB")
     print(f"peak memory of an encoder layer's attention, forward + backward: {', '.join(cells)}")
 
 
 def print_limits(shapes: Shapes, seconds: float) -> None:
-    """Say how far the encoder's forward pass is from what the processor can do at most."""
+    """Print the encoder's forward pass as fractions of the processor's limits."""
     compiler = shutil.which("c++")
     if compiler is None or not LIMITS.is_file():
-        print("no C++ compiler, or not run from the repository: the limits aren't measured")
+        print("The limits aren't measured, which needs a C++ compiler and the repository.")
         return
     with tempfile.TemporaryDirectory() as folder:
         program = str(Path(folder) / "limits")

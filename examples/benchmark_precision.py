@@ -1,10 +1,10 @@
-"""Time whole models in float32 and bfloat16, and compiled, taking turns on one image.
+"""Compare the speed of models in float32 and bfloat16, optionally compiled.
 
     OMP_NUM_THREADS=1 python examples/benchmark_precision.py --compile     # about ten minutes
-    python examples/benchmark_precision.py --quick                         # does it run?
+    python examples/benchmark_precision.py --quick                         # a short test
 
-Weights are random. No time is printed unless the results are those of float32, within what bfloat16
-can tell. Times are CPU milliseconds of the model alone.
+Weights are random. All models run alternately with one image, and times are printed only if results
+equal those in float32 up to rounding. Times are CPU milliseconds of the model alone.
 """
 
 import argparse
@@ -23,7 +23,7 @@ TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 0.02}  # of boxes in [0, 1] a
 
 
 def make_model(prefix: str, backbone: str) -> nn.Module:
-    """A detector of random weights."""
+    """Make a detector with random weights."""
     torch.manual_seed(0)
     config = getattr(hf_detr, f"{prefix}Config")(
         backbone=backbone, use_pretrained_backbone=False, auxiliary_loss=False
@@ -32,14 +32,14 @@ def make_model(prefix: str, backbone: str) -> nn.Module:
 
 
 def results(model: nn.Module, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-    """Probabilities (1, Q, C) of the model's classes and boxes (1, Q, 4), in float32."""
+    """Probabilities (1, Q, C) and boxes (1, Q, 4) in float32."""
     outputs = model(pixel_values.to(next(model.parameters()).dtype))
     return outputs.logits.float().sigmoid(), outputs.pred_boxes.float()
 
 
 @torch.no_grad()
 def measure(prefix: str, backbone: str, size: tuple[int, int], compiles: bool, rounds: int) -> str:
-    """One row of the table."""
+    """Measure one model and return a row of the table."""
     model = make_model(prefix, backbone)
     pixel_values = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
     models = [model, copy.deepcopy(model).to(torch.bfloat16)]
@@ -50,8 +50,8 @@ def measure(prefix: str, backbone: str, size: tuple[int, int], compiles: bool, r
     for one in models:
         runs.append(partial(results, one, pixel_values))
         tolerance = TOLERANCES[next(one.parameters()).dtype]
-        for got, right in zip(runs[-1](), expected, strict=True):
-            torch.testing.assert_close(got, right, rtol=0, atol=tolerance)
+        for got, wanted in zip(runs[-1](), expected, strict=True):
+            torch.testing.assert_close(got, wanted, rtol=0, atol=tolerance)
     seconds = medians(*runs, rounds=rounds)
     cells = [f"{1e3 * value:.0f} ({seconds[0] / value:.2f}x)" for value in seconds]
     return f"| {prefix} | {' | '.join(cells)} |"
@@ -61,8 +61,10 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--compile", action="store_true", help="torch.compile too: minutes")
-    parser.add_argument("--quick", action="store_true", help="small models and image")
+    parser.add_argument(
+        "--compile", action="store_true", help="also measure torch.compile, which takes minutes"
+    )
+    parser.add_argument("--quick", action="store_true", help="a short test with small models")
     options = parser.parse_args()
     size, backbone = ((96, 128), "resnet18") if options.quick else ((800, 1066), "resnet50")
     print(

@@ -1,11 +1,11 @@
-"""Compare panoptic DETR's post-processing and training memory with transformers', in one run.
+"""Compare post-processing and training memory of panoptic DETR with transformers.
 
     python examples/benchmark_segmentation.py            # about three minutes on two cores
-    python examples/benchmark_segmentation.py --quick    # small inputs: does it run?
+    python examples/benchmark_segmentation.py --quick    # a short test with small inputs
 
-Times are medians of rounds in which both sides take turns, in milliseconds of CPU; memory is what a
-training step takes at most beside model, weights and inputs, each side in a process of its own.
-No figure is printed unless both sides give the same result. Memory is measured on Linux only.
+Times are medians in CPU milliseconds of both sides running alternately. Memory is the peak of a
+training step without model, weights and inputs, measured in separate processes on Linux. Numbers
+are printed only if the results of both sides are equal.
 """
 
 import argparse
@@ -14,20 +14,19 @@ import os
 import sys
 import tempfile
 from functools import partial
-from pathlib import Path
 
-os.environ.setdefault("HF_DETR_REGISTER", "0")  # transformers' side stays transformers' own
+os.environ.setdefault("HF_DETR_REGISTER", "0")  # don't replace transformers' classes
 
 import torch
 import transformers
-from benchmark_timing import medians, progress
+from benchmark_timing import medians, parse_arguments, peak_memory, progress
 from torch import Tensor
 from torch.nn import functional as F
 
 import hf_detr
 
 NUM_LABELS = 250
-DIFFERENT_PIXELS = 2e-3  # at most; where two queries tie, rounding decides
+DIFFERENT_PIXELS = 2e-3  # allowed fraction; rounding decides between nearly equal queries
 
 
 def report(name: str, ours: float, theirs: float) -> None:
@@ -38,10 +37,10 @@ def report(name: str, ours: float, theirs: float) -> None:
 
 
 def trained_outputs(num_queries: int, height: int, width: int) -> transformers.utils.ModelOutput:
-    """Outputs like a trained model's: logits (1, Q, 251) and masks (1, Q, h, w).
+    """Outputs similar to a trained model's: logits (1, Q, 251) and masks (1, Q, h, w).
 
-    Two of five queries are sure of a class, and their masks share the image among them, with rough
-    borders; the others see no object, and their masks are like those of the sure ones.
+    Two of five queries have a high score, and their masks divide the image with rough borders. The
+    others predict no object, with similar masks.
     """
     generator = torch.Generator().manual_seed(0)
     num_objects = 2 * num_queries // 5
@@ -66,7 +65,7 @@ def trained_outputs(num_queries: int, height: int, width: int) -> transformers.u
 def check_maps(got: list[Tensor], expected: list[Tensor]) -> None:
     for one, other in zip(got, expected, strict=True):
         if (one != other).float().mean() > DIFFERENT_PIXELS:
-            raise SystemExit("the maps differ: no times")
+            raise SystemExit("The segmentation maps differ.")
 
 
 def benchmark_post_processing(is_quick: bool, rounds: int) -> None:
@@ -91,7 +90,7 @@ def benchmark_post_processing(is_quick: bool, rounds: int) -> None:
         else:
             (one,), (other,) = got, expected
             if one["segments_info"] != other["segments_info"]:
-                raise SystemExit("the segments differ: no times")
+                raise SystemExit("The segments differ.")
             check_maps([one["segmentation"]], [other["segmentation"]])
         seconds = medians(ours, theirs, rounds=rounds)
         report(f"{kind}, {name}", *(1e3 * value for value in seconds))
@@ -101,7 +100,7 @@ def benchmark_post_processing(is_quick: bool, rounds: int) -> None:
 
 
 def make_batch(size: int, num_objects: int) -> tuple[Tensor, list[dict[str, Tensor]]]:
-    """Two random images (2, 3, size, size), and ellipses in them."""
+    """Two random images (2, 3, size, size) and labels with elliptic masks."""
     generator = torch.Generator().manual_seed(0)
     axis = torch.linspace(0, 1, size)
     labels = []
@@ -120,34 +119,31 @@ def make_batch(size: int, num_objects: int) -> tuple[Tensor, list[dict[str, Tens
 
 
 def training_step(package: str, folder: str, size: int, num_objects: int) -> tuple[float, float]:
-    """Loss of a step, and the MiB that it takes at most; run in a process of its own."""
+    """Return loss and peak memory in MiB of a training step; runs in a new process."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     torch.set_num_threads(1)
     module = {"hf_detr": hf_detr, "transformers": transformers}[package]
     model = module.DetrForSegmentation.from_pretrained(folder).train()
     images, labels = make_batch(size, num_objects)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    before = resident("VmRSS")
-    loss = model(pixel_values=images, labels=labels).loss
-    loss.backward()
-    return loss.item(), resident("VmHWM") - before
 
+    def step() -> float:
+        loss = model(pixel_values=images, labels=labels).loss
+        loss.backward()
+        return loss.item()
 
-def resident(field: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
+    return peak_memory(step)
 
 
 def benchmark_memory(is_quick: bool) -> None:
-    """A step of the whole model on two images, without dropout, so that both do the same.
+    """Measure a training step of the model without dropout on two images.
 
-    With 20 objects each, transformers takes 6 GiB.
+    With 20 objects per image, transformers needs 6 GiB.
     """
     backbone, size, num_objects = ("resnet18", 128, 4) if is_quick else ("resnet50", 320, 20)
     torch.manual_seed(0)
     no_dropout = dict.fromkeys(("dropout", "attention_dropout", "activation_dropout"), 0.0)
-    # transformers' auxiliary losses are those of other predictions than ours.
+    # transformers computes auxiliary losses differently.
     config = hf_detr.DetrConfig(
         backbone=backbone, num_labels=NUM_LABELS, auxiliary_loss=False, **no_dropout
     )
@@ -162,28 +158,14 @@ def benchmark_memory(is_quick: bool) -> None:
     progress("")
     (loss, ours), (expected, theirs) = results
     if abs(loss - expected) > 1e-4 * expected:
-        raise SystemExit(f"the losses differ: {loss} and {expected}; no memory")
+        raise SystemExit(f"The losses differ: {loss} and {expected}.")
     report(f"MiB, {backbone}, 2 x {size} x {size}, {num_objects} objects each", ours, theirs)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="two rounds, small inputs")
-    parser.add_argument("--rounds", type=int, default=11)
-    parser.add_argument("--threads", type=int, default=1, help="of the post-processing")
-    arguments = parser.parse_args()
-    if arguments.rounds < 1 or arguments.threads < 1:
-        parser.error("--rounds and --threads must be at least 1")
-    torch.set_num_threads(arguments.threads)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    rounds = 2 if arguments.quick else arguments.rounds
-    print(
-        f"torch {torch.__version__}, transformers {transformers.__version__}, "
-        f"{arguments.threads} thread(s), medians of {rounds} interleaved rounds, CPU ms"
-    )
+    arguments = parse_arguments(argparse.ArgumentParser(description=__doc__.splitlines()[0]))
     print(f"{'':44}{'hf_detr':>10}{'transformers':>14}{'ratio':>10}")
-    benchmark_post_processing(arguments.quick, rounds)
+    benchmark_post_processing(arguments.quick, arguments.rounds)
     if sys.platform == "linux":
         benchmark_memory(arguments.quick)
 

@@ -1,13 +1,41 @@
-"""Time functions that take turns, so that whatever else the machine does slows both."""
+"""Measure times and memory for the benchmarks."""
 
+import argparse
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+import transformers
+
+Result = TypeVar("Result")
+
+
+def parse_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Add --quick, --rounds and --threads, apply them and print the versions."""
+    parser.add_argument("--quick", action="store_true", help="two rounds, small inputs")
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    if arguments.rounds < 1 or arguments.threads < 1:
+        parser.error("--rounds and --threads must be at least 1")
+    if arguments.quick:
+        arguments.rounds = 2
+    torch.set_num_threads(arguments.threads)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    print(
+        f"torch {torch.__version__}, transformers {transformers.__version__}, "
+        f"{arguments.threads} thread(s), medians of {arguments.rounds} interleaved rounds, CPU ms"
+    )
+    return arguments
 
 
 def medians(*functions: Callable[[], object], rounds: int) -> list[float]:
-    """Median CPU seconds of each, run in turn after one warm-up of each."""
+    """Return the median CPU seconds of each function; they run alternately after a warm-up."""
     times: list[list[float]] = [[] for _ in functions]
     for index in range(rounds + 1):
         for function, seconds in zip(functions, times, strict=True):
@@ -21,6 +49,19 @@ def medians(*functions: Callable[[], object], rounds: int) -> list[float]:
 
 
 def progress(text: str) -> None:
-    """Show a line that the next one replaces, where someone looks."""
+    """Replace the current line on a terminal."""
     if sys.stderr.isatty():
         print(f"\r{text:40}\r", end="", file=sys.stderr)
+
+
+def peak_memory(function: Callable[[], Result]) -> tuple[Result, float]:
+    """Call a function; return its result and the MiB by which memory increased at most (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    before = _resident("VmRSS")
+    result = function()
+    return result, _resident("VmHWM") - before
+
+
+def _resident(field: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024

@@ -1,13 +1,13 @@
-"""In how many fewer epochs do Conditional and Deformable DETR reach what DETR reaches?
+"""Compare the number of epochs in which Conditional and Deformable DETR reach the AP of DETR.
 
     python examples/make_garments.py --output data/garments --side 128
     python examples/compare_convergence.py --data data/garments \\
         --backbone_weights efficientnet-lite0.pth
 
-Trains all three with the same backbone, width, depth, queries, data, order, number of steps and
-optimiser, and writes `convergence.csv`, `.png` and `.md`. A run that was stopped goes on when it
-is started again. `--only detr`, and so on, trains one alone, so that they can share the cores of
-a machine; the command without it then puts them together.
+Trains all three models with the same backbone, width, depth, queries, data, order, number of steps
+and optimizer, and writes `convergence.csv`, `.png` and `.md`. An interrupted run is resumed when it
+is started again. With `--only detr` etc. the models can be trained in parallel; the command without
+`--only` then writes the comparison.
 """
 
 import csv
@@ -37,37 +37,37 @@ Curves = dict[str, list[tuple[int, float]]]
 
 @dataclass
 class ComparisonOptions:
-    """What all three have in common."""
+    """Options of all three models."""
 
     data: Path = HfArg(help="folder with train and val (or test)")
     output: Path = HfArg(default=Path("convergence"), help="folder for the results")
-    backbone: str = HfArg(default="tf_efficientnet_lite0", help="timm's name")
+    backbone: str = HfArg(default="tf_efficientnet_lite0", help="timm's name of the backbone")
     backbone_weights: Path | None = HfArg(
-        default=None, help="its weights; without, timm's from the Hub"
+        default=None, help="file with the backbone's weights; default: timm's on the Hub"
     )
     backbone_mean_std: float | None = HfArg(
-        default=0.5, help="of the pixels the backbone was trained on"
+        default=0.5, help="mean and standard deviation of pixels for the backbone"
     )
     image_size: int = HfArg(default=128, help="shortest edge in pixels")
-    width: int = HfArg(default=128, help="d_model; feed-forward networks have four times as much")
-    layers: int = HfArg(default=3, help="of the encoder, and of the decoder")
+    width: int = HfArg(default=128, help="d_model; feed-forward networks are four times as wide")
+    layers: int = HfArg(default=3, help="layers of the encoder and of the decoder")
     queries: int = HfArg(default=30, help="object queries")
-    epochs: int = HfArg(default=30, help="of each model")
-    batch_size: int = HfArg(default=8, help="images of a step")
-    lr: float = HfArg(default=3e-4, help="of all three; the backbone's is a tenth")
-    seed: int = HfArg(default=0, help="of everything")
-    only: str | None = HfArg(default=None, help="train this model alone, and compare nothing")
+    epochs: int = HfArg(default=30, help="epochs of each model")
+    batch_size: int = HfArg(default=8, help="images per step")
+    lr: float = HfArg(default=3e-4, help="learning rate; the backbone's is a tenth")
+    seed: int = HfArg(default=0, help="seed of weights and data")
+    only: str | None = HfArg(default=None, help="train only this model, without a comparison")
 
 
 def write_architecture(options: ComparisonOptions, model_type: str) -> Path:
-    """The architecture of one model, as `train_detection.py` reads it."""
+    """Write the architecture of a model for `train_detection.py`."""
     architecture: dict[str, Any] = {
         "model_type": model_type,
         "backbone": options.backbone,
         "use_pretrained_backbone": options.backbone_weights is None,
         "d_model": options.width,
         "num_queries": options.queries,
-        # The map at stride 16 for all: these images would have too few cells at stride 32.
+        # All use the feature map at stride 16; stride 32 is too coarse for small images.
         "backbone_kwargs": {"out_indices": [3]},
         **dict.fromkeys(("dropout", "attention_dropout", "activation_dropout"), 0.0),
         "preprocessing": {
@@ -80,7 +80,7 @@ def write_architecture(options: ComparisonOptions, model_type: str) -> Path:
         },
     }
     if model_type == "deformable_detr":
-        architecture["num_feature_levels"] = 2  # it makes the second itself
+        architecture["num_feature_levels"] = 2  # the second is computed from the first
     for part in ("encoder", "decoder"):
         architecture[f"{part}_layers"] = options.layers
         architecture[f"{part}_ffn_dim"] = 4 * options.width
@@ -91,7 +91,7 @@ def write_architecture(options: ComparisonOptions, model_type: str) -> Path:
 
 
 def train(options: ComparisonOptions, model_type: str) -> list[tuple[int, float]]:
-    """Train one model; AP after every epoch."""
+    """Train a model and return (epoch, AP) of every epoch."""
     run = Options(
         data=options.data,
         model=str(write_architecture(options, model_type)),
@@ -118,7 +118,7 @@ def train(options: ComparisonOptions, model_type: str) -> list[tuple[int, float]
 
 
 def write_results(options: ComparisonOptions, curves: Curves) -> str:
-    """Write table, plot and summary; the summary."""
+    """Write table, plot and summary; return the summary."""
     with (options.output / "convergence.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["model", "epoch", "AP"])
@@ -131,7 +131,7 @@ def write_results(options: ComparisonOptions, curves: Curves) -> str:
 
 
 def summarize(curves: Curves) -> str:
-    """A Markdown table: final and best AP, and the first epoch with DETR's final AP."""
+    """A Markdown table with final and best AP, and the first epoch with DETR's final AP."""
     epochs, goal = curves["detr"][-1]
     lines = [
         f"| model | AP after {epochs} epochs | best AP | epochs to AP {goal:.3f} | fewer by |",
@@ -139,17 +139,17 @@ def summarize(curves: Curves) -> str:
     ]
     for model_type, points in curves.items():
         reached = next((epoch for epoch, ap in points if ap >= goal), None)
-        fewer = "never reached it" if reached is None else f"{epochs / reached:.1f} ×"
+        fewer = "not reached" if reached is None else f"{epochs / reached:.1f} ×"
         best_epoch, best = max(points, key=lambda point: point[1])
         cells = (NAMES[model_type], f"{points[-1][1]:.3f}", f"{best:.3f} (epoch {best_epoch})")
         lines.append(f"| {' | '.join(cells)} | {reached or '-'} | {fewer} |")
     if goal < 0.05:
-        lines.append("\nDETR has hardly learned anything, so the comparison means nothing yet.")
+        lines.append("\nThe AP of DETR is too low for a meaningful comparison.")
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
-    """Train all three and write the comparison."""
+    """Train all three models and write the comparison."""
     (options,) = HfArgumentParser(
         ComparisonOptions, description=__doc__
     ).parse_args_into_dataclasses()

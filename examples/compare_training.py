@@ -1,10 +1,10 @@
-"""Train Deformable DETR by hf_detr and by transformers, side by side: time, memory, and AP.
+"""Compare time, memory and AP of training Deformable DETR with hf_detr and transformers.
 
     python examples/compare_training.py --data data/garments --steps 300 \\
         --backbone_weights efficientnet-lite0.pth
 
-Both begin with the same weights and get the same batches, optimiser and learning rates; each runs
-in a process of its own, so that its peak of memory is its own. AP is measured by one evaluation.
+Both start with the same weights and use the same batches, optimizer, learning rates and evaluation.
+They run in separate processes to measure the peak of memory.
 """
 
 import json
@@ -34,25 +34,25 @@ from hf_detr.training_plan import plan_epoch
 
 @dataclass
 class ComparisonOptions:
-    """What both have in common."""
+    """Options of both trainings."""
 
     data: Path = HfArg(help="folder with train and val (or test)")
     backbone_weights: Path | None = HfArg(default=None, help="file with the backbone's weights")
     model: str = HfArg(
         default=str(Path(__file__).parent / "architectures" / "comparison.json"),
-        help="architecture, of one stage: transformers can't train two",
+        help="architecture without two_stage, which transformers can't train",
     )
     output: Path = HfArg(default=Path("comparison"), help="folder for weights and results")
-    steps: int = HfArg(default=300, help="of the optimiser")
-    batch_size: int = HfArg(default=8, help="images of a step")
-    lr: float = HfArg(default=2e-4, help="learning rate; a tenth for backbone and offsets")
-    seed: int = HfArg(default=0, help="of weights, order and augmentation")
-    threads: int = HfArg(default=1, help="of torch on the CPU")
-    side: Literal["both", "ours", "theirs"] = HfArg(default="both", help="which to train")
+    steps: int = HfArg(default=300, help="optimizer steps")
+    batch_size: int = HfArg(default=8, help="images per step")
+    lr: float = HfArg(default=2e-4, help="learning rate; backbone and offsets: a tenth")
+    seed: int = HfArg(default=0, help="seed of weights, order and augmentation")
+    threads: int = HfArg(default=1, help="threads of torch on the CPU")
+    side: Literal["both", "ours", "theirs"] = HfArg(default="both", help="package to train with")
 
 
 def parameter_groups(model: nn.Module, frozen: set[str], lr: float) -> list[dict[str, Any]]:
-    """The papers' groups of a model's parameters; `frozen` are names within the backbone."""
+    """The papers' parameter groups; `frozen` are names of parameters in the backbone."""
     fast, slow = [], []
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.split("backbone.")[-1] not in frozen)
@@ -63,7 +63,7 @@ def parameter_groups(model: nn.Module, frozen: set[str], lr: float) -> list[dict
 
 
 def train(options: ComparisonOptions) -> dict[str, float]:
-    """Train one side; seconds per step, peak memory, AP."""
+    """Train with one package; return seconds per step, peak memory and AP."""
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     run = Options(data=options.data, model=options.model, workers=0, seed=options.seed)
@@ -78,13 +78,13 @@ def train(options: ComparisonOptions) -> dict[str, float]:
         start = options.output / "start"
         model.save_pretrained(start)
         model = transformers.DeformableDetrForObjectDetection.from_pretrained(start)
-        model.to(memory_format=torch.channels_last)  # as make_model's is
+        model.to(memory_format=torch.channels_last)  # as make_model does
     optimizer = torch.optim.AdamW(parameter_groups(model, frozen, options.lr), weight_decay=1e-4)
     batches = make_batches(options, data, DetectionCollator(processor))
     model.train()
     seconds, loss = [], torch.zeros(())
     for batch in tqdm(batches, total=options.steps, desc=options.side, unit="step"):
-        torch.manual_seed(len(seconds))  # the same dropout, as far as both draw it alike
+        torch.manual_seed(len(seconds))  # the same dropout as far as possible
         start = time.perf_counter()
         loss = model(**batch).loss
         optimizer.zero_grad()
@@ -106,7 +106,7 @@ def train(options: ComparisonOptions) -> dict[str, float]:
 
 
 def make_batches(options: ComparisonOptions, data: Any, collator: DetectionCollator) -> Any:
-    """So many batches as there are steps."""
+    """Yield a batch per step."""
     done, epoch = 0, 0
     while done < options.steps:
         data.set_epoch(epoch)
@@ -117,7 +117,7 @@ def make_batches(options: ComparisonOptions, data: Any, collator: DetectionColla
 
 
 def main() -> None:
-    """Train both sides, each in a process of its own, and print what they did."""
+    """Train with both packages in separate processes and print the results."""
     (options,) = HfArgumentParser(
         ComparisonOptions, description=__doc__
     ).parse_args_into_dataclasses()

@@ -101,7 +101,9 @@ def show(run: Run | None, threshold: float) -> tuple[Image.Image | None, str, li
     return draw_predictions(picture, result, names), summary, rows
 
 
-def explain(seen: plots.Observation, tab: str, threshold: float, points: Points) -> list[Figure]:
+def explain(
+    seen: plots.AttentionRecord, tab: str, threshold: float, points: Points
+) -> list[Figure]:
     """The figures of a tab.
 
     Raises:
@@ -123,8 +125,8 @@ def explain(seen: plots.Observation, tab: str, threshold: float, points: Points)
 
 
 def draw_tab(
-    run: Run | None, seen: plots.Observation | None, tab: str, threshold: float, points: Points
-) -> tuple[plots.Observation | None, str, list[Image.Image]]:
+    run: Run | None, seen: plots.AttentionRecord | None, tab: str, threshold: float, points: Points
+) -> tuple[plots.AttentionRecord | None, str, list[Image.Image]]:
     """What was observed, to be kept; a sentence; and the pictures of a tab, if there are any."""
     if run is None:
         return None, "There is nothing to show yet.", []

@@ -1,4 +1,4 @@
-"""Find the annotations and the images of a split in a folder."""
+"""Find annotations and images of a split in a folder."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ COCO = (
     ("{split}/_annotations.coco.json", "{split}"),
     ("annotations/instances_{split}2017.json", "{split}2017"),
 )
-# Annotation file, image folder and folder of segment maps, in COCO's panoptic format
+# Annotation file, image folder and folder of segmentation maps, in COCO's panoptic format
 PANOPTIC = (
     ("{split}/panoptic.json", "{split}/images", "{split}/panoptic"),
     ("annotations/panoptic_{split}2017.json", "{split}2017", "annotations/panoptic_{split}2017"),
@@ -20,12 +20,10 @@ PANOPTIC = (
 
 
 def read_split(folder: Path, split: str, panoptic: bool = False, seed: int = 0) -> DetectionDataset:
-    """Read "train" or "val" of a folder in one of the usual layouts.
-
-    These are COCO's own and those above, YOLO's with `data.yaml`, and Pascal VOC's.
+    """Read "train" or "val" of a folder in a layout of COCO, YOLO (`data.yaml`) or Pascal VOC.
 
     Raises:
-        ValueError: if the folder has none of them.
+        ValueError: if the folder has none of these layouts.
     """
     tried = []
     for name in SPLITS[split]:
@@ -39,6 +37,6 @@ def read_split(folder: Path, split: str, panoptic: bool = False, seed: int = 0) 
     if not panoptic and (folder / "data.yaml").is_file():
         return read_yolo(folder, split, seed=seed)
     raise ValueError(
-        f"{folder} has no {split} data: it is no folder of YOLO (data.yaml) or Pascal VOC "
-        f"(ImageSets/Main), and none of COCO's files is there: {tried}."
+        f"{folder} has no {split} data; expected a folder of YOLO (data.yaml), Pascal VOC "
+        f"(ImageSets/Main) or COCO, with one of {tried}."
     )

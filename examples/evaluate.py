@@ -1,4 +1,4 @@
-"""Evaluate a detector and print AP and AR, overall and per class: `hf-detr evaluate` as a script.
+"""Evaluate a detector and print AP and AR: the command `hf-detr evaluate` as a script.
 
 python examples/evaluate.py --model FOLDER --coco annotations.json --images FOLDER
 torchrun --nproc-per-node 4 examples/evaluate.py --model FOLDER --coco FILE --images FOLDER

@@ -2,16 +2,16 @@
 
     python examples/train_detection.py --data data/garments --model deformable_detr
     accelerate launch --num_processes 4 examples/train_detection.py --data … --model …
-    python examples/train_detection.py --data … --model … --overfit 8      # is all well?
+    python examples/train_detection.py --data … --model … --overfit 8      # health check
     python examples/train_detection.py --data … --model … --resume         # after a crash
 
-The data are a folder in one of the usual layouts of COCO, YOLO or Pascal VOC (see
-`detection_folders.py`). Everything that isn't given follows the paper of the model.
+The data are a folder in a layout of COCO, YOLO or Pascal VOC (see `detection_folders.py`). Defaults
+of options are those of the model's paper.
 
-A step's images, its augmentation and its dropout follow from the seed and the number of the step.
-So a training that was killed goes on exactly as if it hadn't been, and the number of processes
-changes nothing but the time. The result is in `--output`: `model`, `README.md` (the model card),
-`losses.csv`, and `checkpoints`, of which any can be loaded with `from_pretrained`.
+Images, augmentation and dropout of a step depend on the seed and the index of the step only. So a
+resumed training gives the same result as an uninterrupted one, and the result doesn't depend on the
+number of processes. `--output` contains `model` with the model card, `losses.csv`, and
+`checkpoints`, which can be loaded with `from_pretrained`.
 """
 
 import copy
@@ -38,7 +38,6 @@ from transformers import HfArgumentParser, PreTrainedModel, pipeline
 from hf_detr.batches import DetectionCollator
 from hf_detr.detection_data import DetectionDataset
 from hf_detr.evaluation import evaluate, evaluate_panoptic
-from hf_detr.learning_rate import learning_rate_factor
 from hf_detr.matcher import NonFinitePredictionError
 from hf_detr.model_ema import ModelEma
 from hf_detr.pretrained_model import without_auxiliary_loss
@@ -55,7 +54,7 @@ from hf_detr.training_health import (
     describe_nonfinite_gradients,
     find_nonfinite_loss,
 )
-from hf_detr.training_plan import MicroBatch, plan_epoch
+from hf_detr.training_plan import MicroBatch, learning_rate_factor, plan_epoch
 from hf_detr.training_state import (
     copy_whole_model,
     gather_training_state,
@@ -64,7 +63,7 @@ from hf_detr.training_state import (
 
 
 class Training:
-    """Everything that changes while a model learns, and the loop that changes it."""
+    """The state of a training and its loop."""
 
     def __init__(
         self,
@@ -97,15 +96,14 @@ class Training:
         per_pass = options.micro_batch_size * accelerator.num_processes
         if options.batch_size % per_pass:
             raise ValueError(
-                f"--batch-size {options.batch_size} isn't a multiple of --micro-batch-size times "
-                f"the number of processes, {options.micro_batch_size} x "
-                f"{accelerator.num_processes}."
+                f"--batch_size is {options.batch_size}; expected a multiple of --micro_batch_size "
+                f"x processes = {options.micro_batch_size} x {accelerator.num_processes}."
             )
         self.accumulation_steps = options.batch_size // per_pass
         self.steps_per_epoch = math.ceil(len(train_data) / options.batch_size)
         self.total_steps = self.steps_per_epoch * options.epochs
-        self.step = 0  # optimiser steps done
-        self.history: list[dict[str, Any]] = []  # metrics of every evaluation
+        self.step = 0  # number of finished optimizer steps
+        self.history: list[dict[str, Any]] = []  # metrics of all evaluations
         self.losses = LossLog(options.output / "losses.csv", accelerator.is_main_process)
         self.checkpoints = options.output / "checkpoints"
 
@@ -127,9 +125,9 @@ class Training:
                     loss = self.take_step(*steps)
                     self.step += 1
                     self.note(loss, bar)
-                    # At an epoch's end not before its evaluation, which would never come again.
-                    is_within = self.step % self.steps_per_epoch != 0
-                    if is_within and self.step % self.further.save_every == 0:
+                    # The end of an epoch is saved after its evaluation, so that none is missed.
+                    is_within_epoch = self.step % self.steps_per_epoch != 0
+                    if is_within_epoch and self.step % self.further.save_every == 0:
                         self.save()
                 is_last = self.step >= self.total_steps
                 if is_last or (epoch + 1) % self.further.evaluate_every == 0:
@@ -138,7 +136,7 @@ class Training:
                 self.save()
 
     def rest_of_epoch(self, epoch: int) -> Iterator[tuple[list[MicroBatch], list[dict]]]:
-        """The epoch's steps that aren't done yet: what is planned, and the loaded batches."""
+        """Yield the plan and the batches of each remaining step of an epoch."""
         self.train_data.set_epoch(epoch)
         steps = plan_epoch(
             len(self.train_data),
@@ -162,10 +160,10 @@ class Training:
             yield parts, [next(loader) for _ in parts]
 
     def take_step(self, parts: list[MicroBatch], batches: list[dict]) -> float | None:
-        """One optimiser step; its loss, or None if it was left out.
+        """Do an optimizer step and return its loss, or None if it was skipped.
 
         Raises:
-            NonFiniteLossError: before any weight has changed.
+            NonFiniteLossError: if the loss or gradient isn't finite; weights are unchanged.
         """
         self.seed_step()
         for group, lr in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
@@ -187,7 +185,7 @@ class Training:
             if not self.further.skip_nonfinite:
                 raise
             self.health.add_skipped_step()
-            self.say(f"step {self.step} is left out: {error}")
+            self.say(f"step {self.step} is skipped: {error}")
             return None
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -196,18 +194,18 @@ class Training:
         return self.accelerator.reduce(total, "mean").item()
 
     def seed_step(self) -> None:
-        """Let all random numbers follow from the step, so that none of their states is saved."""
+        """Seed random numbers by the step, so that checkpoints don't need their state."""
         process = self.accelerator.process_index
         torch.manual_seed(hash((self.options.seed, self.step, process)) % 2**63)
 
     def lr_factor(self) -> float:
-        """What every group's learning rate is multiplied by now."""
+        """Factor of the learning rates in the current step."""
         return learning_rate_factor(
             self.step, self.total_steps, self.options.schedule, self.further.warmup_steps
         )
 
     def loss(self, batch: dict[str, Any]) -> Tensor:
-        """Loss of a batch; where it isn't finite in one process, all of them raise."""
+        """Loss of a batch; all processes raise if it isn't finite in one of them."""
         batch = to_device(batch, self.accelerator.device)
         outputs, images = None, []
         try:
@@ -221,20 +219,19 @@ class Training:
         return outputs.loss
 
     def clip_gradients(self) -> None:
-        """Clip the gradients, which are the same in all processes; raise if they aren't finite."""
+        """Clip gradients; raise if they aren't finite."""
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.further.max_grad_norm)
-        # In float16 gradients overflow now and then; the scaler leaves out such steps by itself.
+        # In float16, gradients may overflow; the scaler skips such steps itself.
         if self.accelerator.scaler is None and not norm.isfinite():
             raise NonFiniteLossError(f"{describe_nonfinite_gradients(self.model)} {self.where()}")
         self.health.add_step(norm)
 
     def where(self) -> str:
-        """Where training is, for messages."""
+        """Describe the current step for messages."""
         lrs = [group["lr"] for group in self.optimizer.param_groups]
         return (
-            f"This is step {self.step} of {self.total_steps}, with learning rates {lrs}; its "
-            "weights are those of the step before, and nothing is saved. --skip_nonfinite leaves "
-            "such steps out."
+            f"This is step {self.step} of {self.total_steps} with learning rates {lrs}. Weights "
+            "are unchanged and nothing is saved. --skip_nonfinite skips such steps."
         )
 
     def say(self, *lines: str) -> None:
@@ -242,26 +239,26 @@ class Training:
         if self.accelerator.is_main_process:
             tqdm.write("\n    ".join(lines), file=sys.stderr)
 
-    # -- looking and keeping --
+    # -- logging, evaluation and checkpoints --
 
     def note(self, loss: float | None, bar: tqdm) -> None:
-        """Note the loss of the step that was done last, and show it."""
+        """Log the loss of the last step."""
         lr = self.optimizer.param_groups[0]["lr"]
         self.losses.add(self.step, loss, lr)
         self.accelerator.log(
             {"lr": lr} if loss is None else {"lr": lr, "loss": loss}, step=self.step
         )
-        shown = {"loss": "left out" if loss is None else f"{loss:.3f}"}
+        shown = {"loss": "skipped" if loss is None else f"{loss:.3f}"}
         if self.history:
             shown["AP"] = f"{self.history[-1]['AP']:.3f}"
         bar.set_postfix(shown, refresh=False)
         bar.update()
 
     def evaluate(self, epoch: int) -> None:
-        """Evaluate, with averaged weights if there are any, and note the metrics."""
+        """Evaluate, with averaged weights if available, and log metrics."""
         given = self.plain_model, self.processor, self.val_data, self.options.micro_batch_size
         with nullcontext() if self.ema is None else self.ema.applied():
-            if self.is_sharded:  # processes would wait for each other's parts in every batch
+            if self.is_sharded:  # a sharded model would communicate in every batch
                 copy_whole_model(self.model, self.plain_model.to(self.accelerator.device))
             metrics = evaluate(*given, self.options.workers)
             if self.further.panoptic:
@@ -273,12 +270,12 @@ class Training:
         self.say(", ".join(f"{name} {value:.3f}" for name, value in numbers.items()))
 
     def best_step(self) -> int | None:
-        """The evaluated step with the best AP so far, or the best panoptic quality."""
+        """The evaluated step with the best AP or panoptic quality."""
         key = "pq" if self.further.panoptic else "AP"
         return max(self.history, key=lambda entry: entry[key])["step"] if self.history else None
 
     def save(self) -> None:
-        """Write a checkpoint; a failure leaves the earlier ones."""
+        """Save a checkpoint; if this fails, earlier checkpoints remain."""
         if self.options.overfit:
             return
         tensors = gather_training_state(self.model, self.optimizer.optimizer, self.ema)
@@ -306,40 +303,42 @@ class Training:
         )
 
     def resume(self) -> None:
-        """Go on from the newest complete checkpoint, if there is one.
+        """Resume from the newest complete checkpoint, if there is one.
 
         Raises:
-            ValueError: if options differ that change what is learned.
+            ValueError: if options that affect the result differ.
         """
         checkpoint = load_newest_checkpoint(self.checkpoints)
         if checkpoint is None:
-            self.accelerator.print(f"No checkpoint in {self.checkpoints}; training from the start.")
+            self.accelerator.print(
+                f"No checkpoint in {self.checkpoints}; training starts from the beginning."
+            )
             return
         before, now = checkpoint.state["options"], self.recorded_options()
         changed = [name for name in now if now[name] != before.get(name)]
         if changed:
             raise ValueError(
-                "A training goes on only as it began: "
+                "Options differ from those of the training to resume: "
                 + ", ".join(
                     f"{name} was {before.get(name)!r}, is {now[name]!r}" for name in changed
                 )
-                + ". Give the old values, or train into another --output."
+                + ". Use the old values, or another --output."
             )
         restore_training_state(checkpoint.tensors, self.model, self.optimizer.optimizer, self.ema)
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(checkpoint.state["scaler"])
         self.step, self.history = checkpoint.step, checkpoint.state["history"]
-        self.accelerator.print(f"Going on from {checkpoint.folder}.")
+        self.accelerator.print(f"Resuming from {checkpoint.folder}.")
 
     def recorded_options(self) -> dict[str, Any]:
-        """The options that decide what is learned, as JSON has them."""
+        """Options that affect the result, as in JSON."""
         both = {**asdict(self.options), **asdict(self.further)}
         kept = {name: value for name, value in both.items() if name not in MAY_CHANGE}
         return json.loads(json.dumps({**kept, "images": len(self.train_data)}, default=str))
 
 
 class LossLog:
-    """`losses.csv`: the loss of every step, empty where a step was left out."""
+    """`losses.csv`: the loss of every step, empty for skipped steps."""
 
     def __init__(self, path: Path, writes: bool) -> None:
         self.path, self.writes = path, writes
@@ -352,7 +351,7 @@ class LossLog:
                 file.write(f"{step},{written},{lr!r}\n")
 
     def begin(self, step: int) -> None:
-        """Begin anew, or after the steps done, where training goes on."""
+        """Start the file, or keep the lines of finished steps of a resumed training."""
         if self.writes:
             lines = self.path.read_text().splitlines() if self.path.exists() else []
             kept = [line for line in lines[1:] if int(line.split(",")[0]) <= step]
@@ -361,7 +360,7 @@ class LossLog:
 
 
 def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """The batch's images on the device; of the labels the loss takes there what it needs."""
+    """Move images and masks to the device; the loss moves the labels it needs."""
     pixel_values = batch["pixel_values"].to(
         device, non_blocking=True, memory_format=torch.channels_last
     )
@@ -370,7 +369,7 @@ def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
 
 
 def finish(training: Training) -> None:
-    """Keep the best checkpoint's weights, averaged if they were, as the model, with a card."""
+    """Save the best checkpoint's weights, averaged if available, as the model, with a card."""
     options, best = training.options, training.best_step()
     checkpoint = load_checkpoint(checkpoint_folder(training.checkpoints, best))
     model = training.plain_model
@@ -392,7 +391,7 @@ def finish(training: Training) -> None:
         training.losses.path,
         training.recorded_options(),
     )
-    print(f"The best model, of step {best}, is in {options.output / 'model'}.")
+    print(f"Saved the best model (step {best}) in {options.output / 'model'}.")
     if training.further.push_to is not None:
         folder = options.output / "model"
         push_to_hub(
@@ -404,16 +403,18 @@ def finish(training: Training) -> None:
         )
 
 
-def say_whether_healthy(training: Training) -> None:
-    """End the health check with a verdict, which is also the exit status."""
+def report_health(training: Training) -> None:
+    """Print the result of the health check; exit with an error if it failed."""
     metrics = training.history[-1]
     if metrics["AP50"] < 0.9:
         sys.exit(
-            f"NOT healthy: after {training.step} steps AP50 is {metrics['AP50']:.2f} on the images "
-            "that were learned by heart; it should be above 0.9. Look at the boxes and class names "
-            "of the data (python -m hf_detr.data_check), try more --epochs or another --lr."
+            f"NOT healthy: after {training.step} steps AP50 is {metrics['AP50']:.2f} on the "
+            "overfitted images; expected more than 0.9. Check the boxes and class names of the "
+            "data with `hf-detr check`, or use more --epochs or another --lr."
         )
-    print(f"Healthy: AP50 is {metrics['AP50']:.2f} on {training.options.overfit} learned images.")
+    print(
+        f"Healthy: AP50 is {metrics['AP50']:.2f} on {training.options.overfit} overfitted images."
+    )
 
 
 def main() -> None:
@@ -422,7 +423,7 @@ def main() -> None:
         (Options, FurtherOptions), description=__doc__
     ).parse_args_into_dataclasses()
     accelerator = Accelerator(
-        # Without it, processes on CPUs would know nothing of each other.
+        # Required for several processes on CPUs.
         cpu=not torch.accelerator.is_available(),
         mixed_precision=options.precision,
         log_with=None if further.tracker == "none" else further.tracker,
@@ -431,7 +432,7 @@ def main() -> None:
     )
     checkpoints = options.output / "checkpoints"
     if not options.resume and any(checkpoints.glob("checkpoint-*")):
-        sys.exit(f"{checkpoints} holds a training; go on with --resume, or name another --output.")
+        sys.exit(f"{checkpoints} contains a training; use --resume or another --output.")
     torch.manual_seed(options.seed)
     train_data = read_split(options.data, "train", further.panoptic, options.seed)
     val_data = read_split(options.data, "val", further.panoptic, options.seed)
@@ -453,7 +454,7 @@ def main() -> None:
         sys.exit(f"Training has stopped. {error}")
     accelerator.end_training()
     if options.overfit:
-        say_whether_healthy(training)
+        report_health(training)
     elif accelerator.is_main_process:
         finish(training)
     if torch.distributed.is_initialized():

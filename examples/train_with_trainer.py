@@ -1,11 +1,11 @@
-"""Train with transformers' `Trainer`, which many know; `train_detection.py` does more.
+"""Train with transformers' `Trainer`; `train_detection.py` has more features.
 
     python examples/train_with_trainer.py --data data/garments --model deformable_detr \\
         --output_dir trained --num_train_epochs 50 --per_device_train_batch_size 2
 
-All arguments of `TrainingArguments` are there. What is added: a collator, COCO's metrics, the
-papers' learning rates by parameter, and a loss that is divided by the objects of all the batches
-that an optimiser step accumulates.
+All arguments of `TrainingArguments` are supported. The script adds a collator, COCO's metrics, the
+papers' parameter groups, and a loss that is normalized by the number of objects in all accumulated
+batches.
 """
 
 from dataclasses import dataclass
@@ -35,41 +35,41 @@ from hf_detr.trainer_metrics import keep_detections, make_compute_metrics
 
 @dataclass
 class DetectionOptions:
-    """What isn't the Trainer's."""
+    """Options in addition to the Trainer's."""
 
     data: Path = HfArg(help="folder with train and val (or test)")
     model: str = HfArg(
         help="detr, conditional_detr or deformable_detr; a .json file with another architecture; "
-        "or a trained model's folder or name on the Hub"
+        "or folder or Hub name of a trained model"
     )
     backbone_weights: Path | None = HfArg(
-        default=None, help=".safetensors or .pth with the weights of a fresh model's backbone"
+        default=None, help=".safetensors or .pth file with the weights of a new model's backbone"
     )
 
 
 class DetectionTrainer(Trainer):
-    """A Trainer whose accumulated batches have the loss of one large batch."""
+    """A Trainer whose accumulated loss equals that of one large batch."""
 
     step_labels: list[dict[str, Tensor]]
 
     def get_batch_samples(self, *arguments: Any, **named: Any) -> tuple[list[dict], None]:
-        """The batches of the next optimiser step; their labels are remembered."""
+        """Return the batches of the next optimizer step and remember their labels."""
         batches, _ = super().get_batch_samples(*arguments, **named)
         self.step_labels = [label for batch in batches for label in batch["labels"]]
         return batches, None
 
     def compute_loss(self, model: nn.Module, *arguments: Any, **named: Any) -> Any:
-        """Loss of a batch; in training, as a part of the step's."""
+        """Loss of a batch; in training as a part of the step's loss."""
         if not model.training:
             return super().compute_loss(model, *arguments, **named)
         with self.accelerator.unwrap_model(model).criterion.whole_batch(self.step_labels):
             loss = super().compute_loss(model, *arguments, **named)
-        # The Trainer divides by it afterwards, as if batches were to be averaged.
+        # The Trainer divides by this number to average batches.
         return loss * self.current_gradient_accumulation_steps
 
 
 class NewAugmentation(TrainerCallback):
-    """Lets the data set draw its augmentation anew in every epoch."""
+    """Changes the augmentation in every epoch."""
 
     def __init__(self, data: DetectionDataset) -> None:
         self.data = data
@@ -77,8 +77,8 @@ class NewAugmentation(TrainerCallback):
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **named: Any
     ) -> None:
-        """Called by the Trainer."""
-        # What is taken up within an epoch begins with a part of one.
+        """Set the epoch of the data set."""
+        # The epoch isn't an integer if training is resumed within an epoch.
         self.data.set_epoch(int(state.epoch + 1e-6))
 
 
@@ -101,7 +101,7 @@ def main() -> None:
     if val_data.id2label != train_data.id2label:
         parser.error(
             f"the classes of train and val differ: {train_data.id2label} and {val_data.id2label}; "
-            "give both files the same categories."
+            "expected the same categories in both files."
         )
     ours = Options(data=options.data, model=options.model)
     further = FurtherOptions(backbone_weights=options.backbone_weights)

@@ -1,4 +1,4 @@
-"""Write a model card: metrics, the training's curve, and detections in a few images."""
+"""Write a model card with metrics, training curve and detections in some images."""
 
 from pathlib import Path
 from typing import Any
@@ -25,27 +25,27 @@ def write_card(
     losses: Path,
     options: dict[str, Any],
 ) -> None:
-    """Write `README.md`, `curve.png` and `samples.png` beside a model.
+    """Write `README.md`, `curve.png` and `samples.png` to the folder of a model.
 
     Args:
-        folder: the model's.
-        name: from what the card's code loads the model, the folder or a repository.
-        detector: the trained model.
-        data: what it was evaluated on; samples are taken from its beginning.
-        data_name: of the data set.
-        history: metrics of every evaluation.
-        losses: file with the columns `step` and `loss`.
-        options: of the training.
+        folder: the model's folder.
+        name: folder or repository from which the card's code loads the model.
+        detector: pipeline of the trained model.
+        data: validation data; samples are the first images.
+        data_name: name of the data set.
+        history: metrics of all evaluations.
+        losses: CSV file with the columns `step` and `loss`.
+        options: options of the training.
     """
     best = max(history, key=lambda entry: entry["AP"])
     plots.draw_training_curves(losses, history).savefig(folder / "curve.png", dpi=120)
     draw_samples(folder / "samples.png", detector, data)
-    # -1 stands for what can't be computed.
+    # A metric that can't be computed is -1.
     known = [metric for metric in SUMMARY if best.get(metric, -1) >= 0]
     card = make_model_card(
         AutoConfig.from_pretrained(folder),
         name=name,
-        description=f"Finds {', '.join(data.id2label.values())}.",
+        description=f"Detects {', '.join(data.id2label.values())}.",
         results=[
             CardResults(
                 {metric: round(best[metric], 3) for metric in known},
@@ -61,7 +61,7 @@ def write_card(
 
 
 def describe_evaluation(best: dict[str, Any]) -> str:
-    """When the model was best, and how good for each class, with the pictures."""
+    """Metrics per class of the best epoch, and the images."""
     classes = [
         (name, one["num_objects"], f"{one['AP']:.3f}", f"{one['AP50']:.3f}")
         for name, one in best["per_class"].items()
@@ -72,27 +72,27 @@ def describe_evaluation(best: dict[str, Any]) -> str:
 
 ![Loss and AP over the training](curve.png)
 
-Detections above {THRESHOLD} in the first images, none chosen:
+Detections with scores above {THRESHOLD} in the first validation images:
 
 ![Detections](samples.png)"""
 
 
 def base_model(model: str) -> str | None:
-    """The Hub's name of what the training started from; None if that was no model of the Hub."""
-    is_fresh = model in RECIPES or model.endswith(".json")
-    return None if is_fresh or Path(model).exists() else model
+    """The Hub's name of the fine-tuned model; None for new and local models."""
+    is_new = model in RECIPES or model.endswith(".json")
+    return None if is_new or Path(model).exists() else model
 
 
 def draw_samples(file: Path, detector: ObjectDetectionPipeline, data: DetectionDataset) -> None:
-    """Detections in the first images."""
-    seen = [
-        observation
+    """Draw detections in the first images."""
+    records = [
+        record
         for index in range(min(SAMPLES, len(data)))
-        for observation in plots.observe(
+        for record in plots.record_attention(
             detector.model,
             detector.image_processor,
             data.images.open(index),
             attentions=False,
         )
     ]
-    plots.draw_detections(seen, threshold=THRESHOLD).savefig(file, dpi=100)
+    plots.draw_detections(records, threshold=THRESHOLD).savefig(file, dpi=100)

@@ -1,4 +1,4 @@
-"""Options of the training example, and what the papers and small data set them to."""
+"""Options of the training example, with defaults of the papers and for small data."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ import hf_detr
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a paper trains; all drop the learning rate to a tenth after 80 % of the epochs."""
+    """A paper's recipe; all divide the learning rate by 10 after 80 % of the epochs."""
 
     lr: float
     epochs: int
@@ -28,74 +28,83 @@ RECIPES = {
 
 @dataclass
 class Options:
-    """What one usually chooses."""
+    """Common options."""
 
     data: Path = HfArg(help="folder with train and val (or test), or COCO's own folder")
     model: str = HfArg(
-        help="what to start from: detr, conditional_detr or deformable_detr as in the paper; a "
-        ".json file with another architecture; or a trained model's folder or name on the Hub"
+        help="detr, conditional_detr or deformable_detr for a new model as in the paper; a .json "
+        "file with another architecture; or folder or Hub name of a trained model"
     )
     small_data: bool = HfArg(
         default=False,
-        help="for some thousand images or fewer: small batches, so more steps, averaged weights, "
-        "a warm-up, a cosine, and for a fresh model few queries",
+        help="for a few thousand images or fewer: small batches, averaged weights, warm-up, cosine "
+        "schedule, and few queries in a new model",
     )
     output: Path = HfArg(default=Path("trained"), help="folder for all results")
     epochs: int | None = HfArg(default=None, help="default: the paper's")
     batch_size: int | None = HfArg(
-        default=None, help="images of a step, over all processes; default: the paper's"
+        default=None, help="images per step, over all processes; default: the paper's"
     )
     micro_batch_size: int = HfArg(
-        default=2, help="images that a process runs at once; gradients of a step add up"
+        default=2, help="images per forward pass; gradients are accumulated over a step"
     )
     lr: float | None = HfArg(default=None, help="learning rate; default: the paper's")
-    schedule: Literal["step", "cosine"] = HfArg(default="step", help="of the learning rate")
+    schedule: Literal["step", "cosine"] = HfArg(
+        default="step", help="schedule of the learning rate"
+    )
     image_size: int | None = HfArg(
         default=None, help="shortest edge in pixels; default: the model's, 800 in the papers"
     )
     precision: Literal["no", "bf16", "fp16"] = HfArg(default="no", help="mixed precision")
-    ema: float = HfArg(default=0.0, help="decay of averaged weights, such as 0.999; 0: don't")
-    workers: int = HfArg(default=2, help="processes that load images, for each training process")
-    seed: int = HfArg(default=0, help="of weights, order, augmentation and dropout")
-    resume: bool = HfArg(default=False, help="go on from the newest complete checkpoint")
+    ema: float = HfArg(
+        default=0.0, help="decay of averaged weights, such as 0.999; 0 disables averaging"
+    )
+    workers: int = HfArg(default=2, help="workers that load images, per training process")
+    seed: int = HfArg(default=0, help="seed of weights, order, augmentation and dropout")
+    resume: bool = HfArg(default=False, help="resume from the newest complete checkpoint")
     overfit: int = HfArg(
-        default=0, help="health check: learn so many images by heart, and say whether it worked"
+        default=0, help="health check: overfit this number of images and report whether it worked"
     )
 
 
 @dataclass
 class FurtherOptions:
-    """What one seldom chooses."""
+    """Further options."""
 
     backbone_weights: Path | None = HfArg(
-        default=None, help=".safetensors or .pth with the weights of a fresh model's backbone"
+        default=None, help=".safetensors or .pth file with the weights of a new model's backbone"
     )
-    warmup_steps: int = HfArg(default=0, help="steps until the learning rate is reached")
-    weight_decay: float = HfArg(default=1e-4, help="of AdamW")
-    max_grad_norm: float = HfArg(default=0.1, help="gradients are clipped to it")
+    warmup_steps: int = HfArg(default=0, help="steps in which the learning rate increases linearly")
+    weight_decay: float = HfArg(default=1e-4, help="weight decay of AdamW")
+    max_grad_norm: float = HfArg(default=0.1, help="norm at which gradients are clipped")
     slow_factor: float = HfArg(
-        default=0.1, help="of the learning rate, for backbone, sampling offsets and references"
+        default=0.1,
+        help="factor of the learning rate for backbone, sampling offsets and reference points",
     )
-    frozen_stages: int = HfArg(default=1, help="the backbone's first stages, which don't learn")
-    crop: float = HfArg(default=0.5, help="how often the augmentation cuts out a window")
+    frozen_stages: int = HfArg(default=1, help="number of frozen stages of the backbone")
+    crop: float = HfArg(default=0.5, help="probability of a random crop")
     query_groups: int = HfArg(
         default=0,
-        help="groups of queries that learn beside the model's own and aren't saved: more to learn "
-        "from each image, in more time",
+        help="additional groups of queries in training, which aren't saved: faster convergence, "
+        "slower steps",
     )
-    no_augmentation: bool = HfArg(default=False, help="learn from the images as they are")
-    panoptic: bool = HfArg(default=False, help="learn masks too, from COCO panoptic data")
-    freeze_detector: bool = HfArg(default=False, help="with --panoptic: learn masks alone")
-    save_every: int = HfArg(default=1000, help="steps between checkpoints, beside every epoch's")
+    no_augmentation: bool = HfArg(default=False, help="train without augmentation")
+    panoptic: bool = HfArg(default=False, help="also train a mask head, with COCO panoptic data")
+    freeze_detector: bool = HfArg(default=False, help="with --panoptic: train only the mask head")
+    save_every: int = HfArg(
+        default=1000, help="steps between checkpoints, in addition to each epoch"
+    )
     evaluate_every: int = HfArg(default=1, help="epochs between evaluations")
-    skip_nonfinite: bool = HfArg(default=False, help="leave out steps whose loss isn't finite")
-    gradient_checkpointing: bool = HfArg(default=False, help="less memory, more time")
+    skip_nonfinite: bool = HfArg(default=False, help="skip steps whose loss isn't finite")
+    gradient_checkpointing: bool = HfArg(default=False, help="use less memory and more time")
     compile: bool = HfArg(default=False, help="torch.compile the model")
-    push_to: str | None = HfArg(default=None, help="name on the Hub to publish the result as")
-    tracker: Literal["none", "tensorboard", "trackio"] = HfArg(default="none", help="log there")
+    push_to: str | None = HfArg(default=None, help="repository on the Hub to publish the model")
+    tracker: Literal["none", "tensorboard", "trackio"] = HfArg(
+        default="none", help="tracker of metrics"
+    )
 
 
-# What may differ when a training is taken up again.
+# Options that may differ when a training is resumed.
 MAY_CHANGE = (
     *("output", "resume", "workers", "push_to", "save_every", "skip_nonfinite", "tracker"),
     *("micro_batch_size", "gradient_checkpointing", "compile", "data"),
@@ -103,7 +112,7 @@ MAY_CHANGE = (
 
 
 def fill_in(options: Options, further: FurtherOptions, model_type: str, num_images: int) -> None:
-    """Give options that were left out the values of the paper, of small data or of the check."""
+    """Set missing options to defaults of the paper, for small data or for the health check."""
     recipe = RECIPES[model_type]
     options.lr = options.lr or recipe.lr * (5 if options.overfit else 1)
     options.epochs = options.epochs or (300 if options.overfit else recipe.epochs)

@@ -1,4 +1,4 @@
-"""What a training begins with: a model, its image processor, augmentation and sound data."""
+"""Prepare a training: model, image processor, augmentation and data checks."""
 
 import json
 import sys
@@ -28,7 +28,7 @@ from hf_detr.detection_data import DetectionDataset
 
 
 def make_model(options: Options, further: FurtherOptions, data: DetectionDataset) -> tuple:
-    """The model to start from, ready to learn, and its image processor."""
+    """Make or load the model and its image processor."""
     factory = AutoModelForImageSegmentation if further.panoptic else AutoModelForObjectDetection
     labels = {"id2label": data.id2label, "label2id": {n: i for i, n in data.id2label.items()}}
     if options.model not in RECIPES and not options.model.endswith(".json"):
@@ -58,7 +58,7 @@ def make_model(options: Options, further: FurtherOptions, data: DetectionDataset
 def read_architecture(
     options: Options, further: FurtherOptions, data: DetectionDataset
 ) -> dict[str, Any]:
-    """The config's values of a fresh model, and `preprocessing`, those of its processor."""
+    """Values of a new model's configuration, and `preprocessing` of its image processor."""
     if options.model.endswith(".json"):
         return json.loads(Path(options.model).read_text())
     architecture: dict[str, Any] = {
@@ -73,7 +73,7 @@ def read_architecture(
 
 
 def make_transform(options: Options, further: FurtherOptions, processor: Any) -> nn.Module:
-    """The papers' augmentation in proportion to the model's image size; none for the check."""
+    """The papers' augmentation scaled to the model's image size; none for the health check."""
     size = dict(processor.size)
     if options.overfit or further.no_augmentation:
         return make_evaluation_transform(size["shortest_edge"], size.get("longest_edge"))
@@ -86,11 +86,11 @@ def make_transform(options: Options, further: FurtherOptions, processor: Any) ->
 
 
 def check(data: DetectionDataset, name: str, config: PreTrainedConfig) -> None:
-    """Refuse data that can't be learned from."""
+    """Exit if the data have errors."""
     num_queries = config.num_queries
     if getattr(config, "two_stage", False):
         num_queries = config.two_stage_num_proposals
     report = check_dataset(data, num_queries)
     print(f"{name} data: {report.text()}", file=sys.stderr)
     if not report.may_train:
-        sys.exit(f"The {name} data can't be learned from; mend what is marked ERROR above.")
+        sys.exit(f"The {name} data have errors; fix the problems marked ERROR above.")

@@ -31,7 +31,6 @@ from .data_formats import (
 )
 from .detection_data import DetectionDataset
 from .drawing import draw_predictions
-from .embedded_model import embedded_model_folder
 from .evaluation import evaluate, evaluate_panoptic
 from .image_processing_detr import DetrImageProcessor
 from .image_processing_sigmoid_detr import (
@@ -52,7 +51,11 @@ from .official_checkpoints import convert_official_checkpoint, export_official_c
 from .panoptic_quality import PanopticQuality
 from .pipelines import DetectionPipeline, SegmentationPipeline
 from .prediction import predict, stream_predictions
-from .published_checkpoints import find_published_checkpoint, make_published_card
+from .published_checkpoints import (
+    embedded_model_folder,
+    find_published_checkpoint,
+    make_published_card,
+)
 from .publishing import push_to_hub
 from .trainer_metrics import keep_detections, make_compute_metrics
 

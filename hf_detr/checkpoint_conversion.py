@@ -1,4 +1,4 @@
-"""Convert checkpoints of the papers' own code for the Hub, and back, on the command line."""
+"""The command `hf-detr convert`: converts official checkpoints to Hub folders and back."""
 
 import argparse
 import json
@@ -14,12 +14,12 @@ from .official_checkpoints import convert_official_checkpoint, export_official_c
 def main(
     arguments: list[str] | None = None, prog: str = "python -m hf_detr.checkpoint_conversion"
 ) -> int:
-    """Convert the checkpoint that the command line names; return the exit status."""
+    """Run the command; return the exit status."""
     parsed = _parser(prog).parse_args(arguments)
     try:
         if parsed.to_official:
             export_official_checkpoint(parsed.source, parsed.target, overwrite=parsed.overwrite)
-            print(f"{parsed.target} holds the model in {parsed.source}.")
+            print(f"Converted {parsed.source} to {parsed.target}.")
         else:
             model = convert_official_checkpoint(
                 parsed.source,
@@ -29,7 +29,7 @@ def main(
                 id2label=_read_labels(parsed.labels) if parsed.labels else None,
                 overwrite=parsed.overwrite,
             )
-            print(f"{parsed.target} holds {_describe(model)}.")
+            print(f"Converted {parsed.source} to {parsed.target}: {_describe(model)}.")
     except (ValueError, OSError, SafetensorError) as error:
         print(f"ERROR: {error}\nNothing was written.", file=sys.stderr)
         return 1
@@ -39,27 +39,31 @@ def main(
 def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=prog,
-        description="Turn a .pth of facebookresearch/detr, fundamentalvision/Deformable-DETR, "
-        "Atten4Vis/ConditionalDETR, MMDetection (2 or 3) or detrex into a folder for the Hub, or "
-        "back into one of the first three.",
-        epilog="exit status: 0 if it is done; 1 if not, and nothing was written; 2 if the "
-        "arguments are wrong.",
+        description="Convert a .pth checkpoint of facebookresearch/detr, "
+        "fundamentalvision/Deformable-DETR, Atten4Vis/ConditionalDETR, MMDetection (2 or 3) or "
+        "detrex to a folder for the Hub, or such a folder to a checkpoint of the first three.",
+        epilog="exit status: 0 on success; 1 on an error, when nothing was written; 2 for invalid "
+        "arguments.",
     )
-    parser.add_argument("source", type=Path, help="the .pth; with --to-official, the folder")
-    parser.add_argument("target", type=Path, help="the folder; with --to-official, the .pth")
-    parser.add_argument("--to-official", action="store_true", help="convert back")
+    parser.add_argument("source", type=Path, help="the .pth file; with --to-official, the folder")
+    parser.add_argument("target", type=Path, help="the folder; with --to-official, the .pth file")
+    parser.add_argument(
+        "--to-official", action="store_true", help="convert a folder to an official checkpoint"
+    )
     parser.add_argument(
         "--dilation",
         action=argparse.BooleanOptionalAction,
-        help="DC5 or not, where neither the file nor its name says so",
-    )
-    parser.add_argument("--num-heads", type=int, help="heads of every attention; likewise")
-    parser.add_argument(
-        "--labels", type=Path, help="JSON file with the classes' names: a list, or by their number"
+        help="whether the backbone is dilated (DC5); default: from the file or its name",
     )
     parser.add_argument(
-        "--overwrite", action="store_true", help="replace files that are there already"
+        "--num-heads",
+        type=int,
+        help="number of attention heads; default: from the file or its name",
     )
+    parser.add_argument(
+        "--labels", type=Path, help="JSON file with class names: a list, or an object by label"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files")
     return parser
 
 

@@ -1,7 +1,7 @@
-"""Names of weights: ours, which are the Hub's, and those of the papers' own code.
+"""Maps the names of weights on the Hub, which hf_detr uses, to those of the official code.
 
-The official code fuses the projections of queries, keys and values into one matrix, and lists
-heads that are shared once under each of their names.
+The official code fuses the projections of queries, keys and values into one matrix and lists a
+shared head under several names.
 """
 
 import re
@@ -11,7 +11,7 @@ from torch import Tensor
 
 Rules = tuple[tuple[str, str], ...]
 
-# Applied one after another to a name on the Hub.
+# Regular expressions and replacements, applied in order to a name on the Hub.
 _SHARED_RULES: Rules = (
     (r"^model\.backbone\.conv_encoder\.model\.", "backbone.0.body."),
     (r"^model\.position_embedding\.row_embeddings\.", "backbone.1.row_embed."),
@@ -36,21 +36,24 @@ _RULES: dict[str, Rules] = {
     "conditional_detr": (*_SHARED_RULES, *_IN_ORDER, (r"\.encoder_attn\.", ".cross_attn.")),
     "deformable_detr": (
         *_SHARED_RULES,
-        # The original numbers its norms in another order than it uses them.
+        # The official code doesn't number its norms in the order of use.
         (r"(\.decoder\.layers\.\d+\.)self_attn_layer_norm\.", r"\1norm2."),
         (r"(\.decoder\.layers\.\d+\.)encoder_attn_layer_norm\.", r"\1norm1."),
         (r"\.encoder_attn\.", ".cross_attn."),
     ),
 }
-DETECTOR = "detr."  # before a detector's names, on the Hub too, where a mask head stands beside it
+DETECTOR = "detr."  # prefix of the detector's weights in a model with a mask head
 
 
 def official_name(name: str, model_type: str) -> tuple[str, int | None]:
-    """The official name of a weight, and which third of that tensor's rows it is, or None.
+    """Return the official name of a weight and its third of the fused tensor's rows.
 
     Args:
-        name: as in our state dict.
-        model_type: as in the configuration.
+        name: key of the state dict.
+        model_type: of the configuration.
+
+    Returns:
+        The name, and 0, 1 or 2 for queries, keys and values, or None for a whole tensor.
     """
     prefix = DETECTOR if name.startswith(DETECTOR) else ""
     name = name.removeprefix(prefix)
@@ -62,7 +65,7 @@ def official_name(name: str, model_type: str) -> tuple[str, int | None]:
 
 
 def apply_rules(rules: Rules, name: str) -> str:
-    """A name after all replacements of patterns, one after another."""
+    """Apply regular expressions and their replacements to a name, in order."""
     for pattern, replacement in rules:
         name = re.sub(pattern, replacement, name)
     return name
@@ -71,10 +74,10 @@ def apply_rules(rules: Rules, name: str) -> str:
 def rename_weights(
     weights: Mapping[str, Tensor], renamed: Callable[[str], str]
 ) -> dict[str, Tensor]:
-    """Weights under other names.
+    """Rename weights.
 
     Raises:
-        ValueError: if two of them would be called the same.
+        ValueError: if two of them get the same name.
     """
     former: dict[str, str] = {}
     for name in weights:
@@ -85,14 +88,14 @@ def rename_weights(
 
 
 def first_name(name: str, is_shared: bool) -> str:
-    """The one official name that stands for all names of a head.
+    """Return the first official name of a weight that may have several.
 
-    A head that the decoder uses is listed there too, and a shared one once for every layer; files
-    may hold all of these names or one.
+    Heads that the decoder uses are listed there, too, and a shared head is listed once per layer.
+    Files may contain all of these names or only one.
 
     Args:
         name: official name of any weight.
-        is_shared: all layers share one head.
+        is_shared: whether all layers share one head.
     """
     head = re.fullmatch(r"(?:transformer\.decoder\.)?(class_embed|bbox_embed)\.(\d+)\.(.+)", name)
     if head is None:

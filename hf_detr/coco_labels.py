@@ -1,8 +1,8 @@
-"""Names of COCO's categories, which published checkpoints were trained on."""
+"""Names of COCO's categories, on which published checkpoints were trained."""
 
-NO_CATEGORY = "N/A"  # how published configurations name the gaps
+NO_CATEGORY = "N/A"  # name of unused ids in published configurations
 
-# Category 1, 2, 3, …, in COCO's order; empty where COCO has taken a category out.
+# Categories 1, 2, 3, … in COCO's order; empty for ids that COCO doesn't use.
 _THINGS = (
     "person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,,"
     "stop sign,parking meter,bench,bird,cat,dog,horse,sheep,cow,elephant,bear,zebra,giraffe,,"
@@ -31,10 +31,10 @@ _STUFF = {
 
 
 def coco_id2label(num_labels: int) -> dict[int, str] | None:
-    """Names of a COCO model's labels, which their number tells; None if it isn't one.
+    """Return the label names of a model with as many labels as COCO; None for other numbers.
 
-    91 labels are detection's category ids, 250 panoptic segmentation's (things and stuff), both
-    with gaps that are named "N/A"; 80 are the things alone, without gaps.
+    91 labels are the category ids of detection and 250 those of panoptic segmentation (things and
+    stuff); unused ids are named "N/A". 80 labels are the things without unused ids.
     """
     things = _THINGS.split(",")
     if num_labels == 80:

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import HfArgumentParser
 
-from .embedded_model import embedded_model_folder
+from .published_checkpoints import embedded_model_folder
 
 DTYPES = ("float32", "bfloat16", "float16")
 DTYPE_HELP = (

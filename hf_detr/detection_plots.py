@@ -22,20 +22,20 @@ from .figures import (
     show_image,
     write_label,
 )
-from .observation import Observation
+from .observation import AttentionRecord
 
 LARGE = 0.3  # square root of a box's share of the image from which it counts as large
 
 
 def draw_detections(
-    seen: Observation | Sequence[Observation],
+    records: AttentionRecord | Sequence[AttentionRecord],
     targets: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
     threshold: float = 0.5,
 ) -> Figure:
     """Predictions on some images, below the targets if there are any.
 
     Args:
-        seen: from `observe`; attention isn't needed.
+        records: from `record_attention`; attention isn't needed.
         targets: per image `class_labels` (n,), as the model numbers them, and `boxes` (n, 4) as
             (x0, y0, x1, y1) in pixels of the image, as a `DetectionDataset` gives them.
         threshold: the score that predictions must exceed.
@@ -43,16 +43,16 @@ def draw_detections(
     Raises:
         ValueError: if the numbers of targets and images differ, or boxes are in other units.
     """
-    seen = [seen] if isinstance(seen, Observation) else list(seen)
+    records = [records] if isinstance(records, AttentionRecord) else list(records)
     targets = [targets] if isinstance(targets, Mapping) else targets
-    if not seen or (targets is not None and len(targets) != len(seen)):
+    if not records or (targets is not None and len(targets) != len(records)):
         raise ValueError(
-            f"there are {len(seen)} images and {0 if targets is None else len(targets)} targets; "
-            "give at least one image, and one target per image or none."
+            f"Got {len(records)} records and {len(targets or ())} targets; expected at least one "
+            "record, and one target per record or none."
         )
-    largest_wh = torch.stack([one.size_wh for one in seen]).amax(0)
-    figure, axes = make_panels(1 if targets is None else 2, len(seen), largest_wh)
-    for index, (one, panel) in enumerate(zip(seen, axes[-1], strict=True)):
+    largest_wh = torch.stack([one.size_wh for one in records]).amax(0)
+    figure, axes = make_panels(1 if targets is None else 2, len(records), largest_wh)
+    for index, (one, panel) in enumerate(zip(records, axes[-1], strict=True)):
         queries = [query for query in range(len(one.scores)) if one.scores[query] > threshold]
         names = [one.name(query) for query in queries]
         _show_boxes(panel, one, one.boxes_xyxy[queries], one.labels[queries], names)
@@ -117,10 +117,10 @@ def _show_slot(panel: Axes, boxes_cxcywh: Tensor) -> None:
 
 
 def _show_boxes(
-    panel: Axes, seen: Observation, boxes_xyxy: Tensor, labels: Tensor, names: list[str]
+    panel: Axes, record: AttentionRecord, boxes_xyxy: Tensor, labels: Tensor, names: list[str]
 ) -> None:
     """Boxes with their names, in a colour for each class."""
-    show_image(panel, seen.image)
+    show_image(panel, record.image)
     for box, label, name in zip(boxes_xyxy, labels.tolist(), names, strict=True):
         draw_box(panel, box, color_of(label))
         write_label(panel, box, name, color_of(label))

@@ -22,9 +22,9 @@ from transformers import HfArgumentParser
 from .coco_evaluator import Metrics, metrics_table
 from .command_options import DTYPE_HELP, DTYPES, parse_dataclasses, prepare_file
 from .data_formats import DataArguments
-from .embedded_model import embedded_model_folder
 from .evaluation import evaluate, evaluate_panoptic
 from .model_loading import load_model
+from .published_checkpoints import embedded_model_folder
 
 STDOUT = Path("-")
 PANOPTIC_PARTS = ("pq", "sq", "rq", "pq_things", "pq_stuff")

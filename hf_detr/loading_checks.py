@@ -1,4 +1,4 @@
-"""Why a model's files can't be loaded, said before memory is spent on them."""
+"""Checks a model's files before they are loaded."""
 
 import hashlib
 import os
@@ -16,44 +16,43 @@ SHOWN = 3
 
 
 def check_weight_files(files: Collection[str], source: str | os.PathLike) -> None:
-    """Refuse files that can run code, lie outside the folder, or aren't what they should be.
+    """Check that files of weights are safetensors, in the model's folder and not corrupted.
 
     Args:
-        files: that hold the weights; an index of shards may name any.
-        source: the model's folder, or its name on the Hub, whose client keeps files inside.
+        files: files of weights; an index of shards can contain any path.
+        source: the model's folder, or its repository on the Hub, where the client checks paths.
 
     Raises:
-        ValueError: naming the file.
+        ValueError: if a file fails the check.
     """
     for file in map(str, files):
         if not file.endswith(".safetensors"):
             raise ValueError(
-                f"The checkpoint names {file!r} as one of its files; only .safetensors "
-                "are loaded, since others can run code."
+                f"{file!r} is not a .safetensors file; other formats are not loaded, because they "
+                "can run code."
             )
         if os.path.isdir(source) and not _is_inside(file, os.fspath(source)):
             raise ValueError(
-                f"The checkpoint in {source} names {file!r} as one of its files, which lies "
-                "outside that folder; an index may name files beside it only."
+                f"The index of the checkpoint in {source} contains {file!r}, which is outside that "
+                "folder; expected files in the same folder."
             )
         if not os.path.isfile(file):
-            raise ValueError(f"The checkpoint names {file!r} as one of its files; it isn't there.")
+            raise ValueError(f"{file!r} is a file of the checkpoint, but it doesn't exist.")
         _check_digest(Path(file).resolve())
 
 
 def check_shapes(model: PreTrainedModel, files: Collection[str]) -> None:
-    """Refuse weights of other shapes than the model's, from the files' headers alone.
+    """Compare the shapes in the files' headers with the model's.
 
     Raises:
-        ValueError: if shapes differ, or a file isn't a whole safetensors file.
+        ValueError: if shapes differ, or a file isn't a complete safetensors file.
     """
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     different = []
     for file in files:
         try:
             with safe_open(file, framework="pt") as opened:
-                # The names of the file, not a dictionary's.
-                for name in opened.keys():  # noqa: SIM118
+                for name in opened.keys():  # noqa: SIM118 (not a dictionary)
                     shape = tuple(opened.get_slice(name).get_shape())
                     if shape != expected.get(name, shape):
                         different.append(f"{name} is {shape}, expected {expected[name]}")
@@ -61,19 +60,19 @@ def check_shapes(model: PreTrainedModel, files: Collection[str]) -> None:
             raise unreadable(file, error) from error
     if different:
         raise ValueError(
-            f"The weights don't fit the configuration: {some_of(different, SHOWN, '; ')}. Give the "
-            "configuration they were saved with, or ignore_mismatched_sizes=True to draw these "
-            "anew, as for other classes."
+            f"The weights don't match the configuration: {some_of(different, SHOWN, '; ')}. Use "
+            "the configuration of the weights, or ignore_mismatched_sizes=True to initialize "
+            "these weights randomly, for example for other classes."
         )
 
 
 def check_finite(model: PreTrainedModel) -> None:
-    """Refuse NaN and infinity among the weights.
+    """Check that all weights are finite.
 
     Raises:
-        ValueError: naming the tensors.
+        ValueError: if a weight is NaN or infinite.
     """
-    spoilt = [
+    nonfinite = [
         name
         for name, tensor in model.state_dict().items()
         if tensor.is_floating_point()
@@ -81,34 +80,34 @@ def check_finite(model: PreTrainedModel) -> None:
         and not tensor.is_meta  # offloaded
         and not all(torch.isfinite(extreme) for extreme in tensor.aminmax())
     ]
-    if spoilt:
+    if nonfinite:
         raise ValueError(
-            f"The weights hold NaN or infinity in {some_of(spoilt, SHOWN)}; such a model can't "
-            "predict anything. Load an earlier checkpoint of its training."
+            f"The weights contain NaN or infinity in {some_of(nonfinite, SHOWN)}. Load an earlier "
+            "checkpoint of the training."
         )
 
 
 def unreadable(name: str | os.PathLike, error: SafetensorError) -> ValueError:
-    """What to raise for a file that isn't safetensors, or only a part of one."""
+    """The error for a file that isn't a complete safetensors file."""
     return ValueError(
-        f"The weights of {name} can't be read: {error}. The file is cut off or was altered; "
-        "fetch or save it again (from the Hub with force_download=True)."
+        f"The weights of {name} can't be read: {error}. The file is incomplete or corrupted; "
+        "download it again with force_download=True, or save it again."
     )
 
 
 def _is_inside(file: str, folder: str) -> bool:
-    # Names are compared, not places: in the Hub's cache a folder's files are links out of it.
+    # Symbolic links aren't resolved: in the Hub's cache, files are links out of the folder.
     return Path(os.path.abspath(file)).is_relative_to(os.path.abspath(folder))
 
 
 def _check_digest(file: Path) -> None:
-    """Compare a large file in the Hub's cache with its name, which is what the Hub hashed it to."""
+    """Compare a large file in the Hub's cache with its name, which is its SHA-256."""
     # The client compares sizes only.
     if file.parent.name != "blobs" or not re.fullmatch("[0-9a-f]{64}", file.name):
         return
     with file.open("rb") as opened:
         if hashlib.file_digest(opened, "sha256").hexdigest() != file.name:
             raise ValueError(
-                f"{file} isn't what the Hub has: its sha256 differs from its name. It was altered "
-                "on the way or on this disk; delete it, or load with force_download=True."
+                f"{file} is corrupted: its SHA-256 differs from that on the Hub. Delete the file "
+                "or load with force_download=True."
             )

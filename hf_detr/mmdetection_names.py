@@ -1,9 +1,12 @@
-"""MMDetection's names of weights (its versions 2 and 3), as the papers' own code calls them.
+"""Renames weights of MMDetection (versions 2 and 3) and detrex to the names of the official code.
 
-The models are the same there, but for names: a number for every norm in the order of use, heads
-apart from the transformer, and the backbone's maps projected by a "neck", without a bias where a
-norm follows. Version 2 has no Conditional DETR, holds the transformer within the head, and numbers
-a layer's other parts, too.
+The models of MMDetection differ in names only: norms are numbered in the order of use, heads are
+separate from the transformer, and a "neck" projects the backbone's maps, without a bias if a norm
+follows. Version 2 has no Conditional DETR, keeps the transformer inside the head, and numbers the
+other parts of a layer, too.
+
+detrex names layers as MMDetection 2 and heads as the official code. Its ResNet is detectron2's, or
+torchvision's if it is dilated.
 """
 
 import re
@@ -14,7 +17,7 @@ from torch import Tensor
 
 from .checkpoint_names import Rules, apply_rules, rename_weights
 
-# A layer's parts, and the transformer's own, as version 3 calls them.
+# Parts of layers and of the transformer, to their names in version 3.
 _NUMBERED_PARTS: Rules = (
     (r"\.attentions\.0\.", ".self_attn."),
     (r"\.attentions\.1\.", ".cross_attn."),
@@ -27,7 +30,7 @@ _NUMBERED_PARTS: Rules = (
 _VERSION_2: Rules = (
     (r"^bbox_head\.transformer\.", ""),
     (r"^bbox_head\.(input_proj|query_embedding)\.", r"\1."),
-    # Until 2.10, whose layers had no numbers yet.
+    # Up to 2.10, whose layer parts weren't numbered.
     (r"\.multihead_attn\.", ".cross_attn."),
     (r"^decoder\.norm\.", "decoder.post_norm."),
 )
@@ -50,7 +53,7 @@ _ONE_LEVEL: Rules = (
     (r"\.norms\.2\.", ".norm3."),
     (r"^transformer\.decoder\.post_norm\.", "transformer.decoder.norm."),
     (r"\.cross_attn\.attn\.", ".multihead_attn."),
-    # Conditional DETR's decoder only: elsewhere these are one matrix.
+    # Only in Conditional DETR's decoder; the other models have one matrix.
     (r"\.self_attn\.([qkv]\w*_proj)\.", r".sa_\1."),
     (r"\.cross_attn\.([qkv]\w*_proj)\.", r".ca_\1."),
 )
@@ -68,12 +71,33 @@ _SEVERAL_LEVELS: Rules = (
     (r"^pos_trans_norm\.", "transformer.pos_trans_norm."),
     (r"(\.encoder\.layers\.\d+)\.norms\.0\.", r"\1.norm1."),
     (r"(\.encoder\.layers\.\d+)\.norms\.1\.", r"\1.norm2."),
-    # The original numbers its decoder's norms in another order than it uses them.
+    # The official code doesn't number the norms of its decoder in the order of use.
     (r"(\.decoder\.layers\.\d+)\.norms\.0\.", r"\1.norm2."),
     (r"(\.decoder\.layers\.\d+)\.norms\.1\.", r"\1.norm1."),
     (r"(\.decoder\.layers\.\d+)\.norms\.2\.", r"\1.norm3."),
 )
-# Settings that weights don't show: strides in other convolutions, BGR, or another normalisation.
+# From detrex's names to MMDetection's.
+_DETREX_RULES: Rules = (
+    (r"^transformer\.", ""),
+    (r"^backbone\.body\.", "backbone."),
+    (r"^backbone\.stem\.", "backbone."),
+    *((rf"^backbone\.res{stage + 1}\.", f"backbone.layer{stage}.") for stage in range(1, 5)),
+    (r"^(backbone\.\S*)\bconv(\d)\.norm\.", r"\1bn\2."),
+    (r"^(backbone\.\S*)\bshortcut\.norm\.", r"\1downsample.1."),
+    (r"^(backbone\.\S*)\bshortcut\.", r"\1downsample.0."),
+    (r"^(neck\.\w+\.\d+)\.norm\.", r"\1.gn."),
+    (r"^decoder\.post_norm_layer\.", "decoder.post_norm."),
+)
+# The decoder attention of Conditional DETR.
+_DETREX_CONDITIONAL: Rules = (
+    (r"\.query_(content|pos|pos_sine)_proj\.", r".q\1_proj."),
+    (r"\.key_(content|pos)_proj\.", r".k\1_proj."),
+    (r"\.value_proj\.", ".v_proj."),
+)
+# A constant of the loss: the weight of every class and of "no object".
+_DETREX_LOSS = "criterion.empty_weight"
+# Unsupported settings that weights don't show: stride in the first convolution, BGR, other mean
+# and standard deviation.
 _OTHER_SETTINGS = (
     r"style='caffe'|to_rgb=False"
     r"|\bmean=\[(?!123\.675, 116\.28, 103\.53\])[^\]]*\]"
@@ -82,15 +106,15 @@ _OTHER_SETTINGS = (
 
 
 def has_mmdetection_names(names: Iterable[str]) -> bool:
-    """Whether weights are called as MMDetection calls them."""
+    """Return whether these are MMDetection's names of weights."""
     return any(name.startswith("bbox_head.") for name in names)
 
 
 def with_official_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """MMDetection's weights under official names; other names stay.
+    """Rename MMDetection's weights to the official names; unknown names don't change.
 
     Raises:
-        ValueError: if two of them are names of the same weight.
+        ValueError: if two names map to the same weight.
     """
     latest = rename_weights(
         weights, lambda name: apply_rules((*_VERSION_2, *_NUMBERED_PARTS), name)
@@ -100,7 +124,7 @@ def with_official_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     num_maps = len({match[1] for match in projections if match})
 
     def renamed(name: str) -> str:
-        # Levels beyond the backbone's maps come after these in the original.
+        # In the official code extra levels follow the levels of the backbone.
         extra = re.match(r"neck\.extra_convs\.(\d+)\.", name)
         if extra is not None:
             name = f"neck.convs.{num_maps + int(extra[1])}.{name[extra.end() :]}"
@@ -113,21 +137,39 @@ def with_official_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return official
 
 
-def refuse_other_settings(meta: Any) -> None:
-    """Check the configuration in a checkpoint, if one is there, for what hf_detr doesn't have.
+def has_detrex_names(names: Iterable[str]) -> bool:
+    """Return whether these are detrex's names of weights."""
+    return any(name.startswith("transformer.encoder.layers.0.attentions.") for name in names)
 
-    Args:
-        meta: what the file has under this name.
+
+def from_detrex(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename detrex's weights to the official names and drop the constants of the loss.
 
     Raises:
-        ValueError: naming the setting.
+        ValueError: if two names map to the same weight.
+    """
+    is_conditional = any(".query_content_proj." in name for name in weights)
+    rules = (*_DETREX_RULES, *(_DETREX_CONDITIONAL if is_conditional else ()))
+    models = {name: weight for name, weight in weights.items() if name != _DETREX_LOSS}
+    return with_official_names(rename_weights(models, lambda name: apply_rules(rules, name)))
+
+
+def check_settings(meta: Any) -> None:
+    """Check the configuration stored in an MMDetection checkpoint for unsupported settings.
+
+    Args:
+        meta: the value of "meta" in the file; any type.
+
+    Raises:
+        ValueError: if the backbone or the normalisation of images isn't torchvision's.
     """
     texts = [meta.get(name) for name in ("config", "cfg")] if isinstance(meta, dict) else []
     for text in (" ".join(text.split()) for text in texts if isinstance(text, str)):
         found = re.search(_OTHER_SETTINGS, text)
         if found:
             raise ValueError(
-                f"The checkpoint's configuration says {found[0]}. hf_detr's ResNets are "
-                "torchvision's, on RGB images with ImageNet's mean and deviation. If that concerns "
-                "another part of the configuration, save the state dict alone and convert that."
+                f"The checkpoint's configuration contains {found[0]}, which isn't supported: "
+                "hf_detr uses torchvision's ResNets on RGB images with ImageNet's mean and "
+                "standard deviation. If the setting belongs to another part of the configuration, "
+                "save the state dict alone and convert that."
             )

@@ -1,7 +1,6 @@
-"""Model cards: what a model is, how to run it, how it was trained and how good it is.
+"""Makes model cards from the model's configuration and results.
 
-Everything that a card needs follows from the model's configuration or is an argument here, so that
-training, conversion and the cards of published checkpoints say it in the same way.
+Training, conversion and the cards of published checkpoints use the same functions.
 """
 
 import dataclasses
@@ -12,25 +11,25 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedConfig
 
 TASKS = {"ForObjectDetection": "object-detection", "ForSegmentation": "image-segmentation"}
-# Why a model's files aren't for transformers alone.
+# Models that transformers can't load or run correctly, and the reason.
 ONLY_HERE = {
-    "DeformableDetrForSegmentation": "transformers has no such model.",
+    "DeformableDetrForSegmentation": "transformers doesn't have this model.",
     "ConditionalDetrForSegmentation": (
-        "transformers' class of this name leaves the reference points out of the boxes and scores "
-        "by softmax what was trained as sigmoids."
+        "transformers' class of this name ignores the reference points in the boxes and scores by "
+        "softmax instead of sigmoid."
     ),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class CardResults:
-    """Figures of a model on one data set.
+    """Results of a model on one data set.
 
     Attributes:
-        metrics: name and value, in the unit of the source, for example `{"AP": 42.0}`.
-        dataset: its name for people, such as "COCO 2017 val".
-        dataset_id: its name on the Hub, or any short one.
-        source: name and URL of what published them; None if they were measured for this card.
+        metrics: names and values, for example `{"AP": 42.0}`.
+        dataset: name of the data set, such as "COCO 2017 val".
+        dataset_id: name of the data set on the Hub, or a short name.
+        source: name and URL of the publication; None if the results were measured for this card.
     """
 
     metrics: Mapping[str, float]
@@ -52,23 +51,23 @@ def make_model_card(
     base_model: str | None = None,
     datasets: Sequence[str] = (),
 ) -> ModelCard:
-    """The card of a model; `.save(folder / "README.md")` writes it.
+    """Make the card of a model; save it with `.save(folder / "README.md")`.
 
     Args:
-        config: the model's, with `architectures` as `save_pretrained` sets it.
+        config: the model's configuration, with `architectures` as set by `save_pretrained`.
         name: repository or folder from which the card's code loads the model.
-        description: what the model is; Markdown, as evaluation, training and limits are.
-        results: figures, published and measured in a section each. The metadata hold one set for
-            each data set, measured before published, since the Hub knows one source for each.
-        evaluation: what else is to be said of what was measured, or wasn't.
-        training: data and recipe.
-        limits: what else the model can't do.
-        license: the Hub's name of the licence, such as "apache-2.0"; None says that none is given.
-        base_model: the Hub's name of the model that this one was fine-tuned from.
-        datasets: Hub names of the training data.
+        description: description of the model, in Markdown.
+        results: published and measured results. The metadata contain one entry per data set,
+            because the Hub supports one source each; measured results take precedence.
+        evaluation: text after the measured results, in Markdown.
+        training: training data and recipe, in Markdown.
+        limits: further limits of the model, in Markdown.
+        license: the Hub's name of the licence, such as "apache-2.0".
+        base_model: the Hub's name of the model that was fine-tuned.
+        datasets: the Hub's names of the training data.
 
     Raises:
-        ValueError: if the configuration doesn't name a detector or segmenter.
+        ValueError: if `config.architectures` isn't one detector or segmentation model.
     """
     architecture = _architecture(config)
     data = ModelCardData(
@@ -90,7 +89,7 @@ def make_model_card(
         "Published results": "\n\n".join(map(_results_table, published)),
         "Measured results": "\n\n".join(filter(None, [*map(_results_table, measured), evaluation])),
         "Limits": f"{_limits(config)} {limits}",
-        "Licence": license or "None was given; ask the author before you use the model.",
+        "Licence": license or "No licence is given; ask the author before you use the model.",
     }
     text = "\n\n".join(
         f"## {title}\n\n{content.strip()}" for title, content in sections.items() if content
@@ -99,7 +98,7 @@ def make_model_card(
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A table in Markdown; values may hold its bars."""
+    """Format a table in Markdown; bars in values are escaped."""
     lines = [columns, ["---"] * len(columns), *rows]
     cells = [[str(value).replace("|", "\\|") for value in line] for line in lines]
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)
@@ -109,25 +108,25 @@ def _architecture(config: PreTrainedConfig) -> str:
     names = config.architectures or []
     if len(names) != 1 or not names[0].endswith(tuple(TASKS)):
         raise ValueError(
-            f"config.architectures is {config.architectures}; a card needs the name of one "
-            "detector or segmenter, such as ['DetrForObjectDetection']. save_pretrained sets it, "
-            "so save the model first."
+            f"config.architectures is {config.architectures}; expected the name of one detector or "
+            "segmentation model, such as ['DetrForObjectDetection']. save_pretrained sets it: "
+            "save the model first."
         )
     return names[0]
 
 
 def library_of(architecture: str) -> str:
-    """What the Hub calls the library that loads models of a class."""
+    """Return the Hub's name of the library that loads a model class."""
     return "hf_detr" if architecture in ONLY_HERE else "transformers"
 
 
 def task_of(architecture: str) -> str:
-    """What the Hub calls the task of a class, a detector or segmenter."""
+    """Return the Hub's name of the task of a model class."""
     return next(task for ending, task in TASKS.items() if architecture.endswith(ending))
 
 
 def _indexed(results: Sequence[CardResults], task: str) -> list[EvalResult]:
-    """The results for the metadata, of which those measured take precedence."""
+    """Convert results to metadata; measured results replace published ones."""
     chosen = {one.dataset_id: one for one in sorted(results, key=lambda one: one.source is None)}
     return [
         EvalResult(
@@ -146,7 +145,7 @@ def _indexed(results: Sequence[CardResults], task: str) -> list[EvalResult]:
 
 
 def _use(architecture: str, name: str) -> str:
-    """How to install what is needed, and code for each way to run the model."""
+    """Installation and code examples."""
     prefix = architecture.split("For")[0]
     task = task_of(architecture)
     post_process = {
@@ -165,7 +164,7 @@ predictions = predict("image.jpg")
     return f"""With hf_detr (`pip install hf_detr`):
 
 ```python
-import hf_detr  # makes transformers use its classes
+import hf_detr  # registers its classes with transformers
 {run_pipeline}
 
 or step by step:
@@ -191,7 +190,7 @@ predictions = processor.{post_process}(
 
 
 def _configuration(config: PreTrainedConfig) -> str:
-    """Where the configuration differs from its class's defaults."""
+    """A table of the fields that differ from the defaults."""
     default = type(config)()
     written = config.to_dict()
     general = {field.name for field in dataclasses.fields(PreTrainedConfig)}
@@ -205,13 +204,13 @@ def _configuration(config: PreTrainedConfig) -> str:
     if not rows:
         return f"The defaults of `hf_detr.{type(config).__name__}`."
     return (
-        f"What differs from the defaults of `hf_detr.{type(config).__name__}`:\n\n"
-        f"{markdown_table(('field', 'here', 'default'), rows)}"
+        f"Differences from the defaults of `hf_detr.{type(config).__name__}`:\n\n"
+        f"{markdown_table(('field', 'value', 'default'), rows)}"
     )
 
 
 def _results_table(results: CardResults) -> str:
-    origin = "" if results.source is None else ", by [{}]({})".format(*results.source)
+    origin = "" if results.source is None else ", from [{}]({})".format(*results.source)
     table = markdown_table(("metric", "value"), results.metrics.items())
     return f"On {results.dataset}{origin}:\n\n{table}"
 
@@ -220,7 +219,7 @@ def _limits(config: PreTrainedConfig) -> str:
     two_stage = getattr(config, "two_stage", False)
     most = config.two_stage_num_proposals if two_stage else config.num_queries
     return (
-        f"It knows the classes of its `config.id2label` only and finds at most {most} objects in "
-        "an image. Its errors and biases were not studied here: test it on images of your own "
-        "before you rely on it."
+        f"The model detects only the classes of its `config.id2label` and at most {most} objects "
+        "per image. Its errors and biases were not studied: test it on your own images before you "
+        "rely on it."
     )

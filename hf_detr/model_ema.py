@@ -1,4 +1,4 @@
-"""The average of a model's weights over its training, which often detects better than the last."""
+"""Exponential moving average of a model's weights, which are often better than the last ones."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 
 class ModelEma:
-    """Exponential moving average of what is trained of a model.
+    """Exponential moving average of a model's trainable parameters.
 
-    The average is over about `1 / (1 - decay)` steps; over fewer at first, when the weights of
-    the beginning would otherwise stay in it for long.
+    It averages over about `1 / (1 - decay)` steps, and over fewer at the beginning, which reduces
+    the influence of the initial weights.
 
     Args:
-        model: as it is trained, wrapped or not; its parameters must not be replaced later.
+        model: the trained model, wrapped or not; its parameters must not be replaced later.
         decay: in [0, 1).
 
     Raises:
@@ -23,22 +23,22 @@ class ModelEma:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         if not 0 <= decay < 1:
-            raise ValueError(f"decay is {decay}; give a number from 0 to below 1, such as 0.999.")
+            raise ValueError(f"decay is {decay}; expected a number in [0, 1), such as 0.999.")
         self.decay = decay
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.averages = [p.detach().clone().float() for p in self.parameters]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after optimiser step `step`, counted from 1."""
+        """Update the average after optimizer step `step`, counted from 1."""
         weight = 1 - min(self.decay, step / (step + 9))  # 0.9, 0.82, 0.75, …
         for average, parameter in zip(self.averages, self.parameters, strict=True):
             average.lerp_(parameter.float(), weight)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Within it the model has the averaged weights, for evaluating and for saving."""
-        # Not swapped: weights in half precision would round the averages, time after time.
+        """Set the model's weights to the average within the context, for evaluating and saving."""
+        # Weights are copied and not swapped, because half precision would round the averages.
         weights = [parameter.detach().clone() for parameter in self.parameters]
         self._set(self.averages)
         try:
@@ -53,6 +53,6 @@ class ModelEma:
 
     @torch.no_grad()
     def restart(self) -> None:
-        """Take the model's weights for the average, for example loaded ones."""
+        """Set the average to the model's weights, for example after loading them."""
         for average, parameter in zip(self.averages, self.parameters, strict=True):
             average.copy_(parameter)

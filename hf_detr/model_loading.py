@@ -1,4 +1,4 @@
-"""Models and their image processors by name, as commands take them."""
+"""Loads models and image processors for the commands."""
 
 import os
 from typing import Any
@@ -22,32 +22,32 @@ def load_model(
     masks: bool | None = None,
     dtype: str | None = None,
 ) -> tuple[DetectionPreTrainedModel, DetrImageProcessor]:
-    """Load a model in eval mode, and its image processor.
+    """Load a model in eval mode and its image processor.
 
     Args:
-        name: folder or name on the Hub.
-        device: where the model goes; None is a GPU if there is one, else the CPU.
-        masks: True asks for a segmentation model; False takes the detector of one; None takes
-            what was saved.
-        dtype: torch's name of what weights and maps become, such as "bfloat16"; None keeps what
-            was saved.
+        name: folder or repository on the Hub.
+        device: device of the model. Default: a GPU if available, else the CPU.
+        masks: True requires a segmentation model; False loads only the detector of a segmentation
+            model. Default: the saved class.
+        dtype: torch's name of the model's dtype, such as "bfloat16". Default: the saved dtype.
 
     Raises:
-        ValueError, OSError: if there is no such model, if it is another package's, if it has no
-            masks and they are asked for, or if the device can't be used.
+        OSError: if the model doesn't exist.
+        ValueError: if the model or its image processor isn't one of hf_detr's, if files are
+            damaged, if `masks` is True for a detector, or if the device isn't available.
     """
     try:
         model, processor = _load(name, masks)
     except (AttributeError, TypeError, KeyError) as error:
         raise ValueError(
-            f"{name} can't be loaded; is its config.json or preprocessor_config.json damaged? "
+            f"{name} can't be loaded; its config.json or preprocessor_config.json may be damaged. "
             f"{type(error).__name__}: {error}"
         ) from error
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         return model.to(device=device, dtype=dtype and getattr(torch, dtype)), processor
-    except (RuntimeError, AssertionError) as error:  # torch has either for devices it lacks
-        raise ValueError(f"the device {device!r} can't be used: {error}") from error
+    except (RuntimeError, AssertionError) as error:  # torch raises either
+        raise ValueError(f"The device {device!r} isn't available: {error}") from error
 
 
 def _load(
@@ -56,23 +56,22 @@ def _load(
     config = AutoConfig.from_pretrained(name)
     if not isinstance(config, tuple(CONFIGURATIONS.values())):
         raise ValueError(
-            f"{name} is a {config.model_type!r} of {type(config).__module__}; expected one of "
-            "hf_detr's: detr, conditional_detr or deformable_detr. If it is one of these, "
-            "HF_DETR_REGISTER=0 in the environment keeps it from being loaded as such."
+            f"{name} is a {config.model_type!r} model of {type(config).__module__}; expected a "
+            "detr, conditional_detr or deformable_detr model. If it is one of these, remove "
+            "HF_DETR_REGISTER=0 from the environment."
         )
     has_masks = any(str(saved).endswith("ForSegmentation") for saved in config.architectures or ())
     if masks and not has_masks:
         raise ValueError(
-            f"{name} has no mask head ({config.architectures}); give a segmentation model for "
-            "masks."
+            f"{name} has no mask head ({config.architectures}); expected a segmentation model."
         )
-    wants_masks = has_masks and masks is not False
-    auto_class: Any = AutoModelForImageSegmentation if wants_masks else AutoModelForObjectDetection
+    use_masks = has_masks and masks is not False
+    auto_class: Any = AutoModelForImageSegmentation if use_masks else AutoModelForObjectDetection
     model = auto_class.from_pretrained(name).eval()
     processor = AutoImageProcessor.from_pretrained(name)
     if not isinstance(processor, DetrImageProcessor):
         raise ValueError(
             f"{name} has a {type(processor).__name__} in its preprocessor_config.json; expected an "
-            "image processor of hf_detr's, such as DetrImageProcessor."
+            "image processor of hf_detr, such as DetrImageProcessor."
         )
     return model, processor

@@ -1,7 +1,4 @@
-"""Run a detector and keep where it looked: one forward pass with all its attention.
-
-`observe` gives an `Observation` of each image, which `plots` draws.
-"""
+"""Records predictions and attention of a detector in one forward pass, for the plots."""
 
 import threading
 from collections.abc import Iterable, Iterator
@@ -18,33 +15,35 @@ from .box_ops import box_cxcywh_to_xyxy
 from .detection_transformer import ObjectDetector
 from .feature_pyramid import token_centers
 from .image_processing_detr import DetrImageProcessor
-from .observation import Layers, Observation
+from .observation import AttentionRecord, Layers
 from .prediction import in_eval_mode, read_for
 from .segmentation import Segmenter
 
 
-def observe(
+def record_attention(
     model: ObjectDetector | Segmenter,
     processor: DetrImageProcessor,
     images: ImageInput,
     attentions: bool = True,
-) -> list[Observation]:
-    """Run a detector on images, as one batch, and keep where it looked.
+) -> list[AttentionRecord]:
+    """Run a detector on a batch of images and record predictions and attention.
 
     Args:
-        model: of any variant, with or without masks; on its device, in any mode.
-        processor: the model's.
-        images: one image or several, in any form that the processor takes.
-        attentions: keep attention too; without it there are predictions only, which takes much
-            less memory.
+        model: a detector or segmentation model, in training or eval mode.
+        processor: the model's image processor.
+        images: one image or several, in any format that the image processor supports.
+        attentions: whether to record attention; predictions alone need much less memory.
+
+    Returns:
+        A record per image.
 
     Raises:
-        TypeError: if the model isn't one of hf_detr's.
-        ValueError: if an image can't be used.
+        TypeError: if the model isn't a model of hf_detr.
+        ValueError: if an image is invalid.
     """
     detector = _detector(model)
-    pictures = read_for(processor, images)
-    inputs = processor(pictures, input_data_format="channels_first", return_tensors="pt")
+    batch = read_for(processor, images)
+    inputs = processor(batch, input_data_format="channels_first", return_tensors="pt")
     with torch.no_grad(), in_eval_mode(model), _separate_parts(detector) as parts:
         states = detector.model(
             **inputs.to(model.device, model.dtype),
@@ -69,20 +68,20 @@ def observe(
         "place_attentions": tuple(place for _, place in parts) if attentions else None,
         "reference_points": outputs.reference_points,
     }
-    observations = []
-    for index, picture in enumerate(pictures):
+    records = []
+    for index, image in enumerate(batch):
         own = {name: _of_image(value, index) for name, value in each.items()}
-        height, width = picture.shape[1:]
+        height, width = image.shape[1:]
         own["boxes_xyxy"] = own["boxes_xyxy"] * torch.tensor([width, height, width, height])
-        observations.append(
-            Observation(
-                _to_draw(picture),
+        records.append(
+            AttentionRecord(
+                _in_unit_range(image),
                 detector.config.id2label,
                 spatial_shapes=pyramid.spatial_shapes,
                 **own,
             )
         )
-    return observations
+    return records
 
 
 def query_boxes(
@@ -91,25 +90,26 @@ def query_boxes(
     images: Iterable[ImageInput],
     progress: bool = True,
 ) -> Tensor:
-    """Every object query's box in every image, whatever it scores; DETR's Figure 7 draws them.
+    """Predict the boxes of all object queries in all images, as in Figure 7 of DETR's paper.
 
     Args:
-        model, processor: as above.
-        images: any number of images, which run one by one.
-        progress: show a progress bar, on a terminal.
+        model: a detector or segmentation model, in training or eval mode.
+        processor: the model's image processor.
+        images: N images, which run one by one.
+        progress: whether to show a progress bar on a terminal.
 
     Returns:
         (N, Q, 4) boxes as (cx, cy, w, h) in [0, 1], float32.
 
     Raises:
-        TypeError: if the model isn't one of hf_detr's.
-        ValueError: if its queries aren't learned, or there are no images.
+        TypeError: if the model isn't a model of hf_detr.
+        ValueError: if the model is two-stage, or there are no images.
     """
     detector = _detector(model)
     if getattr(detector.model, "query_position_embeddings", None) is None:
         raise ValueError(
-            "this model's object queries start from each image's own proposals (two stages), so "
-            "none of them has a place that it prefers; use a model with learned queries."
+            "The object queries of this two-stage model depend on the image; expected a model with "
+            "learned queries."
         )
     boxes = []
     with torch.no_grad(), in_eval_mode(model):
@@ -117,7 +117,7 @@ def query_boxes(
             inputs = processor(image, return_tensors="pt").to(model.device, model.dtype)
             boxes.append(detector(**inputs, return_dict=True).pred_boxes.float().cpu())
     if not boxes:
-        raise ValueError("there are no images; give at least one.")
+        raise ValueError("There are no images; expected at least one.")
     return torch.cat(boxes)
 
 
@@ -126,28 +126,28 @@ def _detector(model: Any) -> ObjectDetector:
         return model.detector
     if not isinstance(model, ObjectDetector):
         raise TypeError(
-            f"the model is a {type(model).__module__}.{type(model).__name__}; give a detector of "
-            "hf_detr, which loads the same files: hf_detr.DetrForObjectDetection, for example."
+            f"model is a {type(model).__module__}.{type(model).__name__}; expected a model of "
+            "hf_detr, which loads the same files, such as hf_detr.DetrForObjectDetection."
         )
     return model
 
 
 @contextmanager
 def _separate_parts(detector: ObjectDetector) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Within it, decoder layers that compare content and place separately add both to a list."""
+    """Collect content and spatial attention of each decoder layer of Conditional DETR."""
     parts: list[tuple[Tensor, Tensor]] = []
     own_thread = threading.get_ident()
 
-    def keep(attention: ProjectedAttention, arguments: tuple) -> None:
+    def record_parts(attention: ProjectedAttention, arguments: tuple) -> None:
         query, key, _, mask, return_weights = arguments
-        # Other threads' images pass through the same model, a web page's for example.
+        # Other threads may use the same model.
         if return_weights and threading.get_ident() == own_thread:
-            heads = (attention.num_heads, 2, -1)  # within a head first content, then place
+            heads = (attention.num_heads, 2, -1)  # in each head the first half is content
             content, place = query.unflatten(-1, heads).unbind(-2)
-            nothing = torch.zeros_like(content)
+            zeros = torch.zeros_like(content)
             parts.append(
                 tuple(
-                    # Zeros in the other half: the keys and the scale stay the model's own.
+                    # Zeros in the other half keep keys and scale unchanged.
                     multi_head_attention(
                         torch.stack(halves, dim=-2).flatten(-3),
                         key,
@@ -156,28 +156,28 @@ def _separate_parts(detector: ObjectDetector) -> Iterator[list[tuple[Tensor, Ten
                         mask,
                         return_weights=True,
                     )[1]
-                    for halves in ((content, nothing), (nothing, place))
+                    for halves in ((content, zeros), (zeros, place))
                 )
             )
 
     with ExitStack() as stack:
         for layer in detector.model.decoder.layers:
-            if type(layer.encoder_attn) is ProjectedAttention:  # the layer projects by parts
-                handle = layer.encoder_attn.register_forward_pre_hook(keep)
+            if type(layer.encoder_attn) is ProjectedAttention:  # Conditional DETR
+                handle = layer.encoder_attn.register_forward_pre_hook(record_parts)
                 stack.callback(handle.remove)
         yield parts
 
 
-def _to_draw(picture: Tensor) -> Tensor:
-    """uint8, or floats in [0, 1]: what the processor may take as it is needn't be."""
-    if not picture.is_floating_point():
-        return picture.cpu()
-    low, high = (float(value) for value in picture.aminmax())
-    return (picture / 255 if low >= 0 and high > 1 else picture).clamp(0, 1).cpu()
+def _in_unit_range(image: Tensor) -> Tensor:
+    """Convert an image to uint8 or floats in [0, 1]; inputs of the processor may be neither."""
+    if not image.is_floating_point():
+        return image.cpu()
+    low, high = (float(value) for value in image.aminmax())
+    return (image / 255 if low >= 0 and high > 1 else image).clamp(0, 1).cpu()
 
 
 def _of_image(value: Tensor | Layers | None, index: int) -> Any:
-    """One image's part of tensors whose first axis is the batch; None of nothing."""
+    """Select one image of batched tensors; None if there are none."""
     if isinstance(value, Tensor):
         own = value[index].cpu()
         return own.float() if own.is_floating_point() else own

@@ -1,4 +1,4 @@
-"""Official `.pth` checkpoints to Hub folders, and back."""
+"""Converts official `.pth` checkpoints to Hub folders and back."""
 
 import argparse
 import hashlib
@@ -15,15 +15,16 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from .checkpoint_files import check_tensors, new_file, new_folder, read_pickled_checkpoint
 from .checkpoint_names import first_name, official_name
-from .detrex_names import from_detrex, has_detrex_names
 from .image_processing_detr import DetrImageProcessor
 from .image_processing_sigmoid_detr import (
     ConditionalDetrImageProcessor,
     DeformableDetrImageProcessor,
 )
 from .mmdetection_names import (
+    check_settings,
+    from_detrex,
+    has_detrex_names,
     has_mmdetection_names,
-    refuse_other_settings,
     with_official_names,
 )
 from .model_card import make_model_card
@@ -32,11 +33,11 @@ from .modeling_deformable_detr import DeformableDetrForObjectDetection
 from .modeling_detr import DetrForObjectDetection
 from .modeling_detr_segmentation import DetrForSegmentation
 from .official_configuration import (
+    dilation_and_heads,
     heads_are_shared,
     official_options,
     read_configuration,
     recognize,
-    unseen,
 )
 from .published_checkpoints import find_published_checkpoint, make_published_card
 from .wording import some_of
@@ -52,8 +53,8 @@ PROCESSORS = {
     "deformable_detr": DeformableDetrImageProcessor,
 }
 
-# By these, published configurations differ from each other and from others of their file's name.
-TELLING_FIELDS = (
+# Fields that distinguish a published configuration from others.
+ARCHITECTURE_FIELDS = (
     *("architectures", "backbone", "dilation", "num_labels", "num_queries", "d_model"),
     *("encoder_layers", "decoder_layers", "encoder_attention_heads", "num_feature_levels"),
     *("with_box_refine", "two_stage"),
@@ -69,39 +70,41 @@ def convert_official_checkpoint(
     id2label: Mapping[int, str] | None = None,
     overwrite: bool = False,
 ) -> PreTrainedModel:
-    """Turn a `.pth` of the papers' own code, MMDetection or detrex into a folder for the Hub.
+    """Convert a `.pth` checkpoint of the official code, MMDetection or detrex to a Hub folder.
 
-    Which model it is, is read off the names and shapes of its weights: DETR, Conditional DETR or
-    Deformable DETR in all published forms, DETR with a mask head, too. The folder gets
-    `config.json`, `model.safetensors`, `preprocessor_config.json` and a card, `README.md`, with the
-    authors' figures if the file is one that they published. Where the encoder proposes the
-    queries, there are 300 of them unless the file says otherwise.
+    The model is recognized from the names and shapes of its weights: DETR (also with a mask head),
+    Conditional DETR and Deformable DETR in all published forms. The folder contains `config.json`,
+    `model.safetensors`, `preprocessor_config.json` and a model card, `README.md`, which includes
+    the published results of a published checkpoint. A two-stage model gets 300 queries unless the
+    file has another number.
 
     Args:
-        file: the checkpoint; it is read without running code that it may hold.
-        folder: where to write; it appears when everything is written.
-        dilation: whether the backbone is dilated (DC5), which weights don't show. None takes what
-            the training script saved in the file, or what the name of a published file says.
-        num_heads: heads of every attention, which most weights don't show either; likewise.
-        id2label: names of the classes; None takes COCO's if there are as many as COCO has.
-        overwrite: replace files that are in `folder`.
+        file: the checkpoint; it is loaded without running code from it.
+        folder: the output folder; it is created when all files are written.
+        dilation: whether the backbone is dilated (DC5), which weights don't show. Default: the
+            option saved in the file, else according to the name of a published file.
+        num_heads: number of attention heads, which most weights don't show. Default: as for
+            `dilation`.
+        id2label: names of the classes. Default: COCO's if the number of classes is COCO's.
+        overwrite: replace existing files in `folder`.
 
     Returns:
-        The model that was written, in eval mode.
+        The converted model, in eval mode.
 
     Raises:
-        FileNotFoundError, FileExistsError: if there is no `file`, or something in `folder`.
-        ValueError: if the file would run code or is damaged, if its weights aren't all known and
-            complete, if nothing says what they don't show, or if hf_detr has no such backbone.
+        FileNotFoundError: if `file` doesn't exist.
+        FileExistsError: if `folder` isn't empty.
+        ValueError: if the file is damaged or would run code, if weights are missing or unexpected,
+            if `dilation` or `num_heads` is required, or if the backbone isn't supported.
     """
     file, folder = Path(file), Path(folder)
     weights, options, other_dilation = _read(file)
-    dilation, num_heads = unseen(options, file.name, dilation, num_heads)
+    dilation, num_heads = dilation_and_heads(options, file.name, dilation, num_heads)
     if dilation and other_dilation:
         raise ValueError(
-            f"The checkpoint has the backbone of {other_dilation}, which dilates the first block "
-            "of its last stage, too; the papers' code, torchvision and timm don't, so hf_detr has "
-            "no such backbone."
+            f"The checkpoint has a dilated backbone of {other_dilation}, which dilates the first "
+            "block of its last stage, too. This isn't supported: the official code, torchvision "
+            "and timm don't dilate it."
         )
     model = model_from_weights(weights, options, dilation, num_heads, id2label)
     kind = "coco_panoptic" if isinstance(model, DetrForSegmentation) else "coco_detection"
@@ -114,35 +117,37 @@ def convert_official_checkpoint(
 
 
 def make_converted_card(config: PreTrainedConfig, file: Path, name: str) -> ModelCard:
-    """The card of a converted checkpoint.
+    """Make the model card of a converted checkpoint.
+
+    The card has the published results and training recipe if the file is a published one: its
+    name, the digest in its name if any, and its configuration are compared.
 
     Args:
-        config: of the model that was made of it, with `architectures`.
-        file: the official file. If it is one that the authors published, by its name, its digest
-            where the name tells that, and its configuration, the card has their figures and recipe.
-        name: folder or repository that the card lies in.
+        config: of the converted model, with `architectures`.
+        file: the official checkpoint.
+        name: folder or repository of the card.
     """
     published = find_published_checkpoint(file)
     if (
         published is not None
-        and _is_built_alike(config, published.make_config())
-        and is_what_its_name_says(file)
+        and _has_same_architecture(config, published.make_config())
+        and matches_digest_in_name(file)
     ):
         return make_published_card(published, config, name)
     return make_model_card(
         config,
         name=name,
-        description=f"hf_detr converted `{file.name}`, a checkpoint of the papers' own code, of "
-        "MMDetection or of detrex.",
-        training="The file tells nothing of data and recipe.",
-        evaluation="None: add what you measure, for example with `hf-detr evaluate`.",
+        description=f"Converted by hf_detr from `{file.name}`, a checkpoint of the official code, "
+        "MMDetection or detrex.",
+        training="Unknown: the file doesn't contain the training data and recipe.",
+        evaluation="Not evaluated. `hf-detr evaluate` measures AP on your data.",
     )
 
 
-def is_what_its_name_says(file: Path) -> bool:
-    """Whether a name that ends as torch.hub's do, with the start of a SHA-256, is the file's own.
+def matches_digest_in_name(file: Path) -> bool:
+    """Return whether a file has the SHA-256 at the end of its name, as in torch.hub's names.
 
-    Other names say nothing, so they are believed.
+    True for names without a digest.
     """
     digest = re.search(r"-([0-9a-f]{8})\.pth$", file.name)
     if digest is None:
@@ -154,22 +159,23 @@ def is_what_its_name_says(file: Path) -> bool:
 def export_official_checkpoint(
     folder: str | os.PathLike, file: str | os.PathLike, *, overwrite: bool = False
 ) -> None:
-    """Turn a folder with a model of ours into a `.pth` that the papers' own code loads.
+    """Convert a model folder to a `.pth` checkpoint that the official code loads.
 
-    Weights are under "model" as there; under "args", in a plain dictionary, are the options of the
-    official script that build the model.
+    The checkpoint contains the weights as "model" and the options of the official training script
+    that build the model as "args", a plain dictionary.
 
     Args:
-        folder: with `config.json` and safetensors.
-        file: where to write.
+        folder: model folder with `config.json` and safetensors.
+        file: the output file.
         overwrite: replace `file` if it exists.
 
     Raises:
-        FileNotFoundError, FileExistsError: if there is no such folder, or `file` exists.
-        ValueError: if the official code has no such model.
+        FileNotFoundError: if `folder` isn't a model folder.
+        FileExistsError: if `file` exists.
+        ValueError: if the official code doesn't have such a model.
     """
     if not (Path(folder) / "config.json").is_file():
-        raise FileNotFoundError(f"There is no config.json in {folder}; expected a model's folder.")
+        raise FileNotFoundError(f"{folder} has no config.json; expected a model folder.")
     model = _load(Path(folder))
     config = model.config
     options = {**official_options(config), "masks": isinstance(model, DetrForSegmentation)}
@@ -192,13 +198,13 @@ def model_from_weights(
     num_heads: int,
     id2label: Mapping[int, str] | None = None,
 ) -> PreTrainedModel:
-    """Our model with official weights, every one of them used and none lacking.
+    """Build a model from official weights, all of which must be used and none missing.
 
-    Arguments and errors as of `read_configuration`.
+    Args and errors: see `read_configuration`.
     """
     config = read_configuration(weights, options, dilation, num_heads, id2label)
     model_type, has_masks = recognize(weights)
-    with torch.device("meta"):  # draws no weights
+    with torch.device("meta"):  # skips the initialisation of weights
         model = (DetrForSegmentation if has_masks else DETECTORS[model_type])(config)
     is_shared = heads_are_shared(weights, model_type)
     state = _state(model, _one_of_each(weights, is_shared), is_shared)
@@ -207,8 +213,8 @@ def model_from_weights(
 
 
 def _state(model: PreTrainedModel, given: dict[str, Tensor], is_shared: bool) -> dict[str, Tensor]:
-    """Official weights, one of each, under our names."""
-    state, used, problems = {}, set(), {"lacks": [], "has unknown": [], "has of a wrong shape": []}
+    """Return a state dict with hf_detr's names from official weights with one name each."""
+    state, used, problems = {}, set(), {"lacks": [], "has unknown": [], "has wrong shapes": []}
     for name, expected in model.state_dict().items():
         official, part = official_name(name, model.config.model_type)
         official = first_name(official, is_shared)
@@ -220,83 +226,92 @@ def _state(model: PreTrainedModel, given: dict[str, Tensor], is_shared: bool) ->
             problems["lacks"].append(official)
         elif given[official].shape != shape:
             got = tuple(given[official].shape)
-            problems["has of a wrong shape"].append(f"{official} {got} instead of {shape}")
+            problems["has wrong shapes"].append(f"{official} {got}, expected {shape}")
         else:
             tensor = given[official] if part is None else given[official].chunk(3)[part]
             state[name] = tensor.clone(memory_format=torch.contiguous_format)
     problems["has unknown"] = [name for name in given if name not in used]
     if any(problems.values()):
         found = "; ".join(
-            f"{what}: {some_of([*dict.fromkeys(names)])}"  # thirds of one tensor are named once
+            f"{what}: {some_of([*dict.fromkeys(names)])}"  # the thirds of a tensor share a name
             for what, names in problems.items()
             if names
         )
         raise ValueError(
-            f"The weights aren't those of {type(model).__name__} with {model.config.backbone}, as "
-            f"which they were recognised. The file {found}."
+            f"The checkpoint was recognized as a {type(model).__name__} with "
+            f"{model.config.backbone}, but its weights don't match: it {found}."
         )
     return state
 
 
 def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any], str | None]:
-    """Weights of a checkpoint under official names, and what else it tells.
+    """Read a checkpoint.
 
-    The latter are options of the script that trained it, if they are there, and the library whose
-    backbone dilates in another way than torchvision's, or None.
+    Returns:
+        The weights under official names, the options of the training script (empty if unknown),
+        and the library whose backbone dilates differently than torchvision's, or None.
     """
     content = read_pickled_checkpoint(file)
-    # The papers' code and detrex, MMDetection, or weights and nothing else.
+    # "model": official code and detrex; "state_dict": MMDetection; None: a bare state dict.
     place = next((key for key in ("model", "state_dict") if key in content), None)
     weights = content if place is None else content[place]
     options = content.get("args") if place == "model" else None
     if isinstance(options, argparse.Namespace):
         options = vars(options)
     if not isinstance(weights, dict):
-        raise ValueError(f"{file} has a {type(weights).__name__} as {place!r}; expected weights.")
+        raise ValueError(
+            f"{file} has a {type(weights).__name__} as {place!r}; expected a state dict."
+        )
     check_tensors(weights, file)
     other_dilation = None
     if has_mmdetection_names(weights):
-        refuse_other_settings(content.get("meta"))
+        check_settings(content.get("meta"))
         weights, other_dilation = with_official_names(weights), "MMDetection"
     elif has_detrex_names(weights):
         other_dilation = "detectron2" if "backbone.stem.conv1.weight" in weights else None
         weights = from_detrex(weights)
-    # Frozen batch norm counts no batches, though some files do.
+    # Frozen batch norm doesn't have this buffer, but some files do.
     weights = {n: t for n, t in weights.items() if not n.endswith(".num_batches_tracked")}
     return weights, options or {}, other_dilation
 
 
-def _is_built_alike(one: PreTrainedConfig, other: PreTrainedConfig) -> bool:
-    """Whether two configurations differ, if at all, in training and in the names of classes."""
-    return all(getattr(one, field, None) == getattr(other, field, None) for field in TELLING_FIELDS)
+def _has_same_architecture(one: PreTrainedConfig, other: PreTrainedConfig) -> bool:
+    return all(
+        getattr(one, field, None) == getattr(other, field, None) for field in ARCHITECTURE_FIELDS
+    )
 
 
 def _load(folder: Path) -> PreTrainedModel:
-    """The model in a folder, if all its weights are there and there is such an official one."""
+    """Load a model folder; raise if weights are missing or the official code lacks the model."""
     fields, _ = PreTrainedConfig.get_config_dict(folder)
     known = {c.__name__: c for c in (*DETECTORS.values(), DetrForSegmentation)}
     names = fields.get("architectures") or []
     if len(names) != 1 or names[0] not in known:
-        raise ValueError(f"The official code has no such model as {', '.join(names) or None}.")
+        raise ValueError(
+            f"config.architectures is {names}; expected one of {', '.join(known)}, which are the "
+            "models of the official code."
+        )
     model, info = known[names[0]].from_pretrained(folder, output_loading_info=True)
     wrong = {kind: some_of(sorted(map(str, keys))) for kind, keys in info.items() if keys}
     if wrong:
-        raise ValueError(f"The weights in {folder} aren't those of its configuration: {wrong}.")
+        raise ValueError(f"The weights in {folder} don't match its configuration: {wrong}.")
     return model
 
 
 def _one_of_each(weights: Mapping[str, Tensor], is_shared: bool) -> dict[str, Tensor]:
-    """Weights under one name each, after a check that all names of a head hold the same."""
+    """Keep one name per weight; raise if weights with several names differ."""
     given: dict[str, Tensor] = {}
     for name, tensor in weights.items():
         first = first_name(name, is_shared)
         if not torch.equal(given.setdefault(first, tensor), tensor):
             raise ValueError(
-                f"{name!r} and {first!r} differ in the file, but are one weight of the model."
+                f"{name!r} and {first!r} differ in the file, but must be equal: they are the same "
+                "weight of the model."
             )
     dtypes = {tensor.dtype for tensor in given.values()}
     if len(dtypes) != 1 or not dtypes.copy().pop().is_floating_point:
         raise ValueError(
-            f"The weights have dtypes {sorted(map(str, dtypes))}; expected one of floating point."
+            f"The weights have dtypes {sorted(map(str, dtypes))}; expected a single floating-point "
+            "dtype."
         )
     return given

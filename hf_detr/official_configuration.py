@@ -1,7 +1,7 @@
-"""What an official checkpoint is: its configuration, from names, shapes and options.
+"""Derives the configuration of an official checkpoint from names, shapes and training options.
 
-Shapes tell nearly everything. What they don't, dilation and the number of heads, is in the options
-that the training scripts saved beside the weights, or in the name of a published file.
+Dilation and the number of heads can't be derived from shapes. They are read from the options that
+the training script saved with the weights, or from the name of a published file.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from .coco_labels import coco_id2label
 from .configuration_backbone import DC5_STRIDE
 from .configuration_detr import CONFIGURATIONS
 
-# Blocks in the four stages of torchvision's ResNets, and convolutions in a block.
+# torchvision's ResNets: blocks in each of the four stages, and convolutions per block.
 RESNETS = {
     "resnet18": ((2, 2, 2, 2), 2),
     "resnet34": ((3, 4, 6, 3), 2),
@@ -28,7 +28,7 @@ RESNETS = {
     "resnet101": ((3, 4, 23, 3), 3),
     "resnet152": ((3, 8, 36, 3), 3),
 }
-# Options of the training scripts that shapes don't show, and our fields for them.
+# Options of the training scripts that shapes don't show, and the configuration's fields.
 OPTIONS = {
     "dropout": "dropout",
     "set_cost_class": "class_cost",
@@ -51,18 +51,17 @@ def read_configuration(
     num_heads: int,
     id2label: Mapping[int, str] | None = None,
 ) -> PreTrainedConfig:
-    """Our configuration for official weights.
+    """Derive the configuration of official weights.
 
     Args:
-        weights: the checkpoint's, under official names.
-        options: of the official training script, as far as they are known.
-        dilation: DC5.
-        num_heads: heads of every attention.
-        id2label: names of the classes; None takes COCO's if there are as many.
+        weights: the checkpoint's, with official names.
+        options: known options of the official training script.
+        dilation: whether the backbone is dilated (DC5).
+        num_heads: number of heads in every attention.
+        id2label: names of the classes. Default: COCO's if the number of classes is COCO's.
 
     Raises:
-        ValueError: if these aren't weights of one of the three papers' code, or contradict
-            themselves.
+        ValueError: if the weights aren't a model of the official code or contradict each other.
     """
     model_type, has_masks = recognize(weights)
     _refuse_other_architectures(options)
@@ -84,11 +83,9 @@ def read_configuration(
             if values["two_stage"]:
                 values["two_stage_num_proposals"] = options.get("num_queries", 300)
     except KeyError as error:
-        raise ValueError(f"The checkpoint lacks {error}; is it complete?") from None
+        raise ValueError(f"The checkpoint lacks {error}; it seems to be incomplete.") from None
     except IndexError:
-        raise ValueError(
-            "A weight of the checkpoint has fewer dimensions than it must have."
-        ) from None
+        raise ValueError("A weight of the checkpoint has fewer dimensions than expected.") from None
     return _make(CONFIGURATIONS[model_type], values, dilation, id2label)
 
 
@@ -103,7 +100,7 @@ def _make(
     if names:
         if sorted(names) != list(range(num_labels)):
             raise ValueError(
-                f"id2label must name the checkpoint's classes, 0 to {num_labels - 1}; got "
+                f"id2label must name the classes 0 to {num_labels - 1} of the checkpoint; got "
                 f"{len(names)} names, from {min(names)} to {max(names)}."
             )
         values = {**values, "id2label": names}
@@ -111,18 +108,18 @@ def _make(
     fields = {field.name for field in dataclasses.fields(config_class)} | {"num_labels", "backbone"}
     known = {name: value for name, value in values.items() if name in fields}
     try:
-        # transformers' own DETR predicts wrongly with auxiliary_loss=True in the file.
+        # With auxiliary_loss=True in the file, transformers' DETR predicts wrongly.
         return config_class(dilation=dilation, auxiliary_loss=False, **known)
     except (StrictDataclassError, TypeError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"The checkpoint's sizes or options make no model: {reason}") from error
+        raise ValueError(f"The checkpoint's sizes or options are invalid: {reason}") from error
 
 
 def recognize(weights: Mapping[str, Tensor]) -> tuple[str, bool]:
-    """Which paper's model official weights are, and whether they have a mask head.
+    """Return the model type of official weights and whether they have a mask head.
 
     Raises:
-        ValueError: if they are none of the three.
+        ValueError: if the model isn't one of the three.
     """
     has_masks = any(name.startswith("mask_head.") for name in weights)
     transformer = f"{DETECTOR if has_masks else ''}transformer."
@@ -134,20 +131,20 @@ def recognize(weights: Mapping[str, Tensor]) -> tuple[str, bool]:
         if transformer + mark in weights:
             if has_masks and model_type != "detr":
                 raise ValueError(
-                    "The checkpoint has a mask head on another detector than DETR's, for which "
-                    "there is no official model."
+                    f"The checkpoint is a {model_type} model with a mask head; the official code "
+                    "has mask heads for DETR only."
                 )
             return model_type, has_masks
     some = ", ".join(sorted(weights)[:5])
     raise ValueError(
-        "These are not the weights of facebookresearch/detr, fundamentalvision/Deformable-DETR, "
-        "Atten4Vis/ConditionalDETR or one of the three in MMDetection 2 or 3 or detrex. Of their "
-        f"names, for example: {some or 'there are none'}."
+        "The weights are not a model of facebookresearch/detr, fundamentalvision/Deformable-DETR "
+        "or Atten4Vis/ConditionalDETR, nor one of these models in MMDetection 2 or 3 or detrex. "
+        f"The file's first names: {some or 'none'}."
     )
 
 
 def heads_are_shared(weights: Mapping[str, Tensor], model_type: str) -> bool:
-    """Whether official weights list one head under several names: Deformable, unrefined."""
+    """Return whether layers share a head, as in Deformable DETR without box refinement."""
     if model_type != "deformable_detr":
         return False
     if any(name.startswith("transformer.decoder.bbox_embed.") for name in weights):
@@ -156,18 +153,18 @@ def heads_are_shared(weights: Mapping[str, Tensor], model_type: str) -> bool:
     return second is None or first is None or torch.equal(first, second)
 
 
-def unseen(
+def dilation_and_heads(
     options: Mapping[str, Any], file_name: str, dilation: bool | None, num_heads: int | None
 ) -> tuple[bool, int]:
-    """Dilation and number of heads, which no shape shows: as told, or saved, or published.
+    """Return dilation and the number of heads, which shapes don't show.
 
     Args:
-        options: of the official training script, as far as they are known.
-        file_name: published files are called after their backbone, and "dc5" if it is dilated.
-        dilation, num_heads: what the caller says, which counts more; None if nothing.
+        options: known options of the official training script.
+        file_name: names of published files contain the backbone, and "dc5" if it is dilated.
+        dilation, num_heads: values of the caller, which take precedence; None if unknown.
 
     Raises:
-        ValueError: if neither is told, or `num_heads` isn't positive.
+        ValueError: if a value is unknown, or `num_heads` isn't positive.
     """
     if dilation is None:
         dilation = options.get("dilation")
@@ -180,10 +177,10 @@ def unseen(
         num_heads = 8
     if dilation is None or num_heads is None:
         raise ValueError(
-            "Weights don't show whether the backbone is dilated (DC5) nor how many heads attention "
-            f"has. The file doesn't say, and {file_name!r} isn't named like a published one "
-            "(detr-r50-dc5-….pth); pass dilation=True or False and num_heads (8 in the papers), "
-            "on the command line --dilation or --no-dilation, and --num-heads."
+            "Dilation of the backbone (DC5) and the number of attention heads are unknown: the "
+            f"checkpoint has no such options, and {file_name!r} isn't the name of a published file "
+            "(such as detr-r50-dc5-….pth). Pass dilation=True or False and num_heads (8 in the "
+            "papers), on the command line --dilation or --no-dilation, and --num-heads."
         )
     if isinstance(num_heads, bool) or not isinstance(num_heads, int) or num_heads < 1:
         raise ValueError(f"num_heads is {num_heads!r}; expected a positive integer.")
@@ -191,22 +188,20 @@ def unseen(
 
 
 def official_options(config: PreTrainedConfig) -> dict[str, Any]:
-    """Options of the official training script for our configuration.
+    """Return the options of the official training script for a configuration.
 
     Raises:
-        ValueError: if the official code has no such model.
+        ValueError: if the official code doesn't have such a model.
     """
-    backbone = config.backbone.split(".")[0]  # without timm's tag, which says who trained it
+    backbone = config.backbone.split(".")[0]  # without timm's tag of the pretrained weights
     problems = {
-        f"the backbone {config.backbone!r} (torchvision's ResNets are known)": (
-            backbone not in RESNETS
-        ),
-        "unequal encoders and decoders": (
+        f"the backbone {config.backbone!r} (only torchvision's ResNets)": (backbone not in RESNETS),
+        "encoders and decoders with different heads or ffn_dim": (
             config.encoder_attention_heads != config.decoder_attention_heads
             or config.encoder_ffn_dim != config.decoder_ffn_dim
         ),
         f"activation_function {config.activation_function!r}": config.activation_function != "relu",
-        f"{config.num_channels} channels of the image": config.num_channels != 3,
+        f"images with {config.num_channels} channels": config.num_channels != 3,
     }
     options = {
         "backbone": backbone,
@@ -232,28 +227,28 @@ def official_options(config: PreTrainedConfig) -> dict[str, Any]:
         }
         if config.two_stage:
             options["num_queries"] = config.two_stage_num_proposals
-    found = [problem for problem, is_there in problems.items() if is_there]
+    found = [problem for problem, is_found in problems.items() if is_found]
     if found:
-        raise ValueError(f"The official code has no such model: it lacks {', '.join(found)}.")
+        raise ValueError(f"The official code doesn't support {', '.join(found)}.")
     return options
 
 
 def _refuse_other_architectures(options: Mapping[str, Any]) -> None:
     if options.get("pre_norm"):
         raise ValueError(
-            "The checkpoint was trained with --pre_norm, which norms before attention; hf_detr, "
-            "like the papers and transformers, does so after it."
+            "The checkpoint was trained with --pre_norm (layer norm before attention), which isn't "
+            "supported; expected layer norm after attention, as in the papers."
         )
     scale = options.get("position_embedding_scale", 2 * math.pi)
     if scale != 2 * math.pi:
-        raise ValueError(f"position_embedding_scale is {scale}; only 2π is supported.")
+        raise ValueError(f"position_embedding_scale is {scale}; expected 2π.")
 
 
 Shapes = dict[str, tuple[int, ...]]
 
 
 def _sizes(shapes: Shapes, model_type: str, num_heads: int) -> dict[str, Any]:
-    """Fields that every variant's shapes show."""
+    """Fields that follow from shapes in all three models."""
     head = "class_embed.0.weight" if model_type == "deformable_detr" else "class_embed.weight"
     is_learned = "backbone.1.row_embed.weight" in shapes
     values = {
@@ -261,7 +256,7 @@ def _sizes(shapes: Shapes, model_type: str, num_heads: int) -> dict[str, Any]:
         "num_channels": shapes["backbone.0.body.conv1.weight"][1],
         "d_model": shapes["transformer.encoder.layers.0.linear1.weight"][1],
         "position_embedding_type": "learned" if is_learned else "sine",
-        "num_labels": shapes[head][0] - (model_type == "detr"),  # DETR's last is "no object"
+        "num_labels": shapes[head][0] - (model_type == "detr"),  # DETR's last label is "no object"
     }
     for side in ("encoder", "decoder"):
         values[f"{side}_layers"] = _count(shapes, rf"transformer\.{side}\.layers\.(\d+)\.")
@@ -273,7 +268,7 @@ def _sizes(shapes: Shapes, model_type: str, num_heads: int) -> dict[str, Any]:
 
 
 def _sizes_of_levels(shapes: Shapes, num_heads: int) -> dict[str, Any]:
-    """Fields that shapes show where attention samples points on feature levels."""
+    """Fields of Deformable DETR that follow from shapes."""
     num_levels = shapes["transformer.level_embed"][0]
     values = {
         "num_feature_levels": num_levels,
@@ -284,15 +279,15 @@ def _sizes_of_levels(shapes: Shapes, num_heads: int) -> dict[str, Any]:
         num_points, rest = divmod(rows, max(1, num_heads * num_levels))
         if rest or num_points == 0:
             raise ValueError(
-                f"The {side} has {rows} attention weights per query, which {num_heads} heads on "
-                f"{num_levels} levels can't share equally; num_heads must be another."
+                f"The {side} has {rows} attention weights per query; expected a multiple of "
+                f"{num_heads} heads x {num_levels} levels. Pass another num_heads."
             )
         values[f"{side}_n_points"] = num_points
     return values
 
 
 def _backbone(shapes: Shapes) -> str:
-    """timm's and torchvision's common name of a ResNet."""
+    """Return the name of a ResNet, which is the same in timm and torchvision."""
     stage = r"backbone\.0\.body\.layer{}\.(\d+)\."
     blocks = tuple(_count(shapes, stage.format(number)) for number in range(1, 5))
     convolutions = _count(shapes, r"backbone\.0\.body\.layer1\.0\.conv(\d+)\.")
@@ -300,11 +295,11 @@ def _backbone(shapes: Shapes) -> str:
         if structure == (blocks, convolutions):
             return name
     raise ValueError(
-        f"The backbone's stages have {blocks} blocks of {convolutions} convolutions; known are "
-        f"{', '.join(RESNETS)}."
+        f"The backbone's stages have {blocks} blocks of {convolutions} convolutions; expected one "
+        f"of {', '.join(RESNETS)}."
     )
 
 
 def _count(shapes: Shapes, pattern: str) -> int:
-    """How many different numbers the names have where the pattern asks for one."""
+    """Count the different numbers that the pattern's group matches in the names."""
     return len({match[1] for match in map(re.compile(pattern).match, shapes) if match})

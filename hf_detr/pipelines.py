@@ -1,7 +1,7 @@
-"""`pipeline("object-detection")` and `pipeline("image-segmentation")` on mixed image sizes.
+"""`pipeline("object-detection")` and `pipeline("image-segmentation")` on images of several sizes.
 
-transformers concatenates the images of a batch, which fails when their sizes differ. In lists they
-stay apart until the forward pass, which pads them and masks the padding.
+transformers concatenates the images of a batch, which fails if their sizes differ. Here the images
+stay in a list until the forward pass, where they are padded and masked.
 """
 
 from typing import Any
@@ -15,11 +15,11 @@ from transformers.utils import ModelOutput
 from .pretrained_model import DetectionPreTrainedModel
 
 
-class DetectionPipeline(ObjectDetectionPipeline):
-    """transformers' pipeline; for our models it pads the images of a batch to one size."""
+class _PaddedBatches:
+    """Pads the images of a batch to one size for the models of hf_detr."""
 
-    def preprocess(self, image: Any, timeout: float | None = None) -> dict[str, Any]:
-        inputs = super().preprocess(image, timeout)
+    def preprocess(self, image: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        inputs = super().preprocess(image, *args, **kwargs)
         return keep_apart(inputs) if isinstance(self.model, DetectionPreTrainedModel) else inputs
 
     def _forward(self, model_inputs: dict[str, Any]) -> ModelOutput:
@@ -28,25 +28,20 @@ class DetectionPipeline(ObjectDetectionPipeline):
         return super()._forward(model_inputs)
 
 
-class SegmentationPipeline(ImageSegmentationPipeline):
-    """transformers' pipeline; for our models it pads the images of a batch to one size."""
+class DetectionPipeline(_PaddedBatches, ObjectDetectionPipeline):
+    """Pipeline for object detection that pads the images of a batch to one size."""
 
-    def preprocess(
-        self, image: Any, subtask: str | None = None, timeout: float | None = None
-    ) -> dict[str, Any]:
-        inputs = super().preprocess(image, subtask, timeout)
-        return keep_apart(inputs) if isinstance(self.model, DetectionPreTrainedModel) else inputs
 
-    def _forward(self, model_inputs: dict[str, Any]) -> ModelOutput:
-        if isinstance(self.model, DetectionPreTrainedModel):
-            model_inputs = pad_together(model_inputs)
-        return super()._forward(model_inputs)
+class SegmentationPipeline(_PaddedBatches, ImageSegmentationPipeline):
+    """Pipeline for image segmentation that pads the images of a batch to one size."""
 
 
 def keep_apart(inputs: dict[str, Any]) -> dict[str, Any]:
-    """Inputs of one image whose tensors of its size are in lists, which are batched as lists."""
+    """Put image and mask of one image into lists, which a pipeline batches without concatenating.
+
+    An image without a mask gets one, so that padding can be told from pixels.
+    """
     pixel_values = inputs["pixel_values"]
-    # Without a mask the padding of a batch would pass as real pixels.
     ones = torch.ones_like(pixel_values[:, 0], dtype=torch.int64)
     inputs["pixel_mask"] = [inputs.get("pixel_mask", ones)]
     inputs["pixel_values"] = [pixel_values]
@@ -54,7 +49,7 @@ def keep_apart(inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 def pad_together(model_inputs: dict[str, Any]) -> dict[str, Any]:
-    """Inputs of a batch whose images, kept apart until now, are padded to one size."""
+    """Pad images and masks of a batch to one size and concatenate them."""
     images = {key: pad_to_batch(model_inputs[key]) for key in ("pixel_values", "pixel_mask")}
     return {**model_inputs, **images}
 
@@ -63,7 +58,7 @@ def pad_to_batch(tensors: list[Tensor] | list[list[Tensor]]) -> Tensor:
     """Pad tensors (1, …, h_i, w_i) with zeros at the bottom and right, and concatenate them.
 
     Args:
-        tensors: one per image, or a list of such lists, as batches of a pipeline come.
+        tensors: one per image, or a list of such lists, as in batches of a pipeline.
 
     Returns:
         (B, …, H, W) with the largest height and width.

@@ -2,12 +2,12 @@
 
     from hf_detr import plots
 
-    [seen] = plots.observe(model, processor, image)
-    plots.draw_sampling_overview(seen).savefig("overview.png")
+    [record] = plots.record_attention(model, processor, image)
+    plots.draw_sampling_overview(record).savefig("overview.png")
 
 Every `draw_` function returns a `matplotlib.figure.Figure`, which notebooks display.
 
-- `observe` runs a model on images and returns an `Observation` of each.
+- `record_attention` runs a model on images and returns an `AttentionRecord` of each.
 - `draw_detections`: predictions, and targets.
 - DETR and Conditional DETR: `draw_encoder_attention`, `draw_decoder_attention`,
   `draw_attention_heads`.
@@ -20,8 +20,8 @@ Every `draw_` function returns a `matplotlib.figure.Figure`, which notebooks dis
 
 from .attention_plots import draw_attention_heads, draw_decoder_attention, draw_encoder_attention
 from .detection_plots import draw_detections, draw_query_slots
-from .observation import Observation, SamplingPoints
-from .observing import observe, query_boxes
+from .observation import AttentionRecord, SamplingPoints
+from .observing import query_boxes, record_attention
 from .sampling_plots import (
     draw_encoder_sampling_points,
     draw_sampling_overview,
@@ -30,7 +30,7 @@ from .sampling_plots import (
 from .training_plots import draw_comparison, draw_training_curves, read_history
 
 __all__ = [
-    "Observation",
+    "AttentionRecord",
     "SamplingPoints",
     "draw_attention_heads",
     "draw_comparison",
@@ -45,4 +45,7 @@ __all__ = [
     "observe",
     "query_boxes",
     "read_history",
+    "record_attention",
 ]
+
+observe = record_attention  # former name

@@ -1,8 +1,7 @@
-"""What a model finds in any images: in batches, of which none pads an image."""
+"""Runs a model on any number of images, in batches of equal size and therefore without padding."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,17 +13,12 @@ from transformers.utils import ModelOutput
 from .image_processing_detr import DetrImageProcessor
 from .image_reading import read_images
 
-WAITING_BATCHES = 4  # worth of prepared images that wait for others of their size
+WAITING_BATCHES = 4  # at most this many batches of images wait for others of their size
 PROGRESS_AFTER = 3  # seconds
 
 
-@dataclass(frozen=True)
-class _Prepared:
-    """An image as the model gets it."""
-
-    index: int
-    size_hw: tuple[int, int]  # of the upright original
-    inputs: BatchFeature  # a batch of one
+# Index of an image, (h, w) of the upright image, and inputs of the model, a batch of one.
+_Prepared = tuple[int, tuple[int, int], BatchFeature]
 
 
 def predict(
@@ -35,23 +29,23 @@ def predict(
     batch_size: int = 8,
     progress: bool = True,
 ) -> list[dict[str, Any]]:
-    """Find objects in images; what is found doesn't depend on the batch size.
+    """Detect objects in images; predictions don't depend on the batch size.
 
     Args:
-        model: a detector or a segmentation model; on its device, in any mode.
-        processor: prepares images and reads the outputs.
-        images: one image or a list of them: PIL images, arrays, tensors, paths or URLs.
-        threshold: keep objects that score higher.
-        batch_size: images of equal size that run together.
-        progress: show a progress bar where it takes longer than a few seconds, on a terminal.
+        model: a detector or segmentation model, in training or eval mode.
+        processor: the model's image processor.
+        images: an image or a list of images: PIL images, arrays, tensors, paths or URLs.
+        threshold: minimum score of returned objects.
+        batch_size: number of images with the same size that run together.
+        progress: whether to show a progress bar on a terminal, after a few seconds.
 
     Returns:
-        Per image, in the order given, on the CPU: `scores` (n,), `labels` (n,) and `boxes` (n, 4)
-        as (x0, y0, x1, y1) in pixels of the upright image; of a segmentation model also
-        `segmentation` and `segments_info`, see `post_process_panoptic_segmentation`.
+        A dictionary per image, in the given order, on the CPU: `scores` (n,), `labels` (n,) and
+        `boxes` (n, 4) as (x0, y0, x1, y1) in pixels of the upright image; for a segmentation model
+        also `segmentation` and `segments_info` of `post_process_panoptic_segmentation`.
 
     Raises:
-        ValueError, TypeError: if an image can't be read; the message names it.
+        ValueError, TypeError: if an image can't be read; the message has its index.
     """
     if not isinstance(images, Sequence) or isinstance(images, str):
         images = list(images) if getattr(images, "ndim", 0) == 4 else [images]
@@ -72,18 +66,21 @@ def stream_predictions(
     batch_size: int = 8,
     on_bad_image: Callable[[int, Exception], None] | None = None,
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The same one by one, as soon as a batch is full; holds a few batches of images at a time.
+    """Detect objects as `predict` does, and yield results as soon as a batch is done.
+
+    At most a few batches of images are in memory.
 
     Args:
-        images: are read when their turn comes.
-        on_bad_image: is told the index of an image that can't be read, and why, instead of an
-            error that ends everything.
+        model, processor, threshold, batch_size: see `predict`.
+        images: any number of images.
+        on_bad_image: called with the index of an image that can't be read and the error. Default:
+            raise the error.
 
     Yields:
-        Index of the image and its result, each image once, but not in their order.
+        Index and result of every image, not in order.
     """
     if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; give 1 or more.")
+        raise ValueError(f"batch_size is {batch_size}; expected at least 1.")
     waiting: dict[tuple[int, ...], list[_Prepared]] = {}
     with in_eval_mode(model):
         for index, image in enumerate(images):
@@ -94,7 +91,7 @@ def stream_predictions(
                     raise
                 on_bad_image(index, error)
                 continue
-            shape = tuple(prepared.inputs["pixel_values"].shape)
+            shape = tuple(prepared[-1]["pixel_values"].shape)
             waiting.setdefault(shape, []).append(prepared)
             if len(waiting[shape]) == batch_size:
                 yield from _run(model, processor, waiting.pop(shape), threshold)
@@ -107,23 +104,23 @@ def stream_predictions(
 
 @contextmanager
 def in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Put a model into eval mode, and each of its parts back into the mode that it was in."""
+    """Put a model into eval mode and restore the mode of each module afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     if not any(was_training for _, was_training in modes):
-        yield  # as it is: the call would drop what inference keeps
+        yield  # eval() would drop the folded backbone
         return
     model.eval()
     try:
         yield
     finally:
-        model.train()  # which drops it
-        # One by one: parts that are frozen may have been in eval mode in training too.
+        model.train()  # drops the folded backbone
+        # Frozen modules may be in eval mode in training, too.
         for module, was_training in modes:
             module.training = was_training
 
 
 def read_for(processor: DetrImageProcessor, images: Any, first_index: int = 0) -> list[Tensor]:
-    """Images (3, H, W) as `processor` would read them itself, for it and for their sizes."""
+    """Read images to tensors (3, H, W) in the same way as `processor` does."""
     return read_images(
         images,
         unit_floats=processor.do_rescale,
@@ -136,20 +133,20 @@ def read_for(processor: DetrImageProcessor, images: Any, first_index: int = 0) -
 def _prepare(processor: DetrImageProcessor, image: Any, index: int) -> _Prepared:
     pixels = read_for(processor, [image], index)
     if len(pixels) != 1:
-        raise ValueError(f"image {index} holds {len(pixels)} images; give them one by one.")
+        raise ValueError(f"image {index} is a batch of {len(pixels)} images; expected one image.")
     inputs = processor(pixels, input_data_format="channels_first", return_tensors="pt")
-    return _Prepared(index, tuple(pixels[0].shape[-2:]), inputs)
+    return index, tuple(pixels[0].shape[-2:]), inputs
 
 
 def _run(
     model: nn.Module, processor: DetrImageProcessor, batch: list[_Prepared], threshold: float
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    names = batch[0].inputs.keys()
-    inputs = BatchFeature({name: torch.cat([one.inputs[name] for one in batch]) for name in names})
+    indices, sizes_hw, parts = zip(*batch, strict=True)
+    inputs = BatchFeature({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
     with torch.no_grad():
         outputs = model(**inputs.to(model.device, model.dtype))
-    found = read_outputs(processor, outputs, threshold, [one.size_hw for one in batch])
-    yield from zip((one.index for one in batch), found, strict=True)
+    results = read_outputs(processor, outputs, threshold, sizes_hw)
+    yield from zip(indices, results, strict=True)
 
 
 def read_outputs(
@@ -158,7 +155,7 @@ def read_outputs(
     threshold: float,
     sizes_hw: Sequence[tuple[int, int]],
 ) -> list[dict[str, Any]]:
-    """What a model found in a batch, as `predict` returns it, in images of the given sizes."""
+    """Convert a batch's outputs to results as of `predict`, for images of the given sizes."""
     results = processor.post_process_object_detection(outputs, threshold, sizes_hw)
     if "pred_masks" in outputs:
         maps = processor.post_process_panoptic_segmentation(

@@ -1,4 +1,4 @@
-"""What several processes tell each other."""
+"""Communication between the processes of a distributed training."""
 
 from typing import Any
 
@@ -6,19 +6,19 @@ import torch
 
 
 def num_processes() -> int:
-    """Number of processes that work together."""
+    """Return the number of processes."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_world_size()
     return 1
 
 
 def process_index() -> int:
-    """Which of them this is, from 0."""
+    """Return the index of this process, from 0."""
     return torch.distributed.get_rank() if num_processes() > 1 else 0
 
 
 def gather_from_processes(value: Any) -> list[Any]:
-    """Every process's value, in their order; all of them must call this. Any picklable object."""
+    """Gather a picklable object from all processes, which must all call this."""
     if num_processes() == 1:
         return [value]
     values: list[Any] = [None] * num_processes()
@@ -27,7 +27,7 @@ def gather_from_processes(value: Any) -> list[Any]:
 
 
 def any_process(condition: torch.Tensor) -> bool:
-    """Whether a condition, a scalar tensor on this process's device, holds on any process."""
+    """Return whether a condition, a scalar tensor, is true in any process; all must call this."""
     flag = condition.float()
     if num_processes() > 1:
         torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)

@@ -1,6 +1,7 @@
-"""The checkpoints that the papers' authors published: configurations, figures, and their cards.
+"""The checkpoints that the papers' authors published: configurations, results and model cards.
 
-What is known of them stands in `published_checkpoints.toml`; no figure there was measured here.
+The data are in `published_checkpoints.toml`. All results are the authors'; none was measured with
+hf_detr. The module also finds the small model that is part of the package.
 """
 
 import tomllib
@@ -15,40 +16,37 @@ from transformers import PreTrainedConfig
 from .configuration_detr import CONFIGURATIONS
 from .model_card import CardResults, make_model_card
 
-DC5 = " (DC5: the last stage keeps its resolution, by dilation instead of a stride.)"
+DC5 = " DC5: the last stage of the backbone is dilated and has no stride."
 TRAINING = (
-    "Weight decay 1e-4, gradient norm clipped at 0.1, dropout 0.1. The backbone starts from "
-    "ImageNet weights; its batch norm, stem and first stage are frozen. Augmentation: flips, "
+    "Weight decay 1e-4, gradient norm clipped at 0.1, dropout 0.1. The backbone is initialized "
+    "from ImageNet weights; its batch norm, stem and first stage are frozen. Augmentation: flips, "
     "crops, short side 480 to 800 pixels, long side at most 1333."
 )
 MASK_TRAINING = (
-    "First the detector, on the boxes of things and stuff; then the mask head alone for 25 epochs, "
-    "the detector frozen, by dice and focal losses. Detectors alone are trained so:\n\n"
+    "First the detector was trained on the boxes of things and stuff, then only the mask head for "
+    "25 epochs with dice and focal losses. The recipe for detectors is:\n\n"
 )
-BATCH_LIMIT = (
-    "Its authors report that AP drops if several images are evaluated in one batch: run them one "
-    "by one."
-)
+BATCH_LIMIT = "The authors report a lower AP with several images per batch: use a batch size of 1."
 VERIFIED = (
-    "No figure: neither COCO's images nor these weights were at hand. What was verified is that "
-    "hf_detr reproduces recorded outputs of the official code with synthetic weights"
+    "None: COCO's images and these weights were not available. The tests verify that hf_detr "
+    "reproduces recorded outputs of the official code with synthetic weights"
 )
 
 
 @dataclass(frozen=True)
 class PublishedCheckpoint:
-    """A file that a paper's authors published.
+    """A checkpoint that a paper's authors published.
 
     Attributes:
-        name: its repository on the Hub; without an owner where there is none.
+        name: repository on the Hub, or a name without an owner if it isn't on the Hub.
         file: name of the authors' file.
         family: the model type.
-        variant: what sets it apart, in words.
-        metrics: figures in percent on COCO 2017 val.
-        options: what differs from the family's default configuration, beside the classes.
-        source: name and URL of where the figures stand; None is the official README.
-        recorded: case of the official code in this configuration that tests compare with, if any.
-        nearest: otherwise those that come nearest.
+        variant: description of the model.
+        metrics: results in percent on COCO 2017 val.
+        options: differences from the family's default configuration, except the classes.
+        source: name and URL of the source of the results. Default: the official README.
+        recorded: recorded case of the official code with this configuration, if any.
+        nearest: the most similar recorded cases otherwise.
     """
 
     name: str
@@ -63,11 +61,11 @@ class PublishedCheckpoint:
 
     @property
     def has_masks(self) -> bool:
-        """Whether it segments, too."""
+        """Whether the model has a mask head."""
         return "PQ" in self.metrics
 
     def make_config(self) -> PreTrainedConfig:
-        """The configuration as it is published: without the auxiliary losses of training."""
+        """Make the published configuration, without auxiliary losses."""
         config_class = CONFIGURATIONS[self.family]
         task = "ForSegmentation" if self.has_masks else "ForObjectDetection"
         return config_class(
@@ -79,12 +77,12 @@ class PublishedCheckpoint:
 
 
 def published_checkpoints() -> list[PublishedCheckpoint]:
-    """All that are known."""
+    """Return all known published checkpoints."""
     return [PublishedCheckpoint(**values) for values in _read()["checkpoints"]]
 
 
 def find_published_checkpoint(file: str | Path) -> PublishedCheckpoint | None:
-    """The one whose file has this name, in whatever folder; None if it isn't known."""
+    """Return the published checkpoint whose file has this name in any folder, or None."""
     name = PurePath(file).name
     return next((one for one in published_checkpoints() if one.file == name), None)
 
@@ -92,53 +90,63 @@ def find_published_checkpoint(file: str | Path) -> PublishedCheckpoint | None:
 def make_published_card(
     checkpoint: PublishedCheckpoint, config: PreTrainedConfig | None = None, name: str | None = None
 ) -> ModelCard:
-    """The card of a published checkpoint.
+    """Make the model card of a published checkpoint.
 
     Args:
-        checkpoint: which one.
-        config: of the files that the card lies beside; None takes `make_config()`.
-        name: repository or folder that the authors' file was converted to; None is the Hub's.
+        checkpoint: the published checkpoint.
+        config: configuration of the model in the card's folder. Default: `make_config()`.
+        name: repository or folder of the converted file. Default: the repository on the Hub.
     """
     family = _read()["families"][checkpoint.family]
-    masks = " A mask head gives every object, thing or stuff, its pixels." * checkpoint.has_masks
+    masks = (
+        " A mask head predicts the pixels of each thing and stuff segment." * checkpoint.has_masks
+    )
     used = "133 of 250" if checkpoint.has_masks else "80 of 91"
     source = tuple(checkpoint.source or family["readme"])
     is_dc5 = "dilation" in checkpoint.options
-    # Deformable DETR's authors say nothing of the kind.
+    # Deformable DETR's authors don't report this.
     batch_limit = is_dc5 and checkpoint.family != "deformable_detr"
     return make_model_card(
         config or checkpoint.make_config(),
         name=name or checkpoint.name,
         description=(
             f"{family['summary']}{masks}\n\n"
-            f"This one: {checkpoint.variant}.{DC5 * is_dc5}\n\n"
+            f"This checkpoint: {checkpoint.variant}.{DC5 * is_dc5}\n\n"
             f"{_origin(checkpoint, family['readme'], name)}"
         ),
         results=[CardResults(checkpoint.metrics, "COCO 2017 val", "coco", source)],
         evaluation=f"{VERIFIED} {_verified_with(checkpoint)}.",
         training=f"{MASK_TRAINING * checkpoint.has_masks}{family['recipe']}\n\n{TRAINING}",
         limits=(
-            f"Classes are numbered by COCO's category ids, so that {used} numbers are in use. "
-            f"{BATCH_LIMIT * batch_limit}"
+            f"Labels are COCO's category ids, of which {used} are used. {BATCH_LIMIT * batch_limit}"
         ),
         license="apache-2.0",
         datasets=["coco"],
     )
 
 
+def embedded_model_folder() -> Path:
+    """Return the folder of the small detector that is part of the package.
+
+    It is a Deformable DETR with 3.7 million parameters that detects ten classes of garments. The
+    folder holds the model and its image processor, for `from_pretrained` and `pipeline`.
+    """
+    return Path(__file__).parent / "garments"
+
+
 def _origin(checkpoint: PublishedCheckpoint, readme: list[str], name: str | None) -> str:
     published = f"The authors' file is `{checkpoint.file}`, see [{readme[0]}]({readme[1]})"
     if name is not None:
-        return f"{published}; hf_detr converted it."
+        return f"{published}; it was converted by hf_detr."
     if "/" in checkpoint.name:
         return (
-            f"{published}; the Hub has it in transformers' format. Beside what stands under "
-            "Configuration its `config.json` may hold transformers' defaults of training, such as "
-            "`attention_dropout` 0."
+            f"{published}; the repository on the Hub has it in transformers' format. In addition "
+            "to the fields under Configuration, its `config.json` may contain transformers' "
+            "defaults for training, such as `attention_dropout` 0."
         )
     return (
-        f"{published}. It is not on the Hub; `python -m hf_detr.checkpoint_conversion "
-        f"{checkpoint.file} {checkpoint.name}` makes the folder that the code below loads."
+        f"{published}. It is not on the Hub: run `hf-detr convert {checkpoint.file} "
+        f"{checkpoint.name}` to create the folder that the code below loads."
     )
 
 
@@ -147,7 +155,7 @@ def _verified_with(checkpoint: PublishedCheckpoint) -> str:
     if checkpoint.recorded is not None:
         return f"in this configuration (`{checkpoint.recorded}` in `{tests}`)"
     nearest = " and ".join(f"`{case}`" for case in checkpoint.nearest)
-    return f"in {nearest}, the configurations nearest to this one of which there are recordings"
+    return f"in {nearest}, the most similar configurations with recorded outputs"
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Publish a model and its image processor on the Hub: one commit with all that others need."""
+"""Publishes a model, its image processor and a model card on the Hub in one commit."""
 
 import copy
 import time
@@ -17,8 +17,8 @@ from .pretrained_model import DetectionPreTrainedModel, without_auxiliary_loss
 from .whole_saving import weights_of
 
 WAITS = (1, 2, 4, 8)  # seconds
-PASSING, COMMITTED_SINCE = (408, 429, 500, 502, 503, 504), 412  # states of HTTP
-UNDESCRIBED = "Whoever published this model has not described it yet."
+TEMPORARY_ERRORS, PARENT_CHANGED = (408, 429, 500, 502, 503, 504), 412  # HTTP status codes
+NO_DESCRIPTION = "This model has no description yet."
 Result = TypeVar("Result")
 
 logger = logging.get_logger(__name__)
@@ -36,78 +36,78 @@ def push_to_hub(
     card: str | ModelCard | None = None,
     files: Collection[Path] = (),
 ) -> CommitInfo:
-    """Publish a model, its image processor and a card in one commit: all of it or nothing.
+    """Publish a model, its image processor and a model card in one commit.
 
-    The repository is made if it doesn't exist. Weights are safetensors; older ones in the
-    repository that would be left over are removed in the same commit. What the network loses is
-    asked for again, a few times.
+    The repository is created if it doesn't exist. Weights are saved as safetensors, and older
+    weights in the repository are deleted in the same commit. Requests are retried a few times if
+    the network fails.
 
     Args:
-        model: saved with `auxiliary_loss=False`, which only training needs.
+        model: the model; published with `auxiliary_loss=False`, which only training needs.
         processor: the model's image processor.
-        repo_id: name on the Hub, `user/name`, or `name` for one's own.
-        private: make a new repository private; None is the account's default.
-        token: access token; None is the one that `hf auth login` stored.
-        revision: branch, made if it doesn't exist; default `main`.
-        commit_message: default says what was uploaded.
-        card: the model card; metadata that it lacks is added. None keeps the repository's own, or
-            writes a short one.
-        files: more files to publish, such as the card's pictures.
+        repo_id: repository on the Hub: `user/name`, or `name` for the token's user.
+        private: whether a new repository is private. Default: the account's setting.
+        token: access token. Default: the one stored by `hf auth login`.
+        revision: branch, created if it doesn't exist. Default: `main`.
+        commit_message: default: names the uploaded model.
+        card: the model card; missing metadata are added. Default: the card in the repository, or
+            a new short one.
+        files: additional files, such as images in the card.
 
     Raises:
-        TypeError: if the model isn't one of our detectors or segmenters, or is wrapped.
-        ValueError: if the repository is public, but `private=True`; if the card's metadata is
-            refused; or if a name in `files` would overwrite the model's.
-        HfHubHTTPError: if the Hub refuses, for example for want of rights.
+        TypeError: if the model isn't a detector or segmentation model of hf_detr, or is wrapped.
+        ValueError: if `private=True` and the repository is public, if the card's metadata are
+            invalid, or if one of `files` would overwrite a file of the model.
+        HfHubHTTPError: if the Hub rejects a request, for example without write access.
     """
     name = type(model).__name__
     if not isinstance(model, DetectionPreTrainedModel) or not name.endswith(tuple(TASKS)):
         raise TypeError(
-            f"model is a {name}; expected a detector or segmenter of hf_detr. Where a trainer has "
-            "wrapped it, unwrap it first, as accelerator.unwrap_model does."
+            f"model is a {name}; expected a detector or segmentation model of hf_detr. If "
+            "a trainer has wrapped it, unwrap it first, for example with accelerator.unwrap_model."
         )
     api = HfApi(token=token)
-    repo_id = _persist(lambda: api.create_repo(repo_id, private=private, exist_ok=True).repo_id)
-    if private and not _persist(lambda: api.model_info(repo_id)).private:
+    repo_id = _retry(lambda: api.create_repo(repo_id, private=private, exist_ok=True).repo_id)
+    if private and not _retry(lambda: api.model_info(repo_id)).private:
         raise ValueError(
-            f"{repo_id} exists and is public, so nothing was uploaded. Make it private in its "
-            "settings, choose another name, or leave out private=True."
+            f"{repo_id} exists and is public, but private=True; nothing was uploaded. Make the "
+            "repository private in its settings, choose another name, or omit private=True."
         )
     if revision is not None and not revision.startswith("refs/"):
-        _persist(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True))
+        _retry(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True))
     if card is None:
-        card = _persist(lambda: _existing_card(api, repo_id, revision))
+        card = _retry(lambda: _existing_card(api, repo_id, revision))
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
         with without_auxiliary_loss(model):
             model.save_pretrained(folder)
         processor.save_pretrained(folder)
         if card is None:
-            card = make_model_card(model.config, name=repo_id, description=UNDESCRIBED)
+            card = make_model_card(model.config, name=repo_id, description=NO_DESCRIPTION)
         (folder / "README.md").write_text(str(complete_card(card, model)), encoding="utf-8")
         paths = _by_name([*sorted(folder.iterdir()), *files])
         message = commit_message or f"Upload {name} and its image processor"
         try:
             return _commit(api, repo_id, revision, paths, message)
         except HfHubHTTPError as error:
-            if error.response.status_code != COMMITTED_SINCE:
+            if error.response.status_code != PARENT_CHANGED:
                 raise
-            # By somebody else, or by us, and the answer was lost: then there is nothing to commit.
+            # Another commit was made, possibly by the first try if its response was lost.
             return _commit(api, repo_id, revision, paths, message)
 
 
 def complete_card(card: str | ModelCard, model: PreTrainedModel) -> ModelCard:
-    """The card with the metadata by which the Hub and `pipeline` know what the model is.
+    """Return a card with the metadata that the Hub and `pipeline` need.
 
     Args:
-        card: what it says; metadata that it has stay as they are.
-        model: what it describes.
+        card: the card; existing metadata are kept.
+        model: the model of the card.
     """
     name = type(model).__name__
     card = copy.deepcopy(card) if isinstance(card, ModelCard) else _parsed(card)
     if name in ONLY_HERE and "pip install hf_detr" not in card.text:
         card.text += f"\nThe model needs hf_detr (`pip install hf_detr`): {ONLY_HERE[name]}\n"
-    # Without a task, `pipeline(model=...)` loads what names transformers as its library only.
+    # `pipeline(model=...)` needs the task and library.
     for key, value in {
         "library_name": library_of(name),
         "pipeline_tag": task_of(name),
@@ -122,17 +122,17 @@ def complete_card(card: str | ModelCard, model: PreTrainedModel) -> ModelCard:
 def _commit(
     api: HfApi, repo_id: str, revision: str | None, paths: dict[str, Path], message: str
 ) -> CommitInfo:
-    """One commit of all files; `HfApi.upload_folder` may make several."""
-    head = _persist(lambda: api.model_info(repo_id, revision=revision))
+    """Make one commit; `HfApi.upload_folder` may make several."""
+    head = _retry(lambda: api.model_info(repo_id, revision=revision))
     left_over = {file.rfilename for file in head.siblings} - set(paths)
     operations = [CommitOperationAdd(name, path) for name, path in paths.items()]
-    _persist(
+    _retry(
         lambda: api.preupload_lfs_files(repo_id, operations, revision=revision, free_memory=False)
     )
     operations += [
         CommitOperationDelete(name) for name in sorted(left_over) if weights_of(name) == "model"
     ]
-    return _persist(
+    return _retry(
         lambda: api.create_commit(
             repo_id, operations, commit_message=message, revision=revision, parent_commit=head.sha
         )
@@ -143,7 +143,9 @@ def _by_name(paths: list[Path]) -> dict[str, Path]:
     named = {path.name: path for path in paths}
     for path in paths:
         if named[path.name] != path:
-            raise ValueError(f"{named[path.name]} would overwrite the model's {path.name}.")
+            raise ValueError(
+                f"{named[path.name]} would overwrite the model's {path.name}; rename the file."
+            )
     return named
 
 
@@ -159,25 +161,24 @@ def _parsed(text: str) -> ModelCard:
     return ModelCard(text if text.lstrip().startswith("---") else f"---\n{{}}\n---\n{text}")
 
 
-def _persist(ask: Callable[[], Result]) -> Result:
-    """The result of what is asked of the Hub, which may be asked again where the network fails.
+def _retry(request: Callable[[], Result]) -> Result:
+    """Return the result of a request to the Hub, which is retried if the network fails.
 
-    The client itself asks again for some of its requests only, and not to make a repository or a
-    commit.
+    The client doesn't retry creating repositories and commits.
     """
     for wait in WAITS:
         try:
-            return ask()
+            return request()
         except Exception as error:
-            if not _is_passing(error):
+            if not _is_temporary(error):
                 raise
-            logger.warning("The Hub could not be reached (%s); again in %s s.", error, wait)
+            logger.warning("The Hub is not reachable (%s); retrying in %s s.", error, wait)
             time.sleep(wait)
-    return ask()
+    return request()
 
 
-def _is_passing(error: Exception) -> bool:
+def _is_temporary(error: Exception) -> bool:
     if isinstance(error, HfHubHTTPError):
-        return error.response.status_code in PASSING
-    # What fails below HTTP is an error of httpx or httpx2, by the client's version.
+        return error.response.status_code in TEMPORARY_ERRORS
+    # Connection errors are from httpx or httpx2, depending on the client's version.
     return type(error).__module__.startswith("httpx")

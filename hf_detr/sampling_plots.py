@@ -32,14 +32,14 @@ from .figures import (
     show_image,
     write_label,
 )
-from .observation import Observation, SamplingPoints
+from .observation import AttentionRecord, SamplingPoints
 
 LARGEST = 60.0  # area of the marker of the largest weight, in square points
 REFERENCE = "white"
 
 
 def draw_encoder_sampling_points(
-    seen: Observation,
+    record: AttentionRecord,
     points_xy: Sequence[Sequence[float]] | None = None,
     threshold: float = 0.5,
     level: int = 0,
@@ -48,7 +48,7 @@ def draw_encoder_sampling_points(
     """The points that chosen pixels sample in the encoder, a panel for each, coloured by weight.
 
     Args:
-        seen: from `observe`.
+        record: from `record_attention`.
         points_xy: pixels (x, y) of the image; None: the centres of the best objects.
         threshold: the score that the best objects must exceed.
         level: of the cells that sample at these pixels; 0 is the finest.
@@ -58,21 +58,21 @@ def draw_encoder_sampling_points(
         ValueError: if the model has no sampling points, or for wrong points, levels and layers.
     """
     if points_xy is None:
-        points_xy = object_centers(seen, threshold)
-    tokens = [seen.token_at(point, level) for point in points_xy]
-    found = seen.encoder_points(tokens, layer)
-    figure, axes = _weight_panels(seen, found)
+        points_xy = object_centers(record, threshold)
+    tokens = [record.token_at(point, level) for point in points_xy]
+    found = record.encoder_points(tokens, layer)
+    figure, axes = _weight_panels(record, found)
     for index, (point, panel) in enumerate(zip(points_xy, axes, strict=True)):
         x, y = (round(value) for value in point)
         panel.set_title(f"pixel ({x}, {y}) on level {level}", fontsize=FONT_SIZE)
         mark_point(panel, found.references[index], REFERENCE)
     reference = _cross_key("reference point: the sampling cell")
-    add_legend(figure, [*_level_keys(seen), reference, *_hidden_keys(axes)])
+    add_legend(figure, [*_level_keys(record), reference, *_hidden_keys(axes)])
     return figure
 
 
 def draw_sampling_points(
-    seen: Observation,
+    record: AttentionRecord,
     queries: Sequence[int] | None = None,
     threshold: float = 0.5,
     layer: int = -1,
@@ -80,7 +80,7 @@ def draw_sampling_points(
     """The points that object queries sample in the decoder, a panel for each, coloured by weight.
 
     Args:
-        seen: from `observe`.
+        record: from `record_attention`.
         queries: by number; None: the best ones.
         threshold: the score that the best objects must exceed.
         layer: of the decoder; -1 is the last.
@@ -89,20 +89,20 @@ def draw_sampling_points(
         ValueError: if the model has no sampling points, or nothing was found.
     """
     if queries is None:
-        queries = seen.best_queries(threshold, MOST)
-    found = seen.query_points(queries, layer)
-    figure, axes = _weight_panels(seen, found, seen.boxes_xyxy[list(queries)])
+        queries = record.best_queries(threshold, MOST)
+    found = record.query_points(queries, layer)
+    figure, axes = _weight_panels(record, found, record.boxes_xyxy[list(queries)])
     for index, (query, panel) in enumerate(zip(queries, axes, strict=True)):
-        panel.set_title(f"query {query}: {seen.name(query)}", fontsize=FONT_SIZE)
+        panel.set_title(f"query {query}: {record.name(query)}", fontsize=FONT_SIZE)
         _draw_reference(panel, found.references[index], REFERENCE)
-        draw_box(panel, seen.boxes_xyxy[query], COLORS[0])
-    keys = [*_level_keys(seen), _box_key("predicted box", COLORS[0])]
+        draw_box(panel, record.boxes_xyxy[query], COLORS[0])
+    keys = [*_level_keys(record), _box_key("predicted box", COLORS[0])]
     add_legend(figure, [*keys, _reference_key(found), *_hidden_keys(axes)])
     return figure
 
 
 def draw_sampling_overview(
-    seen: Observation,
+    record: AttentionRecord,
     points_xy: Sequence[Sequence[float]] | None = None,
     queries: Sequence[int] | None = None,
     threshold: float = 0.5,
@@ -115,7 +115,7 @@ def draw_sampling_overview(
     box. The marker's shape is the feature level, its size the weight.
 
     Args:
-        seen: from `observe`.
+        record: from `record_attention`.
         points_xy: pixels (x, y) of the image; None: the centres of the objects.
         queries: by number; None: the best ones.
         threshold: the score that the best objects must exceed.
@@ -126,30 +126,30 @@ def draw_sampling_overview(
         ValueError: if the model has no sampling points, or nothing was found.
     """
     if queries is None:
-        queries = seen.best_queries(threshold, MOST)
+        queries = record.best_queries(threshold, MOST)
     if points_xy is None:
-        points_xy = object_centers(seen, threshold)
-    pixels = seen.encoder_points([seen.token_at(point, level) for point in points_xy])
-    objects = seen.query_points(queries)
-    figure, axes = make_panels(1, 2, seen.size_wh, inches=5.0)
+        points_xy = object_centers(record, threshold)
+    pixels = record.encoder_points([record.token_at(point, level) for point in points_xy])
+    objects = record.query_points(queries)
+    figure, axes = make_panels(1, 2, record.size_wh, inches=5.0)
     encoder, decoder = axes[0]
     encoder.set_title("Encoder: pixels are queries", fontsize=FONT_SIZE + 1)
     decoder.set_title("Decoder: object queries", fontsize=FONT_SIZE + 1)
     for panel, found in ((encoder, pixels), (decoder, objects)):
-        show_image(panel, seen.image, "pale")
+        show_image(panel, record.image, "pale")
         for index in range(len(found.weights)):
             keep = _strongest(found.weights[index], strongest)
             _scatter(panel, found, index, keep, 2 * LARGEST, color=color_of(index))
     for index, reference in enumerate(pixels.references):
         mark_point(encoder, reference, color_of(index))
     for index, query in enumerate(queries):
-        box = seen.boxes_xyxy[query]
+        box = record.boxes_xyxy[query]
         _draw_reference(decoder, objects.references[index], color_of(index))
         draw_box(decoder, box, color_of(index))
-        write_label(decoder, box, seen.name(query), color_of(index))
+        write_label(decoder, box, record.name(query), color_of(index))
     total = objects.weights[0].numel()
     keys = [
-        *_level_keys(seen),
+        *_level_keys(record),
         _cross_key("pixel, its reference point"),
         _box_key("predicted box", "gray"),
         _reference_key(objects),
@@ -162,16 +162,16 @@ def draw_sampling_overview(
 
 
 def _weight_panels(
-    seen: Observation, found: SamplingPoints, boxes_xyxy: Tensor | None = None
+    record: AttentionRecord, found: SamplingPoints, boxes_xyxy: Tensor | None = None
 ) -> tuple[Figure, list[Axes]]:
     """A panel for each query, zoomed to its box if there are boxes, and a scale of the colours."""
-    shape_wh = seen.size_wh if boxes_xyxy is None else (1, 1)
+    shape_wh = record.size_wh if boxes_xyxy is None else (1, 1)
     figure, axes = make_panels(1, len(found.weights), shape_wh, inches=3.3)
     most = float(found.weights.max())
     for index, panel in enumerate(axes[0]):
-        show_image(panel, seen.image, "pale")
+        show_image(panel, record.image, "pale")
         if boxes_xyxy is not None:
-            _zoom(panel, boxes_xyxy[index], found.positions_xy[index], seen.size_wh)
+            _zoom(panel, boxes_xyxy[index], found.positions_xy[index], record.size_wh)
         everything = torch.ones_like(found.weights[index], dtype=torch.bool)
         _scatter(panel, found, index, everything, LARGEST, most=most)
     add_color_scale(figure, axes, most, "weight in its head")
@@ -245,7 +245,7 @@ def _reference_key(found: SamplingPoints) -> Line2D:
     return _cross_key("reference point of the query")
 
 
-def _level_keys(seen: Observation) -> list[Line2D]:
+def _level_keys(record: AttentionRecord) -> list[Line2D]:
     return [
         legend_key(
             f"sampled on level {level}: {width} x {height} cells",
@@ -253,7 +253,7 @@ def _level_keys(seen: Observation) -> list[Line2D]:
             markerfacecolor="lightgray",
             markeredgecolor="black",
         )
-        for level, (height, width) in enumerate(seen.spatial_shapes)
+        for level, (height, width) in enumerate(record.spatial_shapes)
     ]
 
 

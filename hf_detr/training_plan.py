@@ -1,22 +1,28 @@
-"""Which process learns from which images, in which order: planned before an epoch begins.
+"""The plan of a training: images of each step, process and epoch, and the learning rate.
 
-The plan follows from a seed and the epoch alone. So a training can be taken up in the middle of
-an epoch, and a step learns from the same images however many processes share them.
+The order of images depends on seed and epoch only. So a training can be resumed in the middle of an
+epoch, and the images of a step don't depend on the number of processes. The learning rate depends
+on the step only.
 """
 
+import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
+
+Schedule = Literal["step", "cosine"]
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Images that go through the model at once.
+    """Images of one forward pass.
 
     Attributes:
-        indices: which images of the data set; never empty.
-        counts: False if they only keep a process busy that has no image left in a step: its loss
-            must be multiplied by 0 and its labels left out of the batch's.
+        indices: indices in the data set; never empty.
+        counts: False if the process has no image left in the step. It then repeats an image, so
+            that it takes part in communication, and must multiply the loss by 0 and not count the
+            labels.
     """
 
     indices: list[int]
@@ -33,38 +39,71 @@ def plan_epoch(
     num_processes: int = 1,
     process_index: int = 0,
 ) -> list[list[MicroBatch]]:
-    """One process's share of an epoch: a list of optimiser steps, each a list of micro-batches.
+    """Plan the micro-batches of one process for an epoch.
 
-    Every image is in exactly one step; the last step has what is left. All processes get equally
-    many steps and micro-batches, so that they can wait for each other.
+    Every image is in exactly one optimizer step; the last step may be smaller. All processes have
+    the same number of steps and micro-batches.
 
     Args:
         num_images: size of the data set.
-        batch_size: images of a micro-batch, at most.
-        epoch, seed: what the order follows from.
-        accumulation_steps: micro-batches per process and optimiser step.
-        num_processes, process_index: how many share a step, and which one this is.
+        batch_size: maximum number of images in a micro-batch.
+        epoch, seed: determine the order of images.
+        accumulation_steps: number of micro-batches per process and optimizer step.
+        num_processes, process_index: number of processes, and index of this process.
+
+    Returns:
+        A list of optimizer steps, each a list of micro-batches.
 
     Raises:
-        ValueError: if a number is too small, or there is no such process.
+        ValueError: if a number is less than 1, or `process_index` is out of range.
     """
     if min(num_images, batch_size, accumulation_steps, num_processes) < 1:
         raise ValueError(
-            f"num_images {num_images}, batch_size {batch_size}, accumulation_steps "
-            f"{accumulation_steps} and num_processes {num_processes} must all be at least 1."
+            f"num_images is {num_images}, batch_size {batch_size}, accumulation_steps "
+            f"{accumulation_steps} and num_processes {num_processes}; expected at least 1 for each."
         )
     if not 0 <= process_index < num_processes:
-        raise ValueError(f"process_index is {process_index} of {num_processes} processes.")
+        raise ValueError(f"process_index is {process_index}; expected 0 to {num_processes - 1}.")
     order = np.random.default_rng([seed, epoch]).permutation(num_images)
     whole = batch_size * accumulation_steps * num_processes
     steps = [order[start : start + whole] for start in range(0, num_images, whole)]
     return [_share(images, batch_size, num_processes, process_index) for images in steps]
 
 
+def learning_rate_factor(
+    step: int,
+    total_steps: int,
+    schedule: Schedule = "step",
+    warmup_steps: int = 0,
+    drop_at: float = 0.8,
+) -> float:
+    """Return the factor of the learning rates in an optimizer step.
+
+    Args:
+        step: index of the step, from 0.
+        total_steps: number of steps of the training.
+        schedule: "step", as in the papers, is 1 and then 0.1 from the fraction `drop_at` of the
+            training (400 of 500 epochs, 40 of 50); "cosine" decreases from 1 to 0.
+        warmup_steps: number of steps at the beginning in which the factor increases linearly.
+        drop_at: see "step".
+
+    Raises:
+        ValueError: if `schedule` is another name.
+    """
+    if step < warmup_steps:
+        return (step + 1) / (warmup_steps + 1)
+    if schedule == "step":
+        return 1.0 if step < round(drop_at * total_steps) else 0.1
+    if schedule == "cosine":
+        progress = (step - warmup_steps) / max(total_steps - warmup_steps, 1)
+        return (1 + math.cos(math.pi * min(progress, 1))) / 2
+    raise ValueError(f"schedule is {schedule!r}; expected 'step' or 'cosine'.")
+
+
 def _share(
     images: np.ndarray, batch_size: int, num_processes: int, process_index: int
 ) -> list[MicroBatch]:
-    """What one process does in a step, in as many micro-batches as the process with most needs."""
+    """Micro-batches of one process in a step, as many as the process with most images needs."""
     largest = -(-len(images) // num_processes)
     own = np.array_split(images[process_index::num_processes], -(-largest // batch_size))
     return [

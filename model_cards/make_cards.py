@@ -1,4 +1,4 @@
-"""Write the cards of the published checkpoints anew: `python model_cards/make_cards.py`."""
+"""Write the cards of published checkpoints: `python model_cards/make_cards.py`."""
 
 from pathlib import Path
 

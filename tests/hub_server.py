@@ -1,4 +1,4 @@
-"""The Hub's API on the loopback interface, in memory: what its client asks of it, and faults."""
+"""An in-memory server of the Hub's API on the loopback interface, with optional faults."""
 
 import base64
 import hashlib
@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
-TOKENS = {"hf_owner": "tester", "hf_stranger": "stranger"}
+TOKENS = {"hf_owner": "tester", "hf_other": "other"}
 LFS_ENDING = ".safetensors"
 
 
 @dataclass
 class Repository:
-    """Files of every commit, oldest first, and where branches point."""
+    """The files of every commit, oldest first, and the commits of branches."""
 
     private: bool = False
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
@@ -23,7 +23,7 @@ class Repository:
     branches: dict[str, str] = field(default_factory=dict)
 
     def commit(self, branch: str, files: dict[str, bytes], message: str) -> str:
-        """Add a commit to a branch; its name follows from content and history."""
+        """Add a commit to a branch and return its hash."""
         history = json.dumps([len(self.commits), message, sorted(files)])
         sha = hashlib.sha1(history.encode() + b"".join(files.values())).hexdigest()
         self.commits[sha], self.branches[branch] = files, sha
@@ -31,20 +31,21 @@ class Repository:
         return sha
 
     def at(self, revision: str) -> str | None:
-        """The commit that a branch or a commit's name stands for."""
+        """The commit of a branch or commit hash, or None."""
         sha = self.branches.get(revision, revision)
         return sha if sha in self.commits else None
 
 
 class Hub(ThreadingHTTPServer):
-    """The server. Set the attributes below to let it misbehave; `requests` says what was asked.
+    """The server.
 
     Attributes:
-        drop_every: hang up on each so-manieth request, or answer 503; 0: never.
-        cut_downloads: so many downloads of large files end in the middle.
-        cut_uploads: so many uploads of large files are cut off in the middle.
-        altered: send other bytes of the same number for large files.
-        lose_commit_answers: so many commits are made, but their answers lost.
+        requests: methods and paths of all requests.
+        drop_every: close the connection of every n-th request, or answer 503; 0: never.
+        cut_downloads: number of downloads of large files that end early.
+        cut_uploads: number of uploads of large files that end early.
+        altered: send large files with changed bytes.
+        lose_commit_answers: number of commits that are made without a response.
     """
 
     daemon_threads = True
@@ -54,8 +55,8 @@ class Hub(ThreadingHTTPServer):
         self.repositories: dict[str, Repository] = {}
         self.large: dict[str, bytes] = {}  # by sha256
         self.requests: list[str] = []
-        self.unknown: list[str] = []  # requests that it has no answer to
-        self.mend()
+        self.unknown: list[str] = []  # requests without a route
+        self.clear_faults()
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     @property
@@ -63,15 +64,15 @@ class Hub(ThreadingHTTPServer):
         """The endpoint."""
         return f"http://127.0.0.1:{self.server_port}"
 
-    def mend(self) -> None:
-        """Behave well."""
+    def clear_faults(self) -> None:
+        """Turn off all faults."""
         self.drop_every = self.cut_downloads = self.cut_uploads = self.dropped = 0
         self.resumed = 0
         self.altered = False
         self.lose_commit_answers = 0
 
     def handle_error(self, *args: object) -> None:
-        """Connections that end early are what it is for."""
+        """Ignore connections that end early."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -100,10 +101,10 @@ class _Handler(BaseHTTPRequestHandler):
         if hub.drop_every and len(hub.requests) % hub.drop_every == 0:
             hub.dropped += 1
             self.close_connection = True
-            # The client asks again for files after the one, for their headers after the other.
+            # The client retries GET after a closed connection, HEAD after a 503.
             if self.command == "GET" or (self.command != "HEAD" and hub.dropped % 2):
                 return None
-            return self.answer({"error": "come again"}, 503)
+            return self.answer({"error": "unavailable"}, 503)
         if path.startswith("/lfs/") and self.command == "PUT" and hub.cut_uploads:
             hub.cut_uploads -= 1
             self.rfile.read(1000)
@@ -121,7 +122,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_POST = do_PUT = handle_request
 
     def read_body(self) -> bytes:
-        """The request's body, which the client sends in chunks where it is a file."""
+        """Read the request's body, which is chunked for files."""
         if self.headers.get("Transfer-Encoding") != "chunked":
             return self.rfile.read(int(self.headers.get("Content-Length") or 0))
         body = b""
@@ -132,7 +133,7 @@ class _Handler(BaseHTTPRequestHandler):
         return body
 
     def dispatch(self, name: str, asked: dict[str, str | None]) -> None:
-        """Check who asks and whether the repository is there, then answer."""
+        """Check user and repository, then answer."""
         token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
         if token and token not in TOKENS:
             return self.answer({"error": "Invalid credentials"}, 401)
@@ -144,7 +145,7 @@ class _Handler(BaseHTTPRequestHandler):
         if repo is None or (repo.private and self.user != owner):
             return self.fail("RepoNotFound", "Repository not found", 404 if self.user else 401)
         if name in ("preupload", "commit", "branch", "batch") and self.user != owner:
-            return self.answer({"error": "no right to write"}, 403)
+            return self.answer({"error": "no write access"}, 403)
         rest = {key: value for key, value in asked.items() if key not in ("repo", "rev")}
         return getattr(self, name)(asked["repo"], repo, asked.get("rev") or "main", **rest)
 
@@ -216,7 +217,7 @@ class _Handler(BaseHTTPRequestHandler):
         if sha is None:
             return self.fail("RevisionNotFound", f"no revision {revision}")
         if path is not None:
-            return self.fail("EntryNotFound", "models have no folders here")
+            return self.fail("EntryNotFound", "folders are not supported")
         files = repo.commits[sha]
         return self.answer([self.entry(path, content) for path, content in files.items()])
 
@@ -251,7 +252,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def upload(self, oid: str) -> None:
         if hashlib.sha256(self.body).hexdigest() != oid:
-            return self.answer({"error": "other bytes than announced"}, 400)
+            return self.answer({"error": "wrong SHA-256"}, 400)
         self.server.large[oid] = self.body
         return self.answer({})
 
@@ -261,7 +262,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.answer({}, 200 if there else 404)
 
     def commit(self, name: str, repo: Repository, revision: str) -> None:
-        """All of the operations, or an error and none."""
+        """Apply all operations, or none and return an error."""
         sha = repo.branches.get(revision)
         if sha is None:
             return self.fail("RevisionNotFound", f"no branch {revision}")
@@ -316,7 +317,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self.answer(content, status, **headers)
 
     def cut(self, content: bytes, headers: dict[str, str], status: int) -> None:
-        """Announce all, send half, hang up."""
+        """Send half of the announced content and close the connection."""
         self.send_response(status)
         for key, text in headers.items():
             self.send_header(key.replace("_", "-"), text)
@@ -326,15 +327,15 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
 
     def log_message(self, *args: object) -> None:
-        """Nothing on the terminal."""
+        """Don't print requests."""
 
 
 def git_hash(content: bytes) -> str:
-    """Git's name of a file's content."""
+    """Git's hash of a file's content."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 def digest(path: str, content: bytes) -> str:
-    """What the Hub calls a file's content: its sha256 where it is large, else git's name."""
+    """The Hub's hash of a file: SHA-256 of large files, else git's hash."""
     large = path.endswith(LFS_ENDING)
     return hashlib.sha256(content).hexdigest() if large else git_hash(content)

@@ -1,4 +1,4 @@
-"""Weights and images for models whose answers another library's run recorded."""
+"""Weights and images for models with recorded outputs of other libraries."""
 
 import zlib
 from collections.abc import Mapping, Sequence
@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 def named_weights(shapes: Mapping[str, Sequence[int] | str]) -> dict[str, Tensor]:
-    """Weights that depend on names and shapes alone, on every machine.
+    """Make weights that depend on names and shapes only, on all machines.
 
     Args:
-        shapes: by name; or the name under which the same weight was listed before.
+        shapes: shape by name, or an earlier name of the same weight.
     """
     weights = {}
     for name, shape in shapes.items():
@@ -31,7 +31,7 @@ def named_weights(shapes: Mapping[str, Sequence[int] | str]) -> dict[str, Tensor
 
 
 def batch() -> tuple[Tensor, Tensor]:
-    """Two images of which the second is padded."""
+    """Two images and their mask; the second image is padded."""
     noise = np.random.RandomState(0).standard_normal((2, 3, 128, 160))
     pixel_mask = torch.ones(2, 128, 160, dtype=torch.long)
     pixel_mask[1, 110:] = 0

@@ -1,4 +1,4 @@
-"""The command: there and back, exit statuses, sentences."""
+"""Tests the command: both directions, exit statuses and messages."""
 
 import json
 import runpy
@@ -17,7 +17,7 @@ from .tiny import tiny_detector
 
 @pytest.fixture(scope="module")
 def bare_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Official weights without options, under a name that says nothing."""
+    """Official weights without options, with an unpublished name."""
     folder = tmp_path_factory.mktemp("official")
     tiny_detector("detr", backbone="resnet18").save_pretrained(folder / "hub")
     export_official_checkpoint(folder / "hub", folder / "model.pth")
@@ -26,48 +26,50 @@ def bare_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "model.pth"
 
 
-def test_there_and_back(bare_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """Both directions, with what the weights don't show and the classes' names."""
+def test_both_directions(bare_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Both directions, with options for dilation, heads and class names."""
     hub, back, labels = tmp_path / "hub", tmp_path / "back.pth", tmp_path / "labels.json"
     labels.write_text('["a", "b", "c", "d", "e"]')
-    told = ["--no-dilation", "--num-heads", "4", "--labels", str(labels)]
-    assert main([str(bare_file), str(hub), *told]) == 0
+    options = ["--no-dilation", "--num-heads", "4", "--labels", str(labels)]
+    assert main([str(bare_file), str(hub), *options]) == 0
     out = capsys.readouterr().out
     assert "DetrForObjectDetection: resnet18 without dilation, 4 heads, 7 queries, 5 labels" in out
     assert json.loads((hub / "config.json").read_text())["id2label"]["4"] == "e"
     expected_files = ["README.md", "config.json", "model.safetensors", "preprocessor_config.json"]
     assert sorted(path.name for path in hub.iterdir()) == expected_files
     card = (hub / "README.md").read_text()
-    assert "hf_detr converted `model.pth`" in card and "Published results" not in card
+    assert "Converted by hf_detr from `model.pth`" in card and "Published results" not in card
     assert main(["--to-official", str(hub), str(back)]) == 0
     weights, expected = (torch.load(f, weights_only=True)["model"] for f in (back, bare_file))
     assert weights.keys() == expected.keys()
     assert all(torch.equal(weights[name], expected[name]) for name in weights)
 
 
-def test_refusals(bare_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """What can't be done ends with status 1, a sentence and nothing written."""
+def test_errors(bare_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Errors exit with status 1 and a message, and nothing is written."""
     source, target = str(bare_file), str(tmp_path / "hub")
     assert main([source, target]) == 1
     err = capsys.readouterr().err
-    assert err.startswith("ERROR: Weights don't show") and err.endswith("Nothing was written.\n")
+    assert err.startswith("ERROR: Dilation of the backbone") and err.endswith(
+        "Nothing was written.\n"
+    )
     assert main([str(tmp_path), target]) == 1
     assert "is a folder; expected a .pth" in capsys.readouterr().err
     assert main([str(tmp_path / "none.pth"), target]) == 1
     assert "There is no file" in capsys.readouterr().err
-    told = ["--no-dilation", "--num-heads", "4"]
-    assert main([source, str(bare_file.parent), *told]) == 1
+    options = ["--no-dilation", "--num-heads", "4"]
+    assert main([source, str(bare_file.parent), *options]) == 1
     assert "isn't empty" in capsys.readouterr().err
     assert main(["--to-official", str(tmp_path), source]) == 1
     for text in ("cat", "5", '{"first": "cat"}'):
         (tmp_path / "labels.json").write_text(text)
-        assert main([source, target, *told, "--labels", str(tmp_path / "labels.json")]) == 1
+        assert main([source, target, *options, "--labels", str(tmp_path / "labels.json")]) == 1
         assert "labels.json doesn't name classes" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["labels.json"]
 
 
 def test_runs_as_a_module(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    """`python -m` finds it; Python would warn if the package had imported it before."""
+    """`python -m` runs the module; Python would warn if the package imported it."""
     name = "hf_detr.checkpoint_conversion"
     assert ".checkpoint_conversion import" not in Path(hf_detr.__file__).read_text()
     monkeypatch.delitem(sys.modules, name)

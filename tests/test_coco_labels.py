@@ -1,4 +1,4 @@
-"""Protects the names of COCO's classes, by which published models are read."""
+"""Tests the names of COCO's classes."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from hf_detr.coco_labels import NO_CATEGORY, coco_id2label
 
 
 def test_detection() -> None:
-    """91 labels are COCO's category ids; 80 categories, and gaps where COCO has them."""
+    """91 labels are COCO's category ids: 80 categories and 11 unused ids."""
     names = coco_id2label(91)
     assert list(names) == list(range(91))
     gaps = [label for label, name in names.items() if name == NO_CATEGORY]
@@ -40,5 +40,5 @@ def test_without_gaps() -> None:
 
 @pytest.mark.parametrize("num_labels", [1, 20, 90, 92, 251])
 def test_other_numbers(num_labels: int) -> None:
-    """No other number of classes gets COCO's names."""
+    """Other numbers of classes don't get COCO's names."""
     assert coco_id2label(num_labels) is None

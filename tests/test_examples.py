@@ -1,4 +1,4 @@
-"""The example scripts run as the README says."""
+"""Tests that the example scripts run."""
 
 import os
 import subprocess
@@ -26,88 +26,75 @@ def run(*arguments: str | Path, **environment: str) -> subprocess.CompletedProce
     )
 
 
-def test_detect_writes_a_picture(tmp_path: Path) -> None:
-    """The README's main job: an image in, a picture of the same size with boxes out."""
+def test_detect_draws_detections(tmp_path: Path) -> None:
+    """The script writes an image of the same size with boxes."""
     output = tmp_path / "sub" / "detections.png"
     result = run("examples/detect.py", "--output", output)
     assert result.returncode == 0, result.stderr
     assert "coat" in result.stdout and "6 detections drawn" in result.stdout
     photo = Image.open(REPOSITORY / "examples" / "images" / "garments.jpg")
-    picture = Image.open(output)
-    assert picture.size == photo.size
-    assert picture.convert("RGB").tobytes() != photo.tobytes()
+    drawn = Image.open(output)
+    assert drawn.size == photo.size
+    assert drawn.convert("RGB").tobytes() != photo.tobytes()
 
 
-def test_detect_refuses_what_is_no_image(tmp_path: Path) -> None:
-    """A text file ends the script with a sentence, not a traceback."""
+def test_detect_rejects_other_files(tmp_path: Path) -> None:
+    """A text file gives an error message without a traceback."""
     path = tmp_path / "note.txt"
-    path.write_text("no image")
+    path.write_text("not an image")
     result = run("examples/detect.py", "--image", path)
     assert result.returncode != 0
     assert "can't be read as an image" in result.stderr and "Traceback" not in result.stderr
 
 
 def test_evaluate_is_the_command(tmp_path: Path) -> None:
-    """The evaluation script hands arguments and exit status on, without a traceback."""
+    """The evaluation script passes on arguments and exit status, without a traceback."""
     file, _ = write_coco(tmp_path, [entry(1)])
     result = run("examples/evaluate.py", "--coco", file)
     assert result.returncode == 2
     assert "--images" in result.stderr and "Traceback" not in result.stderr
 
 
-def test_draw_plots_writes_pictures(tmp_path: Path) -> None:
-    """One command gives every picture of the model that comes along."""
+def test_draw_plots(tmp_path: Path) -> None:
+    """The script writes all plots of the package's model."""
     result = run("examples/draw_plots.py", "--output", tmp_path / "sub", "--colors", "64")
     assert result.returncode == 0, result.stderr
     names = ("detections", "sampling_overview", "sampling_encoder", "sampling_decoder")
     for name in names:
-        with Image.open(tmp_path / "sub" / f"{name}.png") as picture:
-            assert picture.width > 300
+        with Image.open(tmp_path / "sub" / f"{name}.png") as plot:
+            assert plot.width > 300
 
 
 @pytest.mark.slow
-def test_benchmark_runs() -> None:
-    """The benchmark compares both sides and prints ratios, in its quickest setting."""
-    result = run("examples/benchmark.py", "--quick")
+@pytest.mark.parametrize(
+    ("script", "options", "parts"),
+    [
+        ("", (), ("loss + matcher", "image processor", "DeformableDetr resnet18, end", "ceiling")),
+        ("_export", ("--rounds", "1"), ("| DETR |", "| Conditional DETR |", "| Deformable DETR |")),
+        (
+            "_precision",
+            ("--rounds", "1"),
+            ("| Detr |", "| ConditionalDetr |", "| DeformableDetr |"),
+        ),
+        ("_segmentation", (), ("panoptic, 30", "instance, 30", "semantic, 30", "MiB, resnet18")),
+    ],
+)
+def test_benchmarks_run(script: str, options: tuple[str, ...], parts: tuple[str, ...]) -> None:
+    """The quick benchmarks check results and print all parts."""
+    if script == "_export":
+        pytest.importorskip("onnxruntime")
+    result = run(f"examples/benchmark{script}.py", "--quick", *options)
     assert result.returncode == 0, result.stderr
-    for part in ("loss + matcher", "image processor", "DeformableDetr resnet18, end", "ceiling"):
-        assert part in result.stdout
-
-
-@pytest.mark.slow
-def test_export_benchmark_runs() -> None:
-    """Protects the table of ONNX files: each is exported, checked and run beside torch."""
-    pytest.importorskip("onnxruntime")
-    result = run("examples/benchmark_export.py", "--quick", "--rounds", "1")
-    assert result.returncode == 0, result.stderr
-    for name in ("DETR", "Conditional DETR", "Deformable DETR"):
-        assert f"| {name} |" in result.stdout
-
-
-@pytest.mark.slow
-def test_precision_benchmark_runs() -> None:
-    """Protects the table of precisions: bfloat16 gives what float32 does, and both are timed."""
-    result = run("examples/benchmark_precision.py", "--quick", "--rounds", "1")
-    assert result.returncode == 0, result.stderr
-    for name in ("Detr", "ConditionalDetr", "DeformableDetr"):
-        assert f"| {name} |" in result.stdout
-
-
-@pytest.mark.slow
-def test_segmentation_benchmark_runs() -> None:
-    """Post-processing and loss agree with transformers', and both are measured."""
-    result = run("examples/benchmark_segmentation.py", "--quick")
-    assert result.returncode == 0, result.stderr
-    for part in ("panoptic, 30", "instance, 30", "semantic, 30", "MiB, resnet18"):
+    for part in parts:
         assert part in result.stdout
 
 
 @pytest.mark.slow
 def test_operator_benchmark_runs() -> None:
-    """All sides of the operator's benchmark agree, and it says who is how fast."""
+    """The benchmark checks and measures all implementations."""
     namespace, reason = find_operators("cpu")
     if namespace is None:
-        pytest.skip(f"there is no compiled operator: {reason}")
+        pytest.skip(f"the compiled operator is unavailable: {reason}")
     options = ("--quick", "--threads", "1", "--batch-sizes", "1")
     result = run("examples/benchmark_operator.py", *options)
     assert result.returncode == 0, result.stderr

@@ -1,6 +1,6 @@
-"""The garments' data set: what `examples/make_garments.py` writes, from a few made-up garments.
+"""Tests `examples/make_garments.py` with squares instead of garments.
 
-The garments here are squares with a hole, written in Fashion-MNIST's own file format.
+The squares have a hole and are saved in Fashion-MNIST's file format.
 """
 
 import gzip
@@ -29,7 +29,7 @@ def write_idx(path: Path, array: np.ndarray) -> None:
 
 
 def write_source(folder: Path) -> None:
-    """Twenty squares a split, two of each class; training's are darker, one file isn't zipped."""
+    """Write 20 squares per split, darker ones for training; one file isn't compressed."""
     folder.mkdir()
     for split, grey in GREYS.items():
         images = np.zeros((20, 28, 28))
@@ -54,7 +54,7 @@ def script() -> ModuleType:
 
 @pytest.fixture(scope="module")
 def made(script: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `source`, and what the script made of it in `first`."""
+    """A folder with `source` and the script's output in `first`."""
     folder = tmp_path_factory.mktemp("garments")
     write_source(folder / "source")
     make(script, folder, "first")
@@ -73,11 +73,11 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_boxes_and_areas_are_those_of_the_masks(made: Path) -> None:
-    """What a detector learns is the tight box of what can be seen, and objects don't share any."""
+    """Boxes are tight around visible pixels, and masks don't overlap."""
     for split, count in (("train", 6), ("test", 5)):
         data = json.loads((made / "first" / split / "annotations.json").read_text())
         assert len(data["images"]) == count and len(data["categories"]) == 10
-        seen = {image["id"]: np.zeros((128, 128), int) for image in data["images"]}
+        count_of = {image["id"]: np.zeros((128, 128), int) for image in data["images"]}
         for annotation in data["annotations"]:
             mask = masks_from_segmentation(annotation["segmentation"], (128, 128), "mask").numpy()
             rows, columns = np.nonzero(mask)
@@ -86,22 +86,22 @@ def test_boxes_and_areas_are_those_of_the_masks(made: Path) -> None:
             assert (x + width, y + height) == (columns.max() + 1, rows.max() + 1)
             assert annotation["area"] == mask.sum() and annotation["iscrowd"] == 0
             assert 1 <= annotation["category_id"] <= 10
-            seen[annotation["image_id"]] += mask
+            count_of[annotation["image_id"]] += mask
         for image in data["images"]:
-            assert seen[image["id"]].max() == 1  # something, and nothing twice
-            with Image.open(made / "first" / split / "images" / image["file_name"]) as picture:
-                assert picture.size == (image["width"], image["height"]) == (128, 128)
+            assert count_of[image["id"]].max() == 1  # there are objects, without overlaps
+            with Image.open(made / "first" / split / "images" / image["file_name"]) as opened:
+                assert opened.size == (image["width"], image["height"]) == (128, 128)
 
 
 def test_segments_are_the_instances_and_the_rest(made: Path) -> None:
-    """The panoptic maps say the same as the masks, and leave no pixel out."""
+    """Panoptic maps equal the masks, and all pixels have a segment."""
     folder = made / "first" / "train"
     instances = json.loads((folder / "annotations.json").read_text())["annotations"]
     panoptic = json.loads((folder / "panoptic.json").read_text())
     assert [c["isthing"] for c in panoptic["categories"]] == [1] * 10 + [0]
     for image in panoptic["annotations"]:
-        with Image.open(folder / "panoptic" / image["file_name"]) as picture:
-            numbers = np.asarray(picture).astype(int) @ [1, 256, 256**2]
+        with Image.open(folder / "panoptic" / image["file_name"]) as opened:
+            numbers = np.asarray(opened).astype(int) @ [1, 256, 256**2]
         segments = image["segments_info"]
         assert sorted(np.unique(numbers)) == [segment["id"] for segment in segments]
         assert all((numbers == segment["id"]).sum() == segment["area"] for segment in segments)
@@ -114,34 +114,34 @@ def test_segments_are_the_instances_and_the_rest(made: Path) -> None:
             assert thing["category_id"] == one["category_id"] and thing["bbox"] == one["bbox"]
 
 
-def test_a_seed_makes_the_same_files(script: ModuleType, made: Path) -> None:
-    """Byte for byte; another seed makes others, and a longer run starts with the same images."""
+def test_reproducibility(script: ModuleType, made: Path) -> None:
+    """The same seed gives the same files; a larger data set starts with the same images."""
     make(script, made, "again")
     assert contents(made / "again") == contents(made / "first")
     make(script, made, "other", "--seed", "1", "--images-train", "8")
     make(script, made, "longer", "--images-train", "8")
     first, other, longer = (contents(made / name) for name in ("first", "other", "longer"))
-    pictures = [name for name in first if name.endswith(".jpg")]
-    assert len(pictures) == 11
-    assert all(first[name] != other[name] for name in pictures)
-    assert all(first[name] == longer[name] for name in pictures)
+    images = [name for name in first if name.endswith(".jpg")]
+    assert len(images) == 11
+    assert all(first[name] != other[name] for name in images)
+    assert all(first[name] == longer[name] for name in images)
 
 
 def test_splits_share_neither_garments_nor_photographs(script: ModuleType, made: Path) -> None:
-    """A test image shows nothing that training has seen."""
+    """Test images have other garments and photographs than training images."""
     train, test = (set(script.PHOTOGRAPHS[split]) for split in ("train", "test"))
     assert train and test and not train & test
     for split, grey in (("train", GREYS["train"]), ("test", GREYS["t10k"])):
         sources, labels = script.read_split(str(made / "source"), split)
         assert set(np.unique(sources)) == {0, grey} and labels.tolist() == [*range(10)] * 2
     one, other = (script.read_photographs(split) for split in ("train", "test"))
-    assert not {picture.tobytes() for picture in one} & {picture.tobytes() for picture in other}
+    assert not {image.tobytes() for image in one} & {image.tobytes() for image in other}
 
 
 def test_hub_copy_is_read_like_the_files(
     script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The Hub's copy is Parquet with pictures; here a local folder of that form stands in."""
+    """The Hub's data set is Parquet with images; the test uses a local folder of this format."""
     datasets = pytest.importorskip("datasets")
     pixels = np.random.default_rng(0).integers(0, 256, (10, 28, 28), dtype=np.uint8)
     features = datasets.Features(
@@ -158,7 +158,7 @@ def test_hub_copy_is_read_like_the_files(
 
 
 def test_half_of_every_garment_stays_visible(script: ModuleType) -> None:
-    """Overlaps never hide so much that nobody could tell what it is."""
+    """At least half of a garment is visible."""
     square = np.zeros((1, 28, 28), np.uint8)
     square[:, 4:24, 4:24] = 200
     photographs = [Image.new("RGB", (128, 128))]
@@ -169,7 +169,7 @@ def test_half_of_every_garment_stays_visible(script: ModuleType) -> None:
         for label, mask in objects:
             rows, columns = np.nonzero(mask)
             assert label == 3
-            # A turned square covers at least half of the box around it, half of that stays.
+            # A rotated square covers at least half of its box, and half of that is visible.
             box = (np.ptp(rows) + 1) * (np.ptp(columns) + 1)
             overlaps += mask.sum() < 0.5 * box
             assert mask.sum() >= 0.2 * box
@@ -177,7 +177,7 @@ def test_half_of_every_garment_stays_visible(script: ModuleType) -> None:
 
 
 def test_cut_out_keeps_openings_and_drops_noise(script: ModuleType) -> None:
-    """Small holes are black cloth, large ones are openings; specks aren't cloth."""
+    """Small holes are filled, large ones are openings; specks are removed."""
     pixels = np.zeros((28, 28), np.uint8)
     pixels[5:25, 5:25] = 200
     pixels[8:10, 8:10] = 0  # four black pixels
@@ -201,10 +201,10 @@ def test_cut_out_keeps_openings_and_drops_noise(script: ModuleType) -> None:
         (lambda path: write_idx(path, np.zeros((19, 28, 28))), "one label for every image"),
     ],
 )
-def test_damaged_sources_are_refused(
+def test_damaged_sources(
     script: ModuleType, tmp_path: Path, damage: Callable[[Path], object], message: str
 ) -> None:
-    """Files that aren't Fashion-MNIST's end the script with a sentence, and nothing is written."""
+    """Invalid files exit with a message, and nothing is written."""
     write_source(tmp_path / "source")
     damage(tmp_path / "source" / f"t10k-{FILES[0]}.gz")
     output = tmp_path / "output"
@@ -216,7 +216,7 @@ def test_damaged_sources_are_refused(
 def test_nothing_is_overwritten(
     script: ModuleType, made: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A second run into the same folder would mix two data sets."""
+    """A folder that isn't empty is rejected."""
     before = contents(made / "first")
     with pytest.raises(SystemExit):
         make(script, made, "first")

@@ -1,6 +1,10 @@
-"""MMDetection's checkpoints: names of versions 2.10.0, 2.28.2 and 3.3.0, and their models' answers.
+"""Weight names and recorded outputs of MMDetection 2.10.0, 2.28.2 and 3.3.0 and of detrex.
 
-2.28.2 and 2.10.0 ran with mmcv 1.7.2; 2.7.0 has the names and answers of 2.10.0.
+MMDetection 2.28.2 and 2.10.0 ran with mmcv 1.7.2; 2.7.0 has the names and outputs of 2.10.0.
+detrex's outputs were recorded from the three models of IDEA-Research/detrex of 2022 and 2023
+(projects/detr, conditional_detr and deformable_detr), rewritten without its compiled parts: with
+the ResNet of detectron2 0.6 and the deformable attention of mmcv 1.7.2, from which detrex's was
+derived. As in detrex's evaluation, no part of the images was masked.
 """
 
 import json
@@ -12,28 +16,33 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 from torch.testing import assert_close
 
 from hf_detr import convert_official_checkpoint
 from hf_detr.mmdetection_names import (
+    check_settings,
+    from_detrex,
+    has_detrex_names,
     has_mmdetection_names,
-    refuse_other_settings,
     with_official_names,
 )
 
 from .some_weights import batch, named_weights
 
 FIXTURES = Path(__file__).parent / "fixtures"
-# Small models of one ResNet-18, 2 + 2 layers of 256 channels and 8 heads, by kind.
+# Small models by kind: a ResNet-18, 2 + 2 layers with 256 channels and 8 heads.
 SHAPES = {
     (version, kind): shapes
     for version in ("mmdetection", "mmdetection2")
     for kind, shapes in json.loads((FIXTURES / f"{version}_shapes.json").read_text()).items()
 }
+DETREX_SHAPES = json.loads((FIXTURES / "detrex_shapes.json").read_text())
+DETECTRON2, TORCHVISION = DETREX_SHAPES.pop("backbone"), DETREX_SHAPES.pop("torchvision backbone")
 
 
 def backbone_shapes() -> dict[str, Sequence[int]]:
-    """Both libraries call a ResNet's weights as torchvision does."""
+    """MMDetection names the weights of a ResNet as torchvision does."""
     with torch.device("meta"):
         model = timm.create_model("resnet18", features_only=True)
     return {f"backbone.{name}": tuple(t.shape) for name, t in model.state_dict().items()}
@@ -41,7 +50,7 @@ def backbone_shapes() -> dict[str, Sequence[int]]:
 
 @pytest.mark.parametrize(("version", "kind"), SHAPES)
 def test_recorded_outputs(version: str, kind: str, tmp_path: Path) -> None:
-    """Every weight has its place, and with the same weights come the same predictions."""
+    """All weights are converted, and equal weights give equal predictions."""
     weights = named_weights(backbone_shapes() | SHAPES[version, kind])
     assert has_mmdetection_names(weights)
     torch.save({"meta": {"epoch": 50}, "state_dict": weights}, tmp_path / "model.pth")
@@ -49,7 +58,7 @@ def test_recorded_outputs(version: str, kind: str, tmp_path: Path) -> None:
         tmp_path / "model.pth", tmp_path / "hub", dilation=False, num_heads=8
     )
     assert getattr(model.config, "with_box_refine", False) == (kind in ("refine", "two stages"))
-    model.config.two_stage_num_proposals = 7  # no weight shows how many
+    model.config.two_stage_num_proposals = 7  # no weight shows the number
     expected = load_file(FIXTURES / f"{version}_outputs.safetensors")
     with torch.no_grad():
         output = model(*batch())
@@ -58,7 +67,7 @@ def test_recorded_outputs(version: str, kind: str, tmp_path: Path) -> None:
 
 
 def test_names() -> None:
-    """Levels that the neck adds follow the backbone's; strangers keep their names."""
+    """Extra levels of the neck follow the levels of the backbone; unknown names don't change."""
     names = ["level_embed", "neck.convs.0.conv.weight", "neck.convs.1.gn.bias"]
     names += ["neck.extra_convs.1.conv.bias", "decoder.layers.0.norms.0.bias", "other.weight"]
     weights = {name: torch.full((3, 2), float(i)) for i, name in enumerate(names)}
@@ -90,7 +99,7 @@ def test_names() -> None:
     ],
 )
 def test_wrong_names(former: str, latter: str | None, message: str, tmp_path: Path) -> None:
-    """A weight too few, too many or there twice is named."""
+    """Missing, unexpected and duplicate weights are named in the error."""
     weights = named_weights(backbone_shapes() | SHAPES["mmdetection2", "detr"])
     weight = weights[f"bbox_head.transformer.{former}"]
     if latter is None:
@@ -105,8 +114,8 @@ def test_wrong_names(former: str, latter: str | None, message: str, tmp_path: Pa
     assert not (tmp_path / "hub").exists()
 
 
-def test_dilation_is_refused(tmp_path: Path) -> None:
-    """MMDetection's dilated stage isn't torchvision's, whether an argument or the name asks."""
+def test_dilation_is_rejected(tmp_path: Path) -> None:
+    """Dilation is rejected, because MMDetection dilates differently than torchvision."""
     file = tmp_path / "detr_r50_dc5.pth"
     torch.save(named_weights(backbone_shapes() | SHAPES["mmdetection2", "detr"]), file)
     with pytest.raises(ValueError, match="MMDetection, which dilates the first block"):
@@ -125,21 +134,108 @@ def test_dilation_is_refused(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("key", ["config", "cfg"])
-def test_other_settings_are_refused(text: str, found: str | None, key: str) -> None:
-    """What weights don't show is read off the configuration, where the file has one."""
+def test_unsupported_settings_are_rejected(text: str, found: str | None, key: str) -> None:
+    """Unsupported settings are found in the configuration stored in the file, if any."""
     if found is None:
-        refuse_other_settings({key: text})
+        check_settings({key: text})
     else:
-        with pytest.raises(ValueError, match=re.escape(f"configuration says {found}.")):
-            refuse_other_settings({key: text})
+        with pytest.raises(ValueError, match=re.escape(f"configuration contains {found}")):
+            check_settings({key: text})
     for meta in (None, {}, {"config": 5}, "style='caffe'"):
-        refuse_other_settings(meta)
+        check_settings(meta)
 
 
 def test_settings_in_a_file(tmp_path: Path) -> None:
-    """A file is refused for its configuration before anything is written."""
+    """A file with an unsupported configuration is rejected before anything is written."""
     weights = named_weights({"bbox_head.fc_cls.weight": [6, 256]})
     content = {"meta": {"config": "style='caffe'"}, "state_dict": weights}
     torch.save(content, tmp_path / "model.pth")
     with pytest.raises(ValueError, match="style='caffe'"):
         convert_official_checkpoint(tmp_path / "model.pth", tmp_path / "hub")
+
+
+def detrex_weights() -> dict[str, Tensor]:
+    return named_weights(DETECTRON2 | DETREX_SHAPES["detr"])
+
+
+@pytest.mark.parametrize("kind", [*DETREX_SHAPES, "detr torchvision"])
+def test_detrex_recorded_outputs(kind: str, tmp_path: Path) -> None:
+    """All weights are converted, and equal weights give equal predictions."""
+    backbone = TORCHVISION if kind == "detr torchvision" else DETECTRON2
+    weights = named_weights(backbone | DETREX_SHAPES[kind.removesuffix(" torchvision")])
+    assert has_detrex_names(weights)
+    torch.save({"model": weights, "iteration": 9}, tmp_path / "model.pth")
+    model = convert_official_checkpoint(
+        tmp_path / "model.pth", tmp_path / "hub", dilation=False, num_heads=8
+    )
+    assert getattr(model.config, "with_box_refine", False) == (kind in ("refine", "two stages"))
+    model.config.two_stage_num_proposals = 7  # no weight shows the number
+    expected = load_file(FIXTURES / "detrex_outputs.safetensors")
+    with torch.no_grad():
+        output = model(batch()[0])
+    assert_close(output.logits, expected[f"{kind}/logits"], atol=5e-4, rtol=0)
+    assert_close(output.pred_boxes, expected[f"{kind}/boxes"], atol=5e-5, rtol=0)
+
+
+def test_detrex_names() -> None:
+    """The constants of the loss are dropped; unknown names don't change."""
+    conditional = "transformer.decoder.layers.1.attentions.{}_proj.weight"
+    names = [conditional.format(part) for part in ("0.key_pos", "1.query_pos_sine", "1.value")]
+    names += ["criterion.empty_weight", "backbone.res5.0.shortcut.norm.bias", "other.weight"]
+    names += [conditional.format("0.query_content")]
+    official = from_detrex({name: torch.zeros(1) for name in names})
+    layer = "transformer.decoder.layers.1"
+    assert list(official) == [
+        *(f"{layer}.sa_kpos_proj.weight", f"{layer}.ca_qpos_sine_proj.weight"),
+        *(f"{layer}.ca_v_proj.weight", "backbone.0.body.layer4.0.downsample.1.bias"),
+        *("other.weight", f"{layer}.sa_qcontent_proj.weight"),
+    ]
+    assert not has_detrex_names(["transformer.encoder.layers.0.self_attn.in_proj_weight"])
+
+
+@pytest.mark.parametrize(
+    ("former", "latter", "message"),
+    [
+        (
+            "backbone.res3.1.conv2.norm.bias",
+            None,
+            r"lacks: backbone\.0\.body\.layer2\.1\.bn2\.bias",
+        ),
+        (
+            "transformer.encoder.layers.0.ffns.0.layers.1.bias",
+            "transformer.encoder.layers.0.ffns.0.layers.0.1.weight",  # PReLU's
+            r"has unknown: transformer\.encoder\.layers\.0\.ffn\.layers\.0\.1\.weight",
+        ),
+        (
+            "transformer.encoder.layers.0.norms.0.bias",
+            "transformer.encoder.post_norm_layer.weight",
+            r"has unknown: transformer\.encoder\.post_norm_layer\.weight",
+        ),
+        ("backbone.stem.conv1.weight", "backbone.body.conv1.weight", "names of the same weight"),
+    ],
+)
+def test_detrex_wrong_names(former: str, latter: str | None, message: str, tmp_path: Path) -> None:
+    """Missing, unexpected and duplicate weights are named in the error."""
+    weights = detrex_weights()
+    if latter is None:
+        del weights[former]
+    else:
+        weights[latter] = weights[former]
+    torch.save(weights, tmp_path / "model.pth")
+    with pytest.raises(ValueError, match=message):
+        convert_official_checkpoint(
+            tmp_path / "model.pth", tmp_path / "hub", dilation=False, num_heads=8
+        )
+    assert not (tmp_path / "hub").exists()
+
+
+def test_detrex_dilation(tmp_path: Path) -> None:
+    """Dilation is rejected for detectron2's ResNet and accepted for torchvision's."""
+    torch.save({"model": detrex_weights()}, tmp_path / "detectron2.pth")
+    with pytest.raises(ValueError, match="detectron2, which dilates the first block"):
+        convert_official_checkpoint(
+            tmp_path / "detectron2.pth", tmp_path / "hub", dilation=True, num_heads=8
+        )
+    file = tmp_path / "detr_r50_dc5.pth"
+    torch.save({"model": named_weights(TORCHVISION | DETREX_SHAPES["detr"])}, file)
+    assert convert_official_checkpoint(file, tmp_path / "hub").config.dilation

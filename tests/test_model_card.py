@@ -1,4 +1,4 @@
-"""Model cards say what is so: their metadata can be read, and their code runs as it stands."""
+"""Tests model cards: metadata, tables and code."""
 
 import re
 import shutil
@@ -23,8 +23,8 @@ AP = CardResults(
 
 
 def config_of(variant: str = "detr", kind: str = "ForObjectDetection", **options: Any) -> Any:
-    """A tiny configuration as it is after saving a model."""
-    if kind == "ForSegmentation":  # whose mask head can't take less
+    """A tiny configuration with `architectures`, as after saving a model."""
+    if kind == "ForSegmentation":  # the mask head's smallest sizes
         options |= {"d_model": 128, "encoder_attention_heads": 8}
     config = tiny_config(variant, **options)
     config.architectures = [class_of(variant, kind).__name__]
@@ -32,7 +32,7 @@ def config_of(variant: str = "detr", kind: str = "ForObjectDetection", **options
 
 
 def write_model(config: Any, folder: Path, size: dict[str, int] | None = None) -> None:
-    """A model with seeded random weights, and its image processor."""
+    """Save a model with random weights and its image processor."""
     torch.manual_seed(0)
     architecture = config.architectures[0]
     getattr(hf_detr, architecture)(config).save_pretrained(folder)
@@ -41,7 +41,7 @@ def write_model(config: Any, folder: Path, size: dict[str, int] | None = None) -
 
 
 def code_blocks(card: ModelCard) -> tuple[list[str], list[str]]:
-    """A card's Python for hf_detr, and for transformers alone."""
+    """A card's Python code for hf_detr, and for plain transformers."""
     blocks = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
     plain = [block for block in blocks if "hf_detr import" not in block]
     plain = [block for block in plain if "import hf_detr" not in block]
@@ -49,7 +49,7 @@ def code_blocks(card: ModelCard) -> tuple[list[str], list[str]]:
 
 
 def run_block(code: str) -> dict[str, Any]:
-    """Run a card's code in the current folder; the names that it leaves."""
+    """Run a card's code in the current folder and return its variables."""
     names: dict[str, Any] = {}
     exec(code, names)
     model = names["model"] if "model" in names else names["predict"].model
@@ -59,7 +59,7 @@ def run_block(code: str) -> dict[str, Any]:
 
 
 def check_metadata(card: ModelCard) -> None:
-    """What every card's metadata must say, and that reading changes none of it."""
+    """Check the metadata that every card needs, and that reading doesn't change them."""
     assert str(ModelCard(str(card))) == str(card)
     data = card.data
     assert data.library_name in ("transformers", "hf_detr") and "hf_detr" in data.tags
@@ -71,7 +71,7 @@ def check_metadata(card: ModelCard) -> None:
 
 @pytest.mark.parametrize("kind", ["ForObjectDetection", "ForSegmentation"])
 def test_card_follows_from_the_configuration(variant: str, kind: str) -> None:
-    """Protects library, task and code from not being the model's."""
+    """Library, task and code are the model's."""
     config = config_of(variant, kind)
     (architecture,) = config.architectures
     card = make_model_card(config, name="me/toy", description="A toy.")
@@ -97,7 +97,7 @@ def test_card_follows_from_the_configuration(variant: str, kind: str) -> None:
 def test_code_of_models_that_need_the_package_runs(
     variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Protects the code of segmenters that no published checkpoint has."""
+    """The code in cards of unpublished segmentation models runs."""
     levels = {"num_mask_levels": 1} if variant == "deformable_detr" else {}
     config = config_of(variant, "ForSegmentation", **levels)
     write_model(config, tmp_path / "toy")
@@ -108,13 +108,13 @@ def test_code_of_models_that_need_the_package_runs(
 
 
 def test_configuration_shows_what_differs() -> None:
-    """Protects from hiding a field that isn't the default, and from listing all that are."""
+    """Exactly the fields that differ from the defaults are listed."""
     config = config_of("deformable_detr", with_box_refine=True, kernel="torch", num_labels=2)
     text = make_model_card(config, name="toy", description="").text
     for row in ("| `backbone` | `test_resnet` | `resnet50` |", "| `d_model` | `64` | `256` |"):
         assert row in text
     assert "| `with_box_refine` | `True` | `False` |" in text
-    # Defaults, this machine's business, and bookkeeping.
+    # Defaults, the kernel option and general fields.
     for name in ("two_stage", "num_labels", "kernel", "architectures", "backbone_config"):
         assert f"| `{name}` |" not in text
     default = hf_detr.DetrConfig(architectures=["DetrForObjectDetection"])
@@ -124,8 +124,8 @@ def test_configuration_shows_what_differs() -> None:
     )
 
 
-def test_figures_are_told_apart() -> None:
-    """Published figures stand with their source; in the metadata, measured ones replace them."""
+def test_published_and_measured_results() -> None:
+    """Published results have a source; in the metadata, measured results replace them."""
     measured = CardResults({"AP": 0.41}, "COCO 2017 val", "coco")
     own = CardResults({"AP50": 0.9}, "toys", "toys")
     arguments = {"name": "toy", "description": "", "evaluation": "On one CPU."}
@@ -146,13 +146,13 @@ def test_figures_are_told_apart() -> None:
     ]
 
 
-def test_what_was_not_given_is_not_invented() -> None:
-    """No licence, base model, data or figure is in a card that wasn't told of one."""
+def test_optional_parts() -> None:
+    """Licence, base model, data and results are in the card only if given."""
     card = make_model_card(config_of(), name="toy", description="A toy.")
     for key in ("license", "base_model", "datasets", "model-index"):
         assert key not in card.data.to_dict()
-    assert "None was given" in card.text and "results" not in card.text
-    assert "finds at most 7 objects" in card.text
+    assert "No licence is given" in card.text and "results" not in card.text
+    assert "at most 7 objects" in card.text
     card = make_model_card(
         config_of("deformable_detr", with_box_refine=True, two_stage=True),
         name="toy",
@@ -166,7 +166,7 @@ def test_what_was_not_given_is_not_invented() -> None:
     check_metadata(card)
     assert (card.data.license, card.data.base_model) == ("mit", "facebook/detr-resnet-50")
     assert card.data.datasets == ["toys"]
-    assert "finds at most 300 objects" in card.text and "Toys only." in card.text
+    assert "at most 300 objects" in card.text and "Toys only." in card.text
     assert "## Training\n\nBy hand.\n" in card.text
 
 
@@ -177,8 +177,8 @@ def test_tables_keep_their_columns() -> None:
 
 
 @pytest.mark.parametrize("architectures", [None, [], ["DetrModel"]])
-def test_configuration_without_a_task_is_refused(architectures: list[str] | None) -> None:
-    """A card for who knows what would have wrong code."""
+def test_configuration_without_a_task(architectures: list[str] | None) -> None:
+    """A configuration without a detector's class is rejected."""
     config = config_of()
     config.architectures = architectures
     with pytest.raises(ValueError, match="save the model first"):

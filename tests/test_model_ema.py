@@ -1,4 +1,4 @@
-"""Protects the averaged weights: the average, and that they come and go whole."""
+"""Tests averaged weights."""
 
 import pytest
 import torch
@@ -9,14 +9,14 @@ from hf_detr.model_ema import ModelEma
 
 
 def make_model() -> nn.Linear:
-    """A model of two weights, 1 and 1."""
+    """A model with two weights of 1."""
     model = nn.Linear(2, 1, bias=False)
     nn.init.ones_(model.weight)
     return model
 
 
 def test_average_by_hand() -> None:
-    """Protects the formula, and the quick start: a tenth of the old at first, then the decay."""
+    """The average equals the formula, with a smaller decay in the first steps."""
     model = make_model()
     ema = ModelEma(model, decay=0.5)
     expected = 1.0
@@ -27,8 +27,8 @@ def test_average_by_hand() -> None:
         assert_close(ema.averages[0], torch.full((1, 2), expected), atol=1e-4, rtol=1e-6)
 
 
-def test_applied_weights_come_and_go() -> None:
-    """Protects training weights from an evaluation with averages, also from one that fails."""
+def test_applied_weights_are_restored() -> None:
+    """The weights are restored after the context, also after an error."""
     model = make_model()
     ema = ModelEma(model, decay=0.9)
     nn.init.constant_(model.weight, 5.0)
@@ -39,15 +39,15 @@ def test_applied_weights_come_and_go() -> None:
     assert_close(ema.averages[0], torch.ones(1, 2), atol=0, rtol=0)
 
 
-def test_frozen_weights_are_left_alone() -> None:
-    """Protects memory: what isn't trained has no average."""
+def test_frozen_weights_have_no_average() -> None:
+    """Only trainable parameters are averaged."""
     model = nn.Sequential(make_model(), make_model())
     model[0].requires_grad_(False)
     assert len(ModelEma(model, 0.9).averages) == 1
 
 
 def test_half_precision_is_averaged_in_float32() -> None:
-    """Protects small changes, which bfloat16 would round away: 1 + 0.001 * 1 is 1 there."""
+    """Small changes, which bfloat16 would round, are kept: 1 + 0.001 * 1."""
     model = make_model().bfloat16()
     ema = ModelEma(model, decay=0.999)
     nn.init.constant_(model.weight, 2.0)
@@ -55,8 +55,8 @@ def test_half_precision_is_averaged_in_float32() -> None:
     assert_close(ema.averages[0], torch.full((1, 2), 1.001), atol=1e-6, rtol=0)
 
 
-def test_applying_rounds_nothing() -> None:
-    """Protects averages of weights in half precision from every evaluation and save."""
+def test_applying_does_not_round() -> None:
+    """Applying averages to weights in half precision doesn't change the averages."""
     model = make_model().bfloat16()
     ema = ModelEma(model, decay=0.9)
     ema.averages[0].fill_(1.001)
@@ -65,7 +65,7 @@ def test_applying_rounds_nothing() -> None:
     assert_close(ema.averages[0], torch.full((1, 2), 1.001), atol=0, rtol=0)
 
 
-def test_wrong_decay() -> None:
-    """Protects against a decay that would never learn."""
+def test_invalid_decay() -> None:
+    """A decay of 1 is rejected."""
     with pytest.raises(ValueError, match="decay is 1"):
         ModelEma(make_model(), 1)

@@ -1,4 +1,4 @@
-"""Models by name: the class that was saved, or a sentence why not."""
+"""Tests loading models and image processors by name."""
 
 import json
 import shutil
@@ -25,8 +25,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_classes_that_were_saved(folder: Path, tmp_path: Path) -> None:
-    """Masks where there are some, unless they aren't wanted; weights in the type asked for."""
+def test_saved_classes(folder: Path, tmp_path: Path) -> None:
+    """The saved class is loaded, or only the detector with masks=False, in the given dtype."""
     for name, masks, expected in [
         ("detector", None, DetrForObjectDetection),
         ("segmenter", None, DetrForSegmentation),
@@ -44,14 +44,14 @@ def test_classes_that_were_saved(folder: Path, tmp_path: Path) -> None:
     assert load_model(tmp_path, "cpu")[0].dtype == torch.bfloat16
 
 
-def test_refusals(folder: Path, tmp_path: Path) -> None:
-    """A fresh mask head would give nonsense; other models and devices aren't ours to run."""
+def test_invalid_models(folder: Path, tmp_path: Path) -> None:
+    """Detectors with masks=True, other models and unknown devices are rejected."""
     with pytest.raises(ValueError, match="has no mask head"):
         load_model(folder / "detector", masks=True)
-    with pytest.raises(ValueError, match="the device 'abacus' can't be used"):
+    with pytest.raises(ValueError, match="The device 'abacus' isn't available"):
         load_model(folder / "detector", "abacus")
     YolosConfig().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="is a 'yolos' of transformers"):
+    with pytest.raises(ValueError, match="is a 'yolos' model of transformers"):
         load_model(tmp_path)
     with pytest.raises(OSError):
         load_model(tmp_path / "nowhere")
@@ -68,7 +68,7 @@ def test_refusals(folder: Path, tmp_path: Path) -> None:
 def test_damaged_files(
     folder: Path, tmp_path: Path, name: str, content: str | None, message: str
 ) -> None:
-    """They are told in a sentence, before any image is read."""
+    """Damaged configurations are rejected."""
     shutil.copytree(folder / "detector", tmp_path / "model")
     if content is None:
         config = json.loads((tmp_path / "model" / name).read_text())

@@ -1,4 +1,4 @@
-"""`pipeline("object-detection")` on files, batches and other people's models."""
+"""Tests `pipeline("object-detection")` on files, batches and models of transformers."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def num_detections(variant: str) -> int:
 
 
 def test_pipeline_on_a_photograph(folder: Path, variant: str) -> None:
-    """A path in, detections with names, scores and pixel boxes out; our classes do it."""
+    """A path gives detections with names, scores and boxes in pixels."""
     detect = pipeline("object-detection", model=str(folder))
     assert type(detect) is DetectionPipeline
     assert isinstance(detect.model, ObjectDetector)
@@ -45,7 +45,7 @@ def test_pipeline_on_a_photograph(folder: Path, variant: str) -> None:
 
 
 def test_batches_of_mixed_sizes(folder: Path, variant: str) -> None:
-    """Images of four sizes give, batched, about what they give one by one."""
+    """Batches of images with four sizes give nearly the same results as single images."""
     detect = pipeline("object-detection", model=str(folder))
     photo = Image.open(IMAGES / "coffee.jpg")
     images = [photo, photo.resize((300, 400)), photo.convert("L"), photo.crop((0, 0, 200, 90))]
@@ -63,7 +63,7 @@ def test_batches_of_mixed_sizes(folder: Path, variant: str) -> None:
 
 
 def test_other_models_go_through_unchanged(variant: str) -> None:
-    """A model of another library class is served as by transformers' own pipeline."""
+    """Models of transformers give the same results as in transformers' pipeline."""
     torch.manual_seed(0)
     config = class_of(variant, "Config", transformers).from_dict(
         tiny_config(variant, backbone="resnet18").to_dict()
@@ -78,7 +78,7 @@ def test_other_models_go_through_unchanged(variant: str) -> None:
 
 
 def test_pad_to_batch() -> None:
-    """Tensors keep their top left place; the rest is zero."""
+    """Tensors are padded with zeros at the bottom and right."""
     batch = pad_to_batch([[torch.ones(1, 3, 2, 4)], torch.full((1, 3, 5, 1), 2.0)])
     assert batch.shape == (2, 3, 5, 4)
     assert batch[0, 0].sum() == 8 and batch[0, :, :2, :4].min() == 1
@@ -86,7 +86,7 @@ def test_pad_to_batch() -> None:
 
 
 def test_processor_that_does_not_pad(folder: Path) -> None:
-    """Without the processor's padding the pipeline pads, and masks what it padded."""
+    """Without padding in the image processor, the pipeline pads and masks the images."""
     processor = AutoImageProcessor.from_pretrained(folder, do_pad=False)
     detect = pipeline("object-detection", model=str(folder), image_processor=processor)
     photo = Image.open(IMAGES / "coffee.jpg")

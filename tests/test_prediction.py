@@ -1,4 +1,4 @@
-"""Prediction: the same results alone and together, in order, without keeping what is read."""
+"""Tests prediction: batching, order, memory and errors."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from hf_detr import DetrImageProcessor, predict, stream_predictions
 from hf_detr.detection_transformer import ObjectDetector
-from hf_detr.observing import observe
+from hf_detr.observing import record_attention
 from hf_detr.prediction import WAITING_BATCHES, in_eval_mode
 from hf_detr.segmentation import Segmenter
 
@@ -24,7 +24,7 @@ SIZE = {"shortest_edge": 64, "longest_edge": 96}
 
 @pytest.fixture(scope="module")
 def detector() -> ObjectDetector:
-    """A detector that is never sure, so that every query counts at threshold 0."""
+    """A random detector, whose queries all count at threshold 0."""
     return tiny_detector("detr")
 
 
@@ -33,8 +33,8 @@ def processor() -> DetrImageProcessor:
     return DetrImageProcessor(size=SIZE)
 
 
-def sure_segmenter() -> Segmenter:
-    """A model of one query, which is sure to see a large object of class 2."""
+def confident_segmenter() -> Segmenter:
+    """A model with one query that always predicts a large object of class 2."""
     model = tiny_segmenter(num_queries=1)
     with torch.no_grad():
         model.detector.class_labels_classifier.bias[2] = 20
@@ -42,10 +42,10 @@ def sure_segmenter() -> Segmenter:
     return model
 
 
-def test_results_come_in_order_and_as_if_alone(
+def test_batches_do_not_change_results(
     detector: ObjectDetector, processor: DetrImageProcessor, tmp_path: Path
 ) -> None:
-    """Files, PIL images and arrays of two sizes, mixed: batches neither pad nor reorder (1e-4)."""
+    """Files, PIL images and arrays of two sizes give the same results as single images (1e-4)."""
     shapes = [(40, 50), (50, 40), (40, 50), (50, 40), (40, 50)]
     files = [write_image(tmp_path / f"{i}.png", *shape, seed=i) for i, shape in enumerate(shapes)]
     opened = [PIL.Image.open(file) for file in files]
@@ -63,17 +63,15 @@ def test_results_come_in_order_and_as_if_alone(
 def test_one_image_and_a_batched_array(
     detector: ObjectDetector, processor: DetrImageProcessor
 ) -> None:
-    """What isn't a list is one image, or with four axes one per entry."""
+    """An array is one image, or with four axes a batch of images."""
     images = torch.randint(256, (2, 3, 40, 50), dtype=torch.uint8)
     both = predict(detector, processor, images, threshold=0, progress=False)
     (one,) = predict(detector, processor, images[1], threshold=0, progress=False)
     assert_close(both[1], one, atol=1e-4, rtol=1e-4)
 
 
-def test_images_are_read_when_their_turn_comes(
-    detector: ObjectDetector, processor: DetrImageProcessor
-) -> None:
-    """Of many images, all of different sizes, only a few batches are in memory."""
+def test_images_are_read_lazily(detector: ObjectDetector, processor: DetrImageProcessor) -> None:
+    """Only a few batches of many images with different sizes are in memory."""
     read = 0
 
     def images() -> Iterator[np.ndarray]:
@@ -82,37 +80,37 @@ def test_images_are_read_when_their_turn_comes(
             read += 1
             yield np.zeros((40, 41 + 3 * extra, 3), dtype=np.uint8)
 
-    most, seen = 0, []
+    most, done = 0, []
     for index, _ in stream_predictions(detector, processor, images(), batch_size=2):
-        most = max(most, read - len(seen))
-        seen.append(index)
-    assert sorted(seen) == list(range(24))
+        most = max(most, read - len(done))
+        done.append(index)
+    assert sorted(done) == list(range(24))
     assert most <= WAITING_BATCHES * 2
 
 
 def test_bad_images_are_named(
     detector: ObjectDetector, processor: DetrImageProcessor, tmp_path: Path
 ) -> None:
-    """A file that is no image ends a call, with its index and name, or is told and passed over."""
+    """Invalid images raise an error with index and name, or are skipped by on_bad_image."""
     (tmp_path / "note.txt").write_text("no image")
     images = [np.zeros((40, 50, 3), dtype=np.uint8), tmp_path / "note.txt"] * 2
     with pytest.raises(ValueError, match="image 1 .*note.txt.* can't be"):
         predict(detector, processor, images, progress=False)
     with pytest.raises(TypeError, match="image 0 is a int"):
         predict(detector, processor, [5], progress=False)
-    with pytest.raises(ValueError, match="image 0 holds 2 images"):
+    with pytest.raises(ValueError, match="image 0 is a batch of 2 images"):
         predict(detector, processor, [images[::2]], progress=False)
-    told: dict[int, Exception] = {}
-    results = stream_predictions(detector, processor, images, on_bad_image=told.__setitem__)
-    assert sorted(index for index, _ in results) == [0, 2] and sorted(told) == [1, 3]
+    errors: dict[int, Exception] = {}
+    results = stream_predictions(detector, processor, images, on_bad_image=errors.__setitem__)
+    assert sorted(index for index, _ in results) == [0, 2] and sorted(errors) == [1, 3]
     with pytest.raises(ValueError, match="batch_size is 0"):
         predict(detector, processor, images, batch_size=0)
 
 
 def test_segmentation_models_give_segments(processor: DetrImageProcessor) -> None:
-    """Maps have each image's own size, and name a label for every segment."""
+    """Segmentation maps have the image's size, and every segment has a label."""
     images = [np.zeros((40, 50, 3), dtype=np.uint8), np.full((60, 30, 3), 200, dtype=np.uint8)]
-    results = predict(sure_segmenter(), processor, images, progress=False)
+    results = predict(confident_segmenter(), processor, images, progress=False)
     assert [tuple(result["segmentation"].shape) for result in results] == [(40, 50), (60, 30)]
     for result in results:
         (segment,) = result["segments_info"]
@@ -120,8 +118,8 @@ def test_segmentation_models_give_segments(processor: DetrImageProcessor) -> Non
         assert result["labels"].tolist() == [2]
 
 
-def test_modes_come_back() -> None:
-    """A model in training with frozen parts in eval mode is left so."""
+def test_modes_are_restored() -> None:
+    """Modules in training and in eval mode are restored to their modes."""
     model = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Dropout()).train()
     model[1].eval()
     with in_eval_mode(model):
@@ -129,8 +127,8 @@ def test_modes_come_back() -> None:
     assert [module.training for module in model.modules()] == [True, True, False]
 
 
-def test_what_inference_keeps() -> None:
-    """Protects the folded backbone from being made anew by each call, and training from it."""
+def test_folded_backbone_is_reused() -> None:
+    """The folded backbone is computed once, and dropped by training mode."""
     model, processor = tiny_detector("detr"), DetrImageProcessor(size=SIZE)
     folded, image = model.model.backbone.folded, np.zeros((40, 50, 3), np.uint8)
     predict(model, processor, image)
@@ -144,7 +142,7 @@ def test_what_inference_keeps() -> None:
 
 @pytest.mark.parametrize("do_normalize", [True, False])
 def test_images_are_read_as_the_processor_reads_them(do_normalize: bool) -> None:
-    """Protects floats that aren't rescaled: 0 … 255 with such a mean, or normalised before."""
+    """Floats with do_rescale=False are read as by the image processor, in 0 … 255 or normalized."""
     generator = torch.Generator().manual_seed(0)
     image = torch.randint(256, (3, 40, 50), generator=generator).float()
     statistics = {"image_mean": [123.0, 117.0, 104.0], "image_std": [58.0, 57.0, 57.0]}
@@ -158,7 +156,7 @@ def test_images_are_read_as_the_processor_reads_them(do_normalize: bool) -> None
         outputs = model(**processor(image, return_tensors="pt"))
     [expected] = processor.post_process_object_detection(outputs, 0, [(40, 50)])
     [found] = predict(model, processor, image, threshold=0)
-    [seen] = observe(model, processor, image)
+    [record] = record_attention(model, processor, image)
     assert_close(found["boxes"], expected["boxes"], atol=1e-3, rtol=0)
-    assert_close(seen.boxes_xyxy, expected["boxes"], atol=1e-3, rtol=0)
-    assert seen.image.min() >= 0 and 0.5 < seen.image.max() <= 1
+    assert_close(record.boxes_xyxy, expected["boxes"], atol=1e-3, rtol=0)
+    assert record.image.min() >= 0 and 0.5 < record.image.max() <= 1

@@ -1,4 +1,4 @@
-"""Published checkpoints: their configurations, and that the cards in model_cards/ hold."""
+"""Tests published checkpoints, the cards in model_cards/ and the model in the package."""
 
 import json
 import shutil
@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from huggingface_hub import ModelCard
-from transformers import AutoConfig
+from PIL import Image
+from transformers import AutoConfig, pipeline
 
+from hf_detr import DeformableDetrForObjectDetection, embedded_model_folder
+from hf_detr.box_ops import box_iou
 from hf_detr.published_checkpoints import (
     PublishedCheckpoint,
     find_published_checkpoint,
@@ -24,7 +28,16 @@ REPOSITORY = Path(__file__).parents[1]
 CARDS = REPOSITORY / "model_cards"
 GARMENTS = "deformable-detr-garments"
 PUBLISHED = published_checkpoints()
-# Runs blocks of code, each in a folder, in a process that never hears of hf_detr.
+# Objects in the image as (left, top, width, height).
+EXPECTED_BOXES = {
+    "coat": (354, 190, 91, 127),
+    "trouser": (172, 189, 98, 138),
+    "ankle boot": (158, 68, 134, 85),
+    "t-shirt/top": (19, 228, 92, 110),
+    "sneaker": (322, 101, 129, 43),
+    "bag": (22, 31, 105, 87),
+}
+# Runs code blocks, each in its folder, in a process without hf_detr.
 RUN_PLAIN = """
 import json, os, sys
 for folder, code in json.load(sys.stdin):
@@ -42,7 +55,7 @@ def card_file(checkpoint: PublishedCheckpoint) -> Path:
 
 
 def small_config(checkpoint: PublishedCheckpoint) -> Any:
-    """The checkpoint's configuration in everything but sizes."""
+    """The checkpoint's configuration with small sizes."""
     options = {name: value for name, value in checkpoint.options.items() if name != "backbone"}
     if "two_stage" in options:
         options["two_stage_num_proposals"] = 7
@@ -53,7 +66,7 @@ def small_config(checkpoint: PublishedCheckpoint) -> Any:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a small model wherever a card of a published checkpoint looks for one."""
+    """A folder with a small model for the card of each published checkpoint."""
     folder = tmp_path_factory.mktemp("models")
     for checkpoint in PUBLISHED:
         write_model(small_config(checkpoint), folder / checkpoint.name)
@@ -62,7 +75,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_each_checkpoint_has_its_card() -> None:
-    """Protects from cards that nobody wrote, or that were changed by hand or left behind."""
+    """The cards are exactly those that make_cards.py writes."""
     assert {path.stem for path in CARDS.glob("*.md")} == {
         *(card_file(checkpoint).stem for checkpoint in PUBLISHED),
         *(GARMENTS, "README"),
@@ -74,7 +87,7 @@ def test_each_checkpoint_has_its_card() -> None:
 
 @pytest.mark.parametrize("path", sorted(set(CARDS.glob("*.md")) - {CARDS / "README.md"}), ids=str)
 def test_cards_are_complete(path: Path) -> None:
-    """Protects metadata and the parts that a reader needs."""
+    """Every card has the metadata and sections it needs."""
     card = ModelCard.load(path)
     check_metadata(card)
     assert card.data.library_name == "transformers" and card.data.license == "apache-2.0"
@@ -87,7 +100,7 @@ def test_cards_are_complete(path: Path) -> None:
 def test_code_runs(
     checkpoint: PublishedCheckpoint, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Protects every line of code in a card, run offline on files of the same architecture."""
+    """The code in cards runs offline with small models of the same architecture."""
     here, plain = code_blocks(ModelCard.load(card_file(checkpoint)))
     assert len(here) == 2 and len(plain) == 1
     monkeypatch.chdir(models)
@@ -96,7 +109,7 @@ def test_code_runs(
 
 
 def test_code_of_our_own_model_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The card of the model in the package finds a garment, as the repository has it."""
+    """The code in the card of the package's model detects a garment."""
     (block,), (_,) = code_blocks(ModelCard.load(CARDS / f"{GARMENTS}.md"))
     monkeypatch.chdir(REPOSITORY)
     names: dict[str, Any] = {}
@@ -105,7 +118,7 @@ def test_code_of_our_own_model_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_plain_code_runs(models: Path) -> None:
-    """Protects the promise that transformers alone takes the files of each card."""
+    """The code in cards for plain transformers runs without hf_detr."""
     cards = [(str(models), card_file(checkpoint)) for checkpoint in PUBLISHED]
     cards.append((str(REPOSITORY), CARDS / f"{GARMENTS}.md"))
     jobs = [(folder, *code_blocks(ModelCard.load(card))[1]) for folder, card in cards]
@@ -117,7 +130,7 @@ def test_plain_code_runs(models: Path) -> None:
 
 @pytest.mark.slow
 def test_code_runs_on_the_real_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One card with the whole configuration and the papers' image size."""
+    """The code of one card runs with the full model and the paper's image size."""
     checkpoint = PUBLISHED[0]
     size = {"shortest_edge": 800, "longest_edge": 1333}
     write_model(checkpoint.make_config(), tmp_path / checkpoint.name, size)
@@ -128,7 +141,7 @@ def test_code_runs_on_the_real_size(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_files_are_found_by_name() -> None:
-    """Protects converted files from another checkpoint's card."""
+    """File names identify published checkpoints."""
     files = [checkpoint.file for checkpoint in PUBLISHED]
     assert len(set(files)) == len(files) == 16
     for checkpoint in PUBLISHED:
@@ -136,15 +149,15 @@ def test_files_are_found_by_name() -> None:
     assert find_published_checkpoint("detr-r50.pth") is None
 
 
-def test_card_of_a_conversion_is_the_same_but_for_its_origin(tmp_path: Path) -> None:
-    """Figures and recipe stay; name, configuration and code are the converted files'."""
+def test_card_of_a_conversion(tmp_path: Path) -> None:
+    """A converted file has the published results and recipe, but its own configuration."""
     checkpoint = PUBLISHED[0]
     checkpoint.make_config().save_pretrained(tmp_path)
     config = AutoConfig.from_pretrained(tmp_path)
     config.dropout = 0.3
     card = make_published_card(checkpoint, config, name="me/detr")
     published = make_published_card(checkpoint)
-    assert "hf_detr converted it" in card.text and "me/detr" in card.text
+    assert "converted by hf_detr" in card.text and "me/detr" in card.text
     assert checkpoint.name not in card.text and "| `dropout` | `0.3` | `0.1` |" in card.text
     for part in ("## Training", "## Published results", "## Measured results"):
         assert (
@@ -156,7 +169,7 @@ def test_card_of_a_conversion_is_the_same_but_for_its_origin(tmp_path: Path) -> 
 def test_configurations_are_the_official_ones(
     checkpoint: PublishedCheckpoint, reference_dir: Path
 ) -> None:
-    """Protects options from being another checkpoint's, and cards from claiming a wrong case."""
+    """Configurations equal the official ones of the recorded cases."""
     config = checkpoint.make_config()
     cases = [checkpoint.recorded] if checkpoint.recorded else list(checkpoint.nearest)
     assert cases
@@ -177,3 +190,23 @@ def test_configurations_are_the_official_ones(
                 ours[name] = getattr(config, name)
         same = ours == {name: official[name] for name in ours}
         assert same == (checkpoint.recorded is not None), case
+
+
+def test_package_model_detects_garments() -> None:
+    """A pipeline with the package's model detects classes and boxes."""
+    detect = pipeline("object-detection", model=str(embedded_model_folder()))
+    assert type(detect.model) is DeformableDetrForObjectDetection
+    detections = detect(Image.open(IMAGE), threshold=0.5)
+    assert {detection["label"] for detection in detections} == set(EXPECTED_BOXES)
+    for detection in detections:
+        left, top, width, height = EXPECTED_BOXES[detection["label"]]
+        true = torch.tensor([left, top, left + width, top + height]).float()
+        iou, _ = box_iou(torch.tensor(list(detection["box"].values())).float(), true)
+        assert iou > 0.7, detection
+
+
+def test_package_model_is_small() -> None:
+    """The model in every installation has at most 15 MB."""
+    files = {path.name: path.stat().st_size for path in embedded_model_folder().iterdir()}
+    assert set(files) == {"config.json", "model.safetensors", "preprocessor_config.json"}
+    assert files["model.safetensors"] <= 15e6

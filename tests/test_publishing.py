@@ -1,4 +1,4 @@
-"""Protects publishing and loading by the Hub's real client, against a server on this machine."""
+"""Tests publishing and loading with the Hub's real client and a local server."""
 
 import os
 import socket
@@ -9,8 +9,8 @@ from pathlib import Path
 REPOSITORY = Path(__file__).parents[1]
 
 
-def test_against_a_hub_on_this_machine(tmp_path: Path) -> None:
-    """All checks of hub_checks.py hold; they run in a process that knows the server's address."""
+def test_with_a_local_hub(tmp_path: Path) -> None:
+    """Runs hub_checks.py in a process that has the server's address in its environment."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}

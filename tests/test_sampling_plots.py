@@ -11,22 +11,22 @@ from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
 from hf_detr import embedded_model_folder, plots
 from hf_detr.figures import MARKERS, Axes
-from hf_detr.observation import Observation, SamplingPoints
+from hf_detr.observation import AttentionRecord, SamplingPoints
 
-from .some_observations import tiny_observations
+from .some_attention_records import tiny_records
 
 REPOSITORY = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
-def garments() -> Observation:
+def garments() -> AttentionRecord:
     """What the model of the package sees in a photograph, padded beside a wide one."""
     folder = embedded_model_folder()
     model = AutoModelForObjectDetection.from_pretrained(folder)
     processor = AutoImageProcessor.from_pretrained(folder)
     photo = Image.open(REPOSITORY / "examples" / "images" / "garments.jpg")
-    seen, _ = plots.observe(model, processor, [photo, Image.new("RGB", (300, 200))])
-    return seen
+    record, _ = plots.record_attention(model, processor, [photo, Image.new("RGB", (300, 200))])
+    return record
 
 
 def assert_drawn(axis: Axes, found: SamplingPoints, index: int) -> None:
@@ -41,7 +41,7 @@ def assert_drawn(axis: Axes, found: SamplingPoints, index: int) -> None:
         np.testing.assert_allclose(drawn.get_array(), weights[order], rtol=1e-5)
 
 
-def test_decoder_points(garments: Observation) -> None:
+def test_decoder_points(garments: AttentionRecord) -> None:
     """A panel per object, with all M * L * K points, its box, and the box it started from."""
     figure = plots.draw_sampling_points(garments)
     queries = garments.best_queries(0.5, 4)
@@ -58,7 +58,7 @@ def test_decoder_points(garments: Observation) -> None:
     figure.savefig(io.BytesIO())
 
 
-def test_trained_queries_look_into_their_boxes(garments: Observation) -> None:
+def test_trained_queries_look_into_their_boxes(garments: AttentionRecord) -> None:
     """Weight lies in and near the predicted box: wrong pixels would put it elsewhere."""
     queries = garments.best_queries(0.5, 4)
     found = garments.query_points(queries)
@@ -71,8 +71,8 @@ def test_trained_queries_look_into_their_boxes(garments: Observation) -> None:
         assert share > 0.9
 
 
-def test_encoder_points(garments: Observation) -> None:
-    """A panel per pixel, whose cross marks the centre of the sampling cell."""
+def test_encoder_points(garments: AttentionRecord) -> None:
+    """A panel per pixel, whose cross marks the centre of the cell that looks."""
     points = [(60.0, 80.0), (150.0, 90.0)]
     figure = plots.draw_encoder_sampling_points(garments, points, level=1)
     tokens = [garments.token_at(point, 1) for point in points]
@@ -84,7 +84,7 @@ def test_encoder_points(garments: Observation) -> None:
     figure.savefig(io.BytesIO())
 
 
-def test_overview_draws_the_strongest_points(garments: Observation) -> None:
+def test_overview_draws_the_strongest_points(garments: AttentionRecord) -> None:
     """Each query has its strongest points only, in its colour; shapes are levels; all is said."""
     queries = garments.best_queries(0.5, 4)
     figure = plots.draw_sampling_overview(garments, strongest=10)
@@ -111,11 +111,11 @@ def test_overview_draws_the_strongest_points(garments: Observation) -> None:
 
 
 def test_points_beyond_the_picture_are_counted() -> None:
-    """Markers outside the image aren't seen, so the legend says how many there are."""
-    _, (_, seen) = tiny_observations("deformable_detr")
-    figure = plots.draw_encoder_sampling_points(seen, [(1, 1)])
-    positions = seen.encoder_points([seen.token_at((1, 1))]).positions_xy
-    outside = ((positions < 0) | (positions > seen.size_wh)).any(-1).sum()
+    """Markers outside the image aren't record, so the legend says how many there are."""
+    _, (_, record) = tiny_records("deformable_detr")
+    figure = plots.draw_encoder_sampling_points(record, [(1, 1)])
+    positions = record.encoder_points([record.token_at((1, 1))]).positions_xy
+    outside = ((positions < 0) | (positions > record.size_wh)).any(-1).sum()
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert 0 < outside < 64
     assert f"{outside} of 64 points are outside the image" in labels
@@ -123,10 +123,10 @@ def test_points_beyond_the_picture_are_counted() -> None:
 
 def test_single_stage_queries_start_from_points() -> None:
     """Without refinement the reference is a point, drawn as a cross and called so."""
-    _, (_, seen) = tiny_observations("deformable_detr")
-    figure = plots.draw_sampling_points(seen, queries=[2, 6])
+    _, (_, record) = tiny_records("deformable_detr")
+    figure = plots.draw_sampling_points(record, queries=[2, 6])
     cross = figure.axes[0].lines[0].get_xydata()[0]
-    np.testing.assert_allclose(cross, seen.query_points([2]).references[0], rtol=1e-6)
+    np.testing.assert_allclose(cross, record.query_points([2]).references[0], rtol=1e-6)
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert "reference point of the query" in labels
     figure.savefig(io.BytesIO())
@@ -135,9 +135,9 @@ def test_single_stage_queries_start_from_points() -> None:
 @pytest.mark.parametrize("size_wh", [(1200, 100), (2, 24)])
 def test_any_shape_of_image(size_wh: tuple[int, int]) -> None:
     """Long and tiny images leave room for the text: no warning of a layout that collapsed."""
-    _, (seen, _) = tiny_observations("deformable_detr")
+    _, (record, _) = tiny_records("deformable_detr")
     width, height = size_wh
-    long = Observation(**{**vars(seen), "image": torch.zeros(3, height, width)})
+    long = AttentionRecord(**{**vars(record), "image": torch.zeros(3, height, width)})
     plots.draw_sampling_overview(long, threshold=0.0).savefig(io.BytesIO(), dpi=30)
     plots.draw_sampling_points(long, threshold=0.0).savefig(io.BytesIO(), dpi=30)
 
@@ -145,11 +145,11 @@ def test_any_shape_of_image(size_wh: tuple[int, int]) -> None:
 @pytest.mark.parametrize("variant", ["detr", "conditional_detr"])
 def test_other_variants_have_no_sampling_points(variant: str) -> None:
     """The error says what to draw instead."""
-    _, (seen, _) = tiny_observations(variant)
+    _, (record, _) = tiny_records(variant)
     for draw in (
         plots.draw_sampling_overview,
         plots.draw_sampling_points,
         plots.draw_encoder_sampling_points,
     ):
         with pytest.raises(ValueError, match="attention maps instead"):
-            draw(seen, threshold=0.0)
+            draw(record, threshold=0.0)

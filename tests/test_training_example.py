@@ -1,4 +1,4 @@
-"""The training example keeps its word: exact, on any number of processes, whatever kills it."""
+"""Tests the training examples: resuming, several processes, accumulation and results."""
 
 import csv
 import json
@@ -41,13 +41,13 @@ ARCHITECTURE = {
     "num_queries": 6,
     "preprocessing": {"size": {"shortest_edge": 64, "longest_edge": 107}},
 }
-# Of three steps of four images the last has one, so one of two processes has none.
+# The last of three steps has one image, so one of two processes has none.
 NUM_IMAGES = 9
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Data of coloured rectangles, every third image without any, and two architectures."""
+    """Data with colored rectangles, every third image without any, and two architectures."""
     folder = tmp_path_factory.mktemp("example")
     rng = np.random.default_rng(0)
     for split in ("train", "val"):
@@ -94,7 +94,7 @@ def environment() -> dict[str, str]:
 
 
 def run(*arguments: str) -> str:
-    """Run Python to the end; what it printed."""
+    """Run Python and return its output."""
     result = subprocess.run(
         [sys.executable, *arguments], env=environment(), capture_output=True, text=True
     )
@@ -110,14 +110,14 @@ def losses(output: Path) -> list[tuple[int, float]]:
 
 @pytest.fixture(scope="module")
 def whole(folder: Path) -> Path:
-    """A training that nothing disturbed, with dropout, averages, augmentation and a group."""
+    """An uninterrupted training with dropout, averages, augmentation and a query group."""
     run(*command(folder, "whole", "--ema", "0.9", "--query_groups", "1"))
     return folder / "whole"
 
 
 @pytest.mark.slow
 def test_result_is_complete(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Protects what a user gets: a model that loads, a card with curve and samples, the losses."""
+    """The output has a model that loads, a card with curve and samples, and losses."""
     assert [step for step, _ in losses(whole)] == [1, 2, 3, 4, 5, 6]
     model = AutoModelForObjectDetection.from_pretrained(whole / "model")
     assert model.config.id2label == {0: "red", 1: "green"} and not model.config.auxiliary_loss
@@ -132,8 +132,8 @@ def test_result_is_complete(whole: Path, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(tmp_path)
     for block in code_blocks(card)[0]:
         run_block(block)
-    for picture in ("curve.png", "samples.png"):
-        with Image.open(whole / "model" / picture) as opened:
+    for image in ("curve.png", "samples.png"):
+        with Image.open(whole / "model" / image) as opened:
             assert opened.size[0] > 300
     checkpoints = sorted((whole / "checkpoints").iterdir())
     assert not list((whole / "checkpoints").rglob("*.p*kl*")) and len(checkpoints) >= 2
@@ -141,7 +141,7 @@ def test_result_is_complete(whole: Path, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def kill_when(arguments: list[str], condition: Callable[[], bool]) -> None:
-    """Start a training and `kill -9` it as soon as the condition holds."""
+    """Start a training and kill it with SIGKILL when the condition is true."""
     process = subprocess.Popen(
         [sys.executable, *arguments],
         env=environment(),
@@ -159,15 +159,15 @@ def kill_when(arguments: list[str], condition: Callable[[], bool]) -> None:
 
 
 @pytest.mark.slow
-def test_killed_training_goes_on_exactly(folder: Path, whole: Path) -> None:
-    """Protects from `kill -9` in a step, an evaluation and a checkpoint: the same to the bit.
+def test_killed_training_is_resumed_exactly(folder: Path, whole: Path) -> None:
+    """After kills in a step, an evaluation and a checkpoint, the result is the same bit for bit.
 
-    The tests of checkpoints kill at many more moments.
+    The tests of checkpoints kill at more points.
     """
     output = folder / "killed"
     options = command(folder, "killed", "--ema", "0.9", "--query_groups", "1", "--save_every", "1")
     log, checkpoints = output / "losses.csv", output / "checkpoints"
-    # The first kill is in a step: the one before it is saved, it isn't.
+    # The first kill is in a step, after the previous step was saved.
     kill_when(options, lambda: (checkpoints / "checkpoint-00000002").exists())
     assert losses(output) == losses(whole)[: len(losses(output))]
 
@@ -175,7 +175,7 @@ def test_killed_training_goes_on_exactly(folder: Path, whole: Path) -> None:
         later = log.read_text().count("\n") >= 5
         return later and any(checkpoints.glob(".unfinished-*/*"))
 
-    # The second one is in the first epoch's evaluation, which must come again.
+    # The second kill is in the first epoch's evaluation, which must be repeated.
     kill_when([*options, "--resume"], lambda: log.read_text().count("\n") >= 4)
     kill_when([*options, "--resume"], is_saving)
     assert not (checkpoints / "checkpoint-00000006").exists()
@@ -190,11 +190,11 @@ def test_killed_training_goes_on_exactly(folder: Path, whole: Path) -> None:
 
 
 @pytest.mark.slow
-def test_other_options_are_refused(folder: Path, whole: Path) -> None:
-    """Protects from going on with another recipe, and from training over an old result."""
+def test_other_options_are_rejected(folder: Path, whole: Path) -> None:
+    """Resuming with other options and overwriting a training are rejected."""
     for options, message in (
         (("--resume", "--ema", "0.8"), "ema was 0.9, is 0.8"),
-        (("--ema", "0.9"), "holds a training; go on with --resume"),
+        (("--ema", "0.9"), "contains a training; use --resume"),
     ):
         result = subprocess.run(
             [sys.executable, *command(folder, "whole", *options)],
@@ -207,14 +207,14 @@ def test_other_options_are_refused(folder: Path, whole: Path) -> None:
 
 @pytest.fixture(scope="module")
 def on_one_process(folder: Path) -> Path:
-    """A training without dropout, each image by itself."""
+    """A training without dropout, with one image per forward pass."""
     exact = command(folder, "one", "--micro_batch_size", "1", "--epochs", "1", model="exact.json")
     run(*exact)
     return folder / "one"
 
 
 def assert_same_training(output: Path, other: Path) -> None:
-    """Equal losses (relative 1e-4) and weights (1e-4, of learning rates up to 1e-3)."""
+    """Check equal losses (relative 1e-4) and weights (1e-4, with learning rates up to 1e-3)."""
     (steps, got), (_, expected) = (zip(*losses(o), strict=True) for o in (output, other))
     assert steps == (1, 2, 3)
     assert_close(torch.tensor(got), torch.tensor(expected), atol=0, rtol=1e-4)
@@ -224,10 +224,9 @@ def assert_same_training(output: Path, other: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_train_as_one(folder: Path, on_one_process: Path) -> None:
-    """Protects training on several devices: an epoch gives the same weights.
+    """Two processes give the same weights as one, also after resuming.
 
-    Some images have no objects, and for the last step one of the processes has no image. A
-    training on two processes can be taken up, too.
+    Some images have no objects, and one process has no image in the last step.
     """
     given = ("--micro_batch_size", "1", "--epochs", "1", "--save_every", "1")
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -236,15 +235,15 @@ def test_two_processes_train_as_one(folder: Path, on_one_process: Path) -> None:
     assert_same_training(folder / "two", on_one_process)
     shutil.rmtree(folder / "two" / "checkpoints" / "checkpoint-00000003")
     shown = run(*options, "--resume")
-    assert "Going on from" in shown and "00000002" in shown
+    assert "Resuming from" in shown and "00000002" in shown
     assert_same_training(folder / "two", on_one_process)
 
 
 @pytest.mark.slow
 def test_accumulated_gradients_are_the_batchs(folder: Path, on_one_process: Path) -> None:
-    """Protects accumulation: two micro-batches of two, and one of four, train as four of one.
+    """Two micro-batches with two images give the same result as one with four.
 
-    The augmentation would pad images of other sizes in other batches; so there is one size.
+    Without augmentation all images have the same size, so that none is padded.
     """
     for size in ("2", "4"):
         plain = ("--micro_batch_size", size, "--epochs", "1", "--no_augmentation")
@@ -254,7 +253,7 @@ def test_accumulated_gradients_are_the_batchs(folder: Path, on_one_process: Path
 
 @pytest.mark.slow
 def test_trainer_example(folder: Path) -> None:
-    """Protects the Trainer's way: metrics of every epoch, and a model that loads."""
+    """The Trainer example gives metrics and a model that loads; different classes raise."""
     shown = run(
         str(REPOSITORY / "examples" / "train_with_trainer.py"),
         *("--data", str(folder / "data"), "--model", str(folder / "exact.json")),
@@ -283,7 +282,7 @@ def test_trainer_example(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_comparisons(folder: Path) -> None:
-    """Protects the comparisons from breaking: both sides train, and all results are written."""
+    """The comparisons train and write their results."""
     weights = folder / "backbone.safetensors"
     backbone = timm.create_model("test_resnet").state_dict()
     save_file({name: tensor.contiguous() for name, tensor in backbone.items()}, weights)
@@ -302,14 +301,14 @@ def test_comparisons(folder: Path) -> None:
         *(*common, *small, "--epochs", "1", "--batch_size", "4", "--queries", "6"),
         *("--output", str(folder / "convergence")),
     )
-    assert "| Deformable DETR |" in shown and "means nothing yet" in shown
+    assert "| Deformable DETR |" in shown and "too low for a meaningful comparison" in shown
     for name in ("convergence.csv", "convergence.png", "convergence.md"):
         assert (folder / "convergence" / name).stat().st_size > 50
 
 
 @pytest.mark.slow
 def test_loss_that_is_not_finite(folder: Path) -> None:
-    """Protects the weights from NaN: training stops, names the images and saves nothing."""
+    """With a loss of NaN, training stops, names images and saves nothing."""
     options = command(folder, "nan", "--lr", "1e30", "--max_grad_norm", "1e30")
     result = subprocess.run(
         [sys.executable, *options], env=environment(), capture_output=True, text=True
@@ -318,12 +317,12 @@ def test_loss_that_is_not_finite(folder: Path) -> None:
     assert "Training has stopped." in result.stderr and "images" in result.stderr
     assert not list((folder / "nan").rglob("*.safetensors"))
     shown = run(*command(folder, "skip", "--lr", "1e30", "--skip_nonfinite"))
-    assert "is left out" in shown and "steps were left out" in shown
+    assert "is skipped" in shown and "steps were skipped" in shown
 
 
 @pytest.mark.slow
 def test_health_check(folder: Path) -> None:
-    """Protects `--overfit`: with hardly any steps it says that this isn't healthy, and fails."""
+    """`--overfit` with few steps exits with an error."""
     result = subprocess.run(
         [sys.executable, *command(folder, "over", "--overfit", "3")],
         env=environment(),

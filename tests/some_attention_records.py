@@ -1,4 +1,4 @@
-"""Observations of tiny detectors that tests of pictures share."""
+"""Attention records of tiny detectors, for the tests of plots."""
 
 from typing import Any
 
@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 from hf_detr.detection_transformer import ObjectDetector
-from hf_detr.observation import Observation
-from hf_detr.observing import observe
+from hf_detr.observation import AttentionRecord
+from hf_detr.observing import record_attention
 
 from .tiny import class_of, tiny_detector
 
 
 def some_images() -> list[Tensor]:
-    """Two images (3, H, W) of noise; side by side in a batch the second one is padded."""
+    """Two images (3, H, W) of noise; in a batch the second one is padded."""
     generator = torch.Generator().manual_seed(3)
     return [
         torch.randint(256, (3, *size_hw), dtype=torch.uint8, generator=generator)
@@ -22,11 +22,11 @@ def some_images() -> list[Tensor]:
 
 
 def make_processor(variant: str) -> Any:
-    """A processor that halves those images."""
+    """An image processor that halves the images."""
     return class_of(variant, "ImageProcessor")(size={"max_height": 80, "max_width": 96})
 
 
-def tiny_observations(variant: str, **changes: Any) -> tuple[ObjectDetector, list[Observation]]:
-    """A tiny detector, and what it saw in `some_images` as one batch."""
+def tiny_records(variant: str, **changes: Any) -> tuple[ObjectDetector, list[AttentionRecord]]:
+    """A tiny detector and its records of `some_images` as one batch."""
     model = tiny_detector(variant, **changes)
-    return model, observe(model, make_processor(variant), some_images())
+    return model, record_attention(model, make_processor(variant), some_images())
