@@ -158,9 +158,9 @@ predict = pipeline("{task}", model="{name}")
 predictions = predict("image.jpg")
 ```"""
     if architecture in ONLY_HERE:
-        alone = f"The model needs hf_detr: {ONLY_HERE[architecture]}"
+        plain = f"The model needs hf_detr: {ONLY_HERE[architecture]}"
     else:
-        alone = f"In plain transformers, without hf_detr:\n\n```python\n{run_pipeline}"
+        plain = f"In plain transformers, without hf_detr:\n\n```python\n{run_pipeline}"
     return f"""With hf_detr (`pip install hf_detr`):
 
 ```python
@@ -185,7 +185,7 @@ predictions = processor.{post_process}(
 )
 ```
 
-{alone}
+{plain}
 """
 
 

@@ -123,42 +123,32 @@ class AttentionRecord:
         return sum(sizes[:level]) + int(distances.argmin())
 
     def encoder_maps(self, points_xy: Sequence[Sequence[float]], layer: int = -1) -> Tensor:
-        """Return the encoder attention of the tokens at some points, without padding.
+        """Return the encoder attention (n, M, h, w) of the tokens at n points, without padding.
 
         Args:
-            points_xy: n points in pixels of the image.
+            points_xy: in pixels of the image.
             layer: index of the encoder layer.
 
-        Returns:
-            (n, M, h, w) attention weights.
-
         Raises:
-            ValueError: if attention wasn't recorded or is deformable, or a point or layer is
-                invalid.
+            ValueError: if attention wasn't recorded or is deformable, or an argument is invalid.
         """
-        weights = _layer(self.encoder_attentions, layer)
-        self._check_kind(deformable=False)
+        weights = self._weights(self.encoder_attentions, layer, deformable=False)
         tokens = [self.token_at(point) for point in points_xy]
         return self._as_maps(weights[:, tokens].transpose(0, 1))
 
     def query_maps(self, queries: Sequence[int], layer: int = -1, part: Part = "all") -> Tensor:
-        """Return the cross-attention of object queries, without padding.
+        """Return the cross-attention (n, M, h, w) of n object queries, without padding.
 
         Args:
-            queries: indices of n object queries.
+            queries: indices of object queries.
             layer: index of the decoder layer.
             part: "all", or in Conditional DETR attention computed from the "content" queries or
                 the spatial queries ("place") only (Section 3.2 of the paper).
 
-        Returns:
-            (n, M, h, w) attention weights.
-
         Raises:
-            ValueError: if attention wasn't recorded or is deformable, the layer is invalid, or
-                the model doesn't have the part.
+            ValueError: if attention wasn't recorded or is deformable, or an argument is invalid.
         """
-        weights = _layer(self.cross_attentions, layer)
-        self._check_kind(deformable=False)
+        weights = self._weights(self.cross_attentions, layer, deformable=False)
         if part != "all":
             if self.place_attentions is None:
                 raise ValueError(
@@ -166,7 +156,7 @@ class AttentionRecord:
                     "spatial attention. Use part='all'."
                 )
             parts = {"content": self.content_attentions, "place": self.place_attentions}
-            weights = _layer(parts[part], layer)
+            weights = parts[part][layer]
         return self._as_maps(weights[:, list(queries)].transpose(0, 1))
 
     def encoder_points(self, tokens: Sequence[int], layer: int = -1) -> SamplingPoints:
@@ -175,8 +165,7 @@ class AttentionRecord:
         Raises:
             ValueError: if attention wasn't recorded or isn't deformable, or the layer is invalid.
         """
-        weights = _layer(self.encoder_attentions, layer)
-        self._check_kind(deformable=True)
+        weights = self._weights(self.encoder_attentions, layer, deformable=True)
         references = self.token_centers[list(tokens)] * self.size_wh
         return self._in_pixels(self.encoder_locations[layer], weights, references, tokens)
 
@@ -186,15 +175,24 @@ class AttentionRecord:
         Raises:
             ValueError: if attention wasn't recorded or isn't deformable, or the layer is invalid.
         """
-        weights = _layer(self.cross_attentions, layer)
-        self._check_kind(deformable=True)
+        weights = self._weights(self.cross_attentions, layer, deformable=True)
         references = self.reference_points[layer][list(queries)]
         if references.shape[-1] == 4:
             references = box_cxcywh_to_xyxy(references)
         references = references * self.size_wh.repeat(references.shape[-1] // 2)
         return self._in_pixels(self.decoder_locations[layer], weights, references, queries)
 
-    def _check_kind(self, deformable: bool) -> None:
+    def _weights(self, layers: Layers | None, layer: int, deformable: bool) -> Tensor:
+        """Return one layer's weights; raise if they don't exist or are of the other kind."""
+        if layers is None:
+            raise ValueError(
+                "Attention was not recorded; use record_attention(..., attentions=True)."
+            )
+        if not -len(layers) <= layer < len(layers):
+            raise ValueError(
+                f"layer is {layer}, but there are {len(layers)} layers; expected an index from "
+                f"{-len(layers)} to {len(layers) - 1}."
+            )
         if deformable and self.encoder_locations is None:
             raise ValueError(
                 "Only Deformable DETR has sampling points. This model attends to all pixels: use "
@@ -205,6 +203,7 @@ class AttentionRecord:
                 "Deformable attention samples a few points and has no attention maps: use the "
                 "sampling points instead."
             )
+        return layers[layer]
 
     def _as_maps(self, weights: Tensor) -> Tensor:
         """Reshape (..., S) of the only level to (..., h, w) and cut off padding."""
@@ -217,17 +216,6 @@ class AttentionRecord:
         self, locations: Tensor, weights: Tensor, references: Tensor, indices: Sequence[int]
     ) -> SamplingPoints:
         indices = list(indices)
-        # Locations are relative to the padded levels, as reference points are in the model.
+        # Inverts the multiplication of reference points by the valid ratios in the model.
         positions = locations[indices] / self.valid_ratios[:, None] * self.size_wh
         return SamplingPoints(positions, weights[indices], references)
-
-
-def _layer(layers: Layers | None, index: int) -> Tensor:
-    if layers is None:
-        raise ValueError("Attention was not recorded; use record_attention(..., attentions=True).")
-    if not -len(layers) <= index < len(layers):
-        raise ValueError(
-            f"layer is {index}, but there are {len(layers)} layers; expected an index from "
-            f"{-len(layers)} to {len(layers) - 1}."
-        )
-    return layers[index]

@@ -81,10 +81,8 @@ def convert_official_checkpoint(
     Args:
         file: the checkpoint; it is loaded without running code from it.
         folder: the output folder; it is created when all files are written.
-        dilation: whether the backbone is dilated (DC5), which weights don't show. Default: the
-            option saved in the file, else according to the name of a published file.
-        num_heads: number of attention heads, which most weights don't show. Default: as for
-            `dilation`.
+        dilation, num_heads: whether the backbone is dilated (DC5) and number of attention heads,
+            which weights don't show. Default: the options in the file, or of a published file.
         id2label: names of the classes. Default: COCO's if the number of classes is COCO's.
         overwrite: replace existing files in `folder`.
 
@@ -92,8 +90,7 @@ def convert_official_checkpoint(
         The converted model, in eval mode.
 
     Raises:
-        FileNotFoundError: if `file` doesn't exist.
-        FileExistsError: if `folder` isn't empty.
+        FileNotFoundError, FileExistsError: if `file` doesn't exist or `folder` isn't empty.
         ValueError: if the file is damaged or would run code, if weights are missing or unexpected,
             if `dilation` or `num_heads` is required, or if the backbone isn't supported.
     """
@@ -128,12 +125,10 @@ def make_converted_card(config: PreTrainedConfig, file: Path, name: str) -> Mode
         name: folder or repository of the card.
     """
     published = find_published_checkpoint(file)
-    if (
-        published is not None
-        and _has_same_architecture(config, published.make_config())
-        and matches_digest_in_name(file)
-    ):
-        return make_published_card(published, config, name)
+    if published is not None and matches_digest_in_name(file):
+        official = published.make_config()
+        if all(getattr(config, f, None) == getattr(official, f, None) for f in ARCHITECTURE_FIELDS):
+            return make_published_card(published, config, name)
     return make_model_card(
         config,
         name=name,
@@ -170,8 +165,7 @@ def export_official_checkpoint(
         overwrite: replace `file` if it exists.
 
     Raises:
-        FileNotFoundError: if `folder` isn't a model folder.
-        FileExistsError: if `file` exists.
+        FileNotFoundError, FileExistsError: if `folder` isn't a model folder or `file` exists.
         ValueError: if the official code doesn't have such a model.
     """
     if not (Path(folder) / "config.json").is_file():
@@ -273,12 +267,6 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any], str | None]:
     # Frozen batch norm doesn't have this buffer, but some files do.
     weights = {n: t for n, t in weights.items() if not n.endswith(".num_batches_tracked")}
     return weights, options or {}, other_dilation
-
-
-def _has_same_architecture(one: PreTrainedConfig, other: PreTrainedConfig) -> bool:
-    return all(
-        getattr(one, field, None) == getattr(other, field, None) for field in ARCHITECTURE_FIELDS
-    )
 
 
 def _load(folder: Path) -> PreTrainedModel:

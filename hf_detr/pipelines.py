@@ -20,11 +20,18 @@ class _PaddedBatches:
 
     def preprocess(self, image: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         inputs = super().preprocess(image, *args, **kwargs)
-        return keep_apart(inputs) if isinstance(self.model, DetectionPreTrainedModel) else inputs
+        if isinstance(self.model, DetectionPreTrainedModel):
+            pixel_values = inputs["pixel_values"]
+            ones = torch.ones_like(pixel_values[:, 0], dtype=torch.int64)
+            # A pipeline batches lists without concatenating their tensors.
+            inputs["pixel_mask"] = [inputs.get("pixel_mask", ones)]
+            inputs["pixel_values"] = [pixel_values]
+        return inputs
 
     def _forward(self, model_inputs: dict[str, Any]) -> ModelOutput:
         if isinstance(self.model, DetectionPreTrainedModel):
-            model_inputs = pad_together(model_inputs)
+            images = ("pixel_values", "pixel_mask")
+            model_inputs = {**model_inputs, **{n: pad_to_batch(model_inputs[n]) for n in images}}
         return super()._forward(model_inputs)
 
 
@@ -34,24 +41,6 @@ class DetectionPipeline(_PaddedBatches, ObjectDetectionPipeline):
 
 class SegmentationPipeline(_PaddedBatches, ImageSegmentationPipeline):
     """Pipeline for image segmentation that pads the images of a batch to one size."""
-
-
-def keep_apart(inputs: dict[str, Any]) -> dict[str, Any]:
-    """Put image and mask of one image into lists, which a pipeline batches without concatenating.
-
-    An image without a mask gets one, so that padding can be told from pixels.
-    """
-    pixel_values = inputs["pixel_values"]
-    ones = torch.ones_like(pixel_values[:, 0], dtype=torch.int64)
-    inputs["pixel_mask"] = [inputs.get("pixel_mask", ones)]
-    inputs["pixel_values"] = [pixel_values]
-    return inputs
-
-
-def pad_together(model_inputs: dict[str, Any]) -> dict[str, Any]:
-    """Pad images and masks of a batch to one size and concatenate them."""
-    images = {key: pad_to_batch(model_inputs[key]) for key in ("pixel_values", "pixel_mask")}
-    return {**model_inputs, **images}
 
 
 def pad_to_batch(tensors: list[Tensor] | list[list[Tensor]]) -> Tensor:

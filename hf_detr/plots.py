@@ -7,7 +7,7 @@
 
 Every `draw_` function returns a `matplotlib.figure.Figure`, which notebooks display.
 
-- `record_attention` runs a model on images and returns an `AttentionRecord` of each.
+- `record_attention` (or `observe`) runs a model on images and returns an `AttentionRecord` of each.
 - `draw_detections`: predictions, and targets.
 - DETR and Conditional DETR: `draw_encoder_attention`, `draw_decoder_attention`,
   `draw_attention_heads`.
@@ -29,6 +29,8 @@ from .sampling_plots import (
 )
 from .training_plots import draw_comparison, draw_training_curves, read_history
 
+observe = record_attention  # former name
+
 __all__ = [
     "AttentionRecord",
     "SamplingPoints",
@@ -47,5 +49,3 @@ __all__ = [
     "read_history",
     "record_attention",
 ]
-
-observe = record_attention  # former name

@@ -162,8 +162,7 @@ def read_outputs(
             outputs, threshold, target_sizes=sizes_hw
         )
         results = [{**result, **segments} for result, segments in zip(results, maps, strict=True)]
-    return [{key: _on_cpu(value) for key, value in result.items()} for result in results]
-
-
-def _on_cpu(value: Any) -> Any:
-    return value.cpu() if isinstance(value, Tensor) else value
+    return [
+        {key: value.cpu() if isinstance(value, Tensor) else value for key, value in result.items()}
+        for result in results
+    ]

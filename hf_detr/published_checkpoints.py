@@ -29,7 +29,7 @@ MASK_TRAINING = (
 BATCH_LIMIT = "The authors report a lower AP with several images per batch: use a batch size of 1."
 VERIFIED = (
     "None: COCO's images and these weights were not available. The tests verify that hf_detr "
-    "reproduces recorded outputs of the official code with synthetic weights"
+    "reproduces recorded outputs of the official code with synthetic weights, for"
 )
 
 
@@ -46,7 +46,6 @@ class PublishedCheckpoint:
         options: differences from the family's default configuration, except the classes.
         source: name and URL of the source of the results. Default: the official README.
         recorded: recorded case of the official code with this configuration, if any.
-        nearest: the most similar recorded cases otherwise.
     """
 
     name: str
@@ -57,7 +56,6 @@ class PublishedCheckpoint:
     options: dict[str, Any] = field(default_factory=dict)
     source: list[str] | None = None
     recorded: str | None = None
-    nearest: list[str] = field(default_factory=list)
 
     @property
     def has_masks(self) -> bool:
@@ -115,7 +113,7 @@ def make_published_card(
             f"{_origin(checkpoint, family['readme'], name)}"
         ),
         results=[CardResults(checkpoint.metrics, "COCO 2017 val", "coco", source)],
-        evaluation=f"{VERIFIED} {_verified_with(checkpoint)}.",
+        evaluation=f"{VERIFIED} {'this configuration' if checkpoint.recorded else 'similar ones'}.",
         training=f"{MASK_TRAINING * checkpoint.has_masks}{family['recipe']}\n\n{TRAINING}",
         limits=(
             f"Labels are COCO's category ids, of which {used} are used. {BATCH_LIMIT * batch_limit}"
@@ -148,14 +146,6 @@ def _origin(checkpoint: PublishedCheckpoint, readme: list[str], name: str | None
         f"{published}. It is not on the Hub: run `hf-detr convert {checkpoint.file} "
         f"{checkpoint.name}` to create the folder that the code below loads."
     )
-
-
-def _verified_with(checkpoint: PublishedCheckpoint) -> str:
-    tests = "tests/test_segmentation.py" if checkpoint.has_masks else "tests/test_parity.py"
-    if checkpoint.recorded is not None:
-        return f"in this configuration (`{checkpoint.recorded}` in `{tests}`)"
-    nearest = " and ".join(f"`{case}`" for case in checkpoint.nearest)
-    return f"in {nearest}, the most similar configurations with recorded outputs"
 
 
 @cache

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .classification import Classification
 from .outputs import ObjectDetectionOutput
 from .processes import any_process, gather_from_processes
+from .wording import some_of
 
 ONE_SIDED = 0.9  # share of the loss from which a term is reported as dominating
 STILL = 0.01  # a query is stuck if its box moves less between images, relative to the image
@@ -173,7 +174,7 @@ class TrainingHealth:
         named = [f"{self.id2label[i]} ({present[i].item():.0f} images)" for i in dead]
         return [
             f"Dead classes: {len(dead)} of {num_present} never scored above {ALIVE} in an image "
-            f"that has them: {_shortened(named)}. This is normal in the first epochs and for "
+            f"that has them: {some_of(named, NAMED)}. This is normal in the first epochs and for "
             "classes with few images. Later check the labels and names of these classes, and add "
             "images."
         ]
@@ -238,7 +239,7 @@ def _describe_nonfinite(
     where = "the predictions"
     if outputs is not None:
         terms = [name for name, value in outputs.loss_dict.items() if not value.isfinite()]
-        where = f"the loss ({_shortened(terms)})"
+        where = f"the loss ({some_of(terms, NAMED)})"
     names = _image_names(labels, images or range(len(labels)))
     return (
         f"NaN or infinity in {where} of {names}, whose pixels are finite. Common causes: a high "
@@ -256,7 +257,8 @@ def describe_nonfinite_gradients(model: nn.Module) -> str:
     names = [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
     return (
         f"The loss is finite, but the gradients of {len(names)} of {len(gradients)} parameters "
-        f"aren't: {_shortened(names)}. Common causes: overflow in float16, a high learning rate."
+        f"aren't: {some_of(names, NAMED)}. Common causes: overflow in float16, a high learning "
+        "rate."
     )
 
 
@@ -266,9 +268,4 @@ def _image_names(labels: Sequence[Mapping[str, Tensor]], images: Sequence[int]) 
         str(int(labels[i]["image_id"])) if "image_id" in labels[i] else f"number {i} of the batch"
         for i in images
     ]
-    return f"image {ids[0]}" if len(ids) == 1 else f"images {_shortened(ids)}"
-
-
-def _shortened(names: Sequence[str]) -> str:
-    more = len(names) - NAMED
-    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
+    return f"image {ids[0]}" if len(ids) == 1 else f"images {some_of(ids, NAMED)}"

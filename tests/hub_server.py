@@ -132,22 +132,22 @@ class _Handler(BaseHTTPRequestHandler):
         self.rfile.readline()
         return body
 
-    def dispatch(self, name: str, asked: dict[str, str | None]) -> None:
+    def dispatch(self, name: str, request: dict[str, str | None]) -> None:
         """Check user and repository, then answer."""
         token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
         if token and token not in TOKENS:
             return self.answer({"error": "Invalid credentials"}, 401)
         self.user = TOKENS.get(token)
-        if "repo" not in asked:
-            return getattr(self, name)(**asked)
-        repo = self.server.repositories.get(asked["repo"])
-        owner = asked["repo"].split("/")[0]
+        if "repo" not in request:
+            return getattr(self, name)(**request)
+        repo = self.server.repositories.get(request["repo"])
+        owner = request["repo"].split("/")[0]
         if repo is None or (repo.private and self.user != owner):
             return self.fail("RepoNotFound", "Repository not found", 404 if self.user else 401)
         if name in ("preupload", "commit", "branch", "batch") and self.user != owner:
             return self.answer({"error": "no write access"}, 403)
-        rest = {key: value for key, value in asked.items() if key not in ("repo", "rev")}
-        return getattr(self, name)(asked["repo"], repo, asked.get("rev") or "main", **rest)
+        rest = {key: value for key, value in request.items() if key not in ("repo", "rev")}
+        return getattr(self, name)(request["repo"], repo, request.get("rev") or "main", **rest)
 
     # -- answers --
 
@@ -176,14 +176,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.answer({"errors": [], "warnings": []})
 
     def create(self) -> None:
-        asked = json.loads(self.body)
+        request = json.loads(self.body)
         if self.user is None:
             return self.answer({"error": "log in"}, 401)
-        name = f"{asked.get('organization') or self.user}/{asked['name']}"
+        name = f"{request.get('organization') or self.user}/{request['name']}"
         url = {"url": f"{self.server.url}/{name}"}
         if name in self.server.repositories:
             return self.answer(url, 409)
-        private = asked.get("private") or asked.get("visibility") == "private"
+        private = request.get("private") or request.get("visibility") == "private"
         repo = self.server.repositories[name] = Repository(bool(private))
         repo.commit("main", {".gitattributes": b""}, "initial commit")
         return self.answer(url)
@@ -257,8 +257,8 @@ class _Handler(BaseHTTPRequestHandler):
         return self.answer({})
 
     def verify(self) -> None:
-        asked = json.loads(self.body)
-        there = len(self.server.large.get(asked["oid"], b"")) == asked["size"]
+        request = json.loads(self.body)
+        there = len(self.server.large.get(request["oid"], b"")) == request["size"]
         self.answer({}, 200 if there else 404)
 
     def commit(self, name: str, repo: Repository, revision: str) -> None:

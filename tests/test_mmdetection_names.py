@@ -48,22 +48,46 @@ def backbone_shapes() -> dict[str, Sequence[int]]:
     return {f"backbone.{name}": tuple(t.shape) for name, t in model.state_dict().items()}
 
 
+def assert_recorded_outputs(
+    content: dict, kind: str, fixture: str, inputs: tuple[Tensor, ...], folder: Path
+) -> None:
+    """Convert a checkpoint and compare its outputs with recorded ones."""
+    torch.save(content, folder / "model.pth")
+    model = convert_official_checkpoint(
+        folder / "model.pth", folder / "hub", dilation=False, num_heads=8
+    )
+    assert getattr(model.config, "with_box_refine", False) == (kind in ("refine", "two stages"))
+    model.config.two_stage_num_proposals = 7  # no weight shows the number
+    expected = load_file(FIXTURES / f"{fixture}_outputs.safetensors")
+    with torch.no_grad():
+        output = model(*inputs)
+    assert_close(output.logits, expected[f"{kind}/logits"], atol=5e-4, rtol=0)
+    assert_close(output.pred_boxes, expected[f"{kind}/boxes"], atol=5e-5, rtol=0)
+
+
+def assert_rejected(
+    weights: dict[str, Tensor], former: str, latter: str | None, message: str, folder: Path
+) -> None:
+    """Remove a weight, or add a copy with another name, and check the error."""
+    if latter is None:
+        del weights[former]
+    else:
+        weights[latter] = weights[former]
+    torch.save(weights, folder / "model.pth")
+    with pytest.raises(ValueError, match=message):
+        convert_official_checkpoint(
+            folder / "model.pth", folder / "hub", dilation=False, num_heads=8
+        )
+    assert not (folder / "hub").exists()
+
+
 @pytest.mark.parametrize(("version", "kind"), SHAPES)
 def test_recorded_outputs(version: str, kind: str, tmp_path: Path) -> None:
     """All weights are converted, and equal weights give equal predictions."""
     weights = named_weights(backbone_shapes() | SHAPES[version, kind])
     assert has_mmdetection_names(weights)
-    torch.save({"meta": {"epoch": 50}, "state_dict": weights}, tmp_path / "model.pth")
-    model = convert_official_checkpoint(
-        tmp_path / "model.pth", tmp_path / "hub", dilation=False, num_heads=8
-    )
-    assert getattr(model.config, "with_box_refine", False) == (kind in ("refine", "two stages"))
-    model.config.two_stage_num_proposals = 7  # no weight shows the number
-    expected = load_file(FIXTURES / f"{version}_outputs.safetensors")
-    with torch.no_grad():
-        output = model(*batch())
-    assert_close(output.logits, expected[f"{kind}/logits"], atol=5e-4, rtol=0)
-    assert_close(output.pred_boxes, expected[f"{kind}/boxes"], atol=5e-5, rtol=0)
+    content = {"meta": {"epoch": 50}, "state_dict": weights}
+    assert_recorded_outputs(content, kind, version, batch(), tmp_path)
 
 
 def test_names() -> None:
@@ -101,17 +125,9 @@ def test_names() -> None:
 def test_wrong_names(former: str, latter: str | None, message: str, tmp_path: Path) -> None:
     """Missing, unexpected and duplicate weights are named in the error."""
     weights = named_weights(backbone_shapes() | SHAPES["mmdetection2", "detr"])
-    weight = weights[f"bbox_head.transformer.{former}"]
-    if latter is None:
-        del weights[f"bbox_head.transformer.{former}"]
-    else:
-        weights[f"bbox_head.transformer.{latter}"] = weight
-    torch.save({"state_dict": weights}, tmp_path / "model.pth")
-    with pytest.raises(ValueError, match=message):
-        convert_official_checkpoint(
-            tmp_path / "model.pth", tmp_path / "hub", dilation=False, num_heads=8
-        )
-    assert not (tmp_path / "hub").exists()
+    prefix = "bbox_head.transformer."
+    latter = latter and prefix + latter
+    assert_rejected(weights, prefix + former, latter, message, tmp_path)
 
 
 def test_dilation_is_rejected(tmp_path: Path) -> None:
@@ -164,17 +180,8 @@ def test_detrex_recorded_outputs(kind: str, tmp_path: Path) -> None:
     backbone = TORCHVISION if kind == "detr torchvision" else DETECTRON2
     weights = named_weights(backbone | DETREX_SHAPES[kind.removesuffix(" torchvision")])
     assert has_detrex_names(weights)
-    torch.save({"model": weights, "iteration": 9}, tmp_path / "model.pth")
-    model = convert_official_checkpoint(
-        tmp_path / "model.pth", tmp_path / "hub", dilation=False, num_heads=8
-    )
-    assert getattr(model.config, "with_box_refine", False) == (kind in ("refine", "two stages"))
-    model.config.two_stage_num_proposals = 7  # no weight shows the number
-    expected = load_file(FIXTURES / "detrex_outputs.safetensors")
-    with torch.no_grad():
-        output = model(batch()[0])
-    assert_close(output.logits, expected[f"{kind}/logits"], atol=5e-4, rtol=0)
-    assert_close(output.pred_boxes, expected[f"{kind}/boxes"], atol=5e-5, rtol=0)
+    content = {"model": weights, "iteration": 9}
+    assert_recorded_outputs(content, kind, "detrex", batch()[:1], tmp_path)
 
 
 def test_detrex_names() -> None:
@@ -216,17 +223,7 @@ def test_detrex_names() -> None:
 )
 def test_detrex_wrong_names(former: str, latter: str | None, message: str, tmp_path: Path) -> None:
     """Missing, unexpected and duplicate weights are named in the error."""
-    weights = detrex_weights()
-    if latter is None:
-        del weights[former]
-    else:
-        weights[latter] = weights[former]
-    torch.save(weights, tmp_path / "model.pth")
-    with pytest.raises(ValueError, match=message):
-        convert_official_checkpoint(
-            tmp_path / "model.pth", tmp_path / "hub", dilation=False, num_heads=8
-        )
-    assert not (tmp_path / "hub").exists()
+    assert_rejected(detrex_weights(), former, latter, message, tmp_path)
 
 
 def test_detrex_dilation(tmp_path: Path) -> None:
