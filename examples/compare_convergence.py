@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import torch
 from accelerate import Accelerator
 from detection_folders import read_split
@@ -26,8 +25,7 @@ from training_setup import make_model, make_transform
 from transformers import HfArgumentParser
 from transformers.hf_argparser import HfArg
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
+from hf_detr import plots
 
 NAMES = {
     "detr": "DETR",
@@ -125,13 +123,8 @@ def write_results(options: ComparisonOptions, curves: Curves) -> str:
         writer = csv.writer(file)
         writer.writerow(["model", "epoch", "AP"])
         writer.writerows((name, *point) for name, points in curves.items() for point in points)
-    figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
-    for model_type, points in curves.items():
-        axis.plot(*zip(*points, strict=True), label=NAMES[model_type])
-    axis.set(xlabel="epoch", ylabel="AP", ylim=(0, None))
-    axis.legend()
+    figure = plots.draw_comparison({NAMES[name]: points for name, points in curves.items()})
     figure.savefig(options.output / "convergence.png", dpi=120)
-    plt.close(figure)
     summary = summarize(curves)
     (options.output / "convergence.md").write_text(summary)
     return summary

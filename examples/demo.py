@@ -1,4 +1,4 @@
-"""A page in the browser to try detectors on: drop an image, see what is found, and why.
+"""A page for the browser to try detectors: drop an image, see detections and attention.
 
     pip install 'hf_detr[demo]'
     python examples/demo.py
@@ -39,14 +39,14 @@ MODELS = [
 COLUMNS = ["object", "score", "left", "top", "right", "bottom"]
 TABS = {"attention": "Attention", "points": "Sampling points"}
 NUM_FIGURES = 3  # in each of these tabs
-HINT = "Click into the image on the left to choose the pixel that looks."
-LEAST_SIDE = 640  # smaller pictures are enlarged, so that what is drawn on them is sharp
-Points = list[tuple[float, float]] | None  # pixels (x, y) that look; None takes objects' centres
+HINT = "Click on the image on the left to choose the pixel whose attention is drawn."
+LEAST_SIDE = 640  # smaller images are enlarged, for sharp lines and letters
+Points = list[tuple[float, float]] | None  # pixels (x, y); None: the objects' centres
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a model said about a picture; any threshold can be drawn from it."""
+    """A model's outputs for an image, before any threshold."""
 
     model: Any
     processor: Any
@@ -61,7 +61,7 @@ def load(name: str) -> tuple[Any, Any]:
 
 
 def look(name: str | None, path: str | None) -> tuple[Run | None, str]:
-    """Run the model of that name on an image file; say what ran, or why nothing did."""
+    """Run the model of that name on an image file; return a line on the run, or the error."""
     if not path or not name:
         return None, "Choose a model, and drop an image."
     try:
@@ -83,7 +83,7 @@ def look(name: str | None, path: str | None) -> tuple[Run | None, str]:
 
 
 def show(run: Run | None, threshold: float) -> tuple[Image.Image | None, str, list[list[Any]]]:
-    """The picture of what scores above the threshold, a summary, and the rows of the table."""
+    """The image with detections above the threshold, a summary, and the rows of the table."""
     if run is None:
         return None, "", []
     scale = max(LEAST_SIDE / max(run.picture.size), 1)
@@ -97,46 +97,50 @@ def show(run: Run | None, threshold: float) -> tuple[Image.Image | None, str, li
     rows = [[names[label], round(score, 2), *map(round, box)] for score, label, box in objects]
     counts = Counter(names[label] for _, label, _ in objects).most_common()
     summary = ", ".join(f"{count} × {name}" for name, count in counts)
-    summary = summary or f"Nothing scores above {threshold:.2f}: move the threshold down."
+    summary = summary or f"No detection scores above {threshold:.2f}: move the threshold down."
     return draw_predictions(picture, result, names), summary, rows
 
 
 def explain(
-    seen: plots.AttentionRecord, tab: str, threshold: float, points: Points
+    record: plots.AttentionRecord, tab: str, threshold: float, points: Points
 ) -> list[Figure]:
     """The figures of a tab.
 
     Raises:
-        ValueError: in words, if they don't fit the model, or nothing was found.
+        ValueError: if they don't fit the model, or nothing was found.
     """
     if tab == "attention":
-        seen.query_maps([0])  # raises where attention is deformable
+        record.query_maps([0])  # raises where attention is deformable
         return [
-            plots.draw_decoder_attention(seen, threshold=threshold),
-            plots.draw_attention_heads(seen, threshold=threshold),
-            plots.draw_encoder_attention(seen, points, threshold),
+            plots.draw_decoder_attention(record, threshold=threshold),
+            plots.draw_attention_heads(record, threshold=threshold),
+            plots.draw_encoder_attention(record, points, threshold),
         ]
-    seen.query_points([0])  # raises where it isn't
+    record.query_points([0])  # raises where it isn't
     return [
-        plots.draw_sampling_overview(seen, points, threshold=threshold),
-        plots.draw_sampling_points(seen, threshold=threshold),
-        plots.draw_encoder_sampling_points(seen, points, threshold),
+        plots.draw_sampling_overview(record, points, threshold=threshold),
+        plots.draw_sampling_points(record, threshold=threshold),
+        plots.draw_encoder_sampling_points(record, points, threshold),
     ]
 
 
 def draw_tab(
-    run: Run | None, seen: plots.AttentionRecord | None, tab: str, threshold: float, points: Points
+    run: Run | None,
+    record: plots.AttentionRecord | None,
+    tab: str,
+    threshold: float,
+    points: Points,
 ) -> tuple[plots.AttentionRecord | None, str, list[Image.Image]]:
-    """What was observed, to be kept; a sentence; and the pictures of a tab, if there are any."""
+    """The recorded attention, to be kept; a message; and the plots of a tab, if there are any."""
     if run is None:
         return None, "There is nothing to show yet.", []
-    if seen is None:
-        [seen] = plots.observe(run.model, run.processor, run.picture)
+    if record is None:
+        [record] = plots.record_attention(run.model, run.processor, run.picture)
     try:
-        return seen, HINT, [as_picture(f) for f in explain(seen, tab, threshold, points)]
+        return record, HINT, [as_picture(f) for f in explain(record, tab, threshold, points)]
     except ValueError as error:
         message = str(error)
-        return seen, message[0].upper() + message[1:], []
+        return record, message[0].upper() + message[1:], []
 
 
 def as_picture(figure: Figure) -> Image.Image:
@@ -153,16 +157,16 @@ def make_page(model: str) -> Any:
     import gradio as gr
 
     with gr.Blocks(title="hf_detr") as page:
-        run, seen, points, open_tab = gr.State(), gr.State(), gr.State(), gr.State("detections")
+        run, record, points, open_tab = gr.State(), gr.State(), gr.State(), gr.State("detections")
         plain = {"show_label": False, "interactive": False, "buttons": ["download", "fullscreen"]}
-        gr.Markdown("# hf_detr: what a detector finds, and where it looks")
+        gr.Markdown("# hf_detr: detections, attention and sampling points")
         with gr.Row():
             with gr.Column(scale=1, min_width=280):
                 name = gr.Dropdown(
                     MODELS,
                     value=model,
                     label="Model",
-                    info="or write a folder, or a name on the Hub",
+                    info="or enter a folder or a name on the Hub",
                     allow_custom_value=True,
                 )
                 image = gr.Image(
@@ -189,22 +193,22 @@ def make_page(model: str) -> Any:
                         figures = [gr.Image(visible=False, **plain) for _ in range(NUM_FIGURES)]
                     panels[key] = [words, *figures]
 
-        def draw_open(run_: Any, seen_: Any, tab: str, least: float, points_: Points) -> dict:
+        def draw_open(run_: Any, record_: Any, tab: str, least: float, points_: Points) -> dict:
             if tab not in panels:
-                return {seen: seen_}
-            seen_, message, pictures = draw_tab(run_, seen_, tab, least, points_)
+                return {record: record_}
+            record_, message, pictures = draw_tab(run_, record_, tab, least, points_)
             words, *figures = panels[tab]
             pictures = pictures + [None] * (NUM_FIGURES - len(pictures))
             updates = [gr.Image(p, visible=p is not None) for p in pictures]
-            return {seen: seen_, words: message, **dict(zip(figures, updates, strict=True))}
+            return {record: record_, words: message, **dict(zip(figures, updates, strict=True))}
 
         def choose(event: gr.SelectData) -> list[tuple[float, float]]:
             return [tuple(event.index)]
 
         drawing = {
             "fn": draw_open,
-            "inputs": [run, seen, open_tab, threshold, points],
-            "outputs": [seen, *sum(panels.values(), [])],
+            "inputs": [run, record, open_tab, threshold, points],
+            "outputs": [record, *sum(panels.values(), [])],
         }
         showing = {
             "fn": show,
@@ -213,7 +217,7 @@ def make_page(model: str) -> Any:
             "show_progress": "hidden",
         }
         looked = gr.on([page.load, name.change, image.change], look, [name, image], [run, said])
-        looked.then(lambda: (None, None), None, [seen, points]).then(**showing).then(**drawing)
+        looked.then(lambda: (None, None), None, [record, points]).then(**showing).then(**drawing)
         threshold.change(**showing)
         threshold.change(**drawing)
         image.select(choose, None, points).then(**drawing)
@@ -234,7 +238,7 @@ def main() -> None:
     parser.add_argument(
         "--share",
         action="store_true",
-        help="make a public link through gradio's servers; who has it can load any model",
+        help="make a public link through gradio's servers; its users can load any model",
     )
     arguments = parser.parse_args()
     page = make_page(arguments.model)

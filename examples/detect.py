@@ -1,11 +1,10 @@
-"""Detect objects in an image and write the picture with boxes.
+"""Detect objects in an image and write it with their boxes.
 
     python examples/detect.py
     python examples/detect.py --model facebook/detr-resnet-50 --image my.jpg --threshold 0.7
 
-Without --model it runs the small detector that comes with hf_detr, which knows ten kinds of
-garments. Give a folder or a name on the Hub for other objects. `hf-detr predict` does the same for
-many images.
+Without --model it runs the small detector in the package, which detects ten kinds of garments. Give
+a folder or a name on the Hub for other objects. `hf-detr predict` does the same for many images.
 """
 
 import argparse
@@ -25,7 +24,7 @@ def main() -> None:
     parser.add_argument(
         "--model",
         default=str(embedded_model_folder()),
-        help="folder or name on the Hub; default: the garment detector that comes with hf_detr",
+        help="folder or name on the Hub; default: the garment detector in the package",
     )
     parser.add_argument("--threshold", type=float, default=0.5, help="least score, default 0.5")
     parser.add_argument("--output", type=Path, default=Path("outputs/detections.png"))

@@ -1,11 +1,11 @@
-"""Draw what a detector found in an image, and where it looked.
+"""Draw a detector's predictions, and its attention or sampling points.
 
     python examples/draw_plots.py
     python examples/draw_plots.py --model facebook/detr-resnet-50 --image my.jpg --threshold 0.7
     python examples/draw_plots.py --model FOLDER --images FOLDER --run trained
 
 Attention is drawn as maps for DETR and Conditional DETR, as sampling points for Deformable DETR.
-`--images` adds the places that the object queries prefer, `--run` the curves of a training by
+`--images` adds the positions that the object queries prefer, `--run` the curves of a training by
 `train_detection.py`.
 """
 
@@ -25,21 +25,21 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 
 
 def draw_all(arguments: argparse.Namespace) -> Iterator[tuple[str, Figure]]:
-    """Names and figures, one after another."""
+    """Yield names and figures."""
     model = AutoModelForObjectDetection.from_pretrained(arguments.model)
     processor = AutoImageProcessor.from_pretrained(arguments.model)
-    [seen] = plots.observe(model, processor, str(arguments.image))
+    [record] = plots.record_attention(model, processor, str(arguments.image))
     threshold = arguments.threshold
-    yield "detections", plots.draw_detections(seen, threshold=threshold)
+    yield "detections", plots.draw_detections(record, threshold=threshold)
     points = arguments.point
     if model.config.model_type == "deformable_detr":
-        yield "sampling_overview", plots.draw_sampling_overview(seen, points, threshold=threshold)
-        yield "sampling_encoder", plots.draw_encoder_sampling_points(seen, points, threshold)
-        yield "sampling_decoder", plots.draw_sampling_points(seen, threshold=threshold)
+        yield "sampling_overview", plots.draw_sampling_overview(record, points, threshold=threshold)
+        yield "sampling_encoder", plots.draw_encoder_sampling_points(record, points, threshold)
+        yield "sampling_decoder", plots.draw_sampling_points(record, threshold=threshold)
     else:
-        yield "attention_encoder", plots.draw_encoder_attention(seen, points, threshold)
-        yield "attention_decoder", plots.draw_decoder_attention(seen, threshold=threshold)
-        yield "attention_heads", plots.draw_attention_heads(seen, threshold=threshold)
+        yield "attention_encoder", plots.draw_encoder_attention(record, points, threshold)
+        yield "attention_decoder", plots.draw_decoder_attention(record, threshold=threshold)
+        yield "attention_heads", plots.draw_attention_heads(record, threshold=threshold)
     if arguments.images is not None:
         files = [f for f in sorted(arguments.images.iterdir()) if f.suffix.lower() in SUFFIXES]
         boxes = plots.query_boxes(model, processor, [str(file) for file in files[: arguments.most]])
@@ -56,24 +56,33 @@ def point(text: str) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Read the options and write the pictures."""
+    """Read the options and write the plots."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--image", type=Path, default=IMAGE)
     parser.add_argument(
         "--model",
         default=str(embedded_model_folder()),
-        help="folder or name on the Hub; default: the garment detector that comes with hf_detr",
+        help="folder or name on the Hub; default: the garment detector in the package",
     )
     parser.add_argument("--threshold", type=float, default=0.5, help="least score, default 0.5")
     parser.add_argument(
-        "--point", type=point, action="append", help="x,y in pixels, a place that looks; repeatable"
+        "--point",
+        type=point,
+        action="append",
+        help="x,y in pixels, to draw its attention; repeatable",
     )
-    parser.add_argument("--images", type=Path, help="folder for the places of object queries")
-    parser.add_argument("--most", type=int, default=500, help="images of it, default 500")
+    parser.add_argument(
+        "--images", type=Path, help="folder of images for the positions of object queries"
+    )
+    parser.add_argument(
+        "--most", type=int, default=500, help="largest number of these images, default 500"
+    )
     parser.add_argument("--run", type=Path, help="output folder of train_detection.py")
     parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder")
     parser.add_argument("--dpi", type=int, default=110)
-    parser.add_argument("--colors", type=int, help="up to 256 make small files; default: all")
+    parser.add_argument(
+        "--colors", type=int, help="reduce to this number, at most 256, for small files"
+    )
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     try:

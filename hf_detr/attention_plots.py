@@ -1,4 +1,4 @@
-"""Where attention over all pixels goes: of pixels in the encoder, of objects in the decoder."""
+"""Plots of attention over all pixels: of pixels in the encoder, of objects in the decoder."""
 
 from collections.abc import Sequence
 
@@ -21,7 +21,7 @@ from .figures import (
 from .observation import AttentionRecord
 
 MOST = 4  # panels, unless more are asked for
-CAPTION = "bright: much attention, as a share of the panel's brightest cell"
+CAPTION = "attention relative to the panel's brightest cell"
 SAME_OBJECT = 0.5  # overlap of boxes from which they are taken for duplicates
 PARTS = {"content": "content\nalone", "place": "place\nalone", "all": "both,\nas used"}
 
@@ -32,14 +32,14 @@ def draw_encoder_attention(
     threshold: float = 0.5,
     layer: int = -1,
 ) -> Figure:
-    """Where chosen pixels look in the encoder, the mean of the heads (DETR, Figure 3).
+    """The encoder attention of chosen pixels, mean of the heads (DETR, Figure 3).
 
-    A trained encoder separates objects: a pixel looks at its own.
+    A trained encoder separates objects: a pixel attends to its own object.
 
     Args:
         record: from `record_attention`.
-        points_xy: pixels (x, y) of the image; None takes the centres of the best objects.
-        threshold: the score that these must exceed.
+        points_xy: pixels (x, y) of the image; None: the centres of the best objects.
+        threshold: the score that the best objects must exceed.
         layer: of the encoder; -1 is the last.
 
     Raises:
@@ -51,13 +51,13 @@ def draw_encoder_attention(
     figure, axes = make_panels(1, len(points_xy) + 1, record.size_wh)
     first = axes[0, 0]
     show_image(first, record.image)
-    first.set_title("the pixels that look", fontsize=FONT_SIZE)
+    first.set_title("chosen pixels", fontsize=FONT_SIZE)
     for index, point in enumerate(points_xy):
         mark_point(first, point, color_of(index), str(index + 1))
         panel = axes[0, index + 1]
         show_map(panel, maps[index], record.image)
         mark_point(panel, point, color_of(index))
-        panel.set_title(f"where pixel {index + 1} looks", fontsize=FONT_SIZE)
+        panel.set_title(f"attention of pixel {index + 1}", fontsize=FONT_SIZE)
     add_caption(figure, CAPTION)
     return figure
 
@@ -68,14 +68,14 @@ def draw_decoder_attention(
     threshold: float = 0.5,
     layer: int = -1,
 ) -> Figure:
-    """Where the object queries look that found something, the mean of the heads (DETR, Figure 6).
+    """The decoder attention of object queries, mean of the heads (DETR, Figure 6).
 
-    A trained decoder looks at the outlines that decide box and class: heads, feet, handles.
+    A trained decoder attends to the parts that decide box and class: heads, feet, handles.
 
     Args:
         record: from `record_attention`.
-        queries: by number; None takes the best ones.
-        threshold: the score that these must exceed.
+        queries: by number; None: the best ones.
+        threshold: the score that the best objects must exceed.
         layer: of the decoder; -1 is the last.
 
     Raises:
@@ -96,16 +96,16 @@ def draw_decoder_attention(
 def draw_attention_heads(
     record: AttentionRecord, query: int | None = None, threshold: float = 0.5, layer: int = -1
 ) -> Figure:
-    """Where every head of one object query looks.
+    """The decoder attention of one object query, head by head.
 
-    Where the model compares content and place separately there are three rows: what each alone
-    would give, and both. Place gives a band at one side of the box or a spot in it, a different
-    one in every head; that is what Conditional DETR is about (its Figure 1).
+    If the model compares content and place separately, three rows show content alone, place
+    alone, and both. Place alone gives a band at one side of the box or a spot in it, another one
+    in every head (Conditional DETR, Figure 1).
 
     Args:
         record: from `record_attention`.
-        query: its number; None takes the best one.
-        threshold: the score that it must exceed.
+        query: its number; None: the best one.
+        threshold: the score that the best query must exceed.
         layer: of the decoder; -1 is the last.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Predictions beside targets, and the places that object queries specialise in."""
+"""Plots of predictions with targets, and of the regions that object queries specialise in."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -32,16 +32,16 @@ def draw_detections(
     targets: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
     threshold: float = 0.5,
 ) -> Figure:
-    """What was found in some images; with targets, below what should have been found.
+    """Predictions on some images, below the targets if there are any.
 
     Args:
-        records: from `record_attention`, which may have left attention out.
+        records: from `record_attention`; attention isn't needed.
         targets: per image `class_labels` (n,), as the model numbers them, and `boxes` (n, 4) as
             (x0, y0, x1, y1) in pixels of the image, as a `DetectionDataset` gives them.
-        threshold: the score above which a query has found something.
+        threshold: the score that predictions must exceed.
 
     Raises:
-        ValueError: if there aren't as many targets as images, or their boxes are in other units.
+        ValueError: if the numbers of targets and images differ, or boxes are in other units.
     """
     records = [records] if isinstance(records, AttentionRecord) else list(records)
     targets = [targets] if isinstance(targets, Mapping) else targets
@@ -67,15 +67,15 @@ def draw_detections(
 
 
 def draw_query_slots(boxes_cxcywh: Tensor, most: int = 20) -> Figure:
-    """Where each object query's boxes lie over many images (DETR, Figure 7).
+    """The centres of each object query's boxes in many images (DETR, Figure 7).
 
-    A panel is a query, a point the centre of its box in one image. Queries that have learned
-    well each prefer some places and sizes; a query whose points cover everything, or one spot for
-    all, hasn't specialised.
+    A panel is a query, a point the centre of its box in one image. Trained queries prefer
+    different positions and sizes; a query whose points cover the whole image, or a single spot,
+    hasn't specialised.
 
     Args:
         boxes_cxcywh: (N, Q, 4) in [0, 1], from `query_boxes`.
-        most: the first so many queries are drawn.
+        most: number of queries drawn, from the first.
 
     Raises:
         ValueError: if the boxes have another shape.

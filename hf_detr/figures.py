@@ -1,8 +1,8 @@
-"""What all plots share: colours, panels, images, boxes and labels; the package's only matplotlib.
+"""The style and the parts of all plots; the only module that imports matplotlib.
 
-Nothing here touches pyplot, so no window opens and no figure stays in memory. Axes count pixels
-from the image's top left corner. Colours are told apart by colour-blind readers too (the palette
-of Okabe and Ito; maps from dark to bright).
+It doesn't use pyplot, so no window opens and no figure stays in memory. Axes count pixels from the
+image's top left corner. Colour-blind readers can distinguish the colours (the palette of Okabe and
+Ito; maps from dark to bright).
 """
 
 import math
@@ -30,19 +30,20 @@ COLORS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#F0E442", "#D55E00", "#00
 MARKERS = ("o", "s", "^", "D", "P", "v", "X", "*")  # one per feature level
 ORANGE, BLUE, GREEN, RED = COLORS[0], COLORS[6], COLORS[2], COLORS[5]
 FONT_SIZE = 9
-LINE = 0.25  # inches that a line of text takes
+LINE = 0.25  # height of a line of text in inches
 LEGEND_COLUMN = 3.4  # inches
 DASHES = (0, (4, 2))
 HEAT = colormaps["inferno"]
-WEIGHT = colormaps["magma_r"]  # on a pale image the weak are pale, too
-# Width to height of a panel; images beyond leave some of it empty, so that text has its room.
+WEIGHT = colormaps["magma_r"]  # small weights are pale, for pale images
+# Width to height of a panel, which leaves room for text; other images leave a part of it empty.
 NARROWEST, WIDEST = 0.5, 3.0
+CHART_INCHES = 7.0, 4.0
 NARROWEST_FIGURE = 5.0  # inches
-DARK, PALE = 0.6, 0.6  # how much of an image's contrast is left under what is drawn on it
+DARK, PALE = 0.6, 0.6  # of the contrast of images that are drawn on
 
 
 def color_of(index: int) -> str:
-    """The colour of the object, query or curve of some number; they repeat after seven."""
+    """The colour of an object, query or curve by its number; colours repeat after seven."""
     return COLORS[index % len(COLORS)]
 
 
@@ -53,7 +54,7 @@ def make_panels(
 
     Args:
         rows, columns: of panels.
-        image_wh: width and height of what is drawn, in any unit.
+        image_wh: width and height of the content, in any unit.
         inches: longer side of a panel.
 
     Raises:
@@ -73,6 +74,23 @@ def make_panels(
     return figure, axes
 
 
+def make_chart(x: str, y: str) -> tuple[Figure, Axes]:
+    """A figure for curves over named axes, with a grid."""
+    figure = Figure(figsize=CHART_INCHES, layout="constrained")
+    axis = figure.subplots()
+    axis.grid(color="0.9", linewidth=0.8)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.set_xlabel(x, fontsize=FONT_SIZE)
+    name_values(axis, y)
+    return figure, axis
+
+
+def name_values(axis: Axes, y: str) -> None:
+    """Name what a chart's vertical axis shows."""
+    axis.set_ylabel(y, fontsize=FONT_SIZE)
+    axis.tick_params(labelsize=FONT_SIZE - 1)
+
+
 def show_image(axis: Axes, image: Tensor, style: str = "plain") -> None:
     """Show an image (3, H, W): "plain"; "dark" gray below heat; "pale" gray below points."""
     pixels = image.permute(1, 2, 0).numpy()
@@ -83,7 +101,7 @@ def show_image(axis: Axes, image: Tensor, style: str = "plain") -> None:
         gray = gray * DARK if style == "dark" else 1 - (1 - gray) * PALE
         pixels = np.repeat(gray[..., None], 3, axis=-1)
     axis.imshow(pixels, extent=(0, width, height, 0))
-    axis.autoscale(False)  # what lies beyond the image must not shrink it
+    axis.autoscale(False)  # drawing beyond the image must not shrink it
     axis.set_axis_off()
 
 
@@ -91,10 +109,10 @@ def show_map(axis: Axes, weights: Tensor, image: Tensor, most: float | None = No
     """Lay a map of weights (h, w) over an image: the more weight, the brighter and more opaque.
 
     Args:
-        axis: where to.
+        axis: the panel.
         weights: not negative, on cells that divide the image evenly.
         image: (3, H, W), shown below.
-        most: weight of the brightest colour; None takes the largest.
+        most: weight of the brightest colour; None: the largest weight.
     """
     show_image(axis, image, "dark")
     share = (weights / (most or float(weights.max()) or 1.0)).clamp(0, 1).numpy()
@@ -111,7 +129,7 @@ def draw_box(axis: Axes, box_xyxy: Sequence[float], color: str) -> None:
 
 
 def draw_reference_box(axis: Axes, box_xyxy: Sequence[float]) -> None:
-    """Outline the box that a query starts from: dashed, thin, still seen on the predicted one."""
+    """Outline a query's starting box, dashed and thin, to be visible on the predicted box."""
     axis.add_patch(_rectangle(box_xyxy, edgecolor="black", linewidth=1.0, linestyle=DASHES))
 
 
@@ -121,7 +139,7 @@ def _rectangle(box_xyxy: Sequence[float], **style: Any) -> Rectangle:
 
 
 def write_label(axis: Axes, box_xyxy: Sequence[float], text: str, color: str) -> None:
-    """Write on an upper corner of a box, the one from which there is room in the image."""
+    """Write at a box's upper left corner, or at the right one if that has more room."""
     x0, y0, x1, _ = (float(value) for value in box_xyxy)
     left, right = axis.get_xlim()
     bottom, top = axis.get_ylim()
@@ -194,7 +212,7 @@ def add_heading(figure: Figure, text: str) -> None:
 
 
 def add_color_scale(figure: Figure, axes: np.ndarray, most: float, text: str) -> None:
-    """What the colours of weights from 0 to the largest mean, beside all panels."""
+    """A scale of the colours of weights, from 0 to the largest, beside all panels."""
     figure.set_figwidth(figure.get_figwidth() + 4 * LINE)
     scale = figure.colorbar(ScalarMappable(Normalize(0, most), WEIGHT), ax=axes, pad=0.01)
     scale.set_label(text, fontsize=FONT_SIZE)
@@ -202,5 +220,5 @@ def add_color_scale(figure: Figure, axes: np.ndarray, most: float, text: str) ->
 
 
 def _grow(figure: Figure, lines: int) -> None:
-    """Make room for lines of text, so that the panels keep their size."""
+    """Add height for lines of text; the panels keep their size."""
     figure.set_figheight(figure.get_figheight() + lines * LINE)

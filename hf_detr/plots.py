@@ -1,20 +1,21 @@
-"""Pictures of what a detector does; needs matplotlib, `pip install 'hf_detr[plots]'`.
+"""Plots of detectors, their attention and training; needs `pip install 'hf_detr[plots]'`.
 
     from hf_detr import plots
 
     [record] = plots.record_attention(model, processor, image)
     plots.draw_sampling_overview(record).savefig("overview.png")
 
-Every function gives a `matplotlib.figure.Figure`, which a notebook shows as it is.
+Every `draw_` function returns a `matplotlib.figure.Figure`, which notebooks display.
 
 - `record_attention` (or `observe`) runs a model on images and returns an `AttentionRecord` of each.
-- `draw_detections`: what was found, beside the targets.
+- `draw_detections`: predictions, and targets.
 - DETR and Conditional DETR: `draw_encoder_attention`, `draw_decoder_attention`,
   `draw_attention_heads`.
 - Deformable DETR: `draw_sampling_overview`, `draw_sampling_points` (decoder),
   `draw_encoder_sampling_points`.
 - A data set: `draw_query_slots(query_boxes(model, processor, images))`.
-- A training: `draw_training_curves(folder / "losses.csv", read_history(folder))`.
+- A training: `draw_training_curves(folder / "losses.csv", read_history(folder))`; several:
+  `draw_comparison({"DETR": [(1, 0.02), (2, 0.05)], …})`.
 """
 
 from .attention_plots import draw_attention_heads, draw_decoder_attention, draw_encoder_attention
@@ -26,7 +27,7 @@ from .sampling_plots import (
     draw_sampling_overview,
     draw_sampling_points,
 )
-from .training_plots import draw_training_curves, read_history
+from .training_plots import draw_comparison, draw_training_curves, read_history
 
 observe = record_attention  # former name
 
@@ -34,6 +35,7 @@ __all__ = [
     "AttentionRecord",
     "SamplingPoints",
     "draw_attention_heads",
+    "draw_comparison",
     "draw_decoder_attention",
     "draw_encoder_attention",
     "draw_encoder_sampling_points",
@@ -42,7 +44,6 @@ __all__ = [
     "draw_sampling_overview",
     "draw_sampling_points",
     "draw_training_curves",
-    "observe",
     "observe",
     "query_boxes",
     "read_history",

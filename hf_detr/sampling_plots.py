@@ -1,7 +1,7 @@
-"""Deformable attention's sampling points (Deformable DETR, Figures 2 and 6), so that they say all.
+"""Plots of deformable attention's sampling points (Deformable DETR, Figures 2 and 6).
 
-A query looks at K points in each of M heads and L feature levels. Here the marker's shape is the
-level and its colour is the query or the weight; a legend says so on every figure.
+A query samples K points in each of M heads and L feature levels. The marker's shape is the level,
+its colour the query or the weight, as a legend says on every figure.
 """
 
 from collections.abc import Sequence
@@ -49,9 +49,9 @@ def draw_encoder_sampling_points(
 
     Args:
         record: from `record_attention`.
-        points_xy: pixels (x, y) of the image; None takes the centres of the best objects.
-        threshold: the score that these must exceed.
-        level: whose cells at those pixels look; 0 is the finest.
+        points_xy: pixels (x, y) of the image; None: the centres of the best objects.
+        threshold: the score that the best objects must exceed.
+        level: of the cells that sample at these pixels; 0 is the finest.
         layer: of the encoder; -1 is the last.
 
     Raises:
@@ -66,7 +66,7 @@ def draw_encoder_sampling_points(
         x, y = (round(value) for value in point)
         panel.set_title(f"pixel ({x}, {y}) on level {level}", fontsize=FONT_SIZE)
         mark_point(panel, found.references[index], REFERENCE)
-    reference = _cross_key("reference point: the cell that looks")
+    reference = _cross_key("reference point: the sampling cell")
     add_legend(figure, [*_level_keys(record), reference, *_hidden_keys(axes)])
     return figure
 
@@ -81,8 +81,8 @@ def draw_sampling_points(
 
     Args:
         record: from `record_attention`.
-        queries: by number; None takes the best ones.
-        threshold: the score that these must exceed.
+        queries: by number; None: the best ones.
+        threshold: the score that the best objects must exceed.
         layer: of the decoder; -1 is the last.
 
     Raises:
@@ -111,16 +111,16 @@ def draw_sampling_overview(
 ) -> Figure:
     """Deformable DETR's overview (its Figure 2) of a real image: encoder and decoder, last layers.
 
-    Left, every colour is a pixel of the image that looks around; right, it is an object query with
-    the box that it predicts. The marker's shape is the feature level, its size the weight.
+    Left, every colour is a pixel of the image; right, it is an object query with its predicted
+    box. The marker's shape is the feature level, its size the weight.
 
     Args:
         record: from `record_attention`.
-        points_xy: pixels (x, y) that look; None takes the centres of the objects.
-        queries: by number; None takes the best ones.
-        threshold: the score that these must exceed.
-        level: whose cells at those pixels look; 0 is the finest.
-        strongest: how many points of each query are drawn; the others weigh less.
+        points_xy: pixels (x, y) of the image; None: the centres of the objects.
+        queries: by number; None: the best ones.
+        threshold: the score that the best objects must exceed.
+        level: of the cells that sample at these pixels; 0 is the finest.
+        strongest: number of points drawn for each query, those of the largest weights.
 
     Raises:
         ValueError: if the model has no sampling points, or nothing was found.
@@ -150,8 +150,8 @@ def draw_sampling_overview(
     total = objects.weights[0].numel()
     keys = [
         *_level_keys(record),
-        _cross_key("the pixel that looks, its reference point"),
-        _box_key("box that the query predicts", "gray"),
+        _cross_key("pixel, its reference point"),
+        _box_key("predicted box", "gray"),
         _reference_key(objects),
         legend_key(
             f"colour: one query; size: weight ({min(strongest, total)} strongest of {total})"
@@ -164,7 +164,7 @@ def draw_sampling_overview(
 def _weight_panels(
     record: AttentionRecord, found: SamplingPoints, boxes_xyxy: Tensor | None = None
 ) -> tuple[Figure, list[Axes]]:
-    """A panel for each query, zoomed to its box if there are boxes, and what the colours mean."""
+    """A panel for each query, zoomed to its box if there are boxes, and a scale of the colours."""
     shape_wh = record.size_wh if boxes_xyxy is None else (1, 1)
     figure, axes = make_panels(1, len(found.weights), shape_wh, inches=3.3)
     most = float(found.weights.max())
@@ -187,13 +187,13 @@ def _scatter(
     color: str | None = None,
     most: float | None = None,
 ) -> None:
-    """One query's points (M, L, K) that are kept, by level; coloured by weight or in one colour."""
+    """Draw the kept points (M, L, K) of one query, coloured by weight or in one colour."""
     weights, positions = found.weights[index], found.positions_xy[index]
     most = most or float(weights.max())
     for level in range(weights.shape[1]):
         chosen = keep[:, level]
         values = weights[:, level][chosen]
-        order = values.argsort()  # the weightiest on top
+        order = values.argsort()  # the largest weights on top
         x, y = positions[:, level][chosen][order].unbind(-1)
         style: dict[str, Any] = {"color": color} if color else {"c": values[order], "cmap": WEIGHT}
         if color is None:
@@ -211,7 +211,7 @@ def _scatter(
 
 
 def _strongest(weights: Tensor, number: int) -> Tensor:
-    """(M, L, K) bool, True on so many of the largest weights."""
+    """(M, L, K) bool, True for the `number` largest weights."""
     flat = weights.flatten()
     keep = torch.zeros_like(flat, dtype=torch.bool)
     keep[flat.topk(min(number, len(flat))).indices] = True
@@ -219,7 +219,7 @@ def _strongest(weights: Tensor, number: int) -> Tensor:
 
 
 def _zoom(panel: Axes, box_xyxy: Tensor, positions_xy: Tensor, size_wh: Tensor) -> None:
-    """Show the square around a box and positions, as far as they are in the image."""
+    """Show the square around a box and the positions that are in the image."""
     positions = positions_xy.flatten(0, -2)
     inside = positions[((positions >= 0) & (positions <= size_wh)).all(-1)]
     places = torch.cat([inside, box_xyxy.view(2, 2).clamp(min=0).minimum(size_wh)])
@@ -241,7 +241,7 @@ def _draw_reference(panel: Axes, reference: Tensor, color: str) -> None:
 def _reference_key(found: SamplingPoints) -> Line2D:
     if found.references.shape[-1] == 4:
         style = {"color": "black", "linewidth": 1.0, "linestyle": DASHES}
-        return legend_key("reference box: what the layer starts from", **style)
+        return legend_key("reference box that the layer starts from", **style)
     return _cross_key("reference point of the query")
 
 
@@ -258,7 +258,7 @@ def _level_keys(record: AttentionRecord) -> list[Line2D]:
 
 
 def _hidden_keys(panels: Sequence[Axes]) -> list[Line2D]:
-    """Says how many points lie beyond the panels, if any do."""
+    """A legend entry with the number of points outside the panels, if there are any."""
     hidden = total = 0
     for panel in panels:
         (left, right), (bottom, top) = panel.get_xlim(), panel.get_ylim()
@@ -266,7 +266,7 @@ def _hidden_keys(panels: Sequence[Axes]) -> list[Line2D]:
             x, y = np.asarray(points.get_offsets()).T
             hidden += int(((x < left) | (x > right) | (y < top) | (y > bottom)).sum())
             total += len(x)
-    return [legend_key(f"{hidden} of {total} points lie beyond the picture")] if hidden else []
+    return [legend_key(f"{hidden} of {total} points are outside the image")] if hidden else []
 
 
 def _cross_key(label: str) -> Line2D:

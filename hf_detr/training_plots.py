@@ -1,4 +1,4 @@
-"""Curves of a training: the loss of every step and the AP of every evaluation."""
+"""Plots of trainings: the loss of every step, the AP of every evaluation."""
 
 import csv
 import json
@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from .figures import BLUE, FONT_SIZE, ORANGE, Figure
+from .figures import BLUE, FONT_SIZE, ORANGE, Figure, color_of, make_chart, name_values
 from .training_checkpoint import STATE
 
-POINTS = 100  # a running mean over this part of all steps shows where the loss goes
+POINTS = 100  # the running mean covers this fraction of all steps
 
 
 def draw_training_curves(
@@ -22,29 +22,44 @@ def draw_training_curves(
 
     Args:
         losses: a file with the columns `step` and `loss`, as `examples/train_detection.py` writes
-            it; steps without a loss are left out.
+            it; steps without a loss are skipped.
         history: metrics of every evaluation, with `step`, `AP` and `AP50`.
 
     Raises:
         ValueError: if the file has other columns or no losses.
     """
     steps, values = read_losses(losses)
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    left = figure.subplots()
+    figure, left = make_chart("step", "loss")
     left.plot(steps, values, color=BLUE, alpha=0.25, linewidth=0.5)
     width = max(len(values) // POINTS, 1)
     smooth = torch.tensor(values).unfold(0, width, 1).mean(-1)
     label = f"loss, mean of {width} steps" if width > 1 else "loss"
     lines = left.plot(steps[width - 1 :], smooth, color=BLUE, label=label)
-    left.set(xlabel="step", ylabel="loss", ylim=(0, None))
+    left.set_ylim(0)
     if history:
         right = left.twinx()
         for name, style in (("AP", "o-"), ("AP50", "s--")):
             points = [entry[name] for entry in history]
             at = [entry["step"] for entry in history]
             lines += right.plot(at, points, style, color=ORANGE, markersize=3, label=name)
-        right.set(ylabel="AP, AP50", ylim=(0, 1))
+        name_values(right, "AP, AP50")
+        right.set_ylim(0, 1)
+        right.spines["top"].set_visible(False)
     left.legend(handles=lines, loc="upper center", ncols=len(lines), fontsize=FONT_SIZE)
+    return figure
+
+
+def draw_comparison(curves: Mapping[str, Sequence[tuple[int, float]]]) -> Figure:
+    """AP after every epoch of several trainings.
+
+    Args:
+        curves: for each training's name its epochs, with the AP after each.
+    """
+    figure, axis = make_chart("epoch", "AP")
+    for index, (name, points) in enumerate(curves.items()):
+        axis.plot(*zip(*points, strict=True), "o-", color=color_of(index), markersize=3, label=name)
+    axis.set_ylim(0)
+    axis.legend(fontsize=FONT_SIZE)
     return figure
 
 
@@ -69,10 +84,10 @@ def read_losses(path: str | os.PathLike[str]) -> tuple[list[int], list[float]]:
 
 
 def read_history(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Metrics of a training's evaluations so far, from its newest checkpoint; none: an empty list.
+    """Metrics of all evaluations of a training, from its newest checkpoint; may be empty.
 
     Args:
-        folder: what `examples/train_detection.py` calls its output.
+        folder: the output folder of `examples/train_detection.py`.
     """
     states = sorted(Path(folder).glob(f"checkpoints/checkpoint-*/{STATE}"))
     return json.loads(states[-1].read_text())["history"] if states else []

@@ -83,5 +83,5 @@ def test_runs_as_a_program(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     objects = json.loads(done.stdout)["images"][0]["objects"]
-    assert {one["label"] for one in objects} == {"trouser", "coat", "sneaker"}
+    assert {"bag", "trouser", "coat"} < {one["label"] for one in objects}
     assert (tmp_path / "garments.png").is_file()

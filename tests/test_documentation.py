@@ -1,5 +1,6 @@
-"""README.md and docs/: Python blocks run, commands exist, links lead somewhere."""
+"""README.md and docs/: Python blocks run, commands exist, links work."""
 
+import ast
 import re
 import shlex
 import shutil
@@ -22,6 +23,7 @@ REPOSITORY = Path(__file__).parents[1]
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 # It talks to the Hub, so it runs where there is one: in hub_checks.py.
 ELSEWHERE = {"publishing.md"}
+GARMENTS = "deformable-detr-garments.md"  # the only card that isn't a paper's
 COCO = {"image_id": 1, "bbox": [10, 20, 30, 40], "category_id": 1, "area": 1200, "iscrowd": 0}
 
 
@@ -95,35 +97,74 @@ def test_python_runs(page: Path, names_for: Callable[[str], dict[str, Any]]) -> 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_exist(page: Path) -> None:
-    """Scripts and modules in commands are there, and know the options that they are given."""
+    """Scripts and commands exist, and have the options that are given."""
     for line in "\n".join(blocks(page, "sh")).replace("\\\n", " ").splitlines():
         for command in line.split("&&"):
             check_command(shlex.split(command, comments=True))
 
 
 def check_command(words: list[str]) -> None:
-    scripts = [word for word in words if word.startswith("examples/") and word.endswith(".py")]
-    modules = [word for word in words if word.startswith("hf_detr.")]
-    if words[:1] == ["hf-detr"]:
-        words = [COMMANDS[words[1]][0], *words[2:]]
-        modules = words[:1]
-    if not scripts and not modules:
-        return
-    name = (scripts + modules)[0]
-    path = REPOSITORY / (name if scripts else f"{name.replace('.', '/')}.py")
-    source = path.read_text()
-    for further in ("training_options", "command_options", "data_formats"):
-        if further in source:
-            source += (path.parent / f"{further}.py").read_text()
-    for word in words[words.index(name) :]:
-        if word.startswith("--"):
+    paths = [
+        REPOSITORY / (f"{COMMANDS[words[i + 1]][0].replace('.', '/')}.py" if is_command else word)
+        for i, word in enumerate(words)
+        if (is_command := Path(word).name == "hf-detr") or word.startswith("examples/")
+    ]
+    source = "".join(source_with_imports(path) for path in paths if path.suffix == ".py")
+    for word in words if source else []:
+        if word.startswith("--") and word != "--num_processes":  # this one is accelerate's
             option = word[2:].split("=")[0]
-            assert re.search(rf"\b{option}\b|\b{option.replace('-', '_')}\b", source), (name, word)
+            assert re.search(rf"\b{option}\b|\b{option.replace('-', '_')}\b", source), words
+
+
+def source_with_imports(path: Path) -> str:
+    """A file's text and that of the files beside it, or in its package, that it imports from."""
+    source = path.read_text()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            folder = path.parents[max(node.level - 1, 0)]
+            imported = folder / f"{node.module.replace('.', '/')}.py"
+            source += imported.read_text() if imported.is_file() else ""
+    return source
+
+
+def test_readme_is_a_first_page() -> None:
+    """It stays short, with one command for the tests, which CI reads from it."""
+    lines = blocks(REPOSITORY / "README.md", "sh")
+    commands = [line for line in "".join(lines).splitlines() if line.startswith("python3 -m venv")]
+    assert len(commands) == 2 and sum(line.endswith("pytest") for line in commands) == 1
+    assert len((REPOSITORY / "README.md").read_text().splitlines()) <= 150
+
+
+def test_figures_are_the_cards() -> None:
+    """Every figure in the README's table of models is on the card that it links to."""
+    text = (REPOSITORY / "README.md").read_text()
+    figures = re.findall(r"\[([\d.]+)\]\((model_cards/\S+?\.md)\)", text)
+    cards = {path.name for path in (REPOSITORY / "model_cards").glob("*.md")}
+    assert {Path(card).name for _, card in figures} == cards - {"README.md", GARMENTS}
+    for figure, card in figures:
+        name = "PQ" if "panoptic" in card else "AP"
+        assert f"| {name} | {figure} |" in (REPOSITORY / card).read_text(), card
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page: Path) -> None:
-    """Links within the repository, pictures included."""
+def test_pages_are_in_the_index(page: Path) -> None:
+    """docs/README.md links to every page of docs/."""
+    index = (REPOSITORY / "docs" / "README.md").read_text()
+    assert page.name == "README.md" or f"]({page.name})" in index
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_work(page: Path) -> None:
+    """Links within the repository lead to files, and to headings that are there."""
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
-        if not target.startswith(("http://", "https://", "#")):
-            assert (page.parent / target.split("#")[0]).exists(), target
+        if not target.startswith(("http://", "https://")):
+            name, _, anchor = target.partition("#")
+            path = page.parent / name if name else page
+            assert path.exists(), target
+            assert not anchor or anchor in anchors(path), target
+
+
+def anchors(page: Path) -> set[str]:
+    """GitHub's names of a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}

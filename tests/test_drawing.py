@@ -1,4 +1,4 @@
-"""Pictures of predictions: the right size, visible, upright."""
+"""Drawn predictions: the right size, visible, upright, with labels that can be read."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ import PIL.Image
 import pytest
 import torch
 
-from hf_detr.drawing import draw_predictions, make_picture
+from hf_detr.drawing import draw_predictions, make_picture, place_labels
 
 NAMES = {0: "cat", 3: "a dog with quite a long name"}
 
@@ -28,7 +28,7 @@ def changed(picture: PIL.Image.Image, background: int = 100) -> np.ndarray:
 
 @pytest.mark.parametrize("size", [(64, 48), (640, 480), (2000, 1500)])
 def test_boxes_and_names_at_any_size(size: tuple[int, int]) -> None:
-    """Lines stay a two-hundredth of the image, letters a thirtieth; all stays inside it."""
+    """Lines stay a two-hundredth of the image, labels about a 25th; all stays inside it."""
     image = PIL.Image.new("RGB", size, (100,) * 3)
     width, height = size
     box = [width * 0.25, height * 0.5, width * 0.75, height * 0.9]
@@ -47,6 +47,30 @@ def test_boxes_beyond_the_image_have_edges_in_it() -> None:
     image = PIL.Image.new("RGB", (80, 60), (100,) * 3)
     drawn = changed(draw_predictions(image, result_of([-20.0, 30, 200, 90]), NAMES))
     assert drawn[40, 0] and drawn[40, 79] and drawn[59, 40] and not drawn[45, 40]
+
+
+@pytest.mark.parametrize("size", [(40, 10), (70, 14)])
+def test_labels_leave_each_other_visible(size: tuple[int, int]) -> None:
+    """Labels of equal, nested and neighbouring boxes don't overlap, and lie within the image."""
+    image_wh = 200, 120
+    boxes = [
+        *([60.0, 40, 110, 100], [60.0, 40, 110, 100], [62.0, 42, 108, 98]),
+        *([0.0, 0, 30, 20], [150.0, 0, 199, 119], [120.0, 100, 199, 119]),
+    ]
+    places = place_labels(boxes, [size] * len(boxes), image_wh)
+    width, height = size
+    for number, (x0, y0, x1, y1) in enumerate(places):
+        assert (x1 - x0, y1 - y0) == size
+        assert min(x0, y0) >= 0 and x1 < image_wh[0] and y1 < image_wh[1]
+        for other_x, other_y, _, _ in places[:number]:
+            assert abs(x0 - other_x) >= width or abs(y0 - other_y) >= height
+    assert places[0][:2] == (60, 40 - height)  # above its box, if there is room
+
+
+def test_labels_without_any_room() -> None:
+    """Where labels can't avoid each other, or are wider than the image, they are still drawn."""
+    places = place_labels([[0.0, 0, 20, 10]] * 3, [(50, 12)] * 3, (40, 16))
+    assert [place[0] for place in places] == [0, 0, 0]
 
 
 def test_nothing_found_changes_nothing() -> None:

@@ -31,7 +31,7 @@ def test_detect_draws_detections(tmp_path: Path) -> None:
     output = tmp_path / "sub" / "detections.png"
     result = run("examples/detect.py", "--output", output)
     assert result.returncode == 0, result.stderr
-    assert "coat" in result.stdout and "3 detections drawn" in result.stdout
+    assert "coat" in result.stdout and "6 detections drawn" in result.stdout
     photo = Image.open(REPOSITORY / "examples" / "images" / "garments.jpg")
     drawn = Image.open(output)
     assert drawn.size == photo.size

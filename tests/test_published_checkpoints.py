@@ -28,11 +28,14 @@ REPOSITORY = Path(__file__).parents[1]
 CARDS = REPOSITORY / "model_cards"
 GARMENTS = "deformable-detr-garments"
 PUBLISHED = published_checkpoints()
-# Objects in the image as (left, top, width, height), without a half covered shirt.
+# Objects in the image as (left, top, width, height).
 EXPECTED_BOXES = {
-    "sneaker": (13, 51, 74, 46),
-    "trouser": (78, 172, 36, 48),
-    "coat": (95, 17, 110, 141),
+    "coat": (354, 190, 91, 127),
+    "trouser": (172, 189, 98, 138),
+    "ankle boot": (158, 68, 134, 85),
+    "t-shirt/top": (19, 228, 92, 110),
+    "sneaker": (322, 101, 129, 43),
+    "bag": (22, 31, 105, 87),
 }
 # Runs code blocks, each in its folder, in a process without hf_detr.
 RUN_PLAIN = """

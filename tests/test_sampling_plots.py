@@ -44,7 +44,7 @@ def assert_drawn(axis: Axes, found: SamplingPoints, index: int) -> None:
 def test_decoder_points(garments: AttentionRecord) -> None:
     """A panel per object, with all M * L * K points, its box, and the box it started from."""
     figure = plots.draw_sampling_points(garments)
-    queries = garments.best_queries(0.5)
+    queries = garments.best_queries(0.5, 4)
     found = garments.query_points(queries)
     for index, query in enumerate(queries):
         axis = figure.axes[index]
@@ -60,7 +60,7 @@ def test_decoder_points(garments: AttentionRecord) -> None:
 
 def test_trained_queries_look_into_their_boxes(garments: AttentionRecord) -> None:
     """Weight lies in and near the predicted box: wrong pixels would put it elsewhere."""
-    queries = garments.best_queries(0.5)
+    queries = garments.best_queries(0.5, 4)
     found = garments.query_points(queries)
     for index, query in enumerate(queries):
         box = garments.boxes_xyxy[query]
@@ -86,7 +86,7 @@ def test_encoder_points(garments: AttentionRecord) -> None:
 
 def test_overview_draws_the_strongest_points(garments: AttentionRecord) -> None:
     """Each query has its strongest points only, in its colour; shapes are levels; all is said."""
-    queries = garments.best_queries(0.5)
+    queries = garments.best_queries(0.5, 4)
     figure = plots.draw_sampling_overview(garments, strongest=10)
     _, decoder = figure.axes
     found = garments.query_points(queries)
@@ -118,7 +118,7 @@ def test_points_beyond_the_picture_are_counted() -> None:
     outside = ((positions < 0) | (positions > record.size_wh)).any(-1).sum()
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert 0 < outside < 64
-    assert f"{outside} of 64 points lie beyond the picture" in labels
+    assert f"{outside} of 64 points are outside the image" in labels
 
 
 def test_single_stage_queries_start_from_points() -> None:

@@ -33,6 +33,19 @@ def test_curves_hold_the_log(tmp_path: Path) -> None:
     assert len(plots.draw_training_curves(path).axes) == 1
 
 
+def test_trainings_are_compared() -> None:
+    """A curve per training, in colours of their own, from zero up to its best AP."""
+    curves = {"DETR": [(1, 0.0), (2, 0.1)], "Deformable DETR": [(1, 0.2), (2, 0.3)]}
+    figure = plots.draw_comparison(curves)
+    [axis] = figure.axes
+    drawn = {line.get_label(): list(zip(*line.get_data(), strict=True)) for line in axis.lines}
+    assert drawn == curves
+    assert len({line.get_color() for line in axis.lines}) == 2
+    low, high = axis.get_ylim()
+    assert low == 0 and 0.3 <= high < 0.4
+    figure.savefig(io.BytesIO())
+
+
 def test_what_is_no_log_is_refused(tmp_path: Path) -> None:
     """Other columns, and no losses yet, are said."""
     path = tmp_path / "losses.csv"
