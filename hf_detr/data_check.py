@@ -33,6 +33,7 @@ from .data_problems import (
 )
 from .detection_data import DetectionDataset
 from .image_source import ImageSource
+from .whole_saving import atomic_file
 
 VERSION = "2"  # of the checks; another one makes cached results void
 
@@ -77,7 +78,8 @@ class CheckReport:
 
     def save(self, file: str | os.PathLike[str]) -> None:
         """Write what `load` reads."""
-        Path(file).write_text(self.to_json())
+        with atomic_file(file) as unfinished:
+            unfinished.write_text(self.to_json())
 
     @classmethod
     def load(cls, file: str | os.PathLike[str]) -> "CheckReport":
@@ -149,11 +151,8 @@ def cache_folder() -> Path:
 
 
 def _keep(report: CheckReport, file: Path) -> None:
-    unfinished = file.with_suffix(f".{os.getpid()}")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        report.save(unfinished)
-        unfinished.replace(file)
+        report.save(file)
     except OSError as error:
         warnings.warn(f"the check's result can't be kept: {error}.", stacklevel=3)
 

@@ -8,13 +8,13 @@ import argparse
 import importlib.util
 import json
 import os
+import shutil
 import sys
-import tempfile
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ from .image_settings import resized_hw
 from .model_loading import load_model
 from .prediction import in_eval_mode
 from .pretrained_model import DetectionPreTrainedModel
+from .whole_saving import atomic_folder
 
 SUFFIXES = (".onnx", ".pt2")
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -113,12 +114,13 @@ def export_model(
     if fixed_hw is None:
         _check_sizes_can_be_free(model)
     graph, shapes = Graph(model), _shapes_to_check(processor, fixed_hw)
-    with in_eval_mode(graph), _unfinished(path) as unfinished:
+    with in_eval_mode(graph), TemporaryDirectory() as temporary:
+        file = Path(temporary, path.name)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the exporter's own making; the check says more
+            warnings.simplefilter("ignore")  # the exporter's own; the check below says more
             try:
-                export(graph, unfinished, fixed_hw)
-                run = load(unfinished)
+                export(graph, file, fixed_hw)
+                run = load(file)
             except Exception as error:  # of many kinds, by what a backbone does
                 raise ValueError(
                     f"the model can't be exported as it is, in {model.dtype}: {str(error)[:1000]}"
@@ -129,7 +131,9 @@ def export_model(
                 f"the exported graph's outputs differ from the model's by up to {difference:.2g}, "
                 f"more than {tolerance:.2g}; nothing was written."
             )
-        num_bytes = sum(file.stat().st_size for file in unfinished.parent.iterdir())
+        num_bytes = sum(written.stat().st_size for written in file.parent.iterdir())
+        with atomic_folder(path.parent) as folder:  # an ONNX file's weights may be beside it
+            shutil.copytree(temporary, folder, dirs_exist_ok=True)
     return ExportReport(str(path), INPUTS, graph.outputs, difference, shapes, num_bytes)
 
 
@@ -230,18 +234,6 @@ def _largest_difference(graph: Graph, run: Run, shapes: tuple[tuple[int, int, in
                 )
             largest = torch.maximum(largest, (got - expected).abs().max())  # hands NaN on
     return float(largest)
-
-
-@contextmanager
-def _unfinished(path: Path) -> Iterator[Path]:
-    """A file in a folder of its own, all of which takes its place if all goes well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
-        unfinished = Path(folder) / path.name
-        yield unfinished
-        # Beside a large ONNX file are its weights, which it needs: they come before it.
-        for file in sorted(Path(folder).iterdir(), key=lambda file: file == unfinished):
-            os.replace(file, path.parent / file.name)
 
 
 def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
