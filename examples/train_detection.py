@@ -411,7 +411,7 @@ def say_whether_healthy(training: Training) -> None:
         sys.exit(
             f"NOT healthy: after {training.step} steps AP50 is {metrics['AP50']:.2f} on the images "
             "that were learned by heart; it should be above 0.9. Look at the boxes and class names "
-            "of the data (python -m hf_detr.data_check), try more --epochs or another --lr."
+            "of the data (hf-detr check), try more --epochs or another --lr."
         )
     print(f"Healthy: AP50 is {metrics['AP50']:.2f} on {training.options.overfit} learned images.")
 

@@ -12,12 +12,13 @@ from transformers import (
 )
 
 from .configuration_detr import CONFIGURATIONS
+from .embedded_model import embedded_model_folder
 from .image_processing_detr import DetrImageProcessor
 from .pretrained_model import DetectionPreTrainedModel
 
 
 def load_model(
-    name: str | os.PathLike[str],
+    name: str | os.PathLike[str] | None = None,
     device: str | None = None,
     masks: bool | None = None,
     dtype: str | None = None,
@@ -25,7 +26,7 @@ def load_model(
     """Load a model in eval mode, and its image processor.
 
     Args:
-        name: folder or name on the Hub.
+        name: folder or name on the Hub; None is the small model that comes with hf_detr.
         device: where the model goes; None is a GPU if there is one, else the CPU.
         masks: True asks for a segmentation model; False takes the detector of one; None takes
             what was saved.
@@ -36,6 +37,7 @@ def load_model(
         ValueError, OSError: if there is no such model, if it is another package's, if it has no
             masks and they are asked for, or if the device can't be used.
     """
+    name = embedded_model_folder() if name is None else name
     try:
         model, processor = _load(name, masks)
     except (AttributeError, TypeError, KeyError) as error:

@@ -137,7 +137,7 @@ def _origin(checkpoint: PublishedCheckpoint, readme: list[str], name: str | None
             "`attention_dropout` 0."
         )
     return (
-        f"{published}. It is not on the Hub; `python -m hf_detr.checkpoint_conversion "
+        f"{published}. It is not on the Hub; `hf-detr convert "
         f"{checkpoint.file} {checkpoint.name}` makes the folder that the code below loads."
     )
 

@@ -1,23 +1,25 @@
-"""The command: there and back, exit statuses, sentences."""
+"""`hf-detr convert`: both directions, exit statuses, messages."""
 
 import json
-import runpy
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-import hf_detr
-from hf_detr.checkpoint_conversion import main
 from hf_detr.official_checkpoints import export_official_checkpoint
+from hf_detr_command_line import main as run
 
 from .tiny import tiny_detector
 
 
+def main(arguments: list[str]) -> int:
+    """`hf-detr convert` with these arguments."""
+    return run(["convert", *arguments])
+
+
 @pytest.fixture(scope="module")
 def bare_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Official weights without options, under a name that says nothing."""
+    """Official weights without options, with a name that doesn't tell them."""
     folder = tmp_path_factory.mktemp("official")
     tiny_detector("detr", backbone="resnet18").save_pretrained(folder / "hub")
     export_official_checkpoint(folder / "hub", folder / "model.pth")
@@ -27,7 +29,7 @@ def bare_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_there_and_back(bare_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """Both directions, with what the weights don't show and the classes' names."""
+    """Both directions, with options that weights don't show and class names."""
     hub, back, labels = tmp_path / "hub", tmp_path / "back.pth", tmp_path / "labels.json"
     labels.write_text('["a", "b", "c", "d", "e"]')
     told = ["--no-dilation", "--num-heads", "4", "--labels", str(labels)]
@@ -46,33 +48,27 @@ def test_there_and_back(bare_file: Path, tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_refusals(bare_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """What can't be done ends with status 1, a sentence and nothing written."""
+    """Failures have status 1 or 2, a message, and write nothing."""
     source, target = str(bare_file), str(tmp_path / "hub")
     assert main([source, target]) == 1
     err = capsys.readouterr().err
     assert err.startswith("ERROR: Weights don't show") and err.endswith("Nothing was written.\n")
     assert main([str(tmp_path), target]) == 1
     assert "is a folder; expected a .pth" in capsys.readouterr().err
-    assert main([str(tmp_path / "none.pth"), target]) == 1
-    assert "There is no file" in capsys.readouterr().err
     told = ["--no-dilation", "--num-heads", "4"]
     assert main([source, str(bare_file.parent), *told]) == 1
     assert "isn't empty" in capsys.readouterr().err
     assert main(["--to-official", str(tmp_path), source]) == 1
     for text in ("cat", "5", '{"first": "cat"}'):
         (tmp_path / "labels.json").write_text(text)
-        assert main([source, target, *told, "--labels", str(tmp_path / "labels.json")]) == 1
-        assert "labels.json doesn't name classes" in capsys.readouterr().err
+        labels = str(tmp_path / "labels.json")
+        check_mistake([source, target, "--labels", labels], "doesn't contain class names", capsys)
+    check_mistake([str(tmp_path / "none.pth"), target], "none.pth doesn't exist", capsys)
+    check_mistake([source, target, "--num-heads", "0"], "isn't an integer of at least 1", capsys)
     assert [path.name for path in tmp_path.iterdir()] == ["labels.json"]
 
 
-def test_runs_as_a_module(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    """`python -m` finds it; Python would warn if the package had imported it before."""
-    name = "hf_detr.checkpoint_conversion"
-    assert ".checkpoint_conversion import" not in Path(hf_detr.__file__).read_text()
-    monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setattr(sys, "argv", [name, "--help"])
+def check_mistake(given: list[str], message: str, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as ended:
-        runpy.run_module(name, run_name="__main__")
-    assert ended.value.code == 0
-    assert "--to-official" in capsys.readouterr().out
+        main(given)
+    assert ended.value.code == 2 and message in capsys.readouterr().err
