@@ -4,15 +4,7 @@ import argparse
 import json
 from dataclasses import asdict
 
-from .command_options import (
-    add_dtype,
-    add_model_options,
-    argument_errors,
-    check_model,
-    make_parser,
-    positive,
-    size_hw,
-)
+from .command_options import add_model_options, make_parser, positive, size_hw
 
 EPILOG = """Steps: "predict" is from images in memory to objects in pixels; "forward" is only the
 model. Models, batch sizes and steps take turns in every round, so other load on the machine slows
@@ -24,12 +16,7 @@ wrong."""
 
 def parse(arguments: list[str], prog: str | None = None) -> argparse.Namespace:
     """Parse and check the arguments."""
-    parser = _parser(prog)
-    parsed = parser.parse_args(arguments)
-    with argument_errors(parser):
-        for name in parsed.model:
-            check_model(name)
-    return parsed
+    return _parser(prog).parse_args(arguments)
 
 
 def run(parsed: argparse.Namespace) -> int:
@@ -67,7 +54,6 @@ def run(parsed: argparse.Namespace) -> int:
 def _parser(prog: str | None) -> argparse.ArgumentParser:
     parser = make_parser(prog, "Measure how long models take on this machine.", EPILOG)
     add_model_options(parser, several=True)
-    add_dtype(parser)
     parser.add_argument(
         "--batch-size", type=positive, nargs="+", default=[1], help="one or more, default 1"
     )

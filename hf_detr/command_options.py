@@ -34,18 +34,15 @@ def make_parser(prog: str | None, description: str, epilog: str) -> argparse.Arg
 
 
 def add_model_options(parser: argparse.ArgumentParser, several: bool = False) -> None:
-    """Add `--model`, with `several` a list, and `--device`, as `load_model` takes them."""
+    """Add `--model` (with `several`, a list), `--device` and `--dtype`, for `load_model`."""
     parser.add_argument(
         "--model",
+        type=model_name,
         nargs="+" if several else None,
         default=[None] if several else None,
         help=MODEL_HELP,
     )
     parser.add_argument("--device", help="such as cpu or cuda:1; default: a GPU if there is one")
-
-
-def add_dtype(parser: argparse.ArgumentParser) -> None:
-    """Add `--dtype`, as `load_model` takes it."""
     parser.add_argument("--dtype", choices=DTYPES, help=DTYPE_HELP)
 
 
@@ -73,6 +70,17 @@ def _score(text: str) -> float:
     return value
 
 
+def model_name(text: str) -> str:
+    """Return the name of a folder or a possible name on the Hub, as argparse's `type`."""
+    path = Path(text)
+    if path.is_dir() or (HUB_NAME.fullmatch(text) and not path.exists()):
+        return text
+    problem = "is a file" if path.exists() else "doesn't exist"
+    raise argparse.ArgumentTypeError(
+        f"{text} {problem}; expected a folder or a name on the Hub like facebook/detr-resnet-50"
+    )
+
+
 def size_hw(text: str) -> tuple[int, int]:
     """Parse (height, width) from `480x640`, as argparse's `type`."""
     height, _, width = text.partition("x")
@@ -92,25 +100,8 @@ def argument_errors(parser: argparse.ArgumentParser) -> Iterator[None]:
     """Make a ValueError or an OSError one line on stderr and status 2."""
     try:
         yield
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, argparse.ArgumentTypeError) as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
-
-
-def check_model(name: str | None) -> None:
-    """Refuse what is neither a folder nor a possible name on the Hub; None is the default model.
-
-    Raises:
-        ValueError: if it is a file or can't be a name on the Hub.
-    """
-    if name is None or Path(name).is_dir():
-        return
-    if Path(name).exists():
-        raise ValueError(f"--model {name} is a file; expected a folder or a name on the Hub.")
-    if not HUB_NAME.fullmatch(name):
-        raise ValueError(
-            f"--model {name} doesn't exist; expected a folder or a name on the Hub, such as "
-            "facebook/detr-resnet-50."
-        )
 
 
 def prepare_file(file: Path) -> None:

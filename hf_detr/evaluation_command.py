@@ -22,7 +22,7 @@ from .command_options import (
     DTYPES,
     MODEL_HELP,
     argument_errors,
-    check_model,
+    model_name,
     parse_dataclasses,
     prepare_file,
 )
@@ -62,7 +62,8 @@ def parse(
     parser = HfArgumentParser((EvaluationArguments, DataArguments), prog=prog, description=__doc__)
     parsed, data = parse_dataclasses(parser, arguments)
     with argument_errors(parser):
-        check_model(parsed.model)
+        if parsed.model is not None:
+            model_name(parsed.model)
         data.check()
         if parsed.json not in (None, STDOUT):
             prepare_file(parsed.json)

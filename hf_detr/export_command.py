@@ -5,7 +5,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from .command_options import add_dtype, add_model_options, argument_errors, check_model, size_hw
+from .command_options import add_model_options, argument_errors, size_hw
 
 SUFFIXES = (".onnx", ".pt2")
 
@@ -15,7 +15,6 @@ def parse(arguments: list[str], prog: str | None = None) -> argparse.Namespace:
     parser = _parser(prog)
     parsed = parser.parse_args(arguments)
     with argument_errors(parser):
-        check_model(parsed.model)
         if parsed.target.suffix not in SUFFIXES:
             raise ValueError(f"{parsed.target} must end with {' or '.join(SUFFIXES)}")
     return parsed
@@ -51,7 +50,6 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     )
     parser.add_argument("target", type=Path, help="file to write: model.onnx or model.pt2")
     add_model_options(parser)
-    add_dtype(parser)
     parser.add_argument(
         "--size",
         type=size_hw,

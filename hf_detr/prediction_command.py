@@ -16,11 +16,9 @@ import PIL.ImageFile
 from tqdm.auto import tqdm
 
 from .command_options import (
-    add_dtype,
     add_model_options,
     add_threshold,
     argument_errors,
-    check_model,
     make_parser,
     positive,
 )
@@ -44,7 +42,6 @@ def parse(arguments: list[str], prog: str | None = None) -> argparse.Namespace:
     parser = _parser(prog)
     parsed = parser.parse_args(arguments)
     with argument_errors(parser):
-        check_model(parsed.model)
         parsed.files, parsed.skipped = find_images(parsed.images)
         writes_images = parsed.masks or not parsed.no_pictures
         if writes_images and _endangers(parsed.output, parsed.files):
@@ -157,7 +154,7 @@ class _Writer:
         file = self.files[index]
         record = {"file": str(file), **describe(result, self.id2label)}
         try:
-            record |= self._write_pictures(index, result)
+            record |= self._write_images(index, result)
         except (ValueError, OSError) as error:
             self.note_failure(index, error)
             return
@@ -166,15 +163,15 @@ class _Writer:
         found = ", ".join(f"{count} {name}" for name, count in counts.items()) or "nothing"
         _say(f"{file}: {found}", to_stdout=not self.parsed.json)
 
-    def _write_pictures(self, index: int, result: dict[str, Any]) -> dict[str, str]:
+    def _write_images(self, index: int, result: dict[str, Any]) -> dict[str, str]:
         """Write the requested images of one file; return their paths."""
         stem, written = self.parsed.output / self.stems[index], {}
         if not self.parsed.no_pictures:
             written["picture"] = f"{stem}.png"
             from .drawing import draw_predictions
 
-            picture = draw_predictions(self.files[index], result, self.id2label)
-            picture.save(written["picture"], compress_level=1)
+            image = draw_predictions(self.files[index], result, self.id2label)
+            image.save(written["picture"], compress_level=1)
         if self.parsed.masks:
             written["segment_map"] = f"{stem}{SEGMENTS}"
             ids = result["segmentation"].numpy().clip(min=0)  # -1 is an image without segments
@@ -255,7 +252,6 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
         "images", nargs="+", metavar="IMAGES", help="image files, folders or patterns like '*.jpg'"
     )
     add_model_options(parser)
-    add_dtype(parser)
     parser.add_argument(
         "--output",
         type=Path,

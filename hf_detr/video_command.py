@@ -14,11 +14,9 @@ import PIL.Image
 from tqdm.auto import tqdm
 
 from .command_options import (
-    add_dtype,
     add_model_options,
     add_threshold,
     argument_errors,
-    check_model,
     make_parser,
     positive,
 )
@@ -51,7 +49,6 @@ def parse(arguments: list[str], prog: str | None = None) -> argparse.Namespace:
     with argument_errors(parser):
         if av is None:
             raise ValueError("PyAV isn't installed; pip install 'hf_detr[video]' installs it.")
-        check_model(parsed.model)
         if not video.exists() and ":" not in parsed.video:  # FFmpeg's addresses have a colon
             raise FileNotFoundError(f"{video} doesn't exist; expected a video.")
         if video.resolve() in (parsed.drawn.resolve(), parsed.lines.resolve()):
@@ -176,7 +173,6 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     parser = make_parser(prog, DESCRIPTION, STATUSES)
     parser.add_argument("video", metavar="VIDEO", help="file or address that FFmpeg can read")
     add_model_options(parser)
-    add_dtype(parser)
     parser.add_argument(
         "--output",
         type=Path,

@@ -8,7 +8,7 @@ import pytest
 from hf_detr.command_options import (
     add_model_options,
     add_threshold,
-    check_model,
+    model_name,
     positive,
     prepare_file,
     size_hw,
@@ -57,9 +57,9 @@ def test_files_are_prepared_before_the_work(tmp_path: Path) -> None:
 
 def test_models_are_folders_or_names_on_the_hub(tmp_path: Path) -> None:
     """Paths that don't exist, and files, are refused without asking the Hub."""
-    for name in (None, str(tmp_path), "facebook/detr-resnet-50", "detr_2.0"):
-        check_model(name)
+    for name in (str(tmp_path), "facebook/detr-resnet-50", "detr_2.0"):
+        assert model_name(name) == name
     (tmp_path / "file").touch()
     for name in ("./nowhere", str(tmp_path / "nowhere"), "a/b/c", str(tmp_path / "file")):
-        with pytest.raises(ValueError, match="expected a folder or a name on the Hub"):
-            check_model(name)
+        with pytest.raises(argparse.ArgumentTypeError, match="expected a folder or a name on"):
+            model_name(name)
