@@ -84,7 +84,7 @@ def test_files_given_themselves_must_be_images(
     options = ["--model", model, "--output", str(tmp_path / "output"), "--no-pictures"]
     assert main([str(note), str(image), *options]) == 3
     assert main([str(note), *options]) == 1
-    assert capsys.readouterr().err.count(f"failed: {note}") == 2
+    assert "note.txt" in capsys.readouterr().err
 
 
 def test_models_that_cannot_do_it(
