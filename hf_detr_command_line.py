@@ -1,66 +1,112 @@
-"""The console command `hf-detr`: its table of contents.
+"""The console command `hf-detr`: the list of commands, and how one is run.
 
-A module beside the package: importing anything of the package imports torch and transformers,
-which takes seconds, and a list of commands or a misspelt one shouldn't wait for that.
+Importing a module of hf_detr runs `hf_detr/__init__.py` first, which imports torch and transformers
+and takes seconds. Help and wrong arguments don't wait for that: this module is outside of the
+package, and loads a command without running `__init__.py` until its arguments are checked.
+
+A command is a module that doesn't import torch at its top and has two functions:
+
+- `parse(arguments, prog)` returns what `run` takes. Wrong arguments and missing files end the
+  program with status 2.
+- `run(parsed)` imports what it needs, does the work and returns the exit status. A ValueError, an
+  OSError or an ImportError becomes one line on stderr and status 1.
 """
 
 import argparse
 import importlib
+import importlib.util
 import os
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib import metadata
 
-# Module with `main(arguments, prog)`, which returns the exit status, and what it does
+PACKAGE = "hf_detr"
+# The module of each command, and what it does
 COMMANDS = {
     "predict": ("hf_detr.prediction_command", "find objects in images and draw them"),
-    "video": ("hf_detr.video_command", "find objects in the frames of a film"),
+    "video": ("hf_detr.video_command", "find objects in the frames of a video"),
     "evaluate": ("hf_detr.evaluation_command", "AP, AR and panoptic quality on a data set"),
-    "check": ("hf_detr.data_check", "name what is wrong with a data set before training does"),
-    "convert": ("hf_detr.checkpoint_conversion", "checkpoints of the papers' code, and back"),
-    "export": ("hf_detr.model_export", "a model as ONNX or torch.export file, checked"),
-    "bench": ("hf_detr.latency", "how fast models are on this machine"),
-    "doctor": ("hf_detr.doctor", "versions, devices, compiled operator, caches"),
+    "check": ("hf_detr.check_command", "find errors in a data set before training"),
+    "convert": ("hf_detr.checkpoint_conversion", "official checkpoints to Hub folders, and back"),
+    "export": ("hf_detr.export_command", "write a model as an ONNX or torch.export file"),
+    "bench": ("hf_detr.bench_command", "measure how fast models are on this machine"),
+    "doctor": ("hf_detr.doctor", "show versions, devices, compiled operator, caches"),
 }
-EPILOG = """`hf-detr COMMAND --help` tells a command's options.
+EPILOG = """`hf-detr COMMAND --help` shows a command's options.
 
 exit status:
   0  done
   1  not done, or what was checked has errors; stderr says why
-  2  the arguments are wrong
+  2  the arguments are wrong, or a file that they name is missing
   3  predict: finished, but some images failed
-  130  interrupted; what was finished until then stays"""
+  130  interrupted; results that were finished before stay"""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command that the command line names; return the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    with suppress(AttributeError):  # where it is no terminal, file or pipe
+    with suppress(AttributeError):  # where it isn't a terminal, file or pipe
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files can be any bytes
+    name = _parser().parse_args(arguments[:1]).command
+    try:
+        with _package_without_init():
+            command = importlib.import_module(COMMANDS[name][0])
+            parsed = command.parse(arguments[1:], f"hf-detr {name}")
+        status = command.run(parsed)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, ImportError) as error:
+        print(f"ERROR: {error}", file=sys.stderr)
+        _flush_or_close_stdout()
+        return 1
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="hf-detr",
         description="DETR, Conditional DETR and Deformable DETR on the command line.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"{PACKAGE} {_version()}")
     commands = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)
     for name, (_, what) in COMMANDS.items():
         commands.add_parser(name, help=what, add_help=False)
-    command = parser.parse_args(arguments[:1]).command
+    return parser
+
+
+def _version() -> str:
     try:
-        module = importlib.import_module(COMMANDS[command][0])
-        status = module.main(arguments[1:], prog=f"hf-detr {command}")
+        return metadata.version(PACKAGE)
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+@contextmanager
+def _package_without_init() -> Iterator[None]:
+    """Let modules of hf_detr be imported without its `__init__.py`, which is run at the end."""
+    if PACKAGE in sys.modules:
+        yield
+        return
+    spec = importlib.util.find_spec(PACKAGE)
+    package = sys.modules[PACKAGE] = importlib.util.module_from_spec(spec)
+    try:
+        yield
+        spec.loader.exec_module(package)
+    except BaseException:  # argparse's SystemExit too: don't leave a package without its names
+        for module in [name for name in sys.modules if name.split(".")[0] == PACKAGE]:
+            del sys.modules[module]
+        raise
+
+
+def _flush_or_close_stdout() -> None:
+    """Python itself would flush a broken pipe again at exit, and print a second error."""
+    try:
         sys.stdout.flush()
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except OSError as error:  # the reader of a pipe that went away, a full disk
-        print(f"ERROR: {error}", file=sys.stderr)
-        _give_up_stdout()
-        return 1
-    return status
-
-
-def _give_up_stdout() -> None:
-    """Python would try once more when it ends, and say so."""
-    with suppress(OSError, AttributeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError:
+        with suppress(OSError, AttributeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

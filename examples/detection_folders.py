@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from hf_detr.data_formats import read_coco, read_coco_panoptic, read_voc, read_yolo
-from hf_detr.detection_data import DetectionDataset
+from hf_detr import DetectionDataset, read_coco, read_coco_panoptic, read_voc, read_yolo
 
 SPLITS = {"train": ("train",), "val": ("val", "valid", "validation", "test")}
 # Annotation file and image folder, in COCO's format

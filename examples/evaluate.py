@@ -6,7 +6,7 @@ torchrun --nproc-per-node 4 examples/evaluate.py --model FOLDER --coco FILE --im
 
 import sys
 
-from hf_detr.evaluation_command import main
+from hf_detr_command_line import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["evaluate", *sys.argv[1:]]))

@@ -17,26 +17,21 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from .augmentation import make_evaluation_transform, make_training_transform
 from .batches import DetectionCollator, SizeGroupedBatches
+from .coco_data import read_coco, read_coco_panoptic
 from .coco_evaluator import CocoEvaluator, metrics_table
 from .compiled_attention import kernel_status
 from .configuration_detr import ConditionalDetrConfig, DeformableDetrConfig, DetrConfig
-from .data_formats import (
-    DataArguments,
-    read_coco,
-    read_coco_panoptic,
-    read_hf_dataset,
-    read_hf_segmentation,
-    read_voc,
-    read_yolo,
-)
+from .data_formats import DataArguments
 from .detection_data import DetectionDataset
 from .drawing import draw_predictions
 from .evaluation import evaluate, evaluate_panoptic
+from .hub_data import read_hf_dataset, read_hf_segmentation
 from .image_processing_detr import DetrImageProcessor
 from .image_processing_sigmoid_detr import (
     ConditionalDetrImageProcessor,
     DeformableDetrImageProcessor,
 )
+from .model_loading import embedded_model_folder
 from .model_card import CardResults, make_model_card
 from .modeling_conditional_detr import ConditionalDetrForObjectDetection, ConditionalDetrModel
 from .modeling_deformable_detr import DeformableDetrForObjectDetection, DeformableDetrModel
@@ -51,13 +46,11 @@ from .official_checkpoints import convert_official_checkpoint, export_official_c
 from .panoptic_quality import PanopticQuality
 from .pipelines import DetectionPipeline, SegmentationPipeline
 from .prediction import predict, stream_predictions
-from .published_checkpoints import (
-    embedded_model_folder,
-    find_published_checkpoint,
-    make_published_card,
-)
+from .published_checkpoints import find_published_checkpoint, make_published_card
 from .publishing import push_to_hub
 from .trainer_metrics import keep_detections, make_compute_metrics
+from .voc_data import read_voc
+from .yolo_data import read_yolo
 
 __version__ = "0.1.0"
 

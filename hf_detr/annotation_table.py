@@ -212,6 +212,6 @@ def _warn_of_fatal(problems: Sequence[Problem]) -> None:
         examples = "\n".join(f"  {problem.text}" for problem in fatal[:3])
         warnings.warn(
             f"the annotations have problems that forbid training ({len(fatal)}), such as\n"
-            f"{examples}\n`python -m hf_detr.data_check` names them all.",
+            f"{examples}\n`hf-detr check` lists all of them.",
             stacklevel=4,
         )

@@ -21,7 +21,7 @@ from .configuration_checks import (
     check_transformer,
     warn_about_misspelt,
 )
-from .whole_saving import saved_whole
+from .whole_saving import atomic_folder
 
 Number = float | int  # JSON returns 0 for 0.0
 
@@ -158,7 +158,7 @@ class DetrConfig(PreTrainedConfig):
             )
         if kwargs.get("push_to_hub"):
             kwargs.setdefault("repo_id", Path(save_directory).name)
-        with saved_whole(save_directory) as folder:
+        with atomic_folder(save_directory) as folder:
             super().save_pretrained(folder, **kwargs)
 
     @property

@@ -1,26 +1,13 @@
-"""The formats that data sets come in, and how a command line names one.
-
-Each reader returns a `DetectionDataset`.
-"""
+"""How a command line names a data set; nothing here needs torch before the data is read."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .box_formats import checked_box_format
-from .coco_data import read_coco, read_coco_panoptic
-from .detection_data import DetectionDataset
-from .hub_data import load_hf_dataset, read_hf_dataset, read_hf_segmentation
-from .voc_data import read_voc
-from .yolo_data import read_yolo
 
-__all__ = [
-    "DataArguments",
-    "read_coco",
-    "read_coco_panoptic",
-    "read_hf_dataset",
-    "read_hf_segmentation",
-    "read_voc",
-    "read_yolo",
-]
+if TYPE_CHECKING:
+    from .detection_data import DetectionDataset
 
 
 @dataclass
@@ -47,10 +34,11 @@ class DataArguments:
     masks: bool = field(default=False, metadata={"help": "Read masks too."})
 
     def check(self) -> None:
-        """Refuse arguments that don't name one data set.
+        """Refuse arguments that don't name one data set, before anything is read.
 
         Raises:
-            ValueError: in words.
+            ValueError: if options are missing or contradict each other.
+            FileNotFoundError: if a file or folder doesn't exist.
         """
         given = [name for name in ("coco", "voc", "yolo", "hub") if getattr(self, name)]
         if len(given) != 1:
@@ -65,13 +53,22 @@ class DataArguments:
             raise ValueError("--masks works with --coco and --yolo only.")
         if self.box_format:
             checked_box_format(self.box_format)
+        for name in ("coco", "images", "segments", "voc", "yolo"):
+            path = getattr(self, name)
+            if path and not Path(path).exists():
+                raise FileNotFoundError(f"--{name} {path} doesn't exist.")
 
-    def read(self, split: str | None = None, seed: int = 0) -> DetectionDataset:
-        """Read the data set; `split` stands in for `self.split`.
+    def read(self, split: str | None = None, seed: int = 0) -> "DetectionDataset":
+        """Read the data set; `split` replaces `self.split`.
 
         Raises:
-            ValueError: if the arguments or the data can't be used.
+            ValueError, FileNotFoundError: if the arguments or the data can't be used.
         """
+        from .coco_data import read_coco, read_coco_panoptic
+        from .hub_data import load_hf_dataset, read_hf_dataset
+        from .voc_data import read_voc
+        from .yolo_data import read_yolo
+
         self.check()
         split = split or self.split
         if self.voc:

@@ -171,7 +171,7 @@ class DetectionDataset(Dataset):
         if self._fatal:
             raise ValueError(
                 "these data can't be evaluated on, such as for: "
-                f"{next(iter(self._fatal.values()))}. `python -m hf_detr.data_check` names all."
+                f"{next(iter(self._fatal.values()))}. `hf-detr check` lists all of them."
             )
         images = [
             {"id": int(image_id), "file_name": self.images.name(i), "height": h, "width": w}

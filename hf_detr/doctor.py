@@ -1,4 +1,4 @@
-"""`hf-detr doctor`: what hf_detr finds on this machine, for its users and for reports of bugs."""
+"""`hf-detr doctor`: show what hf_detr finds on this machine, for users and for bug reports."""
 
 import argparse
 import json
@@ -10,25 +10,17 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 
-import torch
 from huggingface_hub import constants
 from packaging.requirements import Requirement
-from transformers import AutoConfig
-
-from .configuration_detr import DeformableDetrConfig
-from .data_check import cache_folder as check_cache_folder
-from .kernel_build import FOLDERS
-from .kernel_loader import cache_folder as kernel_cache_folder
-from .kernel_loader import load_kernel
 
 PACKAGE = "hf_detr"
-# Reported where the package runs without being installed, which alone would tell what it needs
+# Reported if the package isn't installed, so its requirements are unknown
 MAIN_REQUIREMENTS = ("torch", "torchvision", "transformers", "timm", "huggingface-hub")
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What `diagnose` found, in words."""
+    """The result of `diagnose`."""
 
     system: dict[str, str]
     packages: dict[str, str]
@@ -37,10 +29,10 @@ class Diagnosis:
     operator: dict[str, str]  # per device type: where it comes from, or why it isn't used
     folders: dict[str, str]
     settings: dict[str, str]
-    problems: tuple[str, ...]  # what keeps hf_detr from working as it should
+    problems: tuple[str, ...]  # these prevent hf_detr from working correctly
 
     def text(self) -> str:
-        """The same for people to read."""
+        """Return the diagnosis as text."""
         lines = []
         for title, content in asdict(self).items():
             if title != "problems":
@@ -51,11 +43,18 @@ class Diagnosis:
 
 
 def diagnose() -> Diagnosis:
-    """Look at packages, devices, the compiled operator, caches and registration.
+    """Check packages, devices, the compiled operator, caches and registration.
 
-    Builds the compiled operator if it can be and wasn't yet. Without it everything works, only
-    slower, so that is no problem.
+    Builds the compiled operator if that is possible and not done yet. Without it everything works,
+    but slower, so that isn't a problem.
     """
+    from transformers import AutoConfig
+
+    from .configuration_detr import DeformableDetrConfig
+    from .data_check import cache_folder as check_cache_folder
+    from .kernel_build import FOLDERS
+    from .kernel_loader import cache_folder as kernel_cache_folder
+
     problems: list[str] = []
     needed: dict[str, str] = {}
     optional: dict[str, str] = {}
@@ -74,10 +73,10 @@ def diagnose() -> Diagnosis:
     is_registered = isinstance(AutoConfig.for_model("deformable_detr"), DeformableDetrConfig)
     registration = os.environ.get("HF_DETR_REGISTER", "1")
     if not is_registered and registration != "0":
-        problems.append("the Auto classes of transformers give other classes than hf_detr's.")
+        problems.append("the Auto classes of transformers don't give hf_detr's classes.")
     return Diagnosis(
         system={"python": platform.python_version(), "platform": platform.platform()},
-        packages={PACKAGE: _version(PACKAGE) or "runs without being installed", **needed},
+        packages={PACKAGE: _version(PACKAGE) or "not installed", **needed},
         optional_packages=optional,
         devices=_devices(),
         operator={device_type: _operator(device_type) for device_type in FOLDERS},
@@ -101,7 +100,7 @@ def diagnose() -> Diagnosis:
 
 
 def _requirements() -> Iterator[tuple[Requirement, bool]]:
-    """What hf_detr was installed with, each once, and whether only an extra needs it."""
+    """Give each requirement of hf_detr once, and whether it is optional."""
     try:
         texts = metadata.requires(PACKAGE) or []
     except metadata.PackageNotFoundError:
@@ -122,9 +121,11 @@ def _version(package: str) -> str | None:
 
 
 def _devices() -> dict[str, str]:
+    import torch
+
     devices = {"cpu": f"{os.cpu_count()} cores, {torch.get_num_threads()} thread(s) of torch"}
     if not torch.cuda.is_available():
-        devices["cuda"] = f"torch sees none; it was built for CUDA {torch.version.cuda or 'none'}"
+        devices["cuda"] = f"not found; torch was built for CUDA {torch.version.cuda or 'none'}"
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         memory = properties.total_memory / 2**30
@@ -135,6 +136,8 @@ def _devices() -> dict[str, str]:
 
 
 def _operator(device_type: str) -> str:
+    from .kernel_loader import load_kernel
+
     status = load_kernel(device_type)
     if not status.available:
         return f"torch is used instead: {status.reason}"
@@ -142,24 +145,30 @@ def _operator(device_type: str) -> str:
 
 
 def _folder(path: Path) -> str:
-    """A path, and what forbids writing there."""
+    """Return a path, and whether it can't be written."""
     existing = next(folder for folder in (path, *path.parents) if folder.exists())
     return str(path) if os.access(existing, os.W_OK) else f"{path} (can't be written)"
 
 
-def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
-    """Print the diagnosis; return the exit status."""
+def parse(arguments: list[str], prog: str | None = None) -> argparse.Namespace:
+    """Parse the arguments."""
     parser = argparse.ArgumentParser(
         prog=prog,
-        description="Tell versions, devices, whether the compiled operator works and why not, "
+        description="Show versions, devices, whether the compiled operator works and why not, "
         "folders and settings.",
-        epilog="exit status: 0 if hf_detr can work; 1 if there are problems; 2 if the arguments "
-        "are wrong. A compiled operator that isn't there only makes things slower.",
+        epilog="exit status: 0 if hf_detr works; 1 if there are problems; 2 if the arguments are "
+        "wrong. Without the compiled operator everything works, but slower.",
     )
     parser.add_argument(
-        "--json", action="store_true", help="print it as JSON, and nothing else on stdout"
+        "--json",
+        action="store_true",
+        help="print the diagnosis as JSON, and nothing else on stdout",
     )
-    parsed = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Print the diagnosis; return the exit status."""
     diagnosis = diagnose()
     print(json.dumps(asdict(diagnosis)) if parsed.json else diagnosis.text())
     if parsed.json:

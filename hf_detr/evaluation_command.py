@@ -1,30 +1,36 @@
 """`hf-detr evaluate`: AP and AR of a model on a data set, overall and per class.
 
-With --masks, a segmentation model's masks are compared too; with --segments, the folder of COCO's
-panoptic PNGs, its panoptic quality as well. The result depends neither on the batch size nor on
-the number of processes, which torchrun starts: `torchrun --nproc-per-node 4 -m hf_detr evaluate …`.
+With --masks, a segmentation model's masks are evaluated too; with --segments, the folder of COCO's
+panoptic PNGs, also its panoptic quality. The results depend neither on the batch size nor on the
+number of processes, which torchrun starts: `torchrun --nproc-per-node 4 -m hf_detr evaluate …`.
 The exit status is 0 if all is done, 1 if model or data can't be used, 2 if the arguments are wrong.
 """
 
 import json
 import math
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from transformers import HfArgumentParser
 
-from .coco_evaluator import Metrics, metrics_table
-from .command_options import DTYPE_HELP, DTYPES, parse_dataclasses, prepare_file
+from .command_options import (
+    DTYPE_HELP,
+    DTYPES,
+    MODEL_HELP,
+    argument_errors,
+    model_name,
+    parse_dataclasses,
+    prepare_file,
+)
 from .data_formats import DataArguments
-from .evaluation import evaluate, evaluate_panoptic
-from .model_loading import load_model
-from .published_checkpoints import embedded_model_folder
+from .whole_saving import atomic_file
+
+if TYPE_CHECKING:
+    from .coco_evaluator import Metrics
 
 STDOUT = Path("-")
 PANOPTIC_PARTS = ("pq", "sq", "rq", "pq_things", "pq_stuff")
@@ -34,9 +40,7 @@ PANOPTIC_PARTS = ("pq", "sq", "rq", "pq_things", "pq_stuff")
 class EvaluationArguments:
     """What to evaluate, and how."""
 
-    model: str = field(
-        default=str(embedded_model_folder()), metadata={"help": "Folder or name on the Hub."}
-    )
+    model: str | None = field(default=None, metadata={"help": MODEL_HELP})
     batch_size: int = 8
     num_workers: int = field(default=0, metadata={"help": "Processes that load images."})
     device: str | None = field(default=None, metadata={"help": "Default: a GPU if there is one."})
@@ -44,37 +48,43 @@ class EvaluationArguments:
     json: Path | None = field(
         default=None,
         metadata={
-            "help": "Write all numbers here too; without a file, print them instead of the table.",
+            "help": "Also write all numbers here; without a file, print them instead of the table.",
             "nargs": "?",
             "const": STDOUT,
         },
     )
 
 
-def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
-    """Evaluate the model that the command line names; return the exit status."""
+def parse(
+    arguments: list[str], prog: str | None = None
+) -> tuple[EvaluationArguments, DataArguments]:
+    """Parse and check the arguments."""
     parser = HfArgumentParser((EvaluationArguments, DataArguments), prog=prog, description=__doc__)
     parsed, data = parse_dataclasses(parser, arguments)
-    try:
+    with argument_errors(parser):
+        if parsed.model is not None:
+            model_name(parsed.model)
         data.check()
         if parsed.json not in (None, STDOUT):
             prepare_file(parsed.json)
-    except (ValueError, OSError) as error:
-        parser.error(str(error))  # exits with 2
-    try:
-        with _joined_processes() as (rank, device):
-            metrics = _compute_metrics(parsed, data, parsed.device or device)
-        if rank == 0:
-            _report(metrics, parsed.json)
-    except (ValueError, OSError) as error:
-        print(f"ERROR: {error}", file=sys.stderr)
-        return 1
+    return parsed, data
+
+
+def run(parsed: tuple[EvaluationArguments, DataArguments]) -> int:
+    """Evaluate the model; return the exit status."""
+    arguments, data = parsed
+    with _joined_processes() as (rank, device):
+        metrics = _compute_metrics(arguments, data, arguments.device or device)
+    if rank == 0:
+        _report(metrics, arguments.json)
     return 0
 
 
 @contextmanager
 def _joined_processes() -> Iterator[tuple[int, str | None]]:
-    """Join torchrun's other processes, if there are any: this one's rank, and its device."""
+    """Join the other processes of torchrun, if any; give this one's rank and device."""
+    import torch
+
     if "RANK" not in os.environ:
         yield 0, None
         return
@@ -90,8 +100,11 @@ def _joined_processes() -> Iterator[tuple[int, str | None]]:
 
 def _compute_metrics(
     arguments: EvaluationArguments, data: DataArguments, device: str | None
-) -> Metrics:
-    """AP and AR of boxes, of masks if they are read, and panoptic quality as `panoptic`."""
+) -> "Metrics":
+    """Return AP and AR of boxes, of masks if they are read, and panoptic quality as `panoptic`."""
+    from .evaluation import evaluate, evaluate_panoptic
+    from .model_loading import load_model
+
     dataset = data.read()
     needs_masks = dataset.masks or data.segments is not None
     model, processor = load_model(arguments.model, device, needs_masks, arguments.dtype)
@@ -106,7 +119,9 @@ def _compute_metrics(
     return metrics
 
 
-def _report(metrics: Metrics, file: Path | None) -> None:
+def _report(metrics: "Metrics", file: Path | None) -> None:
+    from .coco_evaluator import metrics_table
+
     text = json.dumps(_null_for_nan(metrics), indent=2) + "\n"
     if file == STDOUT:
         print(text, end="")
@@ -116,11 +131,12 @@ def _report(metrics: Metrics, file: Path | None) -> None:
         quality = metrics["panoptic"]
         print("\n" + "  ".join(f"{part} {100 * quality[part]:.1f}" for part in PANOPTIC_PARTS))
     if file is not None:
-        file.write_text(text)
+        with atomic_file(file) as unfinished:
+            unfinished.write_text(text)
 
 
 def _null_for_nan(value: Any) -> Any:
-    """For JSON, which has no NaN: quality of no segments at all, for example."""
+    """Replace NaN, for example the quality without any segments, because JSON doesn't have it."""
     if isinstance(value, dict):
         return {key: _null_for_nan(one) for key, one in value.items()}
     return None if isinstance(value, float) and math.isnan(value) else value

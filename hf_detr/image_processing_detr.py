@@ -39,7 +39,7 @@ from .image_settings import (
 )
 from .postprocess import detections_per_image
 from .postprocess_masks import encode_segments, merged_maps, segment_maps, semantic_maps
-from .whole_saving import saved_whole
+from .whole_saving import atomic_folder
 
 
 class DetrImageProcessor(TorchvisionBackend):
@@ -132,7 +132,7 @@ class DetrImageProcessor(TorchvisionBackend):
     def to_json_file(self, json_file_path: str | os.PathLike) -> None:
         """Write `preprocessor_config.json`, completely or not at all."""
         path = Path(json_file_path)
-        with saved_whole(path.parent) as folder:
+        with atomic_folder(path.parent) as folder:
             super().to_json_file(folder / path.name)
 
     def post_process_object_detection(

@@ -1,41 +1,31 @@
-"""`hf-detr bench`: how long models take on this machine."""
+"""Measure how long models take on this machine."""
 
-import argparse
-import json
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from tqdm.auto import tqdm
 
-from .command_options import add_dtype, add_model_options, make_parser, positive, size_hw
 from .compiled_attention import find_operators
 from .image_processing_detr import DetrImageProcessor
-from .model_loading import load_model
 from .multi_scale_deformable_attention import choose_operators
 from .prediction import PROGRESS_AFTER, predict
 from .pretrained_model import DetectionPreTrainedModel
 
 PHOTO_HW = (480, 640)
-EPILOG = """Steps: "predict" goes from images in memory to objects in pixels; "forward" is the model
-alone. Rounds of all models, batch sizes and steps alternate, so that whatever else the machine does
-slows all of them; the first round isn't counted.
-
-exit status: 0 if everything was measured; 1 if a model can't be used; 2 if the arguments are
-wrong."""
 
 
 @dataclass(frozen=True)
 class Latency:
-    """How long one step of a model takes for a batch."""
+    """The time of one step of a model for a batch."""
 
     model: str
-    step: str  # "predict": images in memory to objects; "forward": the model alone
+    step: str  # "predict": from images in memory to objects; "forward": the model only
     batch_size: int
     median_ms: float
     p90_ms: float
@@ -48,16 +38,16 @@ def measure_latency(
     image_hw: tuple[int, int] = PHOTO_HW,
     rounds: int = 20,
 ) -> list[Latency]:
-    """Measure models on images of noise, in rounds in which all take turns.
+    """Measure models on random images, in rounds in which all take turns.
 
     Args:
         models: by name, each with its image processor.
-        batch_sizes: each is measured.
+        batch_sizes: all are measured.
         image_hw: height and width of the images, before the processor resizes them.
-        rounds: that count; one more comes first and doesn't.
+        rounds: number of rounds, after one for warm-up.
 
     Returns:
-        For every model and batch size, both steps.
+        Both steps for every model and batch size.
     """
     cases: dict[tuple[str, str, int], Callable[[], Any]] = {}
     generator = torch.Generator().manual_seed(0)
@@ -85,7 +75,7 @@ def measure_latency(
 
 
 def describe_backend(model: DetectionPreTrainedModel) -> str:
-    """On what a model runs: device, threads, precision, and which operators attend."""
+    """Return device, threads, precision and the implementations of attention as text."""
     device = model.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
     parts = [name, f"{torch.get_num_threads()} thread(s)", str(model.dtype).removeprefix("torch.")]
@@ -100,7 +90,7 @@ def describe_backend(model: DetectionPreTrainedModel) -> str:
 
 
 def peak_memory_mib() -> float | None:
-    """Most memory that this process has taken, of a GPU if it used one; None if unknown."""
+    """Return the peak memory of this process, of the GPU if it used one; None if unknown."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated() / 2**20
     try:
@@ -124,60 +114,5 @@ def _wait_for_accelerator() -> None:
 def _summary(model: str, step: str, batch_size: int, seconds: list[float]) -> Latency:
     median = statistics.median(seconds)
     ordered = sorted(seconds)
-    p90 = ordered[-(len(ordered) // 10) - 1]  # nine of ten rounds take no longer
+    p90 = ordered[-(len(ordered) // 10) - 1]  # 90 % of the rounds take at most this long
     return Latency(model, step, batch_size, 1e3 * median, 1e3 * p90, batch_size / median)
-
-
-def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
-    """Measure the models that the command line names; return the exit status."""
-    parsed = _parser(prog).parse_args(arguments)
-    if parsed.threads:
-        torch.set_num_threads(parsed.threads)
-    try:
-        models = {
-            name: load_model(name, parsed.device, dtype=parsed.dtype) for name in parsed.model
-        }
-        latencies = measure_latency(models, parsed.batch_size, parsed.size, parsed.rounds)
-    except (ValueError, OSError) as error:
-        print(f"ERROR: {error}", file=sys.stderr)
-        return 1
-    backends = {name: describe_backend(model) for name, (model, _) in models.items()}
-    memory = peak_memory_mib()
-    if parsed.json:
-        rows = [asdict(latency) for latency in latencies]
-        report = {"rounds": parsed.rounds, "image_hw": parsed.size, "backends": backends}
-        print(json.dumps({**report, "peak_memory_mib": memory, "latencies": rows}))
-        return 0
-    for name, backend in backends.items():
-        print(f"{name}: {backend}")
-    height, width = parsed.size
-    print(f"Images of {height} x {width}, {parsed.rounds} interleaved rounds\n")
-    print(f"{'step':10}{'batch':>6}{'median ms':>12}{'p90 ms':>10}{'images/s':>10}  model")
-    for one in latencies:
-        times = f"{one.median_ms:12.1f}{one.p90_ms:10.1f}{one.images_per_second:10.1f}"
-        print(f"{one.step:10}{one.batch_size:6}{times}  {one.model}")
-    if memory is not None:
-        print(f"\nPeak memory of the process: {memory:.0f} MiB")
-    return 0
-
-
-def _parser(prog: str | None) -> argparse.ArgumentParser:
-    parser = make_parser(prog, "Measure how long models take on this machine.", EPILOG)
-    add_model_options(parser, several=True)
-    add_dtype(parser)
-    parser.add_argument(
-        "--batch-size", type=positive, nargs="+", default=[1], help="one or more, default 1"
-    )
-    parser.add_argument(
-        "--size",
-        type=size_hw,
-        default=PHOTO_HW,
-        metavar="HEIGHTxWIDTH",
-        help="of the images, which the image processor resizes; default 480x640",
-    )
-    parser.add_argument("--rounds", type=positive, default=20, help="default 20")
-    parser.add_argument("--threads", type=positive, help="of the CPU; default: torch's own")
-    parser.add_argument(
-        "--json", action="store_true", help="print the figures as JSON, and nothing else on stdout"
-    )
-    return parser

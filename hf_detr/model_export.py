@@ -1,32 +1,28 @@
-"""Models as files that run without this package: ONNX, and torch.export's `.pt2`.
+"""Export models to files that run without this package: ONNX, and `.pt2` of torch.export.
 
-A file is kept only if it gives what the model gives, for other batches than it was exported with:
-padded ones and, where height and width are free, other sizes, the image processor's own among them.
+A file is kept only if its outputs equal the model's for other batches than it was exported with:
+padded ones and, if height and width are free, other sizes, including the image processor's.
 """
 
-import argparse
 import importlib.util
-import json
 import os
-import sys
-import tempfile
+import shutil
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
 from transformers.image_utils import SizeDict
 
-from .command_options import add_dtype, add_model_options, size_hw
 from .image_processing_detr import DetrImageProcessor
 from .image_settings import resized_hw
-from .model_loading import load_model
 from .prediction import in_eval_mode
 from .pretrained_model import DetectionPreTrainedModel
+from .whole_saving import atomic_folder
 
 SUFFIXES = (".onnx", ".pt2")
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -41,7 +37,7 @@ Run = Callable[[Tensor, Tensor], list[Tensor]]
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What `export_model` wrote."""
+    """A description of the file that `export_model` wrote."""
 
     path: str
     inputs: tuple[str, ...]
@@ -52,7 +48,7 @@ class ExportReport:
 
 
 class Graph(nn.Module):
-    """A model whose outputs are a plain tuple of tensors, as graphs want them."""
+    """A model whose outputs are a tuple of tensors, as exporters need them."""
 
     def __init__(self, model: DetectionPreTrainedModel) -> None:
         super().__init__()
@@ -60,12 +56,12 @@ class Graph(nn.Module):
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """Names of the outputs; `pred_masks` are a segmentation model's."""
+        """Names of the outputs; only segmentation models have `pred_masks`."""
         masks = ("pred_masks",) if hasattr(self.model, "mask_head") else ()
         return ("logits", "pred_boxes", *masks)
 
     def forward(self, pixel_values: Tensor, pixel_mask: Tensor) -> tuple[Tensor, ...]:
-        """Predictions for (B, 3, H, W), and (B, H, W) int64, 1 on real pixels."""
+        """Predict for images (B, 3, H, W) and masks (B, H, W) int64, 1 for real pixels."""
         output = self.model(pixel_values, pixel_mask)
         return tuple(output[name] for name in self.outputs)
 
@@ -79,32 +75,30 @@ def export_model(
     tolerance: float = TOLERANCE,
     overwrite: bool = False,
 ) -> ExportReport:
-    """Write a model as a graph of any batch, height and width, and check it.
+    """Export a model for any batch size, height and width, and check the file.
 
     Its inputs are `pixel_values` (B, 3, H, W) and `pixel_mask` (B, H, W) int64, its outputs
-    `logits`, `pred_boxes` and, of a segmentation model, `pred_masks`.
+    `logits`, `pred_boxes` and, for segmentation models, `pred_masks`.
 
     Args:
         model: on the CPU, in any mode.
         path: ends with `.onnx` (needs onnx, onnxscript and onnxruntime) or `.pt2`.
-        processor: the size that it gives photographs is checked too.
-        fixed_hw: the only height and width that the graph takes; smaller images are padded to it.
-        tolerance: largest difference from the model's own outputs that is let pass.
-        overwrite: replace a file that is there.
+        processor: the size to which it resizes photos is checked too.
+        fixed_hw: the only height and width that the graph accepts; smaller images are padded to it.
+        tolerance: largest allowed difference from the model's outputs.
+        overwrite: replace an existing file.
 
     Raises:
         ValueError: for another ending, if the model can't be exported, or not with free height and
-            width, and if the file would give other results; nothing is written then.
-        FileExistsError: if there is a file already.
-        ImportError: if ONNX's packages are missing.
+            width, and if the outputs differ; then nothing is written.
+        FileExistsError: if the file exists and `overwrite` isn't set.
+        ImportError: if the packages for ONNX are missing.
     """
     path = Path(path)
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{path} must end with {' or '.join(SUFFIXES)}.")
     if path.exists() and not overwrite:
-        raise FileExistsError(
-            f"{path} is there already; pass overwrite=True (--overwrite) to replace it."
-        )
+        raise FileExistsError(f"{path} exists; pass overwrite=True (--overwrite) to replace it.")
     if model.device.type != "cpu":
         raise ValueError(f"the model is on {model.device}; move it to the CPU to export it.")
     export, load = (_export_onnx, _load_onnx) if path.suffix == ".onnx" else (_export, _load)
@@ -113,28 +107,31 @@ def export_model(
     if fixed_hw is None:
         _check_sizes_can_be_free(model)
     graph, shapes = Graph(model), _shapes_to_check(processor, fixed_hw)
-    with in_eval_mode(graph), _unfinished(path) as unfinished:
+    with in_eval_mode(graph), TemporaryDirectory() as temporary:
+        file = Path(temporary, path.name)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the exporter's own making; the check says more
+            warnings.simplefilter("ignore")  # the exporter's own; the check below says more
             try:
-                export(graph, unfinished, fixed_hw)
-                run = load(unfinished)
-            except Exception as error:  # of many kinds, by what a backbone does
+                export(graph, file, fixed_hw)
+                run = load(file)
+            except Exception as error:  # exporters raise many kinds
                 raise ValueError(
-                    f"the model can't be exported as it is, in {model.dtype}: {str(error)[:1000]}"
+                    f"the model can't be exported in {model.dtype}: {str(error)[:1000]}"
                 ) from error
         difference = _largest_difference(graph, run, shapes)
-        if not difference <= tolerance:  # NaN isn't either
+        if not difference <= tolerance:  # true for NaN too
             raise ValueError(
                 f"the exported graph's outputs differ from the model's by up to {difference:.2g}, "
                 f"more than {tolerance:.2g}; nothing was written."
             )
-        num_bytes = sum(file.stat().st_size for file in unfinished.parent.iterdir())
+        num_bytes = sum(written.stat().st_size for written in file.parent.iterdir())
+        with atomic_folder(path.parent) as folder:  # an ONNX file's weights may be beside it
+            shutil.copytree(temporary, folder, dirs_exist_ok=True)
     return ExportReport(str(path), INPUTS, graph.outputs, difference, shapes, num_bytes)
 
 
 def example_batch(batch_size: int, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Random images and their mask; all but the first are padded, each by another amount."""
+    """Make random images and their mask; all but the first are padded by different amounts."""
     generator = torch.Generator().manual_seed(0)
     pixel_values = torch.randn(batch_size, 3, height, width, generator=generator)
     pixel_mask = torch.ones(batch_size, height, width, dtype=torch.long)
@@ -151,16 +148,16 @@ def _check_onnx_is_installed() -> None:
 
 
 def _check_sizes_can_be_free(model: nn.Module) -> None:
-    """Refuse layers of timm whose padding depends on the size, as TensorFlow's does.
+    """Refuse timm layers whose padding depends on the size, as in TensorFlow.
 
-    From layer to layer torch's formulas for the sizes would double; that takes for ever.
+    torch's formulas for the sizes would double in length with each such layer.
     """
     kinds = {type(module).__name__ for module in model.modules()}
     if found := sorted(kind for kind in kinds if kind.endswith("Same")):
         raise ValueError(
-            f"the backbone pads by the size of its input, as TensorFlow does ({', '.join(found)}), "
-            "so that height and width can't be free; fix them (fixed_hw, or --size on the command "
-            "line) and pad images to that size, which pixel_mask tells."
+            f"the backbone's padding depends on the image size ({', '.join(found)}), so height and "
+            "width can't be free; fix them (fixed_hw, or --size on the command line), pad images "
+            "to that size and pass the padding in pixel_mask."
         )
 
 
@@ -218,7 +215,7 @@ def _load(path: Path) -> Run:
 
 
 def _largest_difference(graph: Graph, run: Run, shapes: tuple[tuple[int, int, int], ...]) -> float:
-    """Between outputs of the model and of the loaded file; NaN if either has any."""
+    """Return the largest difference of outputs, NaN if the model or the file gives NaN."""
     largest = torch.zeros(())
     for shape in shapes:
         batch = example_batch(*shape)
@@ -226,75 +223,7 @@ def _largest_difference(graph: Graph, run: Run, shapes: tuple[tuple[int, int, in
             if got.shape != expected.shape:
                 raise ValueError(
                     f"the exported graph gives {name} of shape {tuple(got.shape)} for a batch of "
-                    f"{shape}, not {tuple(expected.shape)}; nothing was written."
+                    f"{shape}; expected {tuple(expected.shape)}; nothing was written."
                 )
-            largest = torch.maximum(largest, (got - expected).abs().max())  # hands NaN on
+            largest = torch.maximum(largest, (got - expected).abs().max())  # keeps NaN
     return float(largest)
-
-
-@contextmanager
-def _unfinished(path: Path) -> Iterator[Path]:
-    """A file in a folder of its own, all of which takes its place if all goes well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
-        unfinished = Path(folder) / path.name
-        yield unfinished
-        # Beside a large ONNX file are its weights, which it needs: they come before it.
-        for file in sorted(Path(folder).iterdir(), key=lambda file: file == unfinished):
-            os.replace(file, path.parent / file.name)
-
-
-def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
-    """Export the model that the command line names; return the exit status."""
-    parser = _parser(prog)
-    parsed = parser.parse_args(arguments)
-    if parsed.target.suffix not in SUFFIXES:
-        parser.error(f"{parsed.target} must end with {' or '.join(SUFFIXES)}")
-    try:
-        model, processor = load_model(parsed.model, parsed.device or "cpu", dtype=parsed.dtype)
-        settings = parsed.size, parsed.tolerance, parsed.overwrite
-        report = export_model(model, parsed.target, processor, *settings)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"ERROR: {error}", file=sys.stderr)
-        return 1
-    if parsed.json:
-        print(json.dumps(asdict(report)))
-        return 0
-    print(
-        f"{report.path}: {report.num_bytes / 1e6:.1f} MB, takes {', '.join(report.inputs)}, gives "
-        f"{', '.join(report.outputs)}.\nThe largest difference from the model's outputs is "
-        f"{report.largest_difference:.1e}, at batches (images, height, width) of "
-        f"{', '.join(map(str, report.checked_shapes))}."
-    )
-    return 0
-
-
-def _parser(prog: str | None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description="Write a model as a graph of any batch, height and width, and check that it "
-        "gives what the model gives. A file that doesn't isn't kept.",
-        epilog="exit status: 0 if the file was written and is right; 1 if not; 2 if the arguments "
-        "are wrong. ONNX needs `pip install 'hf_detr[export]'`.",
-    )
-    parser.add_argument("target", type=Path, help="file to write: model.onnx or model.pt2")
-    add_model_options(parser)
-    add_dtype(parser)
-    parser.add_argument(
-        "--size",
-        type=size_hw,
-        metavar="HEIGHTxWIDTH",
-        help="fix height and width, to which images are then padded; for backbones that can't "
-        "leave them free",
-    )
-    parser.add_argument(
-        "--tolerance",
-        type=float,
-        default=TOLERANCE,
-        help=f"largest difference from the model's outputs, default {TOLERANCE}",
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
-    parser.add_argument(
-        "--json", action="store_true", help="print the report as JSON, and nothing else on stdout"
-    )
-    return parser

@@ -1,6 +1,7 @@
 """Loads models and image processors for the commands."""
 
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,8 +17,17 @@ from .image_processing_detr import DetrImageProcessor
 from .pretrained_model import DetectionPreTrainedModel
 
 
+def embedded_model_folder() -> Path:
+    """Return the folder of the small detector that is part of the package.
+
+    It is a Deformable DETR with 3.7 million parameters that detects ten classes of garments. The
+    folder holds the model and its image processor, for `from_pretrained` and `pipeline`.
+    """
+    return Path(__file__).parent / "garments"
+
+
 def load_model(
-    name: str | os.PathLike[str],
+    name: str | os.PathLike[str] | None = None,
     device: str | None = None,
     masks: bool | None = None,
     dtype: str | None = None,
@@ -25,7 +35,7 @@ def load_model(
     """Load a model in eval mode and its image processor.
 
     Args:
-        name: folder or repository on the Hub.
+        name: folder or repository on the Hub. Default: the small model that comes with hf_detr.
         device: device of the model. Default: a GPU if available, else the CPU.
         masks: True requires a segmentation model; False loads only the detector of a segmentation
             model. Default: the saved class.
@@ -36,6 +46,7 @@ def load_model(
         ValueError: if the model or its image processor isn't one of hf_detr's, if files are
             damaged, if `masks` is True for a detector, or if the device isn't available.
     """
+    name = embedded_model_folder() if name is None else name
     try:
         model, processor = _load(name, masks)
     except (AttributeError, TypeError, KeyError) as error:

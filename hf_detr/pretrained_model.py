@@ -16,7 +16,7 @@ from .backbone import reset_timm_module
 from .loading_checks import check_finite, check_shapes, check_weight_files, unreadable
 from .processes import process_index
 from .query_groups import QueryGroups
-from .whole_saving import finish_interrupted_save, saved_whole
+from .whole_saving import atomic_folder, finish_interrupted_save
 
 
 class DetectionPreTrainedModel(PreTrainedModel):
@@ -78,7 +78,7 @@ class DetectionPreTrainedModel(PreTrainedModel):
         Older weights in the folder are replaced, whether they are one file or shards.
 
         Raises:
-            OSError: if the files can't be written; those that were there are as they were.
+            OSError: if the files can't be written; existing files are unchanged.
         """
         if kwargs.get("distributed_checkpoint") or not is_main_process or process_index() != 0:
             # Processes that write parts, or nothing.
@@ -87,7 +87,7 @@ class DetectionPreTrainedModel(PreTrainedModel):
             )
             return
         given = None if state_dict is None else dict(state_dict)  # transformers empties it
-        with saved_whole(save_directory) as folder:
+        with atomic_folder(save_directory) as folder:
             super().save_pretrained(folder, is_main_process, given, **kwargs)
         if push_to_hub:
             with TemporaryDirectory() as temporary, without_auxiliary_loss(self):

@@ -123,15 +123,6 @@ def make_published_card(
     )
 
 
-def embedded_model_folder() -> Path:
-    """Return the folder of the small detector that is part of the package.
-
-    It is a Deformable DETR with 3.7 million parameters that detects ten classes of garments. The
-    folder holds the model and its image processor, for `from_pretrained` and `pipeline`.
-    """
-    return Path(__file__).parent / "garments"
-
-
 def _origin(checkpoint: PublishedCheckpoint, readme: list[str], name: str | None) -> str:
     published = f"The authors' file is `{checkpoint.file}`, see [{readme[0]}]({readme[1]})"
     if name is not None:

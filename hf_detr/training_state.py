@@ -1,8 +1,8 @@
-"""The tensors of a training as named tensors, whether or not processes share them out.
+"""The state of a training as named tensors, independent of how the model is wrapped.
 
-Parameters and optimiser moments go by the model's own names, however it is wrapped: compiled, in
-DistributedDataParallel, or sharded. So a training may be taken up with another number of
-processes or wrapped otherwise.
+Parameters and optimiser moments have the names of the unwrapped model, also if it is compiled, in
+DistributedDataParallel or sharded. So a training can be resumed with another number of processes
+or another wrapper.
 """
 
 import torch
@@ -23,13 +23,13 @@ TrainingState = dict[str, dict[str, Tensor]]
 def gather_training_state(
     model: nn.Module, optimizer: torch.optim.Optimizer, ema: ModelEma | None = None
 ) -> TrainingState:
-    """Model, optimiser and average, whole and on the CPU; every process must call this.
+    """Gather the full model, optimiser and average on the CPU; every process must call this.
 
     Returns:
-        On the first process, which is to save it; on the others the groups are empty. Tensors may
-        be the living ones, so save or copy them before training goes on.
-        `model`: parameters and buffers; `optimizer`: what it keeps of each parameter, as
-        `<name>:<what>`; and `ema`, as `model`, if there is an average.
+        The state on the first process, which saves it; on the others the groups are empty. Tensors
+        may share memory with the model: save or copy them before training continues.
+        `model`: parameters and buffers; `optimizer`: the optimiser's tensors of each parameter, as
+        `<name>:<kind>`; and `ema`, as `model`, if there is an average.
     """
     model, whole = _uncompiled(model), StateDictOptions(full_state_dict=True, cpu_offload=True)
     moments = get_optimizer_state_dict(model, optimizer, options=whole).get("state", {})
@@ -52,18 +52,18 @@ def restore_training_state(
     optimizer: torch.optim.Optimizer,
     ema: ModelEma | None = None,
 ) -> None:
-    """Put back what `gather_training_state` gave; every process needs the state and calls this.
+    """Load what `gather_training_state` returned; every process must call this with the state.
 
     The optimiser's settings, such as learning rates, stay as they are.
 
     Raises:
-        RuntimeError: if names or shapes aren't the model's.
-        ValueError: if an average is missing, or the optimiser's names aren't the model's.
+        RuntimeError: if names or shapes differ from the model's.
+        ValueError: if an average is missing, or the optimiser's names differ from the model's.
     """
     model, whole = _uncompiled(model), StateDictOptions(full_state_dict=True)
     if ema is not None:
         if "ema" not in state:
-            raise ValueError("The state has no averaged weights; go on without an average.")
+            raise ValueError("The state has no averaged weights; resume without an average.")
         _load(model, state["ema"])
         ema.restart()
     _load(model, state["model"])
@@ -75,11 +75,11 @@ def restore_training_state(
     if not moments.keys() <= trained["state"].keys():
         unknown = min(moments.keys() - trained["state"].keys())
         raise ValueError(
-            f"The optimiser's state doesn't fit: it has {unknown!r}, which isn't trained now. "
-            "Train the same parameters as before."
+            f"The optimiser's state has {unknown!r}, which isn't trained now; train the same "
+            "parameters as before."
         )
-    # What has had no gradient yet, such as a backbone's blocks behind the last feature map in use,
-    # has no moments; it goes on from those that it would begin with.
+    # Parameters without a gradient until now, such as unused blocks of the backbone, have no
+    # moments; they get the initial ones.
     for name, fresh in trained["state"].items():
         moments.setdefault(name, {kind: torch.zeros_like(value) for kind, value in fresh.items()})
     set_optimizer_state_dict(
@@ -91,28 +91,28 @@ def restore_training_state(
 
 
 def copy_whole_model(model: nn.Module, other: nn.Module) -> None:
-    """Copy the weights of a model, wrapped or not, into one that isn't; every process must call."""
+    """Copy weights of a possibly wrapped model to a plain one; every process must call this."""
     whole = get_model_state_dict(_uncompiled(model), options=StateDictOptions(full_state_dict=True))
     other.load_state_dict(whole)
 
 
 def _load(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Load named tensors into a model, wrapped or not."""
-    # torch can't share out a tied tensor under its second name; one is enough for it.
+    """Load named tensors into a possibly wrapped model."""
+    # torch can't distribute a tied tensor under its second name, and doesn't need to.
     all_names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     second = all_names - {name for name, _ in model.named_parameters()}
     second = {name.removeprefix("module.") for name in second}
     missing = get_model_state_dict(model).keys() - weights.keys()
     if missing:
-        raise RuntimeError(f"The state lacks {min(missing)!r} of this model.")
+        raise RuntimeError(f"The state lacks {min(missing)!r}, which this model has.")
     once = {name: tensor for name, tensor in weights.items() if name not in second}
     result = set_model_state_dict(
         model, once, options=StateDictOptions(full_state_dict=True, strict=False)
     )
     if result.unexpected_keys:
-        raise RuntimeError(f"The state has {result.unexpected_keys[0]!r}, the model doesn't.")
+        raise RuntimeError(f"The state has {result.unexpected_keys[0]!r}, which this model lacks.")
 
 
 def _uncompiled(model: nn.Module) -> nn.Module:
-    # torch forgets to take the compiler's prefix off the names of tied parameters.
+    # torch doesn't remove the compiler's prefix from the names of tied parameters.
     return getattr(model, "_orig_mod", model)

@@ -1,9 +1,11 @@
-"""Files that are saved together: all of them take the place of older ones, or none does.
+"""Files and folders that are written completely or not at all, also if the process is killed.
 
-They are written into a folder within the target. When they are on the disk, one rename makes them
-count; only then are they moved to their places. A kill before that rename leaves what was there.
-After it, whoever next saves to the folder or loads from it with hf_detr ends the move; until then
-the folder holds no weights, rather than a mixture, unless one file was all that changed.
+A new file or folder is written under another name beside its target and renamed when it is on the
+disk. Files for an existing folder are written to a folder within it; one rename completes the save,
+and only then do the files move to their places. A kill before that rename changes nothing. After a
+kill during the move, the next save to the folder, or hf_detr's next load from it, completes the
+move; until then the folder has no weights rather than a mixture of old and new ones, unless only
+one file changed.
 """
 
 import errno
@@ -12,7 +14,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -20,54 +22,82 @@ from safetensors import SafetensorError
 UNFINISHED = ".unfinished-save"
 FINISHED = ".finished-save"
 MOVING = ".moving-save"
-# A model's weights, `model` or `model.<variant>`: one file, or an index and its shards.
+# The weights of `model` or `model.<variant>`, one file or an index and its shards; an ONNX graph.
 WEIGHTS = re.compile(
     r"(?P<stem>model(\.\w+?)?)(?P<shard>-\d{5}-of-\d{5})?\.safetensors"
     r"|model\.safetensors\.index(?P<variant>\.\w+)?\.json"
+    r"|(?P<graph>.+\.onnx)(?P<data>\.data)?"
 )
 
 
 @contextmanager
-def saved_whole(folder: str | os.PathLike) -> Iterator[Path]:
-    """A folder to write files into, which then move to `folder` together.
+def atomic_file(file: str | os.PathLike) -> Iterator[Path]:
+    """Give a path to write to, which then replaces `file`.
 
-    Weights there that the new ones don't overwrite are removed, so that nobody reads old ones.
+    Raises:
+        OSError: if it can't be written, for example to a full disk; an existing file is unchanged.
+    """
+    file = Path(file)
+    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
+    with _errors_leave_nothing(unfinished, file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        yield unfinished
+        flush(unfinished)
+        os.replace(unfinished, file)
+        flush(file.parent)
+
+
+@contextmanager
+def atomic_folder(folder: str | os.PathLike) -> Iterator[Path]:
+    """Give a folder to write files into, which then becomes `folder` or moves to it.
+
+    Files in `folder` stay unless they are written again or are weights that the new ones replace.
     The disk needs room for the old and the new files at once.
 
     Raises:
-        OSError: if they can't be written, for example to a full disk; what was in `folder` is as
-            it was.
+        OSError: if they can't be written, for example to a full disk; `folder` is unchanged.
     """
     folder = Path(folder)
-    unfinished = folder / UNFINISHED
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    is_new = not folder.exists()
+    unfinished = unfinished_folder(folder) if is_new else folder / UNFINISHED
+    with _errors_leave_nothing(unfinished, folder):
+        (folder.parent if is_new else folder).mkdir(parents=True, exist_ok=True)
         finish_interrupted_save(folder)
-        shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)  # of a killed process
         unfinished.mkdir()
         yield unfinished
-        for path in unfinished.iterdir():
+        for path in (*unfinished.rglob("*"), unfinished):
             flush(path)
-        flush(unfinished)
-        os.rename(unfinished, folder / FINISHED)
-        flush(folder)
-    except (OSError, SafetensorError) as error:  # a full disk is either, by who meets it
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise OSError(
-            getattr(error, "errno", None) or errno.EIO,
-            f"The files could not be written ({error}); those that were there are as they were",
-            str(folder),
-        ) from error
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
+        os.rename(unfinished, folder if is_new else folder / FINISHED)
+        flush(unfinished.parent)
     finish_interrupted_save(folder)
 
 
-def finish_interrupted_save(folder: Path) -> bool:
-    """Move files that were written completely to their places; whether there were any.
+@contextmanager
+def _errors_leave_nothing(unfinished: Path, target: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError) as error:  # a full disk raises either
+        raise OSError(
+            getattr(error, "errno", None) or errno.EIO,
+            f"The files could not be written ({error}); existing files are unchanged",
+            str(target),
+        ) from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        with suppress(OSError):
+            unfinished.unlink()
 
-    A kill at any point of it leaves what the next call needs.
+
+def unfinished_folder(folder: Path) -> Path:
+    """Return where a new folder is written before it is complete."""
+    return folder.with_name(f"{UNFINISHED}-{folder.name}")
+
+
+def finish_interrupted_save(folder: Path) -> bool:
+    """Move completely written files to their places; return whether there were any.
+
+    A call after a kill at any point continues the move.
     """
     finished, moving = folder / FINISHED, folder / MOVING
     found = moving.is_dir() or finished.is_dir()
@@ -82,15 +112,15 @@ def finish_interrupted_save(folder: Path) -> bool:
 
 
 def weights_of(name: str) -> str | None:
-    """`model` or `model.<variant>` for a file of its weights; None for any other."""
+    """Return the model that a file of weights belongs to, such as `model`; None for other files."""
     match = WEIGHTS.fullmatch(name)
-    return match and (match["stem"] or f"model{match['variant'] or ''}")
+    return match and (match["stem"] or match["graph"] or f"model{match['variant'] or ''}")
 
 
 def flush(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
+    """Wait until a file's content, or the names in a folder, are on the disk."""
     if path.is_dir() and os.name == "nt":
-        return  # Windows can't, and renames durably by itself
+        return  # Windows has no such call and doesn't need it
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(handle)
@@ -99,7 +129,7 @@ def flush(path: Path) -> None:
 
 
 def _move(moving: Path, folder: Path) -> None:
-    """Move all files; what weights are looked for by comes last."""
+    """Move all files, those that loading begins with last."""
     for path in sorted(moving.iterdir(), key=lambda path: (_is_entry(path.name), path.name)):
         os.replace(path, folder / path.name)
     flush(folder)
@@ -107,10 +137,10 @@ def _move(moving: Path, folder: Path) -> None:
 
 
 def _in_the_way(folder: Path, finished: Path) -> list[Path]:
-    """Old weights to remove before the new files come, that which they are looked for by first.
+    """Return old weights to remove before the move, those that loading begins with first.
 
-    These are the ones that aren't overwritten, and where more than one file changes the entry in
-    any case: nobody may find old weights beside a new configuration, or new beside old ones.
+    These are the ones that aren't overwritten. If more than one file changes, the file that loading
+    begins with is removed too, because old weights must not load with new files.
     """
     new = {path.name: path for path in finished.iterdir()}
     weights = {weights_of(name) for name in new} - {None}
@@ -123,9 +153,9 @@ def _in_the_way(folder: Path, finished: Path) -> list[Path]:
 
 
 def _is_entry(name: str) -> bool:
-    """Whether loading begins with this file of weights: all of them, or the index of shards."""
+    """Return whether loading weights begins with this file, not with another that names it."""
     match = WEIGHTS.fullmatch(name)
-    return match is not None and match["shard"] is None
+    return match is not None and not (match["shard"] or match["data"])
 
 
 def _same(one: Path, other: Path) -> bool:

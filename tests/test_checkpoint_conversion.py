@@ -1,23 +1,25 @@
-"""Tests the command: both directions, exit statuses and messages."""
+"""`hf-detr convert`: both directions, exit statuses, messages."""
 
 import json
-import runpy
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-import hf_detr
-from hf_detr.checkpoint_conversion import main
 from hf_detr.official_checkpoints import export_official_checkpoint
+from hf_detr_command_line import main as run
 
 from .tiny import tiny_detector
 
 
+def main(arguments: list[str]) -> int:
+    """`hf-detr convert` with these arguments."""
+    return run(["convert", *arguments])
+
+
 @pytest.fixture(scope="module")
 def bare_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Official weights without options, with an unpublished name."""
+    """Official weights without options, with a name that doesn't tell them."""
     folder = tmp_path_factory.mktemp("official")
     tiny_detector("detr", backbone="resnet18").save_pretrained(folder / "hub")
     export_official_checkpoint(folder / "hub", folder / "model.pth")
@@ -26,8 +28,8 @@ def bare_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "model.pth"
 
 
-def test_both_directions(bare_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """Both directions, with options for dilation, heads and class names."""
+def test_there_and_back(bare_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Both directions, with options that weights don't show and class names."""
     hub, back, labels = tmp_path / "hub", tmp_path / "back.pth", tmp_path / "labels.json"
     labels.write_text('["a", "b", "c", "d", "e"]')
     options = ["--no-dilation", "--num-heads", "4", "--labels", str(labels)]
@@ -45,8 +47,8 @@ def test_both_directions(bare_file: Path, tmp_path: Path, capsys: pytest.Capture
     assert all(torch.equal(weights[name], expected[name]) for name in weights)
 
 
-def test_errors(bare_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """Errors exit with status 1 and a message, and nothing is written."""
+def test_refusals(bare_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Failures have status 1 or 2, a message, and write nothing."""
     source, target = str(bare_file), str(tmp_path / "hub")
     assert main([source, target]) == 1
     err = capsys.readouterr().err
@@ -55,26 +57,20 @@ def test_errors(bare_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture) 
     )
     assert main([str(tmp_path), target]) == 1
     assert "is a folder; expected a .pth" in capsys.readouterr().err
-    assert main([str(tmp_path / "none.pth"), target]) == 1
-    assert "There is no file" in capsys.readouterr().err
-    options = ["--no-dilation", "--num-heads", "4"]
-    assert main([source, str(bare_file.parent), *options]) == 1
+    told = ["--no-dilation", "--num-heads", "4"]
+    assert main([source, str(bare_file.parent), *told]) == 1
     assert "isn't empty" in capsys.readouterr().err
     assert main(["--to-official", str(tmp_path), source]) == 1
     for text in ("cat", "5", '{"first": "cat"}'):
         (tmp_path / "labels.json").write_text(text)
-        assert main([source, target, *options, "--labels", str(tmp_path / "labels.json")]) == 1
-        assert "labels.json doesn't name classes" in capsys.readouterr().err
+        labels = str(tmp_path / "labels.json")
+        check_mistake([source, target, "--labels", labels], "doesn't contain class names", capsys)
+    check_mistake([str(tmp_path / "none.pth"), target], "none.pth doesn't exist", capsys)
+    check_mistake([source, target, "--num-heads", "0"], "isn't an integer of at least 1", capsys)
     assert [path.name for path in tmp_path.iterdir()] == ["labels.json"]
 
 
-def test_runs_as_a_module(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    """`python -m` runs the module; Python would warn if the package imported it."""
-    name = "hf_detr.checkpoint_conversion"
-    assert ".checkpoint_conversion import" not in Path(hf_detr.__file__).read_text()
-    monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setattr(sys, "argv", [name, "--help"])
+def check_mistake(given: list[str], message: str, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as ended:
-        runpy.run_module(name, run_name="__main__")
-    assert ended.value.code == 0
-    assert "--to-official" in capsys.readouterr().out
+        main(given)
+    assert ended.value.code == 2 and message in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The command `hf-detr`: its list, its commands, its speed."""
+"""The command `hf-detr`: its list, its commands, what it imports when."""
 
 import json
 import os
@@ -16,7 +16,7 @@ REPOSITORY = Path(__file__).parents[1]
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture) -> None:
-    """Each names itself as it is called, and tells its exit statuses."""
+    """Each shows its usage and its exit statuses."""
     with pytest.raises(SystemExit) as ended:
         main([command, "--help"])
     assert ended.value.code == 0
@@ -25,28 +25,66 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture) -> 
 
 
 def test_mistakes_are_status_2(capsys: pytest.CaptureFixture) -> None:
-    """A command that isn't there, or none."""
+    """An unknown command, or none."""
     for given in (["predicted"], []):
         with pytest.raises(SystemExit) as ended:
             main(given)
         assert ended.value.code == 2 and "COMMAND" in capsys.readouterr().err
 
 
-def test_list_of_commands_waits_for_nothing() -> None:
-    """`hf-detr --help` imports neither torch nor this package."""
+WITHOUT_TORCH = """
+import json, sys
+from hf_detr_command_line import COMMANDS, main
+
+for given in json.loads(sys.argv[1]):
+    try:
+        main(given)
+    except SystemExit as ended:
+        print("ENDED", ended.code, *sorted({"torch", "hf_detr"} & set(sys.modules)))
+"""
+MISTAKES = [
+    ["predicted"],
+    *([command, "--misspelt"] for command in COMMANDS),
+    ["predict", "nowhere.jpg"],
+    ["predict", "examples/images", "--model", "./nowhere"],
+    ["video", "nowhere.mp4"],
+    ["evaluate", "--coco", "nowhere.json", "--images", "examples"],
+    ["check", "--yolo", "nowhere"],
+    ["convert", "nowhere.pth", "folder"],
+    ["export", "model.pt2", "--model", "./nowhere"],
+    ["bench", "--model", "./nowhere"],
+]
+
+
+def test_help_and_mistakes_wait_for_nothing() -> None:
+    """Help, the version, misspelt options and missing files are answered without torch."""
+    helps = [["--help"], ["--version"], *([command, "--help"] for command in COMMANDS)]
+    given = json.dumps([*helps, *MISTAKES])
+    command = [sys.executable, "-c", WITHOUT_TORCH, given]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    ended = [line for line in done.stdout.splitlines() if line.startswith("ENDED")]
+    assert ended == ["ENDED 0"] * len(helps) + ["ENDED 2"] * len(MISTAKES)
+    assert all(name in done.stdout for name in COMMANDS) and "\nhf_detr 0." in done.stdout
+    assert done.stderr.count("nowhere") >= 7 and "Traceback" not in done.stderr
+
+
+def test_commands_get_the_whole_package() -> None:
+    """A command runs with the package as `import hf_detr` gives it."""
     code = (
-        "import sys\nfrom hf_detr_command_line import main\n"
-        "try: main(['--help'])\nexcept SystemExit: pass\n"
-        "assert not {'torch', 'transformers', 'hf_detr'} & set(sys.modules)"
+        "import sys\nfrom hf_detr_command_line import main\nassert 'hf_detr' not in sys.modules\n"
+        "status = main(['doctor', '--json'])\nimport hf_detr\n"
+        "assert hf_detr.doctor and all(hasattr(hf_detr, name) for name in hf_detr.__all__)\n"
+        "sys.exit(status)"
     )
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert all(name in done.stdout for name in COMMANDS)
+    assert json.loads(done.stdout)["settings"]["Auto classes give"] == "hf_detr's classes"
 
 
 def test_any_name_of_a_file_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """Names that are no text in any encoding are told with escapes, and stop nothing."""
+    """Names that aren't text in any encoding are printed with escapes."""
     image = REPOSITORY / "examples" / "images" / "garments.jpg"
     try:
         shutil.copy(image, os.fsencode(tmp_path) + b"/caf\xe9.jpg")
@@ -58,7 +96,7 @@ def test_any_name_of_a_file_is_printed(tmp_path: Path, capsys: pytest.CaptureFix
     assert os.fsencode(report["images"][0]["file"]).endswith(b"caf\xe9.jpg")
 
 
-def test_reader_that_went_away() -> None:
+def test_closed_pipe() -> None:
     """A closed pipe is one line on stderr, and status 1."""
     command = [sys.executable, "-m", "hf_detr", "doctor", "--json"]
     read, write = os.pipe()
@@ -71,7 +109,7 @@ def test_reader_that_went_away() -> None:
 
 
 def test_runs_as_a_program(tmp_path: Path) -> None:
-    """`python -m hf_detr` predicts with the embedded model; nothing but JSON is on stdout."""
+    """`python -m hf_detr` predicts with the default model; stdout has only JSON."""
     image = REPOSITORY / "examples" / "images" / "garments.jpg"
     command = [sys.executable, "-m", "hf_detr", "predict", image, "--output", tmp_path, "--json"]
     done = subprocess.run(

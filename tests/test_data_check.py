@@ -2,24 +2,28 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from hf_detr import data_check
 from hf_detr.coco_data import read_coco
-from hf_detr.data_check import CheckReport, check_dataset, main
+from hf_detr.data_check import CheckReport, check_dataset
+from hf_detr_command_line import main as run
 
 from .some_data import entry, write_coco, write_image
 
 SOUND = [entry(1), entry(2, 2, category_id=18)]
 
 
+def main(arguments: list[str]) -> int:
+    """`hf-detr check` with these arguments."""
+    return run(["check", *arguments])
+
+
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An own cache, so that the user's is left alone."""
+    """A temporary cache instead of the user's."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "hf_detr" / "checks"
 
@@ -30,15 +34,15 @@ def arguments(folder: Path, entries: list[dict]) -> list[str]:
 
 
 def test_sound_data_may_train(tmp_path: Path, capsys: pytest.CaptureFixture):
-    """Protects the exit status 0, notes included."""
+    """Data without errors have exit status 0, also with notes."""
     assert main(arguments(tmp_path, SOUND)) == 0
     out = capsys.readouterr().out
     assert "2 images, 2 objects" in out and out.endswith("Training may start.\n")
     assert "ERROR" not in out
 
 
-def test_problems_are_named_and_forbid_training(tmp_path: Path, capsys: pytest.CaptureFixture):
-    """Protects the exit status 1, and the names of image and object."""
+def test_problems_are_named(tmp_path: Path, capsys: pytest.CaptureFixture):
+    """Errors have exit status 1, and name image and object."""
     given = arguments(tmp_path, [*SOUND, entry(7, bbox=[5, 5, -2, 5]), entry(8, category_id=77)])
     (tmp_path / "images" / "2.png").write_text("no image")
     report_file = tmp_path / "report.json"
@@ -48,7 +52,7 @@ def test_problems_are_named_and_forbid_training(tmp_path: Path, capsys: pytest.C
     assert f"{tmp_path}/images/1.png: object 8 has category id 77" in out
     assert f"ERROR: unreadable image: 1\n    {tmp_path}/images/2.png: cannot identify" in out
     assert "note: more objects than queries: 1" in out
-    assert out.endswith("3 errors forbid training: mend them.\n")
+    assert out.endswith("3 errors: fix them before training.\n")
     report = json.loads(report_file.read_text())
     kinds = [problem["kind"] for problem in report["problems"]]
     assert main([*given, "--json", "--num-queries", "1"]) == 1
@@ -56,8 +60,8 @@ def test_problems_are_named_and_forbid_training(tmp_path: Path, capsys: pytest.C
     assert "box of negative size" in kinds and "unreadable image" in kinds
 
 
-def test_numbers_and_names_that_nothing_can_hold(tmp_path: Path, capsys: pytest.CaptureFixture):
-    """Protects from tracebacks: each is a problem like others."""
+def test_extreme_numbers_and_names(tmp_path: Path, capsys: pytest.CaptureFixture):
+    """Extreme numbers and names are reported like other problems."""
     given = arguments(tmp_path, [entry(1, bbox=[5, 5, 10**400, 5]), entry(2, area=10**400)])
     content = json.loads(Path(given[1]).read_text())
     content["images"][0]["width"] = 10**30
@@ -69,8 +73,8 @@ def test_numbers_and_names_that_nothing_can_hold(tmp_path: Path, capsys: pytest.
     assert {("wrong bbox", 0), ("wrong area", 0), ("unreadable image", 1)} <= found
 
 
-def test_data_that_cannot_be_read_forbid_training(tmp_path: Path, capsys: pytest.CaptureFixture):
-    """Protects scripts that look at the status only."""
+def test_unreadable_data(tmp_path: Path, capsys: pytest.CaptureFixture):
+    """Unreadable data have exit status 1."""
     given = arguments(tmp_path, SOUND)
     Path(given[1]).write_text("{")
     assert main(given) == 1
@@ -83,31 +87,22 @@ def test_data_that_cannot_be_read_forbid_training(tmp_path: Path, capsys: pytest
         ([], "give one of --coco, --voc, --yolo and --hub"),
         (["--coco", "a.json"], "--coco needs --images"),
         (["--nonsense"], "--nonsense"),
-        (["--coco", "a.json", "--images", "b", "--num_queries", "0"], "num_queries is 0"),
-        (["--coco", "a.json", "--images", "b", "--report", "."], "can't be written"),
+        (["--coco", "a.json", "--images", "b"], "--coco a.json doesn't exist"),
+        (["--yolo", ".", "--num_queries", "0"], "num_queries is 0"),
+        (["--yolo", ".", "--report", "."], "can't be written"),
     ],
 )
 def test_wrong_arguments_are_status_2(
     given: list[str], message: str, capsys: pytest.CaptureFixture
 ):
-    """Protects from taking a typo for bad data."""
+    """Wrong arguments differ from bad data in their status."""
     with pytest.raises(SystemExit) as caught:
         main(given)
     assert caught.value.code == 2 and message in capsys.readouterr().err
 
 
-@pytest.mark.slow
-def test_module_runs_as_a_program(tmp_path: Path):
-    """Protects `python -m hf_detr.data_check` and the status that a shell sees."""
-    given = arguments(tmp_path, [entry(1, bbox=[5, 5, -2, 5])])
-    command = [sys.executable, "-W", "error::RuntimeWarning", "-m", "hf_detr.data_check", *given]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1, done.stderr
-    assert "box of negative size" in done.stdout
-
-
 def test_most_limits_the_lines_of_each_kind(tmp_path: Path):
-    """Protects the screen."""
+    """The report has at most so many lines of each kind."""
     entries = [entry(i, bbox=[5, 5, 0, 5 + i]) for i in range(9)]
     text = check_dataset(read_coco(*write_coco(tmp_path, entries))).text(most=2)
     assert "note: box without area (dropped): 9" in text and "... and 7 more" in text
@@ -116,7 +111,7 @@ def test_most_limits_the_lines_of_each_kind(tmp_path: Path):
 def test_result_is_kept_until_anything_changes(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Protects training's start from checking again, and from an outdated result."""
+    """Unchanged data aren't checked again; changed data are."""
     checked: list[int] = []
     original = data_check.image_problems
 
@@ -153,7 +148,7 @@ def test_result_is_kept_until_anything_changes(
 
 
 def test_broken_cache_is_replaced(tmp_path: Path, cache: Path):
-    """Protects from a program that was killed while it wrote."""
+    """A damaged cache is ignored and replaced."""
     dataset = read_coco(*write_coco(tmp_path, SOUND))
     first = check_dataset(dataset)
     (file,) = cache.iterdir()
@@ -165,9 +160,9 @@ def test_broken_cache_is_replaced(tmp_path: Path, cache: Path):
 
 @pytest.mark.skipif(os.name == "nt", reason="files can't hide folders' names there")
 def test_cache_that_cannot_be_written_is_a_warning(tmp_path: Path, cache: Path):
-    """Protects training on machines with a read-only home."""
+    """A read-only home folder doesn't prevent the check."""
     cache.parent.parent.mkdir(parents=True)
     cache.parent.write_text("a file where the folder should be")
     dataset = read_coco(*write_coco(tmp_path, SOUND))
-    with pytest.warns(UserWarning, match="result can't be kept"):
+    with pytest.warns(UserWarning, match="result of the check can't be cached"):
         assert check_dataset(dataset).may_train

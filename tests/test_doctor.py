@@ -1,4 +1,4 @@
-"""`hf-detr doctor` tells what is there, and what is wrong by name."""
+"""`hf-detr doctor` shows what is installed, and names what is wrong."""
 
 import json
 from pathlib import Path
@@ -7,12 +7,18 @@ import pytest
 import torch
 
 from hf_detr.compiled_attention import find_operators
-from hf_detr.doctor import diagnose, main
+from hf_detr.doctor import diagnose
 from hf_detr.kernel_loader import cache_folder
+from hf_detr_command_line import main as run
+
+
+def main(arguments: list[str]) -> int:
+    """`hf-detr doctor` with these arguments."""
+    return run(["doctor", *arguments])
 
 
 def install(folder: Path, *requirements: str) -> None:
-    """Put an installation of hf_detr with such requirements into a folder."""
+    """Write the metadata of an installed hf_detr with these requirements."""
     info = folder / "hf_detr-0.0.dist-info"
     info.mkdir()
     lines = ["Metadata-Version: 2.1", "Name: hf_detr", "Version: 0.0"]
@@ -20,10 +26,10 @@ def install(folder: Path, *requirements: str) -> None:
     (info / "METADATA").write_text("\n".join(lines) + "\n")
 
 
-def test_sound_machine(
+def test_working_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    """Status 0, JSON alone on stdout, and the operator's state as the package knows it."""
+    """Status 0, only JSON on stdout, and the operator's state as the package reports it."""
     install(tmp_path, "torch>=2", "numpy", 'no-such-package>=3; extra == "train"')
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("HF_DETR_REGISTER", "1")
@@ -43,7 +49,7 @@ def test_sound_machine(
 def test_what_is_missing_or_too_old(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    """Status 1, and a command that mends it."""
+    """Status 1, and a command that fixes it."""
     install(tmp_path, "torch>=999", "no-such-package", 'numpy<1; extra == "train"')
     monkeypatch.syspath_prepend(tmp_path)
     problems = diagnose().problems

@@ -1,4 +1,4 @@
-"""`hf-detr evaluate` reads model and data from disk and gives the numbers of a call."""
+"""`hf-detr evaluate` reads model and data from disk and gives the numbers of `evaluate`."""
 
 import json
 import math
@@ -7,16 +7,22 @@ from pathlib import Path
 import pytest
 
 from hf_detr import DeformableDetrImageProcessor, evaluate, read_coco
-from hf_detr.evaluation_command import _report, main
+from hf_detr.evaluation_command import _report
+from hf_detr_command_line import main as run
 
 from .some_data import entry, write_coco
 from .tiny import tiny_detector
 
 
+def main(arguments: list[str]) -> int:
+    """`hf-detr evaluate` with these arguments."""
+    return run(["evaluate", *arguments])
+
+
 def test_evaluate_prints_and_writes_what_evaluate_returns(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """A table and a file, or with --json alone JSON on stdout; bad data and models are told."""
+    """A table and a file, or only JSON on stdout; bad data and models have status 1."""
     model = tiny_detector("deformable_detr", id2label={0: "car", 1: "dog"})
     processor = DeformableDetrImageProcessor(size={"shortest_edge": 64, "longest_edge": 96})
     model.save_pretrained(tmp_path / "model")
@@ -44,20 +50,22 @@ def test_evaluate_prints_and_writes_what_evaluate_returns(
     [
         (["--coco", "a.json"], "--images"),
         (["--coco", "a.json", "--images", "b", "--bogus"], "unknown arguments: --bogus"),
-        (["--coco", "a.json", "--images", "b", "--json", "."], "can't be written"),
+        (["--coco", "a.json", "--images", "b"], "--coco a.json doesn't exist"),
+        (["--yolo", ".", "--json", "."], "can't be written"),
+        (["--yolo", ".", "--model", "./nowhere"], "nowhere doesn't exist"),
     ],
 )
 def test_wrong_arguments_are_status_2(
     given: list[str], message: str, capsys: pytest.CaptureFixture
 ) -> None:
-    """What is wrong on the command line is told before a model is loaded."""
+    """Wrong arguments end the program before a model is loaded."""
     with pytest.raises(SystemExit) as ended:
         main(given)
     assert ended.value.code == 2 and message in capsys.readouterr().err
 
 
 def test_quality_of_nothing_is_null(capsys: pytest.CaptureFixture) -> None:
-    """JSON has no NaN, and most programs refuse it."""
+    """NaN becomes null, since JSON doesn't have NaN."""
     quality = {"pq": 0.5, "pq_stuff": math.nan, "per_class": {"dog": {"pq": math.nan}}}
     _report({"AP": 0.25, "panoptic": quality}, Path("-"))
     nothing = {"pq": 0.5, "pq_stuff": None, "per_class": {"dog": {"pq": None}}}

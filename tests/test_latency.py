@@ -1,4 +1,4 @@
-"""`hf-detr bench`: all cases take turns, and figures belong together."""
+"""`hf-detr bench`: the report has all cases, and its numbers agree."""
 
 import json
 from pathlib import Path
@@ -6,9 +6,15 @@ from pathlib import Path
 import pytest
 
 from hf_detr import DeformableDetrImageProcessor
-from hf_detr.latency import describe_backend, main
+from hf_detr.latency import describe_backend
+from hf_detr_command_line import main as run
 
 from .tiny import tiny_detector
+
+
+def main(arguments: list[str]) -> int:
+    """`hf-detr bench` with these arguments."""
+    return run(["bench", *arguments])
 
 
 def test_figures(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -28,12 +34,12 @@ def test_figures(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
         assert 0 < row["median_ms"] <= row["p90_ms"]
         rate = 1000 * batch_size / row["median_ms"]
         assert row["images_per_second"] == pytest.approx(rate)
-    assert main(["--model", str(tmp_path / "nowhere")]) == 1
+    assert main(["--model", "nobody/nothing"]) == 1
     assert capsys.readouterr().err.startswith("ERROR: ")
 
 
-def test_backend_in_words() -> None:
-    """Whoever reads a figure can tell on what it was measured."""
+def test_backend_as_text() -> None:
+    """The report says on what it was measured."""
     model = tiny_detector("deformable_detr", kernel="torch")
     text = describe_backend(model)
     assert text.startswith("cpu, ") and "float32, attention by sdpa" in text

@@ -1,4 +1,4 @@
-"""`hf-detr predict` on folders as they are: broken files, huge photographs, equal names."""
+"""`hf-detr predict` on real folders: broken files, huge photos, equal names."""
 
 import json
 from pathlib import Path
@@ -7,8 +7,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from hf_detr import DetrImageProcessor, embedded_model_folder, prediction_command
-from hf_detr.prediction_command import find_images, main
+from hf_detr import DetrImageProcessor, drawing, embedded_model_folder
+from hf_detr.prediction_command import find_images
 from hf_detr_command_line import main as run
 
 from .some_data import write_image
@@ -16,6 +16,11 @@ from .test_prediction import SIZE, sure_segmenter
 from .tiny import tiny_detector
 
 GARMENTS = Path(__file__).parents[1] / "examples" / "images" / "garments.jpg"
+
+
+def main(arguments: list[str]) -> int:
+    """`hf-detr predict` with these arguments."""
+    return run(["predict", *arguments])
 
 
 @pytest.fixture(scope="module")
@@ -27,10 +32,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-def test_folder_with_a_broken_image_a_text_and_a_huge_photograph(
+def test_folder_with_a_broken_image_a_text_and_a_huge_photo(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """It finishes, names each, says so in its status, and stdout holds JSON alone."""
+    """It finishes, names each, has status 3, and stdout has only JSON."""
     photos, output = tmp_path / "photos", tmp_path / "sub" / "output"
     write_image(photos / "good.png")
     (photos / "broken.jpg").write_bytes(b"\xff\xd8 no more")
@@ -56,7 +61,7 @@ def test_folder_with_a_broken_image_a_text_and_a_huge_photograph(
 def test_finds_what_the_embedded_model_knows(
     dtype: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """Without --model and with one image given by a pattern: names, boxes in pixels, status 0."""
+    """The default model on an image given by a pattern: names, boxes in pixels, status 0."""
     pattern = str(GARMENTS.parent / "garm*.jpg")
     options = ["--output", str(tmp_path), "--no-pictures", "--dtype", dtype]
     assert main([pattern, *options]) == 0
@@ -73,39 +78,41 @@ def test_finds_what_the_embedded_model_knows(
 def test_files_given_themselves_must_be_images(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """A text file given by name fails beside an image (3), and with nothing beside it (1)."""
+    """A text file given by name fails, alone (1) or with an image (3)."""
     note, image = tmp_path / "note.txt", write_image(tmp_path / "image.png")
     note.write_text("text")
     options = ["--model", model, "--output", str(tmp_path / "output"), "--no-pictures"]
     assert main([str(note), str(image), *options]) == 3
-    assert main([str(note), str(tmp_path / "missing.png"), *options]) == 1
-    err = capsys.readouterr().err
-    assert "note.txt" in err and "missing.png" in err
-    (tmp_path / "empty").mkdir()
-    assert main([str(tmp_path / "empty"), *options]) == 1
-    assert "there are no images in" in capsys.readouterr().err
+    assert main([str(note), *options]) == 1
+    assert "note.txt" in capsys.readouterr().err
 
 
 def test_models_that_cannot_do_it(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """No such model, or masks asked of a detector: status 1, and no output folder."""
+    """Masks of a detector, or a name that the Hub doesn't have: status 1, and no output folder."""
     image, output = str(write_image(tmp_path / "image.png")), tmp_path / "output"
     options = ["--output", str(output)]
-    assert main([image, "--model", str(tmp_path / "nowhere"), *options]) == 1
+    assert main([image, "--model", "nobody/nothing", *options]) == 1
     assert main([image, "--model", model, "--masks", *options]) == 1
     assert "has no mask head" in capsys.readouterr().err
     assert not output.exists()
 
 
 def test_wrong_arguments_are_status_2(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """Pictures never replace the photographs that they were made of."""
+    """Each is one message; results never replace the input images."""
     image = str(write_image(tmp_path / "image.png"))
+    (tmp_path / "empty").mkdir()
+    nowhere = str(tmp_path / "nowhere")
     for given, message in [
         ([], "IMAGES"),
-        ([image, "--output", str(tmp_path)], "holds images that are read"),
-        ([image, "--batch-size", "0"], "no whole number from 1"),
-        ([image, "--threshold", "50"], "no number from 0 to 1"),
+        ([image, "--output", str(tmp_path)], "contains input images"),
+        ([image, "--batch-size", "0"], "isn't an integer of at least 1"),
+        ([image, "--threshold", "50"], "isn't a number from 0 to 1"),
+        ([image, nowhere], "nowhere doesn't exist"),
+        ([str(tmp_path / "empty")], "there are no images in"),
+        ([image, "--model", nowhere], "nowhere doesn't exist; expected a folder or a name"),
+        ([image, "--model", image], "is a file; expected a folder or a name"),
     ]:
         with pytest.raises(SystemExit) as ended:
             main(given)
@@ -113,10 +120,10 @@ def test_wrong_arguments_are_status_2(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.parametrize("link_is", ["read", "written"])
-def test_links_do_not_endanger_photographs(
+def test_links_do_not_endanger_photos(
     model: str, tmp_path: Path, link_is: str, capsys: pytest.CaptureFixture
 ) -> None:
-    """No picture is written over the image that a link leads to."""
+    """No result overwrites an input image through a link."""
     photo = write_image(tmp_path / "photos" / "cat.png")
     other = tmp_path / "other" / "cat.png"
     other.parent.mkdir()
@@ -125,33 +132,33 @@ def test_links_do_not_endanger_photographs(
     read, written = (other, photo) if link_is == "read" else (photo, other)
     with pytest.raises(SystemExit) as ended:
         main([str(read.parent), "--output", str(written.parent), "--model", model])
-    assert ended.value.code == 2 and "holds images that are read" in capsys.readouterr().err
+    assert ended.value.code == 2 and "contains input images" in capsys.readouterr().err
     assert photo.read_bytes() == before
 
 
-def test_results_outlive_interruptions(
+def test_results_stay_after_interruption(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was found before Ctrl-C is in predictions.json; the status is 130."""
+    """Results from before Ctrl-C are in predictions.json; the status is 130."""
     files = [str(write_image(tmp_path / f"{name}.png")) for name in "abc"]
-    draw = prediction_command.draw_predictions
+    draw = drawing.draw_predictions
 
     def interrupted(image: Path, *others: object) -> PIL.Image.Image:
         if image.name == "b.png":
             raise KeyboardInterrupt
         return draw(image, *others)
 
-    monkeypatch.setattr(prediction_command, "draw_predictions", interrupted)
+    monkeypatch.setattr(drawing, "draw_predictions", interrupted)
     output = tmp_path / "output"
-    assert run(["predict", *files, "--output", str(output), "--model", model]) == 130
+    assert main([*files, "--output", str(output), "--model", model]) == 130
     report = json.loads((output / "predictions.json").read_text())
     assert [Path(one["file"]).name for one in report["images"]] == ["a.png"]
 
 
-def test_pictures_that_cannot_be_written(
+def test_images_that_cannot_be_written(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """One that can't is one failure; where all fail, an earlier run's results stay."""
+    """Each is one failure; if all fail, the results of an earlier run stay."""
     files = [str(write_image(tmp_path / f"{name}.png")) for name in "abc"]
     output = tmp_path / "output"
     (output / "b.png").mkdir(parents=True)
@@ -160,13 +167,14 @@ def test_pictures_that_cannot_be_written(
     assert [Path(one["file"]).name for one in report["images"]] == ["a.png", "c.png"]
     assert [Path(one["file"]).name for one in report["failed"]] == ["b.png"]
     capsys.readouterr()
-    assert main([str(tmp_path / "none.png"), "--output", str(output), "--model", model]) == 1
-    assert "No such file" in capsys.readouterr().err
+    (tmp_path / "bad.png").write_text("not an image")
+    assert main([str(tmp_path / "bad.png"), "--output", str(output), "--model", model]) == 1
+    assert "bad.png" in capsys.readouterr().err
     assert json.loads((output / "predictions.json").read_text()) == report
 
 
 def test_masks_and_equal_names(tmp_path: Path) -> None:
-    """Segment maps hold the ids of the results; files of one name don't overwrite each other."""
+    """Segment maps have the ids of the results; equal names don't overwrite each other."""
     sure_segmenter().save_pretrained(tmp_path / "model")
     DetrImageProcessor(size=SIZE).save_pretrained(tmp_path / "model")
     names = ("a/1.png", "b/1.png", "b/1.segments.png")
@@ -186,7 +194,7 @@ def test_masks_and_equal_names(tmp_path: Path) -> None:
 
 
 def test_find_images(tmp_path: Path) -> None:
-    """Folders in order of names, patterns, each file once; brackets in names are no patterns."""
+    """Folders in order of names, patterns, each file once; existing names aren't patterns."""
     for name in ("b.png", "a.JPG", "notes.md", "scan.pdf", "film.mpg", "[1].png", "sub/c.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
@@ -196,5 +204,7 @@ def test_find_images(tmp_path: Path) -> None:
     assert [path.name for path in skipped] == ["film.mpg", "notes.md", "scan.pdf"]
     (bracket,), _ = find_images([str(tmp_path / "[1].png")])
     assert bracket.name == "[1].png"
-    found, _ = find_images([str(tmp_path / "**" / "c.png"), "no*such"])
-    assert [path.name for path in found] == ["c.png", "no*such"]
+    found, _ = find_images([str(tmp_path / "**" / "c.png")])
+    assert [path.name for path in found] == ["c.png"]
+    with pytest.raises(FileNotFoundError, match=r"no\*such doesn't exist"):
+        find_images([str(tmp_path), "no*such"])

@@ -1,4 +1,4 @@
-"""Protects a training from losing its work: whatever happens, the last good checkpoint is there."""
+"""A training never loses its last good checkpoint."""
 
 import errno
 import json
@@ -34,7 +34,7 @@ def save(folder: Path, step: int, **options: object) -> Path:
 
 
 def test_what_was_saved_comes_back(tmp_path: Path) -> None:
-    """Protects tensors, shared memory included, numbers bit by bit, and further files."""
+    """Tensors, including shared memory, numbers and further files are loaded as they were saved."""
     save(tmp_path, 7, write_more=lambda folder: (folder / "config.json").write_text("{}"))
     found = load_newest_checkpoint(tmp_path)
     assert (found.step, found.state) == (7, {"losses": [0.1, 7]})
@@ -43,13 +43,13 @@ def test_what_was_saved_comes_back(tmp_path: Path) -> None:
 
 
 def test_no_checkpoint(tmp_path: Path) -> None:
-    """Protects the first start."""
+    """Without a checkpoint, loading returns None."""
     assert load_newest_checkpoint(tmp_path) is None
     assert load_newest_checkpoint(tmp_path / "nowhere") is None
 
 
 def test_old_ones_go_but_the_best_stays(tmp_path: Path) -> None:
-    """Protects the disk, and the checkpoint that will be published; 10 is newer than 9."""
+    """Old checkpoints are deleted except protected ones; 10 is newer than 9."""
     for step in (8, 9, 10, 11):
         save(tmp_path, step, keep=2, protect=(8,))
     assert sorted(os.listdir(tmp_path)) == [f"checkpoint-{s:08d}" for s in (8, 10, 11)]
@@ -58,12 +58,12 @@ def test_old_ones_go_but_the_best_stays(tmp_path: Path) -> None:
 
 
 def test_those_of_an_abandoned_training_go(tmp_path: Path) -> None:
-    """Protects what is written after going back past spoilt ones: it is the newest again."""
+    """Checkpoints saved after resuming before corrupted ones are the newest again."""
     for step in (50, 90, 100):
         save(tmp_path, step, keep=3)
     for step in (90, 100):
         (checkpoint_folder(tmp_path, step) / "state.json").unlink()
-    with pytest.warns(UserWarning, match="passed over"):
+    with pytest.warns(UserWarning, match="skipped"):
         assert load_newest_checkpoint(tmp_path).step == 50
     for step in (60, 70):
         assert save(tmp_path, step, protect=(50,)).is_dir()
@@ -75,7 +75,7 @@ def test_those_of_an_abandoned_training_go(tmp_path: Path) -> None:
 def test_kill_while_one_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails_at: int
 ) -> None:
-    """Protects the only checkpoint of a step that is saved again: the old or the new one stays."""
+    """A kill while a step is saved again leaves the old or the new checkpoint."""
     save(tmp_path, 7)
     rename, calls = os.rename, []
 
@@ -94,11 +94,11 @@ def test_kill_while_one_is_replaced(
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "missing", "no manifest", "not JSON"])
-def test_spoilt_ones_are_passed_over(tmp_path: Path, damage: str) -> None:
-    """Protects resuming after a disk has lost data: the one before is taken, with a warning."""
+def test_corrupted_ones_are_skipped(tmp_path: Path, damage: str) -> None:
+    """A corrupted checkpoint is skipped with a warning, and the one before is loaded."""
     save(tmp_path, 1)
-    spoilt = save(tmp_path, 2)
-    file = spoilt / "model.safetensors"
+    corrupted = save(tmp_path, 2)
+    file = corrupted / "model.safetensors"
     content = file.read_bytes()
     if damage == "cut":
         file.write_bytes(content[:-4])
@@ -107,17 +107,17 @@ def test_spoilt_ones_are_passed_over(tmp_path: Path, damage: str) -> None:
     elif damage == "missing":
         file.unlink()
     elif damage == "no manifest":
-        (spoilt / "manifest.json").unlink()
+        (corrupted / "manifest.json").unlink()
     else:
-        (spoilt / "manifest.json").write_text("[")
-    with pytest.warns(UserWarning, match="passed over.*00000002"):
+        (corrupted / "manifest.json").write_text("[")
+    with pytest.warns(UserWarning, match="skipped.*00000002"):
         assert load_newest_checkpoint(tmp_path).step == 1
-    with pytest.raises(ValueError, match="spoilt"):
-        load_checkpoint(spoilt)
+    with pytest.raises(ValueError, match="is corrupted"):
+        load_checkpoint(corrupted)
 
 
 def test_manifest_cannot_lead_outside(tmp_path: Path) -> None:
-    """Protects files elsewhere from a manifest that somebody else wrote."""
+    """A manifest that names files elsewhere is refused."""
     folder = save(tmp_path, 1)
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps({**manifest, "../x": ""}))
@@ -126,18 +126,18 @@ def test_manifest_cannot_lead_outside(tmp_path: Path) -> None:
 
 
 def test_files_beside_the_manifest_are_not_read(tmp_path: Path) -> None:
-    """Protects from tensors that were slipped in later, and from pickles: nobody opens them."""
+    """Tensors that were added later, and pickles, aren't opened."""
     folder = save(tmp_path, 1)
     (folder / "evil.safetensors").write_bytes(b"x")
     (folder / "evil.pkl").write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
     assert set(load_checkpoint(folder).tensors) == {"model", "optimizer"}
 
 
-@pytest.mark.parametrize("at", ["model", "optimizer", "config", "seal"])
+@pytest.mark.parametrize("at", ["model", "optimizer", "config", "flush"])
 def test_full_disk_leaves_the_last_good_one(
     tmp_path: Path, at: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Protects a training on a full disk: the error says so, and nothing half-written stays."""
+    """On a full disk the error says so, and no partial files stay."""
     save(tmp_path, 1)
     full = OSError(errno.ENOSPC, "No space left on device")
 
@@ -152,13 +152,13 @@ def test_full_disk_leaves_the_last_good_one(
         original(content, path, **options)
 
     def flush(path: Path) -> None:
-        if at == "seal":
+        if at == "flush":
             raise full
 
     original = training_checkpoint.save_file
     monkeypatch.setattr(training_checkpoint, "save_file", save_file)
-    monkeypatch.setattr(training_checkpoint, "flush", flush)
-    with pytest.raises(OSError, match="step 2 could not be written .*No space left") as info:
+    monkeypatch.setattr("hf_detr.whole_saving.flush", flush)
+    with pytest.raises(OSError, match="could not be written .*No space left.*00000002") as info:
         save(tmp_path, 2, write_more=write_more)
     assert info.value.errno == errno.ENOSPC
     assert os.listdir(tmp_path) == ["checkpoint-00000001"]
@@ -166,7 +166,7 @@ def test_full_disk_leaves_the_last_good_one(
 
 
 def test_really_full_disk(tmp_path: Path) -> None:
-    """Protects the same where the system itself refuses: files may not grow beyond 1 MB."""
+    """The same with a real limit of the system: files of at most 1 MB."""
     save(tmp_path, 1)
     code = (
         "import resource, signal, sys, torch; from pathlib import Path;"
@@ -178,12 +178,12 @@ def test_really_full_disk(tmp_path: Path) -> None:
     if os.name == "nt":
         pytest.skip("Windows has no limit for the size of a file")
     result = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True)
-    assert result.returncode != 0 and "step 2 could not be written" in result.stderr
+    assert result.returncode != 0 and "could not be written" in result.stderr
     assert load_newest_checkpoint(tmp_path).step == 1
     assert os.listdir(tmp_path) == ["checkpoint-00000001"]
 
 
-SAVE_FOR_EVER = """
+SAVE_FOREVER = """
 import sys, torch
 from pathlib import Path
 from hf_detr.training_checkpoint import save_checkpoint
@@ -195,8 +195,8 @@ for step in range(1, 10**6):
 
 @pytest.mark.parametrize("after", [0.0, 0.004, 0.01])
 def test_kill_at_any_moment_leaves_a_good_one(tmp_path: Path, after: float) -> None:
-    """Protects from `kill -9` while saving: what is found is whole, and saving goes on there."""
-    process = subprocess.Popen([sys.executable, "-c", SAVE_FOR_EVER, tmp_path])
+    """After `kill -9` while saving, the newest checkpoint is complete, and saving continues."""
+    process = subprocess.Popen([sys.executable, "-c", SAVE_FOREVER, tmp_path])
     try:
         deadline = time.monotonic() + 120
         while not checkpoint_folder(tmp_path, 3).exists() and time.monotonic() < deadline:

@@ -1,4 +1,4 @@
-"""Protects that a training's tensors come back as they were, by the model's own names."""
+"""The state of a training is restored exactly, by the names of the unwrapped model."""
 
 import copy
 from pathlib import Path
@@ -20,7 +20,7 @@ from .tiny import padded_batch, some_labels, tiny_detector
 
 
 def fresh(seed: int = 0, **changes: object) -> tuple:
-    """A detector, its optimiser and its average."""
+    """Make a detector, its optimiser and its average."""
     model = tiny_detector("deformable_detr", auxiliary_loss=True, **changes).train()
     torch.manual_seed(seed)
     for parameter in model.parameters():
@@ -30,7 +30,7 @@ def fresh(seed: int = 0, **changes: object) -> tuple:
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, ema: ModelEma, step: int) -> Tensor:
-    """One step; its loss. The seed makes dropout repeatable."""
+    """Train one step and return its loss; the seed makes dropout repeatable."""
     torch.manual_seed(step)
     loss = model(*padded_batch(), some_labels()).loss
     optimizer.zero_grad()
@@ -42,7 +42,7 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, ema: ModelEma, ste
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_training_goes_on_exactly(compiled: bool) -> None:
-    """Protects resuming: from a state, losses, weights and averages are the very same (0)."""
+    """Losses, weights and averages after resuming are exactly equal (0)."""
     one = fresh()
     for step in (1, 2):
         train(*one, step)
@@ -59,7 +59,7 @@ def test_training_goes_on_exactly(compiled: bool) -> None:
 
 
 def test_names_are_the_models() -> None:
-    """Protects files that other tools read: the state of the model is its state dict."""
+    """The state of the model is its state dict, which other tools can read."""
     model, optimizer, ema = fresh()
     train(model, optimizer, ema, 1)
     compiled = torch.compile(model, backend="eager")
@@ -72,7 +72,7 @@ def test_names_are_the_models() -> None:
 
 
 def test_settings_of_the_optimiser_stay() -> None:
-    """Protects the learning rate, which follows from the step, from a file's."""
+    """The learning rate, which depends on the step, isn't restored from a file."""
     one, other = fresh(), fresh(seed=1)
     train(*one, 1)
     for group in other[1].param_groups:
@@ -82,7 +82,7 @@ def test_settings_of_the_optimiser_stay() -> None:
 
 
 def with_unused_weight(seed: int = 0) -> tuple:
-    """The same with a weight that no output depends on, such as a backbone's last block may be."""
+    """The same with a weight that no output depends on, such as an unused block of a backbone."""
     model, optimizer, _ = fresh(seed)
     model.unused = nn.Parameter(torch.full((2,), float(seed)))
     optimizer.add_param_group({"params": [model.unused]})
@@ -90,7 +90,7 @@ def with_unused_weight(seed: int = 0) -> tuple:
 
 
 def test_weights_without_gradient_go_on_too() -> None:
-    """Protects resuming: what was never trained is as it was, and so is the rest."""
+    """Weights that were never trained are restored, and so is the rest."""
     one, other = with_unused_weight(), with_unused_weight(seed=1)
     train(*one, 1)
     restore_training_state(copy.deepcopy(gather_training_state(*one)), *other)
@@ -99,7 +99,7 @@ def test_weights_without_gradient_go_on_too() -> None:
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    """Protects against half a state: other shapes, other parameters, no average."""
+    """Other shapes, other parameters and a missing average are refused."""
     one = fresh()
     train(*one, 1)
     state = gather_training_state(*one)
@@ -116,7 +116,7 @@ def test_what_does_not_fit_is_refused() -> None:
 
 
 def go_on_sharded(rank: int, folder: str) -> None:
-    """What each of two processes does: train sharded, and go on from the gathered state."""
+    """Train sharded in each of two processes, and resume from the gathered state."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2
@@ -146,7 +146,7 @@ def go_on_sharded(rank: int, folder: str) -> None:
 
 @pytest.mark.slow
 def test_sharded_training_goes_on_exactly(tmp_path: Path) -> None:
-    """Protects FSDP: a sharded training is gathered whole and goes on exactly, tied heads too.
+    """With FSDP the full state is gathered and resumed exactly, including tied heads.
 
     A training that isn't sharded can take it up as well.
     """

@@ -1,4 +1,4 @@
-"""`hf-detr video` on real films: upright, at their own times, and what can't be a film."""
+"""`hf-detr video` on real videos: orientation, times, and files that aren't videos."""
 
 import json
 from fractions import Fraction
@@ -9,15 +9,21 @@ import PIL.Image
 import pytest
 
 from hf_detr import video_command
-from hf_detr.video_command import main
+from hf_detr_command_line import main as run
+
+from .test_prediction_command import GARMENTS
 
 av = pytest.importorskip("av")
-GARMENTS = Path(__file__).parents[1] / "examples" / "images" / "garments.jpg"
-TIMES = (0, 40, 120, 160, 400)  # milliseconds; irregular, as of a telephone
+TIMES = (0, 40, 120, 160, 400)  # milliseconds; irregular, as from a phone
 
 
-def write_film(path: Path, pixels: np.ndarray, degrees: int = 0) -> None:
-    """A film of one picture (H, W, 3), to be shown turned counterclockwise."""
+def main(arguments: list[str]) -> int:
+    """`hf-detr video` with these arguments."""
+    return run(["video", *arguments])
+
+
+def write_video(path: Path, pixels: np.ndarray, degrees: int = 0) -> None:
+    """Write a video of one image (H, W, 3), to be shown turned counterclockwise."""
     with av.open(path, "w") as container:
         stream = container.add_stream("mpeg4", rate=25)
         stream.height, stream.width = pixels.shape[:2]
@@ -34,7 +40,7 @@ def write_film(path: Path, pixels: np.ndarray, degrees: int = 0) -> None:
 
 @pytest.fixture(scope="module")
 def garments() -> np.ndarray:
-    """The picture that comes with the examples."""
+    """The image of the examples."""
     return np.asarray(PIL.Image.open(GARMENTS).convert("RGB"))
 
 
@@ -42,12 +48,12 @@ def garments() -> np.ndarray:
 def test_finds_garments_in_every_frame(
     garments: np.ndarray, tmp_path: Path, degrees: int, capsys: pytest.CaptureFixture
 ) -> None:
-    """Each frame is seen upright, drawn and recorded, at the time that it had."""
+    """Each frame is rotated upright, drawn and recorded at its own time."""
     lying = np.ascontiguousarray(np.rot90(garments, -degrees // 90))
-    write_film(tmp_path / "clip.avi" if not degrees else tmp_path / "clip.mov", lying, degrees)
-    film = next(tmp_path.glob("clip.*"))
+    write_video(tmp_path / "clip.avi" if not degrees else tmp_path / "clip.mov", lying, degrees)
+    video = next(tmp_path.glob("clip.*"))
     output = tmp_path / "sub" / "output"
-    assert main([str(film), "--output", str(output), "--batch-size", "2"]) == 0
+    assert main([str(video), "--output", str(output), "--batch-size", "2"]) == 0
     said = capsys.readouterr().out
     assert "5 frames" in said and "5 coat" in said
     records = [json.loads(line) for line in (output / "clip.jsonl").read_text().splitlines()]
@@ -62,36 +68,36 @@ def test_finds_garments_in_every_frame(
     assert [(frame.height, frame.width) for frame in drawn] == [(height, width)] * 5
     np.testing.assert_allclose([frame.time for frame in drawn], times, atol=0.02)
     difference = drawn[0].to_ndarray(format="rgb24").astype(int) - garments[:height, :width]
-    assert 0.5 < np.abs(difference).mean() < 20  # lines and letters on the same picture
+    assert 0.5 < np.abs(difference).mean() < 20  # lines and letters on the same image
 
 
-def test_stops_where_it_is_told(garments: np.ndarray, tmp_path: Path) -> None:
-    """`--most-frames` ends early, with whole files."""
-    write_film(tmp_path / "clip.avi", garments)
+def test_most_frames(garments: np.ndarray, tmp_path: Path) -> None:
+    """`--most-frames` ends early, with complete files."""
+    write_video(tmp_path / "clip.avi", garments)
     assert main([str(tmp_path / "clip.avi"), "--output", str(tmp_path), "--most-frames", "3"]) == 0
     assert len((tmp_path / "clip.jsonl").read_text().splitlines()) == 3
     with av.open(tmp_path / "clip.mp4") as container:
         assert len(list(container.decode(video=0))) == 3
 
 
-def test_a_film_without_pictures_leaves_earlier_results(
+def test_video_without_frames_leaves_earlier_results(
     garments: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     """Nothing is written before the first frame has been read."""
-    film, output = tmp_path / "clip.avi", tmp_path / "output"
-    write_film(film, garments)
-    whole = film.read_bytes()
-    film.write_bytes(whole[: whole.index(b"movi") + 4])
+    video, output = tmp_path / "clip.avi", tmp_path / "output"
+    write_video(video, garments)
+    whole = video.read_bytes()
+    video.write_bytes(whole[: whole.index(b"movi") + 4])
     output.mkdir()
     (output / "clip.jsonl").write_text("of an earlier run")
-    assert main([str(film), "--output", str(output)]) == 1
+    assert main([str(video), "--output", str(output)]) == 1
     assert capsys.readouterr().err
     assert [path.name for path in output.iterdir()] == ["clip.jsonl"]
     assert (output / "clip.jsonl").read_text() == "of an earlier run"
 
 
 def test_frames_without_times(garments: np.ndarray, tmp_path: Path) -> None:
-    """A camera's raw stream, which has a rate alone, lasts as long as it should."""
+    """A raw stream of a camera, which only has a rate, gets the times of that rate."""
     if "libx264" not in av.codecs_available:
         pytest.skip("this PyAV can't write H.264, whose raw streams have no times")
     with av.open(tmp_path / "raw.h264", "w", format="h264") as container:
@@ -111,8 +117,8 @@ def test_frames_without_times(garments: np.ndarray, tmp_path: Path) -> None:
     np.testing.assert_allclose(times, [0, 0.04, 0.08, 0.12, 0.16], atol=1e-3)
 
 
-def test_narrow_films(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """Three rows are no channels, and a film of one can't be written."""
+def test_narrow_videos(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Three rows aren't taken for channels, and a video of one row can't be written."""
     for height in (1, 3):
         frames = [PIL.Image.new("RGB", (64, height), color) for color in ("red", "green")]
         frames[0].save(tmp_path / f"{height}.gif", save_all=True, append_images=frames[1:])
@@ -123,27 +129,39 @@ def test_narrow_films(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert not (tmp_path / "output" / "1.jsonl").exists()
 
 
-def test_what_is_no_film(
-    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A missing file, a text, its own output and a missing library: one line each, status 1."""
-    text = tmp_path / "note.avi"
-    text.write_text("no film")
-    given = ["--output", str(tmp_path)]
-    assert main([str(tmp_path / "none.avi"), *given]) == 1
-    assert "none.avi" in capsys.readouterr().err
-    assert main(["nothing://none.avi", *given]) == 1  # of PyAV's own kind
+def test_not_a_video(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """A text and a bad address: one line each, status 1, nothing written."""
+    text, given = tmp_path / "note.avi", ["--output", str(tmp_path)]
+    text.write_text("not a video")
+    assert main(["nothing://none.avi", *given]) == 1
     assert "none.avi" in capsys.readouterr().err
     assert main([str(text), *given]) == 1
     assert "note.avi" in capsys.readouterr().err
-    assert main([str(tmp_path / "clip.mp4"), *given]) == 1
-    assert "would be written over" in capsys.readouterr().err
-    (tmp_path / "12:30.avi").write_text("no film")
-    monkeypatch.chdir(tmp_path)
-    assert main(["12:30.avi", *given]) == 1
-    assert "Invalid data" in capsys.readouterr().err  # it was opened as the file that it is
-    (tmp_path / "12:30.avi").unlink()
-    monkeypatch.setattr(video_command, "av", None)
-    assert main([str(text), *given]) == 1
-    assert "hf_detr[video]" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["note.avi"]
+
+
+def test_colon_in_the_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An existing file is opened as a file, although FFmpeg's addresses have colons."""
+    (tmp_path / "12:30.avi").write_text("not a video")
+    monkeypatch.chdir(tmp_path)
+    assert main(["12:30.avi"]) == 1
+    assert "Invalid data" in capsys.readouterr().err
+
+
+def test_wrong_arguments_are_status_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A missing file, an output that overwrites the input, a missing package: one line each."""
+    (tmp_path / "clip.mp4").touch()
+    for name, message in [
+        ("none.avi", "none.avi doesn't exist"),
+        ("clip.mp4", "clip.mp4 would be overwritten"),
+        ("clip.mp4", "hf_detr[video]"),
+    ]:
+        if message == "hf_detr[video]":
+            monkeypatch.setattr(video_command, "av", None)
+        with pytest.raises(SystemExit) as ended:
+            main([str(tmp_path / name), "--output", str(tmp_path)])
+        assert ended.value.code == 2 and message in capsys.readouterr().err

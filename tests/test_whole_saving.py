@@ -1,4 +1,4 @@
-"""Protects a folder's model from a save that is interrupted: the old one or the new, never both."""
+"""Interrupted saves leave the old files or the new ones, never a mixture."""
 
 import errno
 import json
@@ -12,7 +12,14 @@ import torch
 from safetensors.torch import load_file
 
 import hf_detr
-from hf_detr.whole_saving import FINISHED, MOVING, UNFINISHED, finish_interrupted_save, saved_whole
+from hf_detr.whole_saving import (
+    FINISHED,
+    MOVING,
+    UNFINISHED,
+    atomic_file,
+    atomic_folder,
+    finish_interrupted_save,
+)
 
 from .tiny import tiny_config, tiny_detector
 
@@ -30,7 +37,7 @@ def model_of(value, **options):
             tensor.fill_(value)
     return model
 """
-# Kills itself at every change of a folder in turn, and says what each kill leaves.
+# Kills a save at every change of a folder in turn, and reports the model found after each kill.
 KILL_EVERYWHERE = (
     MODEL
     + """
@@ -120,7 +127,7 @@ def test_kill_at_every_step(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("shards", ["1GB", "300KB"])
 def test_full_disk(tmp_path: Path, shards: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk that can't take the new file leaves the old ones, says so, and leaves no rest."""
+    """A disk too full for the new file leaves the old ones, with an error and no partial files."""
     resource = pytest.importorskip("resource")
     old = tiny_detector("detr")
     old.save_pretrained(tmp_path, max_shard_size=shards)
@@ -129,7 +136,7 @@ def test_full_disk(tmp_path: Path, shards: str, monkeypatch: pytest.MonkeyPatch)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
-        with pytest.raises(OSError, match="could not be written .*those that were there are as"):
+        with pytest.raises(OSError, match="could not be written .*existing files are unchanged"):
             new.save_pretrained(tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -155,8 +162,8 @@ def test_no_old_weights_stay(tmp_path: Path, variant: str | None) -> None:
         assert all(f"-of-{len(names[shards]) - 1:05d}" in name for name in names[shards] - {index})
 
 
-def test_an_older_process_finds_what_it_left(tmp_path: Path) -> None:
-    """A loader that has read the old configuration is told to load again; then it works."""
+def test_interrupted_save_is_completed_on_load(tmp_path: Path) -> None:
+    """A loader that has already read the old configuration raises; loading again works."""
     old, new = tiny_detector("detr"), tiny_detector("detr", num_queries=9)
     old.save_pretrained(tmp_path)
     new.save_pretrained(tmp_path / FINISHED)
@@ -167,8 +174,8 @@ def test_an_older_process_finds_what_it_left(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["config.json", "model.safetensors"]
 
 
-def test_what_was_half_moved_is_moved(tmp_path: Path) -> None:
-    """The next save ends the move of the one before, and clears away what never counted."""
+def test_interrupted_move_is_completed(tmp_path: Path) -> None:
+    """The next save completes the move of the one before, and removes incomplete files."""
     tiny_detector("detr").save_pretrained(tmp_path / UNFINISHED)
     tiny_detector("detr").save_pretrained(tmp_path / MOVING, max_shard_size="300KB")
     tiny_config("detr", num_queries=9).save_pretrained(tmp_path)
@@ -177,17 +184,73 @@ def test_what_was_half_moved_is_moved(tmp_path: Path) -> None:
     assert not finish_interrupted_save(tmp_path) and not (tmp_path / UNFINISHED).exists()
 
 
-def test_errors_of_the_caller_leave_nothing(tmp_path: Path) -> None:
-    """Whatever goes wrong while files are made, the folder is as it was, the error as raised."""
+def test_errors_of_the_caller(tmp_path: Path) -> None:
+    """An error while files are written is raised as it is; old files stay, no new ones appear."""
     (tmp_path / "a").write_text("old")
-    with pytest.raises(KeyError, match="mine"), saved_whole(tmp_path) as folder:
-        (folder / "a").write_text("new")
+    for target in (tmp_path, tmp_path / "sub" / "new"):
+        with pytest.raises(KeyError, match="mine"), atomic_folder(target) as folder:
+            (folder / "a").write_text("new")
+            raise KeyError("mine")
+    with pytest.raises(KeyError, match="mine"), atomic_file(tmp_path / "a") as file:
+        file.write_text("new")
         raise KeyError("mine")
-    assert os.listdir(tmp_path) == ["a"] and (tmp_path / "a").read_text() == "old"
+    assert sorted(os.listdir(tmp_path)) == ["a", "sub"] and not os.listdir(tmp_path / "sub")
+    assert (tmp_path / "a").read_text() == "old"
+
+
+def test_new_folder_and_file_appear_complete(tmp_path: Path) -> None:
+    """They don't exist before they are complete, and have the usual permissions."""
+    target = tmp_path / "models" / "hub"
+    (tmp_path / "models").mkdir()
+    killed = target.with_name(f"{UNFINISHED}-hub")
+    killed.mkdir()
+    (killed / "rest").touch()
+    with atomic_folder(target) as folder:
+        (folder / "sub").mkdir()
+        (folder / "sub" / "a").touch()
+        assert not target.exists()
+    with atomic_file(target / "b" / "c") as file:
+        file.touch()
+        assert not (target / "b" / "c").exists()
+    names = {path.relative_to(target).as_posix() for path in target.rglob("*")}
+    assert names == {"sub", "sub/a", "b", "b/c"}
+    assert list(target.parent.iterdir()) == [target]
+    assert target.stat().st_mode == target.parent.stat().st_mode
+
+
+@pytest.mark.parametrize("fails_at", [1, 2])
+def test_graph_and_its_weights(
+    tmp_path: Path, fails_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An old ONNX graph doesn't stay beside new weights, at whichever file the move stops."""
+
+    def write(value: str, names: tuple[str, ...]) -> None:
+        with atomic_folder(tmp_path) as folder:
+            for name in names:
+                (folder / name).write_text(value)
+
+    def stop_at(one: Path, other: Path) -> None:
+        calls.append(one)
+        if len(calls) == fails_at:
+            raise KeyboardInterrupt
+        replace(one, other)
+
+    both, calls, replace = ("model.onnx", "model.onnx.data"), [], os.replace
+    write("old", both)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(os, "replace", stop_at)
+        write("new", both)
+    assert not (tmp_path / "model.onnx").exists()
+    finish_interrupted_save(tmp_path)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys(
+        both, "new"
+    )
+    write("newer", both[:1])
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"model.onnx": "newer"}
 
 
 def test_a_file_in_the_way(tmp_path: Path) -> None:
-    """Saving to a path that is a file is an error; transformers logs it and saves nothing."""
+    """Saving to a path that is a file is an error; transformers only logs it."""
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="could not be written") as info:
         tiny_detector("detr").save_pretrained(tmp_path / "file")
@@ -210,7 +273,7 @@ def test_processor_is_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_given_weights_are_written_and_kept(tmp_path: Path) -> None:
-    """`state_dict=` is what is saved, and still the caller's afterwards."""
+    """`state_dict=` is saved, and unchanged afterwards."""
     model = tiny_detector("detr")
     given = {name: torch.zeros_like(tensor) for name, tensor in model.state_dict().items()}
     model.save_pretrained(tmp_path, state_dict=given)
