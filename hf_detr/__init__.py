@@ -18,7 +18,6 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from .augmentation import make_evaluation_transform, make_training_transform
 from .batches import DetectionCollator, SizeGroupedBatches
 from .coco_evaluator import CocoEvaluator, metrics_table
-from .compiled_attention import kernel_status
 from .configuration_detr import ConditionalDetrConfig, DeformableDetrConfig, DetrConfig
 from .data_formats import (
     DataArguments,
@@ -38,6 +37,7 @@ from .image_processing_sigmoid_detr import (
     ConditionalDetrImageProcessor,
     DeformableDetrImageProcessor,
 )
+from .kernel_loader import kernel_status
 from .model_card import CardResults, make_model_card
 from .modeling_conditional_detr import ConditionalDetrForObjectDetection, ConditionalDetrModel
 from .modeling_deformable_detr import DeformableDetrForObjectDetection, DeformableDetrModel

@@ -1,4 +1,4 @@
-"""`hf-detr doctor`: what hf_detr finds on this machine, for its users and for reports of bugs."""
+"""`hf-detr doctor`: what hf_detr finds on this machine, for users and bug reports."""
 
 import argparse
 import json
@@ -17,30 +17,29 @@ from transformers import AutoConfig
 
 from .configuration_detr import DeformableDetrConfig
 from .data_check import cache_folder as check_cache_folder
-from .kernel_build import FOLDERS
 from .kernel_loader import cache_folder as kernel_cache_folder
-from .kernel_loader import load_kernel
+from .kernel_loader import describe_kernels
 
 PACKAGE = "hf_detr"
-# Reported where the package runs without being installed, which alone would tell what it needs
+# Reported if the package isn't installed, as its requirements are unknown then
 MAIN_REQUIREMENTS = ("torch", "torchvision", "transformers", "timm", "huggingface-hub")
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What `diagnose` found, in words."""
+    """What `diagnose` found."""
 
     system: dict[str, str]
     packages: dict[str, str]
     optional_packages: dict[str, str]
     devices: dict[str, str]
-    operator: dict[str, str]  # per device type: where it comes from, or why it isn't used
+    operator: dict[str, str]  # per device type: its source, or why it isn't used; compilers
     folders: dict[str, str]
     settings: dict[str, str]
-    problems: tuple[str, ...]  # what keeps hf_detr from working as it should
+    problems: tuple[str, ...]  # what prevents hf_detr from working correctly
 
     def text(self) -> str:
-        """The same for people to read."""
+        """The same as readable text."""
         lines = []
         for title, content in asdict(self).items():
             if title != "problems":
@@ -53,8 +52,8 @@ class Diagnosis:
 def diagnose() -> Diagnosis:
     """Look at packages, devices, the compiled operator, caches and registration.
 
-    Builds the compiled operator if it can be and wasn't yet. Without it everything works, only
-    slower, so that is no problem.
+    Builds the compiled operator if possible. Its absence isn't a problem: everything works without
+    it, only slower.
     """
     problems: list[str] = []
     needed: dict[str, str] = {}
@@ -65,7 +64,7 @@ def diagnose() -> Diagnosis:
         if version is None:
             text = "not installed"
         elif not requirement.specifier.contains(version, prereleases=True):
-            text = f"{version}, but {wanted} is needed"
+            text = f"{version}, but {wanted} is required"
         else:
             text = version
         (optional if is_optional else needed)[requirement.name] = text
@@ -74,13 +73,13 @@ def diagnose() -> Diagnosis:
     is_registered = isinstance(AutoConfig.for_model("deformable_detr"), DeformableDetrConfig)
     registration = os.environ.get("HF_DETR_REGISTER", "1")
     if not is_registered and registration != "0":
-        problems.append("the Auto classes of transformers give other classes than hf_detr's.")
+        problems.append("the Auto classes of transformers do not return hf_detr's classes.")
     return Diagnosis(
         system={"python": platform.python_version(), "platform": platform.platform()},
-        packages={PACKAGE: _version(PACKAGE) or "runs without being installed", **needed},
+        packages={PACKAGE: _version(PACKAGE) or "not installed", **needed},
         optional_packages=optional,
         devices=_devices(),
-        operator={device_type: _operator(device_type) for device_type in FOLDERS},
+        operator=describe_kernels(),
         folders={
             "package": str(Path(__file__).parent),
             "Hub cache": _folder(Path(constants.HF_HUB_CACHE)),
@@ -89,7 +88,7 @@ def diagnose() -> Diagnosis:
         },
         settings={
             "offline": "yes, nothing is downloaded" if constants.HF_HUB_OFFLINE else "no",
-            "Auto classes give": "hf_detr's classes" if is_registered else "other classes",
+            "Auto classes return": "hf_detr's classes" if is_registered else "other classes",
             **{
                 name: value
                 for name, value in sorted(os.environ.items())
@@ -101,7 +100,7 @@ def diagnose() -> Diagnosis:
 
 
 def _requirements() -> Iterator[tuple[Requirement, bool]]:
-    """What hf_detr was installed with, each once, and whether only an extra needs it."""
+    """Requirements of the installed hf_detr, each once, and whether only an extra needs it."""
     try:
         texts = metadata.requires(PACKAGE) or []
     except metadata.PackageNotFoundError:
@@ -124,7 +123,7 @@ def _version(package: str) -> str | None:
 def _devices() -> dict[str, str]:
     devices = {"cpu": f"{os.cpu_count()} cores, {torch.get_num_threads()} thread(s) of torch"}
     if not torch.cuda.is_available():
-        devices["cuda"] = f"torch sees none; it was built for CUDA {torch.version.cuda or 'none'}"
+        devices["cuda"] = f"torch finds none; it was built for CUDA {torch.version.cuda or 'none'}"
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         memory = properties.total_memory / 2**30
@@ -134,31 +133,22 @@ def _devices() -> dict[str, str]:
     return devices
 
 
-def _operator(device_type: str) -> str:
-    status = load_kernel(device_type)
-    if not status.available:
-        return f"torch is used instead: {status.reason}"
-    return f"works ({status.source}, {status.path or 'no file of ours'})"
-
-
 def _folder(path: Path) -> str:
-    """A path, and what forbids writing there."""
+    """A path, and whether it isn't writable."""
     existing = next(folder for folder in (path, *path.parents) if folder.exists())
-    return str(path) if os.access(existing, os.W_OK) else f"{path} (can't be written)"
+    return str(path) if os.access(existing, os.W_OK) else f"{path} (not writable)"
 
 
 def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
     """Print the diagnosis; return the exit status."""
     parser = argparse.ArgumentParser(
         prog=prog,
-        description="Tell versions, devices, whether the compiled operator works and why not, "
+        description="Show versions, devices, whether the compiled operator works or why not, "
         "folders and settings.",
-        epilog="exit status: 0 if hf_detr can work; 1 if there are problems; 2 if the arguments "
-        "are wrong. A compiled operator that isn't there only makes things slower.",
+        epilog="exit status: 0 if hf_detr works; 1 if there are problems; 2 if the arguments are "
+        "wrong. Without the compiled operator everything works, only slower.",
     )
-    parser.add_argument(
-        "--json", action="store_true", help="print it as JSON, and nothing else on stdout"
-    )
+    parser.add_argument("--json", action="store_true", help="print JSON and nothing else to stdout")
     parsed = parser.parse_args(arguments)
     diagnosis = diagnose()
     print(json.dumps(asdict(diagnosis)) if parsed.json else diagnosis.text())

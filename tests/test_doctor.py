@@ -1,4 +1,4 @@
-"""`hf-detr doctor` tells what is there, and what is wrong by name."""
+"""`hf-detr doctor` reports what is installed, and problems by name."""
 
 import json
 from pathlib import Path
@@ -8,6 +8,7 @@ import torch
 
 from hf_detr.compiled_attention import find_operators
 from hf_detr.doctor import diagnose, main
+from hf_detr.kernel_build import compiler_identity
 from hf_detr.kernel_loader import cache_folder
 
 
@@ -23,7 +24,7 @@ def install(folder: Path, *requirements: str) -> None:
 def test_sound_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    """Status 0, JSON alone on stdout, and the operator's state as the package knows it."""
+    """Status 0, only JSON on stdout, and the state of the operator and its compilers."""
     install(tmp_path, "torch>=2", "numpy", 'no-such-package>=3; extra == "train"')
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("HF_DETR_REGISTER", "1")
@@ -34,7 +35,8 @@ def test_sound_machine(
     namespace, reason = find_operators("cpu")
     operator = found["operator"]["cpu"]
     assert operator.startswith("works (") if namespace else operator.endswith(reason)
-    assert found["settings"]["Auto classes give"] == "hf_detr's classes"
+    assert found["operator"]["C++ compiler"] == (compiler_identity("cpu") or "none found")
+    assert found["settings"]["Auto classes return"] == "hf_detr's classes"
     assert found["settings"]["offline"].startswith("yes")
     assert found["settings"]["HF_DETR_REGISTER"] == "1"
     assert found["folders"]["compiled operators"].startswith(str(cache_folder()))
@@ -43,7 +45,7 @@ def test_sound_machine(
 def test_what_is_missing_or_too_old(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    """Status 1, and a command that mends it."""
+    """Status 1, and a command that fixes it."""
     install(tmp_path, "torch>=999", "no-such-package", 'numpy<1; extra == "train"')
     monkeypatch.syspath_prepend(tmp_path)
     problems = diagnose().problems
