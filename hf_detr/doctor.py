@@ -17,8 +17,8 @@ from transformers import AutoConfig
 
 from .configuration_detr import DeformableDetrConfig
 from .data_check import cache_folder as check_cache_folder
+from .kernel_loader import PACKAGE_FOLDER, describe_kernels
 from .kernel_loader import cache_folder as kernel_cache_folder
-from .kernel_loader import describe_kernels
 
 PACKAGE = "hf_detr"
 # Reported if the package isn't installed, as its requirements are unknown then
@@ -81,7 +81,7 @@ def diagnose() -> Diagnosis:
         devices=_devices(),
         operator=describe_kernels(),
         folders={
-            "package": str(Path(__file__).parent),
+            "package": str(PACKAGE_FOLDER),
             "Hub cache": _folder(Path(constants.HF_HUB_CACHE)),
             "compiled operators": _folder(kernel_cache_folder()),
             "results of data checks": _folder(check_cache_folder()),

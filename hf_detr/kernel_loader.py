@@ -1,7 +1,7 @@
 """Find or build the compiled operator once, lazily, and give the reason where it is unavailable.
 
-Order: a library in the package, a kernel of the Hub if `HF_DETR_HUB_KERNEL` names one, an earlier
-build in the cache folder, a new build. `hf-detr doctor` shows the result.
+Order: a kernel of the Hub if `HF_DETR_HUB_KERNEL` names one, an earlier build in the cache folder,
+a new build. `hf-detr doctor` shows the result.
 """
 
 import atexit
@@ -10,6 +10,7 @@ import importlib
 import os
 import platform
 import shutil
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -35,19 +36,11 @@ from .kernel_build import (
 
 logger = logging.get_logger(__name__)
 
+NAMESPACE = "hf_detr_compiled"  # of the operators in torch.ops
+PACKAGE_FOLDER = Path(sys.modules[__name__.partition(".")[0]].__path__[0])
+# In a wheel, and in the repository
+SOURCES = (PACKAGE_FOLDER / "_kernel_sources", PACKAGE_FOLDER.parent / "kernels")
 _LOCK = threading.RLock()
-
-
-@dataclass(frozen=True)
-class KernelPlaces:
-    """Where sources and libraries are, and the operators' name; tests use other places."""
-
-    sources: tuple[Path, ...] = (  # laid out like kernels/; the first that has them counts
-        Path(__file__).parent / "_kernel_sources",
-        Path(__file__).parents[1] / "kernels",
-    )
-    prebuilt: Path = Path(__file__).parent / "_prebuilt"
-    namespace: str = "hf_detr_compiled"  # in torch.ops
 
 
 @dataclass(frozen=True)
@@ -55,7 +48,7 @@ class KernelStatus:
     """What was found for a device type, or why nothing was."""
 
     namespace: str | None  # of the device's operators in torch.ops; None if unavailable
-    source: str = "none"  # "prebuilt", "hub", "cache", "built" or "none"
+    source: str = "none"  # "hub", "cache", "built" or "none"
     path: Path | None = None  # of the library; None for "hub" and "none"
     reason: str = ""  # why it is unavailable
 
@@ -66,17 +59,21 @@ class KernelStatus:
         return f"works ({self.source}, {self.path or 'no file of hf_detr'})"
 
 
-PLACES = KernelPlaces()
-
-
-def load_kernel(device_type: str, places: KernelPlaces = PLACES) -> KernelStatus:
+def load_kernel(
+    device_type: str, sources: tuple[Path, ...] = SOURCES, namespace: str = NAMESPACE
+) -> KernelStatus:
     """Find or build the compiled operator; once per process, failures are remembered too.
+
+    Args:
+        device_type: "cpu" or "cuda".
+        sources: folders laid out like `kernels/`, of which the first that exists is used.
+        namespace: name of the operators in `torch.ops`.
 
     Returns:
         What is used from now on, or why nothing can be; the reason is also logged, once.
     """
     with _LOCK:
-        return _load_once(device_type, places)
+        return _load_once(device_type, sources, namespace)
 
 
 def describe_kernels() -> dict[str, str]:
@@ -137,9 +134,9 @@ def find_or_build(recipe: Recipe, cache: Path) -> tuple[str, Path]:
 
 
 @functools.cache
-def _load_once(device_type: str, places: KernelPlaces) -> KernelStatus:
+def _load_once(device_type: str, sources: tuple[Path, ...], namespace: str) -> KernelStatus:
     try:
-        status = _load(device_type, places)
+        status = _load(device_type, sources, namespace)
     except (KernelError, OSError, RuntimeError) as error:
         status = KernelStatus(None, reason=" ".join(str(error).split()))
     # Without a GPU nothing becomes slower, so only the report mentions it.
@@ -149,23 +146,24 @@ def _load_once(device_type: str, places: KernelPlaces) -> KernelStatus:
     return status
 
 
-def _load(device_type: str, places: KernelPlaces) -> KernelStatus:
+def _load(device_type: str, sources: tuple[Path, ...], namespace: str) -> KernelStatus:
     if device_type not in FOLDERS:
         raise KernelError(f"there is none for {device_type}")
     architectures = _cuda_architectures() if device_type == "cuda" else ()
-    sources = next((folder for folder in places.sources if has_sources(folder, device_type)), None)
-    recipe = sources and Recipe(device_type, sources, places.namespace, architectures)
-    library = recipe and _find_entry(places.prebuilt, recipe, None, is_trusted=True)
     hub = os.environ.get("HF_DETR_HUB_KERNEL")
-    if not library and hub and (namespace := _hub_namespace(hub)):
-        return KernelStatus(namespace, "hub")
-    if recipe is None:
+    if hub and (hub_namespace := _hub_namespace(hub)):
+        return KernelStatus(hub_namespace, "hub")
+    folder = next((folder for folder in sources if has_sources(folder, device_type)), None)
+    if folder is None:
         raise KernelError("its sources are missing")
-    if device_type == "cuda":
-        _require_schemas(places)
-    source, library = ("prebuilt", library) if library else find_or_build(recipe, cache_folder())
+    if device_type == "cuda":  # the CPU library defines the operators that the CUDA one implements
+        cpu = load_kernel("cpu", sources, namespace)
+        if cpu.namespace != namespace:
+            raise KernelError(f"it needs the CPU library, which isn't used ({cpu.reason or 'Hub'})")
+    recipe = Recipe(device_type, folder, namespace, architectures)
+    source, library = find_or_build(recipe, cache_folder())
     torch.ops.load_library(library)
-    return KernelStatus(places.namespace, source, library)
+    return KernelStatus(namespace, source, library)
 
 
 def _cuda_architectures() -> tuple[str, ...]:
@@ -177,13 +175,6 @@ def _cuda_architectures() -> tuple[str, ...]:
     devices = range(torch.cuda.device_count())
     found = {torch.cuda.get_device_capability(device) for device in devices}
     return tuple(f"{major}.{minor}" for major, minor in sorted(found))
-
-
-def _require_schemas(places: KernelPlaces) -> None:
-    """Load the CPU library, which defines the operators that the CUDA one implements."""
-    cpu = load_kernel("cpu", places)
-    if cpu.namespace != places.namespace:
-        raise KernelError(f"it needs the CPU library, which isn't used ({cpu.reason or 'Hub'})")
 
 
 def _hub_namespace(asked: str) -> str | None:
@@ -201,14 +192,11 @@ def _hub_namespace(asked: str) -> str | None:
         return None
 
 
-def _find_entry(
-    folder: Path, recipe: Recipe, compiler: str | None, is_trusted: bool = False
-) -> Path | None:
+def _find_entry(folder: Path, recipe: Recipe, compiler: str | None) -> Path | None:
     """Library of a finished build by the given compiler, or by any if there is none here."""
     for entry in sorted(folder.glob(recipe.entry_name(compiler))):
         try:
-            # Users who can change a library in the package can change its Python code too.
-            for path in () if is_trusted else (entry, entry / LIBRARY):
+            for path in (entry, entry / LIBRARY):
                 _check_owner(path)
             return read_build(entry)
         except OSError as error:

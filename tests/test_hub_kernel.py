@@ -26,7 +26,7 @@ from transformers.models.deformable_detr import modeling_deformable_detr
 
 from hf_detr import compiled_attention
 from hf_detr.kernel_build import FOLDERS, SUFFIXES, Recipe, find_compiler
-from hf_detr.kernel_loader import KernelPlaces, find_or_build, load_kernel
+from hf_detr.kernel_loader import find_or_build, load_kernel
 from hf_detr.multi_scale_deformable_attention import (
     attend_around_references,
     multi_scale_deformable_attention,
@@ -250,7 +250,7 @@ def test_our_loader_takes_it(
     stand_in = types.SimpleNamespace(get_kernel=lambda *arguments, **options: kernel)
     monkeypatch.setitem(sys.modules, "kernels", stand_in)
     monkeypatch.setenv("HF_DETR_HUB_KERNEL", "owner/attention")
-    status = load_kernel("cpu", KernelPlaces((tmp_path,), tmp_path, "hf_detr_test_hub_build"))
+    status = load_kernel("cpu", (tmp_path,), "hf_detr_test_hub_build")
     assert (status.source, status.namespace) == ("hub", NAMESPACE)
 
     def attend(*tensors: Tensor) -> Tensor:

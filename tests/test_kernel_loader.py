@@ -17,7 +17,7 @@ import torch
 
 from hf_detr import kernel_loader
 from hf_detr.kernel_build import CHECKSUM, LIBRARY, Recipe, find_compiler
-from hf_detr.kernel_loader import KernelPlaces, find_or_build, load_kernel
+from hf_detr.kernel_loader import find_or_build, load_kernel
 
 from .test_kernel_build import needs_compiler, paused_compiler, write_script, write_sources
 from .waiting import wait_until
@@ -33,8 +33,8 @@ package = types.ModuleType("hf_detr")
 package.__path__ = [sys.argv[1]]
 sys.modules["hf_detr"] = package
 import torch
-from hf_detr.kernel_loader import KernelPlaces, load_kernel
-status = load_kernel("cpu", KernelPlaces((Path(sys.argv[2]),), Path("nowhere"), sys.argv[3]))
+from hf_detr.kernel_loader import load_kernel
+status = load_kernel("cpu", (Path(sys.argv[2]),), sys.argv[3])
 operators = getattr(torch.ops, sys.argv[3])
 answer = operators.answer(torch.zeros(2)).tolist() if status.namespace else None
 print(json.dumps([status.source, answer]))
@@ -252,11 +252,11 @@ def test_failure_is_remembered(
     sources: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A failure is logged once, not tried again in this process, and not stored."""
-    places = KernelPlaces((sources,), cache / "none", "hf_detr_test_failure")
+    places = ((sources,), "hf_detr_test_failure")
     monkeypatch.setenv("CXX", "no-such-compiler")
-    first = load_kernel("cpu", places)
+    first = load_kernel("cpu", *places)
     monkeypatch.delenv("CXX")
-    assert load_kernel("cpu", places) is first
+    assert load_kernel("cpu", *places) is first
     assert first.namespace is None and first.source == "none"
     assert "no C++ compiler was found" in first.reason
     assert caplog.text.count(first.reason) == 1
@@ -266,10 +266,10 @@ def test_failure_is_remembered(
 @needs_compiler
 def test_threads_load_once(sources: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads that load at the same time get one build, and its operator works."""
-    places = KernelPlaces((sources,), cache / "none", "hf_detr_test_threads")
+    places = ((sources,), "hf_detr_test_threads")
     found = []
     threads = [
-        threading.Thread(target=lambda: found.append(load_kernel("cpu", places))) for _ in range(4)
+        threading.Thread(target=lambda: found.append(load_kernel("cpu", *places))) for _ in range(4)
     ]
     for thread in threads:
         thread.start()
@@ -280,22 +280,11 @@ def test_threads_load_once(sources: Path, cache: Path, monkeypatch: pytest.Monke
     assert torch.ops.hf_detr_test_threads.answer(torch.zeros(1)).item() == 42
 
 
-@needs_compiler
-def test_prebuilt_library_comes_first(sources: Path, cache: Path, tmp_path: Path) -> None:
-    """A matching library in the package needs no cache, whatever user owns the package."""
-    recipe = Recipe("cpu", sources, "hf_detr_test_prebuilt")
-    find_or_build(recipe, tmp_path / "prebuilt")
-    (tmp_path / "prebuilt").chmod(0o777)
-    status = load_kernel("cpu", KernelPlaces((sources,), tmp_path / "prebuilt", recipe.namespace))
-    assert status.source == "prebuilt"
-    assert not cache.exists()
-
-
 def test_missing_sources(tmp_path: Path) -> None:
     """An installation without sources gives that as the reason."""
-    status = load_kernel("cpu", KernelPlaces((tmp_path,), tmp_path, "hf_detr_test_none"))
+    status = load_kernel("cpu", (tmp_path,), "hf_detr_test_none")
     assert status.reason == "its sources are missing"
-    assert "mps" in load_kernel("mps", KernelPlaces((tmp_path,), tmp_path, "x")).reason
+    assert "mps" in load_kernel("mps", (tmp_path,), "x").reason
 
 
 def test_hub_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,7 +297,7 @@ def test_hub_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setitem(sys.modules, "kernels", types.SimpleNamespace(get_kernel=get_kernel))
     monkeypatch.setenv("HF_DETR_HUB_KERNEL", "owner/attention@2")
-    status = load_kernel("cpu", KernelPlaces((tmp_path,), tmp_path, "hf_detr_test_hub"))
+    status = load_kernel("cpu", (tmp_path,), "hf_detr_test_hub")
     assert asked == [("owner/attention", 2)]
     assert (status.source, status.namespace, status.path) == ("hub", "some_hub_namespace", None)
 
@@ -319,7 +308,7 @@ def test_hub_kernel_that_fails(
     """Without the `kernels` package, or the network, the search goes on."""
     monkeypatch.setitem(sys.modules, "kernels", None)
     monkeypatch.setenv("HF_DETR_HUB_KERNEL", "owner/attention")
-    status = load_kernel("cpu", KernelPlaces((tmp_path,), tmp_path, "hf_detr_test_hub_fails"))
+    status = load_kernel("cpu", (tmp_path,), "hf_detr_test_hub_fails")
     assert status.reason == "its sources are missing"
     assert "HF_DETR_HUB_KERNEL=owner/attention can't be used" in caplog.text
 
@@ -328,7 +317,7 @@ def test_cuda_reasons(sources: Path, cache: Path, monkeypatch: pytest.MonkeyPatc
     """Torch without CUDA, no GPU, and no CPU library have different reasons."""
 
     def reason(namespace: str) -> str:
-        status = load_kernel("cuda", KernelPlaces((sources,), cache / "none", namespace))
+        status = load_kernel("cuda", (sources,), namespace)
         assert status.namespace is None
         return status.reason
 
@@ -357,8 +346,8 @@ def test_import_builds_and_loads_nothing(cache: Path) -> None:
 
 def test_report(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The report names both devices, the compilers and the cache folder."""
-    places = KernelPlaces((tmp_path,), tmp_path, "hf_detr_test_report")
-    load = lambda device_type: load_kernel(device_type, places)  # noqa: E731
+    places = ((tmp_path,), "hf_detr_test_report")
+    load = lambda device_type: load_kernel(device_type, *places)  # noqa: E731
     monkeypatch.setattr(kernel_loader, "load_kernel", load)
     monkeypatch.setenv("CXX", "no-such-compiler")
     report = kernel_loader.kernel_status()
