@@ -1,6 +1,7 @@
 """The loader: once, lazily, safe with several processes, and a reason for each failure."""
 
 import fcntl
+import functools
 import json
 import os
 import shutil
@@ -346,8 +347,7 @@ def test_import_builds_and_loads_nothing(cache: Path) -> None:
 
 def test_report(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The report names both devices, the compilers and the cache folder."""
-    places = ((tmp_path,), "hf_detr_test_report")
-    load = lambda device_type: load_kernel(device_type, *places)  # noqa: E731
+    load = functools.partial(load_kernel, sources=(tmp_path,), namespace="hf_detr_test_report")
     monkeypatch.setattr(kernel_loader, "load_kernel", load)
     monkeypatch.setenv("CXX", "no-such-compiler")
     report = kernel_loader.kernel_status()

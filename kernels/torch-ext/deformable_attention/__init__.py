@@ -1,8 +1,8 @@
 """Multi-scale deformable attention (Deformable DETR, arXiv 2010.04159, Eq. 3) on CPU and CUDA.
 
 In all shapes: B images, S tokens (the levels one after another, each row by row), M heads of C
-channels, Q queries, L levels, K points. A location (x, y) in [0, 1] of a level (h, w) lies at pixel
-(x * w - 0.5, y * h - 0.5), centres at integers; what lies outside a level is zero.
+channels, Q queries, L levels, K points. A location (x, y) in [0, 1] of a level (h, w) is at pixel
+(x * w - 0.5, y * h - 0.5), centres at integers; pixels outside a level are zero.
 """
 
 from __future__ import annotations
