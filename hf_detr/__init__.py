@@ -19,7 +19,6 @@ from .augmentation import make_evaluation_transform, make_training_transform
 from .batches import DetectionCollator, SizeGroupedBatches
 from .coco_data import read_coco, read_coco_panoptic
 from .coco_evaluator import CocoEvaluator, metrics_table
-from .compiled_attention import kernel_status
 from .configuration_detr import ConditionalDetrConfig, DeformableDetrConfig, DetrConfig
 from .data_formats import DataArguments
 from .detection_data import DetectionDataset
@@ -32,6 +31,7 @@ from .image_processing_sigmoid_detr import (
     DeformableDetrImageProcessor,
 )
 from .model_loading import embedded_model_folder
+from .kernel_loader import kernel_status
 from .model_card import CardResults, make_model_card
 from .modeling_conditional_detr import ConditionalDetrForObjectDetection, ConditionalDetrModel
 from .modeling_deformable_detr import DeformableDetrForObjectDetection, DeformableDetrModel

@@ -12,8 +12,7 @@ from torch.nn import functional as F
 from transformers import TimmBackboneConfig
 from transformers import initialization as init
 
-from .folded_backbone import FoldedBackbone
-from .plain_inference import is_plain_inference
+from .folded_backbone import FoldedBackbone, inference_only
 
 
 class Backbone(nn.Module):
@@ -21,14 +20,14 @@ class Backbone(nn.Module):
 
     Batch statistics of a few large images are poor, so the ImageNet statistics stay (DETR,
     Section 4). `freeze_batch_norm_2d` keeps activations that timm fuses into a norm. In inference
-    on CPU they are folded into the convolutions, beside the weights, which never change by it.
+    on CPU the norms are folded into copies of the convolutions; the weights don't change.
 
     Args:
         config: timm name, feature levels (`out_indices`), `output_stride` (16 is DC5) and
             whether to start from timm's pretrained weights.
 
     Raises:
-        ValueError: if timm can't build the backbone so, or its weights can't be had.
+        ValueError: if timm can't build this backbone, or its weights are unavailable.
     """
 
     def __init__(self, config: TimmBackboneConfig) -> None:
@@ -54,7 +53,7 @@ class Backbone(nn.Module):
     def forward(self, pixel_values: Tensor) -> list[Tensor]:
         """Feature maps (B, C_l, h_l, w_l), finest first, of `pixel_values` (B, 3, H, W)."""
         network = self.conv_encoder["model"]
-        if is_plain_inference(pixel_values):
+        if inference_only(pixel_values):
             network = self.folded.network_for(network, pixel_values)
         features = network(pixel_values)
         if self.channels_last_output:
@@ -62,16 +61,16 @@ class Backbone(nn.Module):
         return features
 
     def train(self, mode: bool = True) -> "Backbone":
-        """As in torch; also frees what inference keeps."""
+        """As in torch; also frees the folded copy."""
         self.folded.drop()
         return super().train(mode)
 
     def freeze(self, num_stages: int | None = None) -> None:
         """Let only the stages after the first `num_stages` train; None freezes everything.
 
-        Stages are counted by depth: stage 1 ends where the stride first reaches 4, the stem lies
-        before it. 0 lets everything train. Batch norm stays frozen in any case, and so do blocks
-        behind the last map in use, for whose gradients several processes would wait in vain.
+        Stages are counted by depth: stage 1 ends where the stride first reaches 4, after the stem.
+        0 lets everything train. Batch norm stays frozen in any case, and so do blocks behind the
+        last map in use, which get no gradients that distributed training could wait for.
         """
         model = self.conv_encoder["model"]
         model.requires_grad_(num_stages is not None)
@@ -84,7 +83,7 @@ class Backbone(nn.Module):
 
     @torch.no_grad()
     def restore_buffers(self) -> None:
-        """Recompute tables that are in no file (Swin, MaxViT, EVA), lost on the meta device."""
+        """Recompute tables that are in no file (Swin, MaxViT, EVA) and lost on the meta device."""
         tables = dict(self.named_buffers())
         for name in self.state_dict():
             tables.pop(name, None)
@@ -95,7 +94,7 @@ class Backbone(nn.Module):
 
 
 class OneStepBatchNorm2d(FrozenBatchNorm2d):
-    """Frozen batch norm as one operator; timm's scales and shifts, each reading the whole map."""
+    """Frozen batch norm as one operator; timm's reads the whole map to scale and again to shift."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise a feature map (B, C, h, w)."""
@@ -122,7 +121,7 @@ def _freeze_batch_norm(model: nn.Module) -> nn.Module:
 
 
 def reset_timm_module(module: nn.Module) -> None:
-    """Fill weights that a checkpoint lacked, of one module and not of its parts."""
+    """Initialise weights that a checkpoint lacks, of one module without its children."""
     if isinstance(module, (FrozenBatchNorm2d, FrozenBatchNormAct2d)):
         init.ones_(module.weight)
         init.zeros_(module.bias)
@@ -144,7 +143,7 @@ def _make_timm_model(config: TimmBackboneConfig, pretrained: bool) -> nn.Module:
         out_indices=config.out_indices,
     )
     try:
-        # Some timm models compute their sizes with tensors, which the meta device can't.
+        # Some timm models compute their sizes with tensors, which fails on the meta device.
         with torch.device("cpu"):
             model = make(**options)
             any_size = _any_size_options(model)
@@ -162,11 +161,11 @@ def _make_timm_model(config: TimmBackboneConfig, pretrained: bool) -> nn.Module:
 
 
 def _any_size_options(model: nn.Module) -> dict[str, bool]:
-    """What timm must be told so that a transformer takes images of any size; CNNs need nothing."""
+    """timm's options that let a transformer take images of any size; CNNs need none."""
     modules = list(model.modules())
-    if any(hasattr(module, "dynamic_img_size") for module in modules):  # ViT and its kin
+    if any(hasattr(module, "dynamic_img_size") for module in modules):  # ViT and similar
         return {"dynamic_img_size": True}
-    if any(hasattr(module, "dynamic_mask") for module in modules):  # Swin and its kin
+    if any(hasattr(module, "dynamic_mask") for module in modules):  # Swin and similar
         return {"strict_img_size": False}
     return {}
 
@@ -206,7 +205,7 @@ def _modules_up_to(model: nn.Module, stage: str) -> list[nn.Module]:
     if not inside:
         warnings.warn(
             f"The backbone has no module {stage!r}, which timm lists as a feature, so its stem and "
-            "first stage can't be told and all of it trains.",
+            "first stage are unknown and all of it trains.",
             stacklevel=2,
         )
         return []

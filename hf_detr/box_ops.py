@@ -1,6 +1,6 @@
 """Box formats, overlaps and the one formula that turns head outputs into boxes.
 
-Boxes are `(cx, cy, w, h)` or `(x0, y0, x1, y1)`; a suffix says which where both could be meant.
+Boxes are `(cx, cy, w, h)` or `(x0, y0, x1, y1)`; the suffix of a name says which.
 """
 
 import torch
@@ -68,9 +68,9 @@ def masks_to_boxes(masks: Tensor) -> Tensor:
     if not columns.any(1).all():
         raise ValueError(
             f"masks {(~columns.any(1)).nonzero()[:, 0].tolist()} have no pixel and so no box; "
-            "leave them out."
+            "remove them."
         )
-    # argmax gives the first of several.
+    # argmax returns the first maximum.
     first = [line.int().argmax(1) for line in (columns, rows)]
     last = [line.shape[1] - 1 - line.flip(1).int().argmax(1) for line in (columns, rows)]
     return torch.stack([*first, *last], dim=1).to(torch.float32)
@@ -94,7 +94,7 @@ def boxes_from_deltas(deltas: Tensor, reference_points: Tensor | None = None) ->
         (..., 4) boxes as (cx, cy, w, h) in [0, 1], relative to the image without its padding; at
         least in float32.
     """
-    # bfloat16 has steps of 1/256 below 1, and would make 1 of the logit 6.5 for good.
+    # bfloat16 has steps of 1/256 below 1: the logit 6.5 would become 1, with no way back.
     deltas = deltas.to(torch.promote_types(deltas.dtype, torch.float32))
     if reference_points is None:
         return deltas.sigmoid()

@@ -1,4 +1,4 @@
-"""The compiled operators of `kernels/` as torch knows operators: shapes, autograd, dtypes."""
+"""The compiled operators of `kernels/` as torch operators: shapes, autograd, dtypes."""
 
 import functools
 from typing import Literal, get_args
@@ -6,9 +6,11 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-# "auto": the compiled operator on CPU and CUDA, or torch, with one message that says why; exports
-# hold torch's own operators. "compiled": in exports too. "required": compiled or an error.
-# "torch": never compiled.
+from .kernel_loader import load_kernel
+
+# "auto": the compiled operator on CPU and CUDA, or torch, with one message that gives the reason;
+# exports contain torch's own operators. "compiled": in exports too. "required": compiled or an
+# error. "torch": never compiled.
 Kernel = Literal["auto", "torch", "compiled", "required"]
 KERNELS: tuple[str, ...] = get_args(Kernel)
 
@@ -22,20 +24,10 @@ def find_operators(device_type: str) -> tuple[str | None, str]:
     """
     if device_type not in ("cpu", "cuda"):
         return None, f"there is no compiled operator for the device type {device_type!r}"
-    # Imported late, or `python -m hf_detr.kernel_loader` would find itself imported already.
-    from .kernel_loader import load_kernel
-
     status = load_kernel(device_type)
-    if status.available and status.source != "hub":  # whose package registers its own
+    if status.namespace and status.source != "hub":  # the package of a Hub kernel registers its own
         _register(status.namespace)
     return status.namespace, status.reason
-
-
-def kernel_status() -> str:
-    """Report which compiled operator is used on CPU and CUDA and why; looks for it if need be."""
-    from .kernel_loader import kernel_status
-
-    return kernel_status()
 
 
 def sample_with_compiled_operator(
@@ -75,7 +67,7 @@ def sample_with_fused_operator(
 def _match_dtypes(
     value: Tensor, points: Tensor, weights: Tensor, *others: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What the operators take: one dtype, or half precision with points in float32."""
+    """Convert to one dtype, or keep half precision and convert the points to float32."""
     if any(tensor.dtype == torch.float64 for tensor in (value, points, weights, *others)):
         return value.double(), points.double(), weights.double()
     if value.dtype == points.dtype == weights.dtype:
@@ -88,7 +80,7 @@ def _match_dtypes(
 
 @functools.cache
 def _register(namespace: str) -> None:
-    """Tell torch the operators' shapes and derivatives; the library tells it the rest."""
+    """Register the shapes and derivatives; the library registers schemas and implementations."""
     attention = f"{namespace}::deformable_attention"
     fused = f"{namespace}::fused_deformable_attention"
     for name in (attention, fused):
@@ -123,7 +115,7 @@ def _fake_output(value: Tensor, *arguments: Tensor | list[int]) -> Tensor:
 def _fake_gradients(grad: Tensor, *arguments: Tensor | list[int] | bool) -> tuple[Tensor, ...]:
     tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
     grads = [tensor.new_empty(tensor.shape) for tensor in tensors]
-    if len(grads) == 4 and not arguments[-2]:  # that of the references isn't asked for
+    if len(grads) == 4 and not arguments[-2]:  # the references need no gradient
         grads[1] = grads[1].new_empty(0)
     return tuple(grads)
 

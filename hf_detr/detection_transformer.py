@@ -15,13 +15,13 @@ from .backbone import Backbone
 from .criterion import DetectionCriterion, LastMatches
 from .encoder import Encoder, GlobalSelfAttention
 from .feature_pyramid import FeaturePyramid, build_pyramid
+from .folded_backbone import inference_only
 from .outputs import (
     DecoderOutput,
     DetectionModelOutput,
     ObjectDetectionOutput,
     split_sampling,
 )
-from .plain_inference import is_plain_inference
 from .position_encoding import make_position_encoding
 from .pretrained_model import DetectionPreTrainedModel
 from .query_groups import QueryGroups
@@ -127,7 +127,7 @@ class DetectionTransformer(DetectionPreTrainedModel):
         if output_attentions is None:
             output_attentions = self.config.output_attentions
         check_images(pixel_values, pixel_mask, self.config.num_channels)
-        if pixel_mask is not None and is_plain_inference(pixel_mask) and pixel_mask.all():
+        if pixel_mask is not None and inference_only(pixel_mask) and pixel_mask.all():
             pixel_mask = None  # nothing is padded, and without a mask it is faster
 
         feature_maps = self.backbone(pixel_values.to(self.dtype))

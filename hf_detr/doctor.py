@@ -26,7 +26,7 @@ class Diagnosis:
     packages: dict[str, str]
     optional_packages: dict[str, str]
     devices: dict[str, str]
-    operator: dict[str, str]  # per device type: where it comes from, or why it isn't used
+    operator: dict[str, str]  # per device type: its source, or why it isn't used; compilers
     folders: dict[str, str]
     settings: dict[str, str]
     problems: tuple[str, ...]  # these prevent hf_detr from working correctly
@@ -52,7 +52,7 @@ def diagnose() -> Diagnosis:
 
     from .configuration_detr import DeformableDetrConfig
     from .data_check import cache_folder as check_cache_folder
-    from .kernel_build import FOLDERS
+    from .kernel_loader import PACKAGE_FOLDER, describe_kernels
     from .kernel_loader import cache_folder as kernel_cache_folder
 
     problems: list[str] = []
@@ -64,7 +64,7 @@ def diagnose() -> Diagnosis:
         if version is None:
             text = "not installed"
         elif not requirement.specifier.contains(version, prereleases=True):
-            text = f"{version}, but {wanted} is needed"
+            text = f"{version}, but {wanted} is required"
         else:
             text = version
         (optional if is_optional else needed)[requirement.name] = text
@@ -79,16 +79,16 @@ def diagnose() -> Diagnosis:
         packages={PACKAGE: _version(PACKAGE) or "not installed", **needed},
         optional_packages=optional,
         devices=_devices(),
-        operator={device_type: _operator(device_type) for device_type in FOLDERS},
+        operator=describe_kernels(),
         folders={
-            "package": str(Path(__file__).parent),
+            "package": str(PACKAGE_FOLDER),
             "Hub cache": _folder(Path(constants.HF_HUB_CACHE)),
             "compiled operators": _folder(kernel_cache_folder()),
             "results of data checks": _folder(check_cache_folder()),
         },
         settings={
             "offline": "yes, nothing is downloaded" if constants.HF_HUB_OFFLINE else "no",
-            "Auto classes give": "hf_detr's classes" if is_registered else "other classes",
+            "Auto classes return": "hf_detr's classes" if is_registered else "other classes",
             **{
                 name: value
                 for name, value in sorted(os.environ.items())
@@ -135,19 +135,10 @@ def _devices() -> dict[str, str]:
     return devices
 
 
-def _operator(device_type: str) -> str:
-    from .kernel_loader import load_kernel
-
-    status = load_kernel(device_type)
-    if not status.available:
-        return f"torch is used instead: {status.reason}"
-    return f"works ({status.source}, {status.path or 'no file of ours'})"
-
-
 def _folder(path: Path) -> str:
     """Return a path, and whether it can't be written."""
     existing = next(folder for folder in (path, *path.parents) if folder.exists())
-    return str(path) if os.access(existing, os.W_OK) else f"{path} (can't be written)"
+    return str(path) if os.access(existing, os.W_OK) else f"{path} (not writable)"
 
 
 def parse(arguments: list[str], prog: str | None = None) -> argparse.Namespace:

@@ -7,16 +7,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# Zeros around each level in the CPU's table. Positions are kept in [-2, size], so both pixels of
-# a pair exist: none needs a mask, and what lies further out samples zeros only.
+# Zeros around each level in the CPU's table. Positions are clamped to [-2, size], so both pixels of
+# a pair exist: no mask is needed, and positions further outside only sample zeros.
 MARGIN = 2
-# So many queries at a time, per thread, keep indices and weights in its cache. Fewer are not
-# better: threads wait for each other after each operation, for long on a busy machine.
+# Indices and weights of this many queries per thread fit into its cache. Fewer queries are slower,
+# as threads wait for each other after each operation.
 QUERIES_PER_THREAD = 2048
 
 
 class Geometry(NamedTuple):
-    """Where levels lie in a table that holds all heads' levels with their margins.
+    """Positions of levels in a table with all heads' levels and their margins.
 
     Attributes:
         size: (L * K * 2,) width and height of each point's level, as floating-point numbers.
@@ -64,7 +64,7 @@ def _make_table(value: Tensor, sizes: Sequence[int], geometry: Geometry) -> Tens
     table = value.new_empty(value.shape[1], geometry.tokens, value.shape[2])
     start = 0
     for level in _padded_levels(table, sizes):
-        # Filling all of the table would take as long as copying to it.
+        # Filling the whole table would take as long as copying to it.
         for edge in (slice(None, MARGIN), slice(-MARGIN, None)):
             level[:, edge] = 0
             level[:, :, edge] = 0
@@ -93,13 +93,13 @@ def _find_corners(locations: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor
 
     Returns:
         Indices (Q, M, 4, L * K) into the table of the pixels left above, right above, left below
-        and right below, and how far (Q, M, L * K) the location is to the right and below.
+        and right below, and distances (Q, M, L * K) of the location to the right and below.
     """
     position = (locations.flatten(2) * geometry.size).sub_(0.5)  # (Q, M, L * K * 2)
     position = position.clamp_(min=-MARGIN).minimum(geometry.size)
     pixel = position.floor()
     right, below = position.sub_(pixel).unflatten(-1, (-1, 2)).unbind(-1)
-    # NaN stays in the fractions, and becomes a number before it becomes an index.
+    # NaN stays in the fractions; indices need a number.
     pixel = pixel.nan_to_num_(0).to(geometry.row.dtype)
     column, line = pixel.unflatten(-1, (-1, 2)).unbind(-1)
     index = column.new_empty(*column.shape[:2], 4, column.shape[2])
@@ -125,7 +125,7 @@ def _corner_weights(weights: Tensor, right: Tensor, below: Tensor) -> Tensor:
     return corners
 
 
-# An operator of its own: compiled graphs don't unroll its blocks.
+# A custom operator, so that compiled graphs don't unroll its blocks.
 @torch.library.custom_op("hf_detr::sample_with_embedding_bag", mutates_args=(), device_types="cpu")
 def sample_with_embedding_bag(
     value: Tensor, locations: Tensor, weights: Tensor, sizes: Sequence[int]
@@ -190,7 +190,7 @@ def _sample_backward(
         table = _make_table(value[image], sizes, geometry)
         for block in blocks:
             _fill_point_gradients(table, geometry, *block)
-        # The memory is there already: a decoder's backward takes a third longer with a new table.
+        # Reuses the memory: a decoder's backward takes a third longer with a new table.
         table.zero_()
         for block in blocks:
             _scatter_bags(table, geometry, *block[:3])
@@ -207,7 +207,7 @@ def _fill_point_gradients(
     grad_locations: Tensor,
     grad_weights: Tensor,
 ) -> None:
-    """Fill the gradients of one block's locations and weights for those of its bags (Q, M, C)."""
+    """Compute gradients of one block's locations and weights from those of its bags (Q, M, C)."""
     index, right, below = _find_corners(locations, geometry)
     products = _multiply_bags(table, index, bags.flatten(0, 1).contiguous())
     above_left, above_right, below_left, below_right = products.unbind(2)
@@ -225,7 +225,7 @@ def _multiply_bags(table: Tensor, index: Tensor, bags: Tensor) -> Tensor:
     per_bag = index.shape[2] * index.shape[3]
     bag = torch.arange(len(bags), dtype=index.dtype).repeat_interleave(per_bag)
     offsets = torch.arange(0, index.numel(), per_bag, dtype=index.dtype)
-    # It dots row by row; gathering the rows for a matrix product costs twice as much.
+    # Dot products row by row; gathering the rows for a matrix product costs twice as much.
     products = torch.ops.aten._embedding_bag_per_sample_weights_backward(
         bags, table, index.flatten(), offsets, bag, mode=0
     )
@@ -239,7 +239,7 @@ def _scatter_bags(
     index, right, below = _find_corners(locations, geometry)
     weights = _corner_weights(weights.flatten(2), right, below)
     per_bag = index.shape[2] * index.shape[3]
-    # Sorted by row this is a sum of weighted lookups again, at half of index_put_'s time.
+    # Sorted by row this is a sum of weighted lookups again, in half of index_put_'s time.
     index, order = index.flatten().sort()
     rows, counts = torch.unique_consecutive(index, return_counts=True)
     sums = F.embedding_bag(

@@ -1,8 +1,8 @@
 """A network with its frozen norms folded into the convolutions before them, for inference.
 
-A norm whose statistics are frozen multiplies each channel and adds to it. So can the convolution
-before it, at no cost, which saves a pass over every map; and in channels-last memory the CPU's
-convolutions are faster still.
+A norm with frozen statistics multiplies each channel and adds to it. The convolution before it can
+do the same at no cost, which saves a pass over every map. In channels-last memory the CPU's
+convolutions are also faster.
 """
 
 import copy
@@ -13,24 +13,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 from torch.utils._pytree import tree_leaves
 
 Pair = tuple[str, str]  # names of a convolution and of the norm that follows it
 
-# Others' modules, such as PEFT's adapters, may switch by attributes, whose changes a copy misses.
-KNOWN_PACKAGES = ("torch", "timm", __package__)
+# Modules of other packages, such as PEFT's adapters, may depend on attributes, whose changes a copy
+# misses.
+KNOWN_PACKAGES = ("torch", "timm", __name__.partition(".")[0])
 
 
 @dataclass(frozen=True)
-class Made:
-    """A folded network and what it was made of.
+class FoldedNetwork:
+    """A folded network and the parts of the original that it depends on.
 
     Attributes:
         network: the folded one, or the original if nothing could be folded.
         parts: all modules, parameters and buffers of the original.
-        sources: those of them that were folded.
-        contents: what tells whether `sources` still hold the same.
+        sources: the tensors of the original that were folded.
+        contents: changes when the values of `sources` change.
     """
 
     network: nn.Module
@@ -42,9 +43,9 @@ class Made:
 class FoldedBackbone:
     """Makes the folded copy of a network when it is first needed, and again when weights change.
 
-    The copy lies beside the network: it shares every tensor that isn't folded, is in no state
-    dict, and isn't copied or pickled along. Whoever sets a plain attribute of a timm module after
-    inference, such as a stride, must call `eval()` again.
+    The copy shares every tensor that isn't folded. It is in no state dict, and isn't copied or
+    pickled with the network. Call `eval()` again after setting a plain attribute of a timm module,
+    such as a stride.
 
     Args:
         norm_types: classes of frozen norms, with `running_mean`, `running_var`, `weight`, `bias`,
@@ -53,14 +54,14 @@ class FoldedBackbone:
 
     def __init__(self, norm_types: tuple[type[nn.Module], ...]) -> None:
         self.norm_types = norm_types
-        self.made: Made | None = None
+        self.copy: FoldedNetwork | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"norm_types": self.norm_types, "made": None}
+        return {"norm_types": self.norm_types, "copy": None}
 
     def drop(self) -> None:
         """Free the copy."""
-        self.made = None
+        self.copy = None
 
     def network_for(self, network: nn.Module, pixel_values: Tensor) -> nn.Module:
         """The folded copy of `network`, or `network` itself where it can't be folded."""
@@ -71,24 +72,28 @@ class FoldedBackbone:
         tensors = [tensor for module in modules for tensor in _own_tensors(module)]
         if not all(_is_plain_tensor(tensor) for tensor in tensors):
             return network
-        made, parts = self.made, [*modules, *tensors]  # read once: another thread may drop it
-        if made is None or not _is_current(made, parts):
-            folded, sources, contents = self._make(network, tensors, pixel_values)
-            self.made = made = Made(folded, parts, sources, contents)
-        return made.network
+        folded, parts = self.copy, [*modules, *tensors]  # read once: another thread may drop it
+        if folded is None or not _is_current(folded, parts):
+            self.copy = folded = self._make(network, parts, tensors, pixel_values)
+        return folded.network
 
-    @torch.inference_mode(False)  # in which operators come in other parts, and tensors are others
+    # Inference mode splits operators into other parts, and its tensors can't be used outside it.
+    @torch.inference_mode(False)
     @torch.no_grad()
     def _make(
-        self, network: nn.Module, tensors: list[Tensor], pixel_values: Tensor
-    ) -> tuple[nn.Module, list[Tensor], list]:
+        self,
+        network: nn.Module,
+        parts: list[nn.Module | Tensor],
+        tensors: list[Tensor],
+        pixel_values: Tensor,
+    ) -> FoldedNetwork:
         pairs = find_pairs(network, tensors, pixel_values, self.norm_types)
         if not pairs:
-            return network, [], _contents([])
+            return FoldedNetwork(network, parts, [], [])
         modules = [network.get_submodule(name) for pair in pairs for name in pair]
         sources = [tensor for module in modules for tensor in _own_tensors(module)]
-        contents = _contents(sources)  # before folding: what changes meanwhile must be noticed
-        return fold(network, tensors, pairs), sources, contents
+        contents = _contents(sources)  # before folding, so that later changes are noticed
+        return FoldedNetwork(fold(network, tensors, pairs), parts, sources, contents)
 
 
 def find_pairs(
@@ -97,25 +102,26 @@ def find_pairs(
     pixel_values: Tensor,
     norm_types: tuple[type[nn.Module], ...],
 ) -> list[Pair]:
-    """Convolutions whose output goes to a norm and nowhere else, by watching a run without data.
+    """Convolutions whose output only goes to a norm, found by recording a run on the meta device.
 
-    The operators themselves are judged, not the modules' names or order: so a convolution that
-    computes its weights, is used twice or has another reader is left alone.
+    The operators decide, not the names or order of modules: a convolution whose weights are
+    computed, which is used twice or whose output is also read elsewhere isn't folded.
     """
     on_meta = {id(tensor): _to_meta(tensor) for tensor in tensors}
-    calls = _Calls()
+    operators = _OperatorRecorder()
     try:
         dummy = copy.deepcopy(network, dict(on_meta))
-        with calls:
+        with operators:
             features = dummy(torch.empty_like(pixel_values, device="meta"))
-    except Exception:  # a network that needs values to run, or keeps results; it stays as it is
+    except Exception:  # a network that needs values to run, or stores results, isn't folded
         return []
     weights = {id(m.weight): name for name, m in dummy.named_modules() if isinstance(m, nn.Conv2d)}
     means = {id(m.running_mean): name for name, m in dummy.named_modules() if type(m) in norm_types}
-    uses = Counter(id(leaf) for leaf in tree_leaves((features, [c[1:3] for c in calls.made])))
+    inputs = [record[1:3] for record in operators.records]
+    uses = Counter(id(leaf) for leaf in tree_leaves((features, inputs)))
     convolved = {}
     pairs = []
-    for name, args, _, output in calls.made:
+    for name, args, _, output in operators.records:
         if name == "aten::convolution" and id(args[1]) in weights and uses[id(args[1])] == 1:
             convolved[id(output)] = weights[id(args[1])]
         elif name == "aten::native_batch_norm" and id(args[3]) in means:
@@ -125,18 +131,18 @@ def find_pairs(
     return pairs
 
 
-class _Calls(TorchDispatchMode):
-    """Keeps every operator that runs, with its inputs and outputs, so that no id is used twice."""
+class _OperatorRecorder(TorchDispatchMode):
+    """Records every operator; keeping its inputs and outputs prevents that an id is used twice."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.made: list[tuple[str, tuple, dict, Any]] = []
+        self.records: list[tuple[str, tuple, dict, Any]] = []
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: Any = None
     ) -> Any:
         output = func(*args, **(kwargs or {}))
-        self.made.append((func._schema.name, args, kwargs or {}, output))
+        self.records.append((func._schema.name, args, kwargs or {}, output))
         return output
 
 
@@ -155,10 +161,10 @@ def fold(network: nn.Module, tensors: list[Tensor], pairs: list[Pair]) -> nn.Mod
 
 
 def can_be_dilated(convolution: nn.Conv2d) -> bool:
-    """Whether dilating does nothing but lead torch to oneDNN, which is a tenth or more faster.
+    """Whether dilation only makes torch choose oneDNN, which is at least a tenth faster.
 
     On one thread torch computes 1 x 1 convolutions of few images as a matrix product and copies,
-    unless they are strided or dilated. oneDNN is faster with AVX2 or more.
+    unless they are strided or dilated. oneDNN is faster with AVX2 or later.
     """
     return (
         convolution.kernel_size == (1, 1)
@@ -168,13 +174,13 @@ def can_be_dilated(convolution: nn.Conv2d) -> bool:
 
 
 def has_fast_onednn() -> bool:
-    """Whether torch has oneDNN, and the processor AVX2 or more."""
+    """Whether torch has oneDNN, and the processor AVX2 or later."""
     capability = torch.backends.cpu.get_cpu_capability()
     return torch.backends.mkldnn.is_available() and capability.startswith("AVX")
 
 
 def fold_pair(convolution: nn.Conv2d, norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """Weight and bias that do what a convolution and a norm do, in the convolution's dtype."""
+    """Weight and bias equivalent to a convolution and a norm, in the convolution's dtype."""
     dtype = _at_least_float32(convolution.weight)
     scale = norm.weight.to(dtype) * (norm.running_var.to(dtype) + norm.eps).rsqrt()
     bias = norm.bias - norm.running_mean * scale
@@ -185,7 +191,7 @@ def fold_pair(convolution: nn.Conv2d, norm: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 def _is_plain(module: nn.Module) -> bool:
-    """Whether a module only does what its class says: a copy could not call others' hooks."""
+    """Whether a module only runs the code of its class: a copy doesn't call hooks."""
     return type(module).__module__.partition(".")[0] in KNOWN_PACKAGES and not (
         module.training
         or module._forward_hooks
@@ -196,7 +202,7 @@ def _is_plain(module: nn.Module) -> bool:
 
 
 def _is_plain_tensor(tensor: Tensor) -> bool:
-    # No parts of a distributed or quantised tensor, nothing whose changes torch doesn't count.
+    # Not a part of a distributed or quantised tensor; torch counts its changes.
     return (
         type(tensor) in (Tensor, nn.Parameter)
         and tensor.device.type == "cpu"
@@ -209,20 +215,20 @@ def _own_tensors(module: nn.Module) -> list[Tensor]:
     return [tensor for tensor in held if tensor is not None]
 
 
-def _is_current(made: Made, parts: list[nn.Module | Tensor]) -> bool:
+def _is_current(folded: FoldedNetwork, parts: list[nn.Module | Tensor]) -> bool:
     return (
-        len(parts) == len(made.parts)
-        and all(part is known for part, known in zip(parts, made.parts, strict=True))
-        and _contents(made.sources) == made.contents
+        len(parts) == len(folded.parts)
+        and all(part is known for part, known in zip(parts, folded.parts, strict=True))
+        and _contents(folded.sources) == folded.contents
     )
 
 
 def _contents(tensors: list[Tensor]) -> list:
-    """What changes when the tensors do: place, version, type, sums, and some values.
+    """Address, version, dtype, sums and some values, which change with the tensors.
 
-    Writing through `.data` moves no version, but the sums; adding up ResNet-50's weights takes a
-    three-hundredth of the time that it needs for a large image. Where values only change places,
-    the first row tells it; the vectors, which are small, are compared whole.
+    Writing through `.data` changes the sums but not the version; the sums of ResNet-50's weights
+    take a three-hundredth of the time of a large image. Where values only change places, the first
+    row changes; vectors are small and compared completely.
     """
     if not tensors:
         return []
@@ -241,3 +247,20 @@ def _to_meta(tensor: Tensor) -> Tensor:
     on_meta = tensor.detach().to("meta")
     is_parameter = isinstance(tensor, nn.Parameter)
     return nn.Parameter(on_meta, requires_grad=False) if is_parameter else on_meta
+
+
+def inference_only(tensor: Tensor) -> bool:
+    """Whether `tensor` is on the CPU, without gradients, and operators aren't traced or recorded.
+
+    Only then may a forward pass take short cuts. Compiled and exported graphs, and tools that
+    record operators (FLOP counters, fake tensors), need the original model; on accelerators,
+    reading values waits for the device.
+    """
+    return (
+        not torch.compiler.is_compiling()  # first: a compiler evaluates nothing after it
+        and not torch.is_grad_enabled()
+        and not torch.jit.is_tracing()
+        and _get_current_dispatch_mode() is None
+        and isinstance(tensor, Tensor)
+        and tensor.device.type == "cpu"
+    )

@@ -1,27 +1,25 @@
-"""Find or build the compiled operator once, lazily, and say why where it can't be used.
+"""Find or build the compiled operator once, lazily, and give the reason where it is unavailable.
 
-Order: a library in the package, a kernel of the Hub if `HF_DETR_HUB_KERNEL` names one, an earlier
-build in the cache folder, a new build. `python -m hf_detr.kernel_loader` tells what came of it.
+Order: a kernel of the Hub if `HF_DETR_HUB_KERNEL` names one, an earlier build in the cache folder,
+a new build. `hf-detr doctor` shows the result.
 """
 
-import argparse
 import atexit
 import functools
 import importlib
 import os
 import platform
-import re
 import shutil
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 from transformers.utils import logging
 
 from .kernel_build import (
@@ -38,62 +36,58 @@ from .kernel_build import (
 
 logger = logging.get_logger(__name__)
 
-# <device>-<key>-<compiler>, and what a build keeps beside it: its unfinished folder, its log.
-ENTRY = re.compile(r"(cpu|cuda)-[0-9a-f]{32}(-[0-9a-f]{8}|\.tmp-\w+|\.log)")
+NAMESPACE = "hf_detr_compiled"  # of the operators in torch.ops
+PACKAGE_FOLDER = Path(sys.modules[__name__.partition(".")[0]].__path__[0])
+# In a wheel, and in the repository
+SOURCES = (PACKAGE_FOLDER / "_kernel_sources", PACKAGE_FOLDER.parent / "kernels")
 _LOCK = threading.RLock()
-
-
-@dataclass(frozen=True)
-class KernelPlaces:
-    """Where sources and libraries lie, and the operators' name; tests bring their own."""
-
-    sources: tuple[Path, ...] = (  # laid out like kernels/; the first that has them counts
-        Path(__file__).parent / "_kernel_sources",
-        Path(__file__).parents[1] / "kernels",
-    )
-    prebuilt: Path = Path(__file__).parent / "_prebuilt"
-    namespace: str = "hf_detr_compiled"  # in torch.ops
 
 
 @dataclass(frozen=True)
 class KernelStatus:
     """What was found for a device type, or why nothing was."""
 
-    device_type: str
-    available: bool  # whether torch.ops.<namespace> has implementations for the device
-    namespace: str | None
-    source: str  # "prebuilt", "hub", "cache", "built" or "none"
-    path: Path | None  # of the library; None for "hub" and "none"
-    reason: str  # why it is not available, else empty
-    seconds: float  # of finding, building and loading
+    namespace: str | None  # of the device's operators in torch.ops; None if unavailable
+    source: str = "none"  # "hub", "cache", "built" or "none"
+    path: Path | None = None  # of the library; None for "hub" and "none"
+    reason: str = ""  # why it is unavailable
+
+    def __str__(self) -> str:
+        """One line for reports."""
+        if self.namespace is None:
+            return f"unavailable, torch's operators are used: {self.reason}"
+        return f"works ({self.source}, {self.path or 'no file of hf_detr'})"
 
 
-PLACES = KernelPlaces()
+def load_kernel(
+    device_type: str, sources: tuple[Path, ...] = SOURCES, namespace: str = NAMESPACE
+) -> KernelStatus:
+    """Find or build the compiled operator; once per process, failures are remembered too.
 
-
-def load_kernel(device_type: str, places: KernelPlaces = PLACES) -> KernelStatus:
-    """Find, or else build, the compiled operator; once per process, failures remembered too.
+    Args:
+        device_type: "cpu" or "cuda".
+        sources: folders laid out like `kernels/`, of which the first that exists is used.
+        namespace: name of the operators in `torch.ops`.
 
     Returns:
-        What can be used from now on, or why nothing can; the reason is also logged, once.
+        What is used from now on, or why nothing can be; the reason is also logged, once.
     """
     with _LOCK:
-        return _load_once(device_type, places)
+        return _load_once(device_type, sources, namespace)
+
+
+def describe_kernels() -> dict[str, str]:
+    """Which operator is used on CPU and CUDA and why, and the compilers; builds what is missing."""
+    lines = {device_type: str(load_kernel(device_type)) for device_type in FOLDERS}
+    lines["C++ compiler"] = compiler_identity("cpu") or "none found"
+    lines["CUDA compilers"] = compiler_identity("cuda") or "none found"
+    return lines
 
 
 def kernel_status() -> str:
-    """Report what is used on CPU and CUDA and why; loads or builds what wasn't yet."""
-    lines = ["Compiled operator of hf_detr"]
-    for device_type in FOLDERS:
-        status = load_kernel(device_type)
-        found = f"{status.source}, torch.ops.{status.namespace}, {status.path or 'no file of ours'}"
-        text = found if status.available else f"torch is used instead: {status.reason}"
-        lines.append(f"  {device_type}: {text} ({status.seconds:.2f} s)")
-    lines.append(f"  torch: {torch.__version__}, CUDA {torch.version.cuda or 'none'}")
-    for name, device_type in (("compiler", "cpu"), ("compilers for CUDA", "cuda")):
-        lines.append(f"  {name}: {compiler_identity(device_type) or 'none found'}")
-    lines.append(f"  cache: {cache_folder()}")
-    return "\n".join(lines)
+    """The same as text, with the cache folder."""
+    lines = {**describe_kernels(), "cache": str(cache_folder())}
+    return "\n".join(f"{name}: {text}" for name, text in lines.items())
 
 
 def cache_folder() -> Path:
@@ -104,28 +98,19 @@ def cache_folder() -> Path:
     return caches / "hf_detr" / "kernels"
 
 
-def clear_cache() -> int:
-    """Remove what this module wrote into the cache folder, and nothing else; returns how many."""
-    cache = cache_folder()
-    if not cache.is_dir():
-        return 0
-    with _locked(cache):
-        found = [path for path in cache.iterdir() if ENTRY.fullmatch(path.name)]
-        for path in found:
-            _remove(path)
-    return len(found)
-
-
 def find_or_build(recipe: Recipe, cache: Path) -> tuple[str, Path]:
     """The library of a recipe, from the cache folder or built into it.
 
-    Where the cache folder can't be trusted or written, the build is this process's own.
+    Where the cache folder isn't safe or writable, this process builds for itself.
 
     Returns:
         "cache" or "built", and the library's path.
+
+    Raises:
+        KernelError: if it can't be built.
     """
     if platform.system() != "Linux":
-        raise KernelError(f"it is compiled on Linux only, and this is {platform.system()}")
+        raise KernelError(f"it is compiled on Linux only, not on {platform.system()}")
     compiler = compiler_identity(recipe.device_type)
     with suppress(OSError):
         _check_owner(cache)
@@ -134,7 +119,7 @@ def find_or_build(recipe: Recipe, cache: Path) -> tuple[str, Path]:
     try:
         with _locked(cache):
             # Another process may have built it while this one waited.
-            if library := _find_entry(cache, recipe, compiler, quiet=False):
+            if library := _find_entry(cache, recipe, compiler):
                 return "cache", library
             return "built", _build_entry(cache, recipe, compiler)
     except OSError as error:
@@ -149,41 +134,36 @@ def find_or_build(recipe: Recipe, cache: Path) -> tuple[str, Path]:
 
 
 @functools.cache
-def _load_once(device_type: str, places: KernelPlaces) -> KernelStatus:
-    start = time.perf_counter()
+def _load_once(device_type: str, sources: tuple[Path, ...], namespace: str) -> KernelStatus:
     try:
-        source, namespace, path = _load(device_type, places)
+        status = _load(device_type, sources, namespace)
     except (KernelError, OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        # Without a GPU nothing degrades: only the report asks.
-        degrades = device_type != "cuda" or torch.cuda.is_available()
-        log = logger.warning if degrades else logger.info
-        log(f"hf_detr: the compiled operator isn't used on {device_type}: {reason}")
-        seconds = time.perf_counter() - start
-        return KernelStatus(device_type, False, None, "none", None, reason, seconds)
-    seconds = time.perf_counter() - start
-    logger.info(f"hf_detr: compiled operator for {device_type} ready ({source}, {seconds:.1f} s)")
-    return KernelStatus(device_type, True, namespace, source, path, "", seconds)
+        status = KernelStatus(None, reason=" ".join(str(error).split()))
+    # Without a GPU nothing becomes slower, so only the report mentions it.
+    is_slower = device_type != "cuda" or torch.cuda.is_available()
+    log = logger.warning if status.namespace is None and is_slower else logger.info
+    log(f"hf_detr: compiled operator for {device_type}: {status}")
+    return status
 
 
-def _load(device_type: str, places: KernelPlaces) -> tuple[str, str, Path | None]:
-    """Source, namespace and path of what was loaded."""
+def _load(device_type: str, sources: tuple[Path, ...], namespace: str) -> KernelStatus:
     if device_type not in FOLDERS:
         raise KernelError(f"there is none for {device_type}")
     architectures = _cuda_architectures() if device_type == "cuda" else ()
-    sources = next((folder for folder in places.sources if has_sources(folder, device_type)), None)
-    recipe = sources and Recipe(device_type, sources, places.namespace, architectures)
-    library = recipe and _find_entry(places.prebuilt, recipe, None, trusted=True)
     hub = os.environ.get("HF_DETR_HUB_KERNEL")
-    if not library and hub and (namespace := _hub_namespace(hub)):
-        return "hub", namespace, None
-    if recipe is None:
-        raise KernelError("its sources are not there")
-    if device_type == "cuda":
-        _require_schemas(places)
-    source, library = ("prebuilt", library) if library else find_or_build(recipe, cache_folder())
+    if hub and (hub_namespace := _hub_namespace(hub)):
+        return KernelStatus(hub_namespace, "hub")
+    folder = next((folder for folder in sources if has_sources(folder, device_type)), None)
+    if folder is None:
+        raise KernelError("its sources are missing")
+    if device_type == "cuda":  # the CPU library defines the operators that the CUDA one implements
+        cpu = load_kernel("cpu", sources, namespace)
+        if cpu.namespace != namespace:
+            raise KernelError(f"it needs the CPU library, which isn't used ({cpu.reason or 'Hub'})")
+    recipe = Recipe(device_type, folder, namespace, architectures)
+    source, library = find_or_build(recipe, cache_folder())
     torch.ops.load_library(library)
-    return source, places.namespace, library
+    return KernelStatus(namespace, source, library)
 
 
 def _cuda_architectures() -> tuple[str, ...]:
@@ -197,46 +177,35 @@ def _cuda_architectures() -> tuple[str, ...]:
     return tuple(f"{major}.{minor}" for major, minor in sorted(found))
 
 
-def _require_schemas(places: KernelPlaces) -> None:
-    """Load the CPU library, which defines the operators that the CUDA one implements."""
-    cpu = load_kernel("cpu", places)
-    if cpu.namespace != places.namespace:
-        raise KernelError(f"the CPU library, which it needs, isn't used ({cpu.reason or 'Hub'})")
-
-
 def _hub_namespace(asked: str) -> str | None:
     """Name in `torch.ops` of a Hub kernel, "owner/name@version", from the package `kernels`.
 
-    Whoever names it in the environment has decided to run its code.
+    Setting the environment variable is the consent to run the kernel's code.
     """
     name, _, version = asked.partition("@")
     try:
         get_kernel = importlib.import_module("kernels").get_kernel
         return get_kernel(name, version=int(version or 0), trust_remote_code=True).ops.name
-    except Exception as error:  # whatever the network, the Hub or the kernel's own code raise
+    except Exception as error:  # any error of the network, the Hub or the kernel's own code
         problem = f"{type(error).__name__}: {error}"
         logger.warning(f"hf_detr: HF_DETR_HUB_KERNEL={asked} can't be used: {problem}")
         return None
 
 
-def _find_entry(
-    folder: Path, recipe: Recipe, compiler: str | None, trusted: bool = False, quiet: bool = True
-) -> Path | None:
+def _find_entry(folder: Path, recipe: Recipe, compiler: str | None) -> Path | None:
     """Library of a finished build by the given compiler, or by any if there is none here."""
     for entry in sorted(folder.glob(recipe.entry_name(compiler))):
         try:
-            # Who could change a library in the package could change the package's Python too.
-            for path in () if trusted else (entry, entry / LIBRARY):
+            for path in (entry, entry / LIBRARY):
                 _check_owner(path)
-            return read_build(entry, recipe)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            if not quiet:
-                logger.warning(f"hf_detr: {entry} is not used and will be built again: {error!r}")
+            return read_build(entry)
+        except OSError as error:
+            logger.warning_once(f"hf_detr: {entry} is not used and will be built again: {error}")
     return None
 
 
 def _check_owner(path: Path) -> None:
-    """Refuse what other users could have written, for a library is code that will run."""
+    """Refuse files that other users could have written: a library is code that will run."""
     info = path.stat()
     if info.st_uid not in (os.getuid(), 0):
         raise PermissionError(f"{path} belongs to another user")
@@ -245,14 +214,14 @@ def _check_owner(path: Path) -> None:
 
 
 def _build_entry(folder: Path, recipe: Recipe, compiler: str | None) -> Path:
-    """Build beside the final place and rename: what has its final name is complete."""
-    for leftover in folder.glob("*.tmp-*"):  # of builds that died: who builds holds the lock
-        _remove(leftover)
+    """Build in a temporary folder and rename it: a folder with the final name is complete."""
+    for unfinished in folder.glob("*.tmp-*"):  # of killed builds, as this process holds the lock
+        shutil.rmtree(unfinished)
     entry = folder / recipe.entry_name(compiler or "unknown")
     unfinished = Path(tempfile.mkdtemp(prefix=f"{recipe.name()}.tmp-", dir=folder))
     try:
         build_library(recipe, unfinished, folder / f"{recipe.name()}.log")
-        _remove(entry)
+        shutil.rmtree(entry, ignore_errors=True)
         unfinished.rename(entry)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -261,44 +230,16 @@ def _build_entry(folder: Path, recipe: Recipe, compiler: str | None) -> Path:
 
 @contextmanager
 def _locked(cache: Path) -> Iterator[None]:
-    """Be the only process that builds in the folder; the system frees the lock of the dead."""
-    import fcntl  # not on Windows
-
+    """Be the only process that builds in the folder; the system frees locks of killed processes."""
     cache.mkdir(mode=0o755, parents=True, exist_ok=True)
     _check_owner(cache)
-    with open(cache / ".lock", "w") as lock:
-        deadline, said = time.monotonic() + TIMEOUT, False
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise KernelError(f"another process held {lock.name} for too long") from None
-                if not said:
-                    logger.warning("hf_detr: waiting for another process's build of the operator")
-                said = True
-            time.sleep(0.05)
-        try:
-            yield
-        finally:
-            fcntl.flock(lock, fcntl.LOCK_UN)  # closing wouldn't, if a forked child has it too
-
-
-def _remove(path: Path) -> None:
-    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Print the report, or empty the cache folder; returns the exit status."""
-    parser = argparse.ArgumentParser(description="Report on the compiled operator of hf_detr.")
-    parser.add_argument("--clear", action="store_true", help="empty the cache folder instead")
-    if parser.parse_args(arguments).clear:
-        print(f"Removed {clear_cache()} entries from {cache_folder()}")
-        return 0
-    print(kernel_status())
-    return 0 if load_kernel("cpu").available else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    lock = FileLock(cache / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        logger.warning("hf_detr: waiting for another process's build of the operator")
+        lock.acquire(timeout=TIMEOUT)
+    try:
+        yield
+    finally:
+        lock.release()

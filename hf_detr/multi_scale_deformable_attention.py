@@ -1,7 +1,7 @@
 """Multi-scale deformable attention (Deformable DETR, arXiv 2010.04159, Eq. 3), the operator.
 
-Compiled where that can be had, else in one of two torch formulations, chosen by device. A location
-(x, y) in [0, 1] of a level (h, w) lies at pixel (x * w - 0.5, y * h - 0.5), centres at integers.
+Compiled if available, else in one of two torch formulations, chosen by device. A location (x, y) in
+[0, 1] of a level (h, w) is at pixel (x * w - 0.5, y * h - 0.5), with centres at integers.
 """
 
 from collections.abc import Sequence
@@ -34,8 +34,8 @@ def multi_scale_deformable_attention(
 
     Differentiable in value, locations and weights. Samples outside a level are zero, infinitely
     far ones too; a location that is NaN makes its query's head NaN. Half precision is summed in
-    float32. A list of shapes keeps compiled and exported graphs whole; a tensor has to be read,
-    which on an accelerator waits for it once.
+    float32. A list of shapes avoids graph breaks; reading a tensor of shapes waits for the
+    accelerator once.
 
     Args:
         value: (B, S, M, C), the levels one after another, each row by row.
@@ -52,7 +52,7 @@ def multi_scale_deformable_attention(
     Raises:
         TypeError: for tensors that don't hold floating-point numbers.
         ValueError: for shapes that don't fit each other, and devices that differ.
-        RuntimeError: if `kernel` is "required" and there is none.
+        RuntimeError: if `kernel` is "required" and unavailable.
     """
     points = (sampling_locations, attention_weights)
     _check_tensors(value, ("sampling_locations", "attention_weights"), *points)
@@ -73,7 +73,7 @@ def attend_around_references(
     attention_logits: Tensor,
     kernel: Kernel = "auto",
 ) -> Tensor:
-    """The operator from what a network predicts: locations, softmax and samples in one pass.
+    """The operator from a network's predictions: locations, softmax and samples in one pass.
 
     Args:
         value, spatial_shapes, level_start_index, kernel: as above.
@@ -109,7 +109,7 @@ def locate(
     """Sampling locations (B, Q, M, L, K, 2) from references and offsets, shaped as above."""
     _check_references(reference_points, sampling_offsets)
     references = reference_points[:, :, None, :, None]  # (B, Q, 1, L, 1, 2 or 4)
-    # Half precision would round away which pixels lie around a location.
+    # Half precision can't represent the position within a large map.
     exact = torch.promote_types(sampling_offsets.dtype, torch.float32)
     sampling_offsets = sampling_offsets.to(exact)
     if references.shape[-1] == 2:
@@ -124,7 +124,7 @@ def normalize(attention_logits: Tensor) -> Tensor:
 
 
 def choose_operators(kernel: Kernel, device_type: str) -> str | None:
-    """Where the compiled operators are, in `torch.ops`; None: nowhere, or not wanted."""
+    """Name of the compiled operators in `torch.ops`; None if unavailable or not wanted."""
     if kernel not in KERNELS:
         raise ValueError(f"kernel is {kernel!r}; it must be one of {', '.join(KERNELS)}")
     if kernel == "torch":
@@ -133,7 +133,9 @@ def choose_operators(kernel: Kernel, device_type: str) -> str | None:
         return None
     namespace, reason = find_operators(device_type)
     if kernel == "required" and namespace is None:
-        raise RuntimeError(f"kernel is 'required', but the compiled operator isn't there: {reason}")
+        raise RuntimeError(
+            f"kernel is 'required', but the compiled operator is unavailable: {reason}"
+        )
     return namespace
 
 
@@ -145,8 +147,8 @@ def _sample_with_torch(value: Tensor, locations: Tensor, weights: Tensor, shapes
     tensors = (value, locations, weights)
     is_double = any(tensor.dtype == torch.float64 for tensor in tensors)
     exact = (tensor.to(torch.float64 if is_double else torch.float32) for tensor in tensors)
-    # grid_sample exports everywhere (ONNX has it) and is one fast kernel on an accelerator, but
-    # slow on CPU, where embedding_bag's vectorised gather takes a twentieth of its time.
+    # grid_sample can be exported (ONNX has it) and is one fast kernel on an accelerator, but slow
+    # on CPU, where embedding_bag's vectorised gather takes a twentieth of its time.
     if value.device.type == "cpu" and not torch.compiler.is_exporting():
         output = sample_with_embedding_bag(*exact, _sizes(shapes))
     else:
@@ -230,9 +232,9 @@ def _check_levels(
     for height, width in shapes:
         expected.append(expected[-1] + height * width)
     if expected.pop() != num_tokens:
-        raise ValueError(f"value has {num_tokens} tokens, which spatial_shapes {shapes} don't give")
+        raise ValueError(f"value has {num_tokens} tokens, but spatial_shapes {shapes} give others")
     if isinstance(level_start_index, Tensor):
-        # It repeats what the shapes say: not worth waiting for a device, or breaking a graph.
+        # The shapes determine it, so waiting for a device or a graph break isn't worth it.
         if torch.compiler.is_compiling() or level_start_index.device.type != "cpu":
             return
         level_start_index = level_start_index.tolist()
@@ -247,7 +249,7 @@ def _level_sizes(spatial_shapes: Tensor | Shapes, like: Tensor) -> Tensor:
     """(L, 1, 2) as (w, h), in the dtype and on the device of `like`."""
     if isinstance(spatial_shapes, Tensor):
         return spatial_shapes.flip(-1).to(like)[:, None]
-    # Number by number: a symbolic size stays one, and no device waits for a copy.
+    # One by one: symbolic sizes stay symbolic, and no device waits for a copy.
     sizes = [
         like.new_full((), size) for height, width in spatial_shapes for size in (width, height)
     ]
@@ -259,9 +261,9 @@ def sample_with_grid_sample(
 ) -> Tensor:
     """Sample level by level with torch's image sampler; tensors of one dtype, as above."""
     batch_size, num_queries, num_heads = weights.shape[:3]
-    # Whatever lies beyond these samples zeros and has no gradient; NaN stays.
+    # Locations beyond these sample zeros and have no gradient; NaN stays.
     locations = locations.clamp(-1, 2)
-    # grid_sample would take NaN for -1.
+    # grid_sample would treat NaN as -1.
     weights = weights + 0 * locations.detach().sum(-1)
     grid = (2 * locations - 1).transpose(1, 2).flatten(0, 1)  # (B * M, Q, L, K, 2)
     weights = weights.transpose(1, 2).flatten(0, 1)  # (B * M, Q, L, K)

@@ -1,4 +1,4 @@
-"""Inputs of deformable attention and its formula, point by point, that tests share."""
+"""Inputs of deformable attention for tests, and its formula, point by point."""
 
 import itertools
 import math
@@ -16,7 +16,7 @@ from hf_detr.multi_scale_deformable_attention import (
 
 
 def starts(shapes: list[tuple[int, int]]) -> list[int]:
-    """Where each level starts among all tokens."""
+    """Index of each level's first token."""
     return [0, *itertools.accumulate(height * width for height, width in shapes)][:-1]
 
 
@@ -44,12 +44,12 @@ def random_inputs(
 
 
 def attend(kernel: str, shapes: list[tuple[int, int]], *tensors: Tensor) -> Tensor:
-    """The operator with its levels' starts worked out."""
+    """The operator, with computed starts of levels."""
     return run_on(kernel, multi_scale_deformable_attention, shapes, *tensors)
 
 
 def attend_fused(kernel: str, shapes: list[tuple[int, int]], *tensors: Tensor) -> Tensor:
-    """The fused operator likewise."""
+    """The same for the fused operator."""
     return run_on(kernel, attend_around_references, shapes, *tensors)
 
 
@@ -65,15 +65,15 @@ def run_on(
 
 
 def device_of(kernel: str) -> str:
-    """Where the compiled operator runs by this name."""
+    """The device of the compiled operator of this name."""
     return "cuda" if kernel == "cuda" else "cpu"
 
 
 def require_compiled(kernel: str) -> str:
-    """Where the compiled operators are in `torch.ops`; skips the test if there are none."""
+    """Name of the compiled operators in `torch.ops`; skips the test if they are unavailable."""
     namespace, reason = find_operators(device_of(kernel))
     if namespace is None:
-        pytest.skip(f"there is no compiled operator: {reason}")
+        pytest.skip(f"the compiled operator is unavailable: {reason}")
     return namespace
 
 

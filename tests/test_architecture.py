@@ -14,7 +14,7 @@ MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
 
 # A module imports from lower layers only.
 LAYERS = [
-    {"kernel_build", "whole_saving", "wording", "folded_backbone", "plain_inference"},
+    {"kernel_build", "whole_saving", "wording", "folded_backbone"},
     {"kernel_loader"},
     {"compiled_attention"},
     {

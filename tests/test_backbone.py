@@ -23,7 +23,7 @@ FAMILIES = [
     "resnetv2_18",
     "densenet121",
     "cspresnet50",
-    "maxvit_rmlp_pico_rw_256",  # buffers that no file holds
+    "maxvit_rmlp_pico_rw_256",  # buffers that are in no file
     "dla46_c",  # numbered levels, stem among them
     "hgnetv2_b0",
 ]
@@ -38,14 +38,14 @@ def make_backbone(name: str, **changes: object) -> Backbone:
 
 
 def image_for(name: str) -> Tensor:
-    """An image of the size that the family wants, else as small as its strides allow."""
+    """An image of the size that the family needs, else as small as its strides allow."""
     torch.manual_seed(1)
     size = int(name[-3:]) if name[-3:] in ("224", "256") else 64
     return torch.randn(1, 3, size, size)
 
 
 def plain_model(name: str) -> torch.nn.Module:
-    """timm's own model in evaluation, with norms that have seen something."""
+    """timm's own model in evaluation, with random statistics of its norms."""
     model = create_model(name, features_only=True, out_indices=LEVELS)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
@@ -127,7 +127,7 @@ def test_freeze_any_number_of_stages() -> None:
     "name", ["tf_efficientnet_lite0", "mobilenetv3_small_100", "resnet18", "dla46_c"]
 )
 def test_what_trains_has_a_gradient(name: str) -> None:
-    """Protects training in several processes, which waits for a gradient of all that trains."""
+    """Protects distributed training, which waits for gradients of all trained parameters."""
     backbone = make_backbone(name, out_indices=[2])
     backbone.freeze(0)
     sum(feature.sum() for feature in backbone(image_for(name))).backward()
@@ -178,7 +178,7 @@ def test_number_of_input_channels() -> None:
 
 @pytest.mark.parametrize("name", ["resnet18", "regnety_002", "maxvit_rmlp_pico_rw_256"])
 def test_built_on_the_meta_device(name: str) -> None:
-    """Protects loading as from_pretrained does it: whatever no file holds is filled again."""
+    """Protects loading as from_pretrained does it: buffers that are in no file are restored."""
     original = make_backbone(name).eval()
     with torch.device("meta"), meta_device_safe_creation_ops():
         backbone = make_backbone(name, use_pretrained_backbone=True)  # no weights are fetched
@@ -200,7 +200,7 @@ def test_built_on_the_meta_device(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["resnet18", "regnety_002", "swin_tiny_patch4_window7_224"])
 def test_loaded_weights_and_tables_stay(name: str, tmp_path: Path) -> None:
-    """Protects trained weights: no module of timm draws its own anew after loading."""
+    """Protects trained weights: no module of timm initialises its own again after loading."""
     torch.manual_seed(0)
     sizes = {"d_model": 8, "encoder_layers": 1, "decoder_layers": 1, "num_queries": 2}
     model = DetrModel(DetrConfig(backbone=name, auxiliary_loss=False, **sizes))
@@ -239,14 +239,14 @@ WRONG = {
 
 @pytest.mark.parametrize("case", WRONG)
 def test_errors_in_words(case: str) -> None:
-    """Protects that a backbone that can't be built is named, with what was asked for."""
+    """Protects the error for a backbone that can't be built: its name and options."""
     changes, message = WRONG[case]
     with pytest.raises(ValueError, match=message):
         make_backbone(**{"name": changes.pop("backbone", "resnet18"), **changes})
 
 
-def test_pretrained_weights_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Protects that pretrained never silently means random, and that offline mode is named."""
+def test_unavailable_pretrained_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Protects from random weights instead of pretrained ones; the error names offline mode."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match="resnet18.*pretrained=True") as error:
         make_backbone("resnet18", use_pretrained_backbone=True)

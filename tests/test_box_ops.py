@@ -1,4 +1,4 @@
-"""Protects box formats, overlaps and the box formula: by hand, and against the original's."""
+"""Protects box formats, overlaps and the box formula: by hand, and against the original code."""
 
 from pathlib import Path
 
@@ -67,7 +67,7 @@ OVERLAPS = {
 
 @pytest.mark.parametrize("name", OVERLAPS)
 def test_overlaps_by_hand(name: str) -> None:
-    """Protects IoU, union and generalised IoU in cases that paper and pencil settle."""
+    """Protects IoU, union and generalised IoU in cases computed by hand."""
     other, iou, union, giou = OVERLAPS[name]
     boxes = torch.tensor([0.0, 0.0, 2.0, 2.0]), torch.tensor(other)
     expected = torch.tensor([iou, union, giou])
@@ -119,7 +119,7 @@ def test_conversion_equals_the_original() -> None:
 
 
 def test_nothing_over_nothing_is_nan() -> None:
-    """Protects that two boxes without area aren't given an invented overlap."""
+    """Protects from an overlap of two boxes without area."""
     point = torch.tensor([0.5, 0.5, 0.5, 0.5])
     assert box_iou(point, point)[0].isnan()
     assert generalized_box_iou(point, point).isnan()
@@ -172,7 +172,7 @@ def test_boxes_from_deltas() -> None:
 
 
 def test_masks_to_boxes_by_hand() -> None:
-    """Protects the official convention: from the first to the last pixel, both by their index."""
+    """Protects the official convention: from the index of the first pixel to that of the last."""
     masks = torch.zeros(3, 4, 6, dtype=torch.bool)
     masks[0, 1:3, 2:5] = True
     masks[1, 3, 5] = True
@@ -183,7 +183,7 @@ def test_masks_to_boxes_by_hand() -> None:
 
 
 def test_masks_to_boxes_equal_transformers() -> None:
-    """Protects equality with the box that transformers draws, on sparse random masks."""
+    """Protects equality with the boxes of transformers, on sparse random masks."""
     generator = torch.Generator().manual_seed(0)
     for shape in ((50, 9, 13), (20, 1, 7), (20, 7, 1), (5, 60, 80)):
         masks = torch.rand(shape, generator=generator) < 0.05
@@ -193,7 +193,7 @@ def test_masks_to_boxes_equal_transformers() -> None:
 
 
 def test_masks_without_pixels_have_no_box() -> None:
-    """Protects from a box around the whole image for an object that isn't there."""
+    """Protects from a box around the whole image for an empty mask."""
     masks = torch.ones(3, 4, 6, dtype=torch.bool)
     masks[1] = False
     with pytest.raises(ValueError, match=r"masks \[1\] have no pixel"):

@@ -10,7 +10,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,11 +22,11 @@ from PIL import Image
 from hf_detr.prediction import read_outputs
 
 from .test_documentation import REPOSITORY, write_folder
+from .waiting import NEVER, wait_until
 
 SCRIPT = REPOSITORY / "examples" / "demo.py"
 IMAGE = REPOSITORY / "examples" / "images" / "garments.jpg"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-SECONDS = 120  # that the page may take, on a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -122,19 +121,17 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
         page = subprocess.Popen(command, env=environment, stdout=file, stderr=file)
     try:
-        deadline = time.monotonic() + SECONDS
-        while not answers(address):
-            assert page.poll() is None and time.monotonic() < deadline, log.read_text()
-            time.sleep(0.5)
+        wait_until(lambda: answers(address), page, interval=0.5)
         yield address
     finally:
-        page.terminate()
-        page.wait(30)
+        page.kill()
+        page.wait()
+        print(log.read_text())  # shown where the page failed
 
 
 def answers(address: str) -> bool:
     try:
-        with urllib.request.urlopen(address, timeout=5) as reply:
+        with urllib.request.urlopen(address, timeout=NEVER) as reply:
             return reply.status == 200
     except OSError:
         return False
@@ -145,11 +142,13 @@ def test_page_in_a_browser(address: str, tmp_path: Path) -> None:
     """Upload, table, threshold, tabs and a wrong model work in Chromium, without any network."""
     from playwright.sync_api import expect, sync_playwright
 
-    expect.set_options(timeout=SECONDS * 1000)
+    expect.set_options(timeout=NEVER * 1000)
     with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        browser = driver.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox"], timeout=NEVER * 1000
+        )
         page = browser.new_page(viewport={"width": 1280, "height": 1000})
-        page.set_default_timeout(SECONDS * 1000)
+        page.set_default_timeout(NEVER * 1000)
         requests: list[str] = []
         page.on("request", lambda request: requests.append(request.url))
         page.goto(address)

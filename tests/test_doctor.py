@@ -8,6 +8,7 @@ import torch
 
 from hf_detr.compiled_attention import find_operators
 from hf_detr.doctor import diagnose
+from hf_detr.kernel_build import compiler_identity
 from hf_detr.kernel_loader import cache_folder
 from hf_detr_command_line import main as run
 
@@ -40,7 +41,8 @@ def test_working_machine(
     namespace, reason = find_operators("cpu")
     operator = found["operator"]["cpu"]
     assert operator.startswith("works (") if namespace else operator.endswith(reason)
-    assert found["settings"]["Auto classes give"] == "hf_detr's classes"
+    assert found["operator"]["C++ compiler"] == (compiler_identity("cpu") or "none found")
+    assert found["settings"]["Auto classes return"] == "hf_detr's classes"
     assert found["settings"]["offline"].startswith("yes")
     assert found["settings"]["HF_DETR_REGISTER"] == "1"
     assert found["folders"]["compiled operators"].startswith(str(cache_folder()))

@@ -1,4 +1,4 @@
-"""Protects folded norms: same features, weights untouched, and never the weights of before."""
+"""Protects folded norms: same features, unchanged weights, and no outdated copies."""
 
 import copy
 import pickle
@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from hf_detr.backbone import Backbone
-from hf_detr.folded_backbone import find_pairs, fold_pair, has_fast_onednn
+from hf_detr.folded_backbone import find_pairs, fold_pair, has_fast_onednn, inference_only
 
 from .test_backbone import image_for, make_backbone, plain_model
 from .tiny import padded_batch, tiny_detector
@@ -49,7 +50,7 @@ FOLDED = {
 
 @pytest.mark.parametrize("name", FOLDED)
 def test_features_are_those_with_gradients(name: str) -> None:
-    """Protects features within 1e-4 of their scale, and that as many norms as can be are gone."""
+    """Protects features within 1e-4 of their scale, and that all possible norms are folded."""
     backbone, image = seen_backbone(name), image_for(name)
     expected = backbone(image)
     with torch.inference_mode():
@@ -58,7 +59,7 @@ def test_features_are_those_with_gradients(name: str) -> None:
         assert len(folded_pairs(backbone, image)) == FOLDED[name]
     assert_close(first, expected)
     assert_close(again, first, tolerance=0)
-    norms = [m for m in backbone.folded.made.network.modules() if hasattr(m, "running_mean")]
+    norms = [m for m in backbone.folded.copy.network.modules() if hasattr(m, "running_mean")]
     all_norms = [m for m in backbone.modules() if hasattr(m, "running_mean")]
     assert len(all_norms) - len(norms) == FOLDED[name]
 
@@ -131,7 +132,7 @@ def test_what_has_another_reader_is_not_folded() -> None:
 
 
 def changed(backbone: Backbone, how: str) -> Backbone:
-    """Change weights in one of the ways that people and libraries do."""
+    """Change weights in one of the ways that users and libraries do."""
     network = backbone.conv_encoder["model"]
     weight = network.conv1.weight
     if how == "in place":
@@ -175,7 +176,7 @@ CHANGES = [
 
 @pytest.mark.parametrize("how", CHANGES)
 def test_every_change_is_noticed(how: str) -> None:
-    """Protects results from weights of before: whoever changed them, and however."""
+    """Protects results from outdated weights, however they were changed."""
     backbone, image = seen_backbone("resnet18"), image_for("resnet18")
     with torch.no_grad():
         before = backbone(image)
@@ -188,13 +189,13 @@ def test_every_change_is_noticed(how: str) -> None:
 
 
 def test_bfloat16() -> None:
-    """Protects half precision: folded once, in float32, the result is as near as before."""
+    """Protects half precision: folded once, in float32, the result is as accurate as before."""
     backbone, image = seen_backbone("resnet18"), image_for("resnet18")
     exact = [feature.detach() for feature in backbone(image)]
     backbone.bfloat16()
     with torch.no_grad():
         got = backbone(image.bfloat16())
-        assert backbone.folded.made.sources
+        assert backbone.folded.copy.sources
     assert all(feature.dtype == torch.bfloat16 for feature in got)
     assert_close([feature.float() for feature in got], exact, tolerance=0.03)
 
@@ -207,10 +208,10 @@ def test_small_changes_in_bfloat16_are_noticed() -> None:
     weights = [m.weight for m in backbone.modules() if isinstance(m, nn.Conv2d)]
     for weight in weights:
         backbone(image)
-        before = backbone.folded.made
+        before = backbone.folded.copy
         weight.data.mul_(1.004)
         backbone(image)
-        assert backbone.folded.made is not before
+        assert backbone.folded.copy is not before
 
 
 def test_network_that_keeps_results() -> None:
@@ -223,7 +224,7 @@ def test_network_that_keeps_results() -> None:
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT's own
 def test_adapters() -> None:
-    """Protects PEFT's adapters: switched off and merged, no copy of before goes on."""
+    """Protects PEFT's adapters: no outdated copy is used when they are switched off or merged."""
     peft = pytest.importorskip("peft")
     settings = peft.LoraConfig(r=4, target_modules=["conv1"], init_lora_weights=False)
     model = peft.get_peft_model(tiny_detector(backbone="resnet18"), settings).eval()
@@ -244,7 +245,7 @@ def test_adapters() -> None:
 
 
 def test_hooks_on_all_modules() -> None:
-    """Protects tools that watch every module: they see those of the network, and no copies."""
+    """Protects tools that hook every module: they see those of the network, and no copies."""
     backbone, image = seen_backbone("resnet18"), image_for("resnet18")
     called = []
     handle = nn.modules.module.register_module_forward_hook(lambda m, *_: called.append(m))
@@ -257,7 +258,7 @@ def test_hooks_on_all_modules() -> None:
 
 
 def test_weights_are_untouched() -> None:
-    """Protects names, values, layout and what trains, of everything that is saved or optimised."""
+    """Protects names, values, layout and `requires_grad` of everything saved or optimised."""
     model = tiny_detector("deformable_detr")
 
     def everything() -> list[tuple]:
@@ -270,7 +271,7 @@ def test_weights_are_untouched() -> None:
     before, strides = everything(), pixel_values.stride()
     with torch.inference_mode():
         model(pixel_values, pixel_mask)
-    assert model.model.backbone.folded.made.sources
+    assert model.model.backbone.folded.copy.sources
     assert everything() == before and names == [name for name, _ in model.named_modules()]
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, values[name])
@@ -285,22 +286,22 @@ def test_training_after_inference() -> None:
         evaluated = model(pixel_values, pixel_mask).logits
     torch.testing.assert_close(model(pixel_values, pixel_mask).logits, evaluated, atol=1e-4, rtol=0)
     model.train()
-    assert model.model.backbone.folded.made is None
+    assert model.model.backbone.folded.copy is None
     model(pixel_values, pixel_mask).logits.sum().backward()
     trained = [p for p in model.model.backbone.parameters() if p.requires_grad]
     assert trained and all(p.grad is not None for p in trained)
     with torch.no_grad():
         model.model.backbone(pixel_values)
-    assert model.model.backbone.folded.made is None
+    assert model.model.backbone.folded.copy is None
 
 
 def test_part_in_training_runs_as_it_is() -> None:
-    """Protects dropout that someone switched on in a part of the network."""
+    """Protects dropout that was switched on in a part of the network."""
     backbone, image = seen_backbone("resnet18"), image_for("resnet18")
     backbone.conv_encoder["model"].layer2.train()
     with torch.no_grad():
         backbone(image)
-    assert backbone.folded.made is None
+    assert backbone.folded.copy is None
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), "file"])
@@ -314,7 +315,7 @@ def test_copies_are_their_own(copied: Callable | str, tmp_path: Path) -> None:
             twin = torch.load(tmp_path / "backbone.pt", weights_only=False)
         else:
             twin = copied(backbone)
-        assert twin.folded.made is None
+        assert twin.folded.copy is None
         assert_close(twin(image), expected, tolerance=0)
         for parameter in twin.parameters():
             parameter.mul_(1.5)
@@ -324,14 +325,14 @@ def test_copies_are_their_own(copied: Callable | str, tmp_path: Path) -> None:
 
 
 def test_weights_kept_elsewhere() -> None:
-    """Protects Accelerate's offloading: weights come with hooks, which a copy would miss."""
+    """Protects Accelerate's offloading: hooks load the weights, which a copy would miss."""
     accelerate = pytest.importorskip("accelerate")
     backbone, image = seen_backbone("resnet18"), image_for("resnet18")
     expected = backbone(image)
     accelerate.cpu_offload(backbone, execution_device="cpu")
     with torch.no_grad():
         assert_close(backbone(image), expected)
-    assert backbone.folded.made is None
+    assert backbone.folded.copy is None
 
 
 @torch.no_grad()
@@ -344,3 +345,36 @@ def test_compiled_and_exported_after_inference() -> None:
     program = torch.export.export(backbone, (image,))
     assert_close(program.module()(image), expected)
     assert set(program.state_dict) == set(backbone.state_dict())
+
+
+class Answer(nn.Module):
+    """Adds 1 where short cuts are allowed."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 1 if inference_only(x) else x + 0
+
+
+def test_only_without_gradients_and_on_cpu() -> None:
+    """Protects training, other devices and arguments that aren't tensors."""
+    tensor = torch.zeros(2)
+    assert not inference_only(tensor)
+    with torch.no_grad():
+        assert inference_only(tensor)
+        assert not inference_only(tensor.to("meta"))
+        assert not inference_only("tensor")
+    with torch.inference_mode():
+        assert inference_only(torch.zeros(2))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace:FutureWarning")
+def test_recorded_operators_contain_no_short_cut() -> None:
+    """Protects compiled, exported and traced graphs, and tools that count operators."""
+    x = torch.zeros(2)
+    model = Answer()
+    with torch.no_grad():
+        assert model(x).tolist() == [1, 1]
+        assert torch.compile(model, backend="eager", fullgraph=True)(x).tolist() == [0, 0]
+        assert torch.export.export(model, (x,)).module()(x).tolist() == [0, 0]
+        assert torch.jit.trace(model, x, check_trace=False)(x).tolist() == [0, 0]
+        with FlopCounterMode(display=False):
+            assert model(x).tolist() == [0, 0]

@@ -1,4 +1,4 @@
-"""Protects `kernels/` as a project of kernel-builder, and a build of it as the Hub would serve it.
+"""Protects `kernels/` as a project of kernel-builder, and a build of it with the Hub's layout.
 
 The build is made from the files that build.toml lists and laid out in the builder's way; what the
 builder generates has simple stand-ins here.
@@ -25,8 +25,8 @@ from torch import Tensor
 from transformers.models.deformable_detr import modeling_deformable_detr
 
 from hf_detr import compiled_attention
-from hf_detr.kernel_build import FOLDERS, HEADERS, Recipe, find_compiler
-from hf_detr.kernel_loader import KernelPlaces, find_or_build, load_kernel
+from hf_detr.kernel_build import FOLDERS, SUFFIXES, Recipe, find_compiler
+from hf_detr.kernel_loader import find_or_build, load_kernel
 from hf_detr.multi_scale_deformable_attention import (
     attend_around_references,
     multi_scale_deformable_attention,
@@ -57,7 +57,7 @@ def add_op_namespace_prefix(op_name):
 
 
 def listed_files(backend: str) -> set[str]:
-    """What the builder takes for a backend."""
+    """Files that the builder uses for a backend."""
     sections = [s for s in BUILD["kernel"].values() if s["backend"] == backend]
     return {path for section in (BUILD["torch"], *sections) for path in section["src"]}
 
@@ -72,7 +72,6 @@ def variant(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "sources" / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(KERNELS / path, folder / "sources" / path)
     (folder / "sources" / "torch-ext" / "registration.h").write_text(REGISTRATION)
-    (folder / "sources" / FOLDERS["cuda"]).mkdir()
     recipe = Recipe("cpu", folder / "sources", NAMESPACE)
     _, library = find_or_build(recipe, folder / "cache")
     variant = folder / "build" / f"torch-stable-abi211-cpu-{platform.machine()}-linux"
@@ -88,7 +87,7 @@ def variant(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def kernel(variant: Path) -> types.ModuleType:
-    """The package, imported under a name of its own as `kernels` does."""
+    """The package, imported under a separate name as `kernels` does."""
     path = variant / "deformable_attention" / "__init__.py"
     spec = importlib.util.spec_from_file_location(NAMESPACE, path)
     module = importlib.util.module_from_spec(spec)
@@ -119,12 +118,11 @@ def torch_attention(value: Tensor, *points: Tensor) -> Tensor:
 
 
 def test_build_toml_lists_every_file() -> None:
-    """The builder sees listed files only, so one that is forgotten breaks builds for the Hub."""
-    suffixes = {*HEADERS, ".cpp", ".cu"}
+    """The builder uses listed files only, so a missing one breaks builds for the Hub."""
     for backend, folders in (("cpu", ["cpu"]), ("cuda", ["cpu", "cuda"])):
         names = ["torch-ext", *(FOLDERS[folder] for folder in folders)]
         found = [path for name in names for path in (KERNELS / name).iterdir()]
-        expected = {p.relative_to(KERNELS).as_posix() for p in found if p.suffix in suffixes}
+        expected = {p.relative_to(KERNELS).as_posix() for p in found if p.suffix in SUFFIXES}
         assert listed_files(backend) == expected
 
 
@@ -147,11 +145,11 @@ def test_build_toml_targets_the_same_torch_as_we_do() -> None:
     version = BUILD["torch"]["stable-abi"]["cpu"].split(".")
     number = (int(version[0]) << 56) | (int(version[1]) << 48)
     recipe = Recipe("cpu", KERNELS, NAMESPACE)
-    assert f"-DTORCH_TARGET_VERSION=0x{number:016x}" in recipe.key_parts()["flags"]
+    assert f"-DTORCH_TARGET_VERSION=0x{number:016x}" in recipe.flags()
 
 
 def test_build_toml_passes_the_builder_s_own_parser() -> None:
-    """Where the PyPI package `kernels` is, its parser, the builder's, accepts the file."""
+    """If the PyPI package `kernels` is installed, its parser, the builder's, accepts the file."""
     parser = pytest.importorskip("kernels._rust", reason="the package `kernels` isn't installed")
     backends = parser.Build.open(KERNELS).general.backends
     assert [str(backend).lower() for backend in backends] == BUILD["general"]["backends"]
@@ -163,7 +161,7 @@ def test_no_python_directly_in_the_folder() -> None:
 
 
 def test_python_of_the_kernel_is_portable() -> None:
-    """The Hub asks for Python 3.9, and imports of torch, the standard library and itself only."""
+    """The Hub requires Python 3.9, and imports of torch, the standard library and itself only."""
     for path in PACKAGE.glob("*.py"):
         tree = ast.parse(path.read_text(), feature_version=(3, 9))
         imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
@@ -211,7 +209,7 @@ def test_fused_function(kernel: types.ModuleType, coordinates: int) -> None:
 
 @pytest.mark.parametrize("point_dtype", [torch.float32, torch.bfloat16])
 def test_half_precision(kernel: types.ModuleType, point_dtype: torch.dtype) -> None:
-    """Mixtures of dtypes are taken, and the output has value's."""
+    """Dtypes may differ, and the output has that of value."""
     value, locations, weights = (tensor.detach() for tensor in random_inputs(SHAPES))
     inputs = (value.bfloat16(), locations.to(point_dtype), weights.bfloat16())
     output = kernel.deformable_attention(inputs[0], SHAPES, *inputs[1:])
@@ -220,7 +218,7 @@ def test_half_precision(kernel: types.ModuleType, point_dtype: torch.dtype) -> N
 
 
 def test_layer_is_the_one_of_transformers(kernel: types.ModuleType) -> None:
-    """It can stand in for transformers' layer: one signature, one result."""
+    """It can replace transformers' layer: same signature, same result."""
     layer = kernel.layers.MultiScaleDeformableAttention()
     reference = modeling_deformable_detr.MultiScaleDeformableAttention()
 
@@ -232,7 +230,7 @@ def test_layer_is_the_one_of_transformers(kernel: types.ModuleType) -> None:
 
 
 def test_the_kernel_s_own_tests(variant: Path) -> None:
-    """What kernel-builder would run passes on this build."""
+    """The tests that kernel-builder runs pass on this build."""
     environment = {**os.environ, "PYTHONPATH": str(variant), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "kernels_ci"]
     result = subprocess.run(
@@ -252,7 +250,7 @@ def test_our_loader_takes_it(
     stand_in = types.SimpleNamespace(get_kernel=lambda *arguments, **options: kernel)
     monkeypatch.setitem(sys.modules, "kernels", stand_in)
     monkeypatch.setenv("HF_DETR_HUB_KERNEL", "owner/attention")
-    status = load_kernel("cpu", KernelPlaces((tmp_path,), tmp_path, "hf_detr_test_hub_build"))
+    status = load_kernel("cpu", (tmp_path,), "hf_detr_test_hub_build")
     assert (status.source, status.namespace) == ("hub", NAMESPACE)
 
     def attend(*tensors: Tensor) -> Tensor:
@@ -263,7 +261,7 @@ def test_our_loader_takes_it(
 
 
 def test_the_kernels_package_loads_it(variant: Path) -> None:
-    """Where the PyPI package `kernels` is, it finds, checks and imports this build."""
+    """If the PyPI package `kernels` is installed, it finds, checks and imports this build."""
     kernels = pytest.importorskip("kernels")
     if not hasattr(kernels, "get_local_kernel"):  # our own folder, found as a namespace package
         pytest.skip("the package `kernels` isn't installed")

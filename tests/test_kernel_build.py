@@ -3,6 +3,9 @@
 import os
 import shutil
 import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,8 @@ import torch
 
 from hf_detr import kernel_build
 from hf_detr.kernel_build import KernelError, Recipe, build_library, find_compiler
+
+from .waiting import wait_until
 
 needs_compiler = pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler here")
 
@@ -69,11 +74,26 @@ def write_script(path: Path, body: str) -> Path:
     return path
 
 
-def sleeping_compiler(folder: Path) -> Path:
-    """A compiler that never ends, and writes its process's number into `pid`."""
-    real = shutil.which("c++") or find_compiler()[0]
-    body = f'[ "$1" = --version ] && exec {real} --version\necho $$ > {folder}/pid\nexec sleep 90'
-    return write_script(folder / "sleeping-c++", body)
+@contextmanager
+def paused_compiler(folder: Path) -> Iterator[Path]:
+    """A compiler that waits while the file `paused` exists, and lists its processes in `calls`.
+
+    It also ends when the test or this process ends.
+    """
+    calls, paused = folder / "calls", folder / "paused"
+    body = f"""
+[ "$1" = --version ] && exec {find_compiler()[0]} --version
+echo $$ >> {calls}
+while [ -e {paused} ] && kill -0 {os.getpid()}; do sleep 0.1; done
+[ -e {calls} ] && exec {find_compiler()[0]} "$@"
+"""
+    calls.touch()
+    paused.touch()
+    try:
+        yield write_script(folder / "paused-c++", body)
+    finally:
+        calls.unlink()
+        paused.unlink(missing_ok=True)
 
 
 @pytest.fixture
@@ -97,7 +117,7 @@ def reason_of(recipe: Recipe, folder: Path) -> str:
     "name", ["torch-ext/torch_binding.cpp", "deformable_attention_cpu/number.h"]
 )
 def test_editing_a_source_changes_the_key(recipe: Recipe, name: str) -> None:
-    """An edited source or header is never served by the build of its former self."""
+    """A build of the former sources is not used once a source or header is edited."""
     before = recipe.name()
     with open(recipe.sources / name, "a") as source:
         source.write("// edited\n")
@@ -107,7 +127,7 @@ def test_editing_a_source_changes_the_key(recipe: Recipe, name: str) -> None:
 def test_everything_that_matters_is_in_the_key(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another namespace, torch, machine or GPU never gets this build."""
+    """This build is not used for another namespace, torch, machine or GPU."""
     sources = recipe.sources
     names = {recipe.name(), Recipe("cpu", sources, "other").name()}
     names |= {Recipe("cuda", sources, "x", gpus).name() for gpus in (("9.0",), ("8.0", "9.0"))}
@@ -121,7 +141,7 @@ def test_everything_that_matters_is_in_the_key(
 def test_no_compiler(recipe: Recipe, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The reason names the missing compiler, whether CXX or the path lacks it."""
     monkeypatch.setenv("CXX", "no-such-compiler")
-    assert "CXX names none" in reason_of(recipe, folder)
+    assert "CXX names a missing one" in reason_of(recipe, folder)
     monkeypatch.delenv("CXX")
     monkeypatch.setenv("PATH", str(folder))
     assert "no c++, g++ or clang++" in reason_of(recipe, folder)
@@ -129,32 +149,45 @@ def test_no_compiler(recipe: Recipe, folder: Path, monkeypatch: pytest.MonkeyPat
 
 @needs_compiler
 def test_failing_compiler(recipe: Recipe, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The reason has the compiler's last words and the place of all of them."""
+    """The reason has the compiler's last lines and the path of its whole output."""
     (recipe.sources / "deformable_attention_cpu" / "number.h").write_text("#error broken\n")
     reason = reason_of(recipe, folder)
     assert "answer.cpp" in reason and str(folder.parent / "failed.log") in reason
     assert "#error broken" in (folder.parent / "failed.log").read_text()
     monkeypatch.setenv("CXX", shutil.which("false") or "/bin/false")
-    assert "it said nothing" in reason_of(recipe, folder)
+    assert "it printed nothing" in reason_of(recipe, folder)
 
 
 @needs_compiler
-def test_timeout_ends_the_compiler(
-    recipe: Recipe, folder: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("error", [subprocess.TimeoutExpired("c++", 600.0), KeyboardInterrupt()])
+def test_timeout_or_interrupt_ends_the_compilers(
+    recipe: Recipe, folder: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
-    """A compiler that hangs is ended, and named as the reason."""
-    monkeypatch.setenv("CXX", str(sleeping_compiler(folder.parent)))
-    monkeypatch.setattr(kernel_build, "TIMEOUT", 0.5)
-    assert "took longer" in reason_of(recipe, folder)
-    with pytest.raises(ProcessLookupError):
-        os.kill(int((folder.parent / "pid").read_text()), signal.SIGCONT)
+    """No compiler is left running; a timeout is named as the reason."""
+    wait, calls = subprocess.Popen.wait, folder.parent / "calls"
+
+    def fail_first(process: subprocess.Popen, timeout: float | None = None) -> int:
+        if timeout is None:  # after the compiler was killed
+            return wait(process)
+        wait_until(lambda: len(calls.read_text().split()) == len(recipe.units()), process)
+        raise error
+
+    with paused_compiler(folder.parent) as compiler:
+        monkeypatch.setenv("CXX", str(compiler))
+        monkeypatch.setattr(subprocess.Popen, "wait", fail_first)
+        with pytest.raises((KernelError, KeyboardInterrupt)) as caught:
+            build_library(recipe, folder, folder.parent / "failed.log")
+        for pid in calls.read_text().split():
+            with pytest.raises(ProcessLookupError):
+                os.kill(int(pid), signal.SIGCONT)
+    assert caught.type is KeyboardInterrupt or "longer than 10 minutes" in str(caught.value)
 
 
 @needs_compiler
 def test_cuda_toolkit_missing_or_of_another_release(
     recipe: Recipe, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The reason tells a missing nvcc from one that doesn't fit torch, and names both versions."""
+    """The reason is a missing nvcc, or the versions of nvcc and torch that don't match."""
     cuda = Recipe("cuda", recipe.sources, recipe.namespace, ("9.0",))
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     home = folder.parent / "toolkit"
@@ -183,6 +216,6 @@ def test_cuda_library_compiles_without_a_gpu(recipe: Recipe, folder: Path) -> No
 
 
 def test_broken_compiler_has_no_identity(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A compiler that doesn't answer counts as none: what was built before may still be used."""
+    """A compiler that fails counts as none: an earlier build may still be used."""
     monkeypatch.setenv("CXX", shutil.which("false") or "/bin/false")
     assert kernel_build.compiler_identity("cpu") is None

@@ -115,7 +115,7 @@ def test_mixed_dtypes(kernel: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 def test_locations_keep_the_offsets_precision(dtype: torch.dtype) -> None:
-    """Protects which pixels are sampled: no offset is rounded, beside references of any dtype."""
+    """Protects which pixels are sampled: no offset is rounded, for references of any dtype."""
     offset = torch.full((1, 1, 1, 1, 1, 2), 1 / 3, dtype=dtype)
     for references in (torch.zeros(1, 1, 1, 2, dtype=dtype), torch.zeros(1, 1, 1, 2)):
         got = locate(references, offset, [(7, 7)])
@@ -168,7 +168,7 @@ def test_wild_values_stay_where_they_are(kernel: str) -> None:
 
 @pytest.mark.parametrize("empty", ["batch_size", "num_queries", "num_points", "width"])
 def test_empty_inputs(kernel: str, empty: str) -> None:
-    """Protects that nothing in gives nothing, or zeros, out and gradients of the right shape."""
+    """Protects empty inputs: outputs are empty or zero, and gradients have the right shape."""
     shapes = [(3, 4), (2, 1)]
     inputs = random_inputs(shapes, **{empty: 0})
     output = attend(kernel, shapes, *inputs)
@@ -204,7 +204,7 @@ def test_operator_keeps_torch_rules() -> None:
 
 
 def test_second_derivatives_are_refused() -> None:
-    """Protects from a second derivative that would silently lack terms."""
+    """Protects from a second derivative with missing terms."""
     shapes = [(3, 4)]
     inputs = random_inputs(shapes)
     (grad,) = torch.autograd.grad(
@@ -234,7 +234,7 @@ ERRORS = [
 
 @pytest.mark.parametrize(("change", "error", "message"), ERRORS)
 def test_errors_in_words(change: dict, error: type[Exception], message: str) -> None:
-    """Protects that wrong inputs are named before anything is computed."""
+    """Protects errors for wrong inputs, before anything is computed."""
     arguments = {
         "value": torch.zeros(1, 14, 2, 4),
         "spatial_shapes": [(3, 4), (2, 1)],

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from .waiting import NEVER
+
 REPOSITORY = Path(__file__).parents[1]
 
 
@@ -18,6 +20,8 @@ def test_with_a_local_hub(tmp_path: Path) -> None:
         **kept,
         **{"HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HUB_DISABLE_XET": "1"},
         **{"HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path), "NO_PROXY": "127.0.0.1"},
+        # The server is as slow as this machine is busy.
+        **{"HF_HUB_DOWNLOAD_TIMEOUT": str(int(NEVER)), "HF_HUB_ETAG_TIMEOUT": str(int(NEVER))},
     }
     result = subprocess.run(
         [

@@ -21,6 +21,8 @@ from hf_detr.training_checkpoint import (
     save_checkpoint,
 )
 
+from .waiting import wait_until
+
 
 def tensors(value: float, size: int = 10) -> dict[str, dict[str, torch.Tensor]]:
     """Two groups of tensors, of which two share memory."""
@@ -198,10 +200,7 @@ def test_kill_at_any_moment_leaves_a_good_one(tmp_path: Path, after: float) -> N
     """After `kill -9` while saving, the newest checkpoint is complete, and saving continues."""
     process = subprocess.Popen([sys.executable, "-c", SAVE_FOREVER, tmp_path])
     try:
-        deadline = time.monotonic() + 120
-        while not checkpoint_folder(tmp_path, 3).exists() and time.monotonic() < deadline:
-            assert process.poll() is None
-            time.sleep(0.002)
+        wait_until(lambda: checkpoint_folder(tmp_path, 3).exists(), process, interval=0.002)
         time.sleep(after)
     finally:
         process.send_signal(signal.SIGKILL)

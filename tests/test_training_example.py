@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from hf_detr.training_checkpoint import load_newest_checkpoint
 
 from .test_model_card import check_metadata, code_blocks, run_block
 from .tiny import NO_DROPOUT
+from .waiting import wait_until
 
 REPOSITORY = Path(__file__).parents[1]
 SCRIPT = REPOSITORY / "examples" / "train_detection.py"
@@ -149,10 +149,7 @@ def kill_when(arguments: list[str], condition: Callable[[], bool]) -> None:
         stderr=subprocess.DEVNULL,
     )
     try:
-        deadline = time.monotonic() + 300
-        while not condition():
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.0005)
+        wait_until(condition, process, interval=0.0005)
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()

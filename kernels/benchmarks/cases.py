@@ -58,12 +58,12 @@ def make_case(
     points: int = NUM_POINTS,
     coordinates: int = 2,
 ) -> Case:
-    """Queries at all pixels, or at so many random places; samples a few pixels around them."""
+    """Queries at all pixels, or at random places; samples a few pixels around them."""
     torch.manual_seed(0)
     references = pixel_centres(shapes)
     value = torch.randn(batch, len(references), heads, width)
-    # Off the centres by a little: offsets of few bits would else put many samples on pixels, where
-    # gradients jump.
+    # Slightly off the centres: otherwise offsets of few bits would put many samples on pixels,
+    # where gradients jump.
     references = references + 0.002 * torch.rand(len(references), 2)
     if queries is not None:
         references = torch.rand(queries, 2)

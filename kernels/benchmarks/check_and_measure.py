@@ -36,7 +36,7 @@ TOLERANCES = {
     torch.bfloat16: 8e-3,
     torch.float16: 1e-3,
 }
-# Other sides round weights, or sums of few terms, once more on their way.
+# Other operators round weights, or sums of few terms, once more.
 SLACK_OF_OTHERS = 4
 # Locations on a pixel within rounding may fall to either side, where their gradient jumps.
 MAY_DIFFER = {"points": 2e-4, "references": 2e-3}
@@ -58,7 +58,7 @@ def gradient_for(case: Case) -> Tensor:
 
 
 def find_error(got: list[Tensor], expected: list[Tensor], tolerance: float) -> str | None:
-    """What differs, if anything does."""
+    """A description of the difference, if there is one."""
     names = ("output", "value", "points", "weights", "references")
     for name, tensor, exact in zip(names, got, expected, strict=False):
         largest = float(exact.detach().abs().max())
@@ -108,7 +108,7 @@ def cases_to_check(shapes: Shapes) -> Iterator[Case]:
 
 
 def check_all(shapes: Shapes) -> int:
-    """Prints what is wrong; returns how often something was."""
+    """Prints errors; returns their number."""
     failures = count = 0
     for case in cases_to_check(shapes):
         expected, grad = expected_results(case), gradient_for(case)
@@ -281,10 +281,10 @@ def main() -> int:
 
     status = load_kernel("cuda")
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}")
-    if not status.available:
+    if status.namespace is None:
         print(f"the compiled operator is not available: {status.reason}", file=sys.stderr)
         return 1
-    print(f"compiled operator: {status.source}, {status.seconds:.1f} s")
+    print(f"compiled operator: {status.source}")
     if check_all(QUICK_SHAPES):
         return 1
     if not arguments.check_only:

@@ -1,4 +1,4 @@
-"""The operators that are compared: ours, torch's own, and other packages' where installed."""
+"""The compared operators: ours, torch's own, and those of other installed packages."""
 
 import functools
 import importlib
@@ -35,7 +35,7 @@ def our_side(kernel: str) -> Callable[[Case], Operator]:
 
 
 def unfused(operator: Operator, wants_one_dtype: bool = False) -> Operator:
-    """Locations and weights by torch, for sides that have no operator with offsets and logits."""
+    """Locations and weights by torch, for operators that don't take offsets and logits."""
 
     def call(shapes: Tensor, starts: Tensor, case: Case, *inputs: Tensor) -> Tensor:
         value, points, weights, *references = inputs
@@ -44,7 +44,7 @@ def unfused(operator: Operator, wants_one_dtype: bool = False) -> Operator:
             places = references[0][:, :, None, :, None]
             points = places + points.to(places.dtype) / shapes.flip(-1)[:, None]
         if wants_one_dtype and points.dtype != value.dtype:
-            # Eight bits of precision could not say which pixel is meant.
+            # Eight bits of precision are too few to identify a pixel.
             exact = operator(value.float(), shapes, starts, points.float(), weights.float())
             return exact.to(value.dtype)
         return operator(value, shapes, starts, points, weights)
@@ -53,7 +53,7 @@ def unfused(operator: Operator, wants_one_dtype: bool = False) -> Operator:
 
 
 def prepare(call: Callable[..., Tensor], case: Case) -> Operator:
-    """Puts shapes and starts on the GPU once, as these sides want them."""
+    """Moves shapes and starts to the GPU once, in the format of these operators."""
     shapes = torch.tensor(case.shapes, device=DEVICE)
     starts = torch.tensor(starts_of(case.shapes), device=DEVICE)
     return functools.partial(call, shapes, starts, case)
@@ -105,6 +105,6 @@ def find_sides() -> dict[str, Callable[[Case], Operator]]:
     for name, make in OTHERS.items():
         try:
             sides[name] = make()
-        except Exception as error:  # whatever another package does when it is imported
+        except Exception as error:  # any error of the other package's import
             print(f"not compared with {name}: {' '.join(str(error).split())}")
     return sides

@@ -1,4 +1,4 @@
-// The operators on CPU: checks, memory, threads; the work itself is in sampling.h.
+// The operators on CPU: checks, memory and threads; sampling.h contains the arithmetic.
 #include <algorithm>
 #include <cstdlib>
 #include <optional>
@@ -7,15 +7,15 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include "../torch-ext/problem.h"
-#include "call.h"
+#include "../torch-ext/attention_sizes.h"
+#include "arguments.h"
 
 namespace deformable_attention {
 namespace {
 
 using Shapes = std::vector<int64_t>;
 
-// What the processor can do, or less if the environment asks torch for less, too.
+// The best instruction set of the processor, or a lower one that ATEN_CPU_CAPABILITY names.
 template <class T>
 Functions<T> choose_functions() {
 #ifdef __x86_64__
@@ -40,7 +40,7 @@ const Functions<T>& best_functions() {
 template <class T>
 constexpr ScalarType kType = sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float;
 
-// Contiguous and of the type that is computed with.
+// Contiguous and in the type of the arithmetic.
 template <class T>
 Tensor exact(const Tensor& tensor) {
   return torch::stable::contiguous(tensor.scalar_type() == kType<T>
@@ -72,102 +72,101 @@ T* mutable_data(const Tensor& tensor) {
   return static_cast<T*>(tensor.mutable_data_ptr());
 }
 
-// Where levels lie in a head's table (with zeros to the left, above and below), or in value.
+// Positions of levels in a head's table (with zeros to the left, above and below), or in value.
 template <class T>
-void lay_out_levels(Call<T>& call, const Shapes& shapes) {
+void lay_out_levels(Arguments<T>& args, const Shapes& shapes) {
   int64_t next = 0;
-  for (int64_t i = 0; i < call.levels; ++i) {
+  for (int64_t i = 0; i < args.levels; ++i) {
     int64_t height = shapes[2 * i], width = shapes[2 * i + 1];
-    int64_t row = call.has_table ? width + 1 : width;
-    int64_t origin = call.has_table ? next + 1 + row : next;
-    next = call.has_table ? next + 1 + (height + 3) * row : next + height * width;
-    STD_TORCH_CHECK(next < INT32_MAX, "an image has too many pixels: 2^31 fit in one");
-    call.level.push_back({(T)width, (T)height, (int32_t)row, (int32_t)origin,
-                          call.has_table ? (int32_t)(origin + height * row) : 0});
+    int64_t row = args.has_table ? width + 1 : width;
+    int64_t origin = args.has_table ? next + 1 + row : next;
+    next = args.has_table ? next + 1 + (height + 3) * row : next + height * width;
+    STD_TORCH_CHECK(next < INT32_MAX, "an image has too many pixels; the limit is 2^31");
+    args.level.push_back({(T)width, (T)height, (int32_t)row, (int32_t)origin,
+                          args.has_table ? (int32_t)(origin + height * row) : 0});
   }
-  call.table_pixels = next;
+  args.table_pixels = next;
 }
 
 template <class T>
-Call<T> make_call(const Problem& problem, const Shapes& shapes, const Tensor& value,
-                  const Tensor* references, const Tensor& points, const Tensor& weights) {
-  Call<T> call{};
-  call.batch = problem.batch;
-  call.queries = problem.queries;
-  call.tokens = problem.tokens;
-  call.heads = problem.heads;
-  call.width = problem.width;
-  call.levels = problem.levels;
-  call.points = problem.points;
-  call.coordinates = problem.coordinates;
-  call.value = data<T>(value);
-  call.references = references ? data<T>(*references) : nullptr;
-  call.points_xy = data<T>(points);
-  call.weights = data<T>(weights);
-  // A copy of value, head by head, costs what it saves once each pixel is read about eight times.
-  call.has_table = problem.queries * problem.levels * problem.points >= 2 * problem.tokens &&
-                   problem.tokens < 1 << 27;  // margins at most octuple what 32 bits must count
-  lay_out_levels(call, shapes);
-  return call;
+Arguments<T> make_arguments(const AttentionSizes& sizes, const Shapes& shapes,
+                            const Tensor& value, const Tensor* references, const Tensor& points,
+                            const Tensor& weights) {
+  Arguments<T> args{};
+  args.batch = sizes.batch;
+  args.queries = sizes.queries;
+  args.tokens = sizes.tokens;
+  args.heads = sizes.heads;
+  args.width = sizes.width;
+  args.levels = sizes.levels;
+  args.points = sizes.points;
+  args.coordinates = sizes.coordinates;
+  args.value = data<T>(value);
+  args.references = references ? data<T>(*references) : nullptr;
+  args.points_xy = data<T>(points);
+  args.weights = data<T>(weights);
+  // A copy of value, head by head, is worth its cost if each pixel is read about eight times.
+  args.has_table = sizes.queries * sizes.levels * sizes.points >= 2 * sizes.tokens &&
+                   sizes.tokens < 1 << 27;  // margins multiply them by at most 8, in 32 bits
+  lay_out_levels(args, shapes);
+  return args;
 }
 
-bool is_empty(const Problem& problem) {
-  return problem.batch * problem.queries * problem.heads * problem.width * problem.levels *
-             problem.points ==
-         0;
+bool is_empty(const AttentionSizes& sizes) {
+  return sizes.batch * sizes.queries * sizes.heads * sizes.width * sizes.levels * sizes.points == 0;
 }
 
 template <class T>
-using Function = void (*)(const Call<T>&, int64_t, int64_t);
+using Function = void (*)(const Arguments<T>&, int64_t, int64_t);
 
 template <class T>
-void run(const Call<T>& call, int64_t count, int64_t at_least, Function<T> function) {
+void run(const Arguments<T>& args, int64_t count, int64_t at_least, Function<T> function) {
   torch::stable::parallel_for(0, count, at_least, [&](int64_t begin, int64_t end) {
-    function(call, begin, end);
+    function(args, begin, end);
   });
 }
 
-// Calls `work` for all items, with a table for as many at a time as there are threads: tables of
-// all would be as large as value, and leave the cache before they are read.
+// Calls `work` for all items, with tables for as many at a time as there are threads: tables of
+// all items would be as large as value, and would not stay in the cache until they are read.
 template <class T, class Work>
-void for_tables(Call<T>& call, const Tensor& like, bool has_grad, const Work& work) {
-  int64_t all = call.batch * call.heads, threads = torch::stable::get_num_threads();
-  int64_t at_once = call.has_table ? std::min(all, threads) : all;
-  call.parts = 1;
+void for_tables(Arguments<T>& args, const Tensor& like, bool has_grad, const Work& work) {
+  int64_t all = args.batch * args.heads, threads = torch::stable::get_num_threads();
+  int64_t at_once = args.has_table ? std::min(all, threads) : all;
+  args.parts = 1;
   std::optional<Tensor> table, grad_table;
-  if (call.has_table) {
+  if (args.has_table) {
     // With more threads than heads, each thread sums a part of the queries.
-    if (has_grad) call.parts = std::min<int64_t>({(threads + all - 1) / all, 8, call.queries});
-    table = empty<T>(like, {at_once, call.table_pixels, call.width});
-    call.table = mutable_data<T>(*table);
+    if (has_grad) args.parts = std::min<int64_t>({(threads + all - 1) / all, 8, args.queries});
+    table = empty<T>(like, {at_once, args.table_pixels, args.width});
+    args.table = mutable_data<T>(*table);
     if (has_grad) {
-      grad_table = empty<T>(like, {call.parts, at_once, call.table_pixels, call.width});
-      call.grad_table = mutable_data<T>(*grad_table);
+      grad_table = empty<T>(like, {args.parts, at_once, args.table_pixels, args.width});
+      args.grad_table = mutable_data<T>(*grad_table);
     }
   }
-  for (call.first = 0; call.first < all; call.first += call.items) {
-    call.items = std::min(at_once, all - call.first);
-    if (call.has_table) run(call, call.items, 1, best_functions<T>().fill_table);
+  for (args.first = 0; args.first < all; args.first += args.items) {
+    args.items = std::min(at_once, all - args.first);
+    if (args.has_table) run(args, args.items, 1, best_functions<T>().fill_table);
     work();
   }
 }
 
 template <class T>
-Tensor forward(const Problem& problem, const Shapes& shapes, const Tensor& given_value,
+Tensor forward(const AttentionSizes& sizes, const Shapes& shapes, const Tensor& given_value,
                const Tensor* given_references, const Tensor& given_points,
                const Tensor& given_weights) {
-  Shapes output_sizes{problem.batch, problem.queries, problem.heads * problem.width};
-  if (is_empty(problem)) return torch::stable::new_zeros(given_value, output_sizes);
+  Shapes output_sizes{sizes.batch, sizes.queries, sizes.heads * sizes.width};
+  if (is_empty(sizes)) return torch::stable::new_zeros(given_value, output_sizes);
   Tensor value = exact<T>(given_value), points = exact<T>(given_points);
   Tensor weights = exact<T>(given_weights);
   std::optional<Tensor> references;
   if (given_references) references = exact<T>(*given_references);
-  Call<T> call = make_call<T>(problem, shapes, value, references ? &*references : nullptr, points,
-                              weights);
+  Arguments<T> args = make_arguments<T>(
+      sizes, shapes, value, references ? &*references : nullptr, points, weights);
   Tensor output = empty<T>(value, output_sizes);
-  call.output = mutable_data<T>(output);
-  for_tables(call, value, false, [&] {
-    run(call, call.items * call.queries, 64, best_functions<T>().forward);
+  args.output = mutable_data<T>(output);
+  for_tables(args, value, false, [&] {
+    run(args, args.items * args.queries, 64, best_functions<T>().forward);
   });
   return cast_like(output, given_value);
 }
@@ -177,12 +176,12 @@ struct Gradients {
 };
 
 template <class T>
-Gradients backward(const Problem& problem, const Shapes& shapes, const Tensor& given_grad,
+Gradients backward(const AttentionSizes& sizes, const Shapes& shapes, const Tensor& given_grad,
                    const Tensor& given_value, const Tensor* given_references,
                    const Tensor& given_points, const Tensor& given_weights, bool reference_grad) {
   const Tensor& any_references = given_references ? *given_references : given_value;
   Shapes no_references{0};
-  if (is_empty(problem)) {
+  if (is_empty(sizes)) {
     auto zeros = [](const Tensor& like) {
       return torch::stable::new_zeros(like, sizes_of(like));
     };
@@ -195,9 +194,9 @@ Gradients backward(const Problem& problem, const Shapes& shapes, const Tensor& g
   Tensor weights = exact<T>(given_weights), grad = exact<T>(given_grad);
   std::optional<Tensor> references;
   if (given_references) references = exact<T>(*given_references);
-  Call<T> call = make_call<T>(problem, shapes, value, references ? &*references : nullptr, points,
-                              weights);
-  Tensor grad_value = call.has_table
+  Arguments<T> args = make_arguments<T>(
+      sizes, shapes, value, references ? &*references : nullptr, points, weights);
+  Tensor grad_value = args.has_table
                           ? empty<T>(value, sizes_of(value))
                           : torch::stable::new_zeros(value, sizes_of(value), kType<T>);
   Tensor grad_points = empty<T>(points, sizes_of(points));
@@ -205,16 +204,16 @@ Gradients backward(const Problem& problem, const Shapes& shapes, const Tensor& g
   Tensor grad_references = torch::stable::new_empty(any_references, no_references);
   if (reference_grad)
     grad_references = empty<T>(
-        value, {call.batch, call.heads, call.queries, call.levels, call.coordinates});
-  call.grad = data<T>(grad);
-  call.grad_value = mutable_data<T>(grad_value);
-  call.grad_points_xy = mutable_data<T>(grad_points);
-  call.grad_weights = mutable_data<T>(grad_weights);
-  call.grad_references = reference_grad ? mutable_data<T>(grad_references) : nullptr;
-  // Heads are summed apart, so no two threads write to one place, and sums have one order.
-  for_tables(call, value, true, [&] {
-    run(call, call.parts * call.items, 1, best_functions<T>().backward);
-    if (call.has_table) run(call, call.items, 1, best_functions<T>().read_grad_table);
+        value, {args.batch, args.heads, args.queries, args.levels, args.coordinates});
+  args.grad = data<T>(grad);
+  args.grad_value = mutable_data<T>(grad_value);
+  args.grad_points_xy = mutable_data<T>(grad_points);
+  args.grad_weights = mutable_data<T>(grad_weights);
+  args.grad_references = reference_grad ? mutable_data<T>(grad_references) : nullptr;
+  // Heads are summed separately: no two threads write to one address, and the order is fixed.
+  for_tables(args, value, true, [&] {
+    run(args, args.parts * args.items, 1, best_functions<T>().backward);
+    if (args.has_table) run(args, args.items, 1, best_functions<T>().read_grad_table);
   });
   if (reference_grad) grad_references = torch::stable::sum(grad_references, Shapes{1});
   return {cast_like(grad_value, given_value), grad_references, cast_like(grad_points, given_points),
@@ -223,37 +222,37 @@ Gradients backward(const Problem& problem, const Shapes& shapes, const Tensor& g
 
 Tensor deformable_attention(const Tensor& value, const Tensor& locations, const Tensor& weights,
                             const Shapes& shapes) {
-  Problem problem = read_problem(value, locations, weights, shapes);
+  AttentionSizes sizes = read_sizes(value, locations, weights, shapes);
   auto compute = value.scalar_type() == ScalarType::Double ? forward<double> : forward<float>;
-  return compute(problem, shapes, value, nullptr, locations, weights);
+  return compute(sizes, shapes, value, nullptr, locations, weights);
 }
 
 std::tuple<Tensor, Tensor, Tensor> deformable_attention_backward(
     const Tensor& grad, const Tensor& value, const Tensor& locations, const Tensor& weights,
     const Shapes& shapes, bool) {
-  Problem problem = read_problem(value, locations, weights, shapes);
-  check_gradient(grad, value, problem);
+  AttentionSizes sizes = read_sizes(value, locations, weights, shapes);
+  check_gradient(grad, value, sizes);
   auto compute = value.scalar_type() == ScalarType::Double ? backward<double> : backward<float>;
-  Gradients gradients = compute(problem, shapes, grad, value, nullptr, locations, weights, false);
+  Gradients gradients = compute(sizes, shapes, grad, value, nullptr, locations, weights, false);
   return {gradients.value, gradients.points, gradients.weights};
 }
 
 Tensor fused_deformable_attention(const Tensor& value, const Tensor& reference_points,
                                   const Tensor& offsets, const Tensor& logits,
                                   const Shapes& shapes) {
-  Problem problem = read_problem(value, reference_points, offsets, logits, shapes);
+  AttentionSizes sizes = read_sizes(value, reference_points, offsets, logits, shapes);
   auto compute = value.scalar_type() == ScalarType::Double ? forward<double> : forward<float>;
-  return compute(problem, shapes, value, &reference_points, offsets, logits);
+  return compute(sizes, shapes, value, &reference_points, offsets, logits);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> fused_deformable_attention_backward(
     const Tensor& grad, const Tensor& value, const Tensor& reference_points, const Tensor& offsets,
     const Tensor& logits, const Shapes& shapes, bool reference_grad, bool) {
-  Problem problem = read_problem(value, reference_points, offsets, logits, shapes);
-  check_gradient(grad, value, problem);
+  AttentionSizes sizes = read_sizes(value, reference_points, offsets, logits, shapes);
+  check_gradient(grad, value, sizes);
   auto compute = value.scalar_type() == ScalarType::Double ? backward<double> : backward<float>;
   Gradients gradients =
-      compute(problem, shapes, grad, value, &reference_points, offsets, logits, reference_grad);
+      compute(sizes, shapes, grad, value, &reference_points, offsets, logits, reference_grad);
   return {gradients.value, gradients.references, gradients.points, gradients.weights};
 }
 

@@ -1,8 +1,8 @@
-// Makes the functions of one instruction set, under the name FUNCTIONS, with vectors of
-// VECTOR_BYTES. What these headers need of the standard library comes before any target is set.
+// Defines the functions of one instruction set as FUNCTIONS, with vectors of VECTOR_BYTES. The
+// standard headers that they need are included before any target is set.
 
 namespace deformable_attention {
-// Nothing in these may be shared with another instruction set, hence the unnamed namespace.
+// The unnamed namespace keeps these functions separate from those of other instruction sets.
 namespace {
 #include "vectors.h"
 

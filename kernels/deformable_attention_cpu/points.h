@@ -1,4 +1,4 @@
-// From locations, or references and offsets, to pixels and corner weights, and back to gradients;
+// Pixels and corner weights of locations, or of references and offsets, and their gradients;
 // vectorised over points.
 
 constexpr int kPointsAtOnce = 128;
@@ -6,8 +6,8 @@ constexpr int kPointsAtOnce = 128;
 // Points of several queries of one head, in pixels.
 template <class T>
 struct PointBlock {
-  explicit PointBlock(const Call<T>& call)
-      : per_query(call.levels * call.points),
+  explicit PointBlock(const Arguments<T>& args)
+      : per_query(args.levels * args.points),
         queries(std::max<int64_t>(1, kPointsAtOnce / std::max<int64_t>(1, per_query))),
         size((queries * per_query + kLanes<T> - 1) / kLanes<T> * kLanes<T>),
         integers(5 * size),
@@ -24,7 +24,7 @@ struct PointBlock {
       number += size;
     }
     for (int64_t i = 0; i < queries * per_query; ++i) {
-      const Level<T>& level = call.level[i % per_query / call.points];
+      const Level<T>& level = args.level[i % per_query / args.points];
       level_width[i] = level.width;
       level_height[i] = level.height;
       row[i] = level.row;
@@ -41,7 +41,7 @@ struct PointBlock {
   Integer<T> *row, *origin, *zeros;
   // Position in pixels, distances from the pixel left above it, weights of its four corners.
   T *x, *y, *right, *below, *weight, *corner[4];
-  // The pixel left above; whether left, right, upper and lower pixels exist, as bits.
+  // The pixel left above, and bits: whether left, right, upper and lower pixels exist.
   Integer<T> *base, *corners;
   T *grad_x, *grad_y, *grad_weight;
 };
@@ -55,7 +55,7 @@ void find_corners(PointBlock<T>& block, int64_t count) {
     Numbers x = load<T, n>(block.x + i), y = load<T, n>(block.y + i);
     Numbers width = load<T, n>(block.level_width + i), height = load<T, n>(block.level_height + i);
     Numbers weight = load<T, n>(block.weight + i);
-    // False for NaN, too: what is not inside never becomes an index.
+    // False for NaN, too: positions outside never become an index.
     Integers inside = (x >= -1) & (x < width) & (y >= -1) & (y < height);
     weight = ((x == x) & (y == y)) ? weight : x + y;
     x = inside ? x : Numbers{};
@@ -91,7 +91,7 @@ void find_corners(PointBlock<T>& block, int64_t count) {
 // std::exp doesn't vectorise everywhere. The error is 2 units in the last place.
 inline float exponential(float x) {
   float clamped = x < -87.0f ? -87.0f : x;  // keeps NaN; x is never above 0
-  float shifted = clamped * 1.44269504f + 12582912.0f;  // its low bits hold the rounded quotient
+  float shifted = clamped * 1.44269504f + 12582912.0f;  // its low bits are the rounded quotient
   float quotient = shifted - 12582912.0f;
   float rest = clamped - quotient * 0.693359375f + quotient * 2.12194440e-4f;
   float result = 1.0f / 720;
@@ -118,45 +118,45 @@ void softmax(T* weights, int64_t count) {
   for (int64_t i = 0; i < count; ++i) weights[i] *= scale;
 }
 
-// How far one unit of an offset moves a point of this level, in pixels.
+// Pixels by which one unit of an offset moves a point of this level.
 template <class T>
-void offset_units(const Call<T>& call, const T* reference, int64_t level, T& x, T& y) {
+void offset_units(const Arguments<T>& args, const T* reference, int64_t level, T& x, T& y) {
   x = y = 1;
-  if (call.coordinates == 4) {
-    T scale = (T)0.5 / (T)call.points;
-    x = reference[4 * level + 2] * scale * call.level[level].width;
-    y = reference[4 * level + 3] * scale * call.level[level].height;
+  if (args.coordinates == 4) {
+    T scale = (T)0.5 / (T)args.points;
+    x = reference[4 * level + 2] * scale * args.level[level].width;
+    y = reference[4 * level + 3] * scale * args.level[level].height;
   }
 }
 
 // Turns one query's offsets from references into pixels.
 template <class T>
-void place_around_references(const Call<T>& call, int64_t image_and_query, T* __restrict x,
+void place_around_references(const Arguments<T>& args, int64_t image_and_query, T* __restrict x,
                              T* __restrict y) {
-  const T* reference = call.references + image_and_query * call.levels * call.coordinates;
-  for (int64_t level = 0; level < call.levels; ++level) {
-    T center_x = reference[level * call.coordinates] * call.level[level].width - (T)0.5;
-    T center_y = reference[level * call.coordinates + 1] * call.level[level].height - (T)0.5;
+  const T* reference = args.references + image_and_query * args.levels * args.coordinates;
+  for (int64_t level = 0; level < args.levels; ++level) {
+    T center_x = reference[level * args.coordinates] * args.level[level].width - (T)0.5;
+    T center_y = reference[level * args.coordinates + 1] * args.level[level].height - (T)0.5;
     T unit_x, unit_y;
-    offset_units(call, reference, level, unit_x, unit_y);
-    for (int64_t i = level * call.points; i < (level + 1) * call.points; ++i) {
+    offset_units(args, reference, level, unit_x, unit_y);
+    for (int64_t i = level * args.points; i < (level + 1) * args.points; ++i) {
       x[i] = x[i] * unit_x + center_x;
       y[i] = y[i] * unit_y + center_y;
     }
   }
 }
 
-// Fills the block with `count` queries of an item from `query` on.
+// Fills the block with `count` queries of an item, starting at `query`.
 template <class T>
-void load_points(const Call<T>& call, int64_t item, int64_t query, int64_t count,
+void load_points(const Arguments<T>& args, int64_t item, int64_t query, int64_t count,
                  PointBlock<T>& block) {
   int64_t per_query = block.per_query;
   for (int64_t q = 0; q < count; ++q) {
-    int64_t image_and_query = item / call.heads * call.queries + query + q;
-    int64_t row = image_and_query * call.heads + item % call.heads;
-    const T* __restrict xy = call.points_xy + row * per_query * 2;
-    const T* __restrict weights = call.weights + row * per_query;
-    int64_t next = count * call.heads * per_query;
+    int64_t image_and_query = item / args.heads * args.queries + query + q;
+    int64_t row = image_and_query * args.heads + item % args.heads;
+    const T* __restrict xy = args.points_xy + row * per_query * 2;
+    const T* __restrict weights = args.weights + row * per_query;
+    int64_t next = count * args.heads * per_query;
     prefetch<0>(xy + 2 * next, 2 * per_query);
     prefetch<0>(weights + next, per_query);
     T* __restrict x = block.x + q * per_query;
@@ -167,14 +167,14 @@ void load_points(const Call<T>& call, int64_t item, int64_t query, int64_t count
       y[i] = xy[2 * i + 1];
       weight[i] = weights[i];
     }
-    if (call.coordinates) {
+    if (args.coordinates) {
       softmax(weight, per_query);
-      place_around_references(call, image_and_query, x, y);
+      place_around_references(args, image_and_query, x, y);
     }
   }
   int64_t size = count * per_query;
-  // Locations have nothing of their query's own: all at once.
-  for (int64_t i = 0; !call.coordinates && i < size; ++i) {
+  // Locations don't depend on their query: all at once.
+  for (int64_t i = 0; !args.coordinates && i < size; ++i) {
     block.x[i] = block.x[i] * block.level_width[i] - (T)0.5;
     block.y[i] = block.y[i] * block.level_height[i] - (T)0.5;
   }
@@ -182,27 +182,28 @@ void load_points(const Call<T>& call, int64_t item, int64_t query, int64_t count
 }
 
 template <class T>
-void prefetch_point_gradients(const Call<T>& call, int64_t item, int64_t query, int64_t per_query) {
-  int64_t row = (item / call.heads * call.queries + query) * call.heads + item % call.heads;
-  prefetch<1>(call.grad_points_xy + row * per_query * 2, per_query * 2);
-  prefetch<1>(call.grad_weights + row * per_query, per_query);
+void prefetch_point_gradients(const Arguments<T>& args, int64_t item, int64_t query,
+                              int64_t per_query) {
+  int64_t row = (item / args.heads * args.queries + query) * args.heads + item % args.heads;
+  prefetch<1>(args.grad_points_xy + row * per_query * 2, per_query * 2);
+  prefetch<1>(args.grad_weights + row * per_query, per_query);
 }
 
-// Pixel gradients of one query become those of its locations, or of its offsets and references.
+// Turns pixel gradients of one query into those of its locations, or offsets and references.
 template <class T>
-void scale_gradients(const Call<T>& call, int64_t item, int64_t query, T* __restrict x,
+void scale_gradients(const Arguments<T>& args, int64_t item, int64_t query, T* __restrict x,
                      T* __restrict y) {
-  int64_t row = item / call.heads * call.queries + query;
-  const T* reference = call.references + row * call.levels * call.coordinates;
-  const T* xy = call.points_xy +
-                (row * call.heads + item % call.heads) * call.levels * call.points * 2;
-  for (int64_t level = 0; level < call.levels; ++level) {
-    T width = call.level[level].width, height = call.level[level].height;
+  int64_t row = item / args.heads * args.queries + query;
+  const T* reference = args.references + row * args.levels * args.coordinates;
+  const T* xy = args.points_xy +
+                (row * args.heads + item % args.heads) * args.levels * args.points * 2;
+  for (int64_t level = 0; level < args.levels; ++level) {
+    T width = args.level[level].width, height = args.level[level].height;
     T unit_x = width, unit_y = height;
-    if (call.coordinates) offset_units(call, reference, level, unit_x, unit_y);
+    if (args.coordinates) offset_units(args, reference, level, unit_x, unit_y);
     T sums[4] = {};
-    for (int64_t i = level * call.points; i < (level + 1) * call.points; ++i) {
-      if (call.grad_references) {
+    for (int64_t i = level * args.points; i < (level + 1) * args.points; ++i) {
+      if (args.grad_references) {
         sums[0] += x[i];
         sums[1] += y[i];
         sums[2] += x[i] * xy[2 * i];
@@ -211,37 +212,37 @@ void scale_gradients(const Call<T>& call, int64_t item, int64_t query, T* __rest
       x[i] *= unit_x;
       y[i] *= unit_y;
     }
-    if (!call.grad_references) continue;
-    T scale = (T)0.5 / (T)call.points;
+    if (!args.grad_references) continue;
+    T scale = (T)0.5 / (T)args.points;
     T factors[4] = {width, height, scale * width, scale * height};
-    T* grad = call.grad_references +
-              ((item * call.queries + query) * call.levels + level) * call.coordinates;
-    for (int64_t i = 0; i < call.coordinates; ++i) grad[i] = sums[i] * factors[i];
+    T* grad = args.grad_references +
+              ((item * args.queries + query) * args.levels + level) * args.coordinates;
+    for (int64_t i = 0; i < args.coordinates; ++i) grad[i] = sums[i] * factors[i];
   }
 }
 
 template <class T>
-void store_point_gradients(const Call<T>& call, int64_t item, int64_t query, int64_t count,
+void store_point_gradients(const Arguments<T>& args, int64_t item, int64_t query, int64_t count,
                            PointBlock<T>& block) {
   int64_t per_query = block.per_query;
   for (int64_t q = 0; q < count; ++q) {
     T* __restrict x = block.grad_x + q * per_query;
     T* __restrict y = block.grad_y + q * per_query;
     T* __restrict grad_weight = block.grad_weight + q * per_query;
-    scale_gradients(call, item, query + q, x, y);
-    if (call.coordinates) {
+    scale_gradients(args, item, query + q, x, y);
+    if (args.coordinates) {
       const T* __restrict weight = block.weight + q * per_query;
       T mean = 0;
       for (int64_t i = 0; i < per_query; ++i) mean += weight[i] * grad_weight[i];
       for (int64_t i = 0; i < per_query; ++i) grad_weight[i] = weight[i] * (grad_weight[i] - mean);
     }
     int64_t row =
-        (item / call.heads * call.queries + query + q) * call.heads + item % call.heads;
-    T* __restrict out = call.grad_points_xy + row * per_query * 2;
+        (item / args.heads * args.queries + query + q) * args.heads + item % args.heads;
+    T* __restrict out = args.grad_points_xy + row * per_query * 2;
     for (int64_t i = 0; i < per_query; ++i) {
       out[2 * i] = x[i];
       out[2 * i + 1] = y[i];
     }
-    std::copy_n(grad_weight, per_query, call.grad_weights + row * per_query);
+    std::copy_n(grad_weight, per_query, args.grad_weights + row * per_query);
   }
 }

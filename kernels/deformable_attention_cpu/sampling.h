@@ -4,22 +4,22 @@
 template <class T>
 struct Rows {
   const T* value;
-  T* grad;        // laid out as value, or null
+  T* grad;        // with the layout of value, or null
   int64_t pixel;  // numbers from one pixel to the next
 };
 
 template <class T>
-Rows<T> rows_of(const Call<T>& call, int64_t item, int64_t part) {
-  if (call.has_table) {
-    int64_t size = call.table_pixels * call.width;
-    int64_t index = item - call.first;
-    T* grad = call.grad_table ? call.grad_table + (part * call.items + index) * size : nullptr;
-    return {call.table + index * size, grad, call.width};
+Rows<T> rows_of(const Arguments<T>& args, int64_t item, int64_t part) {
+  if (args.has_table) {
+    int64_t size = args.table_pixels * args.width;
+    int64_t index = item - args.first;
+    T* grad = args.grad_table ? args.grad_table + (part * args.items + index) * size : nullptr;
+    return {args.table + index * size, grad, args.width};
   }
-  int64_t start = item / call.heads * call.tokens * call.heads * call.width +
-                  item % call.heads * call.width;
-  return {call.value + start, call.grad_value ? call.grad_value + start : nullptr,
-          call.heads * call.width};
+  int64_t start = item / args.heads * args.tokens * args.heads * args.width +
+                  item % args.heads * args.width;
+  return {args.value + start, args.grad_value ? args.grad_value + start : nullptr,
+          args.heads * args.width};
 }
 
 // Calls `visit(corner, offset)` for the corners of a point that exist.
@@ -44,7 +44,7 @@ inline void for_corners(const PointBlock<T>& block, int64_t i, int64_t pixel, co
 template <bool has_table, class T, int lanes, int registers>
 void sum_samples(const PointBlock<T>& block, int64_t first, const T* value, int64_t pixel,
                  T* output) {
-  // Several chains of sums: within one, each multiply-add waits for the last.
+  // Several independent sums: within one, each multiply-add waits for the previous one.
   constexpr int chains = registers <= 2 ? 4 : registers <= 4 ? 2 : 1;
   Vector<T, lanes> sums[chains][registers] = {};
   for (int64_t i = first; i < first + block.per_query; ++i) {
@@ -53,7 +53,7 @@ void sum_samples(const PointBlock<T>& block, int64_t first, const T* value, int6
       for (int r = 0; r < registers; ++r)
         sums[k % chains][r] += weight * load<T, lanes>(value + offset + r * lanes);
     });
-    // A weight that isn't a number shows where no corner exists, too.
+    // A NaN weight gives NaN where no corner exists, too.
     if (!has_table && block.corners[i] != 15)
       for (int r = 0; r < registers; ++r) sums[0][r] += 0 * block.weight[i];
   }
@@ -103,20 +103,20 @@ void for_slices(int64_t width, const Visit& visit) {
 }
 
 template <bool has_table, class T>
-void forward_items(const Call<T>& call, int64_t begin, int64_t end) {
-  PointBlock<T> block(call);
+void forward_items(const Arguments<T>& args, int64_t begin, int64_t end) {
+  PointBlock<T> block(args);
   for (int64_t i = begin; i < end;) {
-    int64_t item = call.first + i / call.queries, query = i % call.queries;
-    int64_t count = std::min({block.queries, call.queries - query, end - i});
-    load_points(call, item, query, count, block);
-    Rows<T> rows = rows_of(call, item, 0);
-    T* output = call.output +
-                ((item / call.heads * call.queries + query) * call.heads + item % call.heads) *
-                    call.width;
-    int64_t stride = call.heads * call.width;
+    int64_t item = args.first + i / args.queries, query = i % args.queries;
+    int64_t count = std::min({block.queries, args.queries - query, end - i});
+    load_points(args, item, query, count, block);
+    Rows<T> rows = rows_of(args, item, 0);
+    T* output = args.output +
+                ((item / args.heads * args.queries + query) * args.heads + item % args.heads) *
+                    args.width;
+    int64_t stride = args.heads * args.width;
     for (int64_t q = 0; q < count; ++q, output += stride) {
-      prefetch<1>(output + count * stride, call.width);
-      for_slices<T>(call.width, [&](auto lanes, auto registers, int64_t channel) {
+      prefetch<1>(output + count * stride, args.width);
+      for_slices<T>(args.width, [&](auto lanes, auto registers, int64_t channel) {
         sum_samples<has_table, T, lanes, registers>(block, q * block.per_query,
                                                     rows.value + channel, rows.pixel,
                                                     output + channel);
@@ -126,7 +126,7 @@ void forward_items(const Call<T>& call, int64_t begin, int64_t end) {
   }
 }
 
-// From the products of corners and gradient to the gradients of pixels and weights.
+// Gradients of pixels and weights from the products of corners and gradient.
 template <class T>
 void differentiate_points(PointBlock<T>& block, int64_t count, const T* __restrict dots) {
   const T *__restrict rights = block.right, *__restrict belows = block.below;
@@ -144,34 +144,34 @@ void differentiate_points(PointBlock<T>& block, int64_t count, const T* __restri
 }
 
 template <bool has_table, class T>
-void backward_items(const Call<T>& call, int64_t begin, int64_t end) {
-  PointBlock<T> block(call);
+void backward_items(const Arguments<T>& args, int64_t begin, int64_t end) {
+  PointBlock<T> block(args);
   std::vector<T> dots(4 * block.size);
   for (int64_t i = begin; i < end; ++i) {
-    int64_t part = i / call.items, item = call.first + i % call.items;
-    Rows<T> rows = rows_of(call, item, part);
-    if (has_table) std::fill_n(rows.grad, call.table_pixels * call.width, (T)0);
-    int64_t first = part * call.queries / call.parts, last = (part + 1) * call.queries / call.parts;
+    int64_t part = i / args.items, item = args.first + i % args.items;
+    Rows<T> rows = rows_of(args, item, part);
+    if (has_table) std::fill_n(rows.grad, args.table_pixels * args.width, (T)0);
+    int64_t first = part * args.queries / args.parts, last = (part + 1) * args.queries / args.parts;
     for (int64_t query = first; query < last; query += block.queries) {
       int64_t count = std::min(block.queries, last - query);
-      load_points(call, item, query, count, block);
+      load_points(args, item, query, count, block);
       std::fill(dots.begin(), dots.end(), (T)0);
-      const T* grad = call.grad +
-                      ((item / call.heads * call.queries + query) * call.heads +
-                       item % call.heads) *
-                          call.width;
-      int64_t stride = call.heads * call.width;
+      const T* grad = args.grad +
+                      ((item / args.heads * args.queries + query) * args.heads +
+                       item % args.heads) *
+                          args.width;
+      int64_t stride = args.heads * args.width;
       for (int64_t q = 0; q < count; ++q, grad += stride) {
-        prefetch<0>(grad + count * stride, call.width);
-        prefetch_point_gradients(call, item, query + q, block.per_query);
-        for_slices<T>(call.width, [&](auto lanes, auto registers, int64_t channel) {
+        prefetch<0>(grad + count * stride, args.width);
+        prefetch_point_gradients(args, item, query + q, block.per_query);
+        for_slices<T>(args.width, [&](auto lanes, auto registers, int64_t channel) {
           spread_gradient<has_table, T, lanes, registers>(
               block, q * block.per_query, rows.value + channel, rows.grad + channel, rows.pixel,
               grad + channel, dots.data());
         });
       }
       differentiate_points(block, count * block.per_query, dots.data());
-      store_point_gradients(call, item, query, count, block);
+      store_point_gradients(args, item, query, count, block);
     }
   }
 }
@@ -179,43 +179,43 @@ void backward_items(const Call<T>& call, int64_t begin, int64_t end) {
 // ---------------------------------------------------------------- tables of all pixels
 
 template <class T>
-void fill_table(const Call<T>& call, int64_t begin, int64_t end) {
-  int64_t stride = call.heads * call.width;
+void fill_table(const Arguments<T>& args, int64_t begin, int64_t end) {
+  int64_t stride = args.heads * args.width;
   for (int64_t index = begin; index < end; ++index) {
-    int64_t item = call.first + index;
-    const T* from = call.value + item / call.heads * call.tokens * stride +
-                    item % call.heads * call.width;
-    T* table = call.table + index * call.table_pixels * call.width;
+    int64_t item = args.first + index;
+    const T* from = args.value + item / args.heads * args.tokens * stride +
+                    item % args.heads * args.width;
+    T* table = args.table + index * args.table_pixels * args.width;
     T* filled = table;
-    for (const Level<T>& level : call.level) {
+    for (const Level<T>& level : args.level) {
       for (int64_t line = 0; line < (int64_t)level.height; ++line) {
-        T* row = table + (level.origin + line * level.row) * call.width;
+        T* row = table + (level.origin + line * level.row) * args.width;
         std::fill(filled, row, (T)0);
         filled = row;
         for (int64_t column = 0; column < (int64_t)level.width; ++column, from += stride)
-          filled = std::copy_n(from, call.width, filled);
+          filled = std::copy_n(from, args.width, filled);
       }
     }
-    std::fill(filled, table + call.table_pixels * call.width, (T)0);
+    std::fill(filled, table + args.table_pixels * args.width, (T)0);
   }
 }
 
 template <class T>
-void read_grad_table(const Call<T>& call, int64_t begin, int64_t end) {
-  int64_t stride = call.heads * call.width, size = call.table_pixels * call.width;
+void read_grad_table(const Arguments<T>& args, int64_t begin, int64_t end) {
+  int64_t stride = args.heads * args.width, size = args.table_pixels * args.width;
   for (int64_t index = begin; index < end; ++index) {
-    int64_t item = call.first + index;
-    T* to = call.grad_value + item / call.heads * call.tokens * stride +
-            item % call.heads * call.width;
-    for (const Level<T>& level : call.level) {
+    int64_t item = args.first + index;
+    T* to = args.grad_value + item / args.heads * args.tokens * stride +
+            item % args.heads * args.width;
+    for (const Level<T>& level : args.level) {
       for (int64_t line = 0; line < (int64_t)level.height; ++line) {
-        const T* from = call.grad_table + index * size +
-                        (level.origin + line * level.row) * call.width;
+        const T* from = args.grad_table + index * size +
+                        (level.origin + line * level.row) * args.width;
         for (int64_t column = 0; column < (int64_t)level.width; ++column) {
-          std::copy_n(from, call.width, to);
-          for (int64_t part = 1; part < call.parts; ++part)
-            for (int64_t c = 0; c < call.width; ++c) to[c] += from[part * call.items * size + c];
-          from += call.width;
+          std::copy_n(from, args.width, to);
+          for (int64_t part = 1; part < args.parts; ++part)
+            for (int64_t c = 0; c < args.width; ++c) to[c] += from[part * args.items * size + c];
+          from += args.width;
           to += stride;
         }
       }
@@ -224,13 +224,13 @@ void read_grad_table(const Call<T>& call, int64_t begin, int64_t end) {
 }
 
 template <class T>
-void forward(const Call<T>& call, int64_t begin, int64_t end) {
-  (call.has_table ? forward_items<true, T> : forward_items<false, T>)(call, begin, end);
+void forward(const Arguments<T>& args, int64_t begin, int64_t end) {
+  (args.has_table ? forward_items<true, T> : forward_items<false, T>)(args, begin, end);
 }
 
 template <class T>
-void backward(const Call<T>& call, int64_t begin, int64_t end) {
-  (call.has_table ? backward_items<true, T> : backward_items<false, T>)(call, begin, end);
+void backward(const Arguments<T>& args, int64_t begin, int64_t end) {
+  (args.has_table ? backward_items<true, T> : backward_items<false, T>)(args, begin, end);
 }
 
 template <class T>

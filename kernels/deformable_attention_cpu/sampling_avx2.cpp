@@ -8,7 +8,7 @@
 #include <utility>
 #include <vector>
 
-#include "call.h"
+#include "arguments.h"
 
 #ifdef __clang__
 #pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)

@@ -7,7 +7,7 @@
 #include <utility>
 #include <vector>
 
-#include "call.h"
+#include "arguments.h"
 
 #define VECTOR_BYTES 16
 #define FUNCTIONS portable_functions

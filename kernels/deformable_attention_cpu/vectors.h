@@ -1,4 +1,4 @@
-// Vector registers of the instruction set at hand, in the compiler's own vector types.
+// Vector registers of the current instruction set, as the compiler's vector types.
 
 template <int64_t bytes, class T>
 struct VectorOf {
@@ -17,7 +17,7 @@ using Vector = typename VectorOf<(lanes == 1 ? 0 : lanes * (int)sizeof(T)), T>::
 template <class T>
 constexpr int kLanes = VECTOR_BYTES / (int)sizeof(T);
 
-// As wide as T, so that masks of one serve the other.
+// Integers as wide as T, so masks of one type fit the other.
 template <class T>
 using Integer = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
 
@@ -31,7 +31,7 @@ void store(T* to, Vector<T, lanes> what) {
   *reinterpret_cast<Vector<T, lanes>*>(to) = what;
 }
 
-// Rows of one head lie far apart, which no hardware foresees. Addresses past the end do no harm.
+// Rows of one head are far apart, which hardware doesn't predict. Addresses past the end are safe.
 template <int writes, class T>
 void prefetch(const T* from, int64_t count) {
   for (int64_t i = 0; i < count; i += 64 / (int64_t)sizeof(T))

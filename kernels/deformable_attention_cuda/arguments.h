@@ -1,11 +1,11 @@
-// What the host code hands to the kernels: plain numbers and pointers, no torch and no CUDA header.
+// Arguments of the kernels: plain numbers and pointers, without headers of torch or CUDA.
 #pragma once
 
 #include <cstdint>
 
 namespace deformable_attention_cuda {
 
-// Levels travel by value with each launch, so that nothing is copied to the device first.
+// Levels are passed by value with each launch, so nothing is copied to the device first.
 constexpr int kMaxLevels = 64;
 
 struct Level {
@@ -13,8 +13,8 @@ struct Level {
   int64_t start;  // its first token
 };
 
-// The value gradient in 64-bit fixed point, whose sums do not depend on their order. All zero at
-// first; keys order numbers by magnitude (see fixed_point.cuh).
+// The value gradient in 64-bit fixed point, whose sums do not depend on their order. Initially
+// zero; keys order numbers by magnitude (see fixed_point.cuh).
 struct FixedPoint {
   uint32_t grad_key, weight_key;  // of the largest gradient and the largest weight
   uint32_t is_poisoned;           // a contribution was NaN or infinite
@@ -31,25 +31,25 @@ struct Arguments {
   void* output;
 
   const void* grad;           // of the output
-  void* grad_value;           // accumulators, or int64 if fixed_point is given; zero at first
+  void* grad_value;           // accumulators, or int64 if fixed_point is given; initially zero
   void* grad_points;          // like points
   void* grad_weights;         // like weights
   void* grad_samples;         // (B, Q, M, L, K) accumulators, scratch of logits' gradient
   void* grad_pixels;          // (B, Q, M, L, K, 2) accumulators, or null
   void* grad_references;      // like reference_points, or null
-  void* converted;            // like value: what convert_fixed_point makes of grad_value
+  void* converted;            // like value: output of convert_fixed_point
   FixedPoint* fixed_point;    // null: not deterministic
 
   int64_t batch, queries, tokens;
   int32_t heads, width;       // M and C
   int32_t num_levels, num_points;  // L and K
   int32_t coordinates;        // 2 (x, y), 4 (cx, cy, w, h), or 0 without reference_points
-  bool points_are_float32;    // beside half-precision value
+  bool points_are_float32;    // with value in half precision
   uint32_t blocks_per_image;  // filled in by launchers
   Level levels[kMaxLevels];
 };
 
-// Each starts kernels on `stream` and returns nullptr, or why it could not.
+// Each starts kernels on `stream` and returns nullptr, or an error message.
 using Launcher = const char* (*)(const Arguments&, void* stream);
 
 struct Launchers {

@@ -115,7 +115,7 @@ __device__ inline void scatter(const Sum& sum, int channel,
   }
 }
 
-// What all samples of a group have in common.
+// Values that all samples of a group share.
 template <typename S, typename Sum>
 struct Backward {
   using A = typename S::A;
@@ -142,7 +142,7 @@ struct Backward {
   // One sample's gradient from this lane's channels; adds to value's.
   __device__ PointGradient<A> visit(const typename S::OneSample& sample, int line_width) const {
     Corners<A> products{0, 0, 0, 0};
-    // The branch also keeps the compiler from starting samples early and spilling registers.
+    // The branch also prevents that the compiler starts samples early and spills registers.
     if (has_any_corner(sample)) {
       auto offsets = corner_offsets<S>(sample, args.heads * S::width(args), line_width);
       multiply(sample, offsets, products);
@@ -198,7 +198,7 @@ __device__ inline PointGradient<typename S::A> visit_samples(
 }
 
 // The gradients of a lane's own weights until all of the group are known: in registers if their
-// number is, else in `grad_samples`, where each lane finds what it wrote itself.
+// number is known, else in `grad_samples`, where each lane reads only what it wrote.
 template <typename S>
 struct OwnGradients {
   using A = typename S::A;
@@ -210,7 +210,7 @@ struct OwnGradients {
     if constexpr (kRounds == 0) {
       scratch[sample] = number;
     } else {
-      // An index that is not known would put the array into slow local memory.
+      // An index unknown at compile time would put the array into slow local memory.
 #pragma unroll
       for (int i = 0; i < kRounds; ++i) kept[i] = i == round ? number : kept[i];
     }

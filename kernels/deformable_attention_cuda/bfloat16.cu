@@ -1,4 +1,4 @@
-// The kernels for value in bfloat16. One file a type, so that they compile side by side.
+// The kernels for value in bfloat16. One file per type: they compile in parallel.
 #include "launch.cuh"
 
 namespace deformable_attention_cuda {

@@ -1,4 +1,4 @@
-// Where a sampling point lies among pixels: the arithmetic that forward and backward share.
+// Position of a sampling point among pixels: the arithmetic that forward and backward share.
 #pragma once
 
 #include "arguments.h"
@@ -10,12 +10,12 @@ namespace deformable_attention_cuda {
 constexpr int kAboveLeft = 1, kAboveRight = 2, kBelowLeft = 4, kBelowRight = 8;
 constexpr int kCornerBits = 4;
 
-// So few tokens that a token's number leaves room for the corners' bits in 32.
+// With at most this many tokens, a token's number and the corners' bits fit into 32 bits.
 constexpr int64_t kMaxShortTokens = int64_t(1) << 26;
 
 template <typename A, typename Index>
 struct Sample {
-  Index code;      // the token above left, which may lie outside, and the corners' bits below it
+  Index code;      // the token above left, which may be outside, and the corners' bits below it
   A right, below;  // of that token's centre, in pixels; NaN if the position is
   A weight;
 };
@@ -36,7 +36,7 @@ __device__ inline bool has_any_corner(const Sample<A, Index>& sample) {
 }
 
 // `x` and `y` in pixels, centres at integers. Anything outside, however far, has no corner and no
-// gradient. NaN has no corner either, but its fractions make NaN of all that follows.
+// gradient. NaN has no corner either, but its fractions make all results NaN.
 template <typename Index, typename A>
 __device__ inline Sample<A, Index> locate(A x, A y, A weight, const Level& level) {
   Sample<A, Index> sample{0, 0, 0, weight};
@@ -73,7 +73,7 @@ __device__ inline Corners<A> corner_weights(const Sample<A, Index>& sample) {
   return {upper - above_right, above_right, lower - below_right, below_right};
 }
 
-// What the loss gains with the weight, and with x and y in pixels over the weight.
+// Gradients of the weight, and of x and y in pixels divided by the weight.
 template <typename A>
 struct PointGradient {
   A weight, x, y;

@@ -1,5 +1,5 @@
-// The operators on CUDA: checks, memory, and which kernels run. Torch is used through libtorch's
-// stable ABI only, so that one build serves several versions of it.
+// The operators on CUDA: checks, memory and the choice of kernels. They use libtorch's stable ABI
+// only, so one build works with several versions of torch.
 #include <cstdint>
 #include <optional>
 #include <tuple>
@@ -11,7 +11,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include "../torch-ext/problem.h"
+#include "../torch-ext/attention_sizes.h"
 #include "arguments.h"
 
 namespace deformable_attention {
@@ -66,34 +66,34 @@ void run(Launcher Launchers::*launcher, const Arguments& args, const Tensor& val
   STD_TORCH_CHECK(error == nullptr, "deformable attention did not start: ", error);
 }
 
-void check_limits(const Problem& problem) {
+void check_limits(const AttentionSizes& sizes) {
   constexpr int64_t kInt = INT32_MAX;
-  STD_TORCH_CHECK(problem.levels <= kMaxLevels, "the CUDA kernels take at most ", kMaxLevels,
-                  " levels, not ", problem.levels);
-  STD_TORCH_CHECK(problem.heads <= kInt && problem.width <= kInt && problem.points <= kInt &&
-                      problem.heads * problem.width <= kInt &&
-                      problem.levels * problem.points <= kInt - kMaxLevels,
+  STD_TORCH_CHECK(sizes.levels <= kMaxLevels, "the CUDA kernels take at most ", kMaxLevels,
+                  " levels, not ", sizes.levels);
+  STD_TORCH_CHECK(sizes.heads <= kInt && sizes.width <= kInt && sizes.points <= kInt &&
+                      sizes.heads * sizes.width <= kInt &&
+                      sizes.levels * sizes.points <= kInt - kMaxLevels,
                   "the CUDA kernels take less than 2^31 channels and points");
 }
 
-Arguments make_arguments(const Problem& problem, const Shapes& shapes, const Inputs& inputs) {
-  check_limits(problem);
+Arguments make_arguments(const AttentionSizes& sizes, const Shapes& shapes, const Inputs& inputs) {
+  check_limits(sizes);
   Arguments args{};
   args.value = inputs.value.const_data_ptr();
   args.points = inputs.points.const_data_ptr();
   args.weights = inputs.weights.const_data_ptr();
   if (inputs.references) args.reference_points = inputs.references->const_data_ptr();
-  args.batch = problem.batch;
-  args.queries = problem.queries;
-  args.tokens = problem.tokens;
-  args.heads = static_cast<int32_t>(problem.heads);
-  args.width = static_cast<int32_t>(problem.width);
-  args.num_levels = static_cast<int32_t>(problem.levels);
-  args.num_points = static_cast<int32_t>(problem.points);
-  args.coordinates = static_cast<int32_t>(problem.coordinates);
+  args.batch = sizes.batch;
+  args.queries = sizes.queries;
+  args.tokens = sizes.tokens;
+  args.heads = static_cast<int32_t>(sizes.heads);
+  args.width = static_cast<int32_t>(sizes.width);
+  args.num_levels = static_cast<int32_t>(sizes.levels);
+  args.num_points = static_cast<int32_t>(sizes.points);
+  args.coordinates = static_cast<int32_t>(sizes.coordinates);
   args.points_are_float32 = inputs.points.scalar_type() == ScalarType::Float;
   int64_t start = 0;
-  for (int64_t level = 0; level < problem.levels; ++level) {
+  for (int64_t level = 0; level < sizes.levels; ++level) {
     int64_t height = shapes[2 * level], width = shapes[2 * level + 1];
     args.levels[level] = {static_cast<int32_t>(height), static_cast<int32_t>(width), start};
     start += height * width;
@@ -105,12 +105,12 @@ bool is_empty(const Inputs& inputs) {
   return inputs.value.numel() == 0 || inputs.weights.numel() == 0;
 }
 
-Tensor forward(const Problem& problem, const Shapes& shapes, const Inputs& given) {
-  Shapes output_shape{problem.batch, problem.queries, problem.heads * problem.width};
+Tensor forward(const AttentionSizes& sizes, const Shapes& shapes, const Inputs& given) {
+  Shapes output_shape{sizes.batch, sizes.queries, sizes.heads * sizes.width};
   if (is_empty(given)) return torch::stable::new_zeros(given.value, output_shape);
   Inputs inputs = align(given);
   Tensor output = torch::stable::new_empty(inputs.value, output_shape);
-  Arguments args = make_arguments(problem, shapes, inputs);
+  Arguments args = make_arguments(sizes, shapes, inputs);
   args.output = output.mutable_data_ptr();
   run(&Launchers::forward, args, inputs.value);
   return output;
@@ -129,7 +129,7 @@ Tensor make_zeros(const Tensor& tensor, std::optional<ScalarType> type = std::nu
   return torch::stable::new_zeros(tensor, sizes_of(tensor), type);
 }
 
-// Stands for a gradient that nobody asked for.
+// An empty tensor in place of a gradient that is not needed.
 Tensor make_nothing(const Inputs& inputs) {
   return torch::stable::new_empty(inputs.references ? *inputs.references : inputs.value, {0});
 }
@@ -140,7 +140,7 @@ Gradients zero_gradients(const Inputs& inputs, bool reference_grad) {
           make_zeros(inputs.weights)};
 }
 
-// Sums value's gradient in 64-bit fixed point: the same in any order.
+// Sums value's gradient in 64-bit fixed point, which gives the same result in any order.
 Tensor run_deterministic(Arguments& args, const Tensor& value) {
   Tensor sums = make_zeros(value, ScalarType::Long), result = make_like(value);
   Tensor fixed_point =
@@ -155,7 +155,7 @@ Tensor run_deterministic(Arguments& args, const Tensor& value) {
 }
 
 // Sums half precision in float32: each of many additions would round, and bfloat16 has no atomic
-// ones before sm_90.
+// additions before sm_90.
 Tensor run_fast(Arguments& args, const Tensor& value, ScalarType sum_type) {
   Tensor sums = make_zeros(value, sum_type);
   args.grad_value = sums.mutable_data_ptr();
@@ -163,7 +163,7 @@ Tensor run_fast(Arguments& args, const Tensor& value, ScalarType sum_type) {
   return sum_type == value.scalar_type() ? sums : torch::stable::to(sums, value.scalar_type());
 }
 
-Gradients backward(const Problem& problem, const Shapes& shapes, const Tensor& given_grad,
+Gradients backward(const AttentionSizes& sizes, const Shapes& shapes, const Tensor& given_grad,
                    const Inputs& given, bool reference_grad, bool deterministic) {
   if (is_empty(given)) return zero_gradients(given, reference_grad);
   Inputs inputs = align(given);
@@ -172,12 +172,12 @@ Gradients backward(const Problem& problem, const Shapes& shapes, const Tensor& g
                   make_like(inputs.weights)};
   bool is_double = inputs.value.scalar_type() == ScalarType::Double;
   ScalarType sum_type = is_double ? ScalarType::Double : ScalarType::Float;
-  // A softmax needs all weights' gradients, which need no room of their own unless it rounds them.
+  // A softmax needs all weights' gradients, which need extra memory only if they would be rounded.
   bool needs_scratch = inputs.references && inputs.weights.scalar_type() != sum_type;
   Tensor samples = needs_scratch ? make_like(inputs.weights, sum_type) : grads.weights;
   Tensor pixels = reference_grad ? make_like(inputs.points, sum_type) : grads.points;
   if (reference_grad) grads.references = make_like(*inputs.references);
-  Arguments args = make_arguments(problem, shapes, inputs);
+  Arguments args = make_arguments(sizes, shapes, inputs);
   args.grad = grad.const_data_ptr();
   args.grad_points = grads.points.mutable_data_ptr();
   args.grad_weights = grads.weights.mutable_data_ptr();
@@ -193,40 +193,40 @@ Gradients backward(const Problem& problem, const Shapes& shapes, const Tensor& g
 
 Tensor deformable_attention(const Tensor& value, const Tensor& locations, const Tensor& weights,
                             const Shapes& shapes) {
-  Problem problem = read_problem(value, locations, weights, shapes);
-  return forward(problem, shapes, {value, locations, weights, std::nullopt});
+  AttentionSizes sizes = read_sizes(value, locations, weights, shapes);
+  return forward(sizes, shapes, {value, locations, weights, std::nullopt});
 }
 
 std::tuple<Tensor, Tensor, Tensor> deformable_attention_backward(
     const Tensor& grad, const Tensor& value, const Tensor& locations, const Tensor& weights,
     const Shapes& shapes, bool deterministic) {
-  Problem problem = read_problem(value, locations, weights, shapes);
-  check_gradient(grad, value, problem);
+  AttentionSizes sizes = read_sizes(value, locations, weights, shapes);
+  check_gradient(grad, value, sizes);
   Inputs inputs{value, locations, weights, std::nullopt};
-  Gradients grads = backward(problem, shapes, grad, inputs, false, deterministic);
+  Gradients grads = backward(sizes, shapes, grad, inputs, false, deterministic);
   return {grads.value, grads.points, grads.weights};
 }
 
 Tensor fused_deformable_attention(const Tensor& value, const Tensor& reference_points,
                                   const Tensor& offsets, const Tensor& logits,
                                   const Shapes& shapes) {
-  Problem problem = read_problem(value, reference_points, offsets, logits, shapes);
-  return forward(problem, shapes, {value, offsets, logits, reference_points});
+  AttentionSizes sizes = read_sizes(value, reference_points, offsets, logits, shapes);
+  return forward(sizes, shapes, {value, offsets, logits, reference_points});
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> fused_deformable_attention_backward(
     const Tensor& grad, const Tensor& value, const Tensor& reference_points, const Tensor& offsets,
     const Tensor& logits, const Shapes& shapes, bool reference_grad, bool deterministic) {
-  Problem problem = read_problem(value, reference_points, offsets, logits, shapes);
-  check_gradient(grad, value, problem);
+  AttentionSizes sizes = read_sizes(value, reference_points, offsets, logits, shapes);
+  check_gradient(grad, value, sizes);
   Inputs inputs{value, offsets, logits, reference_points};
-  Gradients grads = backward(problem, shapes, grad, inputs, reference_grad, deterministic);
+  Gradients grads = backward(sizes, shapes, grad, inputs, reference_grad, deterministic);
   return {grads.value, grads.references, grads.points, grads.weights};
 }
 
 }  // namespace
 
-// Through another macro, so that the namespace's name is expanded before it becomes part of one.
+// Another macro, so that the namespace's name is expanded before it is pasted.
 #define REGISTER_OPERATORS(name, library) STABLE_TORCH_LIBRARY_IMPL(name, CUDA, library)
 
 REGISTER_OPERATORS(TORCH_EXTENSION_NAME, library) {

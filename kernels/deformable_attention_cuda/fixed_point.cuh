@@ -1,8 +1,8 @@
-// Where value's gradient is summed: in accumulators, or in 64-bit fixed point, whose sums are the
-// same in any order.
+// Sums value's gradient in accumulators, or in 64-bit fixed point, whose sums are the same in any
+// order.
 //
-// The unit of fixed point is a power of two so small that the largest sum there can be, of all of
-// an image's samples with the largest weight and the largest gradient on one pixel, still fits.
+// The unit of fixed point is a power of two. The largest possible sum, of all samples of an image
+// with the largest weight and the largest gradient on one pixel, fits into 64 bits.
 #pragma once
 
 #include "arguments.h"
@@ -10,7 +10,7 @@
 
 namespace deformable_attention_cuda {
 
-// Orders numbers by magnitude; NaN comes last, infinity before it. Of float64 the upper half.
+// Orders numbers by magnitude; NaN comes last, infinity before it. float64: the upper half.
 __device__ inline uint32_t key_of(float number) { return __float_as_uint(number) & 0x7fffffffu; }
 __device__ inline uint32_t key_of(double number) {
   return static_cast<uint32_t>(__double2hiint(number)) & 0x7fffffffu;
@@ -49,7 +49,7 @@ __device__ inline int find_exponent(const Arguments& args) {
 __device__ inline long long to_integer(float number) { return __float2ll_rn(number); }
 __device__ inline long long to_integer(double number) { return __double2ll_rn(number); }
 
-// Adds to accumulators from the `first` on, up to four neighbours at a time.
+// Adds to accumulators starting at `first`, up to four neighbours at a time.
 template <typename A>
 struct FloatingSum {
   A* target;
@@ -89,7 +89,7 @@ struct FixedSum {
   __device__ void add(Index index, const Numbers<A, 1>& numbers) const {
     A number = numbers.at[0];
     if (key_of(number) >= kInfiniteKey<A>) {
-      fixed_point->is_poisoned = 1;  // by whom does not matter
+      fixed_point->is_poisoned = 1;  // the order of writers doesn't matter
       return;
     }
     atomicAdd(target + index, static_cast<Element>(to_integer(ldexp(number, exponent))));
@@ -107,7 +107,7 @@ __device__ inline uint32_t largest_key(const T* numbers, int64_t count) {
   return largest;
 }
 
-// Whole warps call it.
+// All lanes of a warp must call it.
 __device__ inline void raise_key(uint32_t* target, uint32_t key) {
 #pragma unroll
   for (int distance = 16; distance > 0; distance /= 2) {

@@ -6,8 +6,8 @@
 namespace deformable_attention_cuda {
 
 // Two columns and two rows of pixels with their weights, rows' times the sample's. A column or row
-// outside is not read: what lies there is another row's, and may be NaN. The one inside stands for
-// it with half of its own weight, so that loads need no branches; addresses found in branches
+// outside is not read: the memory belongs to another row, and may be NaN. The one inside is read
+// twice with half of its weight, so that loads need no branches; addresses computed in branches
 // cost more than all sums.
 template <typename A, typename Index>
 struct Square {
@@ -26,7 +26,7 @@ __device__ inline void split_weight(bool has_first, bool has_second, A distance,
   second = has_both ? distance : half;
 }
 
-// Without corners nothing is read, and NaN of a position still makes NaN of the sum.
+// Without corners nothing is read, and a NaN position still makes the sum NaN.
 template <typename S>
 __device__ inline Square<typename S::A, typename S::Index> find_square(
     const Arguments& args, const typename S::OneSample& sample, int index) {
@@ -102,14 +102,14 @@ __device__ inline void add_square(const Pixels<S>& pixels,
   accumulate<S>(below_right, pixels.below_right, sum);
 }
 
-// The samples' sum for `kVector` channels from `pixels` on.
+// The samples' sum for `kVector` channels starting at `pixels`.
 template <typename S, bool kIsFused>
 __device__ inline Numbers<typename S::A, S::kVector> sum_samples(
     const Arguments& args, const Sampler<S, kIsFused>& sampler,
     const typename S::Value* pixels, bool has_channels) {
   Numbers<typename S::A, S::kVector> sum{};
   int samples = S::samples(args), points = S::points(args), stride = args.heads * S::width(args);
-  // So many samples' pixels are on their way at a time; more would not fit the registers.
+  // Pixels of this many samples are loaded at a time; more would not fit the registers.
   constexpr int kTogether = 2;
   LevelCursor cursor;
   Square<typename S::A, typename S::Index> own{};
@@ -149,7 +149,7 @@ __global__ void __launch_bounds__(kMaxThreads, 8)
   const T* value = static_cast<const T*>(args.value) +
                    (group.batch * args.tokens * args.heads + group.head) * width;
   T* output = static_cast<T*>(args.output) + group.pair(args) * width;
-  // One round unless the width is only known now.
+  // One round unless the width is unknown at compile time.
   for (int first = 0; first < width; first += S::kLanes * S::kVector) {
     int channel = first + group.lane * S::kVector;
     bool has_channels = channel < width;

@@ -1,4 +1,4 @@
-// Which lanes of a warp share one query's head, and what they tell each other.
+// Lanes of a warp that share one query's head, and the values that they exchange.
 #pragma once
 
 #include "arguments.h"
@@ -12,9 +12,8 @@ constexpr unsigned kAllLanes = 0xffffffffu;
 
 // How a kernel is specialised.
 //
-// `kWidth_`: channels of a head, so many that kLanes_ lanes hold them, kVector_ each; 0: any
-// number, in several rounds, and 64-bit indices. `kSamples_`: points of all levels, 4 on each; 0:
-// any number.
+// `kWidth_`: channels of a head, kVector_ for each of kLanes_ lanes; 0: any number, in several
+// rounds, and 64-bit indices. `kSamples_`: points of all levels, 4 on each; 0: any number.
 template <typename T, int kWidth_, int kSamples_, int kVector_, int kLanes_>
 struct Shape {
   using Value = T;
@@ -52,8 +51,8 @@ struct Group {
 };
 
 // A block takes neighbouring queries of one head, and the next block those after them: neighbours
-// sample nearby pixels, of which a block then finds many in its L1 and the blocks that run
-// together in L2. With heads side by side a block would hold fewer queries, that share less.
+// sample nearby pixels, so a block finds many of them in its L1 cache and parallel blocks in L2.
+// With several heads a block would contain fewer queries, which share fewer pixels.
 // blockIdx.x counts blocks of queries, image by image, and blockIdx.y heads.
 template <int kLanes>
 __device__ inline Group find_group(const Arguments& args) {
@@ -70,7 +69,7 @@ __device__ inline Group find_group(const Arguments& args) {
   return group;
 }
 
-// All lanes of the warp call what follows together.
+// All lanes of the warp must call the following functions together.
 
 template <int kLanes, typename A>
 __device__ inline A group_sum(A number) {
@@ -91,7 +90,7 @@ __device__ inline A group_max(A number) {
   return number;
 }
 
-// The sample of lane `source`. Four shuffles, where finding it again would take each lane several
+// The sample of lane `source`, by four shuffles. Computing it again would take each lane several
 // slow conversions, and sharing all corners' addresses and weights eight shuffles.
 template <int kLanes, typename A, typename Index>
 __device__ inline Sample<A, Index> share(const Sample<A, Index>& own, int source) {
@@ -103,7 +102,7 @@ __device__ inline Sample<A, Index> share(const Sample<A, Index>& own, int source
 
 // Sums over lanes of as many gradients as there are lanes: lane i gets the i-th. Each step adds
 // halves of the lanes and keeps half of the gradients: 3 * (kLanes - 1) shuffles, a
-// log2(kLanes)-th of what it takes to reduce them one by one.
+// log2(kLanes)-th of reducing them one by one.
 template <int kDistance, typename A>
 __device__ inline A add_across(A first, A second, bool keeps_second) {
   A sent = keeps_second ? first : second;
@@ -120,7 +119,7 @@ __device__ inline PointGradient<A> add_across(const PointGradient<A>& first,
           add_across<kDistance>(first.y, second.y, keeps_second)};
 }
 
-// Walks over samples, of which all lanes look at the same one.
+// Iterates over samples; all lanes process the same one.
 struct LevelCursor {
   int level = 0, point = 0;
 

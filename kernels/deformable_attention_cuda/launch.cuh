@@ -29,7 +29,7 @@ inline const char* launch_over_items(void (*kernel)(Arguments), int64_t count, v
   return launch(kernel, blocks_for(count, kMaxThreads), 1, kMaxThreads, stream, args);
 }
 
-// For kernels that walk over all items with any number of blocks.
+// For kernels that iterate over all items with any number of blocks.
 inline const char* launch_over_range(void (*kernel)(Arguments), int64_t count, void* stream,
                                      const Arguments& args) {
   int64_t blocks = blocks_for(count, kMaxThreads);
@@ -37,8 +37,8 @@ inline const char* launch_over_range(void (*kernel)(Arguments), int64_t count, v
 }
 
 // One group of lanes for each query's head. A block's queries share pixels in L1 (512 threads
-// gain nothing over 128 on an H200); a decoder's few queries are spread over smaller blocks so that
-// no multiprocessor stays idle.
+// are not faster than 128 on an H200); a decoder's few queries are spread over smaller blocks so
+// that no multiprocessor stays idle.
 inline const char* launch_over_groups(void (*kernel)(Arguments), int lanes, void* stream,
                                       Arguments args) {
   constexpr int64_t kEnoughBlocks = 1024;
@@ -51,7 +51,7 @@ inline const char* launch_over_groups(void (*kernel)(Arguments), int lanes, void
   return launch(kernel, blocks_per_image() * args.batch, args.heads, threads, stream, args);
 }
 
-// 32-bit offsets within one image: corners that lie outside stay below 2^31 too.
+// 32-bit offsets within one image: corners outside stay below 2^31 too.
 inline bool is_short(const Arguments& args) {
   return args.tokens < kMaxShortTokens &&
          args.tokens * args.heads * args.width < (int64_t(1) << 30);
@@ -94,7 +94,7 @@ template <typename T>
 const char* start_gradients(const Arguments& args, void* stream) {
   bool is_fused = args.reference_points != nullptr;
   if (args.fixed_point) {
-    // Fixed point is not made for speed: it has no kernels of its own for usual widths.
+    // Fixed point is not optimised for speed: it has no special kernels for usual widths.
     return with_general_shape<T>(args, [&](auto shape) {
       using S = decltype(shape);
       auto kernel =

@@ -5,8 +5,8 @@
 
 namespace deformable_attention_cuda {
 
-// A thread takes one query's level and adds always in the same order. Not part of the backward
-// kernel: encoders, whose time matters most, don't ask for it.
+// A thread takes one query's level and always adds in the same order. It is not part of the
+// backward kernel because encoders, whose time matters most, don't need it.
 template <typename T>
 __global__ void reference_kernel(const __grid_constant__ Arguments args) {
   using A = Accumulator<T>;

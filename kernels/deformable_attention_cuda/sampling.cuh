@@ -5,8 +5,8 @@
 
 namespace deformable_attention_cuda {
 
-// Points and weights have value's type, or are float32 beside half precision. That is a branch
-// and not another kernel: each lane takes it once a point, not once a channel.
+// Points and weights have value's type, or are float32 if value has half precision. That is a
+// branch and not another kernel: each lane takes it once per point, not once per channel.
 template <int kCount, typename T>
 __device__ inline Numbers<Accumulator<T>, kCount> load_any(const Arguments& args,
                                                            const void* source, int64_t index) {
@@ -35,7 +35,7 @@ __device__ inline Accumulator<T> load_weight(const Arguments& args, int64_t inde
   return load_any<1, T>(args, args.weights, index).at[0];
 }
 
-// A point in pixels, and how many pixels it moves by with a step of its location or offset.
+// A point in pixels, and the pixels by which a step of its location or offset moves it.
 template <typename A>
 struct Position {
   A x, y, scale_x, scale_y;
@@ -84,7 +84,7 @@ struct Softmax {
   __device__ A weight(A logit) const { return exp(logit - largest) * inverse_sum; }
 };
 
-// `first` is the group's first logit; each lane looks at every kLanes-th.
+// `first` is the group's first logit; each lane reads every kLanes-th.
 template <typename S>
 __device__ inline Softmax<typename S::A> find_softmax(const Arguments& args, int64_t first,
                                                       int lane) {
@@ -107,7 +107,7 @@ __device__ inline Softmax<typename S::A> find_softmax(const Arguments& args, int
   return {largest, 1 / group_sum<S::kLanes>(sum)};
 }
 
-// How many pixels it moves by with a step of its location or offset.
+// Pixels by which a step of its location or offset moves it.
 template <typename S>
 struct ScaledSample {
   typename S::OneSample sample;

@@ -1,4 +1,4 @@
-// Number types, and several neighbours of them moved by one instruction.
+// Number types, and loads and stores of several neighbours by one instruction.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -36,7 +36,7 @@ __device__ inline void narrow(float number, __nv_bfloat16& result) {
   result = __float2bfloat16_rn(number);
 }
 
-// What one load or store moves, by its bytes.
+// The type of one load or store, by its number of bytes.
 template <int kBytes>
 struct WordOf;
 template <>
@@ -65,13 +65,13 @@ struct Numbers {
 template <typename T, int kCount>
 constexpr int kWordBytes = kCount * sizeof(T) < 16 ? int(kCount * sizeof(T)) : 16;
 
-// The same as they lie in memory.
+// The same with the layout of memory.
 template <typename T, int kCount>
 struct Packed {
   typename WordOf<kWordBytes<T, kCount>>::type at[kCount * sizeof(T) / kWordBytes<T, kCount>];
 };
 
-// The address as it is: compilers would rather find it anew at each use than keep it in registers.
+// The same address, which the compiler then keeps in registers instead of computing it at each use.
 template <typename T>
 __device__ inline const T* keep(const T* address) {
 #ifdef __CUDACC__
@@ -80,7 +80,7 @@ __device__ inline const T* keep(const T* address) {
   return address;
 }
 
-// Reads through the read-only path: nothing that a kernel reads so is written by it.
+// Reads through the read-only path: the kernel must not write the memory.
 template <int kCount, typename T>
 __device__ inline Packed<T, kCount> load_packed(const T* source) {
   using Word = typename WordOf<kWordBytes<T, kCount>>::type;
@@ -123,7 +123,7 @@ __device__ inline void store(T* target, const Numbers<Accumulator<T>, kCount>& n
   }
 }
 
-// How many neighbouring accumulators one atomic addition takes: from sm_90 on, four floats.
+// Number of neighbouring accumulators in one atomic addition: from sm_90 on, four floats.
 template <typename A, int kVector>
 __device__ constexpr int atomic_width() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900

@@ -51,7 +51,7 @@ def run_calls(library: Path, capability: str, calls: int, seed: int) -> None:
     environment = {
         **os.environ,
         "LD_PRELOAD": " ".join(runtimes),
-        # Python and torch keep memory until they end: not what is looked for.
+        # Python and torch keep memory until they end, which is not an error.
         "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=0",
         "UBSAN_OPTIONS": "print_stacktrace=1",
         "ATEN_CPU_CAPABILITY": capability,
@@ -61,7 +61,7 @@ def run_calls(library: Path, capability: str, calls: int, seed: int) -> None:
 
 
 def exact(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy in memory of its own, with nothing before or after it."""
+    """A copy in separate memory, with nothing before or after it."""
     return tensor.clone(memory_format=torch.contiguous_format)
 
 

@@ -92,7 +92,7 @@ def attend_fused(*inputs: Tensor) -> Tensor:
     ],
 )
 def test_equals_the_formula(device: str, dtype: torch.dtype, tolerance: float) -> None:
-    """Every dtype, against what the rounded inputs give in float64."""
+    """Every dtype, against the rounded inputs in float64."""
     inputs = random_inputs(device, dtype)
     output = attend(*inputs)
     assert output.dtype == dtype and output.device.type == device
@@ -101,7 +101,7 @@ def test_equals_the_formula(device: str, dtype: torch.dtype, tolerance: float) -
 
 
 def test_half_precision_beside_float32(device: str) -> None:
-    """Locations in float32 beside a value in half precision, as under autocast."""
+    """Locations in float32 with a value in half precision, as under autocast."""
     value, locations, weights = random_inputs(device, torch.float32)
     inputs = (value.half(), locations, weights)
     expected = naive(*inputs)
@@ -116,7 +116,7 @@ def test_fused_equals_the_formula(device: str, coordinates: int) -> None:
 
 
 def test_gradients(device: str) -> None:
-    """All derivatives, against differences."""
+    """All derivatives, against finite differences."""
     assert torch.autograd.gradcheck(attend, random_inputs(device), fast_mode=True)
     for coordinates in (2, 4):
         inputs = random_fused_inputs(device, coordinates)
@@ -141,7 +141,7 @@ def test_operators_keep_torch_rules(device: str) -> None:
 
 
 def test_no_second_derivative(device: str) -> None:
-    """It is refused, not silently left out."""
+    """It raises an error instead of being omitted silently."""
     inputs = random_inputs(device)
     grads = torch.autograd.grad(attend(*inputs).sum(), inputs, create_graph=True)
     with pytest.raises(RuntimeError, match="no second derivative"):

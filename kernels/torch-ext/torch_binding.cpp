@@ -17,7 +17,7 @@ DEFINE_OPERATORS(TORCH_EXTENSION_NAME, library) {
   library.def(
       "fused_deformable_attention(Tensor value, Tensor reference_points, Tensor offsets, "
       "Tensor logits, SymInt[] spatial_shapes) -> Tensor");
-  // The gradient of reference_points is empty, (0,), unless it is asked for.
+  // The gradient of reference_points is empty, (0,), unless reference_grad is true.
   library.def(
       "fused_deformable_attention_backward(Tensor grad, Tensor value, Tensor reference_points, "
       "Tensor offsets, Tensor logits, SymInt[] spatial_shapes, bool reference_grad, "
@@ -25,7 +25,7 @@ DEFINE_OPERATORS(TORCH_EXTENSION_NAME, library) {
 }
 
 // kernel-builder writes this header, whose macro makes the library a Python module too. Without it
-// the library is only ever loaded as one of torch's.
+// the library is loaded by torch only.
 #if __has_include("registration.h")
 #include "registration.h"
 REGISTER_EXTENSION(TORCH_EXTENSION_NAME)

@@ -1,9 +1,9 @@
-// As much of CUDA as the kernels use, on the host, for tests without a GPU.
+// The parts of CUDA that the kernels use, on the host, for tests without a GPU.
 //
-// The threads of a block are fibres that run one at a time and change at a warp's collectives.
-// Every collective checks that all lanes of its mask come to it, and to the same one; loads and
-// atomic additions check their alignment. Blocks and threads may run in another order, to find
-// what depends on it. It says nothing about speed, nor about races between warps.
+// The threads of a block are fibres that run one at a time and switch at a warp's collectives.
+// Every collective checks that all lanes of its mask reach the same one; loads and atomic additions
+// check their alignment. Blocks and threads can run in reverse order, to find code that depends on
+// the order. It shows neither speed nor races between warps.
 #pragma once
 
 #include <math.h>
@@ -55,8 +55,8 @@ T* check_alignment(T* pointer) {
 
 enum class Collective { kNone, kShuffle, kShuffleXor };
 
-// What the lanes of a warp tell each other. Two sets of slots in turn: a lane may come to the next
-// collective while others still read the last one's.
+// Values that the lanes of a warp exchange. Two sets of slots alternate: a lane may reach the next
+// collective while others still read the values of the last one.
 struct Warp {
   unsigned arrived = 0;
   unsigned generation = 0;

@@ -1,5 +1,5 @@
 // One type's kernels as a library for tests: compiled with -DSOURCE="float32.cu" and
-// -DLAUNCHERS=kFloat32Launchers, and with -D__CUDA_ARCH__ for what depends on the architecture.
+// -DLAUNCHERS=kFloat32Launchers, and with -D__CUDA_ARCH__ for code specific to an architecture.
 #include SOURCE
 
 using namespace deformable_attention_cuda;
@@ -42,7 +42,7 @@ Arguments read_arguments(void* const* pointers, const int64_t* numbers, const in
 
 }  // namespace
 
-// `operation` is "forward" or "backward". Returns nullptr, or what went wrong.
+// `operation` is "forward" or "backward". Returns nullptr or an error message.
 extern "C" const char* emulate(const char* operation, void* const* pointers,
                                const int64_t* numbers, const int64_t* shapes, int is_reversed) {
   Arguments args = read_arguments(pointers, numbers, shapes);

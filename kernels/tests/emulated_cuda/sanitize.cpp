@@ -1,5 +1,5 @@
 // Runs one type's kernels on memory of exactly the sizes that they may touch; compiled like
-// emulated.cpp, and with sanitizers, which then see every access outside.
+// emulated.cpp, and with sanitizers, which find every access outside.
 #include "emulated.cpp"
 
 #include <random>

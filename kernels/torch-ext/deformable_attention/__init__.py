@@ -1,8 +1,8 @@
 """Multi-scale deformable attention (Deformable DETR, arXiv 2010.04159, Eq. 3) on CPU and CUDA.
 
 In all shapes: B images, S tokens (the levels one after another, each row by row), M heads of C
-channels, Q queries, L levels, K points. A location (x, y) in [0, 1] of a level (h, w) lies at pixel
-(x * w - 0.5, y * h - 0.5), centres at integers; what lies outside a level is zero.
+channels, Q queries, L levels, K points. A location (x, y) in [0, 1] of a level (h, w) is at pixel
+(x * w - 0.5, y * h - 0.5), centres at integers; pixels outside a level are zero.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def fused_deformable_attention(
     sampling_offsets: Tensor,
     attention_logits: Tensor,
 ) -> Tensor:
-    """The same from what a network predicts: locations, softmax and samples in one pass.
+    """The same from a network's predictions: locations, softmax and samples in one pass.
 
     Args:
         value, spatial_shapes: as above.
@@ -64,7 +64,7 @@ def fused_deformable_attention(
 
 
 def _match_dtypes(value: Tensor, points: Tensor, weights: Tensor, *others: Tensor) -> list[Tensor]:
-    """What the operators take: one dtype, or half precision beside points in float32."""
+    """Convert to one dtype, or keep half precision and convert the points to float32."""
     tensors = [value, points, weights]
     if any(tensor.dtype == torch.float64 for tensor in (*tensors, *others)):
         return [tensor.double() for tensor in tensors]
@@ -83,7 +83,7 @@ def _fake_output(value, *arguments):
 @torch.library.register_fake(add_op_namespace_prefix("fused_deformable_attention_backward"))
 def _fake_gradients(grad, *arguments):
     grads = [tensor.new_empty(tensor.shape) for tensor in arguments if isinstance(tensor, Tensor)]
-    if len(grads) == 4 and not arguments[-2]:  # the references' gradient isn't asked for
+    if len(grads) == 4 and not arguments[-2]:  # the references need no gradient
         grads[1] = grads[1].new_empty(0)
     return tuple(grads)
 

@@ -1,4 +1,4 @@
-"""Layers that `kernels` puts in the place of a model's own."""
+"""Layers with which `kernels` replaces those of a model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from . import deformable_attention
 
 
 class MultiScaleDeformableAttention(nn.Module):
-    """What transformers calls by this name: in Deformable DETR, Grounding DINO, RT-DETR, ..."""
+    """The layer of this name in transformers: Deformable DETR, Grounding DINO, RT-DETR, ..."""
 
     can_torch_compile: bool = True
 
@@ -22,7 +22,7 @@ class MultiScaleDeformableAttention(nn.Module):
         attention_weights: Tensor,
         im2col_step: int,
     ) -> Tensor:
-        """As `deformable_attention`; the tensors of shapes and starts and the step aren't used."""
+        """Call `deformable_attention`; tensors of shapes and starts and the step aren't used."""
         return deformable_attention(
             value, value_spatial_shapes_list, sampling_locations, attention_weights
         )

@@ -1,4 +1,4 @@
-// One call of the operator on plain memory, and the functions that each instruction set offers.
+// Arguments of the operators as pointers and numbers, and the functions of each instruction set.
 #pragma once
 
 #include <cstdint>
@@ -6,7 +6,7 @@
 
 namespace deformable_attention {
 
-// Where a level lies in memory, and its size as numbers to multiply with.
+// Position of a level in memory, and its size in the type of the arithmetic.
 template <class T>
 struct Level {
   T width, height;
@@ -15,9 +15,9 @@ struct Level {
   int32_t zeros;   // a pixel that is zero like its neighbours right, below and right below
 };
 
-// Pointers to contiguous tensors, shapes as in torch-ext/problem.h; T is float or double.
+// Pointers to contiguous tensors, shapes as in torch-ext/attention_sizes.h; T is float or double.
 template <class T>
-struct Call {
+struct Arguments {
   int64_t batch, queries, tokens, heads, width, levels, points;
   int64_t coordinates;  // of a reference; 0: `points_xy` are locations, `weights` are weights
 
@@ -33,24 +33,24 @@ struct Call {
   T* grad_points_xy;
   T* grad_weights;
 
-  // With a table, a head's pixels lie one after another with zeros around each level; else they
-  // lie as in value. Tables hold some items (an item is b * M + m) at a time.
+  // A table contains a head's pixels one after another, with zeros around each level. Without a
+  // table, pixels are read from value. Tables hold some items (an item is b * M + m) at a time.
   bool has_table;
   int64_t table_pixels;  // of one head
-  int64_t first, items;  // of the items that are worked on
-  int64_t parts;         // of the queries in the backward pass, each with sums of its own
+  int64_t first, items;  // first of the current items, and their number
+  int64_t parts;         // of the queries in the backward pass, each with its own sums
   T* table;              // (items, table_pixels, C)
   T* grad_table;         // (parts, items, table_pixels, C)
   std::vector<Level<T>> level;
 };
 
-// Each function works on [begin, end) of what it counts, parts of which may run at the same time.
+// Each function processes [begin, end) of the range in its comment; ranges may run in parallel.
 template <class T>
 struct Functions {
-  void (*fill_table)(const Call<T>&, int64_t begin, int64_t end);       // items
-  void (*forward)(const Call<T>&, int64_t begin, int64_t end);          // items * Q
-  void (*backward)(const Call<T>&, int64_t begin, int64_t end);         // parts * items
-  void (*read_grad_table)(const Call<T>&, int64_t begin, int64_t end);  // items
+  void (*fill_table)(const Arguments<T>&, int64_t begin, int64_t end);       // items
+  void (*forward)(const Arguments<T>&, int64_t begin, int64_t end);          // items * Q
+  void (*backward)(const Arguments<T>&, int64_t begin, int64_t end);         // parts * items
+  void (*read_grad_table)(const Arguments<T>&, int64_t begin, int64_t end);  // items
 };
 
 template <class T>
