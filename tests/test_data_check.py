@@ -44,8 +44,8 @@ def test_problems_are_named_and_forbid_training(tmp_path: Path, capsys: pytest.C
     report_file = tmp_path / "report.json"
     assert main([*given, "--report", str(report_file), "--num-queries", "1"]) == 1
     out = capsys.readouterr().out
-    assert f"ERROR: box of negative size: 1\n    {tmp_path}/images/1.png: object 7 has" in out
-    assert f"{tmp_path}/images/1.png: object 8 has category id 77" in out
+    assert f"ERROR: box with negative size: 1\n    {tmp_path}/images/1.png: object 7 has" in out
+    assert f"{tmp_path}/images/1.png: object 8 has the unknown category id 77" in out
     assert f"ERROR: unreadable image: 1\n    {tmp_path}/images/2.png: cannot identify" in out
     assert "note: more objects than queries: 1" in out
     assert out.endswith("3 errors forbid training: mend them.\n")
@@ -53,7 +53,7 @@ def test_problems_are_named_and_forbid_training(tmp_path: Path, capsys: pytest.C
     kinds = [problem["kind"] for problem in report["problems"]]
     assert main([*given, "--json", "--num-queries", "1"]) == 1
     assert json.loads(capsys.readouterr().out) == report
-    assert "box of negative size" in kinds and "unreadable image" in kinds
+    assert "box with negative size" in kinds and "unreadable image" in kinds
 
 
 def test_numbers_and_names_that_nothing_can_hold(tmp_path: Path, capsys: pytest.CaptureFixture):
@@ -74,14 +74,14 @@ def test_data_that_cannot_be_read_forbid_training(tmp_path: Path, capsys: pytest
     given = arguments(tmp_path, SOUND)
     Path(given[1]).write_text("{")
     assert main(given) == 1
-    assert "is no JSON" in capsys.readouterr().err
+    assert "is not a JSON file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ([], "give one of --coco, --voc, --yolo and --hub"),
-        (["--coco", "a.json"], "--coco needs --images"),
+        ([], "expected one of --coco, --voc, --yolo and --hub"),
+        (["--coco", "a.json"], "--coco requires --images"),
         (["--nonsense"], "--nonsense"),
         (["--coco", "a.json", "--images", "b", "--num_queries", "0"], "num_queries is 0"),
         (["--coco", "a.json", "--images", "b", "--report", "."], "can't be written"),
@@ -103,7 +103,7 @@ def test_module_runs_as_a_program(tmp_path: Path):
     command = [sys.executable, "-W", "error::RuntimeWarning", "-m", "hf_detr.data_check", *given]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1, done.stderr
-    assert "box of negative size" in done.stdout
+    assert "box with negative size" in done.stdout
 
 
 def test_most_limits_the_lines_of_each_kind(tmp_path: Path):
