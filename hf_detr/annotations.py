@@ -138,8 +138,7 @@ def prepare_labels(
 
     Args:
         annotations: one record per image, or None.
-        sizes_hw: (height, width) of each image.
-        new_sizes_hw: (height, width) of each resized image.
+        sizes_hw, new_sizes_hw: (height, width) of each image before and after resizing.
         canvas_hw: (height, width) that the images are padded to.
         settings: the processor's `format` and `do_convert_annotations`.
         return_masks: whether targets have `masks`. Defaults to True for panoptic records only.

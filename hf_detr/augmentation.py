@@ -87,8 +87,7 @@ def make_evaluation_transform(
     """Make a transform that resizes exactly as an image processor of the same size.
 
     Args:
-        shortest_edge: size of the shortest edge in pixels.
-        longest_edge: maximum size of the longest edge in pixels; None is no limit.
+        shortest_edge, longest_edge: in pixels; a longest edge of None is no limit.
 
     Raises:
         ValueError: if a size is invalid.

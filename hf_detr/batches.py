@@ -51,8 +51,7 @@ class SizeGroupedBatches:
     Args:
         sizes_hw: (height, width) of each image as passed to the model.
         batch_size: maximum number of images in a batch.
-        rank: index of this process. The batches are distributed over the processes.
-        world_size: number of processes.
+        rank, world_size: index of this process and number of processes that share the batches.
 
     Raises:
         ValueError: if `batch_size` or `rank` is invalid.

@@ -110,13 +110,9 @@ class CocoEvaluator:
 
     def _read(self, image_id: int, found: Mapping[str, Tensor]) -> dict[str, Any]:
         """Check an image's detections and convert them to arrays, and masks to run lengths."""
+        dtypes = {"scores": torch.float64, "labels": torch.int64, "boxes": torch.float64}
         scores, labels, boxes = (
-            found[key].detach().to("cpu", dtype).numpy()
-            for key, dtype in (
-                ("scores", torch.float64),
-                ("labels", torch.int64),
-                ("boxes", torch.float64),
-            )
+            found[key].detach().to("cpu", dtype).numpy() for key, dtype in dtypes.items()
         )
         if not np.isfinite(scores).all() or not np.isfinite(boxes).all():
             raise ValueError(f"image_id {image_id} has scores or boxes that are NaN or infinite.")
@@ -285,12 +281,5 @@ def _percent(value: float) -> str:
 def _aligned(rows: list[list[str]]) -> str:
     """Align columns, the first one left and the others right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(
-            [
-                row[0].ljust(widths[0]),
-                *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)),
-            ]
-        )
-        for row in rows
-    )
+    lines = ([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows)
+    return "\n".join(map("  ".join, lines))

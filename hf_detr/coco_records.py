@@ -16,17 +16,11 @@ FLOAT32_MAX = torch.finfo(torch.float32).max
 
 
 class ObjectFields(NamedTuple):
-    """Fields of an object besides its box or mask.
-
-    Attributes:
-        class_label: index of the class.
-        area: area in square pixels, NaN if the record has none.
-        is_crowd: whether it is a region around a group of objects.
-    """
+    """Fields of an object besides its box or mask."""
 
     class_label: int
-    area: float
-    is_crowd: bool
+    area: float  # in square pixels, NaN if the record has none
+    is_crowd: bool  # whether it is a region around a group of objects
 
 
 def checked_record(record: Any, list_key: str, example: str) -> tuple[int, list[Any]]:
@@ -109,13 +103,11 @@ def checked_box(entry: Mapping[str, Any], name: str) -> list[float]:
     """
     bbox = entry["bbox"]
     values = bbox.tolist() if hasattr(bbox, "tolist") else bbox
-    if not isinstance(values, (list, tuple)) or len(values) != 4:
+    box = [_finite_or_none(v) for v in values] if isinstance(values, (list, tuple)) else []
+    if len(box) != 4 or None in box:
         raise ValueError(
-            f"{name} has bbox {bbox!r}; expected 4 numbers (left, top, width, height)."
+            f"{name} has bbox {bbox!r}; expected 4 finite numbers (left, top, width, height)."
         )
-    box = [_finite_or_none(value) for value in values]
-    if None in box:
-        raise ValueError(f"{name} has bbox {bbox!r}; expected 4 finite numbers.")
     if box[2] < 0 or box[3] < 0:
         raise ValueError(
             f"{name} has bbox {bbox!r} of negative size; expected (left, top, width, height)."

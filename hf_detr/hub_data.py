@@ -76,8 +76,7 @@ def read_hf_dataset(
         id2label: names of the category ids. By default those of the `ClassLabel`, or for text
             categories the sorted names of this split; pass the `id2label` of the first split to
             the others then.
-        image_column: name of the image column.
-        objects_column: name of the objects column.
+        image_column, objects_column: names of the columns.
         seed: seed of the transform's random numbers.
 
     Raises:
@@ -85,7 +84,7 @@ def read_hf_dataset(
             `table.problems` and reported by a warning.
     """
     checked_box_format(box_format)
-    _check_columns(dataset, [objects_column])
+    _check_column(dataset, objects_column)
     images = HubImages(dataset, image_column)
     entries, rows = [], []
     for row, value in enumerate(_rows(dataset, objects_column)):
@@ -128,9 +127,7 @@ def read_hf_segmentation(
         id2label: names of the category ids.
         box_format: format of `bbox` in `segments_info`.
         stuff_ids: ids of the stuff categories.
-        image_column: name of the image column.
-        map_column: name of the segment map column.
-        segments_column: name of the segments column.
+        image_column, map_column, segments_column: names of the columns.
         masks: whether targets have masks.
         seed: seed of the transform's random numbers.
 
@@ -138,7 +135,7 @@ def read_hf_segmentation(
         ValueError: if columns are missing.
     """
     checked_box_format(box_format)
-    _check_columns(dataset, [segments_column])
+    _check_column(dataset, segments_column)
     images, maps = HubImages(dataset, image_column), HubImages(dataset, map_column)
     entries, rows = [], []
     for row, value in enumerate(_rows(dataset, segments_column)):
@@ -161,16 +158,15 @@ def _datasets() -> ModuleType:
     return datasets
 
 
-def _check_columns(dataset: "Dataset", columns: list[str]) -> None:
+def _check_column(dataset: "Dataset", column: str) -> None:
     if not isinstance(dataset, _datasets().Dataset):
         raise TypeError(
             f"The data set is a {type(dataset).__name__}; expected one split, a datasets.Dataset, "
             "such as load_dataset(..., split='train')."
         )
-    missing = set(columns) - set(dataset.column_names)
-    if missing:
+    if column not in dataset.column_names:
         raise ValueError(
-            f"The data set has no column {sorted(missing)}; its columns are {dataset.column_names}."
+            f"The data set has no column {column!r}; its columns are {dataset.column_names}."
         )
 
 
@@ -199,11 +195,7 @@ def _entries(value: Any, row: int) -> list[dict[str, Any]]:
 
 def _with_coco_keys(entry: Mapping[str, Any], row: int) -> dict[str, Any]:
     renamed = dict(entry)
-    for key, names in (
-        ("bbox", BOX_KEYS),
-        ("category_id", CATEGORY_KEYS),
-        ("iscrowd", CROWD_KEYS),
-    ):
+    for key, names in (("bbox", BOX_KEYS), ("category_id", CATEGORY_KEYS), ("iscrowd", CROWD_KEYS)):
         found = [name for name in names if entry.get(name) is not None]
         if len(found) > 1:
             raise ValueError(

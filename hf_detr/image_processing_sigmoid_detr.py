@@ -23,18 +23,8 @@ class ConditionalDetrImageProcessor(DetrImageProcessor):
     ) -> list[dict[str, Tensor]]:
         """Convert the model's outputs to the detections of each image, best first.
 
-        Args:
-            outputs: `logits` (B, Q, C) and `pred_boxes` (B, Q, 4) as (cx, cy, w, h) in [0, 1].
-            threshold: detections with a higher score are kept.
-            target_sizes: (height, width) of each original image in pixels; if None, boxes are
-                in [0, 1].
-            top_k: number of pairs of a query and a class that are considered per image.
-
-        Returns:
-            Per image `scores` (n,), `labels` (n,) and `boxes` (n, 4) as (x0, y0, x1, y1).
-
-        Raises:
-            ValueError: if the number of target sizes isn't the number of images.
+        As in `DetrImageProcessor`, but `logits` are (B, Q, C), and each image has at most `top_k`
+        detections, the best pairs of a query and a class.
         """
         scores, labels, queries = self.classification.detections(outputs.logits, top_k)
         boxes = outputs.pred_boxes.gather(1, queries[..., None].expand(-1, -1, 4))

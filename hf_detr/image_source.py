@@ -17,13 +17,7 @@ from .image_reading import EXIF_ORIENTATION, read_images
 IMAGE_ENDINGS = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 # What PIL raises for files that are missing, truncated, too large or not images. RuntimeError is
 # raised by the AVIF reader.
-READING_ERRORS = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    RuntimeError,
-    PIL.Image.DecompressionBombError,
-)
+READING_ERRORS = (OSError, ValueError, SyntaxError, RuntimeError, PIL.Image.DecompressionBombError)
 
 
 class ImageSource(Protocol):

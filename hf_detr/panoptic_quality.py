@@ -181,8 +181,7 @@ def _index_of_segments(
             "segments_info; add their records, or set the pixels to 0."
         )
     areas = np.bincount(index.ravel(), minlength=len(known))
-    missing = known[areas == 0]
-    missing = missing[missing != 0]
+    missing = known[1:][areas[1:] == 0]
     if len(missing):
         raise ValueError(
             f"{name} has records of the segments {missing[:5].tolist()}, which have no pixels; "

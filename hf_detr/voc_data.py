@@ -152,17 +152,13 @@ def _object(found: Element, file: Path) -> tuple[str, list[float], bool]:
     name = found.findtext("name", "").strip()
     values = [found.findtext(f"bndbox/{key}", "") for key in CORNERS]
     try:
-        x0, y0, x1, y1 = (_finite(value) for value in values)
+        corners = [float(value) for value in values]
     except ValueError:
+        corners = [math.nan]
+    if not all(map(math.isfinite, corners)):
         raise ValueError(
             f"{file}:{found.get('line')}: bndbox has {dict(zip(CORNERS, values, strict=True))}; "
-            "expected four numbers"
-        ) from None
+            "expected four finite numbers"
+        )
+    x0, y0, x1, y1 = corners
     return name, [x0 - 1, y0 - 1, x1, y1], found.findtext("difficult", "0").strip() == "1"
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text} isn't finite")
-    return value

@@ -250,11 +250,7 @@ def test_invalid_polygons_raise(polygons, error, message):
         ({"size": [2, 3], "counts": [4, -1, 3]}, ValueError, "with sum 6 and minimum -1; expected"),
         ({"size": [2, 3], "counts": [2**62, 2**62, 2**62, 2**62, 6]}, ValueError, "with sum 1844"),
         ({"size": [2, 3], "counts": [2**64 - 1]}, ValueError, "minimum -1; expected integers >= 0"),
-        (
-            {"size": [2, 3], "counts": [2.0, 4.0]},
-            TypeError,
-            "[2.0, 4.0]; expected a flat list of",
-        ),
+        ({"size": [2, 3], "counts": [2.0, 4.0]}, TypeError, "[2.0, 4.0]; expected a flat list of"),
         ({"size": [2, 3], "counts": [True] * 6}, TypeError, "expected a flat list of integers"),
         ({"size": [2, 3], "counts": [[2, 4]]}, TypeError, "[[2, 4]]; expected a flat list of"),
         ({"size": [2, 3], "counts": [10**30]}, TypeError, "expected a flat list of integers"),

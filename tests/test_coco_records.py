@@ -76,7 +76,7 @@ def test_fields_and_their_defaults():
         ({"area": -0.5}, "area -0.5; expected a finite number"),
         ({"iscrowd": -1}, "iscrowd -1; expected 0 or 1"),
         ({"iscrowd": "yes"}, "iscrowd 'yes'; expected 0 or 1"),
-        ({"bbox": [1, 2, 3]}, r"bbox \[1, 2, 3\]; expected 4 numbers"),
+        ({"bbox": [1, 2, 3]}, r"bbox \[1, 2, 3\]; expected 4 finite numbers"),
         ({"bbox": [1, 2, 3, None]}, r"bbox \[1, 2, 3, None\]; expected 4 finite numbers"),
         ({"bbox": [5, 5, 1, -1]}, r"bbox \[5, 5, 1, -1\] of negative size"),
     ],

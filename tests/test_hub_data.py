@@ -126,7 +126,7 @@ def test_sizes_and_ids_come_from_columns():
     [
         (
             {"objects_column": "boxes"},
-            r"no column \['boxes'\]; its columns are \['image', 'objects'\]",
+            r"no column 'boxes'; its columns are \['image', 'objects'\]",
         ),
         ({"image_column": "photo"}, r"no image column 'photo'; its image columns are \['image'\]"),
     ],

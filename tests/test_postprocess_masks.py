@@ -34,11 +34,7 @@ def maps_of(
     best_classes = scores, labels, labels != info["num_classes"]
     sizes = info["target_sizes"] if is_resized else None
     return segment_maps(
-        best_classes,
-        tensors["pred_masks"],
-        label_ids_to_fuse=fused,
-        target_sizes=sizes,
-        **settings,
+        best_classes, tensors["pred_masks"], label_ids_to_fuse=fused, target_sizes=sizes, **settings
     )
 
 
