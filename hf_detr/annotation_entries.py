@@ -1,4 +1,4 @@
-"""Annotations that are written as one dict per object, as COCO's are, to columns of a table."""
+"""Convert annotations with one dict per object, as in COCO files, to columns of a table."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -14,24 +14,25 @@ from .image_source import ImageSource, read_segment_ids
 def objects_from_entries(
     entries: Sequence[Mapping[str, Any]], images: Sequence[int], problems: list[Problem]
 ) -> RawObjects:
-    """Gather the columns of objects, without their segmentations.
+    """Collect the columns of objects, without segmentations.
 
     Args:
-        entries: each with `bbox` and `category_id`, and perhaps `id`, `area` and `iscrowd`.
-        images: the index of each entry's image.
-        problems: what can't be read is added here; in the columns it is NaN, 0 or -1.
+        entries: dicts with `bbox` and `category_id`, optionally `id`, `area` and `iscrowd`.
+        images: index of each entry's image.
+        problems: extended by the invalid values, which are NaN, 0 or -1 in the columns.
     """
 
     def column(
-        key: str, is_right: Callable[[Any], bool], default: Any, expected: str, optional: bool
+        key: str, is_valid: Callable[[Any], bool], default: Any, expected: str, optional: bool
     ) -> list[Any]:
         values = [entry.get(key) for entry in entries]
         for row, value in enumerate(values):
-            if is_right(value):
+            if is_valid(value):
                 continue
             if value is not None or not optional:
-                text = f"object {entries[row].get('id', row)} has {key} {value!r}, not {expected}"
-                # An id only serves messages; its place stands in for it.
+                name = entries[row].get("id", row)
+                text = f"object {name} has {key} {value!r}; expected {expected}"
+                # Ids are only used in messages; the index replaces an invalid one.
                 problems.append(Problem(f"wrong {key}", images[row], text, key != "id"))
             values[row] = row if default is None else default
         return values
@@ -41,13 +42,13 @@ def objects_from_entries(
         ids=column("id", is_integer, None, "an integer", True),
         category_ids=column("category_id", is_integer, -1, "an integer", False),
         boxes=column("bbox", _is_box, [math.nan] * 4, "4 finite numbers", False),
-        areas=column("area", _is_area, math.nan, "a finite number from 0", True),
+        areas=column("area", _is_area, math.nan, "a finite number >= 0", True),
         is_crowd=column("iscrowd", _is_flag, False, "0 or 1", True),
     )
 
 
 def is_integer(value: Any) -> bool:
-    """Whether a value is an integer of at most 64 bits, and no bool."""
+    """Whether a value is a signed 64-bit integer and not a bool."""
     return type(value) is int and -(2**63) <= value < 2**63
 
 
@@ -70,37 +71,38 @@ def _is_finite(value: Any) -> bool:
 def with_boxes(
     segments: Sequence[Mapping[str, Any]], maps: ImageSource, index: int, box_format: str
 ) -> Sequence[Mapping[str, Any]]:
-    """Segments of one image; boxes that are missing are those of its segment map.
+    """Fill in the missing boxes of an image's segments from its segment map.
 
     Raises:
-        ValueError: if a segment has no id, the map can't be read, or other boxes have another
-            format.
+        ValueError: if a segment has no id, the map can't be read, or boxes are missing and
+            `box_format` isn't "coco_xywh".
     """
     for segment in segments:
         if not isinstance(segment, Mapping) or not is_integer(segment.get("id")):
             raise ValueError(
-                f"{maps.name(index)} has the segment {segment!r}; each needs an integer 'id', the "
-                "one in the map."
+                f"{maps.name(index)} has the segment {segment!r}; expected a dict with the integer "
+                "'id' that the segment has in the map."
             )
     if all(segment.get("bbox") is not None for segment in segments):
         return segments
     if box_format != "coco_xywh":
         raise ValueError(
-            f"{maps.name(index)} has segments without 'bbox'; these are filled in as 'coco_xywh', "
-            f"which can't stand beside box_format={box_format!r}: leave all boxes out, or give all."
+            f"{maps.name(index)} has segments without 'bbox', which are filled in as 'coco_xywh', "
+            f"but box_format is {box_format!r}; add the missing boxes, or remove all boxes and use "
+            "box_format='coco_xywh'."
         )
     boxes = segment_boxes(read_segment_ids(maps, index), [s["id"] for s in segments])
     return [{**s, "bbox": s.get("bbox") or box} for box, s in zip(boxes, segments, strict=True)]
 
 
 def segment_boxes(segment_ids: Tensor, ids: Sequence[int]) -> list[list[float]]:
-    """The tight box (left, top, width, height) of each segment of a map (H, W), in pixels.
+    """Compute the box (left, top, width, height) of each segment of a map (H, W), in pixels.
 
-    A segment without pixels has a box of NaN.
+    The box of a segment without pixels is NaN.
     """
     boxes = []
-    for own_id in ids:
-        rows, columns = torch.nonzero(segment_ids == own_id, as_tuple=True)
+    for segment_id in ids:
+        rows, columns = torch.nonzero(segment_ids == segment_id, as_tuple=True)
         if not len(rows):
             boxes.append([math.nan] * 4)
             continue

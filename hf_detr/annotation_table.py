@@ -1,7 +1,7 @@
-"""A data set's annotations in flat arrays, whatever format they came in.
+"""The annotations of a data set in flat arrays, independent of the data set's format.
 
-Python objects would be copied into every data worker, because counting references writes to their
-memory; arrays of numbers stay shared between the processes.
+Forked data workers copy Python objects, because reference counting writes to their memory. Arrays
+of numbers stay shared between the processes.
 """
 
 import marshal
@@ -17,10 +17,10 @@ from .box_formats import box_format_suspicion, boxes_to_coco_xywh
 
 @dataclass(frozen=True)
 class Problem:
-    """Something wrong in a data set.
+    """An error in a data set.
 
-    `kind` groups problems in reports, `image` is the index of the image (None: the whole data set),
-    `text` says what and where, and a fatal problem forbids training.
+    `kind` groups problems in reports, `image` is the index of the image (None: the whole data set)
+    and `text` describes the problem. Images with a fatal problem can't be used for training.
     """
 
     kind: str
@@ -38,9 +38,9 @@ class PackedValues:
 
     @classmethod
     def pack(cls, values: Iterable[Any]) -> "PackedValues":
-        """Pack values that `marshal` knows."""
-        # marshal, because it is ten times faster than JSON. Its bytes never leave this program and
-        # its workers. Version 2 has no references, so equal values have equal bytes.
+        """Pack values of types that `marshal` supports."""
+        # marshal is ten times faster than JSON, and only this program and its workers read the
+        # bytes. Version 2 has no references, so equal values have equal bytes.
         packed = [marshal.dumps(value, 2) for value in values]
         ends = np.cumsum([0, *map(len, packed)], dtype=np.int64)
         return cls(np.frombuffer(b"".join(packed), dtype=np.uint8), ends)
@@ -56,22 +56,23 @@ class PackedValues:
 class AnnotationTable:
     """Annotations of I images with n objects, sorted by image.
 
-    The objects of image i are the rows `offsets[i]` to `offsets[i + 1]`. Values are those of the
-    data, mistakes included: `hf_detr.data_check` names them, `DetectionDataset` refuses them.
+    The objects of image i are the rows `offsets[i]` to `offsets[i + 1]`. The values are those of
+    the data set, including errors: `hf_detr.data_check` reports them and `DetectionDataset` raises
+    an error for them.
     """
 
-    category_ids: tuple[int, ...]  # class label -> the data's own id
+    category_ids: tuple[int, ...]  # class label -> id in the data set
     id2label: dict[int, str]  # class label -> name
-    image_ids: np.ndarray  # (I,) int64, the data's own
-    image_hw: np.ndarray  # (I, 2) int64, height and width in pixels; 0 where nobody knows
+    image_ids: np.ndarray  # (I,) int64, as in the data set
+    image_hw: np.ndarray  # (I, 2) int64, height and width in pixels; 0 if unknown
     offsets: np.ndarray  # (I + 1,) int64
-    ids: np.ndarray  # (n,) int64, the data's own
-    class_labels: np.ndarray  # (n,) int64; -1 where the id is none of the data's categories
-    # Deviation from corners as everywhere else: COCO's numbers come back bit by bit for evaluation.
+    ids: np.ndarray  # (n,) int64, as in the data set
+    class_labels: np.ndarray  # (n,) int64; -1 for an unknown category id
+    # Not corners as everywhere else, so that evaluation gets exactly the numbers of a COCO file.
     boxes_xywh: np.ndarray  # (n, 4) float64, left, top, width, height in pixels
-    areas: np.ndarray  # (n,) float64 in square pixels; NaN where the data have none
+    areas: np.ndarray  # (n,) float64 in square pixels; NaN where the data set has none
     is_crowd: np.ndarray  # (n,) bool
-    segmentations: PackedValues | None = None  # COCO's polygons or run lengths, per object
+    segmentations: PackedValues | None = None  # COCO polygons or RLE, per object
     label_ids_of_stuff: frozenset[int] = frozenset()
     problems: tuple[Problem, ...] = ()
 
@@ -79,11 +80,11 @@ class AnnotationTable:
         return len(self.image_ids)
 
     def rows(self, image: int) -> range:
-        """The rows of an image's objects."""
+        """Return the rows of an image's objects."""
         return range(int(self.offsets[image]), int(self.offsets[image + 1]))
 
     def first(self, num_images: int) -> "AnnotationTable":
-        """The table of the first images alone, with all classes."""
+        """Return the table of the first `num_images` images, with all classes."""
         rows = slice(int(self.offsets[min(num_images, len(self))]))
         per_object = ("ids", "class_labels", "boxes_xywh", "areas", "is_crowd")
         return replace(
@@ -96,19 +97,19 @@ class AnnotationTable:
         )
 
     def image_of_rows(self) -> np.ndarray:
-        """(n,) int64, the image of each object."""
+        """Return the index of each object's image, (n,) int64."""
         return np.repeat(np.arange(len(self)), np.diff(self.offsets))
 
 
 @dataclass
 class RawObjects:
-    """Objects in the order and the words of their data; each list has one entry per object."""
+    """Objects in the order and with the values of their data set, one list entry per object."""
 
     images: Sequence[int] = field(default_factory=list)  # index of the image
     ids: Sequence[int] = field(default_factory=list)
     category_ids: Sequence[int] = field(default_factory=list)
-    boxes: Sequence[Sequence[float]] = field(default_factory=list)  # of the data's box format
-    areas: Sequence[float] = field(default_factory=list)  # NaN: not given
+    boxes: Sequence[Sequence[float]] = field(default_factory=list)  # in the data set's box format
+    areas: Sequence[float] = field(default_factory=list)  # NaN if not given
     is_crowd: Sequence[bool] = field(default_factory=list)
     segmentations: Sequence[Any] | None = None
 
@@ -122,7 +123,7 @@ class RawObjects:
         is_crowd: bool = False,
         segmentation: Any = None,
     ) -> None:
-        """Add one object; its id is `number`, or the count of objects before it."""
+        """Add one object. Its id is `number`, by default the number of objects before it."""
         self.ids.append(len(self.ids) if number is None else number)
         self.images.append(image)
         self.category_ids.append(category_id)
@@ -144,46 +145,51 @@ def make_table(
 ) -> AnnotationTable:
     """Sort objects by image, number the classes from 0 without gaps, and convert the boxes.
 
-    Warns if the boxes look like another format, and if there are problems that forbid training.
+    Warns about fatal problems, such as boxes that seem to have another format.
 
     Args:
-        categories: the data's own ids and the names; sorted by id they become the class labels.
-        image_ids: the data's own id of each image.
+        categories: category ids and names of the data set. The class labels follow the sorted ids.
+        image_ids: id of each image in the data set.
         image_hw: height and width of each image in pixels.
         objects: in any order.
-        box_format: of `objects.boxes`, one of `hf_detr.box_formats.BOX_FORMATS`.
-        stuff_ids: the categories that are stuff, not things.
-        problems: what the reader has found.
+        box_format: format of `objects.boxes`, one of `hf_detr.box_formats.BOX_FORMATS`.
+        stuff_ids: ids of the stuff categories.
+        problems: problems found while reading the data set.
+
+    Raises:
+        ValueError: if `stuff_ids` has ids that aren't in `categories`.
     """
     stuff_ids = frozenset(stuff_ids)
-    if strangers := stuff_ids - set(categories):
-        raise ValueError(f"stuff_ids {sorted(strangers)} aren't among the categories' ids.")
-    own_ids = np.array(sorted(categories), dtype=np.int64)
+    if unknown := stuff_ids - set(categories):
+        raise ValueError(
+            f"stuff_ids has {sorted(unknown)}; expected ids of categories, {sorted(categories)}."
+        )
+    category_ids = np.array(sorted(categories), dtype=np.int64)
     image_hw = np.array(image_hw, dtype=np.int64).reshape(-1, 2)
     images = np.array(objects.images, dtype=np.int64)
     order = np.argsort(images, kind="stable")
     images = images[order]
     ids = np.array(objects.ids, dtype=np.int64)[order]
     object_category_ids = np.array(objects.category_ids, dtype=np.int64)[order]
-    class_labels = _class_labels(object_category_ids, own_ids)
+    class_labels = _class_labels(object_category_ids, category_ids)
     boxes = np.array(objects.boxes, dtype=np.float64).reshape(-1, 4)[order]
 
     problems = list(problems)
     for row in np.flatnonzero(class_labels < 0):
-        text = f"object {ids[row]} has category id {object_category_ids[row]}, which isn't listed"
-        problems.append(Problem("category id outside the list", int(images[row]), text, True))
+        text = f"object {ids[row]} has the unknown category id {object_category_ids[row]}"
+        problems.append(Problem("unknown category id", int(images[row]), text, True))
     suspicion = box_format_suspicion(boxes, box_format, image_hw[images])
     if suspicion:
-        problems.insert(0, Problem("box format", None, suspicion, True))  # the first to be read
+        problems.insert(0, Problem("box format", None, suspicion, True))
     _warn_of_fatal(problems)
 
     segmentations = None
     if objects.segmentations is not None:
         segmentations = PackedValues.pack(objects.segmentations[row] for row in order)
-    labels = {int(own): label for label, own in enumerate(own_ids)}
+    labels = {int(category_id): label for label, category_id in enumerate(category_ids)}
     return AnnotationTable(
         category_ids=tuple(labels),
-        id2label={label: str(categories[own]) for own, label in labels.items()},
+        id2label={label: str(categories[key]) for key, label in labels.items()},
         image_ids=np.array(image_ids, dtype=np.int64),
         image_hw=image_hw,
         offsets=np.searchsorted(images, np.arange(len(image_ids) + 1)),
@@ -193,17 +199,17 @@ def make_table(
         areas=np.array(objects.areas, dtype=np.float64)[order],
         is_crowd=np.array(objects.is_crowd, dtype=bool)[order],
         segmentations=segmentations,
-        label_ids_of_stuff=frozenset(labels[own] for own in stuff_ids),
+        label_ids_of_stuff=frozenset(labels[stuff_id] for stuff_id in stuff_ids),
         problems=tuple(problems),
     )
 
 
-def _class_labels(category_ids: np.ndarray, own_ids: np.ndarray) -> np.ndarray:
-    """(n,) the place of each category id among the sorted `own_ids`, -1 if it isn't there."""
-    if not len(own_ids):
-        return np.full(len(category_ids), -1, dtype=np.int64)
-    place = np.searchsorted(own_ids, category_ids).clip(max=len(own_ids) - 1)
-    return np.where(own_ids[place] == category_ids, place, -1)
+def _class_labels(ids: np.ndarray, category_ids: np.ndarray) -> np.ndarray:
+    """Index of each id in the sorted `category_ids`, -1 where it is missing; (n,)."""
+    if not len(category_ids):
+        return np.full(len(ids), -1, dtype=np.int64)
+    index = np.searchsorted(category_ids, ids).clip(max=len(category_ids) - 1)
+    return np.where(category_ids[index] == ids, index, -1)
 
 
 def _warn_of_fatal(problems: Sequence[Problem]) -> None:
@@ -211,7 +217,7 @@ def _warn_of_fatal(problems: Sequence[Problem]) -> None:
     if fatal:
         examples = "\n".join(f"  {problem.text}" for problem in fatal[:3])
         warnings.warn(
-            f"the annotations have problems that forbid training ({len(fatal)}), such as\n"
+            f"The annotations have {len(fatal)} problems that prevent training, such as\n"
             f"{examples}\n`hf-detr check` lists all of them.",
             stacklevel=4,
         )

@@ -1,4 +1,4 @@
-"""Samples to batches: the collator, and batches of images of equal size."""
+"""Batching of samples: the collator, and batches of images of equal size."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -11,10 +11,10 @@ from .image_processing_detr import DetrImageProcessor
 
 
 class DetectionCollator:
-    """Collates samples `(image, target)`, resized already, into what a model trains on.
+    """Collates resized samples `(image, target)` into the inputs of a model.
 
     Args:
-        processor: rescales, normalises and pads the images, by its own settings.
+        processor: rescales, normalizes and pads the images with its own settings.
     """
 
     def __init__(self, processor: DetrImageProcessor) -> None:
@@ -24,9 +24,9 @@ class DetectionCollator:
         """Batch images (3, h, w) uint8 and targets with boxes (x0, y0, x1, y1) in pixels.
 
         Returns:
-            `pixel_values` (B, 3, H, W) and `pixel_mask` (B, H, W), as the processor makes them;
-            `labels`, per image the target with `size` (h, w) and `boxes` (cx, cy, w, h) in [0, 1]
-            of it, and any `masks` padded to (n, H, W).
+            `pixel_values` (B, 3, H, W) and `pixel_mask` (B, H, W), the processor's output, and
+            `labels`: each image's target with `size` (h, w), `boxes` (cx, cy, w, h) relative to
+            it, in [0, 1], and any `masks` padded to (n, H, W).
         """
         images = [image for image, _ in samples]
         inputs = self.processor(
@@ -35,7 +35,7 @@ class DetectionCollator:
         canvas_hw = tuple(inputs["pixel_values"].shape[-2:])
         labels = []
         for image, target in samples:
-            # Plain tensors: the model has no use for torchvision's dispatch, and may not be slowed.
+            # Plain tensors, without the overhead of torchvision's dispatch in the model.
             label = {key: value.as_subclass(Tensor) for key, value in target.items()}
             label["size"] = torch.tensor(image.shape[-2:], dtype=torch.int64)
             labels.append(pad_target(normalize_target(label), canvas_hw))
@@ -43,19 +43,18 @@ class DetectionCollator:
 
 
 class SizeGroupedBatches:
-    """Batches of indices whose images have exactly equal sizes, so that none is padded.
+    """Batches of indices of images with equal sizes, which need no padding.
 
-    What a model finds in an image then doesn't depend on the others of its batch. The largest
-    images come first: if memory is short, that shows at once.
+    The predictions for an image don't depend on the other images of its batch. The largest images
+    come first, so that a lack of memory is noticed at once.
 
     Args:
-        sizes_hw: (height, width) of every image as the model gets it.
-        batch_size: at most so many images in a batch.
-        rank, world_size: take every `world_size`-th batch from the `rank`-th on; together the
-            processes see every image once.
+        sizes_hw: (height, width) of each image as passed to the model.
+        batch_size: maximum number of images in a batch.
+        rank, world_size: index of this process and number of processes that share the batches.
 
     Raises:
-        ValueError: if `batch_size` or `rank` can't be right.
+        ValueError: if `batch_size` or `rank` is invalid.
     """
 
     def __init__(
@@ -66,9 +65,9 @@ class SizeGroupedBatches:
         world_size: int = 1,
     ) -> None:
         if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}; give 1 or more.")
+            raise ValueError(f"batch_size is {batch_size}; expected at least 1.")
         if not 0 <= rank < world_size:
-            raise ValueError(f"rank is {rank}; give 0 to world_size - 1 = {world_size - 1}.")
+            raise ValueError(f"rank is {rank}; expected 0 to world_size - 1 = {world_size - 1}.")
         groups: dict[tuple[int, int], list[int]] = {}
         for index, (height, width) in enumerate(sizes_hw):
             groups.setdefault((int(height), int(width)), []).append(index)

@@ -1,4 +1,4 @@
-"""COCO's detection and panoptic data: a JSON file and a folder of images."""
+"""Readers of COCO detection and panoptic data: a JSON file and a folder of images."""
 
 import json
 import os
@@ -27,18 +27,18 @@ def read_coco(
     """Read COCO detection data.
 
     Args:
-        annotation_file: JSON with `images`, `annotations` and `categories`.
-        image_folder: what the images' `file_name` is relative to.
-        box_format: what the file's boxes are; COCO's own are `coco_xywh`.
-        masks: read the segmentations too, and give masks.
-        seed: of the transform's randomness.
+        annotation_file: JSON file with `images`, `annotations` and `categories`.
+        image_folder: folder that the images' `file_name` is relative to.
+        box_format: format of the boxes in the file, by default that of COCO.
+        masks: whether to read the segmentations too, for targets with masks.
+        seed: seed of the transform's random numbers.
 
     Raises:
-        ValueError: if the file isn't such JSON or a file name leaves the folder. Mistakes in
-            single annotations are kept as `table.problems`, and a warning counts them.
+        ValueError: if the file isn't a COCO file or a file name points outside the folder. Errors
+            in single annotations are stored in `table.problems` and reported by a warning.
     """
     checked_box_format(box_format)
-    content = _read_json(annotation_file, ("images", "annotations", "categories"))
+    content = _read_json(annotation_file)
     records = _ImageRecords(content["images"], annotation_file, image_folder)
     entries, problems = _entries_of_known_images(content["annotations"], records)
     images = [records.index_of_id[entry["image_id"]] for entry in entries]
@@ -64,33 +64,33 @@ def read_coco_panoptic(
     masks: bool = True,
     seed: int = 0,
 ) -> DetectionDataset:
-    """Read COCO panoptic data: things and stuff, whose masks are in PNG files.
+    """Read COCO panoptic data: things and stuff with masks in PNG files.
 
     Categories without `isthing: 1` are stuff (`dataset.label_ids_of_stuff`). A missing `bbox` is
-    the segment's box in its PNG file.
+    computed from the PNG file.
 
     Args:
-        annotation_file: JSON with `images`, `annotations` and `categories`; each annotation has an
-            `image_id`, the PNG's `file_name` and `segments_info`.
-        image_folder: what the images' `file_name` is relative to.
-        segment_folder: what the annotations' `file_name` is relative to.
-        box_format: what the boxes of `segments_info` are.
-        masks: give masks.
-        seed: of the transform's randomness.
+        annotation_file: JSON file with `images`, `annotations` and `categories`; each annotation
+            has an `image_id`, the `file_name` of the PNG file and `segments_info`.
+        image_folder: folder that the images' `file_name` is relative to.
+        segment_folder: folder that the annotations' `file_name` is relative to.
+        box_format: format of the boxes in `segments_info`.
+        masks: whether targets have masks.
+        seed: seed of the transform's random numbers.
 
     Raises:
-        ValueError: as `read_coco`.
+        ValueError: as in `read_coco`.
     """
     checked_box_format(box_format)
-    content = _read_json(annotation_file, ("images", "annotations", "categories"))
+    content = _read_json(annotation_file)
     records = _ImageRecords(content["images"], annotation_file, image_folder)
     annotations, problems = _entries_of_known_images(content["annotations"], records)
     map_names = [f"{Path(record['file_name']).stem}.png" for record in content["images"]]
     for number, annotation in enumerate(annotations):
         if not isinstance(annotation.get("segments_info"), list):
             raise ValueError(
-                f"{annotation_file}: annotation {number} has no list 'segments_info'; read files "
-                "of COCO's detection format with read_coco."
+                f"{annotation_file}: annotation {number} has no list 'segments_info'; use "
+                "read_coco for files in COCO's detection format."
             )
         index = records.index_of_id[annotation["image_id"]]
         map_names[index] = annotation.get("file_name", map_names[index])
@@ -114,36 +114,36 @@ def read_coco_panoptic(
     return DetectionDataset(table, records.images, segment_maps, masks, seed)
 
 
-def _read_json(file: StrPath, keys: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+def _read_json(file: StrPath) -> dict[str, list[dict[str, Any]]]:
     try:
         content = json.loads(Path(file).read_bytes())
-    except (ValueError, RecursionError) as error:  # also what isn't UTF-8
-        raise ValueError(f"{file} is no JSON: {error}.") from error
-    for key in keys:
+    except (ValueError, RecursionError) as error:  # ValueError for invalid UTF-8 too
+        raise ValueError(f"{file} is not a JSON file: {error}.") from error
+    for key in ("images", "annotations", "categories"):
         values = content.get(key) if isinstance(content, dict) else None
         if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
             raise ValueError(
-                f"{file} has no list of objects {key!r}; a COCO file is "
+                f"{file} has no list of objects {key!r}; expected a COCO file, "
                 '{"images": [...], "annotations": [...], "categories": [...]}.'
             )
     return content
 
 
 def _categories(records: Sequence[Mapping[str, Any]], file: StrPath) -> dict[int, str]:
-    """The file's category ids and names.
+    """Return category ids and names.
 
     Raises:
-        ValueError: if an id or a name is missing or an id is there twice.
+        ValueError: if an id or a name is missing, or an id is used twice.
     """
     names = {}
     for number, record in enumerate(records):
-        own_id, name = record.get("id"), record.get("name")
-        if not is_integer(own_id) or not isinstance(name, str) or own_id in names:
+        category_id, name = record.get("id"), record.get("name")
+        if not is_integer(category_id) or not isinstance(name, str) or category_id in names:
             raise ValueError(
-                f"{file}: category {number} is {record!r}; each needs a 'name' and an 'id', an "
-                "integer that no other category has."
+                f"{file}: category {number} is {record!r}; expected a 'name' and a unique integer "
+                "'id'."
             )
-        names[own_id] = name
+        names[category_id] = name
     return names
 
 
@@ -154,19 +154,19 @@ class _ImageRecords:
         for number, record in enumerate(records):
             if not is_integer(record.get("id")) or not isinstance(record.get("file_name"), str):
                 raise ValueError(
-                    f"{file}: image {number} is {record!r}; each needs an integer 'id' and a "
+                    f"{file}: image {number} is {record!r}; expected an integer 'id' and a "
                     "'file_name'."
                 )
         self.records = records
         self.ids = [record["id"] for record in records]
         self.index_of_id = {image_id: index for index, image_id in enumerate(self.ids)}
         if len(self.index_of_id) < len(records):
-            twice = next(i for n, i in enumerate(self.ids) if self.index_of_id[i] != n)
-            raise ValueError(f"{file}: two images have the id {twice}; give each its own.")
+            repeated = next(i for n, i in enumerate(self.ids) if self.index_of_id[i] != n)
+            raise ValueError(f"{file}: two images have the id {repeated}; ids must be unique.")
         self.images = ImageFolder(folder, [record["file_name"] for record in records])
 
     def sizes_hw(self, problems: list[Problem]) -> list[tuple[int, int]]:
-        """Heights and widths, from the image itself where the file doesn't say."""
+        """Return heights and widths, read from the image where the file has none."""
         sizes = [(record.get("height"), record.get("width")) for record in self.records]
         return fill_in_sizes_hw(sizes, self.images, problems)
 
@@ -174,13 +174,13 @@ class _ImageRecords:
 def _entries_of_known_images(
     entries: Sequence[Mapping[str, Any]], records: _ImageRecords
 ) -> tuple[list[Mapping[str, Any]], list[Problem]]:
-    """Entries whose `image_id` is one of the file's images, and a problem for each other."""
+    """Return the entries with a known `image_id`, and a problem for each of the others."""
     known, problems = [], []
     for number, entry in enumerate(entries):
         image_id = entry.get("image_id")
         if is_integer(image_id) and image_id in records.index_of_id:
             known.append(entry)
         else:
-            text = f"annotation {number} has image_id {image_id!r}, which no image of the file has"
+            text = f"annotation {number} has the unknown image_id {image_id!r}"
             problems.append(Problem("annotation without image", None, text, True))
     return known, problems

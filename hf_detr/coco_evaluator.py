@@ -1,4 +1,4 @@
-"""COCO's average precision and recall, of one process or of many, equal to pycocotools'."""
+"""COCO average precision and recall, also in distributed runs, equal to pycocotools."""
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,17 +17,17 @@ Metrics = dict[str, Any]
 
 
 class CocoEvaluator:
-    """Gathers detections and compares them with the ground truth, by COCO's rules.
+    """Collects detections and computes COCO metrics.
 
     Args:
-        ground_truth: COCO's instances: `images` (`id`, `height`, `width`), `categories` (`id`, also
-            the label of detections, `name`) and `annotations` (`image_id`, `category_id`, `bbox` as
-            (left, top, width, height) in pixels; `area` and `iscrowd` if known; for "segm" also
-            `segmentation`).
+        ground_truth: COCO dict of `images` (`id`, `height`, `width`), `categories` (`id`, the label
+            of detections, and `name`) and `annotations` (`image_id`, `category_id`, `bbox` as
+            (left, top, width, height) in pixels, optionally `area` and `iscrowd`, and
+            `segmentation` for "segm").
         iou_types: "bbox" compares boxes, "segm" masks.
 
     Raises:
-        ValueError: if two categories have one name, or a segmentation is missing.
+        ValueError: if two categories have the same name, or a segmentation is missing.
         ImportError: if faster-coco-eval isn't installed.
     """
 
@@ -38,10 +38,10 @@ class CocoEvaluator:
         self.iou_types = _checked_iou_types(iou_types)
         self.names = {int(c["id"]): str(c["name"]) for c in ground_truth["categories"]}
         if len(set(self.names.values())) < len(self.names):
-            raise ValueError("two categories have the same name; give each its own.")
+            raise ValueError("Two categories have the same name; names must be unique.")
         self._images = {int(image["id"]): dict(image) for image in ground_truth["images"]}
         self._annotations = [
-            _true_object(annotation, number, self.iou_types)
+            _target_entry(annotation, number, self.iou_types)
             for number, annotation in enumerate(ground_truth["annotations"], 1)
         ]
         self._found: dict[int, dict[str, Any]] = {}
@@ -49,13 +49,13 @@ class CocoEvaluator:
     def update(
         self, image_ids: Iterable[int | Tensor], detections: Iterable[Mapping[str, Tensor]]
     ) -> None:
-        """Add the detections of some images. An image that was there already is left out.
+        """Add the detections of some images. Images that were added before are ignored.
 
         Args:
-            image_ids: one per image.
-            detections: per image `scores` (n,), `labels` (n,) and `boxes` (n, 4) as (x0, y0, x1,
-                y1) in pixels of the original image; for "segm" also `masks` (n, height, width)
-                bool, of its size.
+            image_ids: id of each image.
+            detections: for each image `scores` (n,), `labels` (n,) and `boxes` (n, 4) as (x0, y0,
+                x1, y1) in pixels of the original image, and for "segm" `masks` (n, height, width)
+                bool of its size.
 
         Raises:
             ValueError: if an image or a label isn't in the ground truth, or a number isn't finite.
@@ -64,28 +64,29 @@ class CocoEvaluator:
             image_id = int(image_id)
             if image_id not in self._images:
                 raise ValueError(
-                    f"image_id {image_id} isn't in the ground truth; both must be of one data set."
+                    f"image_id {image_id} is not in the ground truth; use the same data set."
                 )
             if image_id not in self._found:
                 self._found[image_id] = self._read(image_id, found)
 
     def compute(self) -> Metrics:
-        """Compare what all processes found; each of them must call this, and gets the result.
+        """Compute the metrics of the detections of all processes; all processes must call this.
+
+        Images that were never added have no detections; a warning reports them.
 
         Returns:
             `AP` (mean over IoU 0.50 … 0.95 and classes), `AP50`, `AP75`, `AP_small`, `AP_medium`,
-            `AP_large`, `AR_1`, `AR_10`, `AR_100` (recall with so many detections an image),
-            `AR_small`, `AR_medium`, `AR_large`; the same of masks as `segm_AP`, …; and `per_class`,
-            by name `num_objects`, `AP`, `AP50`, `AP75` and `AR_100`. In [0, 1], or -1 where there
-            are no objects. Images that were never added count as without detections, with a
-            warning.
+            `AP_large`, `AR_1`, `AR_10`, `AR_100` (recall with this number of detections per image),
+            `AR_small`, `AR_medium`, `AR_large`, in [0, 1], or -1 without objects; the same for
+            masks as `segm_AP`, …; and `per_class`, for each class name `num_objects`, `AP`, `AP50`,
+            `AP75` and `AR_100`.
         """
         found = self._gather()
         missing = len(self._images) - len(found)
         if missing:
             warnings.warn(
-                f"{missing} of {len(self._images)} images were never evaluated and count as "
-                "without detections; leave them out of the ground truth if that isn't meant.",
+                f"{missing} of {len(self._images)} images were never evaluated and have no "
+                "detections; remove them from the ground truth if this isn't intended.",
                 stacklevel=2,
             )
         counts = dict.fromkeys(self.names, 0)
@@ -108,23 +109,18 @@ class CocoEvaluator:
         return {**metrics, "per_class": per_class}
 
     def _read(self, image_id: int, found: Mapping[str, Tensor]) -> dict[str, Any]:
-        """One image's detections as arrays, checked; masks as run lengths."""
+        """Check an image's detections and convert them to arrays, and masks to run lengths."""
+        dtypes = {"scores": torch.float64, "labels": torch.int64, "boxes": torch.float64}
         scores, labels, boxes = (
-            found[key].detach().to("cpu", dtype).numpy()
-            for key, dtype in (
-                ("scores", torch.float64),
-                ("labels", torch.int64),
-                ("boxes", torch.float64),
-            )
+            found[key].detach().to("cpu", dtype).numpy() for key, dtype in dtypes.items()
         )
         if not np.isfinite(scores).all() or not np.isfinite(boxes).all():
             raise ValueError(f"image_id {image_id} has scores or boxes that are NaN or infinite.")
-        strangers = sorted(set(labels.tolist()) - set(self.names))
-        if strangers:
+        unknown = sorted(set(labels.tolist()) - set(self.names))
+        if unknown:
             raise ValueError(
-                f"image_id {image_id} has detections of the labels {strangers[:5]}, which the "
-                f"ground truth's categories ({min(self.names)} … {max(self.names)}) lack; bring "
-                "both to the same numbers."
+                f"image_id {image_id} has detections with the labels {unknown[:5]}; expected ids "
+                f"of the ground truth's categories ({min(self.names)} … {max(self.names)})."
             )
         corners = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
         record = {"scores": scores, "labels": labels, "boxes_xywh": corners}
@@ -147,7 +143,7 @@ class CocoEvaluator:
         return _backend().mask.encode(np.asfortranarray(masks.transpose(1, 2, 0)))
 
     def _gather(self) -> dict[int, dict[str, Any]]:
-        """The detections of all processes by image; the lowest process's, if several have one."""
+        """Gather the detections of all processes; the first process has precedence."""
         shares = gather_from_processes(self._found)
         return {
             image_id: record for share in reversed(shares) for image_id, record in share.items()
@@ -156,9 +152,9 @@ class CocoEvaluator:
     def _accumulate(
         self, found: Mapping[int, dict[str, Any]], iou_type: str
     ) -> tuple[np.ndarray, np.ndarray, list[int]]:
-        """Precision (T, R, K, A, M) and recall (T, K, A, M), and the labels (K,).
+        """Compute precision (T, R, K, A, M), recall (T, K, A, M) and the labels (K,).
 
-        T IoU thresholds, R recall thresholds, K classes, A areas, M numbers of detections.
+        T IoU thresholds, R recall thresholds, K classes, A areas, M maximum numbers of detections.
         """
         backend = _backend()
         truth = backend.COCO(
@@ -168,7 +164,7 @@ class CocoEvaluator:
                 "categories": [{"id": label, "name": name} for label, name in self.names.items()],
             }
         )
-        # Equal scores keep the order of detections, so that must not depend on who found what.
+        # Sorted, because the result depends on the order of detections with equal scores.
         entries = [
             entry for image_id in sorted(found) for entry in _entries(image_id, found, iou_type)
         ]
@@ -182,7 +178,7 @@ class CocoEvaluator:
 
 
 def metrics_table(metrics: Metrics) -> str:
-    """Write what `CocoEvaluator.compute` returned as text: a line per IoU type and per class."""
+    """Format the result of `CocoEvaluator.compute`: a line per IoU type and per class."""
     prefixes = {"boxes": "", "masks": "segm_"}
     prefixes = {kind: prefix for kind, prefix in prefixes.items() if f"{prefix}AP" in metrics}
     names = [name for name in metrics if name != "per_class" and not name.startswith("segm_")]
@@ -203,7 +199,7 @@ def metrics_table(metrics: Metrics) -> str:
 
 
 def _summarize(precision: np.ndarray, recall: np.ndarray) -> dict[str, float]:
-    """The twelve numbers of COCO's summary."""
+    """Compute the twelve metrics of COCO's summary."""
     best = {f"AR_{number}": recall[:, :, 0, m] for m, number in enumerate(MAX_DETECTIONS)}
     parts = {
         "AP": precision[:, :, :, 0, -1],
@@ -213,7 +209,7 @@ def _summarize(precision: np.ndarray, recall: np.ndarray) -> dict[str, float]:
         **best,
         **{f"AR_{area}": recall[:, :, a, -1] for a, area in enumerate(AREAS) if a},
     }
-    # -1 stands for what can't be computed, as there are no objects.
+    # -1 means that there are no objects.
     valid = {name: part[part > -1] for name, part in parts.items()}
     return {name: float(part.mean()) if part.size else -1.0 for name, part in valid.items()}
 
@@ -221,9 +217,9 @@ def _summarize(precision: np.ndarray, recall: np.ndarray) -> dict[str, float]:
 def _entries(
     image_id: int, found: Mapping[int, dict[str, Any]], iou_type: str
 ) -> list[dict[str, Any]]:
-    """COCO's records of one image's detections."""
+    """Return the COCO records of an image's detections."""
     record = found[image_id]
-    # A box beside a mask would be taken for what the object's area follows from.
+    # Not both: COCO would compute the area from the box instead of the mask.
     key, shapes = (
         ("bbox", record["boxes_xywh"].tolist())
         if iou_type == "bbox"
@@ -237,19 +233,19 @@ def _entries(
     ]
 
 
-def _true_object(
+def _target_entry(
     annotation: Mapping[str, Any], number: int, iou_types: Sequence[str]
 ) -> dict[str, Any]:
-    """A COCO annotation with all that the backend reads."""
+    """Return a COCO annotation with all fields that the backend reads."""
     if "segm" in iou_types and not annotation.get("segmentation"):
         raise ValueError(
-            f"annotation {number - 1} of the ground truth has no segmentation; to compare masks, "
-            "all objects need one (`masks=True` when reading the data)."
+            f"annotation {number - 1} of the ground truth has no segmentation, which 'segm' "
+            "requires; read the data set with masks=True."
         )
     box = annotation["bbox"]
     area = annotation.get("area")
     entry = {
-        "id": number,  # 0 would mean "not matched"
+        "id": number,  # 0 means "not matched"
         "image_id": int(annotation["image_id"]),
         "category_id": int(annotation["category_id"]),
         "bbox": list(box),
@@ -263,17 +259,17 @@ def _true_object(
 
 def _checked_iou_types(iou_types: Sequence[str]) -> tuple[str, ...]:
     if isinstance(iou_types, str) or not iou_types or set(iou_types) - set(IOU_TYPES):
-        raise ValueError(f"iou_types is {iou_types!r}; give one or more of {IOU_TYPES}.")
+        raise ValueError(f"iou_types is {iou_types!r}; expected a sequence of {IOU_TYPES}.")
     return tuple(iou_types)
 
 
 def _backend() -> Any:
-    # Here, because only evaluation needs it.
+    # Imported here, because it is an optional dependency.
     try:
         import faster_coco_eval
     except ImportError as error:
         raise ImportError(
-            "evaluation needs faster-coco-eval; install it by `pip install 'hf_detr[train]'`."
+            "Evaluation needs faster-coco-eval; install it with pip install 'hf_detr[train]'."
         ) from error
     return faster_coco_eval
 
@@ -283,14 +279,7 @@ def _percent(value: float) -> str:
 
 
 def _aligned(rows: list[list[str]]) -> str:
-    """Columns of equal width, the first to the left and the others to the right."""
+    """Align columns, the first one left and the others right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(
-            [
-                row[0].ljust(widths[0]),
-                *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)),
-            ]
-        )
-        for row in rows
-    )
+    lines = ([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows)
+    return "\n".join(map("  ".join, lines))

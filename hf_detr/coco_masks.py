@@ -1,8 +1,8 @@
-"""COCO segmentations to boolean masks and back, equal to pycocotools, without needing it.
+"""Conversion between COCO segmentations and boolean masks, equal to pycocotools.
 
-COCO stores a mask in one of three ways: as polygons, as run lengths (RLE), or as run lengths packed
-into a string. COCO's run lengths follow the columns, top to bottom, left to right ("column-major"),
-and take turns between outside and inside, starting with outside: `[2, 3, 1]` is 0 0 1 1 1 0.
+A COCO mask is stored as polygons, as run lengths (RLE), or as run lengths packed into a string.
+Run lengths are in column-major order and alternate between outside and inside, starting with
+outside: `[2, 3, 1]` is 0 0 1 1 1 0.
 """
 
 import math
@@ -14,28 +14,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
-FINE = 5  # polygons are walked on a grid this many times finer than the pixels
-FARTHEST = 100_000  # pixels that a polygon may reach beyond the image; keeps its boundary in memory
-PLACES = np.arange(8)  # of the 5-bit digits that a packed number may have
+UPSAMPLING = 5  # polygon boundaries are traced on a grid this many times finer than the pixels
+MAX_MARGIN = 100_000  # pixels that a polygon may extend beyond the image; limits the memory
+DIGITS = np.arange(8)  # indices of the 5-bit digits of a packed number
 SEGMENTATION = "[[x0, y0, x1, y1, ...], ...] or {'size': [height, width], 'counts': ...}"
 
 
 def masks_from_segmentation(segmentation: Any, image_hw: tuple[int, int], name: str) -> Tensor:
-    """Turn one object's COCO segmentation into its mask.
+    """Convert the COCO segmentation of an object to its mask.
 
     Args:
         segmentation: polygons, a list of flat lists [x0, y0, x1, y1, ...] in pixels, whose union is
-            taken and which may reach beyond the image; or `{"size": [height, width], "counts": c}`
-            with the run lengths c as a list of int, or packed as str or bytes.
+            the mask and which may extend beyond the image; or `{"size": [height, width],
+            "counts": c}` with the run lengths c as a list of int, or packed as str or bytes.
         image_hw: height and width of the image in pixels.
-        name: what the error messages call it, such as "image_id 7, annotation 3".
+        name: name of the object in error messages, such as "image_id 7, annotation 3".
 
     Returns:
         (H, W) bool, True inside.
 
     Raises:
-        ValueError: if a number can't be right, or the run lengths don't fill the image.
-        TypeError: if the segmentation is none of the three.
+        ValueError: if a number is invalid, or the run lengths don't have the size of the image.
+        TypeError: if the segmentation has another type.
     """
     parts = segmentation.tolist() if hasattr(segmentation, "tolist") else segmentation
     if isinstance(segmentation, Mapping):
@@ -44,13 +44,14 @@ def masks_from_segmentation(segmentation: Any, image_hw: tuple[int, int], name: 
         mask = _mask_from_polygons(parts, image_hw, name)
     else:
         raise TypeError(
-            f"{name} has a segmentation of type {type(segmentation).__name__}; give {SEGMENTATION}."
+            f"{name} has a segmentation of type {type(segmentation).__name__}; expected "
+            f"{SEGMENTATION}."
         )
     return torch.from_numpy(np.ascontiguousarray(mask))
 
 
 def rle_from_mask(mask: Tensor) -> dict[str, list[int]]:
-    """Write a mask (H, W) as COCO's run lengths: column-major, the first run is outside.
+    """Convert a mask (H, W) to COCO's run lengths: column-major, starting with outside.
 
     Returns:
         `{"size": [height, width], "counts": [int, ...]}`; the counts sum to height * width.
@@ -65,14 +66,14 @@ def rle_from_mask(mask: Tensor) -> dict[str, list[int]]:
 
 
 def run_lengths(mask: Tensor) -> list[int]:
-    """Write a mask (H, W) as transformers' post-processing does, which isn't COCO's format.
+    """Convert a mask (H, W) to the run lengths of transformers' post-processing, not of COCO.
 
     Returns:
-        `[start, length, start, length, ...]`, a pair for each run of ones in row-major order (along
-        the rows); starts count from 1.
+        `[start, length, start, length, ...]`, a pair for each run of ones in row-major order;
+        starts are counted from 1.
 
     Raises:
-        TypeError, ValueError: as `rle_from_mask`.
+        TypeError, ValueError: as in `rle_from_mask`.
     """
     pixels = _checked_mask(mask).reshape(-1)
     changes = np.flatnonzero(np.diff(pixels, prepend=False, append=False))
@@ -83,30 +84,30 @@ def run_lengths(mask: Tensor) -> list[int]:
 def compressed_counts(counts: Sequence[int]) -> str:
     """Pack run lengths into COCO's string.
 
-    From the fourth on, a count is written as its difference from the one two before. A number is
-    cut into digits of 5 bits, lowest first, in two's complement; a 6th bit says that more follow,
-    and chr(48 + digit) is the character.
+    From the fourth count on, the difference to the count two positions before is stored. A number
+    is split into digits of 5 bits, lowest first, in two's complement. The 6th bit is set if more
+    digits follow, and the character is chr(48 + digit).
 
     Raises:
-        TypeError, ValueError: if a count isn't a whole number from 0 to 2**39 - 1.
+        TypeError, ValueError: if a count isn't an integer from 0 to 2**39 - 1.
     """
-    array = _flat_numbers(counts, int, f"counts are {shortened(counts)}; give whole numbers.")
+    array = _flat_numbers(counts, int, f"counts are {shortened(counts)}; expected integers.")
     if ((array < 0) | (array >= 2**39)).any():
-        raise ValueError(f"counts are {shortened(counts)}; give numbers from 0 to 2**39 - 1.")
+        raise ValueError(f"counts are {shortened(counts)}; expected integers from 0 to 2**39 - 1.")
     numbers = array.copy()
     numbers[3:] -= array[1:-2]
-    numbers = numbers[:, None]  # (n, 1), against (8,) places
-    beyond = 2 ** (5 * PLACES + 4)  # the first number that needs more digits than up to this place
-    more = (numbers < -beyond) | (numbers >= beyond)
-    digits = (numbers >> 5 * PLACES & 31) + 32 * more
+    numbers = numbers[:, None]  # (n, 1), broadcast with DIGITS (8,)
+    limits = 2 ** (5 * DIGITS + 4)  # the smallest number that needs a digit after this one
+    more = (numbers < -limits) | (numbers >= limits)
+    digits = (numbers >> 5 * DIGITS & 31) + 32 * more
     is_written = np.pad(more[:, :-1], ((0, 0), (1, 0)), constant_values=True)
     return (digits[is_written] + ord("0")).astype(np.uint8).tobytes().decode("ascii")
 
 
 def _mask_from_polygons(parts: Sequence[Any], image_hw: tuple[int, int], name: str) -> np.ndarray:
-    """(H, W) bool, the union of the polygons."""
+    """Compute the union (H, W) bool of the polygons."""
     if len(parts) == 0:
-        raise ValueError(f"{name} has no polygons; give {SEGMENTATION}, or leave the object out.")
+        raise ValueError(f"{name} has no polygons; expected {SEGMENTATION}.")
     mask = np.zeros(image_hw, dtype=bool)
     for index, part in enumerate(parts):
         points_xy = _checked_polygon(part, image_hw, f"{name} has polygon {index}")
@@ -115,33 +116,38 @@ def _mask_from_polygons(parts: Sequence[Any], image_hw: tuple[int, int], name: s
 
 
 def _filled_polygon(points_xy: np.ndarray, image_hw: tuple[int, int]) -> np.ndarray:
-    """Fill one polygon, points (n, 2) as (x, y) in pixels, into a mask (H, W) bool.
+    """Rasterize a polygon, points (n, 2) as (x, y) in pixels, to a mask (H, W) bool.
 
-    Pixel column c has its middle at fine column 5c + 2. Wherever the boundary steps from there to
-    5c + 3, or back, it switches column c between outside and inside, from the first pixel whose
-    middle isn't above the boundary on.
+    The centre of pixel column c is the fine column 5c + 2. Each step of the boundary between 5c + 2
+    and 5c + 3 switches column c between outside and inside, from the first pixel whose centre isn't
+    above the boundary.
     """
     height, width = image_hw
     x, y = _fine_boundary(points_xy)  # (steps, 2) each
-    column, offset = np.divmod(x.min(-1), FINE)
-    row = np.clip((y.min(-1) + FINE // 2) // FINE, 0, height)  # `height`: below the last pixel
-    switches = (x[:, 0] != x[:, 1]) & (offset == FINE // 2) & (column >= 0) & (column < width)
-    place = (column * (height + 1) + row)[switches]
-    count = np.bincount(place, minlength=width * (height + 1)).reshape(width, height + 1)
+    column, offset = np.divmod(x.min(-1), UPSAMPLING)
+    row = (y.min(-1) + UPSAMPLING // 2) // UPSAMPLING
+    row = np.clip(row, 0, height)  # `height`: below the last pixel
+    is_switch = (x[:, 0] != x[:, 1]) & (offset == UPSAMPLING // 2)
+    is_switch &= (column >= 0) & (column < width)
+    index = (column * (height + 1) + row)[is_switch]
+    count = np.bincount(index, minlength=width * (height + 1)).reshape(width, height + 1)
     return (count.cumsum(axis=1)[:, :height] % 2 == 1).T
 
 
 def _fine_boundary(points_xy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """All steps along a closed polygon (n, 2) on the fine grid: x and y, (steps, 2) before, after.
+    """Trace a closed polygon (n, 2) on the fine grid: x and y before and after each step.
 
-    An edge takes unit steps along its longer side, towards larger coordinates; the other coordinate
-    is rounded. Like C's conversion to int, rounding adds a half and cuts towards zero.
+    An edge takes unit steps along its longer side, in the direction of larger coordinates; the
+    other coordinate is rounded by adding 0.5 and truncating, as in C.
+
+    Returns:
+        x and y, (steps, 2) each.
     """
-    ends = np.trunc(FINE * points_xy + 0.5)
+    ends = np.trunc(UPSAMPLING * points_xy + 0.5)
     ends = np.stack([ends, np.roll(ends, -1, axis=0)], axis=1)  # (n, 2 ends, 2) per edge
     extent = np.abs(ends[:, 1] - ends[:, 0])
     is_flat = extent[:, 0] >= extent[:, 1]
-    # From (x, y) to (coordinate along the edge, the other one), the end of the lower one first.
+    # From (x, y) to (coordinate along the edge, the other one), starting at the lower end.
     ends = np.where(is_flat[:, None, None], ends, ends[..., ::-1])
     ends = np.where((ends[:, 0, 0] > ends[:, 1, 0])[:, None, None], ends[:, ::-1], ends)
 
@@ -157,29 +163,29 @@ def _fine_boundary(points_xy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _checked_polygon(part: Any, image_hw: tuple[int, int], name: str) -> np.ndarray:
-    """(n, 2) float64 as (x, y)."""
-    problem = f"{name} that is {shortened(part)}; give a list of lists [x0, y0, x1, y1, ...]."
+    """Return the points (n, 2) float64 as (x, y)."""
+    problem = f"{name} {shortened(part)}; expected a flat list [x0, y0, x1, y1, ...]."
     values = _flat_numbers(part, float, problem)
     if len(values) % 2 or len(values) < 6:
-        raise ValueError(f"{name} of {len(values)} numbers; give x and y for 3 points or more.")
-    limit = FARTHEST + max(image_hw)
-    strange = values[~(np.abs(values) <= limit)].tolist()
-    if strange:
+        raise ValueError(f"{name} of {len(values)} numbers; expected x and y of at least 3 points.")
+    limit = MAX_MARGIN + max(image_hw)
+    invalid = values[~(np.abs(values) <= limit)].tolist()
+    if invalid:
         raise ValueError(
-            f"{name} with coordinates {shortened(strange)}; they must be finite and not beyond "
-            f"{limit} pixels: mend the polygon or leave it out."
+            f"{name} with coordinates {shortened(invalid)}; expected finite numbers up to {limit} "
+            "pixels."
         )
     return values.reshape(-1, 2)
 
 
 def _mask_from_rle(rle: Mapping[str, Any], image_hw: tuple[int, int], name: str) -> np.ndarray:
-    """(H, W) bool from run lengths, packed or not."""
+    """Convert run lengths, packed or not, to a mask (H, W) bool."""
     if not {"size", "counts"} <= set(rle):
-        raise ValueError(f"{name} has a segmentation with {list(rle)} only; give {SEGMENTATION}.")
+        raise ValueError(f"{name} has a segmentation with {list(rle)}; expected {SEGMENTATION}.")
     size, counts = rle["size"], rle["counts"]
     problem = (
-        f"{name} has a segmentation of size {shortened(size)}, but the image's is "
-        f"{list(image_hw)}, [height, width]; give the run lengths of a mask of that size."
+        f"{name} has a segmentation of size {shortened(size)}; expected the size of the image, "
+        f"{list(image_hw)} [height, width]."
     )
     if _flat_numbers(size, int, problem).tolist() != list(image_hw):
         raise ValueError(problem)
@@ -187,39 +193,39 @@ def _mask_from_rle(rle: Mapping[str, Any], image_hw: tuple[int, int], name: str)
     if isinstance(counts, (str, bytes)):
         array = _unpacked_counts(counts, name)
     else:
-        array = _flat_numbers(counts, int, f"{problem}; give a flat list of whole numbers.")
-    total, least, num_pixels = sum(array.tolist()), array.min(initial=0), math.prod(image_hw)
-    if total != num_pixels or least < 0:
+        array = _flat_numbers(counts, int, f"{problem}; expected a flat list of integers.")
+    total, minimum, num_pixels = sum(array.tolist()), array.min(initial=0), math.prod(image_hw)
+    if total != num_pixels or minimum < 0:
         raise ValueError(
-            f"{problem} with sum {total} and least {least}; give none below 0, and the sum must be "
-            f"height * width = {num_pixels}: write the mask again."
+            f"{problem} with sum {total} and minimum {minimum}; expected integers >= 0 with the "
+            f"sum height * width = {num_pixels}."
         )
     is_inside = np.arange(len(array)) % 2 == 1
     return np.repeat(is_inside, array).reshape(image_hw[::-1]).T
 
 
 def _unpacked_counts(packed: str | bytes, name: str) -> np.ndarray:
-    """(n,) int64, the counts in COCO's string; see `compressed_counts`."""
+    """Unpack the counts (n,) int64 from COCO's string; see `compressed_counts`."""
     text = packed if isinstance(packed, str) else packed.decode("latin-1")
-    strangers = sorted(character for character in set(text) if not "0" <= character <= "o")
-    if strangers:
+    invalid = sorted(character for character in set(text) if not "0" <= character <= "o")
+    if invalid:
         raise ValueError(
-            f"{name} has packed run lengths with the characters {strangers[:5]}; COCO's code has "
-            "those from '0' to 'o' only: write the mask again."
+            f"{name} has packed run lengths with the characters {invalid[:5]}; expected characters "
+            "from '0' to 'o'."
         )
     digits = np.frombuffer(text.encode("ascii"), dtype=np.uint8).astype(np.int64) - ord("0")
     is_last = digits < 32
-    starts = np.flatnonzero(np.insert(is_last, 0, True))  # one more than there are whole numbers
+    starts = np.flatnonzero(np.insert(is_last, 0, True))  # one more than complete numbers
     lengths = np.diff(starts)
-    if starts[-1] != len(digits) or lengths.max(initial=0) > len(PLACES):
+    if starts[-1] != len(digits) or lengths.max(initial=0) > len(DIGITS):
         raise ValueError(
-            f"{name} has packed run lengths {shortened(packed)} that break off within a number or "
-            f"hold one of more than {len(PLACES)} characters: write the mask again."
+            f"{name} has packed run lengths {shortened(packed)} that are truncated, or have a "
+            f"number of more than {len(DIGITS)} characters."
         )
-    place = np.arange(len(digits)) - np.repeat(starts[:-1], lengths)
-    # The fifth bit of a number's last digit counts as minus.
+    index = np.arange(len(digits)) - np.repeat(starts[:-1], lengths)
+    # The fifth bit of a number's last digit is the sign.
     signed = (digits & 31) - 32 * (is_last & (digits >= 16))
-    sums = np.append(0, np.cumsum(signed << 5 * place))
+    sums = np.append(0, np.cumsum(signed << 5 * index))
     numbers = np.diff(sums[starts])
     numbers[1::2] = numbers[1::2].cumsum()
     numbers[2::2] = numbers[2::2].cumsum()
@@ -227,7 +233,7 @@ def _unpacked_counts(packed: str | bytes, name: str) -> np.ndarray:
 
 
 def _flat_numbers(values: Any, kind: type[int] | type[float], problem: str) -> np.ndarray:
-    """(n,) int64 or float64; TypeError says `problem` unless `values` is a flat list of `kind`."""
+    """Convert a flat list of `kind` to (n,) int64 or float64; raises TypeError(problem) else."""
     values = values.tolist() if hasattr(values, "tolist") else values
     try:
         array = np.asarray(values if isinstance(values, (list, tuple)) else None)
@@ -239,12 +245,12 @@ def _flat_numbers(values: Any, kind: type[int] | type[float], problem: str) -> n
 
 
 def _checked_mask(mask: Tensor) -> np.ndarray:
-    """(H, W) bool array."""
+    """Convert a mask to an array (H, W) bool."""
     if not isinstance(mask, Tensor):
-        raise TypeError(f"the mask is a {type(mask).__name__}; give a tensor (H, W).")
+        raise TypeError(f"The mask is a {type(mask).__name__}; expected a tensor (H, W).")
     if mask.ndim != 2 or not ((mask == 0) | (mask == 1)).all():
         raise ValueError(
-            f"the mask has shape {tuple(mask.shape)} and type {mask.dtype}; give one mask (H, W) "
-            "of bool or of 0 and 1, such as `probabilities > 0.5`."
+            f"The mask has shape {tuple(mask.shape)} and dtype {mask.dtype}; expected (H, W) bool "
+            "or 0 and 1, such as `probabilities > 0.5`."
         )
     return mask.detach().cpu().numpy().astype(bool)

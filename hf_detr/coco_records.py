@@ -1,6 +1,6 @@
-"""What COCO's detection and panoptic records have in common: checked values, and their target.
+"""Common parts of COCO detection and panoptic records: checks of values, and targets.
 
-Mistakes are named by image and object, such as "image_id 7, annotation 3".
+Errors name image and object, such as "image_id 7, annotation 3".
 """
 
 import math
@@ -16,26 +16,20 @@ FLOAT32_MAX = torch.finfo(torch.float32).max
 
 
 class ObjectFields(NamedTuple):
-    """What an object has besides its place.
-
-    Attributes:
-        class_label: from 0.
-        area: in square pixels, NaN if the record has none.
-        is_crowd: whether it is a region around a group.
-    """
+    """Fields of an object besides its box or mask."""
 
     class_label: int
-    area: float
-    is_crowd: bool
+    area: float  # in square pixels, NaN if the record has none
+    is_crowd: bool  # whether it is a region around a group of objects
 
 
 def checked_record(record: Any, list_key: str, example: str) -> tuple[int, list[Any]]:
-    """The image's id, which stands under "image_id" or "id", and the list of its objects.
+    """Return the image's id, from "image_id" or "id", and the list of its objects.
 
     Args:
-        record: what was given as one image's annotation.
-        list_key: where the list stands in it.
-        example: a good record, for the messages.
+        record: the annotation of an image.
+        list_key: key of the list of objects.
+        example: a valid record, for the messages.
 
     Raises:
         ValueError: if a key is missing, or the image's id isn't an integer.
@@ -43,81 +37,86 @@ def checked_record(record: Any, list_key: str, example: str) -> tuple[int, list[
     """
     if not isinstance(record, Mapping):
         raise TypeError(
-            f"an annotation is a {type(record).__name__}; give one dict per image: {example}."
+            f"an annotation is a {type(record).__name__}; expected a dict per image, {example}."
         )
     id_key = "id" if "id" in record and "image_id" not in record else "image_id"
     missing = {id_key, list_key} - set(record)
     if missing:
         raise ValueError(
-            f"an annotation has no {sorted(missing)}, only {sorted(map(str, record))}; give one "
-            f"dict per image, {example}, the list empty if there is nothing in the image. Format "
-            "'coco_detection' reads 'annotations', 'coco_panoptic' reads 'segments_info'."
+            f"an annotation has the keys {sorted(map(str, record))}, but no {sorted(missing)}; "
+            f"expected a dict per image, {example}, with an empty list for an image without "
+            "objects. The format 'coco_detection' requires 'annotations', 'coco_panoptic' requires "
+            "'segments_info'."
         )
     image_id = integer_or_none(record[id_key])
     if image_id is None:
-        raise ValueError(f"{id_key} is {record[id_key]!r}; give an integer.")
+        raise ValueError(f"{id_key} is {record[id_key]!r}; expected an integer.")
     entries = record[list_key]
     if not isinstance(entries, (list, tuple)):
         raise TypeError(
-            f"image_id {image_id}: '{list_key}' is a {type(entries).__name__}; give a list with "
+            f"image_id {image_id}: '{list_key}' is a {type(entries).__name__}; expected a list of "
             "one dict per object."
         )
     return image_id, list(entries)
 
 
 def check_entry(entry: Any, keys: Sequence[str], name: str) -> None:
-    """Refuse an object that isn't a mapping or lacks one of `keys`.
+    """Check that an object is a mapping with all `keys`.
 
     Raises:
-        ValueError, TypeError: naming the object as `name`, such as "image_id 7, annotation 3".
+        ValueError, TypeError: if it isn't; `name` is the object's name in the message.
     """
-    needed = " and ".join(map(repr, keys))
+    required = " and ".join(map(repr, keys))
     if not isinstance(entry, Mapping):
-        raise TypeError(f"{name} is a {type(entry).__name__}; give a dict with {needed}.")
+        raise TypeError(f"{name} is a {type(entry).__name__}; expected a dict with {required}.")
     for key in keys:
-        # Datasets that were written as tables hold None where a key was missing.
+        # Data sets in tables have None for a missing key.
         if entry.get(key) is None:
             raise ValueError(
-                f"{name} has no '{key}', only {sorted(map(str, entry))}; every object needs "
-                f"{needed}."
+                f"{name} has the keys {sorted(map(str, entry))}, but no '{key}'; every object "
+                f"requires {required}."
             )
 
 
 def checked_fields(entry: Mapping[str, Any], name: str) -> ObjectFields:
-    """Read `category_id`, and `area` and `iscrowd` where there are any.
+    """Read `category_id` and the optional `area` and `iscrowd`.
 
     Raises:
-        ValueError: if a value can't be right.
+        ValueError: if a value is invalid.
     """
     class_label = integer_or_none(entry["category_id"])
     if class_label is None or class_label < 0:
         raise ValueError(
-            f"{name} has category_id {entry['category_id']!r}; give an integer from 0."
+            f"{name} has category_id {entry['category_id']!r}; expected an integer >= 0."
         )
     is_crowd = 0 if entry.get("iscrowd") is None else entry["iscrowd"]
     if is_crowd not in (0, 1):
-        raise ValueError(f"{name} has iscrowd {entry['iscrowd']!r}; give 0 or 1.")
+        raise ValueError(f"{name} has iscrowd {entry['iscrowd']!r}; expected 0 or 1.")
     return ObjectFields(class_label, _checked_area(entry, name), bool(is_crowd == 1))
 
 
 def checked_box(entry: Mapping[str, Any], name: str) -> list[float]:
-    """The object's `bbox`, (left, top, width, height) in pixels; ValueError if it can't be one."""
+    """Return an object's `bbox`, (left, top, width, height) in pixels.
+
+    Raises:
+        ValueError: if it isn't four finite numbers, or has a negative size.
+    """
     bbox = entry["bbox"]
     values = bbox.tolist() if hasattr(bbox, "tolist") else bbox
-    if not isinstance(values, (list, tuple)) or len(values) != 4:
-        raise ValueError(f"{name} has bbox {bbox!r}; give 4 numbers (left, top, width, height).")
-    box = [_finite_or_none(value) for value in values]
-    if None in box:
-        raise ValueError(f"{name} has bbox {bbox!r}; all 4 values must be finite numbers.")
+    box = [_finite_or_none(v) for v in values] if isinstance(values, (list, tuple)) else []
+    if len(box) != 4 or None in box:
+        raise ValueError(
+            f"{name} has bbox {bbox!r}; expected 4 finite numbers (left, top, width, height)."
+        )
     if box[2] < 0 or box[3] < 0:
         raise ValueError(
-            f"{name} has bbox {bbox!r} of negative size; COCO boxes are (left, top, width, height)."
+            f"{name} has bbox {bbox!r} of negative size; expected (left, top, width, height)."
         )
     return box
 
 
 def integer_or_none(value: Any) -> int | None:
-    """A whole number of Python, NumPy or torch as int, None for anything else."""
+    """Return an integer value of Python, NumPy or torch as int, None for anything else."""
     number = _finite_or_none(value)
     return int(value) if number is not None and number == int(number) else None
 
@@ -130,14 +129,15 @@ def prepare_target(
     areas: Tensor,
     reason: str,
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Make the target of one image, without boxes that have no area; warns of those.
+    """Make the target of an image. Objects whose box has no area are dropped with a warning.
 
     Args:
+        image_id: id of the image.
         image_hw: height and width of the upright image in pixels.
-        fields: of each object.
+        fields: fields of each object.
         boxes_xyxy: (n, 4) as (x0, y0, x1, y1) in pixels.
-        areas: (n,) in square pixels, for objects that don't say.
-        reason: ends the warning "… dropped, because they have no area".
+        areas: (n,) in square pixels, for objects without `area`.
+        reason: end of the warning "… dropped, because they have no area".
 
     Returns:
         The target, and which objects were kept, (n,) bool.
@@ -172,8 +172,8 @@ def _checked_area(entry: Mapping[str, Any], name: str) -> float:
     area = _finite_or_none(entry["area"])
     if area is None or area < 0:
         raise ValueError(
-            f"{name} has area {entry['area']!r}; give a finite number of square pixels from 0, or "
-            "leave it out to have it computed."
+            f"{name} has area {entry['area']!r}; expected a finite number >= 0, or no area, which "
+            "is computed then."
         )
     return area
 

@@ -1,11 +1,11 @@
-"""The backbone's part of a configuration, in the forms that files have had over the years."""
+"""The backbone's part of a configuration, in the forms of transformers 4 and 5."""
 
 from typing import Any
 
 from transformers import PreTrainedConfig, TimmBackboneConfig
 
 DC5_STRIDE = 16
-# transformers 4's keys for the backbone, also a short way to choose one.
+# Keys of transformers 4 for the backbone, also a short form for users.
 SHORT_FORM = {"backbone", "backbone_kwargs", "use_timm_backbone", "use_pretrained_backbone"}
 
 
@@ -16,14 +16,14 @@ def make_backbone_config(
     num_levels: int,
     kwargs: dict[str, Any],
 ) -> TimmBackboneConfig:
-    """The nested backbone configuration, from any form that transformers 4 and 5 wrote.
+    """Make the nested backbone configuration from any form of transformers 4 and 5.
 
-    transformers 5 nests it; transformers 4 wrote `backbone`, `backbone_kwargs`,
-    `use_timm_backbone` and `use_pretrained_backbone` beside the other fields. These four are
-    taken out of `kwargs`.
+    transformers 5 has a nested configuration, transformers 4 the fields `backbone`,
+    `backbone_kwargs`, `use_timm_backbone` and `use_pretrained_backbone`, which are removed from
+    `kwargs`.
 
     Raises:
-        ValueError: if two forms name different backbones, or the backbone isn't one of timm's.
+        ValueError: if two forms have different backbones, or the backbone isn't from timm.
     """
     name = kwargs.pop("backbone", None)
     options = kwargs.pop("backbone_kwargs", None) or {}
@@ -34,7 +34,7 @@ def make_backbone_config(
     if unknown:
         raise ValueError(
             f"backbone_kwargs has {sorted(unknown)}; only in_chans, out_indices and output_stride "
-            "are understood, others would be lost."
+            "are supported."
         )
     nested = backbone_config or {}
     if isinstance(nested, PreTrainedConfig):
@@ -42,18 +42,18 @@ def make_backbone_config(
     kind = nested.get("model_type", "timm_backbone")
     if kind != "timm_backbone" or use_timm is False:
         raise ValueError(
-            f"The configuration asks for transformers' own backbone (model_type {kind!r}, "
-            f"use_timm_backbone={use_timm}); hf_detr takes backbones from timm only. Name a timm "
+            f"The configuration has a backbone of transformers (model_type {kind!r}, "
+            f"use_timm_backbone={use_timm}); only backbones from timm are supported. Set a timm "
             "model, for example backbone='resnet50', and use weights saved with it (on the Hub "
             "usually revision 'main')."
         )
     if name is not None and nested.get("backbone", name) != name:
         raise ValueError(
-            f"backbone={name!r}, but backbone_config names {nested['backbone']!r}; give one."
+            f"backbone is {name!r}, but backbone_config has {nested['backbone']!r}; set only one."
         )
-    # Counted from the end, the last levels exist whether or not timm lists the stem as one.
+    # Negative indices are independent of whether timm includes the stem as a level.
     levels = list(range(-num_levels, 0))
-    if name is None:  # ResNet-50, in the form that transformers writes
+    if name is None:  # ResNet-50, in the form of transformers
         levels = [5 + level for level in levels]
     values = {
         "backbone": name or "resnet50",
@@ -68,8 +68,8 @@ def make_backbone_config(
     values.pop("model_type", None)
     if values["num_channels"] != num_channels:
         raise ValueError(
-            f"num_channels is {num_channels}, but the backbone's is {values['num_channels']}; both "
-            "are the channels of pixel_values and must be equal."
+            f"num_channels is {num_channels}, but that of the backbone is "
+            f"{values['num_channels']}; both are the channels of pixel_values and must be equal."
         )
     if dilation and values["output_stride"] is None:
         values["output_stride"] = DC5_STRIDE

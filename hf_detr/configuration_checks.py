@@ -1,4 +1,4 @@
-"""Sentences for configurations that no model can be built from."""
+"""Checks of configurations."""
 
 import dataclasses
 import difflib
@@ -10,46 +10,48 @@ import torch
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
-# No detector comes near; a file that asks for more would fill the memory before it is refused.
+# Limits that protect the memory from invalid files.
 MOST, MOST_LAYERS = 2**16, 1000
 
 
 def warn_about_misspelt(kwargs: dict[str, Any], config_class: type[PreTrainedConfig]) -> None:
-    """Warn of unknown keys that look like a field: the base class keeps any key, silently."""
+    """Warn about unknown keys that are similar to a field; the base class accepts any key."""
     fields = [field.name for field in dataclasses.fields(config_class)]
     for key in kwargs:
         close = difflib.get_close_matches(key, fields, n=1, cutoff=0.85)
         if close and key not in config_class.attribute_map:
             warnings.warn(
-                f"{config_class.__name__} has no field {key!r}, so it changes nothing; did you "
+                f"{config_class.__name__} has no field {key!r}, so it has no effect; did you "
                 f"mean {close[0]!r}?",
                 stacklevel=2,
             )
 
 
 def check_stored(stored: Any, config_class: type[PreTrainedConfig]) -> None:
-    """Refuse contents of a config.json that transformers would fall over, not saying which.
+    """Check the contents of a config.json that would cause unclear errors in transformers.
 
     Raises:
-        ValueError: in words.
+        ValueError: if a field is invalid.
     """
     if not isinstance(stored, dict):
-        raise ValueError(f"config.json holds a {type(stored).__name__}; expected named fields.")
+        raise ValueError(f"config.json contains a {type(stored).__name__}; expected a dict.")
     for name in stored:
         if name == "attribute_map" or callable(getattr(config_class, name, None)):
-            raise ValueError(f"config.json has a field {name!r}, which would replace code.")
+            raise ValueError(
+                f"config.json has a field {name!r}, which is an attribute of the class; remove it."
+            )
     labels = stored.get("id2label")
     if labels is not None and not (
         isinstance(labels, dict) and all(str(number).isdecimal() for number in labels)
     ):
         raise ValueError(
-            f"id2label is {_shortened(labels)}; expected numbers with the classes' names, such as "
+            f"id2label is {_shortened(labels)}; expected a dict from label to class name, such as "
             '{"0": "cat"}.'
         )
     numbers = stored.get("label2id")
     if numbers is not None and not isinstance(numbers, dict):
         raise ValueError(
-            f"label2id is {_shortened(numbers)}; expected names with the classes' numbers, such as "
+            f"label2id is {_shortened(numbers)}; expected a dict from class name to label, such as "
             '{"cat": 0}.'
         )
     for name in ("dtype", "torch_dtype"):
@@ -57,13 +59,15 @@ def check_stored(stored: Any, config_class: type[PreTrainedConfig]) -> None:
         if isinstance(dtype, str):
             dtype = getattr(torch, dtype.removeprefix("torch."), dtype)
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-            raise ValueError(f"{name} is {stored[name]!r}; expected a float type, as 'float32'.")
+            raise ValueError(
+                f"{name} is {stored[name]!r}; expected a float type, such as 'float32'."
+            )
 
 
 def check_number_of_labels(number: Any) -> None:
-    """Refuse numbers of classes that names would be made up for until memory is full."""
+    """Check the number of classes before the names of that many classes are created."""
     if number is not None and not (isinstance(number, int) and 1 <= number <= MOST):
-        raise ValueError(f"num_labels is {number!r}; it must be a whole number from 1 to {MOST}.")
+        raise ValueError(f"num_labels is {number!r}; it must be an integer from 1 to {MOST}.")
 
 
 def _shortened(value: Any) -> str:
@@ -74,7 +78,7 @@ def _shortened(value: Any) -> str:
 def check_range(
     config: PreTrainedConfig, names: tuple[str, ...], low: float | int, high: float | int = math.inf
 ) -> None:
-    """Refuse fields outside [low, high], infinity and NaN."""
+    """Check that fields are finite and in [low, high]."""
     for name in names:
         value = getattr(config, name)
         if not (low <= value <= high and math.isfinite(value)):
@@ -83,19 +87,16 @@ def check_range(
 
 
 def check_transformer(config: PreTrainedConfig) -> None:
-    """Refuse widths, head counts, names and drops that no transformer can be built from."""
+    """Check widths, head counts, names and layer drop."""
     if config.d_model % 4:
         raise ValueError(
-            f"d_model is {config.d_model}; it must be a multiple of 4: the position encoding "
-            "gives a half to y and a half to x, and each half to sines and cosines."
+            f"d_model is {config.d_model}; it must be a multiple of 4, for sines and cosines of x "
+            "and y in the position encoding."
         )
     for name in ("encoder_attention_heads", "decoder_attention_heads"):
         heads = getattr(config, name)
         if heads > 0 and config.d_model % heads:
-            raise ValueError(
-                f"d_model ({config.d_model}) isn't a multiple of {name} ({heads}); every head "
-                "needs the same width."
-            )
+            raise ValueError(f"d_model ({config.d_model}) must be a multiple of {name} ({heads}).")
     if config.activation_function not in ACT2FN:
         raise ValueError(
             f"activation_function {config.activation_function!r} is unknown; use one of "
@@ -109,6 +110,5 @@ def check_transformer(config: PreTrainedConfig) -> None:
     for name in ("encoder_layerdrop", "decoder_layerdrop"):
         if getattr(config, name) != 0:
             raise ValueError(
-                f"{name} is {getattr(config, name)}; dropping whole layers isn't part of DETR "
-                "and isn't implemented here. Set it to 0."
+                f"{name} is {getattr(config, name)}; layer drop is not supported. Set it to 0."
             )

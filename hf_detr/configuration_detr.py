@@ -1,4 +1,4 @@
-"""Configurations: the fields of `config.json`, with the paper's values as defaults."""
+"""Configurations of the models; the defaults are the values of the papers."""
 
 import dataclasses
 import os
@@ -28,37 +28,38 @@ Number = float | int  # JSON returns 0 for 0.0
 
 @strict
 class DetrConfig(PreTrainedConfig):
-    """Configuration of DETR (arXiv 2005.12872); reads what transformers 4 and 5 wrote.
+    """Configuration of DETR (arXiv 2005.12872); reads files of transformers 4 and 5.
 
-    Besides the fields below it takes transformers 4's short form for the backbone: `backbone`
-    (a timm name, with its tag where pretrained weights matter: the paper's are
-    `resnet50.tv_in1k`), `use_pretrained_backbone` and `backbone_kwargs`.
+    The backbone can also be set by the fields of transformers 4: `backbone` (a timm name, with a
+    tag for pretrained weights: those of the paper are `resnet50.tv_in1k`),
+    `use_pretrained_backbone` and `backbone_kwargs`.
 
     Args:
         backbone_config: nested configuration of the timm backbone; default ResNet-50.
         num_channels: channels of `pixel_values`.
-        num_queries: object queries, the most objects that can be found in an image.
+        num_queries: number of object queries, the maximum number of detections per image.
         d_model: width of the transformer, a multiple of 4 and of the head counts.
-        encoder_layers, decoder_layers: depth.
-        encoder_attention_heads, decoder_attention_heads: heads.
+        encoder_layers, decoder_layers: numbers of layers.
+        encoder_attention_heads, decoder_attention_heads: numbers of attention heads.
         encoder_ffn_dim, decoder_ffn_dim: hidden width of the feed-forward networks.
         activation_function: activation of the feed-forward networks.
-        dropout: on what each sub-layer adds, in [0, 1].
-        attention_dropout: on attention weights, in [0, 1].
-        activation_dropout: inside the feed-forward networks, in [0, 1].
+        dropout: dropout probability of the output of each sub-layer, in [0, 1].
+        attention_dropout: dropout probability of attention weights, in [0, 1].
+        activation_dropout: dropout probability in the feed-forward networks, in [0, 1].
         encoder_layerdrop, decoder_layerdrop: read for compatibility; must be 0.
         position_embedding_type: `"sine"` or `"learned"` (at most 50 x 50 feature cells).
-        dilation: DC5, the last stage keeps its resolution by dilation instead of stride.
-        auxiliary_loss: train every decoder layer; predictions don't depend on it.
+        dilation: whether the last stage has dilation instead of stride (DC5).
+        auxiliary_loss: whether to compute the loss of every decoder layer; predictions don't depend
+            on it.
         class_cost, bbox_cost, giou_cost: weights of the matching cost.
         bbox_loss_coefficient, giou_loss_coefficient: weights of the box losses.
         mask_loss_coefficient, dice_loss_coefficient: weights of the mask losses.
         eos_coefficient: weight of "no object" in the classification loss.
-        init_std, init_xavier_std: written by transformers, not used here.
+        init_std, init_xavier_std: fields of transformers, unused.
 
     Raises:
-        ValueError: if two forms of the backbone contradict each other.
-        StrictDataclassError: if a value has a wrong type or lies outside its range, in words.
+        ValueError: if two forms of the backbone differ.
+        StrictDataclassError: if a value has a wrong type or is out of range.
     """
 
     model_type = "detr"
@@ -80,8 +81,8 @@ class DetrConfig(PreTrainedConfig):
     decoder_ffn_dim: int = 2048
     is_encoder_decoder: bool = True
     activation_function: str = "relu"
-    # Deviation: the paper's training drops attention weights and hidden units too, transformers'
-    # defaults (0.0) don't. Files say which they want.
+    # Deviation: the defaults of transformers for the next two are 0.0, but the paper's training has
+    # dropout of attention weights and hidden units.
     dropout: Number = 0.1
     attention_dropout: Number = 0.1
     activation_dropout: Number = 0.1
@@ -109,7 +110,7 @@ class DetrConfig(PreTrainedConfig):
         warn_about_misspelt(kwargs, type(self))
         check_number_of_labels(kwargs.get("num_labels"))
         for name in WEIGHTS:
-            # transformers' own class wants whole numbers as integers in most of these fields.
+            # transformers requires integers in most of these fields.
             value = getattr(self, name)
             if isinstance(value, float) and value.is_integer():
                 setattr(self, name, int(value))
@@ -119,10 +120,10 @@ class DetrConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As in transformers, but overrides are checked and derived from like the file's values.
+        """As in transformers, but overrides are checked as the values of the file.
 
         Raises:
-            ValueError: if a value has a wrong type or lies outside its range, in words.
+            ValueError: if a value has a wrong type or is out of range.
         """
         check_stored(config_dict, cls)
         fields = {field.name for field in dataclasses.fields(cls)}
@@ -133,7 +134,7 @@ class DetrConfig(PreTrainedConfig):
         if replaced & {"id2label", "num_labels"}:
             replaced |= {"id2label", "label2id", "num_labels"}
         if replaced & (SHORT_FORM | {"dilation"}):
-            # The backbone is described anew; what the file says of it would contradict.
+            # The overrides replace all fields of the backbone in the file.
             nested = config_dict.get("backbone_config") or {}
             changes.setdefault("backbone", nested.get("backbone", config_dict.get("backbone")))
             replaced |= SHORT_FORM | {"backbone_config"}
@@ -145,15 +146,15 @@ class DetrConfig(PreTrainedConfig):
         try:
             return super().from_dict({**kept, **changes}, **kwargs)
         except StrictDataclassError as error:
-            raise ValueError(f"The configuration can't be used: {error.__cause__}") from error
+            raise ValueError(f"The configuration is invalid: {error.__cause__}") from error
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """Write `config.json`; arguments as in transformers."""
         if self.auxiliary_loss:
             warnings.warn(
-                "auxiliary_loss=True is written to config.json. hf_detr's predictions don't "
-                "depend on it, but those of transformers' own DETR do, and are then wrong. "
-                "Before publishing set model.config.auxiliary_loss = False.",
+                "auxiliary_loss=True is written to config.json. It doesn't change predictions of "
+                "hf_detr, but makes those of transformers wrong. Set "
+                "model.config.auxiliary_loss = False before publishing the model.",
                 stacklevel=2,
             )
         if kwargs.get("push_to_hub"):
@@ -163,16 +164,16 @@ class DetrConfig(PreTrainedConfig):
 
     @property
     def num_backbone_levels(self) -> int:
-        """How many of the backbone's last feature maps are taken, unless the file says which."""
+        """Default number of the backbone's last feature maps that are used."""
         return 4
 
     @property
     def backbone(self) -> str:
-        """timm's name of the backbone."""
+        """Name of the backbone in timm."""
         return self.backbone_config.backbone
 
     def validate_architecture(self) -> None:
-        """Refuse values that no model can be built from; called by the base class."""
+        """Check the values; called by the base class."""
         check_transformer(self)
         check_range(self, SIZES, low=1, high=MOST)
         check_range(self, ("encoder_layers", "decoder_layers"), low=1, high=MOST_LAYERS)
@@ -182,12 +183,11 @@ class DetrConfig(PreTrainedConfig):
 
 @strict
 class ConditionalDetrConfig(DetrConfig):
-    """Configuration of Conditional DETR (arXiv 2108.06152); fields as DETR's but for these.
+    """Configuration of Conditional DETR (arXiv 2108.06152); fields of `DetrConfig` and these.
 
     Args:
-        cls_loss_coefficient: weight of the classification loss; transformers writes it and
-            doesn't read it.
-        focal_alpha: weight of an object's class in the focal loss, in [0, 1].
+        cls_loss_coefficient: weight of the classification loss; ignored by transformers.
+        focal_alpha: weight of positive targets in the focal loss, in [0, 1].
     """
 
     model_type = "conditional_detr"
@@ -198,7 +198,7 @@ class ConditionalDetrConfig(DetrConfig):
     focal_alpha: Number = 0.25
 
     def validate_architecture(self) -> None:
-        """Refuse values that no model can be built from; called by the base class."""
+        """Check the values; called by the base class."""
         super().validate_architecture()
         check_range(self, ("focal_alpha",), low=0, high=1)
         check_range(self, ("cls_loss_coefficient",), low=0)
@@ -206,25 +206,25 @@ class ConditionalDetrConfig(DetrConfig):
 
 @strict
 class DeformableDetrConfig(DetrConfig):
-    """Configuration of Deformable DETR (arXiv 2010.04159); fields as DETR's but for these.
+    """Configuration of Deformable DETR (arXiv 2010.04159); fields of `DetrConfig` and these.
 
     Args:
-        num_feature_levels: feature levels; beyond the backbone's three, by strided convolution.
-        encoder_n_points, decoder_n_points: sampling points per head and level.
-        with_box_refine: every decoder layer refines the boxes of the one before.
-        two_stage: queries start from the encoder's best proposals; needs `with_box_refine`.
-        two_stage_num_proposals: how many proposals, then the number of queries.
-        num_mask_levels: how many of the backbone's maps, the finest ones, the detector leaves to
-            the mask head; not 0 only in files of `DeformableDetrForSegmentation`, which only
-            hf_detr has.
+        num_feature_levels: number of feature levels; those after the backbone's three are computed
+            by strided convolution.
+        encoder_n_points, decoder_n_points: number of sampling points per head and level.
+        with_box_refine: whether each decoder layer refines the boxes of the previous one.
+        two_stage: whether queries start from the encoder's best proposals; requires
+            `with_box_refine`.
+        two_stage_num_proposals: number of proposals, and of queries, if `two_stage`.
+        num_mask_levels: number of the backbone's finest maps that only the mask head uses; 0 except
+            for `DeformableDetrForSegmentation`, which transformers doesn't have.
         cls_loss_coefficient: weight of the classification loss; transformers uses 1.
-        focal_alpha: weight of an object's class in the focal loss, in [0, 1].
-        tie_word_embeddings: heads that share weights do; transformers' name for it.
-        kernel: which implementation of deformable attention this machine uses: "auto", "torch",
-            "compiled" or "required", see `multi_scale_deformable_attention`; never written to
-            files.
-        disable_custom_kernels, return_intermediate, max_position_embeddings: written by
-            transformers, not used here.
+        focal_alpha: weight of positive targets in the focal loss, in [0, 1].
+        tie_word_embeddings: whether prediction heads share weights, named as in transformers.
+        kernel: implementation of deformable attention, "auto", "torch", "compiled" or "required",
+            see `multi_scale_deformable_attention`; not saved.
+        disable_custom_kernels, return_intermediate, max_position_embeddings: fields of
+            transformers, unused.
     """
 
     model_type = "deformable_detr"
@@ -239,7 +239,7 @@ class DeformableDetrConfig(DetrConfig):
     two_stage: bool = False
     two_stage_num_proposals: int = 300
     num_mask_levels: int = 0
-    # Deviation: the paper's cost and weight of the class are 2, transformers' 1.
+    # Deviation: class cost and weight are 2 as in the paper; in transformers they are 1.
     class_cost: Number = 2
     cls_loss_coefficient: Number = 2
     focal_alpha: Number = 0.25
@@ -251,19 +251,19 @@ class DeformableDetrConfig(DetrConfig):
 
     @property
     def num_backbone_levels(self) -> int:
-        """How many of the backbone's last feature maps are taken, unless the file says which."""
+        """Default number of the backbone's last feature maps that are used."""
         return min(3, self.num_feature_levels) + self.num_mask_levels
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields but `kernel`, which says nothing about another machine, and unused ones."""
+        """Return all fields except `kernel`, which depends on the machine."""
         fields = super().to_dict()
         del fields["kernel"]
         if fields["num_mask_levels"] == 0:
-            del fields["num_mask_levels"]  # a detector's file is transformers', too
+            del fields["num_mask_levels"]  # keeps files of detectors equal to those of transformers
         return fields
 
     def validate_architecture(self) -> None:
-        """Refuse values that no model can be built from; called by the base class."""
+        """Check the values; called by the base class."""
         super().validate_architecture()
         check_range(self, ("focal_alpha",), low=0, high=1)
         check_range(self, ("cls_loss_coefficient",), low=0)
@@ -275,20 +275,20 @@ class DeformableDetrConfig(DetrConfig):
         if self.d_model % 32:
             raise ValueError(
                 f"d_model is {self.d_model}; it must be a multiple of 32, the number of groups "
-                "that every feature level is normalised in."
+                "of the group normalization."
             )
         num_maps = len(self.backbone_config.out_indices)
         check_range(self, ("num_mask_levels",), low=0, high=num_maps - 1)
         if num_maps - self.num_mask_levels > self.num_feature_levels:
             raise ValueError(
                 f"num_feature_levels is {self.num_feature_levels}, but backbone_config.out_indices "
-                f"{list(self.backbone_config.out_indices)} takes {num_maps - self.num_mask_levels} "
-                "of the backbone's maps for them; give it no more of them than levels."
+                f"{list(self.backbone_config.out_indices)} has {num_maps - self.num_mask_levels} "
+                "feature maps; use at most one feature map per level."
             )
         if self.two_stage and not self.with_box_refine:
             raise ValueError(
-                "two_stage=True needs with_box_refine=True: the second stage refines the boxes "
-                "that the first proposes."
+                "two_stage=True requires with_box_refine=True, because the second stage refines "
+                "the boxes of the first."
             )
 
 

@@ -12,29 +12,27 @@ if TYPE_CHECKING:
 
 @dataclass
 class DataArguments:
-    """One data set, for `HfArgumentParser`: give one of coco, voc, yolo and hub."""
+    """Arguments of a data set for `HfArgumentParser`: one of coco, voc, yolo and hub."""
 
-    coco: str | None = field(default=None, metadata={"help": "COCO's JSON file."})
-    images: str | None = field(default=None, metadata={"help": "COCO's image folder."})
+    coco: str | None = field(default=None, metadata={"help": "COCO JSON file."})
+    images: str | None = field(default=None, metadata={"help": "Image folder of --coco."})
     segments: str | None = field(
-        default=None, metadata={"help": "COCO panoptic's PNG folder; makes the data panoptic."}
+        default=None, metadata={"help": "PNG folder of COCO panoptic data."}
     )
-    voc: str | None = field(
-        default=None, metadata={"help": "Pascal VOC's folder, such as VOC2012."}
-    )
-    yolo: str | None = field(default=None, metadata={"help": "YOLO's data.yaml or its folder."})
+    voc: str | None = field(default=None, metadata={"help": "Pascal VOC folder, such as VOC2012."})
+    yolo: str | None = field(default=None, metadata={"help": "YOLO data.yaml or its folder."})
     hub: str | None = field(
-        default=None, metadata={"help": "A data set of the Hub, or one saved on disk."}
+        default=None, metadata={"help": "Data set on the Hub, or folder of a saved one."}
     )
-    split: str = field(default="train", metadata={"help": "Of voc, yolo and hub."})
+    split: str = field(default="train", metadata={"help": "Split of --voc, --yolo or --hub."})
     box_format: str | None = field(
         default=None,
-        metadata={"help": "coco_xywh (default of coco), xyxy or cxcywh_normalized; hub needs it."},
+        metadata={"help": "coco_xywh (default for --coco), xyxy or cxcywh_normalized."},
     )
     masks: bool = field(default=False, metadata={"help": "Read masks too."})
 
     def check(self) -> None:
-        """Refuse arguments that don't name one data set, before anything is read.
+        """Check that the arguments select one data set, before anything is read.
 
         Raises:
             ValueError: if options are missing or contradict each other.
@@ -42,15 +40,17 @@ class DataArguments:
         """
         given = [name for name in ("coco", "voc", "yolo", "hub") if getattr(self, name)]
         if len(given) != 1:
-            raise ValueError(f"give one of --coco, --voc, --yolo and --hub; got {given}.")
+            raise ValueError(f"expected one of --coco, --voc, --yolo and --hub, got {given}.")
         if self.coco and not self.images:
-            raise ValueError("--coco needs --images, the folder of its images.")
+            raise ValueError("--coco requires --images, the folder of its images.")
         if self.hub and not self.box_format:
-            raise ValueError("--hub needs --box_format: coco_xywh, xyxy or cxcywh_normalized.")
+            raise ValueError("--hub requires --box_format: coco_xywh, xyxy or cxcywh_normalized.")
         if self.box_format and (self.voc or self.yolo):
-            raise ValueError("--box_format is fixed by VOC and YOLO; leave it out.")
+            raise ValueError(
+                "--box_format can't be used with --voc and --yolo, whose format is fixed."
+            )
         if self.masks and (self.voc or self.hub):
-            raise ValueError("--masks works with --coco and --yolo only.")
+            raise ValueError("--masks can only be used with --coco and --yolo.")
         if self.box_format:
             checked_box_format(self.box_format)
         for name in ("coco", "images", "segments", "voc", "yolo"):
@@ -59,10 +59,10 @@ class DataArguments:
                 raise FileNotFoundError(f"--{name} {path} doesn't exist.")
 
     def read(self, split: str | None = None, seed: int = 0) -> "DetectionDataset":
-        """Read the data set; `split` replaces `self.split`.
+        """Read the data set; `split` overrides `self.split`.
 
         Raises:
-            ValueError, FileNotFoundError: if the arguments or the data can't be used.
+            ValueError, FileNotFoundError: if the arguments or the data are invalid.
         """
         from .coco_data import read_coco, read_coco_panoptic
         from .hub_data import load_hf_dataset, read_hf_dataset

@@ -1,4 +1,4 @@
-"""What can be wrong in a data set, one check per function; `data_check` runs them all."""
+"""Checks of a data set, one per function; `data_check` runs all of them."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -12,29 +12,29 @@ from .detection_data import DetectionDataset
 from .image_source import READING_ERRORS, read_segment_ids, upright_size_hw
 from .wording import some_of
 
-BORDER = 1.0  # pixels that a box may leave its image by, because annotations are rounded
+BORDER = 1.0  # pixels that a box may extend beyond its image, because annotations are rounded
 
 
 def class_problems(table: AnnotationTable) -> Iterator[Problem]:
-    """Gaps in the data's own ids, names that are there twice, classes without objects.
+    """Find gaps in the category ids, repeated names and classes without objects.
 
-    Models, evaluation and cards tell classes by their names.
+    Models, evaluation and model cards identify classes by name.
     """
-    own_ids = table.category_ids
-    if not own_ids:
+    ids = table.category_ids
+    if not ids:
         yield Problem("classes", None, "there are no classes", True)
         return
-    missing = sorted(set(range(own_ids[0], own_ids[-1])) - set(own_ids))
-    if missing or own_ids[0] != 0:
+    missing = sorted(set(range(ids[0], ids[-1])) - set(ids))
+    if missing or ids[0] != 0:
         gaps = f", without {some_of(missing)}" if missing else ""
-        text = f"own ids go from {own_ids[0]} to {own_ids[-1]}{gaps}; labels go from 0 to "
-        yield Problem("category ids renumbered", None, text + f"{len(own_ids) - 1}", False)
+        text = f"ids from {ids[0]} to {ids[-1]}{gaps} become labels from 0 to {len(ids) - 1}"
+        yield Problem("category ids renumbered", None, text, False)
     for name, count in Counter(table.id2label.values()).items():
         if count > 1:
-            text = f"{count} classes have the name {name!r}; give each its own"
+            text = f"{count} classes have the name {name!r}; names must be unique"
             yield Problem("class names", None, text, True)
-    learned = table.class_labels[(table.class_labels >= 0) & ~table.is_crowd]
-    counts = np.bincount(learned, minlength=len(own_ids))
+    labels = table.class_labels[(table.class_labels >= 0) & ~table.is_crowd]
+    counts = np.bincount(labels, minlength=len(ids))
     unseen = [table.id2label[label] for label in np.flatnonzero(counts == 0).tolist()]
     if unseen:
         text = f"{len(unseen)} classes have no object: {some_of(unseen)}"
@@ -42,7 +42,7 @@ def class_problems(table: AnnotationTable) -> Iterator[Problem]:
 
 
 def box_problems(table: AnnotationTable) -> Iterator[Problem]:
-    """Boxes that can't be learned, that are dropped, and that are clipped."""
+    """Find boxes that are invalid, dropped or clipped."""
     boxes, images = table.boxes_xywh, table.image_of_rows()
     image_wh = table.image_hw[images][:, ::-1]
     low, size = boxes[:, :2], boxes[:, 2:]
@@ -50,15 +50,15 @@ def box_problems(table: AnnotationTable) -> Iterator[Problem]:
     is_finite = (np.abs(boxes) <= FLOAT32_MAX).all(-1)
     is_negative = is_finite & (size < 0).any(-1)
     is_empty = is_finite & ~is_negative & (size == 0).any(-1)
-    is_sound = is_finite & ~is_negative & ~is_empty & (image_wh > 0).all(-1)
-    is_away = is_sound & ((high <= 0) | (low >= image_wh)).any(-1)
-    is_clipped = is_sound & ~is_away & ((low < -BORDER) | (high > image_wh + BORDER)).any(-1)
-    named = [problem.image for problem in table.problems if problem.kind == "wrong bbox"]
+    is_valid = is_finite & ~is_negative & ~is_empty & (image_wh > 0).all(-1)
+    is_outside = is_valid & ((high <= 0) | (low >= image_wh)).any(-1)
+    is_clipped = is_valid & ~is_outside & ((low < -BORDER) | (high > image_wh + BORDER)).any(-1)
+    reported = [problem.image for problem in table.problems if problem.kind == "wrong bbox"]
     for kind, found, is_fatal in (
-        ("box that isn't finite", ~is_finite & ~np.isin(images, named), True),
-        ("box of negative size", is_negative, True),
+        ("non-finite box", ~is_finite & ~np.isin(images, reported), True),
+        ("box with negative size", is_negative, True),
         ("box without area (dropped)", is_empty, False),
-        ("box outside its image (dropped)", is_away, False),
+        ("box outside its image (dropped)", is_outside, False),
         ("box beyond the border (clipped)", is_clipped, False),
     ):
         for row in np.flatnonzero(found).tolist():
@@ -68,62 +68,62 @@ def box_problems(table: AnnotationTable) -> Iterator[Problem]:
 
 
 def duplicate_problems(table: AnnotationTable) -> Iterator[Problem]:
-    """Objects with the image, the class and the box of another."""
+    """Find objects with the same image, class and box."""
     columns = [table.image_of_rows(), table.class_labels, *table.boxes_xywh.T]
     order = np.lexsort(columns)
     sorted_columns = np.stack([column[order] for column in columns])
     is_same = (sorted_columns[:, 1:] == sorted_columns[:, :-1]).all(0)
-    for place in np.flatnonzero(is_same).tolist():
-        first, second = order[place : place + 2]
+    for index in np.flatnonzero(is_same).tolist():
+        first, second = order[index : index + 2]
         text = f"objects {table.ids[first]} and {table.ids[second]} have the same class and box"
         yield Problem("duplicate annotation", int(columns[0][first]), text, False)
 
 
 def count_problems(table: AnnotationTable, num_queries: int | None) -> Iterator[Problem]:
-    """Images without objects, and with more than the model has queries."""
+    """Find images without objects, or with more objects than the model has queries."""
     if len(table) == 0:
         yield Problem("no images", None, "there are no images", True)
         return
     counts = np.bincount(table.image_of_rows()[~table.is_crowd], minlength=len(table))
     if not counts.any():
-        yield Problem("no objects at all", None, "no image has an object to learn", True)
+        yield Problem("no objects at all", None, "no image has an object for training", True)
     for image in np.flatnonzero(counts == 0).tolist():
-        yield Problem("image without objects", image, "only background is learned", False)
+        yield Problem("image without objects", image, "it is trained as background", False)
     if num_queries is not None:
         for image in np.flatnonzero(counts > num_queries).tolist():
-            text = f"{counts[image]} objects, {num_queries} queries; the rest isn't learned"
+            text = f"{counts[image]} objects, but only {num_queries} queries"
             yield Problem("more objects than queries", image, text, False)
 
 
 def repeated_image_problems(dataset: DetectionDataset) -> Iterator[Problem]:
-    """Images whose file is another image's too."""
+    """Find images with the file of another image."""
     first: dict[str, int] = {}
     for image in range(len(dataset)):
         name = dataset.images.name(image)
         if first.setdefault(name, image) != image:
-            yield Problem("image twice", image, f"also image {first[name]} of the data", False)
+            yield Problem("image twice", image, f"the same file as image {first[name]}", False)
 
 
 def image_problems(dataset: DetectionDataset, image: int, decode: bool) -> list[Problem]:
-    """One image's file, and its masks where the data set gives masks.
+    """Check an image's file, and its masks if the data set has masks.
 
     Args:
-        decode: read all of the file, which alone finds those that break off; otherwise its header.
+        decode: whether to read the whole file, which finds truncated files, or only its header.
     """
     size_hw = dataset.image_hw(image)
     try:
         with dataset.images.open(image) as opened:
             found_hw = upright_size_hw(opened)
             if decode:
-                # An eighth of the size, where JPEG offers it; all of the file is read all the same.
+                # JPEG can be decoded at an eighth of the size; the whole file is read anyway.
                 opened.draft(None, (1, 1))
                 opened.load()
     except FileNotFoundError:
-        return [Problem("missing image", image, "there is no such file", True)]
+        return [Problem("missing image", image, "the file doesn't exist", True)]
     except READING_ERRORS as error:
         return [Problem("unreadable image", image, str(error), True)]
     if found_hw != size_hw:
-        text = f"it has {found_hw} pixels (height, width), its annotations are for {size_hw}"
+        text = f"it has {found_hw} pixels (height, width), but its annotations are for {size_hw}"
         return [Problem("image of another size", image, text, True)]
     return _mask_problems(dataset, image) if dataset.masks else []
 
@@ -155,12 +155,12 @@ def _map_problems(dataset: DetectionDataset, image: int) -> list[Problem]:
     if segment_ids.shape != dataset.image_hw(image):
         text = f"{dataset.segment_maps.name(image)} has {tuple(segment_ids.shape)} pixels"
         return [Problem("segment map", image, text + " (height, width)", True)]
-    drawn, listed = set(torch.unique(segment_ids).tolist()), set(dataset.table.ids[rows].tolist())
+    in_map, listed = set(torch.unique(segment_ids).tolist()), set(dataset.table.ids[rows].tolist())
     problems, name = [], dataset.segment_maps.name(image)
-    if missing := sorted(listed - drawn):
+    if missing := sorted(listed - in_map):
         text = f"segments {some_of(missing)} have no pixel in {name}"
         problems.append(Problem("empty mask", image, text, False))
-    if strangers := sorted(drawn - listed - {0}):
-        text = f"{name} has pixels of {some_of(strangers)}, which aren't listed: taken for void"
-        problems.append(Problem("segments that aren't listed", image, text, False))
+    if unlisted := sorted(in_map - listed - {0}):
+        text = f"{name} has pixels of {some_of(unlisted)}, which aren't listed and are ignored"
+        problems.append(Problem("unlisted segments", image, text, False))
     return problems

@@ -1,4 +1,4 @@
-"""One data set interface for training and evaluation, whatever format the annotations came in."""
+"""The data set class for training and evaluation, independent of the annotations' format."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,24 +18,24 @@ Example = tuple[tv_tensors.Image, dict[str, Tensor]]
 
 
 class DetectionDataset(Dataset):
-    """Images with their objects; made by `read_coco` and its siblings.
+    """Images with annotated objects, returned by `read_coco` and the other readers.
 
-    `dataset[i]` is `(image, target)`: the image (3, H, W) uint8, RGB, upright, and a dict of its
+    `dataset[i]` is `(image, target)`: the upright RGB image (3, H, W) uint8, and a dict of its
     `image_id` (1,), `class_labels` (n,), `boxes` (n, 4) as (x0, y0, x1, y1) in pixels, `area` (n,)
-    in square pixels, `iscrowd` (n,), `orig_size` (2,) as (height, width) and, if asked for, `masks`
-    (n, H, W) bool. Image, boxes and masks are tv_tensors, so torchvision's transforms keep them
-    together. Crowds are left out and boxes clipped as in `prepare_detection_target`.
+    in square pixels, `iscrowd` (n,), `orig_size` (2,) as (height, width) and, with `masks=True`,
+    `masks` (n, H, W) bool. Image, boxes and masks are tv_tensors, which torchvision's transforms
+    transform together. Crowds are removed and boxes clipped as in `prepare_detection_target`.
 
     Args:
         table: the annotations.
         images: the images, in the table's order.
-        segment_maps: panoptic maps, in the same order, whose ids are `table.ids`.
+        segment_maps: panoptic maps, in the same order, with the ids `table.ids`.
         masks: whether targets have masks.
-        seed: what the transform's randomness follows from, with the epoch and the index: neither
-            the number of workers nor that of processes changes what an example looks like.
+        seed: the random numbers of the transform depend on it, the epoch and the index only, not
+            on the number of workers or processes.
 
     Raises:
-        ValueError: if masks are asked for and the data have none.
+        ValueError: if `masks` is True and the data set has no masks.
     """
 
     def __init__(
@@ -47,11 +47,11 @@ class DetectionDataset(Dataset):
         seed: int = 0,
     ) -> None:
         if masks and table.segmentations is None and segment_maps is None:
-            raise ValueError("masks=True, but the data have boxes only; leave masks out.")
+            raise ValueError("masks is True, but the data set has only boxes; pass masks=False.")
         self.table, self.images, self.segment_maps = table, images, segment_maps
         self.masks, self.seed = masks, seed
         self.transform: Callable[[Any, dict], Example] | None = None
-        # Shared, so that workers that live on through several epochs see the new one.
+        # Shared memory, because persistent workers have to see the new epoch.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._fatal = {
             problem.image: problem.text
@@ -69,37 +69,37 @@ class DetectionDataset(Dataset):
 
     @property
     def category_ids(self) -> tuple[int, ...]:
-        """Class label -> the data's own category id."""
+        """Class label -> category id in the data set."""
         return self.table.category_ids
 
     @property
     def label_ids_of_stuff(self) -> frozenset[int]:
-        """Class labels that are stuff (sky, grass), not things."""
+        """Class labels of stuff, such as sky or grass."""
         return self.table.label_ids_of_stuff
 
     def first(self, num_images: int) -> "DetectionDataset":
-        """The first images alone, with all classes and no transform."""
+        """Return a data set of the first `num_images` images, with all classes and no transform."""
         table = self.table.first(num_images)
         return DetectionDataset(table, self.images, self.segment_maps, self.masks, self.seed)
 
     def image_hw(self, index: int) -> tuple[int, int]:
-        """Height and width of an image in pixels, without opening it."""
+        """Return the height and width of an image in pixels, without opening it."""
         height, width = self.table.image_hw[index].tolist()
         return height, width
 
     def set_transform(self, transform: Callable[[Any, dict], Example] | None) -> None:
-        """Pass every `(image, target)` through `transform(image, target)`.
+        """Set the `transform(image, target)` that is applied to each example.
 
-        It must draw from torch's global generator, as torchvision's transforms do.
+        Its random numbers must come from torch's global generator, as in torchvision.
         """
         self.transform = transform
 
     def set_epoch(self, epoch: int) -> None:
-        """Make the transform draw anew; call it before each epoch's iteration."""
+        """Set the epoch, for new random numbers in the transform; call it before each epoch."""
         self._epoch.fill_(epoch)
 
     def __getitem__(self, index: int) -> Example:
-        index = range(len(self))[index]  # negative and outside as in a list
+        index = range(len(self))[index]  # negative and invalid indices as in a list
         if index in self._fatal:
             raise ValueError(f"{self.images.name(index)}: {self._fatal[index]}.")
         image = read_pixels(self.images, index)
@@ -107,7 +107,8 @@ class DetectionDataset(Dataset):
         if image.shape[1:] != (height, width):
             raise ValueError(
                 f"{self.images.name(index)} has {image.shape[2]} x {image.shape[1]} pixels (width "
-                f"x height, upright), its annotations are for {width} x {height}: mend either."
+                f"x height, upright), but its annotations are for {width} x {height}; fix the "
+                "image or the annotations."
             )
         target = self._target(index)
         if self.transform is None:
@@ -119,7 +120,7 @@ class DetectionDataset(Dataset):
         table, size_hw = self.table, self.image_hw(index)
         entries = [
             {
-                # The row in the place of the class, so that what is left tells which it was.
+                # The row instead of the class identifies the objects that are kept.
                 "category_id": row,
                 "bbox": table.boxes_xywh[row].tolist(),
                 "area": None if np.isnan(table.areas[row]) else float(table.areas[row]),
@@ -136,14 +137,14 @@ class DetectionDataset(Dataset):
         )
         if self.masks:
             target["masks"] = tv_tensors.Mask(self.object_masks(index, rows.tolist()))
-        del target["size"]  # a transform that forgets it would leave a wrong one
+        del target["size"]  # a transform that doesn't update it would make it wrong
         return target
 
     def object_masks(self, index: int, rows: list[int]) -> Tensor:
-        """Masks (n, H, W) bool of some of an image's rows of the table.
+        """Compute the masks (n, H, W) bool of the given rows of an image.
 
         Raises:
-            ValueError, TypeError: if a segmentation can't be right; the message names it.
+            ValueError, TypeError: if a segmentation is invalid.
         """
         size_hw = self.image_hw(index)
         if self.segment_maps is not None and rows:
@@ -151,27 +152,28 @@ class DetectionDataset(Dataset):
             if segment_ids.shape != size_hw:
                 raise ValueError(
                     f"{self.segment_maps.name(index)} has {tuple(segment_ids.shape)} pixels "
-                    f"(height, width), its image {size_hw}; they must be equal."
+                    f"(height, width), but its image has {size_hw}; fix the segment map."
                 )
             return segment_ids == torch.from_numpy(self.table.ids[rows])[:, None, None]
         masks = torch.zeros((len(rows), *size_hw), dtype=torch.bool)
-        for place, row in enumerate(rows):
+        for mask, row in zip(masks, rows, strict=True):
             name = f"{self.images.name(index)}, object {self.table.ids[row]}"
-            masks[place] = masks_from_segmentation(self.table.segmentations[row], size_hw, name)
+            mask.copy_(masks_from_segmentation(self.table.segmentations[row], size_hw, name))
         return masks
 
     def ground_truth(self) -> dict[str, Any]:
-        """The data as COCO's instances dict, for evaluation: original pixels, crowds included.
+        """Return the annotations as a COCO dict for evaluation, in original pixels, with crowds.
 
-        Category ids are class labels. Segmentations are there if `masks` were asked for.
+        Category ids are class labels. There are segmentations if `masks` is True.
 
         Raises:
-            ValueError: if an image has problems that forbid training.
+            ValueError: if an image has fatal problems.
         """
         if self._fatal:
             raise ValueError(
-                "these data can't be evaluated on, such as for: "
-                f"{next(iter(self._fatal.values()))}. `hf-detr check` lists all of them."
+                f"{len(self._fatal)} images have invalid annotations, such as: "
+                f"{next(iter(self._fatal.values()))}. Fix them before evaluation; "
+                "`hf-detr check` lists all of them."
             )
         images = [
             {"id": int(image_id), "file_name": self.images.name(i), "height": h, "width": w}
@@ -179,11 +181,11 @@ class DetectionDataset(Dataset):
                 zip(self.table.image_ids, self.table.image_hw.tolist(), strict=True)
             )
         ]
-        annotations = [entry for image in range(len(self)) for entry in self._true_entries(image)]
+        annotations = [entry for image in range(len(self)) for entry in self._coco_entries(image)]
         categories = [{"id": label, "name": name} for label, name in self.id2label.items()]
         return {"images": images, "annotations": annotations, "categories": categories}
 
-    def _true_entries(self, index: int) -> list[dict[str, Any]]:
+    def _coco_entries(self, index: int) -> list[dict[str, Any]]:
         table, rows = self.table, self.table.rows(index)
         entries = []
         for row in rows:
@@ -191,7 +193,7 @@ class DetectionDataset(Dataset):
             area = table.areas[row]
             entries.append(
                 {
-                    "id": row + 1,  # pycocotools takes the id 0 for "not matched"
+                    "id": row + 1,  # in pycocotools, id 0 means "not matched"
                     "image_id": int(table.image_ids[index]),
                     "category_id": int(table.class_labels[row]),
                     "bbox": box,
@@ -211,7 +213,7 @@ class DetectionDataset(Dataset):
 
 
 class _Seeded:
-    """Draw from torch's CPU generator as seeded by `numbers`; afterwards it goes on as before."""
+    """Seed torch's CPU generator by `numbers` and restore its state at the end."""
 
     # Not torch.manual_seed, which also queues a seed for CUDA, with a stack trace, per call.
     def __init__(self, *numbers: int) -> None:

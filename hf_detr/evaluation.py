@@ -1,4 +1,4 @@
-"""A model on a data set: results that don't depend on the batch size, and their AP or PQ."""
+"""Evaluation of a model on a data set: AP and PQ, independent of the batch size."""
 
 import copy
 import functools
@@ -26,8 +26,8 @@ from .processes import num_processes, process_index
 Batch = tuple[list[int], list[tuple[int, int]], Any]  # image ids, original (height, width), inputs
 
 EVERY_SCORE = -1.0  # a threshold below all scores
-PANOPTIC_THRESHOLD = 0.85  # of the official code
-MASKS_AT_ONCE = 10  # at full size, all masks of an image may take more memory than the model
+PANOPTIC_THRESHOLD = 0.85  # as in the official code
+MASKS_AT_ONCE = 10  # all masks of an image at full size can need more memory than the model
 
 
 def evaluate(
@@ -39,26 +39,27 @@ def evaluate(
     iou_types: Sequence[str] = ("bbox",),
     progress: bool = True,
 ) -> Metrics:
-    """Evaluate a model on a data set, by COCO's rules.
+    """Evaluate a model on a data set with COCO metrics.
 
-    Images go through the processor alone, as in inference; a transform of the data set is left
-    aside. Where torch.distributed is initialised, every process must call this; each evaluates a
-    share of the images and returns the result of all.
+    Images are prepared by the processor as in inference; the transform of the data set is ignored.
+    If torch.distributed is initialized, all processes must call this; each evaluates a part of the
+    images and returns the result of all images.
 
     Args:
-        model: a detector, or for "segm" a segmentation model; on its device, in any mode.
-        processor: prepares images and reads the outputs.
-        dataset: needs `masks=True` for "segm".
-        batch_size: images of equal size that run together; doesn't change the result.
-        num_workers: processes that load images.
+        model: a detector, or a segmentation model for "segm", in any mode.
+        processor: prepares images and post-processes outputs.
+        dataset: the data set, read with `masks=True` for "segm".
+        batch_size: maximum number of images, of equal size, in a batch; the result doesn't depend
+            on it.
+        num_workers: number of processes that load images.
         iou_types: "bbox", "segm" or both.
-        progress: show a progress bar, on a terminal.
+        progress: whether to show a progress bar on a terminal.
 
     Returns:
-        What `CocoEvaluator.compute` returns.
+        The result of `CocoEvaluator.compute`.
 
     Raises:
-        ValueError: if the model and the data have no class in common.
+        ValueError: if the model and the data set have no class in common.
     """
     evaluator = CocoEvaluator(dataset.ground_truth(), iou_types)
     for image_ids, detections in detect(
@@ -77,14 +78,14 @@ def detect(
     masks: bool = False,
     progress: bool = True,
 ) -> Iterator[tuple[list[int], list[dict[str, Tensor]]]]:
-    """Detect objects in the images of a data set, on this process's share of them.
+    """Detect objects in this process's part of the images of a data set.
 
-    Arguments as in `evaluate`; `masks` asks for masks too.
+    Arguments as in `evaluate`, and `masks`: whether to return masks.
 
     Yields:
-        For every batch the image ids, and per image `scores` (n,), `labels` (n,) as the data set
-        numbers them, `boxes` (n, 4) as (x0, y0, x1, y1) in pixels of the original image, and if
-        asked for `masks` (n, height, width) bool of its size.
+        For each batch the image ids, and for each image `scores` (n,), `labels` (n,) of the data
+        set, `boxes` (n, 4) as (x0, y0, x1, y1) in pixels of the original image, and optionally
+        `masks` (n, height, width) bool of its size.
     """
     labels = label_map(_unwrapped(model).config.id2label, dataset.id2label)
     for (image_ids, sizes_hw, inputs), outputs in _run(
@@ -99,11 +100,11 @@ def detect(
 def every_detection(
     processor: DetrImageProcessor, outputs: Any, sizes_hw: Any
 ) -> list[dict[str, Tensor]]:
-    """All detections of a batch, weak ones too, which AP needs; warns if the model gives NaN."""
+    """Return all detections of a batch with any score; warns if the logits are NaN."""
     if outputs.logits.isnan().any():
         warnings.warn(
-            "the model's logits are NaN, which no threshold lets pass: it detects nothing. Was its "
-            "training sound, or is its dtype too narrow for it?",
+            "The model's logits are NaN, so it detects nothing. Check its training, or use a dtype "
+            "with a larger range.",
             stacklevel=2,
         )
     return processor.post_process_object_detection(outputs, EVERY_SCORE, sizes_hw)
@@ -118,19 +119,19 @@ def evaluate_panoptic(
     threshold: float = PANOPTIC_THRESHOLD,
     progress: bool = True,
 ) -> Metrics:
-    """Evaluate a segmentation model on panoptic data, by panoptic quality.
+    """Evaluate a segmentation model on panoptic data with panoptic quality.
 
-    Arguments as in `evaluate`; `threshold` is the score from which queries become segments. They
-    are merged by the paper's rules, see `post_process_panoptic_merge`.
+    Arguments as in `evaluate`, and `threshold`: minimum score of segments, which are merged as in
+    the paper, see `post_process_panoptic_merge`.
 
     Returns:
-        What `PanopticQuality.compute` returns.
+        The result of `PanopticQuality.compute`.
 
     Raises:
-        ValueError: if the data aren't panoptic, or have no class in common with the model.
+        ValueError: if the data set isn't panoptic, or has no class in common with the model.
     """
     if dataset.segment_maps is None:
-        raise ValueError("the data have no panoptic maps; read them with read_coco_panoptic.")
+        raise ValueError("The data set has no panoptic maps; use read_coco_panoptic.")
     stuff = dataset.label_ids_of_stuff
     quality = PanopticQuality(dataset.id2label, set(dataset.id2label) - stuff)
     labels = label_map(_unwrapped(model).config.id2label, dataset.id2label)
@@ -145,19 +146,19 @@ def evaluate_panoptic(
         quality.update(
             image_ids,
             [_relabelled_segments(segments, labels) for segments in found],
-            [_true_segments(dataset, index_of[image_id]) for image_id in image_ids],
+            [_target_segments(dataset, index_of[image_id]) for image_id in image_ids],
         )
     return quality.compute()
 
 
 def label_map(model_names: Mapping[int, str], data_names: Mapping[int, str]) -> dict[int, int]:
-    """The data's label of each of the model's labels, matched by name.
+    """Map the model's labels to those of the data set by class name.
 
-    Models number classes as their training data did: those of COCO's authors leave gaps, for
-    example. Labels of the model without a name (`LABEL_0`, …) are taken to be the data's.
+    Models can have other labels for the same classes, such as COCO's ids with gaps. If the model's
+    classes have no names (`LABEL_0`, …), its labels are those of the data set.
 
     Raises:
-        ValueError: if no name is in both.
+        ValueError: if the model and the data set have no class in common.
     """
     model_names = {int(label): name for label, name in model_names.items()}
     if all(name == f"LABEL_{label}" for label, name in model_names.items()):
@@ -171,22 +172,22 @@ def label_map(model_names: Mapping[int, str], data_names: Mapping[int, str]) -> 
         }
     if not shared:
         raise ValueError(
-            f"the model's classes {list(model_names.values())[:5]} … and the data's "
-            f"{list(data_names.values())[:5]} … have no name in common; evaluate on data with the "
+            f"The model's classes {list(model_names.values())[:5]} … and the data set's "
+            f"{list(data_names.values())[:5]} … have no name in common; use a data set with the "
             "model's classes, or set model.config.id2label."
         )
     unknown = [name for label, name in data_names.items() if label not in shared.values()]
     if unknown:
         warnings.warn(
-            f"the model lacks {len(unknown)} of the data's {len(data_names)} classes, such as "
-            f"{unknown[:5]}; it can't find their objects, and their AP is 0.",
+            f"The model doesn't have {len(unknown)} of the data set's {len(data_names)} classes, "
+            f"such as {unknown[:5]}; their AP is 0.",
             stacklevel=2,
         )
     return shared
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
-    """The model without a wrapper that would wait for processes that have one batch less."""
+    """Remove DistributedDataParallel, which would wait for processes with fewer batches."""
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
 
@@ -198,11 +199,14 @@ def _run(
     num_workers: int,
     progress: bool,
 ) -> Iterator[tuple[Batch, Any]]:
-    """This process's batches, and what the model makes of them."""
+    """Iterate over this process's batches and the model's outputs."""
     model = _unwrapped(model)
     with in_eval_mode(model):
         loader = _make_loader(processor, dataset, batch_size, num_workers)
-        for image_ids, sizes_hw, inputs in _with_progress(loader, progress):
+        # None shows the bar on a terminal only.
+        disable = None if progress and process_index() == 0 else True
+        bar = tqdm(loader, desc="evaluate", unit="batch", disable=disable)
+        for image_ids, sizes_hw, inputs in bar:
             with torch.no_grad():
                 outputs = model(**inputs.to(model.device, model.dtype))
             yield (image_ids, sizes_hw, inputs), outputs
@@ -211,7 +215,7 @@ def _run(
 def _make_loader(
     processor: DetrImageProcessor, dataset: DetectionDataset, batch_size: int, num_workers: int
 ) -> DataLoader:
-    """This process's batches: image ids, original sizes, inputs; none padded by another image."""
+    """Make the loader of this process's batches of images of equal size."""
     plain = copy.copy(dataset)
     plain.set_transform(None)
     sizes_hw = [dataset.image_hw(index) for index in range(len(dataset))]
@@ -235,15 +239,8 @@ def _collate(
     return image_ids, [tuple(target["orig_size"].tolist()) for _, target in samples], inputs
 
 
-def _with_progress(loader: DataLoader, progress: bool) -> Iterator[Batch]:
-    disable = (
-        None if progress and process_index() == 0 else True
-    )  # None shows it on a terminal only
-    return iter(tqdm(loader, desc="evaluate", unit="batch", disable=disable))
-
-
 def _relabelled(found: Mapping[str, Tensor], labels: Mapping[int, int]) -> dict[str, Tensor]:
-    """Detections with the data's labels, without classes that the data lack."""
+    """Map detections to the data set's labels; drops those of unknown classes."""
     new_labels = torch.tensor(
         [labels.get(label, -1) for label in found["labels"].tolist()], dtype=torch.int64
     )
@@ -253,7 +250,7 @@ def _relabelled(found: Mapping[str, Tensor], labels: Mapping[int, int]) -> dict[
 
 
 def _relabelled_segments(found: Mapping[str, Any], labels: Mapping[int, int]) -> dict[str, Any]:
-    """A segment map with the data's labels; pixels of classes that the data lack are void."""
+    """Map segments to the data set's labels; pixels of unknown classes become void."""
     segmentation, segments = found["segmentation"].cpu().clone(), []
     for info in found["segments_info"]:
         if info["label_id"] in labels:
@@ -263,7 +260,7 @@ def _relabelled_segments(found: Mapping[str, Any], labels: Mapping[int, int]) ->
     return {"segmentation": segmentation, "segments_info": segments}
 
 
-def _true_segments(dataset: DetectionDataset, index: int) -> dict[str, Any]:
+def _target_segments(dataset: DetectionDataset, index: int) -> dict[str, Any]:
     table = dataset.table
     segments = [
         {
@@ -274,9 +271,9 @@ def _true_segments(dataset: DetectionDataset, index: int) -> dict[str, Any]:
         for row in table.rows(index)
     ]
     segmentation = read_segment_ids(dataset.segment_maps, index)
-    # As in COCO's own evaluation: what isn't listed is void, and what has no pixel isn't there.
-    drawn = set(segmentation.unique().tolist())
-    segments = [segment for segment in segments if segment["id"] in drawn]
+    # As in COCO's evaluation, unlisted pixels are void, and segments without pixels are ignored.
+    ids = set(segmentation.unique().tolist())
+    segments = [segment for segment in segments if segment["id"] in ids]
     listed = torch.tensor([segment["id"] for segment in segments], dtype=segmentation.dtype)
     segmentation = segmentation.where(torch.isin(segmentation, listed), 0)
     return {"segmentation": segmentation, "segments_info": segments}
@@ -299,7 +296,7 @@ def _add_masks(
             height, width = int(mask[:, 0].sum()), int(mask[0].sum())
         parts = []
         for logits in outputs.pred_masks[index, queries[index]].float().split(MASKS_AT_ONCE):
-            # In the official code's two steps, so that the numbers can be compared.
+            # In two steps as in the official code, for comparable results.
             large = F.interpolate(logits[None], canvas_hw, mode="bilinear", align_corners=False)
             inside = (large[..., :height, :width] > 0).float()
             parts.append(F.interpolate(inside, size_hw, mode="nearest")[0] > 0.5)

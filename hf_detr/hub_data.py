@@ -1,4 +1,4 @@
-"""Data sets of the library `datasets`, as they lie on the Hub: boxes or panoptic segments."""
+"""Readers of data sets of the library `datasets`: boxes or panoptic segments."""
 
 import io
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,21 +18,21 @@ from .image_source import ImageSource, fill_in_sizes_hw
 if TYPE_CHECKING:
     from datasets import Dataset
 
-# What the Hub's data sets call the same thing.
+# Alternative names in data sets on the Hub.
 BOX_KEYS = ("bbox", "bboxes", "boxes")
 CATEGORY_KEYS = ("category", "category_id", "categories", "label", "labels")
 CROWD_KEYS = ("iscrowd", "is_crowd")
 
 
 class HubImages:
-    """The images of a column, decoded when asked for."""
+    """The images of a column, decoded on access."""
 
     def __init__(self, dataset: "Dataset", column: str) -> None:
         image_feature = _datasets().Image
         if not isinstance(dataset.features.get(column), image_feature):
             columns = [name for name, f in dataset.features.items() if isinstance(f, image_feature)]
             raise ValueError(
-                f"the data set has no image column {column!r}; its image columns are {columns}."
+                f"The data set has no image column {column!r}; its image columns are {columns}."
             )
         undecoded = dataset.select_columns([column]).with_format(None)
         self._dataset = undecoded.cast_column(column, image_feature(decode=False))
@@ -53,7 +53,7 @@ class HubImages:
         )
 
     def stamp(self, index: int) -> str:
-        return self._dataset._fingerprint  # of the whole data set: it never changes in place
+        return self._dataset._fingerprint  # of the whole data set, which is immutable
 
 
 def read_hf_dataset(
@@ -67,24 +67,24 @@ def read_hf_dataset(
     """Read a `datasets.Dataset` in the layout for object detection.
 
     Each row has an image and `objects`: a dict of lists or a list of dicts with `bbox`, `category`
-    and perhaps `id`, `area` and `iscrowd`. Columns `width`, `height` and `image_id` are used where
-    they are there.
+    and optionally `id`, `area` and `iscrowd`. The optional columns `width`, `height` and `image_id`
+    are used if present.
 
     Args:
         dataset: one split.
-        box_format: the Hub has all of `coco_xywh`, `xyxy` and `cxcywh_normalized`.
-        id2label: names of the category ids. It can be left out where the categories are a
-            `ClassLabel`, or text: then the names of this split are sorted. For another split of
-            such data pass the `id2label` of the first.
+        box_format: `coco_xywh`, `xyxy` or `cxcywh_normalized`; all of them are used on the Hub.
+        id2label: names of the category ids. By default those of the `ClassLabel`, or for text
+            categories the sorted names of this split; pass the `id2label` of the first split to
+            the others then.
         image_column, objects_column: names of the columns.
-        seed: of the transform's randomness.
+        seed: seed of the transform's random numbers.
 
     Raises:
-        ValueError: if columns or names are missing. Mistakes in single rows are kept as
-            `table.problems`, and a warning counts them.
+        ValueError: if columns or names are missing. Errors in single rows are stored in
+            `table.problems` and reported by a warning.
     """
     checked_box_format(box_format)
-    _check_columns(dataset, [objects_column])
+    _check_column(dataset, objects_column)
     images = HubImages(dataset, image_column)
     entries, rows = [], []
     for row, value in enumerate(_rows(dataset, objects_column)):
@@ -96,7 +96,7 @@ def read_hf_dataset(
 
 
 def load_hf_dataset(name: str, split: str) -> "Dataset":
-    """Load one split of a data set of the Hub, or of one that `save_to_disk` wrote."""
+    """Load one split of a data set on the Hub, or of one saved with `save_to_disk`."""
     datasets = _datasets()
     if not Path(name).is_dir():
         return datasets.load_dataset(name, split=split)
@@ -117,25 +117,25 @@ def read_hf_segmentation(
 ) -> DetectionDataset:
     """Read a `datasets.Dataset` in the panoptic layout: an image, a segment map and its segments.
 
-    The map holds each pixel's segment id: as red + 256 green + 65536 blue, or as a gray value.
-    `segments_info` is a list of dicts with `id`, `category_id` and perhaps `bbox`, `area` and
-    `iscrowd`; missing boxes are those of the map. Maps without `segments_info`, of classes alone or
-    of class and instance in two channels, can't be read yet.
+    The map contains each pixel's segment id, as red + 256 * green + 65536 * blue or a gray value.
+    `segments_info` is a list of dicts with `id`, `category_id` and optionally `bbox`, `area` and
+    `iscrowd`; missing boxes are computed from the map. Maps of classes without `segments_info`, or
+    of classes and instances in two channels, are not supported.
 
     Args:
         dataset: one split.
         id2label: names of the category ids.
-        box_format: of `bbox` in `segments_info`.
-        stuff_ids: the category ids that are stuff, not things.
+        box_format: format of `bbox` in `segments_info`.
+        stuff_ids: ids of the stuff categories.
         image_column, map_column, segments_column: names of the columns.
-        masks: give masks.
-        seed: of the transform's randomness.
+        masks: whether targets have masks.
+        seed: seed of the transform's random numbers.
 
     Raises:
         ValueError: if columns are missing.
     """
     checked_box_format(box_format)
-    _check_columns(dataset, [segments_column])
+    _check_column(dataset, segments_column)
     images, maps = HubImages(dataset, image_column), HubImages(dataset, map_column)
     entries, rows = [], []
     for row, value in enumerate(_rows(dataset, segments_column)):
@@ -152,34 +152,33 @@ def _datasets() -> ModuleType:
         import datasets
     except ImportError as error:
         raise ImportError(
-            "reading data sets of the Hub needs the library `datasets`: "
-            "pip install 'hf_detr[train]', or pip install datasets."
+            "Data sets on the Hub need the library `datasets`; install it with "
+            "pip install 'hf_detr[train]' or pip install datasets."
         ) from error
     return datasets
 
 
-def _check_columns(dataset: "Dataset", columns: list[str]) -> None:
+def _check_column(dataset: "Dataset", column: str) -> None:
     if not isinstance(dataset, _datasets().Dataset):
         raise TypeError(
-            f"the data set is a {type(dataset).__name__}; give one split, a datasets.Dataset, such "
-            "as load_dataset(..., split='train')."
+            f"The data set is a {type(dataset).__name__}; expected one split, a datasets.Dataset, "
+            "such as load_dataset(..., split='train')."
         )
-    missing = set(columns) - set(dataset.column_names)
-    if missing:
+    if column not in dataset.column_names:
         raise ValueError(
-            f"the data set has no column {sorted(missing)}, only {dataset.column_names}; name it."
+            f"The data set has no column {column!r}; its columns are {dataset.column_names}."
         )
 
 
 def _rows(dataset: "Dataset", column: str) -> Iterator[Any]:
-    """The values of one column, without touching the images."""
+    """Iterate over the values of a column, without decoding images."""
     rows = dataset.select_columns([column]).with_format(None)
     for row in tqdm(rows, desc=column, unit="row", disable=None):
         yield row[column]
 
 
 def _entries(value: Any, row: int) -> list[dict[str, Any]]:
-    """One dict per object, with COCO's keys, from a dict of lists or a list of dicts."""
+    """Convert a dict of lists or a list of dicts to one dict with COCO's keys per object."""
     value = [] if value is None else value
     if isinstance(value, Mapping):
         lists = {key: entries for key, entries in value.items() if isinstance(entries, list)}
@@ -196,25 +195,21 @@ def _entries(value: Any, row: int) -> list[dict[str, Any]]:
 
 def _with_coco_keys(entry: Mapping[str, Any], row: int) -> dict[str, Any]:
     renamed = dict(entry)
-    for key, names in (
-        ("bbox", BOX_KEYS),
-        ("category_id", CATEGORY_KEYS),
-        ("iscrowd", CROWD_KEYS),
-    ):
+    for key, names in (("bbox", BOX_KEYS), ("category_id", CATEGORY_KEYS), ("iscrowd", CROWD_KEYS)):
         found = [name for name in names if entry.get(name) is not None]
         if len(found) > 1:
             raise ValueError(
-                f"row {row} has objects with {found}, which all may mean {key!r}; remove or rename "
-                "all but one."
+                f"row {row} has objects with {found}, which are all names of {key!r}; remove or "
+                "rename all but one."
             )
         renamed[key] = entry[found[0]] if found else None
     if not is_integer(entry.get("id")):
-        renamed["id"] = None  # some data have text
+        renamed["id"] = None  # some data sets have text ids
     return renamed
 
 
 def _names(feature: Any, entries: list[dict[str, Any]]) -> dict[int, str]:
-    """Category id -> name, from the `ClassLabel` or the text of the categories.
+    """Return category id -> name, from the `ClassLabel` or the text categories.
 
     Raises:
         ValueError: if the categories are numbers without names.
@@ -226,13 +221,13 @@ def _names(feature: Any, entries: list[dict[str, Any]]) -> dict[int, str]:
     if all(isinstance(category, str) for category in categories) and categories:
         return dict(enumerate(sorted(categories)))
     raise ValueError(
-        f"the categories are numbers without names, such as {sorted(map(str, categories))[:5]}; "
-        "give id2label={0: 'name', ...}."
+        f"The categories are numbers without names, such as {sorted(map(str, categories))[:5]}; "
+        "pass id2label={0: 'name', ...}."
     )
 
 
 def _find_class_label(feature: Any) -> Any:
-    """The `ClassLabel` of the category within the objects' feature, or None."""
+    """Find the `ClassLabel` of the category in the objects' feature; None if there is none."""
     if isinstance(feature, _datasets().ClassLabel):
         return feature
     if isinstance(feature, Mapping):
@@ -254,11 +249,11 @@ def _dataset(
     masks: bool = False,
     seed: int = 0,
 ) -> DetectionDataset:
-    names = {int(own_id): name for own_id, name in names.items()}  # JSON makes the ids text
-    label_of_name = {name: own_id for own_id, name in names.items()}
+    names = {int(key): name for key, name in names.items()}  # keys are text in JSON
+    id_of_name = {name: key for key, name in names.items()}
     for entry in entries:
         if isinstance(entry["category_id"], str):
-            entry["category_id"] = label_of_name.get(entry["category_id"], entry["category_id"])
+            entry["category_id"] = id_of_name.get(entry["category_id"], entry["category_id"])
     problems: list[Problem] = []
     objects = objects_from_entries(entries, rows, problems)
     image_ids, sizes_hw = _image_ids_and_sizes(dataset, images, problems)
@@ -269,12 +264,12 @@ def _dataset(
 def _image_ids_and_sizes(
     dataset: "Dataset", images: HubImages, problems: list[Problem]
 ) -> tuple[list[int], list[tuple[int, int]]]:
-    """From the columns, or the row's number and the image's header."""
+    """Read image ids and sizes from columns, or use the row numbers and the image headers."""
     image_ids = list(range(len(dataset)))
     if "image_id" in dataset.column_names:
-        own_ids = list(dataset["image_id"])
-        if all(map(is_integer, own_ids)) and len(set(own_ids)) == len(own_ids):
-            image_ids = own_ids
+        column = list(dataset["image_id"])
+        if all(map(is_integer, column)) and len(set(column)) == len(column):
+            image_ids = column
     sizes_hw = [(None, None)] * len(dataset)
     if {"height", "width"} <= set(dataset.column_names):
         sizes_hw = zip(dataset["height"], dataset["width"], strict=True)

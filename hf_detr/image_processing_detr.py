@@ -1,8 +1,8 @@
 """DETR's image processor: images and COCO annotations to model inputs, outputs to detections.
 
-Reads and writes transformers' `preprocessor_config.json`. Same pixels as transformers' processor
-for the same settings, within rounding; differs in that targets are relative to each image without
-its padding.
+Reads and writes transformers' `preprocessor_config.json`. Gives the same pixels as transformers'
+processor for the same settings, within rounding. Unlike there, targets are relative to each image
+without its padding.
 """
 
 import os
@@ -43,24 +43,26 @@ from .whole_saving import atomic_folder
 
 
 class DetrImageProcessor(TorchvisionBackend):
-    """Resize, rescale, normalise and pad images, and turn COCO annotations into targets.
+    """Resizes, rescales, normalizes and pads images, and converts COCO annotations to targets.
 
     Args:
-        size: `{"shortest_edge", "longest_edge"}` (default 800 and 1333) or `{"shortest_edge"}`
-            keep the aspect ratio, as does `{"max_height", "max_width"}`; `{"height", "width"}`
-            doesn't. Old files give the shortest edge as an int, and `max_size` for the longest.
-        do_resize, do_rescale, do_normalize, do_pad: steps to take, all True by default.
-        resample: filter for resizing, default bilinear.
-        rescale_factor: what uint8 pixels are multiplied by, default 1/255.
-        image_mean, image_std: three numbers each for rescaled RGB, default ImageNet's.
-        pad_size: `{"height", "width"}` to pad to; None takes the largest of the batch.
-        do_convert_rgb: blend transparent images onto white; otherwise alpha is dropped.
-        do_convert_annotations: boxes (cx, cy, w, h) in [0, 1], else (x0, y0, x1, y1) in pixels of
-            the resized image; as in transformers, `do_normalize=False` alone turns this off too.
-        format: of the annotations, "coco_detection" (default) or "coco_panoptic".
+        size: `{"shortest_edge", "longest_edge"}` (default 800 and 1333), `{"shortest_edge"}` and
+            `{"max_height", "max_width"}` keep the aspect ratio; `{"height", "width"}` doesn't. In
+            old files, an int is the shortest edge and `max_size` the longest.
+        do_resize, do_rescale, do_normalize, do_pad: whether to do these steps, True by default.
+        resample: filter for resizing, by default bilinear.
+        rescale_factor: factor for uint8 pixels, by default 1/255.
+        image_mean, image_std: three numbers for the rescaled RGB pixels, by default those of
+            ImageNet.
+        pad_size: `{"height", "width"}` to pad to. Defaults to the largest of the batch.
+        do_convert_rgb: whether to blend transparent images onto white instead of dropping alpha.
+        do_convert_annotations: whether to convert boxes to (cx, cy, w, h) in [0, 1]; otherwise they
+            are (x0, y0, x1, y1) in pixels of the resized image. As in transformers, defaults to
+            False if `do_normalize` is False.
+        format: format of the annotations, "coco_detection" (default) or "coco_panoptic".
 
     Raises:
-        ValueError: if a setting can't be right.
+        ValueError: if a setting is invalid.
     """
 
     valid_kwargs = DetectionImageKwargs
@@ -78,7 +80,7 @@ class DetrImageProcessor(TorchvisionBackend):
     format = "coco_detection"
 
     def __init__(self, **kwargs: Unpack[DetectionImageKwargs]) -> None:
-        # Names of transformers 4 and older, as they still stand in files on the Hub.
+        # Names of transformers 4 and older, which files on the Hub still have.
         if "pad_and_return_pixel_mask" in kwargs:
             kwargs.setdefault("do_pad", kwargs.pop("pad_and_return_pixel_mask"))
         kwargs["size"] = standard_size(
@@ -97,40 +99,40 @@ class DetrImageProcessor(TorchvisionBackend):
         masks_path: str | os.PathLike[str] | None = None,
         **kwargs: Unpack[DetectionImageKwargs],
     ) -> BatchFeature:
-        """Turn images, and their annotations in training, into what the model takes.
+        """Prepare images, and annotations for training, for the model.
 
         Args:
-            images: one image or a list: PIL, arrays, tensors, paths or URLs. PIL images and files
-                are turned upright by their EXIF orientation, and annotations refer to that.
-            annotations: per image `{"image_id", "annotations": [{"bbox": [left, top, width,
-                height] in pixels, "category_id", "area"?, "iscrowd"?, "segmentation"?}, ...]}`; or
-                in format "coco_panoptic" `{"image_id", "file_name", "segments_info": [{"id",
+            images: one image or a list of images: PIL images, arrays, tensors, paths or URLs. The
+                EXIF orientation of PIL images and files is applied; boxes refer to the result.
+            annotations: for each image `{"image_id", "annotations": [{"bbox": [left, top, width,
+                height] in pixels, "category_id", "area"?, "iscrowd"?, "segmentation"?}, ...]}`, or
+                in the format "coco_panoptic" `{"image_id", "file_name", "segments_info": [{"id",
                 "category_id", "area"?, "iscrowd"?}, ...]}`, whose crowd segments are kept.
-            return_segmentation_masks: give `masks`; None means with panoptic annotations only. In
-                detection annotations `segmentation` is polygons or run lengths, packed or not.
-            masks_path: the folder of the PNGs that panoptic annotations name.
-            **kwargs: settings for this call only, as in the constructor, and `return_tensors`
-                ("pt", "np"), `device`, `input_data_format`.
+            return_segmentation_masks: whether to return `masks`. Defaults to True for panoptic
+                annotations only. In detection annotations `segmentation` is polygons or RLE.
+            masks_path: the folder of the PNG files of panoptic annotations.
+            **kwargs: settings of the constructor for this call only, and `return_tensors` ("pt",
+                "np"), `device`, `input_data_format`.
 
         Returns:
-            `pixel_values` (B, 3, H, W) float32, padded at the bottom and the right with 0;
-            `pixel_mask` (B, H, W) int64, 1 = real, if padded; with annotations `labels`, per image
-            a dict of `class_labels`, `boxes`, `area`, `iscrowd`, `image_id`, `orig_size` (the
-            upright input) and `size` (resized, without padding), sizes as (height, width), and
-            `masks` (n, H, W) bool, padded as the image.
+            `pixel_values` (B, 3, H, W) float32, zero-padded at the bottom and the right;
+            `pixel_mask` (B, H, W) int64, 1 for real pixels, with `do_pad`; and with annotations
+            `labels`, for each image a dict of `class_labels`, `boxes`, `area`, `iscrowd`,
+            `image_id`, `orig_size` (of the upright input) and `size` (resized, without padding),
+            sizes as (height, width), and `masks` (n, H, W) bool, padded as the image.
 
         Raises:
-            ValueError: if an image, an annotation or a setting can't be right; it says which.
+            ValueError: if an image, an annotation or a setting is invalid.
             TypeError: if something isn't an image or an annotation.
         """
-        # transformers takes None for False; only for `pad_size` does it mean something.
+        # transformers treats None as False; it is only a valid value of `pad_size`.
         kwargs = {k: v for k, v in kwargs.items() if v is not None or k == "pad_size"}
         return super().preprocess(
             images, annotations, return_segmentation_masks, masks_path, **kwargs
         )
 
     def to_json_file(self, json_file_path: str | os.PathLike) -> None:
-        """Write `preprocessor_config.json`, completely or not at all."""
+        """Write `preprocessor_config.json` atomically."""
         path = Path(json_file_path)
         with atomic_folder(path.parent) as folder:
             super().to_json_file(folder / path.name)
@@ -141,13 +143,13 @@ class DetrImageProcessor(TorchvisionBackend):
         threshold: float = 0.5,
         target_sizes: Tensor | list[tuple[int, int]] | None = None,
     ) -> list[dict[str, Tensor]]:
-        """Turn the model's outputs into the detections of each image.
+        """Convert the model's outputs to the detections of each image.
 
         Args:
             outputs: `logits` (B, Q, C + 1) and `pred_boxes` (B, Q, 4) as (cx, cy, w, h) in [0, 1].
-            threshold: keep detections that score higher.
-            target_sizes: (height, width) of each original image in pixels; None leaves boxes in
-                [0, 1].
+            threshold: detections with a higher score are kept.
+            target_sizes: (height, width) of each original image in pixels; if None, boxes are
+                in [0, 1].
 
         Returns:
             Per image `scores` (n,), `labels` (n,) and `boxes` (n, 4) as (x0, y0, x1, y1).
@@ -155,7 +157,7 @@ class DetrImageProcessor(TorchvisionBackend):
         Raises:
             ValueError: if the number of target sizes isn't the number of images.
         """
-        # One detection per query and in their order, so the boxes are in place already.
+        # One detection per query in their order, so the boxes are in the right order.
         scores, labels, _ = self.classification.detections(outputs.logits)
         return detections_per_image(scores, labels, outputs.pred_boxes, threshold, target_sizes)
 
@@ -165,12 +167,12 @@ class DetrImageProcessor(TorchvisionBackend):
         target_sizes: list[tuple[int, int]] | None = None,
         return_segmentation_scores: bool = False,
     ) -> list[Any]:
-        """Turn the model's outputs into a map (height, width) of classes; see `semantic_maps`.
+        """Convert the model's outputs to a map (height, width) of classes; see `semantic_maps`.
 
-        Args, also of the methods below:
-            outputs: `logits` (B, Q, C'), `pred_masks` (B, Q, h, w), and `pixel_mask` (B, H, W), by
-                which padding is cut off; without it, it isn't.
-            target_sizes: (height, width) of each map; None leaves the masks' size.
+        Args (also of the methods below):
+            outputs: `logits` (B, Q, C'), `pred_masks` (B, Q, h, w), and optionally `pixel_mask`
+                (B, H, W), which is used to remove the padding.
+            target_sizes: (height, width) of each map; defaults to the size of the masks.
         """
         return semantic_maps(
             self.classification.probabilities(outputs.logits),
@@ -189,7 +191,7 @@ class DetrImageProcessor(TorchvisionBackend):
         target_sizes: list[tuple[int, int]] | None = None,
         return_coco_annotation: bool | None = False,
     ) -> list[dict[str, Any]]:
-        """As below, nothing fused; `return_coco_annotation` gives each segment's run lengths."""
+        """As `post_process_panoptic_segmentation`, without fusing; optionally as run lengths."""
         settings = threshold, mask_threshold, overlap_mask_area_threshold, (), target_sizes
         results = self.post_process_panoptic_segmentation(outputs, *settings)
         return encode_segments(results) if return_coco_annotation else results
@@ -203,7 +205,7 @@ class DetrImageProcessor(TorchvisionBackend):
         label_ids_to_fuse: Collection[int] | None = None,
         target_sizes: list[tuple[int, int]] | None = None,
     ) -> list[dict[str, Any]]:
-        """Turn queries that score above `threshold` into segments; see `segment_maps`."""
+        """Convert queries with scores above `threshold` to segments; see `segment_maps`."""
         return segment_maps(
             self.classification.best_classes(outputs.logits),
             outputs.pred_masks,
@@ -223,7 +225,7 @@ class DetrImageProcessor(TorchvisionBackend):
         min_area: int = 5,
         target_sizes: list[tuple[int, int]] | None = None,
     ) -> list[dict[str, Any]]:
-        """The same by the paper's own rules, with which its PQ was measured; see `merged_maps`."""
+        """Merge segments by the rules of the paper, used for its PQ; see `merged_maps`."""
         return merged_maps(
             self.classification.best_classes(outputs.logits),
             outputs.pred_masks,
@@ -250,7 +252,7 @@ class DetrImageProcessor(TorchvisionBackend):
             images,
             kwargs.get("input_data_format"),
             unit_floats=do_rescale,
-            # Images that are only resized and padded may hold anything, normalised values too.
+            # Images that are only resized and padded may have any values, such as normalized ones.
             check_range=do_rescale or kwargs["do_normalize"],
             blend_alpha=bool(kwargs.get("do_convert_rgb")),
         )
@@ -271,7 +273,7 @@ class DetrImageProcessor(TorchvisionBackend):
         if settings["do_resize"]:
             new_sizes_hw = [resized_hw(size_hw, settings["size"]) for size_hw in sizes_hw]
         canvas_hw = padded_hw(new_sizes_hw, settings["do_pad"], settings["pad_size"])
-        # Targets first: a bad annotation should be reported before the images cost time.
+        # Targets first, so that errors in annotations are reported before images are processed.
         labels = prepare_labels(
             annotations, sizes_hw, new_sizes_hw, canvas_hw, settings, return_masks, masks_path
         )
@@ -299,7 +301,7 @@ class DetrImageProcessor(TorchvisionBackend):
         canvas_hw: tuple[int, int],
         settings: Mapping[str, Any],
     ) -> Tensor:
-        """(B, 3, H, W): every image resized, rescaled, normalised and written into the canvas."""
+        """Resize, rescale, normalize and pad the images, to (B, 3, H, W)."""
         if settings["do_rescale"] or settings["do_normalize"] or len({i.dtype for i in images}) > 1:
             dtype = torch.float32
         else:

@@ -1,4 +1,4 @@
-"""Image processors of the variants whose classes are sigmoids: Conditional and Deformable DETR."""
+"""Image processors of the variants with sigmoid classification."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from .postprocess import detections_per_image
 
 
 class ConditionalDetrImageProcessor(DetrImageProcessor):
-    """Images and annotations as in `DetrImageProcessor`; detections from sigmoid outputs."""
+    """As `DetrImageProcessor`, but computes detections from sigmoid outputs."""
 
     classification = SigmoidFocalClassification
 
@@ -21,20 +21,10 @@ class ConditionalDetrImageProcessor(DetrImageProcessor):
         target_sizes: Tensor | list[tuple[int, int]] | None = None,
         top_k: int = 100,
     ) -> list[dict[str, Tensor]]:
-        """Turn the model's outputs into the detections of each image, best first.
+        """Convert the model's outputs to the detections of each image, best first.
 
-        Args:
-            outputs: `logits` (B, Q, C) and `pred_boxes` (B, Q, 4) as (cx, cy, w, h) in [0, 1].
-            threshold: keep detections that score higher.
-            target_sizes: (height, width) of each original image in pixels; None leaves boxes in
-                [0, 1].
-            top_k: how many pairs of a query and a class to consider per image.
-
-        Returns:
-            Per image `scores` (n,), `labels` (n,) and `boxes` (n, 4) as (x0, y0, x1, y1).
-
-        Raises:
-            ValueError: if the number of target sizes isn't the number of images.
+        As in `DetrImageProcessor`, but `logits` are (B, Q, C), and each image has at most `top_k`
+        detections, the best pairs of a query and a class.
         """
         scores, labels, queries = self.classification.detections(outputs.logits, top_k)
         boxes = outputs.pred_boxes.gather(1, queries[..., None].expand(-1, -1, 4))
@@ -42,4 +32,4 @@ class ConditionalDetrImageProcessor(DetrImageProcessor):
 
 
 class DeformableDetrImageProcessor(ConditionalDetrImageProcessor):
-    """The same under the name that Deformable DETR's files carry."""
+    """As `ConditionalDetrImageProcessor`, with the class name in Deformable DETR's files."""

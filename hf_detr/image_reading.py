@@ -1,16 +1,16 @@
-"""From anything that holds an image to a checked tensor of three channels.
+"""Conversion of images of any type to tensors with three channels.
 
-What comes out is (3, H, W): uint8 in 0 … 255, or float32. What can't be read is refused with the
-image's index in the batch, because a batch of sixty-four with one bad file is hard to search.
+Images become (3, H, W), uint8 in 0 … 255 or float32. Errors name the image's index in the batch.
 
-How values are understood, by type:
+Values are interpreted by type:
 
-- bool: 0 and 255. uint8: as it is. uint16 and 16-bit PIL images: scaled to 8 bits, so 65535 is 255.
-- other integers: must lie in 0 … 255.
-- floats: 0 … 1 if the largest value is at most 1; 0 … 255 if it is at least 2. Between the two
-  it could be a sharpened 0 … 1 image or a nearly black 0 … 255 image, so it is refused.
-- alpha: dropped, or blended onto white when asked for.
-- PIL images and files are turned upright by their EXIF orientation.
+- bool: 0 and 255. uint8: unchanged. uint16 and 16-bit PIL images: scaled to 8 bits.
+- other integers: must be in 0 … 255.
+- floats: 0 … 1 if the largest value is at most 1; 0 … 255 if it is at least 2. A largest value
+  between the two is an error, because the image could be a sharpened 0 … 1 image or a nearly black
+  0 … 255 image.
+- alpha: dropped, or optionally blended onto white.
+- The EXIF orientation of PIL images and files is applied.
 """
 
 import os
@@ -28,7 +28,7 @@ from transformers.image_utils import load_image
 CHANNEL_COUNTS = (1, 3, 4)
 LAYOUTS = ("channels_first", "channels_last")
 EXIF_ORIENTATION = 0x0112
-# PIL hands pixels out twice over, and memory for more than these is slow to get from the system.
+# PIL copies the pixels; for larger images, allocating the memory of the copy is slow.
 MANY_PIXELS, STRIP_PIXELS = 10**7, 2**18
 
 
@@ -40,24 +40,23 @@ def read_images(
     blend_alpha: bool = False,
     first_index: int = 0,
 ) -> list[Tensor]:
-    """Read one image, a batched array or a (nested) list of images into tensors (3, H, W).
+    """Read an image, a batched array or a (nested) list of images into tensors (3, H, W).
 
     Args:
-        images: PIL images, arrays or tensors of 2 or 3 axes (4 with a batch axis), paths, URLs or
+        images: PIL images, arrays or tensors with 2 or 3 dimensions (4 for batches), paths, URLs or
             base64 strings.
-        input_data_format: "channels_first" or "channels_last" for arrays and tensors; None tells
-            it from the shape.
-        unit_floats: bring floats in 0 … 255 to 0 … 1; otherwise they keep their values.
-        check_range: refuse floats that fit neither 0 … 1 nor 0 … 255.
-        blend_alpha: blend transparent images onto white instead of dropping alpha.
-        first_index: what messages call the first image.
+        input_data_format: "channels_first" or "channels_last" for arrays and tensors. Inferred
+            from the shape by default.
+        unit_floats: whether to scale floats in 0 … 255 to 0 … 1.
+        check_range: whether floats must be in 0 … 1 or 0 … 255.
+        blend_alpha: whether to blend transparent images onto white instead of dropping alpha.
+        first_index: index of the first image in messages.
 
     Returns:
         Tensors (3, H, W), uint8 in 0 … 255 or float32.
 
     Raises:
-        ValueError: if an image can't be decoded, has a wrong shape or values out of range; the
-            message names the image.
+        ValueError: if an image can't be decoded, or has a wrong shape or values out of range.
         TypeError: if something isn't an image.
     """
     layout = _checked_layout(input_data_format)
@@ -73,12 +72,12 @@ def read_images(
             pixels = _checked_floats(pixels, unit_floats, check_range, name)
         tensors.append(pixels)
     if not tensors:
-        raise ValueError("there are no images; give at least one.")
+        raise ValueError("There are no images; expected at least one.")
     return tensors
 
 
 def _flat(images: Any) -> Iterator[Any]:
-    """Single images, in order; lists may be nested and arrays of 4 axes are batches."""
+    """Iterate over the images of nested lists and batched arrays."""
     if isinstance(images, (list, tuple)):
         for image in images:
             yield from _flat(image)
@@ -92,44 +91,44 @@ def _checked_layout(input_data_format: str | None) -> str | None:
     layout = getattr(input_data_format, "value", input_data_format)
     if layout is not None and layout not in LAYOUTS:
         raise ValueError(
-            f"input_data_format is {input_data_format!r}; give 'channels_first', 'channels_last' "
-            "or None to tell it from the shape."
+            f"input_data_format is {input_data_format!r}; expected 'channels_first', "
+            "'channels_last', or None to infer it from the shape."
         )
     return layout
 
 
 def _as_tensor(image: Any, layout: str | None, name: str) -> tuple[Tensor, str | None]:
-    """Pixels of 2 or 3 axes in whatever type the image has, and their layout where it's known."""
+    """Convert an image to a tensor of any type, and return its layout if it is known."""
     if isinstance(image, (str, os.PathLike)):
         with _open_image(image, name) as opened:
             return _without_copy(_decode(opened, name)), "channels_last"
     if isinstance(image, PIL.Image.Image):
         return _without_copy(_decode(image, name)), "channels_last"
     if isinstance(image, Tensor):
-        # Subclasses such as tv_tensors would drag their own dispatch through every operation.
+        # Without the dispatch of subclasses such as tv_tensors.
         return image.detach().as_subclass(Tensor), layout
     if isinstance(image, np.ndarray):
         return torch.from_numpy(_torch_compatible(image, name)), layout
     raise TypeError(
-        f"{name} is a {type(image).__name__}; give a PIL image, a NumPy array, a torch tensor, a "
-        "path or URL, or a list of these."
+        f"{name} is a {type(image).__name__}; expected a PIL image, a NumPy array, a torch tensor, "
+        "a path or URL, or a list of these."
     )
 
 
 def _without_copy(pixels: np.ndarray) -> Tensor:
-    """Pixels that PIL has just written for this array alone, though NumPy calls them read-only."""
+    """Convert PIL's pixels, which NumPy marks as read-only although they aren't shared."""
     try:
-        return torch.from_dlpack(pixels)  # unlike from_numpy, it takes them without a warning
+        return torch.from_dlpack(pixels)  # unlike from_numpy, without a warning
     except BufferError:  # NumPy before 2.1
         return torch.from_numpy(pixels.copy())
 
 
 def _torch_compatible(array: np.ndarray, name: str) -> np.ndarray:
     if array.dtype.kind not in "buif":
-        raise TypeError(f"{name} is an array of {array.dtype}; give integers, floats or booleans.")
+        raise TypeError(f"{name} has dtype {array.dtype}; expected integers, floats or booleans.")
     if array.dtype.kind == "f" and array.dtype.itemsize > 8:
         array = array.astype(np.float64)
-    # torch takes neither foreign byte order nor negative strides, and warns of read-only memory.
+    # torch supports only native byte order and positive strides, and warns of read-only memory.
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
     if not array.flags.writeable or any(stride < 0 for stride in array.strides):
         array = array.copy()
@@ -158,28 +157,28 @@ def _bomb_message(name: str) -> str:
 
 
 def _decode(image: PIL.Image.Image, name: str) -> np.ndarray:
-    """(H, W, 3 or 4) uint8, or (H, W) of 16 or 32 bits, upright."""
+    """Decode an upright image, (H, W, 3 or 4) uint8 or (H, W) with 16 or 32 bits."""
     limit = PIL.Image.MAX_IMAGE_PIXELS
     is_from_file = isinstance(image, PIL.ImageFile.ImageFile)
     if is_from_file and limit is not None and image.width * image.height > limit:
         raise ValueError(_bomb_message(name))
     try:
-        image.load()  # here and not inside NumPy, which hides why a file can't be decoded
-        # Deviation: transformers turns files upright but not PIL images. People and annotation
-        # tools see the upright image, so boxes refer to that one.
+        image.load()  # NumPy would hide the reason of a failure
+        # Deviation: transformers applies the EXIF orientation to files, but not to PIL images.
+        # Annotation tools show the upright image, so boxes refer to it.
         if image.getexif().get(EXIF_ORIENTATION, 1) != 1:
             image = PIL.ImageOps.exif_transpose(image)
         pixels = _read_pixels(_to_readable_mode(image))
     except Exception as error:
         raise ValueError(
-            f"{name} can't be decoded (mode {image.mode}, size {image.size}): {error}. Is the file "
-            "complete?"
+            f"{name} can't be decoded (mode {image.mode}, size {image.size}): {error}. Check that "
+            "the file is complete."
         ) from error
     return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
 
 
 def _read_pixels(image: PIL.Image.Image) -> np.ndarray:
-    """`np.asarray(image)`; of large images strip by strip, which takes a third of the time."""
+    """Same as `np.asarray(image)`, but in strips for large images, which is three times faster."""
     width, height = image.size
     if width * height <= MANY_PIXELS:
         return np.asarray(image)
@@ -200,28 +199,28 @@ def _to_readable_mode(image: PIL.Image.Image) -> PIL.Image.Image:
     if image.mode == "La":
         image = image.convert("LA")
     has_alpha = image.mode[-1] in "aA" or image.info.get("transparency") is not None
-    # By way of RGBA because convert("RGB") warns of palettes with transparency; same colours.
+    # RGBA, because convert("RGB") warns of palettes with transparency; the colors are the same.
     return image.convert("RGBA" if has_alpha else "RGB")
 
 
 def _channels_first(pixels: Tensor, layout: str | None, name: str) -> Tensor:
-    """(C, H, W) with 1, 3 or 4 channels and at least one pixel, as a view."""
+    """Return a view (C, H, W) with 1, 3 or 4 channels and at least one pixel."""
     shape = tuple(pixels.shape)
     if pixels.ndim == 2:
         pixels = pixels[None]
     elif pixels.ndim != 3:
         raise ValueError(
-            f"{name} has shape {shape}; expected (H, W), (H, W, C) or (C, H, W), with one axis "
-            "more in front for a batch."
+            f"{name} has shape {shape}; expected (H, W), (H, W, C) or (C, H, W), or a batch of "
+            "these."
         )
     elif (layout or _layout_from_shape(shape, name)) == "channels_last":
         pixels = pixels.permute(2, 0, 1)
     if 0 in shape:
-        raise ValueError(f"{name} has shape {shape}, so no pixels; leave it out.")
+        raise ValueError(f"{name} has shape {shape} and no pixels; remove it.")
     if pixels.shape[0] not in CHANNEL_COUNTS:
         raise ValueError(
-            f"{name} has shape {shape}, which is {pixels.shape[0]} channels; expected 1 (gray), 3 "
-            "(RGB) or 4 (RGBA)."
+            f"{name} has shape {shape} with {pixels.shape[0]} channels; expected 1 (gray), 3 (RGB) "
+            "or 4 (RGBA)."
         )
     return pixels
 
@@ -230,13 +229,13 @@ def _layout_from_shape(shape: tuple[int, ...], name: str) -> str:
     is_first, is_last = shape[0] in CHANNEL_COUNTS, shape[2] in CHANNEL_COUNTS
     if is_first and is_last:
         raise ValueError(
-            f"{name} has shape {shape}, where the first or the last axis could be the channels; "
-            "say which with input_data_format='channels_first' or 'channels_last'."
+            f"{name} has shape {shape}, where the first or the last dimension could be the "
+            "channels; pass input_data_format='channels_first' or 'channels_last'."
         )
     if not is_first and not is_last and 0 not in shape:
         raise ValueError(
             f"{name} has shape {shape}; expected 1 (gray), 3 (RGB) or 4 (RGBA) channels as the "
-            "first or the last axis."
+            "first or the last dimension."
         )
     return "channels_first" if is_first else "channels_last"
 
@@ -251,12 +250,12 @@ def _to_uint8_or_float32(pixels: Tensor, name: str) -> Tensor:
     if pixels.is_floating_point():
         return pixels.to(torch.float32)
     if pixels.is_complex():
-        raise TypeError(f"{name} is {pixels.dtype}; give integers, floats or booleans.")
+        raise TypeError(f"{name} has dtype {pixels.dtype}; expected integers, floats or booleans.")
     low, high = (int(value) for value in pixels.to(torch.int64).aminmax())
     if low < 0 or high > 255:
         raise ValueError(
-            f"{name} is {pixels.dtype} with values {low} … {high}; expected 0 … 255. "
-            "A 16-bit image must have the type uint16."
+            f"{name} has dtype {pixels.dtype} and values {low} … {high}; expected 0 … 255. "
+            "Convert 16-bit images to uint16."
         )
     return pixels.to(torch.uint8)
 
@@ -270,10 +269,10 @@ def _three_channels(pixels: Tensor, blend_alpha: bool, name: str) -> Tensor:
 
 
 def _blend_onto_white(pixels: Tensor, name: str) -> Tensor:
-    """(4, H, W) to (3, H, W); floats must be in 0 … 1."""
+    """Blend (4, H, W) to (3, H, W); floats must be in 0 … 1."""
     white = 255 if pixels.dtype == torch.uint8 else 1
     if pixels.is_floating_point() and not (pixels.min() >= 0 and pixels.max() <= 1):
-        raise ValueError(f"{name} is RGBA in floats; to blend alpha, values must be in 0 … 1.")
+        raise ValueError(f"{name} is float RGBA; to blend alpha, its values must be in 0 … 1.")
     color, alpha = pixels[:3].to(torch.float32), pixels[3:].to(torch.float32) / white
     blended = color * alpha + white * (1 - alpha)
     return blended.round().to(torch.uint8) if pixels.dtype == torch.uint8 else blended
@@ -281,18 +280,18 @@ def _blend_onto_white(pixels: Tensor, name: str) -> Tensor:
 
 def _checked_floats(pixels: Tensor, unit_floats: bool, check_range: bool, name: str) -> Tensor:
     low, high = (float(value) for value in pixels.aminmax())
-    if not (np.isfinite(low) and np.isfinite(high)):  # aminmax hands NaN on
+    if not (np.isfinite(low) and np.isfinite(high)):  # aminmax propagates NaN
         raise ValueError(f"{name} has NaN or infinite pixels; expected 0 … 1 or 0 … 255.")
     if not check_range:
         return pixels
     if low < 0 or high > 255:
         raise ValueError(
-            f"{name} is float with values {low:.6g} … {high:.6g}; expected 0 … 1 or 0 … 255. If it "
-            "is normalised already, pass do_rescale=False and do_normalize=False."
+            f"{name} is float with values {low:.6g} … {high:.6g}; expected 0 … 1 or 0 … 255. For a "
+            "normalized image, pass do_rescale=False and do_normalize=False."
         )
     if 1 < high < 2 and unit_floats:
         raise ValueError(
-            f"{name} is float with values {low:.6g} … {high:.6g}, which could be 0 … 1 with some "
-            "overshoot or a nearly black 0 … 255; clip it to 0 … 1 or convert it to uint8."
+            f"{name} is float with values {low:.6g} … {high:.6g}, which is ambiguous; clip it "
+            "to 0 … 1 or convert it to uint8."
         )
     return pixels / 255 if high > 1 and unit_floats else pixels

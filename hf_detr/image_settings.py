@@ -1,4 +1,4 @@
-"""Settings of the image processor: sizes in all the forms that files use, and what they mean."""
+"""Settings of the image processor: checks, and the sizes of resized and padded images."""
 
 import math
 import numbers
@@ -22,12 +22,12 @@ FORMATS = ("coco_detection", "coco_panoptic")
 
 
 class DetectionImageKwargs(ImagesKwargs, total=False):
-    """Settings beyond those that every image processor has; in a call, None is the processor's own.
+    """Additional settings of the image processor; None uses the processor's own value.
 
     Attributes:
         format: format of the annotations, "coco_detection" or "coco_panoptic".
-        do_convert_annotations: make boxes (cx, cy, w, h) in [0, 1]; otherwise they are
-            (x0, y0, x1, y1) in pixels of the resized image.
+        do_convert_annotations: whether to convert boxes to (cx, cy, w, h) in [0, 1]; otherwise they
+            are (x0, y0, x1, y1) in pixels of the resized image.
     """
 
     format: str | AnnotationFormat | None
@@ -35,14 +35,14 @@ class DetectionImageKwargs(ImagesKwargs, total=False):
 
 
 def standard_size(size: Any, max_size: int | None = DEFAULT_LONGEST_EDGE) -> dict[str, int]:
-    """Bring any form of `size` into one of the four dicts of `SIZE_KEYS`, in pixels.
+    """Convert any form of `size` to a dict with the keys of one of `SIZE_KEYS`, in pixels.
 
     Args:
         size: a dict, an int (the shortest edge), a pair (height, width), or None for the default.
-        max_size: the longest edge where `size` is an int or None; None is no limit.
+        max_size: the longest edge if `size` is an int or None; None is no limit.
 
     Raises:
-        ValueError: if the keys or the numbers can't be right.
+        ValueError: if the keys or the numbers are invalid.
     """
     if size is None:
         size = DEFAULT_SHORTEST_EDGE
@@ -51,20 +51,20 @@ def standard_size(size: Any, max_size: int | None = DEFAULT_LONGEST_EDGE) -> dic
     elif isinstance(size, (list, tuple)) and len(size) == 2:
         size = {"height": size[0], "width": size[1]}
     if not isinstance(size, (Mapping, SizeDict)):
-        raise ValueError(f"size is {size!r}; give one of {_size_forms()}, in pixels.")
+        raise ValueError(f"size is {size!r}; expected one of {_size_forms()}, in pixels.")
     standard = {key: value for key, value in dict(size).items() if value is not None}
     if set(standard) not in SIZE_KEYS:
-        raise ValueError(f"size is {dict(size)}; give one of {_size_forms()}, in pixels.")
+        raise ValueError(f"size is {dict(size)}; expected one of {_size_forms()}, in pixels.")
     _check_positive_pixels(standard, "size")
     return standard
 
 
 def resized_hw(image_hw: tuple[int, int], size: SizeDict) -> tuple[int, int]:
-    """Height and width in pixels that an image of `image_hw` is resized to, each at least 1."""
+    """Compute the height and width, at least 1, that an image of `image_hw` is resized to."""
     if size.shortest_edge:
-        # Deviation: when the longest edge decides, the official code computes it from the rounded
-        # shortest edge and can miss or exceed the limit; transformers, which every published
-        # processor file was tried with, computes it from the exact one.
+        # Deviation: the official code computes a limited longest edge from the rounded shortest
+        # edge and can exceed the limit. transformers, which published processor files were made
+        # for, computes it from the exact one.
         height, width = get_size_with_aspect_ratio(image_hw, size.shortest_edge, size.longest_edge)
     elif size.max_height:
         height, width = get_image_size_for_max_height_width(
@@ -78,15 +78,15 @@ def resized_hw(image_hw: tuple[int, int], size: SizeDict) -> tuple[int, int]:
 def padded_hw(
     sizes_hw: list[tuple[int, int]], do_pad: bool, pad_size: SizeDict | None
 ) -> tuple[int, int]:
-    """Height and width of the canvas (in pixels) that holds every image of the batch.
+    """Compute the height and width in pixels that the images of a batch are padded to.
 
     Raises:
-        ValueError: if images differ in size and aren't padded, or don't fit into `pad_size`.
+        ValueError: if images of different sizes aren't padded, or don't fit into `pad_size`.
     """
     if not do_pad:
         if len(set(sizes_hw)) > 1:
             raise ValueError(
-                f"the images have different sizes (height, width) {sorted(set(sizes_hw))} after "
+                f"The images have different sizes (height, width) {sorted(set(sizes_hw))} after "
                 "resizing and do_pad is False; set do_pad=True, resize to one "
                 "size={'height': ..., 'width': ...}, or process them one by one."
             )
@@ -98,43 +98,45 @@ def padded_hw(
         if height > pad_size.height or width > pad_size.width:
             raise ValueError(
                 f"image {index} is {height} x {width} (height x width) after resizing and doesn't "
-                f"fit into pad_size {pad_size.height} x {pad_size.width}; raise pad_size or lower "
-                "size."
+                f"fit into pad_size {pad_size.height} x {pad_size.width}; increase pad_size or "
+                "decrease size."
             )
     return pad_size.height, pad_size.width
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
-    """Refuse settings that would fail later or train on wrong pixels.
+    """Check settings.
 
     Raises:
-        ValueError: naming the setting, what it is and what was expected.
+        ValueError: if a setting is invalid.
     """
     for key, lowest in (("image_mean", -math.inf), ("image_std", 0)):
         values = settings[key]
         if not _are_three_numbers_above(values, lowest):
             above = "" if lowest < 0 else " above 0"
-            raise ValueError(f"{key} is {values!r}; give three finite numbers{above}, for RGB.")
+            raise ValueError(f"{key} is {values!r}; expected three finite numbers{above} for RGB.")
     factor = settings["rescale_factor"]
     if not isinstance(factor, numbers.Real) or not 0 < factor < math.inf:
-        raise ValueError(f"rescale_factor is {factor!r}; give a number above 0, such as 1/255.")
+        raise ValueError(
+            f"rescale_factor is {factor!r}; expected a positive number, such as 1/255."
+        )
     if settings["pad_size"] is not None:
         pad_size = dict(settings["pad_size"])
         if set(pad_size) != {"height", "width"}:
-            raise ValueError(f"pad_size is {pad_size}; give {{'height', 'width'}} in pixels.")
+            raise ValueError(f"pad_size is {pad_size}; expected {{'height', 'width'}} in pixels.")
         _check_positive_pixels(pad_size, "pad_size")
     if settings["format"] not in FORMATS:
-        raise ValueError(f"format is {settings['format']!r}; give one of {FORMATS}.")
+        raise ValueError(f"format is {settings['format']!r}; expected one of {FORMATS}.")
     resample = settings["resample"]
     if resample not in interpolations and resample not in interpolations.values():
         raise ValueError(
-            f"resample is {resample!r}; give a PIL.Image.Resampling filter, such as 2 (bilinear)."
+            f"resample is {resample!r}; expected a PIL.Image.Resampling, such as 2 (bilinear)."
         )
     if settings.get("do_center_crop"):
-        raise ValueError("do_center_crop is True, but DETR's images aren't cropped; leave it out.")
+        raise ValueError("do_center_crop is True, but cropping is not supported; remove it.")
     data_format = settings.get("data_format")
     if getattr(data_format, "value", data_format) not in (None, "channels_first"):
-        raise ValueError(f"data_format is {data_format!r}; pixel_values are channels_first always.")
+        raise ValueError(f"data_format is {data_format!r}; only 'channels_first' is supported.")
 
 
 def _are_three_numbers_above(values: Any, lowest: float) -> bool:
@@ -148,7 +150,7 @@ def _are_three_numbers_above(values: Any, lowest: float) -> bool:
 def _check_positive_pixels(size: Mapping[str, Any], name: str) -> None:
     for key, value in size.items():
         if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
-            raise ValueError(f"{name}[{key!r}] is {value!r}; give a whole number of pixels from 1.")
+            raise ValueError(f"{name}[{key!r}] is {value!r}; expected a positive integer.")
 
 
 def _size_forms() -> str:

@@ -1,4 +1,4 @@
-"""Where a data set's images and segment maps lie: files of a folder, or anything alike."""
+"""Image sources of data sets: image and segment map files in a folder, or similar."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -15,48 +15,42 @@ from .annotation_table import PackedValues, Problem
 from .image_reading import EXIF_ORIENTATION, read_images
 
 IMAGE_ENDINGS = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
-# What PIL raises for files that aren't there, aren't images, break off or are far too large; the
-# fourth by its AVIF reader.
-READING_ERRORS = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    RuntimeError,
-    PIL.Image.DecompressionBombError,
-)
+# What PIL raises for files that are missing, truncated, too large or not images. RuntimeError is
+# raised by the AVIF reader.
+READING_ERRORS = (OSError, ValueError, SyntaxError, RuntimeError, PIL.Image.DecompressionBombError)
 
 
 class ImageSource(Protocol):
-    """Images by index; cheap to hand to a worker process."""
+    """Images by index; cheap to send to a worker process."""
 
     def __len__(self) -> int: ...
 
     def name(self, index: int) -> str:
-        """What messages call the image."""
+        """Return the image's name for messages."""
 
     def open(self, index: int) -> PIL.Image.Image:
-        """The image, not decoded yet."""
+        """Open the image without decoding it."""
 
     def stamp(self, index: int) -> str:
-        """Changes when the image does; raises OSError if it isn't there."""
+        """Return a string that changes with the image; raises OSError if it is missing."""
 
 
 class ImageFolder:
-    """Image files of one folder.
+    """Image files in a folder.
 
     Args:
         folder: the folder.
-        file_names: of the images, relative to the folder.
+        file_names: names of the images, relative to the folder.
 
     Raises:
-        ValueError: if a file name leaves the folder.
-        FileNotFoundError: if there is no such folder.
+        ValueError: if a file name points outside the folder.
+        FileNotFoundError: if the folder doesn't exist.
     """
 
     def __init__(self, folder: str | os.PathLike[str], file_names: Sequence[str]) -> None:
         self.folder = Path(folder)
         if not self.folder.is_dir():
-            raise FileNotFoundError(f"there is no image folder {str(folder)!r}.")
+            raise FileNotFoundError(f"The image folder {str(folder)!r} doesn't exist.")
         check_stays_inside(file_names)
         self._file_names = PackedValues.pack(file_names)
 
@@ -75,13 +69,13 @@ class ImageFolder:
 
 
 def check_stays_inside(file_names: Sequence[str]) -> None:
-    """Refuse names that a data set could use to read files outside its folder.
+    """Check that file names can't be used to read files outside their folder.
 
     Raises:
-        ValueError: for absolute paths and `..`, by the rules of Linux and of Windows.
+        ValueError: for absolute paths and `..`, in the syntax of Linux or Windows.
     """
     for name in file_names:
-        # PureWindowsPath splits at both kinds of slash and knows drives.
+        # PureWindowsPath splits at slashes and backslashes, and parses drives.
         path = PureWindowsPath(name) if isinstance(name, str) else None
         if (
             path is None
@@ -92,19 +86,19 @@ def check_stays_inside(file_names: Sequence[str]) -> None:
             or "\0" in name
         ):
             raise ValueError(
-                f"file name {name!r} in the annotations is no path inside the image folder; write "
-                "file names relative to that folder, without '..', and give the folder itself."
+                f"The file name {name!r} in the annotations is not a path inside the image folder; "
+                "expected a path relative to that folder, without '..'."
             )
 
 
 def read_pixels(source: ImageSource, index: int) -> Tensor:
-    """Decode one image.
+    """Decode an image.
 
     Returns:
-        (3, H, W) uint8, RGB, upright.
+        (3, H, W) uint8, RGB, with the EXIF orientation applied.
 
     Raises:
-        ValueError: if it can't be read; the message names the image.
+        ValueError: if the image can't be read.
     """
     try:
         with source.open(index) as image:
@@ -113,15 +107,15 @@ def read_pixels(source: ImageSource, index: int) -> Tensor:
         raise ValueError(f"{source.name(index)} can't be read: {error}") from error
     if pixels.is_floating_point():
         raise ValueError(
-            f"{source.name(index)} has pixels of 32-bit floats; write it with 8 bits per channel."
+            f"{source.name(index)} has 32-bit float pixels; save it with 8 bits per channel."
         )
     return pixels.contiguous()
 
 
 def image_size_hw(source: ImageSource, index: int, problems: list[Problem]) -> tuple[int, int]:
-    """Height and width of one upright image, from its header alone.
+    """Read the height and width of an upright image from its header.
 
-    An image that can't be opened has (0, 0) and is added to `problems`.
+    An image that can't be opened is added to `problems`; its size is (0, 0).
     """
     try:
         with source.open(index) as image:
@@ -134,7 +128,7 @@ def image_size_hw(source: ImageSource, index: int, problems: list[Problem]) -> t
 def fill_in_sizes_hw(
     sizes_hw: Iterable[tuple[Any, Any]], source: ImageSource, problems: list[Problem]
 ) -> list[tuple[int, int]]:
-    """Heights and widths as the data say; where they don't, from the image as `image_size_hw`."""
+    """Return heights and widths, replacing missing or invalid ones by `image_size_hw`."""
     bar = tqdm(sizes_hw, total=len(source), desc="image sizes", unit="image", disable=None)
     return [
         (height, width)
@@ -145,30 +139,30 @@ def fill_in_sizes_hw(
 
 
 def upright_size_hw(image: PIL.Image.Image) -> tuple[int, int]:
-    """Height and width of an image after its EXIF orientation is applied."""
+    """Return the height and width of an image with its EXIF orientation applied."""
     if image.format == "TIFF":
-        return image.height, image.width  # PIL has turned it
-    # Not image.getexif(): PNG's decodes the whole file, for the case that the orientation ends it.
-    lies_on_side = PIL.Image.Image.getexif(image).get(EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
-    return (image.width, image.height) if lies_on_side else (image.height, image.width)
+        return image.height, image.width  # PIL applies the orientation of TIFF files
+    # Not image.getexif(): for PNG it decodes the whole file to find EXIF data at the end.
+    is_rotated = PIL.Image.Image.getexif(image).get(EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
+    return (image.width, image.height) if is_rotated else (image.height, image.width)
 
 
 def read_segment_ids(source: ImageSource, index: int) -> Tensor:
-    """Decode one segment map: each pixel's segment id.
+    """Decode a segment map.
 
-    Colour maps are COCO's, red + 256 green + 65536 blue; gray and palette maps hold the ids
-    themselves.
+    Ids of RGB maps are red + 256 * green + 65536 * blue, as in COCO. Gray and palette maps contain
+    the ids.
 
     Returns:
-        (H, W) int64.
+        (H, W) int64, each pixel's segment id.
 
     Raises:
-        ValueError: if it can't be read; the message names the map.
+        ValueError: if the map can't be read.
     """
     try:
         with source.open(index) as image:
-            is_plain = image.mode in ("L", "P") or image.mode.startswith("I")
-            array = np.asarray(image if is_plain else image.convert("RGB")).astype(np.int64)
+            is_gray = image.mode in ("L", "P") or image.mode.startswith("I")
+            array = np.asarray(image if is_gray else image.convert("RGB")).astype(np.int64)
     except READING_ERRORS as error:
         raise ValueError(f"{source.name(index)} can't be read: {error}") from error
-    return torch.from_numpy(array if is_plain else array @ [1, 256, 256**2])
+    return torch.from_numpy(array if is_gray else array @ [1, 256, 256**2])

@@ -1,11 +1,11 @@
-"""Panoptic quality (arXiv 1801.00868) by COCO's rules, on one process or many.
+"""Panoptic quality (arXiv 1801.00868) as in COCO, also in distributed runs.
 
-Ours, because of the kept implementations torchmetrics knows no crowds, and hotcoco, which the tests
-compare with, reads whole datasets from files and can't take a process's share.
+Other implementations don't support crowds (torchmetrics) or distributed runs (hotcoco, the
+reference in the tests).
 
-A segment is found if a predicted one of its class overlaps it by more than half (IoU > 0.5); there
-can be only one. Per class, SQ is the mean IoU of what was found, RQ = TP / (TP + FP/2 + FN/2), and
-PQ = SQ * RQ.
+A target segment is found if a predicted segment of its class has an IoU above 0.5 with it; there
+can be only one. For each class, SQ is the mean IoU of the found segments, RQ = TP / (TP + FP/2 +
+FN/2), and PQ = SQ * RQ.
 """
 
 import math
@@ -19,30 +19,30 @@ from torch import Tensor
 
 from .processes import gather_from_processes
 
-# The classes of an image (k,), and for each the sum of its found segments' IoU, and how many were
-# found (TP), predicted in vain (FP) and missed (FN): (k, 4).
+# The classes of an image (k,), and for each class (k, 4) the sum of the IoU of found segments, and
+# the numbers of true positives, false positives and false negatives.
 ImageSums = tuple[np.ndarray, np.ndarray]
 
 
 class PanopticQuality:
-    """Gathers segments image by image, then computes PQ, SQ and RQ.
+    """Collects segments and computes PQ, SQ and RQ.
 
     Args:
-        id2label: the classes' names by label id, as in the model's configuration.
-        thing_label_ids: the classes that are things, counted one by one; the others are stuff.
+        id2label: label id -> class name, as in the model's configuration.
+        thing_label_ids: label ids of things; the other classes are stuff.
 
     Raises:
-        ValueError: if a thing is no class.
+        ValueError: if `thing_label_ids` has ids that aren't in `id2label`.
     """
 
     def __init__(self, id2label: Mapping[int, str], thing_label_ids: Collection[int]) -> None:
         self.id2label = dict(id2label)
         self.thing_label_ids = frozenset(thing_label_ids)
-        strangers = sorted(self.thing_label_ids - set(self.id2label))
-        if strangers:
+        unknown = sorted(self.thing_label_ids - set(self.id2label))
+        if unknown:
             raise ValueError(
-                f"thing_label_ids has {strangers}, which aren't in id2label; give label ids of the "
-                "model, not the data's own category ids."
+                f"thing_label_ids has {unknown}; expected label ids of the model in id2label, not "
+                "category ids of the data set."
             )
         self._images: dict[int, ImageSums] = {}
 
@@ -52,25 +52,24 @@ class PanopticQuality:
         predictions: Sequence[Mapping[str, Any]],
         targets: Sequence[Mapping[str, Any]],
     ) -> None:
-        """Add images. One that was seen before, as samplers pad their last batch, is left out.
+        """Add images. Images that were added before, such as repeats of a sampler, are ignored.
 
         Args:
-            image_ids: one whole number per image.
-            predictions: per image, as `post_process_panoptic_segmentation` returns it,
-                `segmentation` (h, w) of segments' ids, 0 and -1 for none, and `segments_info`, with
-                `id` and `label_id` in each. Parts of a fused segment share their id.
-            targets: per image `segmentation` (h, w) of ids, 0 for void, and `segments_info`, with
-                `id` and `category_id` or `label_id` in each, and `iscrowd` (0 or 1) if it has any.
-                A `category_id` is a label id too.
+            image_ids: id of each image.
+            predictions: for each image, as returned by `post_process_panoptic_segmentation`,
+                `segmentation` (h, w) of segment ids, 0 and -1 for none, and `segments_info` with
+                the `id` and `label_id` of each segment. Parts of a fused segment share their id.
+            targets: for each image `segmentation` (h, w) of segment ids, 0 for void, and
+                `segments_info` with the `id` and the `category_id` or `label_id` of each segment,
+                both label ids, and optionally `iscrowd` (0 or 1).
 
         Raises:
-            ValueError: if sizes differ, ids and records don't belong together, or a class is
-                unknown; it names the image.
+            ValueError: if sizes differ, ids and records don't match, or a class is unknown.
         """
         if not len(image_ids) == len(predictions) == len(targets):
             raise ValueError(
                 f"There are {len(image_ids)} image_ids, {len(predictions)} predictions and "
-                f"{len(targets)} targets; give one of each per image."
+                f"{len(targets)} targets; expected one of each per image."
             )
         for image_id, prediction, target in zip(image_ids, predictions, targets, strict=True):
             image_id = int(image_id)
@@ -81,19 +80,19 @@ class PanopticQuality:
             if predicted.index.shape != true.index.shape:
                 raise ValueError(
                     f"image_id {image_id} has a predicted segmentation of {predicted.index.shape} "
-                    f"(height, width) and a true one of {true.index.shape}; give the true size as "
-                    "target_sizes to post_process_panoptic_segmentation."
+                    f"(height, width), but a target of {true.index.shape}; pass the size of the "
+                    "target as target_sizes to post_process_panoptic_segmentation."
                 )
             self._images[image_id] = _compare(predicted, true)
 
     def compute(self) -> dict[str, Any]:
-        """Quality over the images of all processes; every process must call it.
+        """Compute the quality over the images of all processes; all processes must call this.
 
         Returns:
-            `pq`, `sq` and `rq` in [0, 1], means over the `num_classes` classes that were true or
-            predicted somewhere, NaN if there is none; the same with the suffixes `_things` and
-            `_stuff`; and `per_class`, by label id the class's `label`, `pq`, `sq`, `rq` and counts
-            `tp`, `fp` and `fn`.
+            `pq`, `sq` and `rq` in [0, 1], means over the `num_classes` classes in targets or
+            predictions, NaN if there is none; the same with the suffixes `_things` and `_stuff`;
+            and `per_class`, for each label id its `label`, `pq`, `sq`, `rq` and the counts `tp`,
+            `fp` and `fn`.
         """
         sums = {label_id: np.zeros(4) for label_id in self.id2label}
         images: dict[int, ImageSums] = {}
@@ -119,30 +118,30 @@ class PanopticQuality:
         return {**results, "per_class": per_class}
 
     def reset(self) -> None:
-        """Forget all images, for the next evaluation."""
+        """Remove all images, for the next evaluation."""
         self._images = {}
 
     def _read(self, record: Mapping[str, Any], name: str) -> "_Segments":
-        """The segments of one image, checked."""
+        """Check and convert the segments of an image."""
         for key in ("segmentation", "segments_info"):
             if key not in record:
-                raise ValueError(f"{name} has no {key!r}, only {sorted(record)}.")
+                raise ValueError(f"{name} has no {key!r}; its keys are {sorted(record)}.")
         label_ids: dict[int, int] = {}
         crowds = set()
         for info in record["segments_info"]:
             number = int(info["id"])
             label_id = int(info["label_id"] if "label_id" in info else info["category_id"])
             if number < 1:
-                raise ValueError(f"{name} has a segment of id {number}; give ids from 1.")
+                raise ValueError(f"{name} has a segment with id {number}; expected ids >= 1.")
             if label_id not in self.id2label:
                 raise ValueError(
-                    f"{name}, segment {number} has class {label_id}, which isn't in id2label; turn "
-                    "the data's category ids into the model's label ids first."
+                    f"{name}, segment {number} has class {label_id}, which is not in id2label; "
+                    "convert the category ids of the data set to label ids of the model."
                 )
             if label_ids.setdefault(number, label_id) != label_id:
                 raise ValueError(
-                    f"{name} gives id {number} to segments of the classes {label_ids[number]} and "
-                    f"{label_id}; only parts of a fused segment may share an id."
+                    f"{name} has the id {number} for segments of the classes {label_ids[number]} "
+                    f"and {label_id}; only parts of a fused segment can share an id."
                 )
             if info.get("iscrowd", 0):
                 crowds.add(number)
@@ -156,7 +155,7 @@ class PanopticQuality:
 
 @dataclass(frozen=True)
 class _Segments:
-    """One image's n segments: `index` (h, w), 0 for none, else 1 + the place in the (n,) others."""
+    """The n segments of an image; `index` (h, w) is 0 for none, or 1 + the index of the segment."""
 
     index: np.ndarray
     classes: np.ndarray
@@ -166,50 +165,49 @@ class _Segments:
 def _index_of_segments(
     segmentation: Tensor | np.ndarray, numbers: list[int], name: str
 ) -> np.ndarray:
-    """(h, w) of 0 for none, else 1 + the place in the sorted numbers of the records."""
+    """Convert ids to 0 for none, or 1 + the index in the sorted ids of the records; (h, w)."""
     ids = torch.as_tensor(segmentation).cpu().to(torch.int64).numpy()
     if ids.ndim != 2:
         raise ValueError(
-            f"{name} has a segmentation of shape {ids.shape}; give segments' ids (height, width)."
+            f"{name} has a segmentation of shape {ids.shape}; expected (height, width)."
         )
-    ids = np.where(ids == -1, 0, ids)  # what post-processing writes where it finds nothing
+    ids = np.where(ids == -1, 0, ids)  # -1 is the result of post-processing without segments
     known = np.array([0, *numbers])
     index = np.searchsorted(known[1:], ids, side="right")
-    strangers = np.unique(ids[known[index] != ids])
-    if len(strangers):
+    unlisted = np.unique(ids[known[index] != ids])
+    if len(unlisted):
         raise ValueError(
-            f"{name} has pixels of the segments {strangers[:5].tolist()}, which segments_info "
-            "doesn't have; add their records, or give such pixels the id 0."
+            f"{name} has pixels of the segments {unlisted[:5].tolist()}, which are not in "
+            "segments_info; add their records, or set the pixels to 0."
         )
     areas = np.bincount(index.ravel(), minlength=len(known))
-    missing = known[areas == 0]
-    missing = missing[missing != 0]
+    missing = known[1:][areas[1:] == 0]
     if len(missing):
         raise ValueError(
-            f"{name} has records of the segments {missing[:5].tolist()}, which have no pixel in "
-            "the segmentation; leave such records out."
+            f"{name} has records of the segments {missing[:5].tolist()}, which have no pixels; "
+            "remove the records."
         )
     return index
 
 
 def _compare(predicted: _Segments, true: _Segments) -> ImageSums:
-    """One image's classes and their sums."""
+    """Compute the classes of an image and their sums."""
     shape = len(true.classes) + 1, len(predicted.classes) + 1
     pairs = np.bincount(
         (true.index * shape[1] + predicted.index).ravel(), minlength=shape[0] * shape[1]
-    ).reshape(shape)  # common pixels; row 0 is void, column 0 what wasn't predicted
+    ).reshape(shape)  # number of common pixels; row 0 is void, column 0 not predicted
     common, void = pairs[1:, 1:], pairs[0, 1:]
     true_area, predicted_area = pairs[1:].sum(1), pairs[:, 1:].sum(0)
 
     same_class = true.classes[:, None] == predicted.classes  # (true, predicted)
     is_crowd = true.is_crowd[:, None]
     iou = common / (true_area[:, None] + predicted_area - void - common)
-    # Void is no fault of what covers it, so it isn't in the union.
+    # The union excludes void.
     is_match = same_class & ~is_crowd & (iou > 0.5)
-    # Nor is it a fault to predict on void or in a crowd of one's own class.
-    # Deviation: panopticapi looks at the last of several crowds of a class; COCO has one at most.
-    excused = void + (common * (same_class & is_crowd)).sum(0)
-    in_vain = ~is_match.any(0) & (2 * excused <= predicted_area)
+    # Predictions mostly on void or on crowds of their class are ignored.
+    # Deviation: panopticapi uses the last of several crowds of a class; COCO has at most one.
+    ignored_area = void + (common * (same_class & is_crowd)).sum(0)
+    false_positive = ~is_match.any(0) & (2 * ignored_area <= predicted_area)
     missed = ~is_match.any(1) & ~true.is_crowd
 
     found, found_iou = is_match.any(1), np.where(is_match, iou, 0).sum(1)
@@ -220,14 +218,14 @@ def _compare(predicted: _Segments, true: _Segments) -> ImageSums:
     sums = [
         np.bincount(of_true, found_iou, len(classes)),
         np.bincount(of_true, found, len(classes)),
-        np.bincount(of_predicted, in_vain, len(classes)),
+        np.bincount(of_predicted, false_positive, len(classes)),
         np.bincount(of_true, missed, len(classes)),
     ]
     return classes, np.stack(sums, axis=1)
 
 
 def _quality(iou: float, tp: float, fp: float, fn: float) -> dict[str, float]:
-    """PQ, SQ, RQ and the counts of a class from its sums."""
+    """Compute PQ, SQ, RQ and the counts of a class from its sums."""
     sq = iou / tp if tp else 0.0
     rq = tp / (tp + fp / 2 + fn / 2)
     return {"pq": sq * rq, "sq": sq, "rq": rq, "tp": int(tp), "fp": int(fp), "fn": int(fn)}

@@ -1,4 +1,4 @@
-"""From scored queries to detections per image, in pixels."""
+"""Conversion of scored queries to detections per image."""
 
 import torch
 from torch import Tensor
@@ -19,16 +19,17 @@ def detections_per_image(
         scores: (B, K) in [0, 1].
         labels: (B, K) class indices.
         boxes_cxcywh: (B, K, 4) in [0, 1], relative to each image without its padding.
-        threshold: detections with a score not above it are dropped.
-        target_sizes: (B, 2) as (height, width) in pixels; None leaves boxes in [0, 1].
+        threshold: detections with a higher score are kept.
+        target_sizes: (B, 2) as (height, width) in pixels; if None, boxes are in [0, 1].
 
     Returns:
-        Per image a dict of `scores` (n,), `labels` (n,) and `boxes` (n, 4) as (x0, y0, x1, y1).
+        For each image a dict of `scores` (n,), `labels` (n,) and `boxes` (n, 4) as (x0, y0, x1,
+        y1).
 
     Raises:
         ValueError: if the number of target sizes isn't the number of images.
     """
-    # bfloat16 can't tell pixels beyond 256 apart.
+    # bfloat16 can't represent all integers above 256.
     boxes = box_cxcywh_to_xyxy(boxes_cxcywh.float())
     if target_sizes is not None:
         boxes = boxes * _scale_xyxy(target_sizes, boxes)
@@ -42,16 +43,16 @@ def detections_per_image(
 def _scale_xyxy(
     target_sizes: Tensor | list[Tensor] | list[tuple[int, int]], boxes: Tensor
 ) -> Tensor:
-    """(B, 1, 4) factors from relative to pixel corners."""
+    """Return the factors (B, 1, 4) from relative to pixel corners."""
     if len(target_sizes) != len(boxes):
         raise ValueError(
-            f"target_sizes has {len(target_sizes)} entries for {len(boxes)} images; give one "
+            f"target_sizes has {len(target_sizes)} entries for {len(boxes)} images; expected one "
             "(height, width) per image."
         )
     sizes_hw = torch.stack([torch.as_tensor(size_hw) for size_hw in target_sizes]).to(boxes)
     if sizes_hw.shape != (len(boxes), 2):
         raise ValueError(
-            f"target_sizes has shape {tuple(sizes_hw.shape)}; give one (height, width) per image, "
-            f"({len(boxes)}, 2)."
+            f"target_sizes has shape {tuple(sizes_hw.shape)}; expected ({len(boxes)}, 2), one "
+            "(height, width) per image."
         )
     return sizes_hw.flip(-1).repeat(1, 2)[:, None]

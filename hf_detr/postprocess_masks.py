@@ -1,10 +1,12 @@
-"""From scored masks to segment maps: semantic, instance and panoptic segmentation.
+"""Conversion of scored masks to segment maps: semantic, instance and panoptic segmentation.
 
-Settings and results are transformers'; `merged_maps` is the panoptic merge of the paper's code.
+Arguments and results are those of transformers; `merged_maps` is the panoptic merge of the paper's
+code.
 
-Everywhere `target_sizes` are (height, width) per image, None for the masks' own. `pixel_mask` is
-(B, H, W) as the model got it: with it, the padding is cut off. Without it the mask of the whole
-canvas is resized to the target, as in transformers, which is right only where nothing was padded.
+In all functions, `target_sizes` are (height, width) per image, by default the size of the masks.
+`pixel_mask` (B, H, W), as passed to the model, is used to remove the padding. Without it, the mask
+of the whole canvas is resized to the target as in transformers, which is only correct without
+padding.
 """
 
 from collections.abc import Collection, Sequence
@@ -17,7 +19,7 @@ from transformers.image_processing_outputs import SemanticSegmentationPostProces
 from .coco_masks import run_lengths
 from .resized_argmax import Resizing, make_resizings, resized_argmax, resized_maps, write_winners
 
-BestClasses = tuple[Tensor, Tensor, Tensor]  # scores, labels, whether they are objects' (B, Q)
+BestClasses = tuple[Tensor, Tensor, Tensor]  # scores, labels, whether it is an object; (B, Q)
 
 
 @torch.no_grad()
@@ -28,18 +30,18 @@ def semantic_maps(
     return_segmentation_scores: bool = False,
     pixel_mask: Tensor | None = None,
 ) -> list[Tensor] | list[SemanticSegmentationPostProcessorOutput]:
-    """The best class of every pixel, (h, w) int64 per image.
+    """Compute the best class of each pixel, (h, w) int64 per image.
 
     Args:
         class_probabilities: (B, Q, C), without "no object".
         pred_masks: mask logits (B, Q, h, w).
         target_sizes, pixel_mask: see above.
-        return_segmentation_scores: give, per image, `segmentation`, the map, and
-            `segmentation_scores` (C, h, w), not in [0, 1]: the sum over queries of the class's
-            probability times the mask's.
+        return_segmentation_scores: whether to return for each image `segmentation`, the map, and
+            `segmentation_scores` (C, h, w), the sum over queries of class probability times mask
+            probability, which isn't in [0, 1].
 
     Raises:
-        ValueError: if there isn't one target size, and one pixel mask, per image.
+        ValueError: if the number of target sizes or pixel masks isn't the number of images.
     """
     results = []
     resizings = make_resizings(pred_masks, target_sizes, pixel_mask)
@@ -67,24 +69,25 @@ def segment_maps(
     target_sizes: Sequence[tuple[int, int]] | None = None,
     pixel_mask: Tensor | None = None,
 ) -> list[dict[str, Any]]:
-    """Give every pixel to the query with the largest product of mask and score, per image.
+    """Assign each pixel to the query with the largest product of mask probability and score.
 
     Args:
-        best_classes: per query (B, Q) its score in [0, 1], its label, and whether that's an object.
+        best_classes: score in [0, 1] of each query, label, and whether it is an object; (B, Q).
         pred_masks: mask logits (B, Q, h, w).
-        threshold: objects that score higher may become segments.
-        mask_threshold: from which product of mask and score on a pixel counts as the query's own.
-        overlap_mask_area_threshold: a query that wins no larger part of its own pixels is dropped.
-        label_ids_to_fuse: classes whose segments are one, such as sky.
+        threshold: objects with a higher score can become segments.
+        mask_threshold: minimum product of mask probability and score of a query's own pixels.
+        overlap_mask_area_threshold: a query is dropped unless a larger fraction of its own pixels
+            is assigned to it.
+        label_ids_to_fuse: classes whose segments are fused into one, such as sky.
         target_sizes, pixel_mask: see above.
 
     Returns:
-        Per image `segmentation` (h, w), int32, segments' ids from 1 and 0 for none (-1 everywhere,
-        float32, if no query was kept), and `segments_info`, per query that became a segment, or a
-        part of one, its `id`, `label_id`, `was_fused` and `score`.
+        For each image `segmentation` (h, w) int32, the ids of segments from 1, 0 for none (-1
+        everywhere, float32, if no query was kept), and `segments_info`, the `id`, `label_id`,
+        `was_fused` and `score` of each query that became a segment or part of one.
 
     Raises:
-        ValueError: if there isn't one target size, and one pixel mask, per image.
+        ValueError: if the number of target sizes or pixel masks isn't the number of images.
     """
     scores, labels, is_object = best_classes
     keep = is_object & (scores > threshold)
@@ -93,7 +96,7 @@ def segment_maps(
     for image, resizing in enumerate(resizings):
         kept = keep[image]
         if not kept.any():
-            results.append(_nothing(resizing))
+            results.append(_empty_result(resizing))
             continue
         kept_scores = scores[image, kept]
         products = pred_masks[image, kept].float().sigmoid() * kept_scores[:, None, None]
@@ -118,41 +121,41 @@ def merged_maps(
     target_sizes: Sequence[tuple[int, int]] | None = None,
     pixel_mask: Tensor | None = None,
 ) -> list[dict[str, Any]]:
-    """Give every pixel to the query with the largest mask logit (DETR, Section 4.4), per image.
+    """Assign each pixel to the query with the largest mask logit (DETR, Section 4.4).
 
-    Queries of the same stuff class become one, and the smallest segments go; then, as in the
-    original, pixels are given anew to the queries that are left: those that stood first for their
-    class, and were large enough.
+    Queries of the same stuff class are fused, and small segments are dropped. Then, as in the
+    official code, pixels are assigned again to the remaining queries, of which each fused class has
+    only the first.
 
     Args:
-        best_classes, pred_masks, threshold: as for `segment_maps`.
+        best_classes, pred_masks, threshold: as in `segment_maps`.
         label_ids_to_fuse: the stuff classes.
-        min_area: segments of fewer pixels are dropped.
-        target_sizes, pixel_mask: see above; with the mask, pixels are given at the size that the
-            image had in the model, and the nearest ones taken for the target, as in the original.
+        min_area: segments with fewer pixels are dropped.
+        target_sizes, pixel_mask: see above. With a mask, pixels are assigned at the size of the
+            image in the model and resized to the nearest pixel, as in the official code.
 
     Returns:
-        Per image `segmentation` (h, w), int32, ids from 1 (-1 everywhere, float32, if no query is
-        left), and `segments_info`: `id`, `label_id`, `was_fused`, `score` and `area` in pixels.
+        For each image `segmentation` (h, w) int32, ids from 1 (-1 everywhere, float32, if no query
+        is kept), and `segments_info`: `id`, `label_id`, `was_fused`, `score` and `area` in pixels.
 
     Raises:
-        ValueError: if there isn't one target size, and one pixel mask, per image.
+        ValueError: if the number of target sizes or pixel masks isn't the number of images.
     """
     scores, labels, is_object = best_classes
     keep = is_object & (scores > threshold)
     results = []
-    # Deviation: the original resizes the mask of the whole canvas to the image's size, so that it
-    # is right for one image at a time only.
+    # Deviation: the official code resizes the mask of the whole canvas to the image's size, which
+    # is only correct for single images.
     resizings = make_resizings(pred_masks, target_sizes, pixel_mask, nearest=True)
     for image, resizing in enumerate(resizings):
         queries = keep[image].nonzero()[:, 0]
-        names = _first_of_stuff(labels[image, queries].tolist(), label_ids_to_fuse)
+        groups = _first_of_stuff(labels[image, queries].tolist(), label_ids_to_fuse)
         masks = pred_masks[image, queries].float()
-        segmentation, area, left = _merge(masks, names, min_area, resizing)
-        if not len(left):
-            results.append(_nothing(resizing))
+        segmentation, area, remaining = _merge(masks, groups, min_area, resizing)
+        if not len(remaining):
+            results.append(_empty_result(resizing))
             continue
-        queries = queries[left]
+        queries = queries[remaining]
         columns = scores[image, queries], labels[image, queries], area
         segments = [
             {
@@ -171,9 +174,9 @@ def merged_maps(
 
 
 def encode_segments(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The same results with the run lengths of each segment, see `run_lengths`, for a map.
+    """Replace the map of each result by the run lengths of its segments; see `run_lengths`.
 
-    Pixels of no segment, 0, have theirs, too; a map without segments stays.
+    Pixels without segment, 0, have run lengths too. Maps without segments are kept.
     """
     encoded = []
     for result in results:
@@ -188,14 +191,14 @@ def encode_segments(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _number_segments(
     scores: list[float], labels: list[int], exists: list[bool], label_ids_to_fuse: Collection[int]
 ) -> tuple[list[dict[str, Any]], list[int]]:
-    """Records of the segments, and each query's id, 0 where it became none."""
+    """Return the records of the segments, and each query's segment id, 0 for none."""
     segments, ids, fused_ids, current = [], [0] * len(scores), {}, 0
     for query, (score, label, is_segment) in enumerate(zip(scores, labels, exists, strict=True)):
         if not is_segment:
             continue
         is_fused = label in label_ids_to_fuse
         if label in fused_ids:
-            # Deviation: transformers goes on counting from here and so gives an id twice.
+            # Deviation: transformers continues to count from here and so uses an id twice.
             number = fused_ids[label]
         else:
             current += 1
@@ -209,33 +212,33 @@ def _number_segments(
 
 
 def _merge(
-    masks: Tensor, names: list[int], min_area: int, resizing: Resizing
+    masks: Tensor, groups: list[int], min_area: int, resizing: Resizing
 ) -> tuple[Tensor | None, Tensor | None, Tensor]:
-    """Segments of mask logits (n, h, w), of which those with the same name are one.
+    """Merge mask logits (n, h, w) to segments; masks of the same group are fused.
 
     Returns:
-        Map (H, W) of numbers from 0, area (m,) of each number, and the mask (m,) that it stands
-        for; no map and area if no mask is left.
+        Map (H, W) of segments from 0, area (m,) and mask index (m,) of each segment; map and area
+        are None if there is no segment.
     """
-    left = torch.arange(len(masks), device=masks.device)
-    while len(left):
-        winners, _ = resized_argmax(masks[left], resizing)
-        segmentation = torch.tensor(names, device=masks.device)[winners]
-        area = torch.bincount(segmentation.flatten(), minlength=len(left))
+    remaining = torch.arange(len(masks), device=masks.device)
+    while len(remaining):
+        winners, _ = resized_argmax(masks[remaining], resizing)
+        segmentation = torch.tensor(groups, device=masks.device)[winners]
+        area = torch.bincount(segmentation.flatten(), minlength=len(remaining))
         if (area >= min_area).all():
-            return segmentation, area, left
-        left = left[area >= min_area]
-        names = list(range(len(left)))
-    return None, None, left
+            return segmentation, area, remaining
+        remaining = remaining[area >= min_area]
+        groups = list(range(len(remaining)))
+    return None, None, remaining
 
 
 def _first_of_stuff(labels: list[int], label_ids_to_fuse: Collection[int]) -> list[int]:
-    """Per query the first of its class, if that is stuff, else itself."""
+    """Return for each query the first one of its class, or itself if the class isn't fused."""
     return [
         labels.index(label) if label in label_ids_to_fuse else index
         for index, label in enumerate(labels)
     ]
 
 
-def _nothing(resizing: Resizing) -> dict[str, Any]:
+def _empty_result(resizing: Resizing) -> dict[str, Any]:
     return {"segmentation": torch.full(resizing.size_hw, -1.0), "segments_info": []}

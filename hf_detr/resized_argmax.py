@@ -1,8 +1,8 @@
-"""Which of many maps is largest at every pixel after resizing, without resizing all of them.
+"""Argmax of resized maps, without resizing all of them.
 
-Bilinear resizing averages: a new value lies between the least and the greatest of those around it.
-So a map whose greatest value within a tile is below what the largest has there at least is left out
-of that tile. The result is that of resizing everything and `argmax`, up to ties.
+Bilinear resizing computes averages: a new value is between the minimum and the maximum of the
+values around it. A map whose maximum within a tile is below a lower bound of the largest map there
+is skipped in that tile. The result equals that of resizing all maps and `argmax`, up to ties.
 """
 
 import math
@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-TILE = 96  # pixels of the result, per side; small enough for caches, large enough for few calls
+TILE = 96  # pixels per side of the result; small enough for caches, large enough for few calls
 
 
 @dataclass(frozen=True)
 class Resizing:
-    """How a map (h, w) becomes one of (H, W): `rows @ map @ columns.T`, weighted means.
+    """Resizing of a map from (h, w) to (H, W) as `rows @ map @ columns.T`.
 
     Attributes:
-        rows: (H, h), weights from 0 to 1 that sum to 1 in each row.
-        columns: (W, w), the same.
+        rows: (H, h), weights in [0, 1] that sum to 1 in each row.
+        columns: (W, w), likewise.
     """
 
     rows: Tensor
@@ -40,22 +40,23 @@ def make_resizings(
     pixel_mask: Tensor | None = None,
     nearest: bool = False,
 ) -> list[Resizing]:
-    """How the maps (B, n, h, w) of each image become as large as the image.
+    """Make the resizing of the maps (B, n, h, w) to the size of each image.
 
     Args:
-        maps: of the whole canvas that the images were padded to.
-        target_sizes: (height, width) per image; None leaves the size, without padding.
-        pixel_mask: (B, H, W) as the model got it, 1 on the image and 0 on padding, at the bottom
-            and the right, which is cut off after resizing to the canvas; None if there is none.
-        nearest: go from there to the target size by the nearest pixel, otherwise bilinearly.
+        maps: maps of the whole padded canvas.
+        target_sizes: (height, width) per image; defaults to the size without padding.
+        pixel_mask: (B, H, W) as passed to the model, 1 for real pixels and 0 for padding, which is
+            removed after resizing to the canvas. None if there is no padding.
+        nearest: whether to resize from there to the target size to the nearest pixel instead of
+            bilinearly.
 
     Raises:
-        ValueError: if there isn't one target size, and one mask, per image.
+        ValueError: if the number of target sizes or pixel masks isn't the number of images.
     """
     count, map_hw = len(maps), tuple(maps.shape[-2:])
     if target_sizes is not None and len(target_sizes) != count:
         raise ValueError(
-            f"target_sizes has {len(target_sizes)} entries for {count} images; give one "
+            f"target_sizes has {len(target_sizes)} entries for {count} images; expected one "
             "(height, width) per image."
         )
     targets = [None] * count if target_sizes is None else target_sizes
@@ -79,28 +80,29 @@ def make_resizings(
 def resized_argmax(
     maps: Tensor, resizing: Resizing, threshold: float = math.inf
 ) -> tuple[Tensor, Tensor]:
-    """Which map is largest at each pixel, and on how many each reaches the threshold.
+    """Compute the largest map at each pixel, and the number of pixels above a threshold.
 
     Args:
         maps: (n, h, w), float32, n >= 1.
         resizing: from (h, w) to (H, W).
-        threshold: what to count; values that reach it count even where another map is larger.
+        threshold: minimum of the values that are counted for each map, also if another map is
+            larger.
 
     Returns:
-        (H, W), the first of the largest, and (n,), both int64.
+        Index of the first largest map (H, W), and the counts (n,), both int64.
     """
     winners = torch.empty(resizing.size_hw, dtype=torch.long, device=maps.device)
     reached = torch.zeros(len(maps), dtype=torch.long, device=maps.device)
     column_strips = list(_strips(resizing.columns))
-    best = _least_best(maps, resizing)
+    best = _lower_bounds(maps, resizing)
     for to_rows, from_rows, rows in _strips(resizing.rows):
         band = maps[:, from_rows]
         lows, highs = band.amin(1), band.amax(1)  # (n, w)
         for to_columns, from_columns, columns in column_strips:
-            least, greatest = lows[:, from_columns].amin(1), highs[:, from_columns].amax(1)
-            bound = torch.maximum(least.max(), best[from_rows, from_columns].min())
-            # Not `>=`: among NaN, too, there has to be a winner.
-            is_candidate = ~(greatest < bound) | (greatest >= threshold)
+            low, high = lows[:, from_columns].amin(1), highs[:, from_columns].amax(1)
+            bound = torch.maximum(low.max(), best[from_rows, from_columns].min())
+            # Not `>=`, because NaN has to be a candidate.
+            is_candidate = ~(high < bound) | (high >= threshold)
             index = is_candidate.nonzero()[:, 0]
             values = rows @ band[index, :, from_columns] @ columns.T
             if threshold < math.inf:
@@ -110,7 +112,7 @@ def resized_argmax(
 
 
 def resized_maps(maps: Tensor, resizing: Resizing) -> Tensor:
-    """All maps (n, h, w), resized to (n, H, W)."""
+    """Resize all maps (n, h, w) to (n, H, W)."""
     result = maps.new_empty(len(maps), *resizing.size_hw)
     column_strips = list(_strips(resizing.columns))
     for to_rows, from_rows, rows in _strips(resizing.rows):
@@ -120,9 +122,9 @@ def resized_maps(maps: Tensor, resizing: Resizing) -> Tensor:
 
 
 def write_winners(values: Tensor, names: Sequence[int], winners: Tensor) -> None:
-    """Write into `winners` (H, W) the name of the first of the largest of `values` (k, H, W).
+    """Write the name of the first largest of `values` (k, H, W) to `winners` (H, W).
 
-    One after the other: several times faster than `argmax` over the first dimension.
+    The loop is several times faster than `argmax` over the first dimension.
     """
     best = values[0].clone()
     winners.fill_(names[0])
@@ -132,33 +134,33 @@ def write_winners(values: Tensor, names: Sequence[int], winners: Tensor) -> None
 
 
 def _weights(source: int, target: int) -> Tensor:
-    """Weights (target, source) by which `F.interpolate` resizes a side bilinearly."""
+    """Return the weights (target, source) of bilinear `F.interpolate` along one side."""
     return F.interpolate(torch.eye(source)[None], size=target, mode="linear")[0].T
 
 
 def _nearest_weights(source: int, target: int) -> Tensor:
-    """The same for the nearest pixel, as Pillow finds it: by adding up rounded steps."""
+    """Return the weights of the nearest pixel as in Pillow, which adds up rounded steps."""
     steps = torch.full((target,), source / target, dtype=torch.float64)
     steps[0] /= 2
     return torch.eye(source)[steps.cumsum(0).long().clamp(max=source - 1)]
 
 
 def _image_sizes(pixel_mask: Tensor, count: int) -> list[tuple[int, int]]:
-    """(height, width) of each image within its canvas."""
+    """Return the (height, width) of each image within the canvas."""
     if pixel_mask.ndim != 3 or len(pixel_mask) != count:
         raise ValueError(
-            f"pixel_mask has shape {tuple(pixel_mask.shape)} for {count} images; give the "
-            "(B, H, W) that the model got."
+            f"pixel_mask has shape {tuple(pixel_mask.shape)} for {count} images; expected "
+            "(B, H, W), as passed to the model."
         )
     is_real = pixel_mask.bool()
     sizes = torch.stack([is_real.any(2).sum(1), is_real.any(1).sum(1)], dim=1).tolist()
     if any(height == 0 for height, _ in sizes):
-        raise ValueError(f"pixel_mask leaves images of sizes {sizes}; each needs pixels of 1.")
+        raise ValueError(f"pixel_mask has images of sizes {sizes}; expected pixels of 1 in each.")
     return [tuple(size_hw) for size_hw in sizes]
 
 
 def _strips(weights: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Slices of a side: of the new one, of the old one that it depends on, and its weights."""
+    """Split a side into tiles: the target slice, its source slice, and the weights."""
     for start in range(0, len(weights), TILE):
         target = slice(start, start + TILE)
         used = weights[target].any(0).nonzero()
@@ -166,12 +168,13 @@ def _strips(weights: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
         yield target, source, weights[target, source]
 
 
-def _least_best(maps: Tensor, resizing: Resizing) -> Tensor:
-    """(h, w): what the largest map is at least, wherever this is the value that counts most.
+def _lower_bounds(maps: Tensor, resizing: Resizing) -> Tensor:
+    """Return lower bounds (h, w) of the largest map where a source pixel has the largest weight.
 
-    Of every new value, a share comes from one old value; the rest is no less than the least of all.
-    Unlike the least value of one map in a tile, this finds a bound where two maps share the tile.
+    Each new value is at least that weight times the source value, plus the rest of the weight times
+    the minimum of all maps. Unlike the minimum of one map, this is a useful bound in tiles that are
+    shared by two maps.
     """
-    share = resizing.rows.amax(1).min() * resizing.columns.amax(1).min()
+    weight = resizing.rows.amax(1).min() * resizing.columns.amax(1).min()
     lowest = maps.min()
-    return lowest + share * (maps.amax(0) - lowest)
+    return lowest + weight * (maps.amax(0) - lowest)

@@ -1,4 +1,4 @@
-"""AP inside transformers' `Trainer`, with predictions of the right images."""
+"""COCO metrics for transformers' `Trainer`."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,25 +16,25 @@ from .outputs import ObjectDetectionOutput
 def make_compute_metrics(
     processor: DetrImageProcessor, ground_truth: Mapping[str, Any], per_class: bool = False
 ) -> Callable[[EvalPrediction], dict[str, float]]:
-    """Make `compute_metrics` for transformers' `Trainer`: COCO's AP and AR of boxes.
+    """Make `compute_metrics` for transformers' `Trainer`: COCO AP and AR of boxes.
 
-    Pass `preprocess_logits_for_metrics=keep_detections` to the Trainer too: it hands on which image
-    each prediction is of, which several processes would mix up, and drops all that isn't needed.
+    Also pass `preprocess_logits_for_metrics=keep_detections` to the Trainer. It adds the image
+    ids to the predictions, whose order changes in distributed runs, and removes unused outputs.
 
     Args:
-        processor: reads the outputs.
-        ground_truth: of the evaluation data, `dataset.ground_truth()`; category ids are the
+        processor: post-processes the outputs.
+        ground_truth: `dataset.ground_truth()` of the evaluation data; its category ids are the
             model's labels.
-        per_class: also give `AP_<class>` of every class.
+        per_class: whether to add `AP_<class>` of each class.
 
     Raises:
-        ValueError: when called with predictions that `keep_detections` hasn't prepared.
+        ValueError: when called with predictions that weren't prepared by `keep_detections`.
     """
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
         evaluator = CocoEvaluator(ground_truth)
         batches = prediction.predictions
-        # A tuple is the whole data, a list one entry per batch (`eval_do_concat_batches=False`).
+        # A tuple for the whole data set, or a list of batches (`eval_do_concat_batches=False`).
         for batch in batches if isinstance(batches, list) else [batches]:
             _update(evaluator, processor, batch)
         metrics = evaluator.compute()
@@ -52,10 +52,9 @@ def keep_detections(
     """`preprocess_logits_for_metrics` for transformers' `Trainer`; see `make_compute_metrics`.
 
     Args:
-        outputs: the model's, without the loss.
-        labels: one dict per image. All but `image_id` and `orig_size` are removed: the Trainer
-            gathers labels from all processes, which fails when images have different numbers of
-            objects.
+        outputs: outputs of the model, without the loss.
+        labels: one dict per image. All entries except `image_id` and `orig_size` are removed,
+            because the Trainer can't gather labels with different numbers of objects.
 
     Returns:
         `logits` (B, Q, C'), `pred_boxes` (B, Q, 4), image ids (B,) and original sizes (B, 2).
@@ -71,10 +70,10 @@ def keep_detections(
 def _update(
     evaluator: CocoEvaluator, processor: DetrImageProcessor, batch: tuple[Any, ...]
 ) -> None:
-    """Add predictions as `keep_detections` leaves them, as arrays."""
+    """Add the arrays of a batch of outputs of `keep_detections`."""
     if len(batch) != 4:
         raise ValueError(
-            f"the predictions have {len(batch)} parts; pass "
+            f"The predictions have {len(batch)} parts, expected 4; pass "
             "preprocess_logits_for_metrics=keep_detections to the Trainer."
         )
     logits, boxes, image_ids, sizes_hw = (torch.from_numpy(array) for array in batch)

@@ -1,4 +1,4 @@
-"""Pascal VOC: an XML file per image, lists of images per split."""
+"""Reader of Pascal VOC data: an XML file per image and a list of images per split."""
 
 import math
 import os
@@ -26,21 +26,21 @@ def read_voc(
 ) -> DetectionDataset:
     """Read Pascal VOC detection data.
 
-    Pixels count from 1 and corners are inclusive: (xmin - 1, ymin - 1, xmax, ymax) is the box. An
-    image's and an object's number are its place in the list and in its file, from 0.
+    Pixel coordinates start at 1 and corners are inclusive: the box is (xmin - 1, ymin - 1, xmax,
+    ymax). The ids of images and objects are their index in the list and in the file.
 
     Args:
-        folder: with `Annotations`, `ImageSets/Main` and `JPEGImages`.
+        folder: folder with `Annotations`, `ImageSets/Main` and `JPEGImages`.
         split: name of a list in `ImageSets/Main`, without `.txt`.
-        class_names: the classes in the order of their labels; None takes all names in
-            `Annotations`, sorted, so that all splits agree.
-        keep_difficult: learn and evaluate objects marked as difficult. By default they are crowds:
-            left out of training, and neither right nor wrong in evaluation, as in the VOC devkit.
-        seed: of the transform's randomness.
+        class_names: names of the classes in the order of their labels. Defaults to the sorted names
+            in all of `Annotations`, which are the same for all splits.
+        keep_difficult: whether to use objects marked as difficult. By default they are crowds:
+            excluded from training and ignored in evaluation, as in the VOC devkit.
+        seed: seed of the transform's random numbers.
 
     Raises:
-        ValueError: if the list is missing or empty. Mistakes in single files are kept as
-            `table.problems`, and a warning counts them.
+        ValueError: if the list is missing or empty. Errors in single files are stored in
+            `table.problems` and reported by a warning.
     """
     folder = Path(folder)
     stems = _split_stems(folder, split)
@@ -48,8 +48,8 @@ def read_voc(
     if class_names is None:
         class_names = _all_class_names(folder / "Annotations")
     labels = {name: label for label, name in enumerate(class_names)}
-    beside = (folder / "JPEGImages").iterdir()  # labelling programs leave files of theirs there
-    files = {path.stem: path.name for path in beside if path.suffix.lower() in IMAGE_ENDINGS}
+    paths = (folder / "JPEGImages").iterdir()  # may have other files of annotation tools
+    files = {path.stem: path.name for path in paths if path.suffix.lower() in IMAGE_ENDINGS}
     images = ImageFolder(folder / "JPEGImages", [files.get(stem, f"{stem}.jpg") for stem in stems])
     objects, sizes_hw = RawObjects(), []
     for index, stem in enumerate(tqdm(stems, desc=f"VOC {split}", unit="file", disable=None)):
@@ -62,7 +62,7 @@ def read_voc(
                 name, box, is_difficult = _object(found, file)
                 if name not in labels:
                     raise ValueError(
-                        f"{file}:{found.get('line')}: {name!r} isn't one of the {len(labels)} "
+                        f"{file}:{found.get('line')}: {name!r} is not one of the {len(labels)} "
                         "class names"
                     )
                 is_crowd = is_difficult and not keep_difficult
@@ -77,41 +77,41 @@ def read_voc(
 
 
 def parse_xml(file: str | os.PathLike[str]) -> Element:
-    """Parse an XML file; each element's attribute `line` is where it starts.
+    """Parse an XML file; the attribute `line` of each element is its line number.
 
     Raises:
-        ValueError: if it isn't XML, or declares a document type: entities can read other files and
-            fill the memory.
+        ValueError: if the file isn't XML, or has a document type declaration: its entities could
+            read other files or exhaust the memory.
     """
     builder, parser = TreeBuilder(), xml.parsers.expat.ParserCreate()
 
     def start(tag: str, attributes: dict[str, str]) -> None:
         builder.start(tag, {**attributes, "line": str(parser.CurrentLineNumber)})
 
-    def refuse(*_: object) -> None:
+    def raise_for_doctype(*_: object) -> None:
         raise ValueError(
-            f"{file}:{parser.CurrentLineNumber}: there is a document type declaration, which "
-            "annotations don't need and which can do harm; take it out"
+            f"{file}:{parser.CurrentLineNumber}: document type declarations are not supported, "
+            "because they can be harmful; remove it"
         )
 
     parser.StartElementHandler, parser.EndElementHandler = start, builder.end
-    parser.CharacterDataHandler, parser.StartDoctypeDeclHandler = builder.data, refuse
+    parser.CharacterDataHandler, parser.StartDoctypeDeclHandler = builder.data, raise_for_doctype
     try:
         parser.Parse(Path(file).read_bytes(), True)
     except xml.parsers.expat.ExpatError as error:
         reason = xml.parsers.expat.ErrorString(error.code)
-        raise ValueError(f"{file}:{error.lineno}: no XML, {reason}") from error
+        raise ValueError(f"{file}:{error.lineno}: invalid XML, {reason}") from error
     return builder.close()
 
 
 def _split_stems(folder: Path, split: str) -> list[str]:
-    """Names of the split's images, without their endings."""
+    """Read the names of a split's images, without file endings."""
     lists = folder / "ImageSets" / "Main"
     check_stays_inside([split])
     file = lists / f"{split}.txt"
     if not file.is_file():
         known = sorted(path.stem for path in lists.glob("*.txt"))
-        raise ValueError(f"there is no {file}; the splits in {lists} are {known}.")
+        raise ValueError(f"{file} doesn't exist; the splits in {lists} are {known}.")
     lines = [line.strip() for line in file.read_text().splitlines()]
     stems = [_stem(folder, line) for line in lines if line]
     if not stems:
@@ -121,10 +121,10 @@ def _split_stems(folder: Path, split: str) -> list[str]:
 
 
 def _stem(folder: Path, line: str) -> str:
-    """A line without the second column, which lists of single classes have."""
+    """Remove the second column, which the lists of single classes have."""
     without = re.sub(r"\s+-?[01]$", "", line)
     is_name = without != line and (folder / "Annotations" / f"{line}.xml").is_file()
-    return line if is_name else without  # names may have spaces, and numbers behind them
+    return line if is_name else without  # names may contain spaces and numbers
 
 
 def _all_class_names(folder: Path) -> list[str]:
@@ -135,12 +135,12 @@ def _all_class_names(folder: Path) -> list[str]:
                 found.findtext("name", "").strip() for found in parse_xml(file).iter("object")
             }
         except ValueError:
-            continue  # named with its image, if the split has it
+            continue  # reported when its image is read
     return sorted(names - {""})
 
 
 def _size_hw(root: Element) -> tuple[int, int] | None:
-    """Height and width, or None if the file doesn't say."""
+    """Return the height and width; None if the file has none."""
     values = [root.findtext(f"size/{key}", "").strip() for key in ("height", "width")]
     if not all(value.isdecimal() and int(value) for value in values):
         return None
@@ -148,21 +148,17 @@ def _size_hw(root: Element) -> tuple[int, int] | None:
 
 
 def _object(found: Element, file: Path) -> tuple[str, list[float], bool]:
-    """Name, box (x0, y0, x1, y1) in pixels from 0, and whether it is marked as difficult."""
+    """Return the name, the box (x0, y0, x1, y1) in pixels, and whether it is difficult."""
     name = found.findtext("name", "").strip()
     values = [found.findtext(f"bndbox/{key}", "") for key in CORNERS]
     try:
-        x0, y0, x1, y1 = (_finite(value) for value in values)
+        corners = [float(value) for value in values]
     except ValueError:
+        corners = [math.nan]
+    if not all(map(math.isfinite, corners)):
         raise ValueError(
-            f"{file}:{found.get('line')}: bndbox has {dict(zip(CORNERS, values, strict=True))}, "
-            "not four numbers"
-        ) from None
+            f"{file}:{found.get('line')}: bndbox has {dict(zip(CORNERS, values, strict=True))}; "
+            "expected four finite numbers"
+        )
+    x0, y0, x1, y1 = corners
     return name, [x0 - 1, y0 - 1, x1, y1], found.findtext("difficult", "0").strip() == "1"
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text} isn't finite")
-    return value

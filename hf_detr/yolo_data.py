@@ -1,4 +1,4 @@
-"""YOLO folders: a `data.yaml`, and beside each image folder one of label files."""
+"""Reader of YOLO data: a `data.yaml`, and a folder of label files for each image folder."""
 
 import math
 import os
@@ -19,21 +19,21 @@ def read_yolo(
 ) -> DetectionDataset:
     """Read YOLO detection or segmentation data.
 
-    A label file has a line `class cx cy w h`, or `class x0 y0 x1 y1 x2 y2 ...` for a polygon, per
-    object, divided by the image's size; an image without label file has no objects. The line is the
-    object's id. Paths in the YAML file may lead anywhere: it is yours.
+    A label file has a line per object, `class cx cy w h`, or `class x0 y0 x1 y1 x2 y2 ...` for a
+    polygon, divided by the image's size. An image without label file has no objects. The id of an
+    object is its line number. The YAML file is trusted: its paths may point to any folder.
 
     Args:
-        path: the YAML file, or the folder that has `data.yaml`. It says `names` (a list, or a dict
-            from class to name), `path` (from where on; by default the file's folder), and for each
-            split a folder of images, a text file that lists images, or a list of these.
-        split: `train`, `val`, `test` or whatever the file has.
-        masks: give masks; all objects must be polygons then.
-        seed: of the transform's randomness.
+        path: the YAML file, or a folder with `data.yaml`. It contains `names` (a list, or a dict
+            from class to name), `path` (the root folder, by default that of the file), and for
+            each split a folder of images, a text file that lists images, or a list of these.
+        split: name of a split in the file, such as `train`, `val` or `test`.
+        masks: whether targets have masks; all objects must be polygons then.
+        seed: seed of the transform's random numbers.
 
     Raises:
-        ValueError: if the YAML file can't be used. Mistakes in label files are kept as
-            `table.problems`, with file and line, and a warning counts them.
+        ValueError: if the YAML file is invalid. Errors in label files are stored in
+            `table.problems`, with file and line, and reported by a warning.
     """
     file = Path(path) / "data.yaml" if Path(path).is_dir() else Path(path)
     content = _read_yaml(file)
@@ -66,11 +66,11 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(file.read_bytes())
     except FileNotFoundError:
-        raise ValueError(f"there is no {file}; give the YAML file or its folder.") from None
-    except yaml.YAMLError as error:  # names line and column
-        raise ValueError(f"{file} is no YAML: {error}") from error
+        raise ValueError(f"{file} doesn't exist; pass the YAML file or its folder.") from None
+    except yaml.YAMLError as error:  # has line and column
+        raise ValueError(f"{file} is not a YAML file: {error}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{file} holds no settings; expected 'names', 'train' and so on.")
+        raise ValueError(f"{file} is not a mapping; expected keys such as 'names' and 'train'.")
     return content
 
 
@@ -80,23 +80,23 @@ def _names(content: Mapping[str, Any], file: Path) -> dict[int, str]:
     names = dict(enumerate(names)) if isinstance(names, list) else names
     if not isinstance(names, dict) or not names or any(type(key) is not int for key in names):
         raise ValueError(
-            f"{file}: names is {names!r}; give a list of names, or a dict from class to name."
+            f"{file}: names is {names!r}; expected a list, or a dict from class to name."
         )
     return {key: str(name) for key, name in names.items()}
 
 
 def _image_paths(content: Mapping[str, Any], file: Path, split: str) -> list[Path]:
-    """The split's images, absolute and sorted folder by folder."""
-    places = content.get(split)
-    if not places:
+    """Return the absolute paths of a split's images, sorted within each folder."""
+    locations = content.get(split)
+    if not locations:
         known = sorted(set(content) - {"names", "nc", "path"})
-        raise ValueError(f"{file} has no {split!r}, only {known}.")
+        raise ValueError(f"{file} has no {split!r}; its splits are {known}.")
     root = file.parent / str(content.get("path", ""))
     paths: list[Path] = []
-    for place in places if isinstance(places, list) else [places]:
-        source = root / str(place)
-        if not source.exists() and str(place).startswith("../"):
-            source = root / str(place)[3:]  # exports write it as seen from a folder beside
+    for location in locations if isinstance(locations, list) else [locations]:
+        source = root / str(location)
+        if not source.exists() and str(location).startswith("../"):
+            source = root / str(location)[3:]  # some tools write paths relative to a subfolder
         if source.is_dir():
             found = (path for path in source.rglob("*") if path.suffix.lower() in IMAGE_ENDINGS)
             paths += sorted(found)
@@ -104,24 +104,24 @@ def _image_paths(content: Mapping[str, Any], file: Path, split: str) -> list[Pat
             listed = [line.strip() for line in source.read_text().splitlines()]
             paths += [source.parent / line for line in listed if line]
         else:
-            raise ValueError(f"{file}: {split} is {place!r}, but there is no {source}.")
+            raise ValueError(f"{file}: {split} is {location!r}, but {source} doesn't exist.")
     if not paths:
-        raise ValueError(f"{file}: {split} is {places!r}, where there are no images.")
+        raise ValueError(f"{file}: {split} is {locations!r}, which has no images.")
     return [Path(os.path.abspath(path)) for path in paths]
 
 
 def _label_file(image: Path) -> Path:
-    """The label file of an image: in the last `images` of its path replaced by `labels`."""
+    """Return the label file of an image: the last `images` in its path replaced by `labels`."""
     parts = list(image.with_suffix(".txt").parts)
-    for place in range(len(parts) - 2, 0, -1):
-        if parts[place] == "images":
-            parts[place] = "labels"
+    for index in range(len(parts) - 2, 0, -1):
+        if parts[index] == "images":
+            parts[index] = "labels"
             break
     return Path(*parts)
 
 
 def _label_lines(image: Path) -> list[tuple[int, str]]:
-    """Number, from 1, and text of the lines that aren't empty."""
+    """Return the number, from 1, and the text of all lines that aren't empty."""
     file = _label_file(image)
     if not file.is_file():
         return []
@@ -130,7 +130,7 @@ def _label_lines(image: Path) -> list[tuple[int, str]]:
 
 
 def _parse_line(line: str, names: Mapping[int, str]) -> tuple[int, list[float], list[float]]:
-    """Class, box (cx, cy, w, h) and polygon (x0, y0, x1, y1, ...; empty for a box), in [0, 1]."""
+    """Parse the class, the box (cx, cy, w, h) and the polygon, empty for a box; in [0, 1]."""
     words = line.split()
     try:
         numbers = [float(word) for word in words]
@@ -138,11 +138,12 @@ def _parse_line(line: str, names: Mapping[int, str]) -> tuple[int, list[float], 
         numbers = [math.nan]
     if not all(map(math.isfinite, numbers)) or len(numbers) < 5 or len(numbers) % 2 == 0:
         raise ValueError(
-            f"{line.strip()[:100]!r} is neither 'class cx cy w h' nor 'class x0 y0 x1 y1 x2 y2 ...'"
+            f"got {line.strip()[:100]!r}; expected 'class cx cy w h' or "
+            "'class x0 y0 x1 y1 x2 y2 ...'"
         )
     class_label, values = numbers[0], numbers[1:]
     if class_label not in names:
-        raise ValueError(f"class {words[0]} isn't one of the {len(names)} in 'names'")
+        raise ValueError(f"class {words[0]} is not one of the {len(names)} in 'names'")
     if len(values) == 4:
         return int(class_label), values, []
     x0, y0, x1, y1 = min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2])

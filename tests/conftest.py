@@ -1,4 +1,4 @@
-"""Settings and fixtures that all tests share."""
+"""Settings and fixtures shared by all tests."""
 
 import os
 
@@ -14,16 +14,16 @@ from .operator_cases import require_compiled
 
 @pytest.fixture(scope="session")
 def reference_dir() -> Path:
-    """Golden cases beside the repository; a test that needs them is skipped where they lack."""
+    """Folder of reference cases beside the repository; skips the test if it doesn't exist."""
     path = Path(__file__).resolve().parents[2] / "shared" / "reference"
     if not path.is_dir():
-        pytest.skip(f"the reference cases are not at {path}")
+        pytest.skip(f"{path} with the reference cases doesn't exist")
     return path
 
 
 @pytest.fixture(params=["detr", "conditional_detr", "deformable_detr"])
 def variant(request: pytest.FixtureRequest) -> str:
-    """Every variant in turn, by its model type."""
+    """Model type of each variant."""
     return request.param
 
 
@@ -36,7 +36,7 @@ def compiled(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(params=["required", "cuda", "embedding_bag", "grid_sample"])
 def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The operator's `kernel` argument: compiled, what torch does on CPU, and in exports."""
+    """The operator's `kernel` argument: compiled, torch on CPU, and torch in exports."""
     if request.param in ("required", "cuda"):
         require_compiled(request.param)
         return request.param

@@ -1,4 +1,4 @@
-"""Small data sets on disk that tests share."""
+"""Small data sets on disk, shared by tests."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ def write_image(path: Path, height: int = 40, width: int = 50, seed: int = 0) ->
 
 
 def entry(number: int, image_id: int = 1, **changes: Any) -> dict[str, Any]:
-    """A COCO annotation: a box of 20 x 8 pixels at (10, 5)."""
+    """Return a COCO annotation with a box of 20 x 8 pixels at (10, 5)."""
     values = {
         "id": number,
         "image_id": image_id,
@@ -35,7 +35,7 @@ def entry(number: int, image_id: int = 1, **changes: Any) -> dict[str, Any]:
 def write_coco(
     folder: Path, entries: list[dict], num_images: int = 2, **changes: Any
 ) -> tuple[Path, Path]:
-    """Write a COCO data set of images 1, 2, … of 40 x 50 pixels; return what `read_coco` takes."""
+    """Write a COCO data set of images of 40 x 50 pixels; return the arguments of `read_coco`."""
     images = []
     for image_id in range(1, num_images + 1):
         write_image(folder / "images" / f"{image_id}.png", seed=image_id)

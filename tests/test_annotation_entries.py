@@ -1,4 +1,4 @@
-"""COCO's dicts to columns: nothing guessed, every mistake named with its object."""
+"""Conversion of COCO's dicts to columns: nothing is guessed, every error names its object."""
 
 import math
 from typing import Any
@@ -13,8 +13,8 @@ from hf_detr.image_source import ImageFolder
 from .some_data import entry
 
 
-def test_sound_entries_become_columns():
-    """Protects values and defaults: no id is the place, no area is NaN, no iscrowd is False."""
+def test_valid_entries_become_columns():
+    """Missing values have defaults: the index as id, NaN as area, False as iscrowd."""
     problems: list = []
     entries = [entry(5, iscrowd=1), entry(None, area=None, iscrowd=None, bbox=[0, 1.5, 2, 3])]
     objects = objects_from_entries(entries, [0, 4], problems)
@@ -43,25 +43,25 @@ def test_sound_entries_become_columns():
         ("iscrowd", 2),
     ],
 )
-def test_each_mistake_is_named_and_fatal(key: str, value: Any):
-    """Protects from silently repaired annotations."""
+def test_each_error_is_reported_and_fatal(key: str, value: Any):
+    """Annotations are never repaired silently."""
     problems: list = []
     wrong = {"id": 8, **entry(8), key: value}
     objects_from_entries([entry(1), wrong, entry(2)], [0, 3, 3], problems)
     assert [(p.kind, p.image, p.is_fatal) for p in problems] == [(f"wrong {key}", 3, True)]
-    assert f"has {key} {value!r}, not " in problems[0].text
+    assert f"has {key} {value!r}; expected " in problems[0].text
 
 
 @pytest.mark.parametrize("number", ["7", 2**64, 1.5])
-def test_odd_ids_are_noted_and_replaced(number: Any):
-    """Protects data whose ids are text: only messages need them."""
+def test_invalid_ids_are_reported_and_replaced(number: Any):
+    """Data sets with text ids can be read: ids are only used in messages."""
     problems: list = []
     assert objects_from_entries([entry(1), entry(number)], [0, 3], problems).ids == [1, 1]
     assert [(p.kind, p.is_fatal) for p in problems] == [("wrong id", False)]
 
 
 def test_boxes_of_segments_are_tight():
-    """Protects panoptic data without boxes; a segment that isn't drawn has no box."""
+    """Boxes of panoptic data come from the map; a segment without pixels has no box."""
     segment_ids = torch.zeros(6, 8, dtype=torch.int64)
     segment_ids[1:3, 2:7] = 9
     segment_ids[5, 7] = 9
@@ -71,7 +71,7 @@ def test_boxes_of_segments_are_tight():
 
 
 def test_only_missing_boxes_are_filled_in(tmp_path):
-    """Protects the boxes that the data do have, and formats from being mixed."""
+    """Existing boxes are kept, and formats are never mixed."""
     image = PIL.Image.new("L", (8, 6))
     image.paste(9, (2, 1, 7, 3))
     image.save(tmp_path / "1.png")
@@ -79,8 +79,10 @@ def test_only_missing_boxes_are_filled_in(tmp_path):
     segments = [{"id": 9}, {"id": 9, "bbox": [1, 1, 1, 1]}]
     found = with_boxes(segments, maps, 0, "coco_xywh")
     assert [segment["bbox"] for segment in found] == [[2, 1, 5, 2], [1, 1, 1, 1]]
-    with pytest.raises(ValueError, match="can't stand beside box_format='xyxy'"):
+    with pytest.raises(ValueError, match="box_format is 'xyxy'; add the missing boxes"):
         with_boxes(segments, maps, 0, "xyxy")
     for broken in ({"bbox": [1, 1, 1, 1]}, {"id": None}, {"id": "9"}, 9):
-        with pytest.raises(ValueError, match="1.png has the segment .*needs an integer 'id'"):
+        with pytest.raises(
+            ValueError, match="1.png has the segment .*expected a dict with the integer 'id'"
+        ):
             with_boxes([broken], maps, 0, "coco_xywh")

@@ -1,4 +1,4 @@
-"""Flat annotations: packed values come back, objects are sorted by image, classes numbered."""
+"""Annotation tables: packing of values, sorting of objects by image, numbering of classes."""
 
 import math
 import pickle
@@ -9,8 +9,8 @@ import pytest
 from hf_detr.annotation_table import PackedValues, Problem, RawObjects, make_table
 
 
-def test_packed_values_come_back_as_they_were():
-    """Protects file names and segmentations, whatever odd thing stands in the JSON."""
+def test_packed_values_are_unpacked_unchanged():
+    """File names and segmentations of any JSON type are preserved."""
     values = ["ä.jpg", [[1.5, 2, 3]], {"size": [4, 5], "counts": "ab"}, None, [], True, 2**70]
     packed = PackedValues.pack(values)
     assert len(packed) == len(values) and [packed[i] for i in range(len(values))] == values
@@ -18,7 +18,7 @@ def test_packed_values_come_back_as_they_were():
 
 
 def test_packed_values_pickle_as_arrays():
-    """Protects spawned workers: packed text takes its own length, little more."""
+    """Packed text is little larger than the text itself."""
     packed = PackedValues.pack(["0123456789"] * 1000)
     assert len(pickle.dumps(packed)) < 1000 * (10 + 5 + 8) + 1000
     assert pickle.loads(pickle.dumps(packed))[999] == "0123456789"
@@ -33,7 +33,7 @@ def some_objects() -> RawObjects:
 
 
 def test_objects_are_sorted_by_image_and_keep_their_columns_together():
-    """Protects every column from being permuted otherwise than the rest."""
+    """All columns are permuted equally."""
     table = make_table({90: "b", 7: "a"}, [5, 6, 4], [(40, 50)] * 3, some_objects(), "coco_xywh")
     assert table.category_ids == (7, 90) and table.id2label == {0: "a", 1: "b"}
     assert [list(table.rows(i)) for i in range(3)] == [[0], [], [1, 2]]
@@ -46,36 +46,36 @@ def test_objects_are_sorted_by_image_and_keep_their_columns_together():
     assert table.image_ids.tolist() == [5, 6, 4]
 
 
-def test_unlisted_category_is_a_fatal_problem_with_a_warning():
-    """Protects from training an object as some other class."""
+def test_unknown_category_is_a_fatal_problem_with_a_warning():
+    """An object is never trained as another class."""
     with pytest.warns(
-        UserWarning, match=r"(?s)forbid training \(1\).*  object 11 has category id 90"
+        UserWarning,
+        match=r"(?s)1 problems that prevent training.*  object 11 has the unknown category id",
     ):
         table = make_table({7: "a"}, [0, 1, 2], [(40, 50)] * 3, some_objects(), "coco_xywh")
-    kind = "category id outside the list"
-    text = "object 11 has category id 90, which isn't listed"
-    assert table.problems == (Problem(kind, 2, text, True),)
+    text = "object 11 has the unknown category id 90"
+    assert table.problems == (Problem("unknown category id", 2, text, True),)
     assert table.class_labels.tolist() == [0, -1, 0]
 
 
 def test_suspicious_boxes_are_a_fatal_problem_with_a_warning():
-    """Protects at every entrance, because all readers end here."""
+    """All readers check the box format, because all of them call `make_table`."""
     objects = RawObjects()
     for _ in range(5):
         objects.append(0, 7, [0.5, 0.5, 0.2, 0.2])
-    with pytest.warns(UserWarning, match="read that way 5 of 5 boxes"):
+    with pytest.warns(UserWarning, match="but 5 of 5 boxes are empty or outside"):
         table = make_table({7: "a"}, [0], [(40, 50)], objects, "coco_xywh")
     assert [(p.kind, p.image, p.is_fatal) for p in table.problems] == [("box format", None, True)]
 
 
 def test_no_objects_and_no_classes_make_a_table():
-    """Protects data sets of backgrounds."""
+    """Data sets of background images are valid."""
     table = make_table({}, [3], [(40, 50)], RawObjects(), "xyxy")
     assert len(table) == 1 and len(table.rows(0)) == 0 and table.boxes_xywh.shape == (0, 4)
 
 
 def test_all_columns_are_flat_arrays():
-    """Protects forked workers' memory from objects whose reference counts are written to."""
+    """Forked workers share the memory of arrays, but not of Python objects."""
     table = make_table({7: "a", 90: "b"}, [0, 1, 2], [(4, 5)] * 3, some_objects(), "coco_xywh")
     columns = ("image_ids", "image_hw", "offsets", "ids", "class_labels", "boxes_xywh", "areas")
     for name in (*columns, "is_crowd"):

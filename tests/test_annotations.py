@@ -1,4 +1,4 @@
-"""COCO records to targets: right numbers, nothing lost silently, mistakes named."""
+"""Conversion of COCO records to targets, and errors for invalid records."""
 
 import math
 import re
@@ -28,7 +28,7 @@ def entry(bbox: object = (10, 5, 20, 8), category_id: object = 3, **more: object
 
 
 def test_box_becomes_corners_and_all_keys_are_there():
-    """Protects the target's keys, shapes and types that model and loss read."""
+    """Keys, shapes and types are those that model and loss expect."""
     target = prepare_detection_target(record(entry(area=99.5, iscrowd=0)), IMAGE_HW)
     expected = {
         "image_id": torch.tensor([7]),
@@ -44,7 +44,7 @@ def test_box_becomes_corners_and_all_keys_are_there():
 
 
 def test_missing_area_is_that_of_the_clipped_box():
-    """Protects data sets without `area`, which crash elsewhere."""
+    """`area` is optional."""
     target = prepare_detection_target(
         record(entry(), entry([40, 30, 100, 100]), entry(area=None)), IMAGE_HW
     )
@@ -53,7 +53,7 @@ def test_missing_area_is_that_of_the_clipped_box():
 
 
 def test_boxes_are_clipped_to_the_image():
-    """Protects the loss from boxes beyond the border."""
+    """The loss gets no boxes beyond the border."""
     target = prepare_detection_target(
         record(entry([-5, -6, 20, 10]), entry([45, 35, 100, 100])), IMAGE_HW
     )
@@ -65,7 +65,7 @@ def test_boxes_are_clipped_to_the_image():
     "bbox", [[60, 5, 10, 10], [-20, 5, 20, 10], [5, 5, 0, 10], [5, 5, 10, 0], [5, 40, 5, 5]]
 )
 def test_degenerate_boxes_are_dropped_with_one_warning(bbox):
-    """Protects against dropping silently: the warning names the image and the count."""
+    """The warning has the image and the number of boxes."""
     annotation = record(entry(bbox), entry(category_id=5, area=1.5), entry(bbox))
     with pytest.warns(UserWarning, match="image_id 7: 2 of 3 boxes dropped") as caught:
         target = prepare_detection_target(annotation, IMAGE_HW)
@@ -75,8 +75,8 @@ def test_degenerate_boxes_are_dropped_with_one_warning(bbox):
     assert target["boxes"].shape == (1, 4)
 
 
-def test_crowd_regions_are_left_out_without_warning():
-    """Protects training from boxes around groups, as in the official code."""
+def test_crowd_regions_are_removed_without_warning():
+    """Boxes around groups aren't used for training, as in the official code."""
     annotation = record(entry(iscrowd=1), entry(category_id=2, iscrowd=False), entry(iscrowd=True))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -85,7 +85,7 @@ def test_crowd_regions_are_left_out_without_warning():
 
 
 def test_image_without_objects_gives_empty_tensors():
-    """Protects negatives: shapes (0,) and (0, 4), types as ever, through every step."""
+    """Shapes are (0,) and (0, 4) and types are unchanged after every step."""
     target = prepare_detection_target(record(), IMAGE_HW)
     target = pad_target(normalize_target(resize_target(target, (80, 100))), (90, 100))
     assert target["boxes"].shape == (0, 4) and target["boxes"].dtype == torch.float32
@@ -94,7 +94,7 @@ def test_image_without_objects_gives_empty_tensors():
 
 
 def test_numbers_of_numpy_and_torch_are_numbers():
-    """Protects data sets that hand out arrays instead of JSON."""
+    """Data sets may have arrays instead of Python numbers."""
     annotation = record(
         entry(np.array([10, 5, 20, 8]), np.int64(3), iscrowd=np.int32(0), area=np.float32(4)),
         entry(torch.tensor([10, 5, 20, 8]), torch.tensor(3)),
@@ -115,9 +115,9 @@ def test_numbers_of_numpy_and_torch_are_numbers():
         (entry([1, 2, "3", 4]), "finite"),
         (entry([30, 20, -5, 4]), "negative size"),
         (entry([30, 20, 5, -4]), "negative size"),
-        (entry([1, 2, 3]), "4 numbers"),
-        (entry([[1, 2, 3, 4]]), "4 numbers"),
-        (entry("1234"), "4 numbers"),
+        (entry([1, 2, 3]), "4 finite numbers"),
+        (entry([[1, 2, 3, 4]]), "4 finite numbers"),
+        (entry("1234"), "4 finite numbers"),
         (entry(category_id="cat"), "category_id 'cat'"),
         (entry(category_id=1.5), "category_id 1.5"),
         (entry(category_id=-1), "category_id -1"),
@@ -129,8 +129,8 @@ def test_numbers_of_numpy_and_torch_are_numbers():
         ({"bbox": [1, 2, 3, 4]}, "no 'category_id'"),
     ],
 )
-def test_bad_entries_are_refused_by_image_and_index(bad, message):
-    """Protects training from poisoned boxes, and people from searching for them."""
+def test_invalid_entries_raise(bad, message):
+    """The error has the image id and the index of the entry."""
     with pytest.raises(ValueError, match=r"image_id 7, annotation 1 ") as error:
         prepare_detection_target(record(entry(), bad), IMAGE_HW)
     assert message in str(error.value)
@@ -139,7 +139,7 @@ def test_bad_entries_are_refused_by_image_and_index(bad, message):
 @pytest.mark.parametrize(
     ("bad", "exception", "message"),
     [
-        ([entry()], TypeError, "one dict per image"),
+        ([entry()], TypeError, "a dict per image"),
         ({"annotations": []}, ValueError, "image_id"),
         ({"image_id": 3}, ValueError, "annotations"),
         ({"image_id": "a.jpg", "annotations": []}, ValueError, "integer"),
@@ -147,25 +147,25 @@ def test_bad_entries_are_refused_by_image_and_index(bad, message):
         ({"image_id": 3, "annotations": [[1, 2, 3, 4]]}, TypeError, "image_id 3, annotation 0"),
     ],
 )
-def test_bad_records_are_refused_in_words(bad, exception, message):
-    """Protects from the usual confusions of nesting."""
+def test_invalid_records_raise(bad, exception, message):
+    """Common errors of nesting are explained."""
     with pytest.raises(exception, match=message):
         prepare_detection_target(bad, IMAGE_HW)
 
 
 def test_resize_scales_boxes_and_area_by_axis():
-    """Protects the order of x and y, which are scaled differently here."""
+    """x and y are scaled by different ratios."""
     target = prepare_detection_target(record(entry(area=10.0)), IMAGE_HW)
     resized = resize_target(target, (80, 150))
     expected = torch.tensor([[30.0, 10.0, 90.0, 26.0]])
     torch.testing.assert_close(resized["boxes"], expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(resized["area"], torch.tensor([60.0]), rtol=0, atol=1e-5)
     assert resized["size"].tolist() == [80, 150] and resized["orig_size"].tolist() == [40, 50]
-    assert target["size"].tolist() == [40, 50]  # the argument is left alone
+    assert target["size"].tolist() == [40, 50]  # the argument isn't modified
 
 
-def test_normalised_boxes_are_relative_to_the_image_and_not_the_canvas():
-    """Protects decision 4: padding changes no target (transformers' targets shrink with it)."""
+def test_normalized_boxes_are_relative_to_the_image_and_not_the_canvas():
+    """Padding doesn't change boxes, unlike in transformers."""
     target = normalize_target(prepare_detection_target(record(entry()), IMAGE_HW))
     expected = torch.tensor([[20 / 50, 9 / 40, 20 / 50, 8 / 40]])
     torch.testing.assert_close(target["boxes"], expected, rtol=0, atol=1e-6)
@@ -173,8 +173,8 @@ def test_normalised_boxes_are_relative_to_the_image_and_not_the_canvas():
     torch.testing.assert_close(padded, target, rtol=0, atol=0)
 
 
-def test_masks_follow_their_image():
-    """Protects masks: resized by the nearest pixel, padded below and right with nothing."""
+def test_masks_are_resized_and_padded_with_their_image():
+    """Masks are resized to the nearest pixel, and padded at the bottom and the right."""
     target = prepare_detection_target(record(entry([0, 0, 1, 1])), (2, 2))
     target["masks"] = torch.tensor([[[True, False], [False, True]]])
     target = pad_target(resize_target(target, (4, 2)), (5, 3))
@@ -184,19 +184,19 @@ def test_masks_follow_their_image():
 
 # --- masks ----------------------------------------------------------------------------------------
 
-# Pixel columns 1 and 2 of rows 1 to 3, and the same as run lengths down the columns of (4, 5).
+# Pixel columns 1 and 2 of rows 1 to 3 of (4, 5) as polygon, and the same as run lengths.
 BLOCK = [[1, 1, 3, 1, 3, 4, 1, 4]]
 RUNS = {"size": [4, 5], "counts": [5, 3, 1, 3, 8]}
 PACKED = {"size": [4, 5], "counts": "53107"}
 
 
 def drawn(*rows: str) -> torch.Tensor:
-    """A mask (H, W) drawn with '#' inside and '.' outside."""
+    """Make a mask (H, W) from rows with '#' inside and '.' outside."""
     return torch.tensor([[pixel == "#" for pixel in row] for row in rows])
 
 
 def test_masks_of_all_three_kinds_by_hand():
-    """Protects polygons, run lengths and packed ones, in the order of the objects."""
+    """Polygons, run lengths and packed run lengths are converted in the order of objects."""
     corner = [[0, 0, 1, 0, 1, 1, 0, 1]]
     entries = [entry([1, 1, 2, 3], 3, segmentation=kind) for kind in (BLOCK, RUNS, PACKED)]
     entries.insert(1, entry([0, 0, 1, 1], 4, segmentation=corner + BLOCK))
@@ -209,13 +209,13 @@ def test_masks_of_all_three_kinds_by_hand():
 
 
 def test_masks_are_those_of_the_kept_objects():
-    """Protects pairs of box and mask: crowds and boxes without area take their masks along."""
+    """The masks of crowds and of boxes without area are dropped too."""
     top = [[0, 0, 5, 0, 5, 1, 0, 1]]
     annotation = record(
         entry([0, 0, 5, 1], 1, segmentation=top, iscrowd=1),
         entry([0, 0, 0, 9], 2, segmentation=top),
         entry([1, 1, 2, 3], 3, segmentation=BLOCK),
-        entry([9, 9, 2, 3], 4),  # no segmentation, but no object either
+        entry([9, 9, 2, 3], 4),  # dropped, so the missing segmentation isn't an error
         entry([0, 0, 5, 1], 5, segmentation=top),
     )
     with pytest.warns(UserWarning, match="2 of 4 boxes dropped"):
@@ -226,7 +226,7 @@ def test_masks_are_those_of_the_kept_objects():
 
 
 def test_no_objects_give_no_masks():
-    """Protects negatives among images with masks, through every step."""
+    """Masks of images without objects are empty after every step."""
     target = prepare_detection_target(record(), (4, 5), return_masks=True)
     target = pad_target(resize_target(target, (8, 10)), (9, 12))
     assert target["masks"].shape == (0, 9, 12) and target["masks"].dtype == torch.bool
@@ -238,20 +238,28 @@ def test_no_objects_give_no_masks():
         (
             None,
             ValueError,
-            "no 'segmentation', which return_segmentation_masks=True needs; give [[",
+            "no 'segmentation', which return_segmentation_masks=True requires; expected [[",
         ),
         ([], ValueError, "no polygons"),
-        ([[1, 1, 3, 1]], ValueError, "polygon 0 of 4 numbers; give x and y for 3 points or more"),
-        ([[1, 1, 3, 1, 3, math.nan]], ValueError, "coordinates [nan]; they must be finite"),
-        ({**RUNS, "counts": [5, 3, 1, 3]}, ValueError, "sum must be height * width = 20"),
-        ({**PACKED, "counts": "5310"}, ValueError, "sum must be height * width = 20"),
-        ({**PACKED, "counts": "5310P"}, ValueError, "break off within a number"),
-        ({**RUNS, "size": [5, 4]}, ValueError, "size [5, 4], but the image's is [4, 5]"),
+        (
+            [[1, 1, 3, 1]],
+            ValueError,
+            "polygon 0 of 4 numbers; expected x and y of at least 3 points",
+        ),
+        ([[1, 1, 3, 1, 3, math.nan]], ValueError, "coordinates [nan]; expected finite numbers"),
+        ({**RUNS, "counts": [5, 3, 1, 3]}, ValueError, "the sum height * width = 20"),
+        ({**PACKED, "counts": "5310"}, ValueError, "the sum height * width = 20"),
+        ({**PACKED, "counts": "5310P"}, ValueError, "are truncated"),
+        (
+            {**RUNS, "size": [5, 4]},
+            ValueError,
+            "size [5, 4]; expected the size of the image, [4, 5]",
+        ),
         ("polygons.json", TypeError, "a segmentation of type str"),
     ],
 )
-def test_bad_segmentations_are_refused_by_image_and_index(segmentation, error, message):
-    """Protects training from masks that are cut off or of another image."""
+def test_invalid_segmentations_raise(segmentation, error, message):
+    """Truncated masks and masks of another image raise."""
     good = entry([1, 1, 2, 3], segmentation=BLOCK)
     bad = entry([1, 1, 2, 3], segmentation=segmentation)
     crowd = entry(iscrowd=1)
@@ -260,7 +268,7 @@ def test_bad_segmentations_are_refused_by_image_and_index(segmentation, error, m
 
 
 def test_resized_masks_are_centred():
-    """Protects masks from a shift against their image: the pixel under the centre counts."""
+    """Resized masks aren't shifted: the pixel at the centre is used."""
     target = prepare_detection_target(record(entry([0, 0, 3, 1])), (1, 3))
     target["masks"] = drawn("..#")[None]
     assert torch.equal(resize_target(target, (1, 2))["masks"][0], drawn(".#"))
@@ -268,7 +276,7 @@ def test_resized_masks_are_centred():
 
 
 def test_masks_are_resized_as_floats_would_be():
-    """Protects resizing of bytes: the pixels that floats would give, larger or smaller."""
+    """Resizing of bytes gives the same pixels as resizing of floats."""
     generator = torch.Generator().manual_seed(0)
     for old_hw, new_hw in (((37, 50), (64, 86)), ((97, 61), (13, 200)), ((480, 640), (800, 1066))):
         target = prepare_detection_target(record(*[entry([0, 0, 9, 9])] * 3), old_hw)

@@ -1,4 +1,4 @@
-"""Augmentation: images, boxes and masks stay together, sizes are the papers', seeds decide."""
+"""Augmentation: boxes and masks follow the image, the papers' sizes, reproducibility."""
 
 from collections import Counter
 from fractions import Fraction
@@ -19,7 +19,7 @@ COLORS = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
 
 
 def painted_sample(height: int = 96, width: int = 128) -> tuple[tv_tensors.Image, dict]:
-    """Three rectangles of one colour each on black, their boxes, and their pixels as masks."""
+    """Make an image of three colored rectangles on black, with their boxes and masks."""
     image, target = random_sample(height, width, masks=True)
     boxes = torch.tensor([[8.0, 10, 50, 40], [60, 6, 120, 60], [20, 50, 44, 90]])
     image, masks = torch.zeros_like(image), torch.zeros(3, height, width, dtype=torch.bool)
@@ -34,13 +34,13 @@ def painted_sample(height: int = 96, width: int = 128) -> tuple[tv_tensors.Image
 
 
 def bounds(region: Tensor) -> Tensor:
-    """Corners (x0, y0, x1, y1) of the True pixels of (H, W)."""
+    """Return the corners (x0, y0, x1, y1) of the True pixels of (H, W)."""
     ys, xs = region.nonzero(as_tuple=True)
     return torch.stack([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]).float()
 
 
 def test_boxes_and_masks_follow_their_pixels() -> None:
-    """Protects training: after any transform, boxes and masks lie where the objects are seen."""
+    """After any transform, boxes and masks are where the objects are."""
     transform = make_training_transform((64, 80, 96))
     counts = Counter()
     for seed in range(40):
@@ -58,15 +58,15 @@ def test_boxes_and_masks_follow_their_pixels() -> None:
             colour = torch.tensor(COLORS[label])[:, None, None]
             seen = ((image.int() - colour).abs() < 100).all(0)
             if box[2] - box[0] < 3 or box[3] - box[1] < 3:
-                continue  # a sliver; interpolation leaves no pixel of its colour
+                continue  # a sliver: interpolation changes the color of all its pixels
             torch.testing.assert_close(bounds(seen), box.float(), rtol=0, atol=2)
             torch.testing.assert_close(bounds(mask), box.float(), rtol=0, atol=3)
-    # Windows that lose objects must have been among them, or this shows little.
+    # Some of the crops must have dropped objects.
     assert 10 < counts[3] < 40
 
 
-def test_given_sample_stays_as_it_is() -> None:
-    """Protects data sets that keep their samples in memory."""
+def test_input_sample_is_not_modified() -> None:
+    """Data sets may keep their samples in memory."""
     image, target = painted_sample()
     before = image.clone(), {key: value.clone() for key, value in target.items()}
     for seed in range(6):
@@ -77,7 +77,7 @@ def test_given_sample_stays_as_it_is() -> None:
 
 
 def test_sizes_are_the_papers() -> None:
-    """Protects the reproduction: short side 480 … 800 by 32, long side at most 1333."""
+    """The shortest edge is 480, 512, …, 800, the longest edge at most 1333."""
     transform = make_training_transform(crop_probability=0.0)
     shortest = set()
     for seed in range(80):
@@ -93,20 +93,20 @@ def test_sizes_are_the_papers() -> None:
 
 
 def test_defaults_are_in_proportion() -> None:
-    """Protects small images: one argument scales all sizes."""
+    """`shortest_edges` scales the defaults of all other sizes."""
     transform = make_training_transform((112, 128, 144))
     assert transform.sizes[0].longest_edge == 240
     assert [size.shortest_edge for size in transform.crop_sizes] == [72, 90, 108]
     assert transform.crop_range == (69, 108)
 
 
-def test_windows_are_of_the_range_and_anywhere() -> None:
-    """Protects the crop branch: edges within the range, both borders reached."""
-    # 120 is a multiple of all edges, so the aspects are exact.
+def test_crops_have_sizes_of_the_range_and_any_position() -> None:
+    """Edges are within the range, and crops reach both borders."""
+    # 120 is a multiple of all edges, so the aspect ratios are exact.
     transform = make_training_transform(
         (120,), 4000, crop_shortest_edges=(40,), crop_range=(2, 4), crop_probability=1.0
     )
-    # A column's brightness tells where it was: the window's place can be read from the pixels.
+    # The brightness of a column encodes its position, and thus that of the crop.
     image, target = random_sample(40, 60, num_objects=0)
     image = tv_tensors.Image(torch.arange(60, dtype=torch.uint8).expand(3, 40, 60) * 4)
     aspects, lefts = set(), set()
@@ -119,8 +119,8 @@ def test_windows_are_of_the_range_and_anywhere() -> None:
     assert min(lefts) == 0 and max(lefts) >= 55 and len(lefts) > 40
 
 
-def test_window_is_never_larger_than_the_image() -> None:
-    """Protects narrow images, whose short side is below the least edge of a window."""
+def test_crop_is_never_larger_than_the_image() -> None:
+    """The shortest edge of an image can be smaller than the minimum edge of a crop."""
     transform = make_training_transform(
         (20,), crop_shortest_edges=(8,), crop_range=(10, 12), crop_probability=1.0
     )
@@ -128,8 +128,8 @@ def test_window_is_never_larger_than_the_image() -> None:
     assert min(image.shape[-2:]) >= 1 and target["size"].tolist() == list(image.shape[-2:])
 
 
-def test_crop_as_the_official_code() -> None:
-    """Protects clipped boxes, their area, and that what lies outside is dropped everywhere."""
+def test_crop_matches_the_official_code() -> None:
+    """Boxes and areas are clipped, and objects outside are dropped from all tensors."""
     image, target = painted_sample()
     image, target = crop(image, target, top=20, left=30, height=30, width=40)
     expected = torch.tensor([[0.0, 0, 20, 20], [30, 0, 40, 30]])
@@ -143,7 +143,7 @@ def test_crop_as_the_official_code() -> None:
 
 
 def test_slivers_are_dropped() -> None:
-    """Protects from boxes that the resizing after a window would round to nothing."""
+    """Resizing after a crop can't round boxes to empty ones."""
     image, target = painted_sample()
     narrow = torch.tensor([[29.0, 20, 30.0001, 40], [29, 20, 31, 40], [0, 0, 9, 9]])
     target["boxes"] = tv_tensors.BoundingBoxes(narrow, format="XYXY", canvas_size=(96, 128))
@@ -155,13 +155,13 @@ def test_slivers_are_dropped() -> None:
     whole = tv_tensors.BoundingBoxes([[0.0, 456, 640, 480]], format="XYXY", canvas_size=(480, 640))
     target |= {"boxes": whole, "size": torch.tensor([480, 640])}
     image = tv_tensors.Image(torch.zeros(3, 480, 640, dtype=torch.uint8))
-    with _Seeded(0, 0, 511):  # draws such a window
+    with _Seeded(0, 0, 511):  # draws such a crop
         boxes = transform(image, target)[1]["boxes"]
     assert (boxes[:, 2:] > boxes[:, :2]).all()
 
 
-def test_crop_may_leave_nothing() -> None:
-    """Protects windows without an object: empty tensors of the right shapes."""
+def test_crop_may_drop_all_objects() -> None:
+    """A crop without objects has empty tensors of the right shapes."""
     image, target = crop(*painted_sample(), top=70, left=60, height=20, width=30)
     assert target["boxes"].shape == (0, 4) and target["masks"].shape == (0, 20, 30)
     assert all(len(target[key]) == 0 for key in PER_OBJECT)
@@ -169,8 +169,8 @@ def test_crop_may_leave_nothing() -> None:
     assert transform(image, target)[1]["boxes"].shape == (0, 4)
 
 
-def test_flip_twice_is_nothing() -> None:
-    """Protects mirroring: boxes swap sides, and twice restores all."""
+def test_flip_twice_is_the_identity() -> None:
+    """Boxes and masks are flipped, and the second flip restores everything."""
     image, target = painted_sample()
     once = flip(image, target)
     assert once[1]["boxes"][0].tolist() == [128 - 50, 10, 128 - 8, 40]
@@ -183,7 +183,7 @@ def test_flip_twice_is_nothing() -> None:
 
 
 def test_probabilities() -> None:
-    """Protects the switches: never, always, and half."""
+    """Probabilities 0, 1 and 0.5 flip never, always and about half of the time."""
     image, target = painted_sample(64, 64)
 
     def flipped(probability: float, seed: int) -> bool:
@@ -198,8 +198,8 @@ def test_probabilities() -> None:
     assert 35 < sum(flipped(0.5, seed) for seed in range(100)) < 65
 
 
-def test_torchs_seed_decides() -> None:
-    """Protects repeatability: the same seed of torch, and nothing else, gives the same sample."""
+def test_seed_of_torch_makes_samples_reproducible() -> None:
+    """The samples depend on torch's seed only."""
     transform = make_training_transform((64, 80, 96))
 
     def views(seed: int) -> list[Tensor]:
@@ -212,8 +212,8 @@ def test_torchs_seed_decides() -> None:
 
 
 @pytest.mark.parametrize("hw", [(48, 64), (64, 48), (33, 97), (100, 20), (7, 5)])
-def test_evaluation_is_the_processors_resizing(hw: tuple[int, int]) -> None:
-    """Protects evaluation: bit for bit the pixels, and the labels, of the processor alone."""
+def test_evaluation_resizes_as_the_processor(hw: tuple[int, int]) -> None:
+    """The pixels are exactly those of the processor, and the labels are equal."""
     size = {"shortest_edge": 50, "longest_edge": 83}
     processor = DetrImageProcessor(size=size)
     image, target = random_sample(*hw)
@@ -234,8 +234,8 @@ def test_evaluation_is_the_processors_resizing(hw: tuple[int, int]) -> None:
         torch.testing.assert_close(new_target[key].as_subclass(Tensor), value, rtol=1e-5, atol=1e-4)
 
 
-def test_fits_among_torchvisions_transforms() -> None:
-    """Protects users' own transforms before and after ours."""
+def test_composes_with_transforms_of_torchvision() -> None:
+    """Other transforms can be used before and after ours."""
     torch.manual_seed(0)
     chain = v2.Compose([v2.ColorJitter(0.4), make_training_transform((64,)), v2.RandomGrayscale(1)])
     image, target = chain(*painted_sample())
@@ -243,20 +243,20 @@ def test_fits_among_torchvisions_transforms() -> None:
     assert isinstance(image, tv_tensors.Image) and target["boxes"].canvas_size == image.shape[-2:]
 
 
-def test_unmarked_tensors_are_refused() -> None:
-    """Protects boxes that torchvision would silently leave where they were."""
+def test_plain_tensors_raise() -> None:
+    """torchvision would silently not transform them."""
     image, target = painted_sample()
     transform = make_training_transform((64,))
-    with pytest.raises(TypeError, match="give a tv_tensors.Image"):
+    with pytest.raises(TypeError, match="expected a tv_tensors.Image"):
         transform(image.as_subclass(Tensor), target)
     for key in ("boxes", "masks"):
         plain = {**target, key: target[key].as_subclass(Tensor)}
-        with pytest.raises(TypeError, match=f"target\\['{key}'\\].*won't follow"):
+        with pytest.raises(TypeError, match=f"target\\['{key}'\\].*expected tv_tensors"):
             transform(image, plain)
     boxes = tv_tensors.BoundingBoxes(
         target["boxes"].as_subclass(Tensor), format="CXCYWH", canvas_size=(96, 128)
     )
-    with pytest.raises(ValueError, match="CXCYWH; give XYXY"):
+    with pytest.raises(ValueError, match="CXCYWH; expected XYXY"):
         transform(image, {**target, "boxes": boxes})
 
 
@@ -265,14 +265,14 @@ def test_unmarked_tensors_are_refused() -> None:
     [
         ({"shortest_edges": ()}, "shortest_edges has"),
         ({"shortest_edges": (64, 0)}, "shortest_edges has"),
-        ({"shortest_edges": (64.5,)}, "whole numbers"),
+        ({"shortest_edges": (64.5,)}, "expected positive integers"),
         ({"longest_edge": -1}, "longest_edge has"),
-        ({"crop_range": (20, 10)}, r"\(least, greatest\)"),
+        ({"crop_range": (20, 10)}, r"\(minimum, maximum\)"),
         ({"crop_shortest_edges": (0,)}, "crop_shortest_edges has"),
         ({"flip_probability": 1.5}, "flip_probability is 1.5"),
     ],
 )
-def test_wrong_settings_are_named(arguments: dict, message: str) -> None:
-    """Protects from settings that would fail in a worker, hours later."""
+def test_invalid_settings_raise(arguments: dict, message: str) -> None:
+    """Invalid settings fail at once, not later in a worker."""
     with pytest.raises(ValueError, match=message):
         make_training_transform(**arguments)

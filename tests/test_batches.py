@@ -1,4 +1,4 @@
-"""Batches: the collator's pixels and labels, and grouping by size."""
+"""Batches: pixels and labels of the collator, and grouping by size."""
 
 import pytest
 import torch
@@ -14,8 +14,8 @@ from hf_detr import (
 from .tiny import random_sample, tiny_detector
 
 
-def test_collator_after_evaluation_transform_is_the_processor() -> None:
-    """Protects evaluation and inference from disagreeing: the very same inputs, bit for bit."""
+def test_collator_after_evaluation_transform_equals_the_processor() -> None:
+    """Evaluation and inference get exactly the same inputs."""
     size = {"shortest_edge": 60, "longest_edge": 96}
     processor, transform = DetrImageProcessor(size=size), make_evaluation_transform(**size)
     samples = [
@@ -32,7 +32,7 @@ def test_collator_after_evaluation_transform_is_the_processor() -> None:
 
 
 def test_labels_are_relative_to_each_image() -> None:
-    """Protects training on mixed sizes: boxes relative to the image, not to the padded batch."""
+    """Boxes are relative to the image, not to the padded batch."""
     samples = [random_sample(48, 64, 2, 1, masks=True), random_sample(20, 32, 1, 2, masks=True)]
     batch = DetectionCollator(DetrImageProcessor())(samples)
     for (image, target), label, mask in zip(
@@ -52,21 +52,21 @@ def test_labels_are_relative_to_each_image() -> None:
 
 
 def test_three_pixels_wide() -> None:
-    """Protects images whose width could be taken for channels."""
+    """A width of three isn't mistaken for the channels."""
     batch = DetectionCollator(DetrImageProcessor())([random_sample(20, 3)])
     assert batch["pixel_values"].shape == (1, 3, 20, 3)
 
 
 def test_model_takes_a_batch() -> None:
-    """Protects the way from samples to the loss, images without objects included."""
+    """A collated batch gives a loss, with an image without objects too."""
     batch = DetectionCollator(DetrImageProcessor())(
         [random_sample(64, 96), random_sample(80, 64, 0)]
     )
     assert tiny_detector()(**batch).loss.isfinite()
 
 
-def test_groups_hold_one_size_and_every_image_once() -> None:
-    """Protects evaluation: no padding within a batch, no image lost or doubled."""
+def test_batches_have_one_size_and_every_image_once() -> None:
+    """No batch needs padding, and no image is missing or duplicated."""
     sizes = [(4, 6), (8, 8), (4, 6), (6, 4), (4, 6), (8, 8)]
     batches = list(SizeGroupedBatches(sizes, batch_size=2))
     assert batches == [[1, 5], [0, 2], [4], [3]]
@@ -75,9 +75,9 @@ def test_groups_hold_one_size_and_every_image_once() -> None:
     assert sorted(map(tuple, batches)) == sorted(tuple(b) for shard in shards for b in shard)
 
 
-def test_wrong_settings_of_groups_are_named() -> None:
-    """Protects from empty or endless evaluation."""
+def test_invalid_settings_of_batches_raise() -> None:
+    """Invalid settings don't cause an empty or endless evaluation."""
     with pytest.raises(ValueError, match="batch_size is 0"):
         SizeGroupedBatches([(1, 1)], 0)
-    with pytest.raises(ValueError, match="rank is 2; give 0 to world_size - 1 = 1"):
+    with pytest.raises(ValueError, match="rank is 2; expected 0 to world_size - 1 = 1"):
         SizeGroupedBatches([(1, 1)], 1, rank=2, world_size=2)

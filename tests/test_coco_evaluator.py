@@ -1,4 +1,4 @@
-"""The evaluator: equal to pycocotools, on one process or two, and mistakes are named."""
+"""The COCO evaluator: equality with pycocotools, distributed evaluation, errors."""
 
 import contextlib
 import io
@@ -23,14 +23,14 @@ HEIGHT, WIDTH = 120, 160
 
 
 def random_boxes(generator: np.random.Generator, number: int) -> np.ndarray:
-    """(n, 4) as (left, top, width, height), from a few pixels to most of the image."""
+    """Make boxes (n, 4) as (left, top, width, height), from small to large."""
     extent = generator.uniform(4, 110, (number, 2))
     corner = generator.uniform(0, 1, (number, 2)) * (np.array([WIDTH, HEIGHT]) - extent)
     return np.concatenate([corner, extent], axis=1)
 
 
 def mask_of(box: np.ndarray) -> Tensor:
-    """An ellipse in a box, as a mask."""
+    """Make the mask of an ellipse in a box."""
     y, x = np.mgrid[:HEIGHT, :WIDTH] + 0.5
     center, radius = box[:2] + box[2:] / 2, box[2:] / 2
     inside = ((x - center[0]) / radius[0]) ** 2 + ((y - center[1]) / radius[1]) ** 2 <= 1
@@ -40,7 +40,7 @@ def mask_of(box: np.ndarray) -> Tensor:
 def some_results(
     num_images: int = 12, num_classes: int = 4, seed: int = 0
 ) -> tuple[dict[str, Any], dict[int, dict[str, Tensor]]]:
-    """Ground truth with crowds, and detections from nearly right to plain wrong, with masks."""
+    """Make ground truth with crowds, and detections from nearly correct to wrong, with masks."""
     generator = np.random.default_rng(seed)
     truth: dict[str, Any] = {
         "images": [{"id": 7 * i + 3, "height": HEIGHT, "width": WIDTH} for i in range(num_images)],
@@ -81,7 +81,7 @@ def some_results(
 
 
 def pycocotools_evaluation(truth: dict, detections: dict, iou_type: str) -> COCOeval:
-    """The reference, fed through records of its own format."""
+    """Compute the metrics with pycocotools."""
     entries = []
     for image_id, found in detections.items():
         for score, label, box, mask in zip(*found.values(), strict=True):
@@ -107,7 +107,7 @@ def pycocotools_evaluation(truth: dict, detections: dict, iou_type: str) -> COCO
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_equal_to_pycocotools(seed: int) -> None:
-    """Protects every published number: AP and AR, of boxes and masks, overall and per class."""
+    """AP and AR of boxes and masks are equal, overall and per class."""
     truth, detections = some_results(seed=seed)
     evaluator = CocoEvaluator(truth, iou_types=("bbox", "segm"))
     evaluator.update(detections.keys(), detections.values())
@@ -133,7 +133,7 @@ def test_equal_to_pycocotools(seed: int) -> None:
 
 
 def test_order_and_repetition_do_not_matter() -> None:
-    """Protects from samplers that repeat images to fill up, and from the order of batches."""
+    """Repeated images and the order of batches don't change the result."""
     truth, detections = some_results()
     expected = CocoEvaluator(truth)
     expected.update(detections.keys(), detections.values())
@@ -145,7 +145,7 @@ def test_order_and_repetition_do_not_matter() -> None:
 
 
 def test_perfect_and_empty() -> None:
-    """Protects the ends of the scale; a perfect detector has AP 1, a blind one AP 0."""
+    """Perfect detections have AP 1, no detections AP 0."""
     truth, _ = some_results()
     truth["annotations"] = [a for a in truth["annotations"] if not a["iscrowd"]]
     perfect, blind = CocoEvaluator(truth), CocoEvaluator(truth)
@@ -163,15 +163,15 @@ def test_perfect_and_empty() -> None:
 
 
 def test_no_objects_at_all() -> None:
-    """Protects data without any object: -1 as in pycocotools, and no crash."""
+    """Metrics without objects are -1 as in pycocotools."""
     truth, detections = some_results()
     evaluator = CocoEvaluator({**truth, "annotations": []})
     evaluator.update(detections.keys(), detections.values())
     assert evaluator.compute()["AP"] == -1.0
 
 
-def test_the_ground_truth_is_left_alone() -> None:
-    """Protects the caller's dicts, which the backend writes into."""
+def test_ground_truth_is_not_modified() -> None:
+    """The backend modifies its dicts, which are copies."""
     truth, detections = some_results(num_images=3)
     before = {key: [dict(entry) for entry in value] for key, value in truth.items()}
     evaluator = CocoEvaluator(truth, ("bbox", "segm"))
@@ -180,8 +180,8 @@ def test_the_ground_truth_is_left_alone() -> None:
     assert truth == before
 
 
-def test_missing_images_are_counted_aloud() -> None:
-    """Protects from half an evaluation that looks like a whole one."""
+def test_missing_images_warn() -> None:
+    """An incomplete evaluation is reported."""
     truth, detections = some_results()
     evaluator = CocoEvaluator(truth)
     first = next(iter(detections))
@@ -191,7 +191,7 @@ def test_missing_images_are_counted_aloud() -> None:
 
 
 def update_half(rank: int, folder: str) -> None:
-    """One of two processes, each with its share and one image of the other's."""
+    """Run one of two processes, each with its images and one image of the other."""
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2
     )
@@ -205,7 +205,7 @@ def update_half(rank: int, folder: str) -> None:
 
 
 def test_two_processes_equal_one(tmp_path: Path) -> None:
-    """Protects distributed evaluation: every process gets the result of all images, once each."""
+    """All processes get the result of all images, each counted once."""
     torch.multiprocessing.spawn(update_half, args=(str(tmp_path),), nprocs=2)
     truth, detections = some_results()
     evaluator = CocoEvaluator(truth, ("bbox", "segm"))
@@ -214,7 +214,7 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
 
 
 def test_table() -> None:
-    """Protects the text that people read: a line per kind and class, percent, - for nothing."""
+    """The table has a line per IoU type and class, in percent, and - without objects."""
     truth, detections = some_results()
     evaluator = CocoEvaluator(truth, ("bbox", "segm"))
     evaluator.update(detections.keys(), detections.values())
@@ -230,12 +230,12 @@ def test_table() -> None:
     assert metrics_table(masks_only).splitlines()[0].split() == list(SUMMARY)
 
 
-def test_mistakes_are_named() -> None:
-    """Protects from AP 0 without a reason: wrong ids, labels, numbers and masks are refused."""
+def test_invalid_inputs_raise() -> None:
+    """Wrong ids, labels, numbers and masks don't cause an unexplained AP of 0."""
     truth, detections = some_results(num_images=2)
     found = detections[3]
     evaluator = CocoEvaluator(truth, ("bbox", "segm"))
-    with pytest.raises(ValueError, match="image_id 4 isn't in the ground truth"):
+    with pytest.raises(ValueError, match="image_id 4 is not in the ground truth"):
         evaluator.update([4], [found])
     with pytest.raises(ValueError, match=r"labels \[91\].*categories \(0 … 4\)"):
         evaluator.update([3], [{**found, "labels": found["labels"] * 0 + 91}])
@@ -243,7 +243,7 @@ def test_mistakes_are_named() -> None:
         evaluator.update([3], [{**found, "scores": found["scores"] * torch.nan}])
     with pytest.raises(ValueError, match=r"masks of shape .*expected \(\d+, 120, 160\)"):
         evaluator.update([3], [{**found, "masks": found["masks"][:, :50]}])
-    with pytest.raises(ValueError, match="iou_types is 'bbox'; give one or more"):
+    with pytest.raises(ValueError, match="iou_types is 'bbox'; expected a sequence"):
         CocoEvaluator(truth, "bbox")
     without = [{k: v for k, v in a.items() if k != "segmentation"} for a in truth["annotations"]]
     with pytest.raises(ValueError, match="annotation 0 .* has no segmentation"):

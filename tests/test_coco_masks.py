@@ -1,4 +1,4 @@
-"""COCO segmentations: the very pixels of pycocotools, nothing lost in packing, mistakes named."""
+"""COCO segmentations: equality with pycocotools, round trips, errors for invalid ones."""
 
 import json
 import math
@@ -26,7 +26,7 @@ NAME = "image_id 7, annotation 3"
 
 
 def mask_of(*rows: str) -> torch.Tensor:
-    """A mask (H, W) drawn with '#' inside and '.' outside."""
+    """Make a mask (H, W) from rows with '#' inside and '.' outside."""
     return torch.tensor([[pixel == "#" for pixel in row] for row in rows])
 
 
@@ -40,13 +40,13 @@ def random_masks() -> list[torch.Tensor]:
     ]
 
 
-# Hand-checkable.
+# By hand.
 
 L_SHAPE = mask_of("#..", "##.")
 
 
-def test_uncompressed_run_lengths_follow_the_columns():
-    """Protects COCO's order: down the columns, the first run outside."""
+def test_uncompressed_run_lengths_are_column_major():
+    """The first run is outside."""
     rle = {"size": [2, 3], "counts": [0, 2, 1, 1, 2]}
     mask = masks_from_segmentation(rle, (2, 3), NAME)
     assert mask.dtype == torch.bool and mask.is_contiguous()
@@ -54,8 +54,8 @@ def test_uncompressed_run_lengths_follow_the_columns():
     assert rle_from_mask(L_SHAPE) == rle
 
 
-def test_runs_of_no_pixels_are_allowed():
-    """Protects files whose writers split runs: an empty run still changes sides."""
+def test_empty_runs_are_allowed():
+    """An empty run switches between outside and inside too."""
     rle = {"size": [2, 3], "counts": [0, 1, 0, 1, 1, 1, 0, 0, 2, 0]}
     assert torch.equal(masks_from_segmentation(rle, (2, 3), NAME), L_SHAPE)
 
@@ -75,7 +75,7 @@ def test_runs_of_no_pixels_are_allowed():
     ],
 )
 def test_packed_numbers(counts, packed):
-    """Protects COCO's code: digits of 5 bits, differences to two before, from the fourth on."""
+    """Counts are packed as digits of 5 bits, from the fourth on as differences."""
     assert compressed_counts(counts) == packed
 
 
@@ -94,20 +94,20 @@ def test_packed_numbers(counts, packed):
             [[0, 0, 3, 0, 3, 2, 0, 2], [1, 1, 4, 1, 4, 3, 1, 3]],
             ("###..", "####.", ".###.", "....."),
         ),
-        # Middles on the boundary: pycocotools' own, uneven answer.
+        # Centres on the boundary: the asymmetric result of pycocotools.
         ([[0, 0, 4, 0, 0, 4, 4, 4]], (".##..", ".....", ".##..", "####.")),
     ],
     ids=["square", "whole image", "corner", "no area", "two parts", "overlap", "hourglass"],
 )
 def test_polygons_by_hand(polygons, rows):
-    """Protects what a polygon covers: the pixels inside its corners, and the union of its parts."""
+    """A mask is the union of the polygons."""
     mask = masks_from_segmentation(polygons, (4, 5), NAME)
     assert mask.dtype == torch.bool and mask.is_contiguous()
     assert torch.equal(mask, mask_of(*rows))
 
 
 def test_run_lengths_by_hand():
-    """Protects the order of what post-processing returns: along the rows, starts count from 1."""
+    """Runs are row-major, and starts are counted from 1."""
     assert run_lengths(L_SHAPE) == [1, 1, 4, 2]
     assert run_lengths(torch.zeros(2, 3, dtype=torch.bool)) == []
 
@@ -117,7 +117,7 @@ def test_run_lengths_by_hand():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_polygons_equal_pycocotools(kind):
-    """Protects equality with pycocotools pixel for pixel, on which published masks and AP rest."""
+    """All pixels are equal."""
     cases = [case for case in FIXTURE["polygons"] if case["kind"] == kind]
     assert len(cases) >= 10
     for case in cases:
@@ -126,7 +126,7 @@ def test_polygons_equal_pycocotools(kind):
 
 
 def test_packed_masks_equal_pycocotools():
-    """Protects reading and writing of COCO's strings, as str and as bytes."""
+    """COCO's strings are read, as str and bytes, and written equally."""
     for case in FIXTURE["masks"]:
         height, width = case["size"]
         packed_bits = np.frombuffer(bytes.fromhex(case["bits"]), dtype=np.uint8)
@@ -139,16 +139,16 @@ def test_packed_masks_equal_pycocotools():
 
 
 def test_run_lengths_equal_transformers():
-    """Protects what readers of transformers' segmentation results expect."""
+    """Segmentation results are encoded as in transformers."""
     for mask in random_masks():
         assert run_lengths(mask) == binary_mask_to_rle(mask.int())
 
 
-# Round trips and what may come in.
+# Round trips and types of inputs.
 
 
 def test_masks_survive_run_lengths():
-    """Protects every pixel on the way to a file and back, for all three ways to write counts."""
+    """Masks are equal after a round trip with each form of counts."""
     for mask in random_masks():
         rle = rle_from_mask(mask)
         packed = compressed_counts(rle["counts"])
@@ -159,7 +159,7 @@ def test_masks_survive_run_lengths():
 
 
 def test_long_runs_survive_packing():
-    """Protects large images: counts of several digits, growing and shrinking."""
+    """Counts with several digits are packed and unpacked."""
     counts = [10**6, 1, 3, 10**6, 31, 32, 10**6, 5]
     size = [sum(counts), 1]
     mask = masks_from_segmentation({"size": size, "counts": counts}, tuple(size), NAME)
@@ -169,7 +169,7 @@ def test_long_runs_survive_packing():
 
 
 def test_starting_point_and_direction_do_not_matter():
-    """Protects masks from how their annotator went round."""
+    """The order of a polygon's points doesn't change the mask."""
     points = np.random.default_rng(1).uniform(-5, 35, (9, 2))
     expected = masks_from_segmentation([points.ravel().tolist()], (30, 25), NAME)
     assert 0 < expected.sum() < expected.numel()
@@ -180,7 +180,7 @@ def test_starting_point_and_direction_do_not_matter():
 
 @pytest.mark.parametrize("convert", [tuple, np.array, torch.tensor])
 def test_arrays_are_lists(convert):
-    """Protects data sets that hand out arrays instead of JSON."""
+    """Data sets may have arrays instead of lists."""
     polygon = [1, 1, 3, 1, 3, 3, 1, 3]
     expected = masks_from_segmentation([polygon], (4, 5), NAME)
     assert torch.equal(masks_from_segmentation([convert(polygon)], (4, 5), NAME), expected)
@@ -191,12 +191,12 @@ def test_arrays_are_lists(convert):
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float32])
 def test_zeros_and_ones_are_masks(dtype):
-    """Protects label maps compared and cast before writing."""
+    """Masks may have any dtype."""
     assert rle_from_mask(L_SHAPE.to(dtype)) == rle_from_mask(L_SHAPE)
     assert run_lengths(L_SHAPE.to(dtype)) == run_lengths(L_SHAPE)
 
 
-# Mistakes.
+# Errors.
 
 SQUARE = [1, 1, 3, 1, 3, 3, 1, 3]
 
@@ -204,29 +204,29 @@ SQUARE = [1, 1, 3, 1, 3, 3, 1, 3]
 @pytest.mark.parametrize(
     ("polygons", "error", "message"),
     [
-        ([], ValueError, "no polygons; give [[x0, y0"),
+        ([], ValueError, "no polygons; expected [[x0, y0"),
         ([[]], ValueError, "polygon 0 of 0 numbers"),
-        ([SQUARE, [1, 1, 2, 2]], ValueError, "polygon 1 of 4 numbers; give x and y for 3 points"),
-        ([[1, 1, 2, 2, 3, 3, 4]], ValueError, "polygon 0 of 7 numbers; give x and y"),
-        ([[*SQUARE, 1, math.nan]], ValueError, "coordinates [nan]; they must be finite"),
-        ([[*SQUARE, -math.inf, 1]], ValueError, "coordinates [-inf]; they must be finite"),
-        ([[*SQUARE, 1, 1e300]], ValueError, "coordinates [1e+300]; they must be finite and not"),
-        ([[*SQUARE, 1, -100_006]], ValueError, "not beyond 100005 pixels"),
-        (SQUARE, TypeError, "polygon 0 that is 1; give a list of lists"),
-        ([[[1, 1], [3, 1], [3, 3]]], TypeError, "polygon 0 that is [[1, 1], [3, 1], [3, 3]]; give"),
-        ([[1, 1, [3], 1, 3, 3]], TypeError, "polygon 0 that is [1, 1, [3], 1, 3, 3]; give"),
-        ([[1, 1, "3", 1, 3, 3]], TypeError, "polygon 0 that is [1, 1, '3', 1, 3, 3]; give"),
-        ([[1, 1, None, 1, 3, 3]], TypeError, "polygon 0 that is"),
-        ([[1, 1, 10**400, 1, 3, 3]], TypeError, "polygon 0 that is"),
-        ([[1.5, 1, 10**400, 1, 3, 3]], TypeError, "polygon 0 that is"),
-        (["1, 1, 3, 1, 3, 3"], TypeError, "polygon 0 that is '1, 1, 3, 1, 3, 3'; give"),
-        (np.array(3), TypeError, "segmentation of type ndarray; give [[x0, y0"),
-        (None, TypeError, "segmentation of type NoneType; give [[x0, y0"),
-        ("61X13mNM", TypeError, "segmentation of type str; give [[x0, y0"),
+        ([SQUARE, [1, 1, 2, 2]], ValueError, "polygon 1 of 4 numbers; expected x and y of"),
+        ([[1, 1, 2, 2, 3, 3, 4]], ValueError, "polygon 0 of 7 numbers; expected x and y"),
+        ([[*SQUARE, 1, math.nan]], ValueError, "coordinates [nan]; expected finite numbers"),
+        ([[*SQUARE, -math.inf, 1]], ValueError, "coordinates [-inf]; expected finite numbers"),
+        ([[*SQUARE, 1, 1e300]], ValueError, "coordinates [1e+300]; expected finite numbers"),
+        ([[*SQUARE, 1, -100_006]], ValueError, "up to 100005 pixels"),
+        (SQUARE, TypeError, "polygon 0 1; expected a flat list"),
+        ([[[1, 1], [3, 1], [3, 3]]], TypeError, "polygon 0 [[1, 1], [3, 1], [3, 3]]; expected"),
+        ([[1, 1, [3], 1, 3, 3]], TypeError, "polygon 0 [1, 1, [3], 1, 3, 3]; expected"),
+        ([[1, 1, "3", 1, 3, 3]], TypeError, "polygon 0 [1, 1, '3', 1, 3, 3]; expected"),
+        ([[1, 1, None, 1, 3, 3]], TypeError, "polygon 0 "),
+        ([[1, 1, 10**400, 1, 3, 3]], TypeError, "polygon 0 "),
+        ([[1.5, 1, 10**400, 1, 3, 3]], TypeError, "polygon 0 "),
+        (["1, 1, 3, 1, 3, 3"], TypeError, "polygon 0 '1, 1, 3, 1, 3, 3'; expected"),
+        (np.array(3), TypeError, "segmentation of type ndarray; expected [[x0, y0"),
+        (None, TypeError, "segmentation of type NoneType; expected [[x0, y0"),
+        ("61X13mNM", TypeError, "segmentation of type str; expected [[x0, y0"),
     ],
 )
-def test_bad_polygons_are_refused_by_name(polygons, error, message):
-    """Protects training from masks that aren't there, and people from searching for them."""
+def test_invalid_polygons_raise(polygons, error, message):
+    """The error names the object."""
     with pytest.raises(error, match=f"^{NAME} has .*{re.escape(message)}"):
         masks_from_segmentation(polygons, (4, 5), NAME)
 
@@ -234,41 +234,45 @@ def test_bad_polygons_are_refused_by_name(polygons, error, message):
 @pytest.mark.parametrize(
     ("rle", "error", "message"),
     [
-        ({"size": [2, 3]}, ValueError, "with ['size'] only; give [[x0, y0"),
-        ({"counts": [6]}, ValueError, "with ['counts'] only; give [[x0, y0"),
-        ({"size": [3, 2], "counts": [6]}, ValueError, "size [3, 2], but the image's is [2, 3]"),
-        ({"size": [2, 3, 1], "counts": [6]}, ValueError, "size [2, 3, 1], but the image's is"),
-        ({"size": "2x3", "counts": [6]}, TypeError, "size '2x3', but the image's is"),
-        ({"size": None, "counts": [6]}, TypeError, "size None, but the image's is"),
-        ({"size": [2, 3], "counts": [2, 3]}, ValueError, "[2, 3] with sum 5 and least 0"),
-        ({"size": [2, 3], "counts": []}, ValueError, "[] with sum 0"),
-        ({"size": [2, 3], "counts": [2, 3, 2]}, ValueError, "sum must be height * width = 6"),
-        ({"size": [2, 3], "counts": [4, -1, 3]}, ValueError, "with sum 6 and least -1; give none"),
-        ({"size": [2, 3], "counts": [2**62, 2**62, 2**62, 2**62, 6]}, ValueError, "with sum 1844"),
-        ({"size": [2, 3], "counts": [2**64 - 1]}, ValueError, "least -1; give none below 0"),
+        ({"size": [2, 3]}, ValueError, "with ['size']; expected [[x0, y0"),
+        ({"counts": [6]}, ValueError, "with ['counts']; expected [[x0, y0"),
         (
-            {"size": [2, 3], "counts": [2.0, 4.0]},
-            TypeError,
-            "[2.0, 4.0]; give a flat list of whole",
+            {"size": [3, 2], "counts": [6]},
+            ValueError,
+            "size [3, 2]; expected the size of the image, [2, 3]",
         ),
-        ({"size": [2, 3], "counts": [True] * 6}, TypeError, "give a flat list of whole numbers"),
-        ({"size": [2, 3], "counts": [[2, 4]]}, TypeError, "[[2, 4]]; give a flat list of whole"),
-        ({"size": [2, 3], "counts": [10**30]}, TypeError, "give a flat list of whole numbers"),
-        ({"size": [2, 3], "counts": None}, TypeError, "None; give a flat list of whole numbers"),
-        ({"size": [2, 3], "counts": 6}, TypeError, "6; give a flat list of whole numbers"),
+        ({"size": [2, 3, 1], "counts": [6]}, ValueError, "size [2, 3, 1]; expected the size"),
+        ({"size": "2x3", "counts": [6]}, TypeError, "size '2x3'; expected the size"),
+        ({"size": None, "counts": [6]}, TypeError, "size None; expected the size"),
+        ({"size": [2, 3], "counts": [2, 3]}, ValueError, "[2, 3] with sum 5 and minimum 0"),
+        ({"size": [2, 3], "counts": []}, ValueError, "[] with sum 0"),
+        ({"size": [2, 3], "counts": [2, 3, 2]}, ValueError, "the sum height * width = 6"),
+        ({"size": [2, 3], "counts": [4, -1, 3]}, ValueError, "with sum 6 and minimum -1; expected"),
+        ({"size": [2, 3], "counts": [2**62, 2**62, 2**62, 2**62, 6]}, ValueError, "with sum 1844"),
+        ({"size": [2, 3], "counts": [2**64 - 1]}, ValueError, "minimum -1; expected integers >= 0"),
+        ({"size": [2, 3], "counts": [2.0, 4.0]}, TypeError, "[2.0, 4.0]; expected a flat list of"),
+        ({"size": [2, 3], "counts": [True] * 6}, TypeError, "expected a flat list of integers"),
+        ({"size": [2, 3], "counts": [[2, 4]]}, TypeError, "[[2, 4]]; expected a flat list of"),
+        ({"size": [2, 3], "counts": [10**30]}, TypeError, "expected a flat list of integers"),
+        ({"size": [2, 3], "counts": None}, TypeError, "None; expected a flat list of integers"),
+        ({"size": [2, 3], "counts": 6}, TypeError, "6; expected a flat list of integers"),
         ({"size": [2, 3], "counts": ""}, ValueError, "'' with sum 0"),
         ({"size": [2, 3], "counts": "23"}, ValueError, "'23' with sum 5"),
         ({"size": [2, 3], "counts": "232"}, ValueError, "'232' with sum 7"),
-        ({"size": [2, 3], "counts": "4O3"}, ValueError, "'4O3' with sum 6 and least -1"),
-        ({"size": [2, 3], "counts": "6P"}, ValueError, "'6P' that break off within a number"),
+        ({"size": [2, 3], "counts": "4O3"}, ValueError, "'4O3' with sum 6 and minimum -1"),
+        ({"size": [2, 3], "counts": "6P"}, ValueError, "'6P' that are truncated"),
         ({"size": [2, 3], "counts": "P" * 8 + "06"}, ValueError, "more than 8 characters"),
-        ({"size": [2, 3], "counts": "6 \n"}, ValueError, "characters ['\\n', ' ']; COCO's code"),
-        ({"size": [2, 3], "counts": "6é€"}, ValueError, "characters ['é', '€']; COCO's code"),
-        ({"size": [2, 3], "counts": b"\xff6p/"}, ValueError, "characters ['/', 'p', 'ÿ']; COCO's"),
+        ({"size": [2, 3], "counts": "6 \n"}, ValueError, "characters ['\\n', ' ']; expected"),
+        ({"size": [2, 3], "counts": "6é€"}, ValueError, "characters ['é', '€']; expected"),
+        (
+            {"size": [2, 3], "counts": b"\xff6p/"},
+            ValueError,
+            "characters ['/', 'p', 'ÿ']; expected",
+        ),
     ],
 )
-def test_bad_run_lengths_are_refused_by_name(rle, error, message):
-    """Protects from masks that are cut off, shifted or of another image."""
+def test_invalid_run_lengths_raise(rle, error, message):
+    """Truncated masks and masks of another image raise."""
     with pytest.raises(error, match=f"^{NAME} has .*{re.escape(message)}"):
         masks_from_segmentation(rle, (2, 3), NAME)
 
@@ -277,15 +281,15 @@ def test_bad_run_lengths_are_refused_by_name(rle, error, message):
 @pytest.mark.parametrize(
     ("mask", "error", "message"),
     [
-        (torch.zeros(1, 2, 3), ValueError, r"shape \(1, 2, 3\) .* give one mask \(H, W\)"),
+        (torch.zeros(1, 2, 3), ValueError, r"shape \(1, 2, 3\) .* expected \(H, W\) bool"),
         (torch.tensor([[0.3, 1.0]]), ValueError, "torch.float32; .* `probabilities > 0.5`"),
-        (torch.tensor([[0, 255]]), ValueError, "torch.int64; .* of 0 and 1"),
-        (np.zeros((2, 3), dtype=bool), TypeError, r"ndarray; give a tensor \(H, W\)"),
+        (torch.tensor([[0, 255]]), ValueError, "torch.int64; .* or 0 and 1"),
+        (np.zeros((2, 3), dtype=bool), TypeError, r"ndarray; expected a tensor \(H, W\)"),
     ],
 )
 def test_only_masks_are_written(write, mask, error, message):
-    """Protects files from scores and label maps that were taken for masks."""
-    with pytest.raises(error, match=f"^the mask .*{message}"):
+    """Scores and label maps aren't masks."""
+    with pytest.raises(error, match=f"^The mask .*{message}"):
         write(mask)
 
 
@@ -294,6 +298,6 @@ def test_only_masks_are_written(write, mask, error, message):
     [([3, -1], ValueError), ([2**39], ValueError), ([1.5], TypeError), ("12", TypeError)],
 )
 def test_only_run_lengths_are_packed(counts, error):
-    """Protects files from strings that no reader can undo."""
-    with pytest.raises(error, match=r"^counts are .*; give .*numbers"):
+    """Invalid counts aren't packed."""
+    with pytest.raises(error, match=r"^counts are .*; expected integers"):
         compressed_counts(counts)

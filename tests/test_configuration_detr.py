@@ -1,4 +1,4 @@
-"""Protects configurations: every form on the Hub is read, ours is read there, nonsense refused."""
+"""Configurations: reading of all forms on the Hub, round trips, errors for invalid values."""
 
 import json
 import warnings
@@ -13,7 +13,7 @@ from hf_detr.configuration_detr import ConditionalDetrConfig, DeformableDetrConf
 
 FIXTURES = Path(__file__).parent / "fixtures"
 STORED = ["config_detr_resnet50_hub", "config_detr_v4.57", "config_detr_dc5_v5.23"]
-# Written beside the configuration's own values, or turned into the nested backbone_config
+# Keys that aren't fields, or become the nested backbone_config.
 NOT_FIELDS = {
     *("architectures", "backbone", "backbone_config", "backbone_kwargs", "dtype", "torch_dtype"),
     *("transformers_version", "use_pretrained_backbone", "use_timm_backbone"),
@@ -23,7 +23,7 @@ NOT_FIELDS = {
 def read(
     path: Path, folder: Path, config_class: type[DetrConfig] = DetrConfig
 ) -> tuple[DetrConfig, dict]:
-    """Load a stored config.json as a user would, any warning being an error, and its content."""
+    """Load a stored config.json without warnings; return the configuration and the content."""
     text = path.read_text()
     (folder / "config.json").write_text(text)
     with warnings.catch_warnings():
@@ -32,7 +32,7 @@ def read(
 
 
 def check_same_values(config: DetrConfig, stored: dict) -> None:
-    """Compare every value of a stored configuration with what was read."""
+    """Compare all values of a stored configuration with the loaded one."""
     for key, value in stored.items():
         if key in NOT_FIELDS:
             continue
@@ -47,14 +47,14 @@ def check_same_values(config: DetrConfig, stored: dict) -> None:
 
 @pytest.mark.parametrize("name", STORED)
 def test_stored_forms_are_read(name: str, tmp_path: Path) -> None:
-    """Protects the Hub's live form, transformers 4's and 5's: same values, no warning."""
+    """The forms on the Hub, of transformers 4 and of transformers 5 are read without warning."""
     config, stored = read(FIXTURES / f"{name}.json", tmp_path)
     check_same_values(config, stored)
     assert config.num_labels == len(stored["id2label"])
 
 
 def test_all_reference_configurations_are_read(reference_dir: Path, tmp_path: Path) -> None:
-    """Protects the same for every configuration that transformers wrote for the goldens."""
+    """All configurations of the reference cases are read."""
     for folder, config_class in (
         ("detr*", DetrConfig),
         ("conditional-detr*", ConditionalDetrConfig),
@@ -67,7 +67,7 @@ def test_all_reference_configurations_are_read(reference_dir: Path, tmp_path: Pa
 
 
 def test_conditional_defaults_are_the_papers() -> None:
-    """Protects 300 queries, costs and weights 2/5/2 and the focal loss of the sigmoid model."""
+    """Conditional DETR has 300 queries, costs and weights 2 / 5 / 2 and a focal loss."""
     config = ConditionalDetrConfig()
     assert (config.num_queries, config.focal_alpha) == (300, 0.25)
     assert (config.class_cost, config.bbox_cost, config.giou_cost) == (2, 5, 2)
@@ -76,8 +76,8 @@ def test_conditional_defaults_are_the_papers() -> None:
         ConditionalDetrConfig(focal_alpha=1.5)
 
 
-def test_live_form_asks_for_pretrained_weights(tmp_path: Path) -> None:
-    """Protects `use_pretrained_backbone` of the short form from being lost."""
+def test_short_form_keeps_use_pretrained_backbone(tmp_path: Path) -> None:
+    """`use_pretrained_backbone` becomes part of the nested configuration."""
     config, _ = read(FIXTURES / "config_detr_resnet50_hub.json", tmp_path)
     assert config.backbone_config.use_pretrained_backbone is True
     assert config.backbone_config.model_type == "timm_backbone"
@@ -85,7 +85,7 @@ def test_live_form_asks_for_pretrained_weights(tmp_path: Path) -> None:
 
 
 def changed_config() -> DetrConfig:
-    """A configuration in which no value is the default, as far as that can be."""
+    """Make a configuration without default values where possible."""
     return DetrConfig(
         backbone="resnet18",
         num_queries=7,
@@ -117,7 +117,7 @@ def changed_config() -> DetrConfig:
 
 
 def test_round_trip(tmp_path: Path) -> None:
-    """Protects that what is written is read again, value by value."""
+    """All values are saved and loaded."""
     config = changed_config()
     config.save_pretrained(tmp_path)
     again = DetrConfig.from_pretrained(tmp_path)
@@ -127,7 +127,7 @@ def test_round_trip(tmp_path: Path) -> None:
 
 
 def test_transformers_reads_what_we_write(tmp_path: Path) -> None:
-    """Protects people who load our files with transformers: the same values arrive there."""
+    """transformers loads the same values."""
     config = changed_config()
     config.save_pretrained(tmp_path)
     theirs = transformers.DetrConfig.from_pretrained(tmp_path)
@@ -140,7 +140,7 @@ def test_transformers_reads_what_we_write(tmp_path: Path) -> None:
 
 
 def test_we_read_what_transformers_writes(tmp_path: Path) -> None:
-    """Protects checkpoints of the installed transformers."""
+    """Files of the installed transformers are read."""
     theirs = transformers.DetrConfig(num_queries=11, dropout=0.0, id2label={0: "a", 1: "b"})
     theirs.save_pretrained(tmp_path)
     config, stored = read(tmp_path / "config.json", tmp_path)
@@ -150,14 +150,14 @@ def test_we_read_what_transformers_writes(tmp_path: Path) -> None:
 
 
 def test_overrides_on_loading(tmp_path: Path) -> None:
-    """Protects keyword arguments of from_pretrained, also beside transformers 4's aliases."""
+    """Keyword arguments of from_pretrained override fields, also by their aliases."""
     (tmp_path / "config.json").write_text((FIXTURES / f"{STORED[0]}.json").read_text())
     config = DetrConfig.from_pretrained(tmp_path, encoder_layers=2, num_labels=5)
     assert config.encoder_layers == 2 and config.num_labels == 5
 
 
 def test_defaults_are_the_papers() -> None:
-    """Protects the paper's values: ResNet-50, 100 queries, 6 + 6 layers, 1 / 5 / 2, dropout."""
+    """DETR has ResNet-50, 100 queries, 6 + 6 layers, costs 1 / 5 / 2 and dropout."""
     config = DetrConfig()
     assert (config.backbone, config.num_queries, config.d_model) == ("resnet50", 100, 256)
     assert (config.encoder_layers, config.decoder_layers) == (6, 6)
@@ -169,14 +169,14 @@ def test_defaults_are_the_papers() -> None:
 
 
 def test_names_of_the_library() -> None:
-    """Protects the names under which other code of the library asks, for reading and writing."""
+    """Aliases used by transformers can be read and written."""
     config = DetrConfig(hidden_size=64, num_attention_heads=4, num_hidden_layers=2)
     assert config.d_model == config.hidden_size == 64
     assert config.encoder_attention_heads == config.num_attention_heads == 4
     assert config.encoder_layers == config.num_hidden_layers == 2
 
 
-# Every way to name a backbone; expected name, levels, stride, pretrained
+# Forms of the backbone; expected name, levels, stride, pretrained.
 BACKBONES = {
     "short": ({"backbone": "resnet18"}, ("resnet18", [-4, -3, -2, -1], None, False)),
     "pretrained": (
@@ -205,7 +205,7 @@ BACKBONES = {
 
 @pytest.mark.parametrize("case", BACKBONES)
 def test_forms_of_the_backbone(case: str) -> None:
-    """Protects every form of naming a backbone that transformers 4 and 5 know."""
+    """All forms of transformers 4 and 5 are read."""
     arguments, expected = BACKBONES[case]
     nested = DetrConfig(**arguments).backbone_config
     assert isinstance(nested, TimmBackboneConfig)
@@ -221,13 +221,13 @@ def test_forms_of_the_backbone(case: str) -> None:
     ],
 )
 def test_dilation_reaches_a_nested_backbone(nested: dict | TimmBackboneConfig) -> None:
-    """Protects `dilation=True` from being ignored where the backbone is given in full."""
+    """`dilation=True` isn't ignored if the nested configuration is given."""
     config = DetrConfig(dilation=True, backbone_config=nested)
     assert config.backbone_config.output_stride == 16
 
 
-def test_channels_are_said_once() -> None:
-    """Protects from a backbone built for other images than the model takes."""
+def test_different_channels_raise() -> None:
+    """The backbone must have the channels of the model."""
     assert DetrConfig(backbone="resnet18", num_channels=1).backbone_config.num_channels == 1
     with pytest.raises((ValueError, StrictDataclassError), match="num_channels"):
         DetrConfig(num_channels=4, backbone_config={"backbone": "resnet18", "num_channels": 3})
@@ -236,14 +236,17 @@ def test_channels_are_said_once() -> None:
 WRONG = {
     "two backbones": (
         {"backbone": "resnet18", "backbone_config": {"backbone": "resnet50"}},
-        "'resnet18'.*'resnet50'; give one",
+        "'resnet18'.*'resnet50'; set only one",
     ),
-    "transformers' backbone": ({"backbone_config": {"model_type": "resnet"}}, "from timm only"),
-    "no timm": ({"backbone": "resnet50", "use_timm_backbone": False}, "from timm only"),
+    "transformers' backbone": (
+        {"backbone_config": {"model_type": "resnet"}},
+        "only backbones from timm",
+    ),
+    "no timm": ({"backbone": "resnet50", "use_timm_backbone": False}, "only backbones from timm"),
     "no queries": ({"num_queries": 0}, "num_queries is 0; it must be from 1 to 65536"),
     "text for a number": ({"num_queries": "100"}, "num_queries.*expected int"),
     "width 0": ({"d_model": 0}, "d_model is 0; it must be from 1 to 65536"),
-    "width not of fours": ({"d_model": 254}, "d_model is 254; it must be a multiple of 4"),
+    "width not a multiple of 4": ({"d_model": 254}, "d_model is 254; it must be a multiple of 4"),
     "encoder heads": ({"d_model": 252}, r"d_model \(252\).*encoder_attention_heads \(8\)"),
     "decoder heads": (
         {"decoder_attention_heads": 7},
@@ -267,8 +270,8 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_wrong_values_in_words(case: str) -> None:
-    """Protects that each impossible value is refused, and the message names field and value."""
+def test_invalid_values_raise(case: str) -> None:
+    """The message has the field and the value."""
     arguments, message = WRONG[case]
     with pytest.raises((ValueError, StrictDataclassError), match=message):
         DetrConfig(**arguments)
@@ -278,13 +281,13 @@ def test_wrong_values_in_words(case: str) -> None:
     ("wrong", "right"), [("num_querys", "num_queries"), ("encoder_layer", "encoder_layers")]
 )
 def test_misspelt_field_warns(wrong: str, right: str) -> None:
-    """Protects from a typo that changes nothing, silently."""
+    """A typo isn't ignored silently."""
     with pytest.warns(UserWarning, match=f"no field '{wrong}'.*did you mean '{right}'"):
         DetrConfig(**{wrong: 3})
 
 
-def test_foreign_keys_pass() -> None:
-    """Protects users' own keys and the library's from false alarms; they are kept."""
+def test_unknown_keys_are_kept() -> None:
+    """Keys of users and of transformers don't cause warnings."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         config = DetrConfig(
@@ -293,8 +296,8 @@ def test_foreign_keys_pass() -> None:
     assert config.my_dataset == "garments" and config.output_attentions
 
 
-def test_overrides_are_derived_and_checked_like_the_file(tmp_path: Path) -> None:
-    """Protects `from_pretrained(folder, field=...)`: DC5, another backbone, refusals."""
+def test_overrides_are_checked_as_values_of_the_file(tmp_path: Path) -> None:
+    """DC5 and another backbone can be set on loading, and invalid values raise."""
     DetrConfig(auxiliary_loss=False).save_pretrained(tmp_path)
     dc5 = DetrConfig.from_pretrained(tmp_path, dilation=True)
     assert dc5.backbone_config.output_stride == 16 and dc5.backbone == "resnet50"
@@ -313,8 +316,8 @@ def test_overrides_are_derived_and_checked_like_the_file(tmp_path: Path) -> None
             DetrConfig.from_pretrained(tmp_path, **wrong)
 
 
-def test_labels_follow_each_other(tmp_path: Path) -> None:
-    """Protects label2id from staying that of other classes when only id2label is given."""
+def test_label2id_follows_id2label(tmp_path: Path) -> None:
+    """label2id is updated if only id2label is given."""
     assert DetrConfig(id2label={0: "cup", 1: "spoon"}).label2id == {"cup": 0, "spoon": 1}
     DetrConfig(num_labels=5, auxiliary_loss=False).save_pretrained(tmp_path)
     config = DetrConfig.from_pretrained(tmp_path, id2label={0: "cup", 1: "spoon"})
@@ -323,50 +326,53 @@ def test_labels_follow_each_other(tmp_path: Path) -> None:
 
 
 def test_deformable_configuration() -> None:
-    """Protects the paper's levels, costs and the rule that two stages need refinement."""
+    """Levels and costs are those of the paper, and two stages require refinement."""
     config = DeformableDetrConfig()
     assert config.backbone_config.out_indices == [2, 3, 4]
     assert (config.class_cost, config.cls_loss_coefficient, config.encoder_ffn_dim) == (2, 2, 1024)
     assert DeformableDetrConfig(num_feature_levels=1).backbone_config.out_indices == [4]
     nested = DeformableDetrConfig(backbone="resnet18", num_feature_levels=2).backbone_config
     assert nested.out_indices == [-2, -1]
-    with pytest.raises(Exception, match="two_stage=True needs with_box_refine=True"):
+    with pytest.raises(Exception, match="two_stage=True requires with_box_refine=True"):
         DeformableDetrConfig(two_stage=True)
     with pytest.raises(Exception, match="multiple of 32"):
         DeformableDetrConfig(d_model=48)
     stored = DeformableDetrConfig().to_dict()
-    with pytest.raises(Exception, match=r"num_feature_levels is 2, but .*\[2, 3, 4\] takes 3"):
+    with pytest.raises(Exception, match=r"num_feature_levels is 2, but .*\[2, 3, 4\] has 3"):
         DeformableDetrConfig.from_dict({**stored, "num_feature_levels": 2})
 
 
-# Contents of a config.json that can't be, and what is said of them
-SPOILT = {
-    "no fields": ([1], "config.json holds a list; expected named fields"),
+# Invalid contents of a config.json, and their error messages.
+INVALID = {
+    "no fields": ([1], "config.json contains a list; expected a dict"),
     "text for a number": ({"num_queries": "9"}, "'num_queries' expected int, got str"),
     "a fraction": ({"d_model": 1.5}, "'d_model' expected int, got float"),
-    "truth for a number": ({"encoder_layers": True}, "'encoder_layers' expected int, got bool"),
+    "bool for a number": ({"encoder_layers": True}, "'encoder_layers' expected int, got bool"),
     "nothing": ({"d_model": None}, "'d_model' expected int, got NoneType"),
     "negative": ({"num_queries": -1}, "num_queries is -1; it must be from 1 to 65536"),
     "huge": ({"num_queries": 10**12}, "num_queries is 1000000000000; it must be from 1 to 65536"),
     "endless": ({"decoder_layers": 10**6}, "decoder_layers is 1000000; it must be from 1 to 1000"),
     "classes": ({"id2label": None, "num_labels": 10**12}, "num_labels is 1000000000000; it must"),
-    "listed labels": ({"id2label": ["cat"]}, r"id2label is \['cat'\]; expected numbers with"),
-    "named labels": ({"id2label": {"cat": 0}}, "id2label is {'cat': 0}; expected numbers with"),
-    "no numbers": ({"label2id": 5}, "label2id is 5; expected names with"),
+    "listed labels": ({"id2label": ["cat"]}, r"id2label is \['cat'\]; expected a dict from label"),
+    "named labels": (
+        {"id2label": {"cat": 0}},
+        "id2label is {'cat': 0}; expected a dict from label",
+    ),
+    "no numbers": ({"label2id": 5}, "label2id is 5; expected a dict from class name"),
     "no type": ({"dtype": "float31"}, "dtype is 'float31'; expected a float type"),
     "integers": ({"dtype": "int32"}, "dtype is 'int32'; expected a float type"),
     "a number for a type": ({"torch_dtype": 5}, "torch_dtype is 5; expected a float type"),
-    "a method": ({"to_dict": 5}, "'to_dict', which would replace code"),
-    "a table": ({"attribute_map": 5}, "'attribute_map', which would replace code"),
+    "a method": ({"to_dict": 5}, "'to_dict', which is an attribute of the class"),
+    "a table": ({"attribute_map": 5}, "'attribute_map', which is an attribute of the class"),
     "no backbone": ({"backbone_config": 5}, "'backbone_config' with value 5"),
     "a numbered backbone": ({"backbone_config": {"backbone": 5}}, "'backbone' with value 5"),
 }
 
 
-@pytest.mark.parametrize("case", SPOILT)
-def test_spoilt_files_are_refused_in_words(case: str, tmp_path: Path) -> None:
-    """Protects from files that are wrong or evil: one ValueError says where, before any work."""
-    content, message = SPOILT[case]
+@pytest.mark.parametrize("case", INVALID)
+def test_invalid_files_raise(case: str, tmp_path: Path) -> None:
+    """Corrupted or malicious files raise a ValueError with the field."""
+    content, message = INVALID[case]
     stored = DetrConfig(backbone="resnet18", auxiliary_loss=False).to_dict()
     content = {**stored, "dtype": None, **content} if isinstance(content, dict) else content
     (tmp_path / "config.json").write_text(json.dumps(content))

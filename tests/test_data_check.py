@@ -48,8 +48,8 @@ def test_problems_are_named(tmp_path: Path, capsys: pytest.CaptureFixture):
     report_file = tmp_path / "report.json"
     assert main([*given, "--report", str(report_file), "--num-queries", "1"]) == 1
     out = capsys.readouterr().out
-    assert f"ERROR: box of negative size: 1\n    {tmp_path}/images/1.png: object 7 has" in out
-    assert f"{tmp_path}/images/1.png: object 8 has category id 77" in out
+    assert f"ERROR: box with negative size: 1\n    {tmp_path}/images/1.png: object 7 has" in out
+    assert f"{tmp_path}/images/1.png: object 8 has the unknown category id 77" in out
     assert f"ERROR: unreadable image: 1\n    {tmp_path}/images/2.png: cannot identify" in out
     assert "note: more objects than queries: 1" in out
     assert out.endswith("3 errors: fix them before training.\n")
@@ -57,7 +57,7 @@ def test_problems_are_named(tmp_path: Path, capsys: pytest.CaptureFixture):
     kinds = [problem["kind"] for problem in report["problems"]]
     assert main([*given, "--json", "--num-queries", "1"]) == 1
     assert json.loads(capsys.readouterr().out) == report
-    assert "box of negative size" in kinds and "unreadable image" in kinds
+    assert "box with negative size" in kinds and "unreadable image" in kinds
 
 
 def test_extreme_numbers_and_names(tmp_path: Path, capsys: pytest.CaptureFixture):
@@ -78,14 +78,14 @@ def test_unreadable_data(tmp_path: Path, capsys: pytest.CaptureFixture):
     given = arguments(tmp_path, SOUND)
     Path(given[1]).write_text("{")
     assert main(given) == 1
-    assert "is no JSON" in capsys.readouterr().err
+    assert "is not a JSON file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ([], "give one of --coco, --voc, --yolo and --hub"),
-        (["--coco", "a.json"], "--coco needs --images"),
+        ([], "expected one of --coco, --voc, --yolo and --hub"),
+        (["--coco", "a.json"], "--coco requires --images"),
         (["--nonsense"], "--nonsense"),
         (["--coco", "a.json", "--images", "b"], "--coco a.json doesn't exist"),
         (["--yolo", ".", "--num_queries", "0"], "num_queries is 0"),

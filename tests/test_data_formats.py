@@ -1,4 +1,4 @@
-"""A data set named on a command line is read as the named format."""
+"""Selection of data sets on a command line."""
 
 from pathlib import Path
 
@@ -20,8 +20,8 @@ def parse(*arguments: object) -> DataArguments:
     return parsed
 
 
-def test_every_format_can_be_named(tmp_path: Path):
-    """Protects the one way in that the check and the training script share."""
+def test_every_format_can_be_selected(tmp_path: Path):
+    """The data check and the training script use the same arguments."""
     file, images = write_coco(tmp_path / "coco", [entry(1)])
     panoptic_file, panoptic_images, maps = write_panoptic(tmp_path / "panoptic", SEGMENTS)
     voc = write_voc(tmp_path / "voc", {"a": voc_object()})
@@ -38,8 +38,8 @@ def test_every_format_can_be_named(tmp_path: Path):
         assert [10, 5, 30, 13] in dataset[0][1]["boxes"].round().tolist()
 
 
-def test_hub_data_on_disk_can_be_named(tmp_path: Path):
-    """Protects `save_to_disk` folders; they need the box format."""
+def test_hub_data_on_disk_can_be_selected(tmp_path: Path):
+    """Folders of `save_to_disk` can be read with a box format."""
     pytest.importorskip("datasets")
     from .test_hub_data import DICT_OF_LISTS, ROWS, make
 
@@ -48,8 +48,8 @@ def test_hub_data_on_disk_can_be_named(tmp_path: Path):
     assert len(arguments.read()) == 2
 
 
-def test_split_can_be_another_one(tmp_path: Path):
-    """Protects training and evaluation data named once."""
+def test_split_can_be_overridden(tmp_path: Path):
+    """The same arguments select training and evaluation data."""
     folder = write_yolo(tmp_path, {"a": BOX}, val="images")
     assert len(parse("--yolo", folder).read("val")) == 1
 
@@ -57,16 +57,16 @@ def test_split_can_be_another_one(tmp_path: Path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], r"give one of .*got \[\]"),
+        ([], r"expected one of .*got \[\]"),
         (["--voc", "a", "--yolo", "b"], r"got \['voc', 'yolo'\]"),
-        (["--coco", "a"], "needs --images"),
-        (["--hub", "a"], "needs --box_format"),
+        (["--coco", "a"], "requires --images"),
+        (["--hub", "a"], "requires --box_format"),
         (["--hub", "a", "--box_format", "voc"], "box_format is 'voc'"),
-        (["--voc", "a", "--box_format", "xyxy"], "fixed by VOC and YOLO"),
-        (["--voc", "a", "--masks"], "--masks works with --coco and --yolo only"),
+        (["--voc", "a", "--box_format", "xyxy"], "can't be used with --voc and --yolo"),
+        (["--voc", "a", "--masks"], "--masks can only be used with --coco and --yolo"),
     ],
 )
-def test_contradictions_are_refused(arguments: list[str], message: str):
-    """Protects from arguments that would be ignored silently."""
+def test_conflicting_arguments_raise(arguments: list[str], message: str):
+    """No argument is ignored silently."""
     with pytest.raises(ValueError, match=message):
         parse(*arguments).read()

@@ -1,4 +1,4 @@
-"""One data set interface: right targets, same examples whoever loads them, nothing copied."""
+"""Detection data sets: targets, reproducible examples, memory of workers."""
 
 import pickle
 from pathlib import Path
@@ -28,12 +28,12 @@ def dataset(tmp_path: Path) -> DetectionDataset:
 
 
 def noisy(image: Tensor, target: dict) -> tuple[Tensor, dict]:
-    """A transform that draws."""
+    """A transform with random numbers."""
     return image, {**target, "drawn": torch.rand(2)}
 
 
 def test_target_has_every_key_with_its_type(dataset: DetectionDataset):
-    """Protects what transforms and collator read: keys, shapes, types, pixel corners, no crowds."""
+    """Keys, shapes and types are those that transforms and the collator expect; no crowds."""
     image, target = dataset[1]
     assert isinstance(image, tv_tensors.Image) and image.dtype == torch.uint8
     assert image.shape == (3, 40, 50) and image.is_contiguous()
@@ -56,14 +56,14 @@ def test_target_has_every_key_with_its_type(dataset: DetectionDataset):
 
 
 def test_image_without_objects_has_empty_tensors(dataset: DetectionDataset):
-    """Protects images without annotations, which are background to learn from."""
+    """Images without annotations are valid background examples."""
     _, target = dataset[2]
     assert target["boxes"].shape == (0, 4) and target["masks"].shape == (0, 40, 50)
     assert target["class_labels"].dtype == torch.int64 and len(target["class_labels"]) == 0
 
 
 def test_masks_stay_with_their_boxes_when_a_box_is_dropped(tmp_path: Path):
-    """Protects the pairing of masks, classes and boxes."""
+    """Masks, classes and boxes of the same object stay together."""
     entries = [entry(1, bbox=[5, 5, 0, 5]), entry(2, category_id=18)]
     dataset = read_coco(*write_coco(tmp_path, entries), masks=True)
     with pytest.warns(UserWarning, match="1 of 2 boxes dropped"):
@@ -73,17 +73,17 @@ def test_masks_stay_with_their_boxes_when_a_box_is_dropped(tmp_path: Path):
 
 @pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_examples_depend_on_seed_epoch_and_index_only(dataset: DetectionDataset, method: str):
-    """Protects reproducible training: workers that live on see the epoch and draw the same."""
+    """Persistent workers see the new epoch and draw the same numbers as the main process."""
     dataset.set_transform(noisy)
 
     def epoch(loader: object, number: int) -> list[list[float]]:
         dataset.set_epoch(number)
         return [target["drawn"].tolist() for _, target in loader]
 
-    here = [epoch([dataset[i] for i in range(3)], 0)]
+    in_process = [epoch([dataset[i] for i in range(3)], 0)]
     for number in (1, 0):
         dataset.set_epoch(number)
-        here.append([dataset[i][1]["drawn"].tolist() for i in range(3)])
+        in_process.append([dataset[i][1]["drawn"].tolist() for i in range(3)])
     loader = DataLoader(
         dataset,
         batch_size=None,
@@ -91,14 +91,14 @@ def test_examples_depend_on_seed_epoch_and_index_only(dataset: DetectionDataset,
         persistent_workers=True,
         multiprocessing_context=method,
     )
-    there = [epoch(loader, number) for number in (0, 1, 0)]
-    assert here == there
-    assert here[0] == here[2] != here[1]
-    assert len({tuple(values) for values in here[0] + here[1]}) == 6
+    in_workers = [epoch(loader, number) for number in (0, 1, 0)]
+    assert in_process == in_workers
+    assert in_process[0] == in_process[2] != in_process[1]
+    assert len({tuple(values) for values in in_process[0] + in_process[1]}) == 6
 
 
-def test_transform_leaves_the_global_generator_alone(dataset: DetectionDataset):
-    """Protects the model's dropout from drawing the same numbers after every example."""
+def test_transform_does_not_change_the_global_generator(dataset: DetectionDataset):
+    """Dropout in the model doesn't draw the same numbers after every example."""
     dataset.set_transform(noisy)
     torch.manual_seed(3)
     expected = torch.rand(2)
@@ -107,8 +107,8 @@ def test_transform_leaves_the_global_generator_alone(dataset: DetectionDataset):
     assert torch.equal(torch.rand(2), expected)
 
 
-def test_other_seed_draws_otherwise(tmp_path: Path):
-    """Protects runs that are repeated with several seeds."""
+def test_another_seed_gives_other_random_numbers(tmp_path: Path):
+    """Training can be repeated with several seeds."""
     files = write_coco(tmp_path, ENTRIES)
     drawn = []
     for seed in (0, 1):
@@ -118,8 +118,8 @@ def test_other_seed_draws_otherwise(tmp_path: Path):
     assert not torch.equal(*drawn)
 
 
-def test_ground_truth_is_the_files_own_with_contiguous_classes(dataset: DetectionDataset):
-    """Protects evaluation: original boxes, crowds marked, areas filled in, class labels as ids."""
+def test_ground_truth_has_the_original_boxes_and_contiguous_classes(dataset: DetectionDataset):
+    """Crowds are marked, missing areas are filled in, and category ids are class labels."""
     truth = dataset.ground_truth()
     assert truth["categories"] == [{"id": 0, "name": "car"}, {"id": 1, "name": "dog"}]
     assert [image["id"] for image in truth["images"]] == [1, 2, 3]
@@ -138,42 +138,42 @@ def test_ground_truth_is_the_files_own_with_contiguous_classes(dataset: Detectio
 
 
 def test_pickled_size_is_that_of_the_arrays(tmp_path: Path):
-    """Protects spawned workers' memory: about a hundred bytes per object, no Python objects."""
+    """Spawned workers need about a hundred bytes per object."""
     few = read_coco(*write_coco(tmp_path / "few", [entry(i) for i in range(10)]))
     many = read_coco(*write_coco(tmp_path / "many", [entry(i) for i in range(1010)]))
     per_object = (len(pickle.dumps(many)) - len(pickle.dumps(few))) / 1000
     assert per_object < 100
 
 
-def test_image_of_another_size_than_annotated_is_refused(tmp_path: Path):
-    """Protects boxes from being learned on a resized or rotated image."""
+def test_image_of_another_size_than_annotated_raises(tmp_path: Path):
+    """Boxes aren't used with a resized or rotated image."""
     dataset = read_coco(*write_coco(tmp_path, ENTRIES))
     write_image(tmp_path / "images" / "1.png", height=50, width=40)
     with pytest.raises(ValueError, match="1.png has 40 x 50 pixels .*annotations are for 50 x 40"):
         dataset[0]
 
 
-def test_image_with_a_fatal_problem_is_refused(tmp_path: Path):
-    """Protects training from what the reader could not understand, even without the check."""
+def test_image_with_a_fatal_problem_raises(tmp_path: Path):
+    """Invalid annotations are never used for training, even without `data_check`."""
     files = write_coco(tmp_path, [entry(4, category_id=77), entry(5, 2)])
-    with pytest.warns(UserWarning, match="problems that forbid training"):
+    with pytest.warns(UserWarning, match="problems that prevent training"):
         dataset = read_coco(*files)
-    with pytest.raises(ValueError, match="object 4 has category id 77, which isn't listed"):
+    with pytest.raises(ValueError, match="object 4 has the unknown category id 77"):
         dataset[0]
-    with pytest.raises(ValueError, match="can't be evaluated on"):
+    with pytest.raises(ValueError, match="1 images have invalid annotations, such as: object 4"):
         dataset.ground_truth()
     assert len(dataset[1][1]["boxes"]) == 1
 
 
-def test_masks_of_data_without_any_are_refused(tmp_path: Path):
-    """Protects against a mask head trained on nothing."""
+def test_masks_of_data_without_masks_raise(tmp_path: Path):
+    """A mask head can't be trained without masks."""
     boxes_only = read_coco(*write_coco(tmp_path, ENTRIES))
-    with pytest.raises(ValueError, match="boxes only"):
+    with pytest.raises(ValueError, match="has only boxes; pass masks=False"):
         DetectionDataset(boxes_only.table, boxes_only.images, masks=True)
 
 
 def test_index_outside_the_data_is_an_index_error(dataset: DetectionDataset):
-    """Protects iteration, which ends at the first IndexError."""
+    """Iteration ends at the first IndexError."""
     assert len(list(dataset)) == 3
     with pytest.raises(IndexError):
         dataset[3]

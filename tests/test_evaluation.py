@@ -1,4 +1,4 @@
-"""Evaluation: the numbers of plain inference, whatever the batch size."""
+"""Evaluation: equality with inference of single images, independent of the batch size."""
 
 import json
 import math
@@ -50,7 +50,7 @@ def processor_of(variant: str = "detr") -> DetrImageProcessor:
 
 
 def write_data(folder: Path, annotations: Iterable[dict[str, Any]] = ()) -> DetectionDataset:
-    """A data set of images of several sizes; its ids have gaps."""
+    """Write a data set with images of several sizes and ids with gaps."""
     images = []
     for number, (height, width) in enumerate(SIZES_HW):
         write_image(folder / "images" / f"{number}.png", height, width, seed=number)
@@ -67,7 +67,7 @@ def write_data(folder: Path, annotations: Iterable[dict[str, Any]] = ()) -> Dete
 def detect_one_by_one(
     model: nn.Module, processor: DetrImageProcessor, dataset: DetectionDataset
 ) -> Detections:
-    """Plain inference, image by image: what evaluation has to be about."""
+    """Run inference on single images, the reference of evaluation."""
     found = {}
     for image, target in dataset:
         with torch.no_grad():
@@ -82,10 +82,10 @@ def detect_one_by_one(
     return found
 
 
-def write_findable_data(
+def write_detectable_data(
     folder: Path, model: nn.Module, processor: DetrImageProcessor
 ) -> tuple[DetectionDataset, Detections]:
-    """Data whose objects a random model finds, more or less: what it found, shifted a little."""
+    """Write data whose objects are slightly shifted detections of the model."""
     found = detect_one_by_one(model, processor, write_data(folder))
     annotations = []
     for image_id, result in found.items():
@@ -112,10 +112,10 @@ def gathered(*arguments: Any, **options: Any) -> Detections:
     return {i: result for ids, results in batches for i, result in zip(ids, results, strict=True)}
 
 
-def test_batch_size_changes_nothing(variant: str, tmp_path: Path) -> None:
-    """Protects published numbers: the very detections of single images, and one AP, at 1, 3, 8."""
+def test_result_does_not_depend_on_batch_size(variant: str, tmp_path: Path) -> None:
+    """Detections equal those of single images, and AP is the same at 1, 3 and 8."""
     model, processor = tiny_detector(variant), processor_of(variant)
-    dataset, expected = write_findable_data(tmp_path, model, processor)
+    dataset, expected = write_detectable_data(tmp_path, model, processor)
     results = []
     for batch_size in (1, 3, 8):
         found = gathered(model, processor, dataset, batch_size)
@@ -137,9 +137,9 @@ def tiny_segmenter() -> DetrForSegmentation:
 
 
 def test_masks_of_a_segmentation_model(tmp_path: Path) -> None:
-    """Protects mask AP: masks are those of single images, in the official code's two steps."""
+    """Masks equal those of single images, resized in two steps as in the official code."""
     model, processor = tiny_segmenter(), processor_of()
-    dataset, expected = write_findable_data(tmp_path, model, processor)
+    dataset, expected = write_detectable_data(tmp_path, model, processor)
     found = gathered(model, processor, dataset, 3, masks=True)
     for image_id, result in found.items():
         differing = (result["masks"] != expected[image_id]["masks"]).float().mean()
@@ -149,7 +149,7 @@ def test_masks_of_a_segmentation_model(tmp_path: Path) -> None:
 
 
 def test_masks_on_a_fixed_canvas(tmp_path: Path) -> None:
-    """Protects processors with `pad_size`: what lies on the padding isn't scaled into the mask."""
+    """With `pad_size`, the padding is removed before masks are resized."""
     model, dataset = tiny_segmenter(), write_data(tmp_path)
     processor = DetrImageProcessor(size=SIZE, pad_size={"height": 96, "width": 128})
     found = gathered(model, processor, dataset, 3, masks=True)
@@ -163,8 +163,8 @@ def test_masks_on_a_fixed_canvas(tmp_path: Path) -> None:
     assert (found[7]["masks"] != expected).float().mean() < 1e-3
 
 
-def test_caller_finds_everything_as_it_was(tmp_path: Path) -> None:
-    """Protects training loops that evaluate in between: mode and transform stay, neither counts."""
+def test_model_and_data_set_are_not_modified(tmp_path: Path) -> None:
+    """Mode and transform are restored after evaluation and don't affect it."""
     model, processor = tiny_detector(dropout=0.5), processor_of()
     dataset = write_data(tmp_path)
     expected = gathered(model, processor, dataset)
@@ -179,12 +179,12 @@ def test_caller_finds_everything_as_it_was(tmp_path: Path) -> None:
 
 
 def test_classes_are_matched_by_name(tmp_path: Path) -> None:
-    """Protects published checkpoints, whose labels have gaps: the data's numbers come out."""
+    """Labels of a model with other numbers are mapped to those of the data set."""
     model, processor = tiny_detector(), processor_of()
     dataset = write_data(tmp_path)
     expected = gathered(model, processor, dataset)
     model.config.id2label = {0: "N/A", 1: "kind 3", 2: "N/A", 3: "kind 1", 4: "other"}
-    with pytest.warns(UserWarning, match=r"lacks 3 of the data's 5 classes, .*'kind 0'"):
+    with pytest.warns(UserWarning, match=r"doesn't have 3 of the data set's 5 classes, .*'kind 0'"):
         found = gathered(model, processor, dataset)
     for image_id, result in expected.items():
         kept = (result["labels"] == 1) | (result["labels"] == 3)
@@ -193,7 +193,7 @@ def test_classes_are_matched_by_name(tmp_path: Path) -> None:
 
 
 def test_label_map() -> None:
-    """Protects the numbering of classes: by name, by number where there are none, or refused."""
+    """Labels are mapped by name, or are equal if the model has no names."""
     data = {0: "cat", 1: "dog"}
     assert label_map({0: "cat", 1: "dog"}, data) == {0: 0, 1: 1}
     assert label_map({17: "cat", 18: "dog", 12: "N/A"}, data) == {17: 0, 18: 1}
@@ -202,8 +202,8 @@ def test_label_map() -> None:
         label_map({0: "car"}, data)
 
 
-def make_sure_of_different_classes(model: DetrForSegmentation) -> None:
-    """Queries of a random model are alike; tell them apart, and leave out "no object"."""
+def make_predictions_differ(model: DetrForSegmentation) -> None:
+    """Change the class head of a random model so that queries differ, without "no object"."""
     classifier = model.detector.class_labels_classifier
     with torch.no_grad():
         states = model((torch.rand(1, 3, 64, 96) - 0.45) / 0.225).last_hidden_state[0]
@@ -213,7 +213,7 @@ def make_sure_of_different_classes(model: DetrForSegmentation) -> None:
 
 
 def write_panoptic(folder: Path, model: nn.Module, processor: DetrImageProcessor) -> Path:
-    """Panoptic data as the model sees them, but every second image's left half is void."""
+    """Write panoptic data of the model's predictions; the left half of odd images is void."""
     dataset, annotations = write_data(folder), []
     (folder / "segments").mkdir()
     for number, (image, target) in enumerate(dataset):
@@ -243,9 +243,9 @@ def write_panoptic(folder: Path, model: nn.Module, processor: DetrImageProcessor
 
 
 def test_panoptic_quality(tmp_path: Path) -> None:
-    """Protects PQ: what the model sees is what it is compared with, by image and class."""
+    """Predictions are compared with the targets of their image and class."""
     model, processor = tiny_segmenter(), processor_of()
-    make_sure_of_different_classes(model)
+    make_predictions_differ(model)
     file = write_panoptic(tmp_path, model, processor)
     dataset = read_coco_panoptic(file, tmp_path / "images", tmp_path / "segments")
     results = [
@@ -254,23 +254,23 @@ def test_panoptic_quality(tmp_path: Path) -> None:
     ]
     assert results[0]["pq"] > 0.9
     assert results[0]["num_classes_things"] and results[0]["num_classes_stuff"]
-    # Masks of a random model are nearly alike: rounding decides who wins some pixels.
+    # Masks of a random model are nearly equal, so rounding changes some pixels.
     for name in ("pq", "sq", "rq", "pq_things", "pq_stuff"):
         assert results[1][name] == pytest.approx(results[0][name], abs=0.1)
 
-    # Classes of the data that the model doesn't know are missed, and what it found is void.
+    # Objects of classes that the model doesn't have are missed.
     names = {category["id"]: category["name"] for category in CATEGORIES}
     seen = {label for label, one in results[0]["per_class"].items() if one["tp"]}
     model.config.id2label = {i: "other" if i in seen else names[i] for i in names}
-    with pytest.warns(UserWarning, match="the model lacks"):
+    with pytest.warns(UserWarning, match="The model doesn't have"):
         result = evaluate_panoptic(model, processor, dataset, 3, threshold=0.0, progress=False)
     assert result["pq"] == 0.0 and all(one["fp"] == 0 for one in result["per_class"].values())
 
 
 def test_panoptic_maps_and_records_that_differ(tmp_path: Path) -> None:
-    """Protects data with classes left out: unlisted pixels are void, pixelless records aren't."""
+    """Unlisted pixels are void, and records without pixels are ignored."""
     model, processor = tiny_segmenter(), processor_of()
-    make_sure_of_different_classes(model)
+    make_predictions_differ(model)
     file = write_panoptic(tmp_path, model, processor)
     content = json.loads(file.read_text())
     first = content["annotations"][0]
@@ -282,12 +282,12 @@ def test_panoptic_maps_and_records_that_differ(tmp_path: Path) -> None:
     result = evaluate_panoptic(model, processor, dataset, threshold=0.0, progress=False)
     assert result["pq"] > 0.9
     kinds = {problem.kind: problem for problem in check_dataset(dataset, use_cache=False).problems}
-    for kind in ("empty mask", "segments that aren't listed"):
+    for kind in ("empty mask", "unlisted segments"):
         assert kinds[kind].image == 0 and not kinds[kind].is_fatal
 
 
-def test_models_that_are_nan_are_told(variant: str, tmp_path: Path) -> None:
-    """Protects from an AP of 0 without a word for a model that has no predictions at all."""
+def test_nan_logits_warn(variant: str, tmp_path: Path) -> None:
+    """The reason of an AP of 0 is reported."""
     model = tiny_detector(variant)
     for parameter in model.parameters():
         parameter.data.fill_(math.nan)
@@ -295,7 +295,7 @@ def test_models_that_are_nan_are_told(variant: str, tmp_path: Path) -> None:
         evaluate(model, processor_of(variant), write_data(tmp_path), progress=False)
 
 
-def test_panoptic_quality_needs_panoptic_data(tmp_path: Path) -> None:
-    """Protects from PQ of data without maps."""
-    with pytest.raises(ValueError, match="read them with read_coco_panoptic"):
+def test_panoptic_quality_requires_panoptic_data(tmp_path: Path) -> None:
+    """Data without maps raise."""
+    with pytest.raises(ValueError, match="use read_coco_panoptic"):
         evaluate_panoptic(tiny_segmenter(), processor_of(), write_data(tmp_path))

@@ -42,7 +42,7 @@ def test_evaluate_prints_and_writes_what_evaluate_returns(
     assert "has no mask head" in capsys.readouterr().err
     file.write_text("{")
     assert main(data) == 1
-    assert "is no JSON" in capsys.readouterr().err
+    assert "is not a JSON file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Data sets of the library `datasets`: real ones, made here, in the Hub's layouts."""
+"""Data sets of the library `datasets` in the layouts used on the Hub."""
 
 import io
 import pickle
@@ -21,15 +21,15 @@ BOX, NUMBER, TEXT = List(Value("float32"), 4), Value("int64"), Value("string")
 CLASSES = ClassLabel(names=["cat", "dog"])
 
 
-def picture(height: int = 40, width: int = 50) -> PIL.Image.Image:
+def make_image(height: int = 40, width: int = 50) -> PIL.Image.Image:
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return PIL.Image.fromarray(pixels)
 
 
 def make(objects: list[Any], feature: Any, **more: tuple[list[Any], Any]) -> Any:
-    """A data set of one image per value of `objects`; `more` has values and feature per column."""
+    """Make a data set with an image per value of `objects`, and additional columns `more`."""
     features = {"image": Image(), "objects": feature, **{k: f for k, (_, f) in more.items()}}
-    columns = {"image": [picture() for _ in objects], "objects": objects}
+    columns = {"image": [make_image() for _ in objects], "objects": objects}
     columns |= {key: values for key, (values, _) in more.items()}
     return datasets.Dataset.from_dict(columns, features=Features(features))
 
@@ -43,18 +43,18 @@ def boxes_of(dataset: Any, index: int = 0) -> list[list[float]]:
 
 
 def test_dict_of_lists():
-    """Protects the Hub's usual layout: names from the ClassLabel, images decoded when asked for."""
+    """The usual layout: names come from the ClassLabel, and images are decoded on access."""
     dataset = read_hf_dataset(make(ROWS, DICT_OF_LISTS), "coco_xywh")
     assert dataset.id2label == {0: "cat", 1: "dog"} and len(dataset) == 2
     image, target = dataset[0]
-    assert np.array_equal(image.permute(1, 2, 0).numpy(), np.asarray(picture()))
+    assert np.array_equal(image.permute(1, 2, 0).numpy(), np.asarray(make_image()))
     assert target["class_labels"].tolist() == [1, 0]
     assert boxes_of(dataset) == [[10, 5, 30, 13], [0, 0, 5, 5]] and boxes_of(dataset, 1) == []
     assert dataset.image_hw(1) == (40, 50)
 
 
 def test_list_of_dicts_with_other_names():
-    """Protects the other layout, and the keys that data sets use."""
+    """The other layout, with alternative key names."""
     feature = {"bboxes": BOX, "label": CLASSES, "is_crowd": NUMBER, "area": Value("float32")}
     feature = List({**feature, "id": TEXT})
     entry = {"bboxes": [10, 5, 30, 13], "label": 1, "is_crowd": 0, "area": 7.5, "id": "a"}
@@ -67,14 +67,14 @@ def test_list_of_dicts_with_other_names():
 
 
 def test_normalized_boxes_use_each_images_size():
-    """Protects the third format."""
+    """Normalized boxes are scaled by the size of their image."""
     rows = [{"bbox": [[0.4, 0.225, 0.4, 0.2]], "category": [0]}]
     boxes = boxes_of(read_hf_dataset(make(rows, DICT_OF_LISTS), "cxcywh_normalized"))
     torch.testing.assert_close(torch.tensor(boxes), torch.tensor([[10.0, 5, 30, 13]]))
 
 
-def test_box_format_must_be_given_and_known():
-    """Protects from guessing: the Hub has all formats."""
+def test_box_format_is_required_and_checked():
+    """The format isn't guessed: all of them are used on the Hub."""
     with pytest.raises(TypeError, match="box_format"):
         read_hf_dataset(make(ROWS, DICT_OF_LISTS))
     with pytest.raises(ValueError, match="box_format is 'coco'"):
@@ -82,7 +82,7 @@ def test_box_format_must_be_given_and_known():
 
 
 def test_names_come_from_text_or_from_the_user():
-    """Protects categories that aren't ClassLabels."""
+    """Categories don't have to be ClassLabels."""
     text = make(
         [{"bbox": [[1, 1, 9, 9]] * 2, "category": ["dog", "ant"]}],
         {"bbox": List(BOX), "category": List(TEXT)},
@@ -96,14 +96,14 @@ def test_names_come_from_text_or_from_the_user():
     numbers = make(
         [{"bbox": [[1, 1, 9, 9]], "category": [7]}], {"bbox": List(BOX), "category": List(NUMBER)}
     )
-    with pytest.raises(ValueError, match=r"numbers without names, such as \['7'\]; give id2label"):
+    with pytest.raises(ValueError, match=r"numbers without names, such as \['7'\]; pass id2label"):
         read_hf_dataset(numbers, "coco_xywh")
     dataset = read_hf_dataset(numbers, "coco_xywh", id2label={"7": "owl"})
     assert dataset.id2label == {0: "owl"} and dataset.category_ids == (7,)
 
 
 def test_unknown_name_is_a_problem():
-    """Protects another split's classes from being lost."""
+    """Classes of another split aren't dropped silently."""
     feature = {"bbox": List(BOX), "category": List(TEXT)}
     data = make([{"bbox": [[1, 1, 9, 9]], "category": ["dog"]}], feature)
     with pytest.warns(UserWarning, match="category_id 'dog'"):
@@ -111,7 +111,7 @@ def test_unknown_name_is_a_problem():
 
 
 def test_sizes_and_ids_come_from_columns():
-    """Protects large data from having every header read, and the data's own image ids."""
+    """Image headers aren't read if the sizes are in columns."""
     more = {name: (values, NUMBER) for name, values in (("width", [50, 50]), ("height", [40, 40]))}
     more["image_id"] = ([8, 5], NUMBER)
     dataset = read_hf_dataset(make(ROWS, DICT_OF_LISTS, **more), "coco_xywh")
@@ -124,18 +124,21 @@ def test_sizes_and_ids_come_from_columns():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"objects_column": "boxes"}, r"no column \['boxes'\], only \['image', 'objects'\]"),
+        (
+            {"objects_column": "boxes"},
+            r"no column 'boxes'; its columns are \['image', 'objects'\]",
+        ),
         ({"image_column": "photo"}, r"no image column 'photo'; its image columns are \['image'\]"),
     ],
 )
 def test_missing_columns_are_named(arguments: dict, message: str):
-    """Protects from a typo."""
+    """The error lists the existing columns."""
     with pytest.raises(ValueError, match=message):
         read_hf_dataset(make(ROWS, DICT_OF_LISTS), "coco_xywh", **arguments)
 
 
-def test_two_keys_of_one_meaning_and_ragged_lists_are_refused():
-    """Protects from picking one, and from pairing boxes with other objects' classes."""
+def test_ambiguous_keys_and_lists_of_different_lengths_raise():
+    """Boxes aren't paired with the classes of other objects."""
     feature = {**DICT_OF_LISTS, "label": List(NUMBER)}
     rows = [{"bbox": [[1, 1, 9, 9]], "category": [1], "label": [0]}]
     with pytest.raises(ValueError, match=r"row 0 has objects with \['category', 'label'\]"):
@@ -145,18 +148,18 @@ def test_two_keys_of_one_meaning_and_ragged_lists_are_refused():
         read_hf_dataset(make(rows, DICT_OF_LISTS), "coco_xywh")
 
 
-def test_whole_dict_of_splits_is_refused():
-    """Protects from the commonest slip: load_dataset without split."""
+def test_dict_of_splits_raises():
+    """The error explains a call of load_dataset without split."""
     splits = datasets.DatasetDict({"train": make(ROWS, DICT_OF_LISTS)})
-    with pytest.raises(TypeError, match="DatasetDict; give one split"):
+    with pytest.raises(TypeError, match="DatasetDict; expected one split"):
         read_hf_dataset(splits, "coco_xywh")
 
 
-def test_broken_image_is_named_by_its_row():
-    """Protects the search for one bad row."""
+def test_error_of_invalid_image_has_the_row():
+    """The error names the row of an image that can't be read."""
     stream = io.BytesIO()
-    picture().save(stream, "PNG")
-    images = [{"bytes": stream.getvalue(), "path": None}, {"bytes": b"no image", "path": None}]
+    make_image().save(stream, "PNG")
+    images = [{"bytes": stream.getvalue(), "path": None}, {"bytes": b"not an image", "path": None}]
     features = Features({"image": Image(), "objects": DICT_OF_LISTS})
     data = datasets.Dataset.from_dict({"image": images, "objects": ROWS}, features=features)
     with pytest.warns(UserWarning, match="can't be read"):
@@ -166,8 +169,8 @@ def test_broken_image_is_named_by_its_row():
         dataset[1]
 
 
-def test_saved_data_set_is_loaded_and_pickles_small(tmp_path: Path):
-    """Protects `save_to_disk` folders, and workers from copies of the images."""
+def test_saved_data_set_is_loaded_and_pickled_without_images(tmp_path: Path):
+    """Folders of `save_to_disk` can be read, and workers get no copies of the images."""
     make(ROWS * 20, DICT_OF_LISTS).save_to_disk(tmp_path / "one")
     splits = datasets.DatasetDict({"train": make(ROWS, DICT_OF_LISTS)})
     splits.save_to_disk(tmp_path / "two")
@@ -177,8 +180,8 @@ def test_saved_data_set_is_loaded_and_pickles_small(tmp_path: Path):
     assert len(load_hf_dataset(str(tmp_path / "two"), "train")) == 2
 
 
-def test_missing_library_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch):
-    """Protects users without the extra."""
+def test_error_of_missing_library_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch):
+    """The library is optional."""
     data = make(ROWS, DICT_OF_LISTS)
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ImportError, match="pip install"):
@@ -198,7 +201,7 @@ def segmentation_data(mode: str, boxes: bool) -> Any:
     if boxes:
         stuff["bbox"], thing["bbox"], feature["bbox"] = [0, 0, 50, 40], [10, 5, 20, 8], BOX
     return datasets.Dataset.from_dict(
-        {"image": [picture()], "label": [label], "segments_info": [[stuff, thing]]},
+        {"image": [make_image()], "label": [label], "segments_info": [[stuff, thing]]},
         features=Features({"image": Image(), "label": Image(), "segments_info": List(feature)}),
     )
 
@@ -206,7 +209,7 @@ def segmentation_data(mode: str, boxes: bool) -> Any:
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 @pytest.mark.parametrize("boxes", [True, False])
 def test_segments_have_masks_and_boxes(mode: str, boxes: bool):
-    """Protects the panoptic layout: colour and gray maps, with and without boxes."""
+    """The panoptic layout can be read with RGB and gray maps, with and without boxes."""
     dataset = read_hf_segmentation(
         segmentation_data(mode, boxes), id2label={1: "dog", 4: "sky"}, stuff_ids=[4]
     )

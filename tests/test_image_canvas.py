@@ -1,4 +1,4 @@
-"""Protects how images of different sizes come onto one canvas; pixels: test_image_processing."""
+"""Batching of images of different sizes on a canvas."""
 
 import torch
 
@@ -13,7 +13,7 @@ from hf_detr.image_canvas import (
 
 
 def test_groups_of_equal_images() -> None:
-    """Protects batches: equal shape and dtype together, in order, or each alone, as on the CPU."""
+    """Images of equal shape and dtype form a group, but on the CPU each image is one."""
     images = [torch.zeros(3, 2, 2), torch.zeros(3, 2, 3), torch.zeros(3, 2, 2)]
     assert group_by_shape(images, disable_grouping=None) == [[0], [1], [2]]
     on_meta = [image.to("meta") for image in images]
@@ -25,7 +25,7 @@ def test_groups_of_equal_images() -> None:
 
 
 def test_bytes_are_stacked_channels_last() -> None:
-    """Protects the memory layout that makes resizing fast, and the values in it."""
+    """uint8 images have the memory layout that makes resizing fast."""
     images = [torch.randint(256, (3, 4, 5), dtype=torch.uint8) for _ in range(2)]
     stacked = stack_images(images)
     assert stacked.is_contiguous(memory_format=torch.channels_last)
@@ -37,7 +37,7 @@ def test_bytes_are_stacked_channels_last() -> None:
 
 
 def test_pixels_in_blocks() -> None:
-    """Protects images of more rows than are finished at once: every row, and each once."""
+    """All rows of images with several blocks are written."""
     settings = {
         "do_rescale": True,
         "rescale_factor": 1 / 255,
@@ -53,7 +53,7 @@ def test_pixels_in_blocks() -> None:
 
 
 def test_mask_and_margins() -> None:
-    """Protects 1 on real pixels and 0 on padding, at the bottom and the right."""
+    """The mask is 1 on real pixels and 0 on padding, at the bottom and the right."""
     mask = make_pixel_mask([(2, 3), (1, 1)], (2, 4), torch.device("cpu"))
     assert mask.tolist() == [[[1, 1, 1, 0], [1, 1, 1, 0]], [[1, 0, 0, 0], [0, 0, 0, 0]]]
     canvas = torch.ones(2, 3, 3)

@@ -1,4 +1,4 @@
-"""The image processor: pixels and files of transformers, targets of the real image, refusals."""
+"""The image processor: pixels and files as in transformers, targets of unpadded images, errors."""
 
 import json
 import math
@@ -37,7 +37,7 @@ def record(image_id: int = 1, bbox: tuple[float, ...] = (10, 5, 20, 8)) -> dict:
     return {"image_id": image_id, "annotations": [{"bbox": list(bbox), "category_id": 3}]}
 
 
-# --- the same as transformers ---------------------------------------------------------------------
+# --- equality with transformers -------------------------------------------------------------------
 
 
 def load_reference(folder: Path) -> tuple[dict, dict[str, torch.Tensor]]:
@@ -49,7 +49,7 @@ def load_reference(folder: Path) -> tuple[dict, dict[str, torch.Tensor]]:
 
 @pytest.mark.parametrize("folder", [FIXTURES, REFERENCE / "ops"], ids=["fixture", "reference"])
 def test_recorded_outputs_of_transformers(folder):
-    """Protects pixels, masks and targets against recorded ones; targets differ by the padding."""
+    """Pixels, masks and targets equal the recorded ones; boxes differ by the padding."""
     case, tensors = load_reference(folder)
     images = [tensors["image/0"].numpy(), tensors["image/1"].numpy()]
     for name, settings in case["settings"].items():
@@ -68,7 +68,7 @@ def test_recorded_outputs_of_transformers(folder):
 
 @pytest.mark.parametrize("folder", [FIXTURES, REFERENCE / "ops"], ids=["fixture", "reference"])
 def test_recorded_panoptic_targets_of_transformers(folder, tmp_path):
-    """Protects panoptic targets against recorded ones: every pixel; boxes but for padding."""
+    """Panoptic targets equal the recorded ones; boxes differ by the padding."""
     case, tensors = load_reference(folder)
     images = [tensors["image/0"].numpy(), tensors["image/1"].numpy()]
     for index, annotation in enumerate(case["panoptic_annotations"]):
@@ -100,9 +100,9 @@ def recorded_label(
 
 
 def check_label(label: dict, expected: dict, settings: dict) -> None:
-    """The same as transformers' label, but for `size` and boxes that are relative to the canvas."""
+    """Compare with a label of transformers, whose `size` and boxes refer to the canvas."""
     assert set(label) == set(expected)
-    if "masks" in expected:  # bytes in transformers where it doesn't resize them
+    if "masks" in expected:  # in transformers bytes, unless resized
         expected = {**expected, "masks": expected["masks"].bool()}
     for key in set(expected) - {"area", "boxes", "size"}:
         torch.testing.assert_close(label[key], expected[key], rtol=0, atol=0)
@@ -114,7 +114,7 @@ def check_label(label: dict, expected: dict, settings: dict) -> None:
 
 
 def test_boxes_equal_the_official_ones():
-    """Protects decision 4 against the official code's own boxes and pixels of one image."""
+    """Boxes and pixels of an image equal those of the official code."""
     path = REFERENCE / "ops" / "image_transform.safetensors"
     if not path.exists():
         pytest.skip(f"{path} is not there")
@@ -141,7 +141,7 @@ def test_boxes_equal_the_official_ones():
             torch.testing.assert_close(label[key], tensors[f"{expected}/{key}"], rtol=1e-5, atol=0)
         assert torch.equal(label["size"], tensors[f"{expected}/size"])
         height, width = label["size"].tolist()
-        # PIL rounds now and then to the other of two neighbouring bytes: 1/255/0.224 = 0.0175.
+        # PIL sometimes rounds to the next byte: 1/255/0.224 = 0.0175.
         torch.testing.assert_close(
             inputs["pixel_values"][0, :, :height, :width],
             tensors[f"{expected}/pixel_values"],
@@ -170,13 +170,13 @@ SETTINGS = [
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 @pytest.mark.parametrize("return_tensors", ["pt", "np"])
 def test_same_pixels_as_the_installed_transformers(settings, return_tensors):
-    """Protects drop-in use: every setting gives the same values, types and shapes."""
+    """Values, types and shapes are equal for all settings."""
     settings = {"size": SIZE, **settings}
     images = random_images((37, 50), (45, 40), (37, 50), (3, 70))
     ours = DetrImageProcessor(**settings)(images, return_tensors=return_tensors)
     peer = PeerImageProcessor(**settings)(images, return_tensors=return_tensors)
     assert set(ours) == set(peer) == {"pixel_values", "pixel_mask"}
-    # Without rescaling values reach a thousand, where 2e-7 of them is float32's own step.
+    # Without rescaling, values reach 1000, where the precision of float32 is 2e-7 times the value.
     rtol = 0 if settings.get("do_rescale", True) else 2e-7
     for key in peer:
         assert type(ours[key]) is type(peer[key]) and ours[key].dtype == peer[key].dtype
@@ -185,8 +185,8 @@ def test_same_pixels_as_the_installed_transformers(settings, return_tensors):
         )
 
 
-def test_full_size_photograph_has_transformers_pixels():
-    """Protects the fast path at the default size, 640 x 480 to 1066 x 800."""
+def test_full_size_image_has_transformers_pixels():
+    """Pixels are equal at the default size, 640 x 480 to 1066 x 800."""
     images = random_images((480, 640))
     ours = DetrImageProcessor()(images, return_tensors="pt")
     peer = PeerImageProcessor()(images, return_tensors="pt")
@@ -195,8 +195,8 @@ def test_full_size_photograph_has_transformers_pixels():
     torch.testing.assert_close(ours["pixel_values"], peer["pixel_values"], rtol=0, atol=1e-6)
 
 
-def test_unit_floats_equal_what_transformers_gives_without_rescaling():
-    """Protects float images in 0 … 1 from being rescaled twice, also beside bytes in one batch."""
+def test_unit_floats_equal_transformers_without_rescaling():
+    """Float images in 0 … 1 aren't rescaled twice, also in a batch with uint8 images."""
     pixels = torch.rand(3, 30, 40)
     image = random_images((30, 40))[0]
     ours = DetrImageProcessor(size=SIZE)([pixels, image], return_tensors="pt")["pixel_values"]
@@ -237,8 +237,8 @@ OLD_HUB_FILE = {
         ({"crop_size": None, "data_format": "channels_first", "do_center_crop": None}, {}),
     ],
 )
-def test_reads_files_of_every_age_as_transformers_does(tmp_path, content, expected):
-    """Protects the processor files on the Hub, the oldest included."""
+def test_reads_files_of_all_versions_as_transformers(tmp_path, content, expected):
+    """All processor files on the Hub can be read."""
     path = tmp_path / "preprocessor_config.json"
     path.write_text(json.dumps({**content, "image_processor_type": "DetrFeatureExtractor"}))
     ours = DetrImageProcessor.from_pretrained(tmp_path)
@@ -260,7 +260,7 @@ def test_reads_files_of_every_age_as_transformers_does(tmp_path, content, expect
 
 @pytest.mark.parametrize("version", ["v4.57", "v5.23"])
 def test_reads_recorded_files(version):
-    """Protects files as two versions of transformers wrote them, and that nothing is lost."""
+    """Files of two versions of transformers are read completely."""
     path = REFERENCE / f"transformers/detr-object-detection/preprocessor_config_{version}.json"
     if not path.exists():
         pytest.skip(f"{path} is not there")
@@ -270,8 +270,8 @@ def test_reads_recorded_files(version):
     assert rewritten == {key: value for key, value in written.items() if value is not None}
 
 
-def test_what_it_writes_is_what_transformers_writes_and_reads(tmp_path):
-    """Protects published processors from needing hf_detr."""
+def test_written_files_equal_those_of_transformers(tmp_path):
+    """Published processors don't require hf_detr."""
     settings = {"size": 64, "max_size": 90, "do_pad": False, "pad_size": {"height": 9, "width": 9}}
     ours = DetrImageProcessor(**settings)
     assert json.loads(ours.to_json_string()) == json.loads(
@@ -286,7 +286,7 @@ def test_what_it_writes_is_what_transformers_writes_and_reads(tmp_path):
 
 
 def test_settings_can_be_given_for_one_call():
-    """Protects the processor's own settings from those of a call."""
+    """Settings of a call don't change the processor."""
     processor = DetrImageProcessor(size=SIZE)
     image = random_images((30, 40))[0]
     before = processor.to_json_string()
@@ -297,8 +297,8 @@ def test_settings_can_be_given_for_one_call():
         processor(image, image_std=[1.0, 1.0, 0.0])
 
 
-def test_none_in_a_call_is_the_processors_own_setting():
-    """Protects callers that pass options on: None would mean False, and unscaled pixels."""
+def test_none_in_a_call_uses_the_setting_of_the_processor():
+    """None doesn't mean False."""
     processor = DetrImageProcessor(size=SIZE, pad_size={"height": 200, "width": 200})
     image = random_images((30, 40))[0]
     none = dict.fromkeys(
@@ -317,8 +317,8 @@ def test_none_in_a_call_is_the_processors_own_setting():
 # --- batches --------------------------------------------------------------------------------------
 
 
-def test_padding_is_zero_below_and_right_and_masked():
-    """Protects the model from padding that looks like pixels; the margins start uninitialised."""
+def test_padding_is_zero_and_masked():
+    """The padding at the bottom and the right is 0, although the canvas isn't initialized."""
     images = random_images((30, 40), (40, 30), (20, 20))
     inputs = DetrImageProcessor(do_resize=False)(images, return_tensors="pt")
     assert inputs["pixel_mask"].dtype == torch.int64
@@ -336,8 +336,8 @@ def test_padding_is_zero_below_and_right_and_masked():
         )
 
 
-def test_an_image_gives_the_same_pixels_alone_and_in_any_batch():
-    """Protects grouping by shape: order kept, nothing mixed up."""
+def test_pixels_do_not_depend_on_the_batch():
+    """Grouping by shape keeps the order of images."""
     images = random_images((30, 40), (40, 30), (30, 40), (40, 30), (30, 40))
     processor = DetrImageProcessor(size={"height": 50, "width": 60})
     batch = processor(images, return_tensors="pt")["pixel_values"]
@@ -349,7 +349,7 @@ def test_an_image_gives_the_same_pixels_alone_and_in_any_batch():
 
 
 def test_without_padding():
-    """Protects `do_pad=False`: no mask; mixed sizes are refused in words."""
+    """With `do_pad=False` there is no mask, and different sizes raise."""
     processor = DetrImageProcessor(size=SIZE, do_pad=False)
     assert set(processor(random_images((30, 40), (30, 40)), return_tensors="pt")) == {
         "pixel_values"
@@ -358,8 +358,8 @@ def test_without_padding():
         processor(random_images((30, 40), (40, 30)), return_tensors="pt")
 
 
-def test_bad_images_are_named():
-    """Protects people from searching a batch; details are in test_image_reading.py."""
+def test_invalid_images_raise():
+    """The error has the index of the image; see test_image_reading.py."""
     images: list = random_images((30, 40), (30, 40))
     with pytest.raises(ValueError, match="image 2 .*NaN"):
         DetrImageProcessor()([*images, torch.full((3, 5, 6), torch.nan)])
@@ -367,8 +367,8 @@ def test_bad_images_are_named():
         DetrImageProcessor()([*images, np.zeros((3, 480, 3), np.uint8)])
 
 
-def test_normalised_tensors_can_be_padded_only():
-    """Protects people who normalise themselves: nothing is assumed of the values."""
+def test_normalized_tensors_can_be_padded():
+    """Without rescaling and normalizing, any values are valid."""
     images = [torch.randn(3, 20, 30), torch.randn(3, 25, 20)]
     processor = DetrImageProcessor(do_resize=False, do_rescale=False, do_normalize=False)
     pixels = processor(images, return_tensors="pt")["pixel_values"]
@@ -379,7 +379,7 @@ def test_normalised_tensors_can_be_padded_only():
 
 @pytest.mark.parametrize("do_convert_rgb", [None, True])
 def test_transparency_as_in_transformers(do_convert_rgb):
-    """Protects both meanings of alpha: dropped as in its loader, blended onto white if asked."""
+    """Alpha is dropped, or blended onto white with `do_convert_rgb`."""
     pixels = GENERATOR.integers(0, 256, (30, 40, 4), dtype=np.uint8)
     image = PIL.Image.fromarray(pixels)
     ours = DetrImageProcessor(do_resize=False, do_convert_rgb=do_convert_rgb)
@@ -393,8 +393,8 @@ def test_transparency_as_in_transformers(do_convert_rgb):
     )
 
 
-def test_device_is_honoured():
-    """Protects processing where the model is; the meta device stands in for an accelerator."""
+def test_device_is_used():
+    """Images are processed on the given device; the meta device replaces an accelerator."""
     image = torch.randint(0, 256, (3, 30, 40), dtype=torch.uint8)
     inputs = DetrImageProcessor(size=SIZE)(image, record(), device="meta", return_tensors="pt")
     tensors = [inputs["pixel_values"], inputs["pixel_mask"], *inputs["labels"][0].values()]
@@ -405,7 +405,7 @@ def test_device_is_honoured():
 
 
 def test_targets_of_a_padded_batch_are_relative_to_each_image():
-    """Protects decision 4 through the whole processor, and `size` and `orig_size`."""
+    """Boxes, `size` and `orig_size` don't depend on the padding."""
     images = random_images((30, 40), (80, 40))
     inputs = DetrImageProcessor(size=SIZE)(images, [record(1), record(2)], return_tensors="pt")
     assert inputs["pixel_values"].shape == (2, 3, 100, 85)
@@ -418,7 +418,7 @@ def test_targets_of_a_padded_batch_are_relative_to_each_image():
 
 
 def test_targets_in_pixels_of_the_resized_image():
-    """Protects `do_convert_annotations=False`: corners in pixels, not normalised."""
+    """With `do_convert_annotations=False`, boxes are corners in pixels."""
     image = random_images((30, 40))[0]
     processor = DetrImageProcessor(size={"height": 60, "width": 120}, do_convert_annotations=False)
     (label,) = processor(image, record(), return_tensors="pt")["labels"]
@@ -426,8 +426,8 @@ def test_targets_in_pixels_of_the_resized_image():
     torch.testing.assert_close(label["boxes"], expected, rtol=0, atol=1e-4)
 
 
-def test_exif_orientation_is_what_annotations_refer_to():
-    """Protects boxes on photographs of phones: `orig_size` is that of the upright image."""
+def test_annotations_refer_to_the_upright_image():
+    """`orig_size` is the size with the EXIF orientation applied."""
     image = random_images((30, 40))[0]
     image.getexif()[0x0112] = 6
     (label,) = DetrImageProcessor(size=SIZE)(image, record(), return_tensors="pt")["labels"]
@@ -440,7 +440,7 @@ def test_exif_orientation_is_what_annotations_refer_to():
     ("return_tensors", "kind"), [(None, torch.Tensor), ("pt", torch.Tensor), ("np", np.ndarray)]
 )
 def test_return_tensors(return_tensors, kind):
-    """Protects the types of inputs and labels."""
+    """Inputs and labels have the requested types."""
     inputs = DetrImageProcessor(size=SIZE)(
         random_images((30, 40)), [record()], return_tensors=return_tensors
     )
@@ -448,8 +448,8 @@ def test_return_tensors(return_tensors, kind):
     assert len(values) == 9 and all(isinstance(value, kind) for value in values)
 
 
-def test_annotations_that_do_not_fit_the_images():
-    """Protects from pairing images with the annotations of others."""
+def test_annotations_that_do_not_match_the_images_raise():
+    """Images aren't paired with the annotations of other images."""
     images = random_images((30, 40), (30, 40))
     with pytest.raises(ValueError, match="1 annotations for 2 images"):
         DetrImageProcessor()(images, record())
@@ -472,7 +472,7 @@ MASK_SETTINGS = [
 
 
 def mask_annotation(image_id: int, height: int, width: int) -> dict:
-    """Polygons of random triangles and, in the middle, an object of two parts; no crowds."""
+    """Make an annotation with random triangles and an object with two parts."""
     triangles = GENERATOR.uniform(0, (width, height), (4, 3, 2)).round(2)
     parts = [[triangle.ravel().tolist()] for triangle in triangles]
     parts.insert(2, parts[0] + parts[3])
@@ -486,7 +486,7 @@ def mask_annotation(image_id: int, height: int, width: int) -> dict:
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools
 @pytest.mark.parametrize("settings", MASK_SETTINGS, ids=str)
 def test_masks_of_polygons_equal_transformers(settings):
-    """Protects masks through reading, resizing and padding, where transformers has pycocotools."""
+    """Masks are equal after reading, resizing and padding."""
     pytest.importorskip("pycocotools", reason="transformers reads polygons with pycocotools")
     sizes_hw = [(37, 50), (45, 40)]
     images = random_images(*sizes_hw)
@@ -498,7 +498,7 @@ def test_masks_of_polygons_equal_transformers(settings):
 @pytest.mark.parametrize("return_masks", [None, True, False])
 @pytest.mark.parametrize("settings", MASK_SETTINGS, ids=str)
 def test_panoptic_targets_equal_transformers(settings, return_masks, tmp_path):
-    """Protects panoptic targets, crowds kept, and when there are masks."""
+    """Panoptic targets are equal, with crowds, with and without masks."""
     sizes_hw = [(37, 50), (45, 40)]
     annotations = []
     for index, (height, width) in enumerate(sizes_hw):
@@ -533,7 +533,7 @@ def check_same_labels(
 
 
 def test_masks_are_padded_with_their_image():
-    """Protects the mask head: masks cover the canvas, and nothing beyond their own image."""
+    """Masks have the size of the canvas and are False on the padding."""
     images = random_images((30, 40), (80, 40))
     whole = [[0, 0, 40, 0, 40, 80, 0, 80]]
     annotations = [record(1), record(2)]
@@ -549,7 +549,7 @@ def test_masks_are_padded_with_their_image():
 
 @pytest.mark.parametrize("kind", [ConditionalDetrImageProcessor, DetrImageProcessor])
 def test_masks_in_numpy_and_on_devices(kind):
-    """Protects both ways that masks leave the processor."""
+    """Masks have the requested type and device."""
     image, annotation = random_images((30, 40))[0], mask_annotation(1, 30, 40)
     options = {"return_segmentation_masks": True, "do_resize": False}
     (label,) = kind()(image, annotation, return_tensors="np", **options)["labels"]
@@ -558,32 +558,32 @@ def test_masks_in_numpy_and_on_devices(kind):
     assert label["masks"].device.type == "meta"
 
 
-def test_bad_masks_are_named_by_image_and_annotation(tmp_path):
-    """Protects people from searching a batch; details are in the tests of both kinds of records."""
+def test_invalid_masks_raise(tmp_path):
+    """The error has the image id and the index of the annotation."""
     images = random_images((30, 40), (30, 40))
     with_mask = mask_annotation(1, 30, 40)
     with pytest.raises(ValueError, match="image_id 2, annotation 0 has no 'segmentation'"):
         DetrImageProcessor()(images, [with_mask, record(2)], return_segmentation_masks=True)
     broken = mask_annotation(2, 30, 40)
     broken["annotations"][3]["segmentation"] = {"size": [30, 40], "counts": "0P"}
-    with pytest.raises(ValueError, match="image_id 2, annotation 3 has .*break off"):
+    with pytest.raises(ValueError, match="image_id 2, annotation 3 has .*are truncated"):
         DetrImageProcessor()(images, [with_mask, broken], return_segmentation_masks=True)
     panoptic = {"image_id": 3, "file_name": "../a.png", "segments_info": []}
-    with pytest.raises(ValueError, match="image_id 3 has file_name '../a.png', which leads out"):
+    with pytest.raises(ValueError, match="image_id 3 has file_name '../a.png', which is outside"):
         DetrImageProcessor(format="coco_panoptic")(images[0], panoptic, masks_path=tmp_path)
 
 
-def test_format_and_masks_path_go_together(tmp_path):
-    """Protects from the other format's records, and from a folder that nobody reads."""
+def test_masks_path_requires_the_panoptic_format(tmp_path):
+    """`masks_path` isn't ignored, and records of the other format raise."""
     image = random_images((30, 40))[0]
     panoptic = {"image_id": 3, "file_name": "a.png", "segments_info": []}
     with pytest.raises(ValueError, match="format is 'coco_panoptic' and masks_path is None"):
         DetrImageProcessor(format="coco_panoptic")(image, panoptic)
-    with pytest.raises(ValueError, match="format is 'coco_detection' and masks_path is .*; give"):
+    with pytest.raises(ValueError, match="format is 'coco_detection' and masks_path is .*; pass"):
         DetrImageProcessor()(image, panoptic, masks_path=tmp_path)
-    with pytest.raises(ValueError, match="'coco_panoptic' reads 'segments_info'"):
+    with pytest.raises(ValueError, match="'coco_panoptic' requires 'segments_info'"):
         DetrImageProcessor()(image, panoptic)
-    # The format can be given for one call, and without annotations nothing needs a folder.
+    # The format can be set for one call, and without annotations no folder is required.
     write_png(tmp_path / "a.png", np.zeros((30, 40), int))
     (label,) = DetrImageProcessor(size=SIZE)(
         image, panoptic, format="coco_panoptic", masks_path=str(tmp_path)
@@ -592,8 +592,8 @@ def test_format_and_masks_path_go_together(tmp_path):
     assert "labels" not in DetrImageProcessor(format="coco_panoptic", size=SIZE)(image)
 
 
-def test_panoptic_files_survive(tmp_path):
-    """Protects processor files of panoptic checkpoints: the same content as transformers'."""
+def test_panoptic_files_equal_those_of_transformers(tmp_path):
+    """Processor files of panoptic checkpoints are written with the same content."""
     ours = DetrImageProcessor(format="coco_panoptic", size=SIZE)
     peer = PeerImageProcessor(format="coco_panoptic", size=SIZE)
     assert json.loads(ours.to_json_string()) == json.loads(peer.to_json_string())
@@ -608,7 +608,7 @@ def test_panoptic_files_survive(tmp_path):
 
 
 def test_detections_equal_transformers():
-    """Protects post-processing: pixels by (height, width), threshold, one label per query."""
+    """Boxes in pixels, threshold and labels are equal."""
     generator = torch.Generator().manual_seed(0)
     outputs = SimpleNamespace(
         logits=3 * torch.randn(2, 20, 6, generator=generator),
@@ -623,7 +623,7 @@ def test_detections_equal_transformers():
 
 
 def test_sigmoid_detections_equal_transformers():
-    """Protects Conditional DETR's post-processing: the best pairs, boxes of the right queries."""
+    """The best pairs of query and class are equal, with the boxes of the queries."""
     generator = torch.Generator().manual_seed(0)
     outputs = SimpleNamespace(
         logits=3 * torch.randn(2, 20, 6, generator=generator),
@@ -643,14 +643,14 @@ def test_sigmoid_detections_equal_transformers():
 
 
 def test_wrong_number_of_target_sizes():
-    """Protects from scaling boxes by another image's size."""
+    """Boxes aren't scaled by the size of another image."""
     outputs = SimpleNamespace(logits=torch.zeros(2, 5, 3), pred_boxes=torch.zeros(2, 5, 4))
     with pytest.raises(ValueError, match="1 entries for 2 images"):
         DetrImageProcessor().post_process_object_detection(outputs, target_sizes=[(30, 40)])
 
 
-def test_no_warning_in_ordinary_use():
-    """Protects logs: images and good annotations pass without a word."""
+def test_no_warning_for_valid_inputs():
+    """Images and valid annotations don't cause warnings."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         DetrImageProcessor(size=SIZE)(random_images((30, 40)), [record()], return_tensors="pt")

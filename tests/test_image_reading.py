@@ -1,4 +1,4 @@
-"""Every kind of image becomes three channels of the right values, or is refused by its index."""
+"""Conversion of all kinds of images to three channels, and errors that name the image."""
 
 import base64
 import io
@@ -43,7 +43,7 @@ def palette_with_transparency() -> PIL.Image.Image:
 
 
 def exif_rotated() -> PIL.Image.Image:
-    """Stored lying on its side; a viewer turns it by 90 degrees."""
+    """Make an image whose EXIF orientation is a rotation by 90 degrees."""
     image = PIL.Image.fromarray(RGB)
     image.getexif()[0x0112] = 6
     return image
@@ -82,10 +82,10 @@ def exif_rotated() -> PIL.Image.Image:
         "EXIF",
     ],
 )
-# Pillow is about to drop the mode argument of fromarray; LA has no other way.
+# The mode argument of fromarray is deprecated, but necessary for LA.
 @pytest.mark.filterwarnings("ignore:'mode' parameter:DeprecationWarning")
 def test_pil_modes(image, expected):
-    """Protects every mode that image files come in: never clipped, never an index error."""
+    """Images of all modes are converted without clipping."""
     assert_same(read_one(image), expected)
 
 
@@ -108,13 +108,13 @@ def test_pil_modes(image, expected):
     ],
 )
 def test_arrays_and_tensors_of_integers(image):
-    """Protects layouts, strides, byte orders and integer types."""
+    """All layouts, strides, byte orders and integer types are supported."""
     assert_same(read_one(image), chw(RGB))
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "I;16", "F"])
-def test_strips_are_the_whole(mode, monkeypatch):
-    """Protects large images, read in strips: the last is shorter, or a row is too long."""
+def test_reading_in_strips_gives_the_same_pixels(mode, monkeypatch):
+    """Large images are read in strips; the last may be shorter, or a row longer than a strip."""
     size = (7, 5)
     numbers = np.random.default_rng(0).integers(0, 256, (5, 7), dtype=np.uint8)
     if mode in ("I;16", "F"):
@@ -131,7 +131,7 @@ def test_strips_are_the_whole(mode, monkeypatch):
 
 
 def test_read_only_arrays_are_read_without_warning():
-    """Protects arrays from memory-mapped data sets; torch warns of them."""
+    """Memory-mapped arrays don't cause torch's warning."""
     frozen = RGB.copy()
     frozen.flags.writeable = False
     assert_same(read_one(frozen), chw(RGB))
@@ -139,25 +139,25 @@ def test_read_only_arrays_are_read_without_warning():
 
 @pytest.mark.parametrize("image", [GRAY, GRAY[None], GRAY[..., None], torch.from_numpy(GRAY)])
 def test_gray_arrays(image):
-    """Protects grayscale with and without a channel axis."""
+    """Gray images may have a channel dimension."""
     assert_same(read_one(image), gray3(GRAY))
 
 
 def test_sixteen_bits_are_scaled_by_rounding():
-    """Protects from clipping: 65535 is 255, and the nearest of 256 levels is taken."""
+    """Values are scaled and rounded to the nearest of 256 levels, not clipped."""
     values = np.array([[0, 128, 129, 257, 32768, 65406, 65407, 65535]], dtype=np.uint16)
     expected = torch.tensor([0, 0, 1, 1, 128, 254, 255, 255], dtype=torch.uint8)
     assert_same(read_one(values)[0, 0], expected)
 
 
 def test_booleans_are_black_and_white():
-    """Protects masks given as images."""
+    """Masks can be read as images."""
     assert read_one(np.array([[True, False]]))[:, 0].tolist() == [[255, 0]] * 3
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.longdouble])
 def test_floats_up_to_one_stay_and_up_to_255_are_divided(dtype):
-    """Protects from rescaling twice, or not at all."""
+    """Floats are rescaled once."""
     unit = (RGB / 255).astype(dtype)
     assert_same(read_one(unit), chw(unit.astype(np.float32)))
     assert_same(read_one(RGB.astype(dtype)), chw(RGB).float() / 255, atol=1e-7)
@@ -176,8 +176,8 @@ def test_floats_up_to_one_stay_and_up_to_255_are_divided(dtype):
         (-np.inf, 1.0, "infinite"),
     ],
 )
-def test_floats_of_unclear_or_impossible_range_are_refused(low, high, message):
-    """Protects the model from pixels that mean something else than it was trained on."""
+def test_floats_of_ambiguous_or_invalid_range_raise(low, high, message):
+    """The range of pixels isn't guessed."""
     image = np.full((5, 6, 3), 0.5, dtype=np.float32)
     image[2, 3], image[4, 0] = low, high
     with pytest.raises(ValueError, match=message) as error:
@@ -185,8 +185,8 @@ def test_floats_of_unclear_or_impossible_range_are_refused(low, high, message):
     assert str(error.value).startswith("image 1 ")
 
 
-def test_normalised_floats_pass_when_nothing_is_assumed():
-    """Protects pipelines that normalise themselves and only resize and pad here."""
+def test_normalized_floats_are_valid_without_range_check():
+    """Normalized images can be resized and padded."""
     image = torch.linspace(-2, 3, 60).reshape(3, 4, 5)
     assert_same(read_one(image, unit_floats=False, check_range=False), image)
     with pytest.raises(ValueError, match="NaN"):
@@ -194,8 +194,8 @@ def test_normalised_floats_pass_when_nothing_is_assumed():
 
 
 @pytest.mark.parametrize("shape", [(3, 3, 3), (3, 480, 3), (1, 5, 4), (4, 5, 1)])
-def test_ambiguous_layouts_are_refused_unless_told(shape):
-    """Protects from reading columns as colours."""
+def test_ambiguous_layouts_raise_without_input_data_format(shape):
+    """The layout isn't guessed."""
     image = GENERATOR.integers(0, 256, shape, dtype=np.uint8)
     with pytest.raises(ValueError, match="image 0 .*input_data_format"):
         read_images(image)
@@ -207,7 +207,7 @@ def test_ambiguous_layouts_are_refused_unless_told(shape):
 
 
 def test_layout_of_pil_images_is_never_ambiguous():
-    """Protects tiny PIL images, whose height could be a number of channels."""
+    """The height of a small PIL image isn't mistaken for the channels."""
     assert_same(read_one(PIL.Image.fromarray(RGB[:3, :3])), chw(RGB[:3, :3]))
     pixels = read_one(PIL.Image.fromarray(RGB[:3]), input_data_format="channels_first")
     assert_same(pixels, chw(RGB[:3]))
@@ -229,30 +229,30 @@ def test_layout_of_pil_images_is_never_ambiguous():
         (PIL.Image.fromarray(np.full((5, 6), 70000, np.int32)), ValueError, "70000"),
         (np.zeros((5, 6, 3), np.complex64), TypeError, "complex64"),
         (torch.zeros(3, 5, 6, dtype=torch.complex64), TypeError, "complex64"),
-        (np.full((5, 6), "a"), TypeError, "give integers"),
+        (np.full((5, 6), "a"), TypeError, "expected integers"),
         (None, TypeError, "NoneType"),
         (3.5, TypeError, "float"),
         (b"abc", TypeError, "bytes"),
         ("no/such/file.png", ValueError, "can't be opened"),
     ],
 )
-def test_what_is_no_image_is_refused_by_index(image, exception, message):
-    """Protects people from searching a batch for the bad image."""
+def test_invalid_images_raise(image, exception, message):
+    """The error has the index of the image."""
     with pytest.raises(exception, match=message) as error:
         read_images([RGB, GRAY, image])
     assert str(error.value).startswith("image 2 ")
 
 
 def test_wrong_layout_name_and_empty_batch():
-    """Protects from typing errors, and from empty batches that fail later."""
+    """Unknown layouts and empty batches raise."""
     with pytest.raises(ValueError, match="input_data_format is 'hwc'"):
         read_images(RGB, input_data_format="hwc")
-    with pytest.raises(ValueError, match="no images"):
+    with pytest.raises(ValueError, match="are no images"):
         read_images([])
 
 
 def test_lists_nested_lists_and_batched_arrays_keep_their_order():
-    """Protects the order of images, which annotations are matched to."""
+    """The order of images is that of the annotations."""
     images = [chw(RGB), chw(255 - RGB), chw(RGB // 2)]
     batch = torch.stack(images)
     for form in (images, tuple(images), [images[:1], images[1:]], batch, batch.numpy()):
@@ -261,7 +261,7 @@ def test_lists_nested_lists_and_batched_arrays_keep_their_order():
 
 
 def test_files_paths_and_base64(tmp_path):
-    """Protects reading by path: same pixels as the opened image, upright."""
+    """Files have the same upright pixels as opened images."""
     path = tmp_path / "image.png"
     exif_rotated().save(path, exif=exif_rotated().getexif())
     buffer = io.BytesIO()
@@ -273,8 +273,8 @@ def test_files_paths_and_base64(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg"])
-def test_truncated_files_are_refused(tmp_path, suffix):
-    """Protects from half images, given as a path or opened by PIL, which decodes late."""
+def test_truncated_files_raise(tmp_path, suffix):
+    """Truncated images raise as a path and as an opened PIL image."""
     noise = GENERATOR.integers(0, 256, (200, 200, 3), dtype=np.uint8)
     path = tmp_path / f"image.{suffix}"
     PIL.Image.fromarray(noise).save(path)
@@ -286,8 +286,8 @@ def test_truncated_files_are_refused(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("limit", [100, 60])
-def test_decompression_bombs_are_refused(tmp_path, monkeypatch, limit):
-    """Protects memory: files above PIL's limit are refused, also where PIL only warns."""
+def test_decompression_bombs_raise(tmp_path, monkeypatch, limit):
+    """Files above PIL's limit raise, also where PIL only warns."""
     path = tmp_path / "image.png"
     PIL.Image.fromarray(RGB).save(path)  # 143 pixels
     opened = PIL.Image.open(path)
@@ -300,8 +300,8 @@ def test_decompression_bombs_are_refused(tmp_path, monkeypatch, limit):
     opened.close()
 
 
-def test_alpha_is_blended_onto_white_when_asked():
-    """Protects `do_convert_rgb`: transparent is white, opaque unchanged, integers rounded."""
+def test_alpha_is_blended_onto_white_on_request():
+    """Transparent pixels become white, opaque ones are unchanged, integers are rounded."""
     alpha = ALPHA.astype(np.float64) / 255
     exact = torch.from_numpy((RGB * alpha + 255 * (1 - alpha)).transpose(2, 0, 1))
     for image in (PIL.Image.fromarray(RGBA), RGBA, chw(RGBA)):

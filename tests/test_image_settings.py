@@ -1,4 +1,4 @@
-"""Settings of the image processor: every form of size, and refusals in words."""
+"""Settings of the image processor: forms of size, and errors for invalid settings."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ TABLES = json.loads(FIXTURE.read_text())["sizes"]["tables"]
 
 @pytest.mark.parametrize("name", list(TABLES))
 def test_sizes_equal_transformers_tables(name):
-    """Protects the size rule on 122 sizes, those where the official rule differs included."""
+    """The size rule is that of transformers, also for sizes where the official one differs."""
     shortest, longest = (int(number) for number in name.split("/"))
     size = SizeDict(shortest_edge=shortest, longest_edge=longest)
     assert len(TABLES[name]) >= 40
@@ -35,7 +35,7 @@ def test_sizes_equal_transformers_tables(name):
     ],
 )
 def test_every_kind_of_size(size, image_hw, expected_hw):
-    """Protects the four kinds, and that no image is resized to nothing."""
+    """Resized images have at least one pixel."""
     assert resized_hw(image_hw, SizeDict(**size)) == expected_hw
 
 
@@ -53,7 +53,7 @@ def test_every_kind_of_size(size, image_hw, expected_hw):
     ],
 )
 def test_forms_of_size_in_files(arguments, expected):
-    """Protects old processor files, which give an int and `max_size`."""
+    """Old processor files have an int and `max_size`."""
     assert standard_size(*arguments) == expected
 
 
@@ -81,22 +81,22 @@ def test_forms_of_size_in_files(arguments, expected):
         ({"data_format": "channels_last"}, "data_format"),
     ],
 )
-def test_impossible_settings_are_refused_at_construction(setting, message):
-    """Protects from settings that would fail late or spoil pixels."""
+def test_invalid_settings_raise_at_construction(setting, message):
+    """Invalid settings don't fail later or change pixels silently."""
     with pytest.raises(ValueError, match=message):
         DetrImageProcessor(**setting)
 
 
-def test_canvas_is_the_largest_of_the_batch_or_as_told():
-    """Protects padding of mixed sizes: the largest height and the largest width."""
+def test_canvas_is_the_largest_of_the_batch_or_pad_size():
+    """Images are padded to the largest height and the largest width."""
     sizes_hw = [(3, 9), (7, 2)]
     assert padded_hw(sizes_hw, do_pad=True, pad_size=None) == (7, 9)
     assert padded_hw(sizes_hw, do_pad=True, pad_size=SizeDict(height=8, width=9)) == (8, 9)
     assert padded_hw([(3, 9)] * 2, do_pad=False, pad_size=None) == (3, 9)
 
 
-def test_images_that_do_not_fit_are_refused():
-    """Protects from cropping or stacking by accident."""
+def test_images_that_do_not_fit_raise():
+    """Images aren't cropped silently."""
     with pytest.raises(ValueError, match="image 1 is 7 x 2 .* fit into pad_size 6 x 9"):
         padded_hw([(3, 9), (7, 2)], do_pad=True, pad_size=SizeDict(height=6, width=9))
     with pytest.raises(ValueError, match="do_pad is False; set do_pad=True"):

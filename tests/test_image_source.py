@@ -1,4 +1,4 @@
-"""Image files: names stay in their folder, pixels come upright, errors name the file."""
+"""Image files: names inside their folder, upright pixels, errors that name the file."""
 
 from pathlib import Path
 
@@ -33,27 +33,27 @@ from .some_data import write_image
         7,
     ],
 )
-def test_file_names_that_leave_the_folder_are_refused(tmp_path: Path, name: object):
-    """Protects the user's other files from data sets of strangers, on every system."""
-    with pytest.raises(ValueError, match="no path inside the image folder"):
+def test_file_names_outside_the_folder_raise(tmp_path: Path, name: object):
+    """Untrusted data sets can't read other files of the user, on any operating system."""
+    with pytest.raises(ValueError, match="not a path inside the image folder"):
         ImageFolder(tmp_path, ["fine/1.png", name])
 
 
-def test_file_names_within_the_folder_are_fine(tmp_path: Path):
-    """Protects subfolders and odd but harmless names."""
+def test_file_names_inside_the_folder_are_valid(tmp_path: Path):
+    """Subfolders and unusual names are allowed."""
     folder = ImageFolder(tmp_path, ["a/b/1.png", "..1.png", "ü ..png"])
     assert len(folder) == 3 and folder.name(0) == str(tmp_path / "a/b/1.png")
 
 
-def test_missing_folder_is_named(tmp_path: Path):
-    """Protects from a thousand missing files instead of one wrong folder."""
-    with pytest.raises(FileNotFoundError, match="no image folder .*nowhere"):
+def test_missing_folder_raises(tmp_path: Path):
+    """A wrong folder is one error, not one for each missing file."""
+    with pytest.raises(FileNotFoundError, match="image folder .*nowhere' doesn't exist"):
         ImageFolder(tmp_path / "nowhere", [])
 
 
 @pytest.mark.parametrize("ending", ["jpg", "png", "tif", "webp"])
-def test_rotated_photograph_is_upright_in_size_and_pixels(tmp_path: Path, ending: str):
-    """Protects phone photographs: annotation tools show them upright."""
+def test_rotated_photo_has_upright_size_and_pixels(tmp_path: Path, ending: str):
+    """Annotation tools show photos with their EXIF orientation applied."""
     exif = PIL.Image.Exif()
     exif[0x0112] = 6
     PIL.Image.new("RGB", (50, 40)).save(tmp_path / f"1.{ending}", exif=exif)
@@ -64,7 +64,7 @@ def test_rotated_photograph_is_upright_in_size_and_pixels(tmp_path: Path, ending
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "1", "CMYK"])
 def test_every_mode_gives_three_contiguous_channels(tmp_path: Path, mode: str):
-    """Protects transforms from gray and transparent images."""
+    """Transforms get RGB for gray and transparent images too."""
     name = "1.tif" if mode == "CMYK" else "1.png"
     PIL.Image.new("RGB", (50, 40), (9, 9, 9)).convert(mode).save(tmp_path / name)
     pixels = read_pixels(ImageFolder(tmp_path, [name]), 0)
@@ -72,8 +72,8 @@ def test_every_mode_gives_three_contiguous_channels(tmp_path: Path, mode: str):
 
 
 def test_unreadable_images_are_named(tmp_path: Path):
-    """Protects the search for one bad file among thousands."""
-    (tmp_path / "text.png").write_text("no image")
+    """The error names the file, so that it can be found among thousands."""
+    (tmp_path / "text.png").write_text("not an image")
     whole = write_image(tmp_path / "whole.png")
     (tmp_path / "half.png").write_bytes(whole.read_bytes()[:2000])
     PIL.Image.fromarray(np.zeros((4, 5), dtype=np.float32)).save(tmp_path / "float.tif")
@@ -81,9 +81,9 @@ def test_unreadable_images_are_named(tmp_path: Path):
     for index in range(3):
         with pytest.raises(ValueError, match=f"{folder.name(index)} can't be read"):
             read_pixels(folder, index)
-    with pytest.raises(ValueError, match="32-bit floats"):
+    with pytest.raises(ValueError, match="32-bit float pixels"):
         read_pixels(folder, 3)
-    if PIL.features.check("avif"):  # whose reader has errors of its own
+    if PIL.features.check("avif"):  # its reader raises other errors
         write_image(tmp_path / "broken.avif")
         content = (tmp_path / "broken.avif").read_bytes()
         start = content.index(b"mdat") + 4
@@ -96,7 +96,7 @@ def test_unreadable_images_are_named(tmp_path: Path):
 
 
 def test_stamp_changes_with_the_file(tmp_path: Path):
-    """Protects the check's cache from outdated results."""
+    """The cache of the data check notices changed files."""
     folder = ImageFolder(tmp_path, ["1.png"])
     with pytest.raises(OSError):
         folder.stamp(0)
@@ -108,7 +108,7 @@ def test_stamp_changes_with_the_file(tmp_path: Path):
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "I;16"])
 def test_segment_ids_of_every_kind_of_map(tmp_path: Path, mode: str):
-    """Protects COCO's colour code and plain maps."""
+    """RGB maps in COCO's encoding, gray and palette maps are decoded."""
     ids = np.array([[0, 1, 2], [3, 200, 255]])
     if mode == "RGB":
         ids[1, 1] = 3 + 256 * 2 + 65536

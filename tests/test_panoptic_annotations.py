@@ -1,4 +1,4 @@
-"""Panoptic records to targets: ids from colours, official boxes, no way out of the folder."""
+"""Conversion of panoptic records to targets: ids, boxes, and file names inside the folder."""
 
 import re
 from pathlib import Path
@@ -13,7 +13,7 @@ from hf_detr.panoptic_annotations import prepare_panoptic_target
 
 HW = (4, 6)
 LARGE = 2 + 256 * 3 + 65536 * 4
-# Void, a block of 2 x 3, a block of large id, and an id that the record doesn't list.
+# Void, a block of 2 x 3, a block with a large id, and an id that isn't in the record.
 IDS = np.array(
     [
         [0, 7, 7, 7, 0, 0],
@@ -25,7 +25,7 @@ IDS = np.array(
 
 
 def write_png(path: Path, ids: np.ndarray) -> None:
-    """Write ids (H, W) as COCO's colours."""
+    """Write ids (H, W) as COCO's colors."""
     colors = np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=-1)
     PIL.Image.fromarray(colors.astype(np.uint8)).save(path)
 
@@ -47,7 +47,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_target_by_hand(folder):
-    """Protects id = R + 256 G + 65536 B, boxes, own and computed areas, crowds and the order."""
+    """Boxes, given and computed areas and crowds are in the order of the segments."""
     annotation = record(segment(LARGE, 5, iscrowd=1), segment(area=99, iscrowd=0))
     target = prepare_panoptic_target(annotation, HW, folder)
     expected = {
@@ -69,7 +69,7 @@ def test_target_by_hand(folder):
 
 @pytest.mark.filterwarnings("ignore:.*decoding and encoding.*:DeprecationWarning")  # torchvision
 def test_same_as_transformers(folder):
-    """Protects drop-in use on random maps, up to the largest ids: every key, every pixel."""
+    """Random maps with ids up to the largest give the same target."""
     generator = np.random.default_rng(0)
     for height, width in ((9, 9), (30, 50), (61, 40)):
         names = generator.choice(2**24 - 1, 5, replace=False) + 1
@@ -90,7 +90,7 @@ def test_same_as_transformers(folder):
 
 
 def test_no_segments(folder):
-    """Protects images of nothing but void: shapes (0, …), types as ever."""
+    """Images with only void have tensors of shape (0, …)."""
     target = prepare_panoptic_target(record(), HW, folder)
     assert target["masks"].shape == (0, 4, 6) and target["masks"].dtype == torch.bool
     assert target["boxes"].shape == (0, 4) and target["boxes"].dtype == torch.float32
@@ -98,7 +98,7 @@ def test_no_segments(folder):
 
 
 def test_segments_without_box_area_are_dropped_with_a_warning(folder):
-    """Protects the loss from boxes of no area, masks and classes from being shifted by the drop."""
+    """The masks and classes of these segments are dropped too."""
     annotation = record(segment(9), segment(7, 4))
     with pytest.warns(UserWarning, match="image_id 40: 1 of 2 boxes .* one pixel wide") as caught:
         target = prepare_panoptic_target(annotation, HW, folder)
@@ -106,8 +106,8 @@ def test_segments_without_box_area_are_dropped_with_a_warning(folder):
     assert torch.equal(target["masks"], torch.from_numpy(IDS == 7)[None])
 
 
-def test_subfolders_and_links_are_fine(folder):
-    """Protects folders by split, the image id under `id`, and the Hub's cache, whose files link."""
+def test_subfolders_and_links_are_valid(folder):
+    """Files in the Hub's cache are links; the image id may be `id`."""
     (folder / "train").mkdir()
     write_png(folder / "train" / "b.png", IDS)
     write_png(folder.parent / "blob.png", IDS)
@@ -120,11 +120,11 @@ def test_subfolders_and_links_are_fine(folder):
             assert target["boxes"].tolist() == [[1, 0, 3, 1]] and target["image_id"].item() == 1
 
 
-# Mistakes.
+# Errors.
 
 
-def test_file_names_that_lead_out_are_refused(folder):
-    """Protects files beside the folder from records of strangers."""
+def test_file_names_outside_the_folder_raise(folder):
+    """Untrusted records can't read other files of the user."""
     outside = folder.parent / "secret.png"
     write_png(outside, IDS)
     (folder.parent / "masks2").mkdir()
@@ -137,34 +137,36 @@ def test_file_names_that_lead_out_are_refused(folder):
         str(outside),
         str(folder / "a.png"),
     ):
-        message = re.escape(f"image_id 40 has file_name {file_name!r}, which leads out of")
+        message = re.escape(f"image_id 40 has file_name {file_name!r}, which is outside of")
         with pytest.raises(ValueError, match=f"^{message}"):
             prepare_panoptic_target(record(segment(), file_name=file_name), HW, folder)
 
 
 @pytest.mark.parametrize("file_name", [None, 5, "", "a\0.png"])
-def test_file_names_that_are_none(folder, file_name):
-    """Protects from records without a PNG."""
-    with pytest.raises(ValueError, match="image_id 40 has file_name .*; give that of its PNG"):
+def test_invalid_file_names_raise(folder, file_name):
+    """Each record requires a PNG file."""
+    with pytest.raises(
+        ValueError, match="image_id 40 has file_name .*; expected that of its PNG file"
+    ):
         prepare_panoptic_target(record(segment(), file_name=file_name), HW, folder)
 
 
-def test_folder_that_is_none(folder):
-    """Protects from blaming every record for a wrong `masks_path`."""
-    with pytest.raises(ValueError, match=r"masks_path '.*nowhere' is no folder"):
+def test_missing_folder_raises(folder):
+    """The error is about `masks_path`, not about a record."""
+    with pytest.raises(ValueError, match=r"masks_path '.*nowhere' is not a folder"):
         prepare_panoptic_target(record(segment()), HW, folder / "nowhere")
 
 
-def test_links_in_a_circle(folder):
-    """Protects from endless following."""
+def test_circular_links_raise(folder):
+    """Links aren't followed endlessly."""
     (folder / "one.png").symlink_to("two.png")
     (folder / "two.png").symlink_to("one.png")
     with pytest.raises(ValueError, match="image_id 40.*one.png"):
         prepare_panoptic_target(record(segment(), file_name="one.png"), HW, folder)
 
 
-def bad_files(folder: Path) -> dict[str, str]:
-    """Files that can't be used, and what is said of each."""
+def invalid_files(folder: Path) -> dict[str, str]:
+    """Write invalid files; return their names and error messages."""
     image = PIL.Image.open(folder / "a.png")
     image.convert("L").save(folder / "gray.png")
     image.convert("P").save(folder / "palette.png")
@@ -176,21 +178,21 @@ def bad_files(folder: Path) -> dict[str, str]:
     (folder / "cut.png").write_bytes((folder / "noise.png").read_bytes()[:90])
     (folder / "empty.png").write_bytes(b"")
     return {
-        "missing.png": "there is no such file; file_name is relative to masks_path",
-        "gray.png": "its mode is 'L'; give a PNG in 'RGB'",
-        "palette.png": "its mode is 'P'; give a PNG in 'RGB'",
-        "alpha.png": "its mode is 'RGBA'; give a PNG in 'RGB'",
+        "missing.png": "the file doesn't exist; file_name must be relative to masks_path",
+        "gray.png": "its mode is 'L'; expected 'RGB'",
+        "palette.png": "its mode is 'P'; expected 'RGB'",
+        "alpha.png": "its mode is 'RGBA'; expected 'RGB'",
         "jpeg.png": "cannot identify image file",
         "turned.png": "it is 4 x 6 pixels, but the upright image is 6 x 4 (width x height)",
         "cut.png": "truncated",
         "empty.png": "cannot identify image file",
-        ".": "there is no such file",
+        ".": "the file doesn't exist",
     }
 
 
-def test_bad_files_are_named_with_their_image(folder):
-    """Protects people from searching a hundred thousand PNGs for the broken one."""
-    for file_name, message in bad_files(folder).items():
+def test_invalid_files_raise(folder):
+    """The error has the image id and the file."""
+    for file_name, message in invalid_files(folder).items():
         with pytest.raises(ValueError) as error:
             prepare_panoptic_target(record(segment(), file_name=file_name), HW, folder)
         path = str((folder / file_name).resolve())
@@ -201,20 +203,20 @@ def test_bad_files_are_named_with_their_image(folder):
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (segment(0), "has id 0; give an integer from 1 to 16777215"),
-        (segment(2**24), "has id 16777216; give an integer from 1"),
-        (segment("7"), "has id '7'; give an integer"),
-        (segment(7), "has id 7 as an earlier segment has; ids are unique"),
-        (segment(8), "has id 8, which no pixel of the PNG has; its ids are [0, 7, 9, 262914]"),
-        (segment(9, -1), "has category_id -1; give an integer from 0"),
-        (segment(9, iscrowd=2), "has iscrowd 2; give 0 or 1"),
-        (segment(9, area=-1), "has area -1; give a finite number"),
-        ({"id": 9}, "has no 'category_id', only ['id']"),
-        ({"category_id": 9}, "has no 'id', only ['category_id']"),
+        (segment(0), "has id 0; expected an integer from 1 to 16777215"),
+        (segment(2**24), "has id 16777216; expected an integer from 1"),
+        (segment("7"), "has id '7'; expected an integer"),
+        (segment(7), "has the id 7 of an earlier segment; ids must be unique"),
+        (segment(8), "has id 8, but no pixel; the ids in the PNG file are [0, 7, 9, 262914]"),
+        (segment(9, -1), "has category_id -1; expected an integer >= 0"),
+        (segment(9, iscrowd=2), "has iscrowd 2; expected 0 or 1"),
+        (segment(9, area=-1), "has area -1; expected a finite number"),
+        ({"id": 9}, "has the keys ['id'], but no 'category_id'"),
+        ({"category_id": 9}, "has the keys ['category_id'], but no 'id'"),
     ],
 )
-def test_bad_segments_are_refused_by_image_and_index(folder, bad, message):
-    """Protects from void as an object, twins, and PNGs of other records."""
+def test_invalid_segments_raise(folder, bad, message):
+    """Void as an object, repeated ids and PNG files of other records raise."""
     with pytest.raises(ValueError) as error:
         prepare_panoptic_target(record(segment(), bad), HW, folder)
     assert re.match(r"image_id 40( \(a.png\))?, segments_info\[1\] ", str(error.value))
@@ -224,13 +226,21 @@ def test_bad_segments_are_refused_by_image_and_index(folder, bad, message):
 @pytest.mark.parametrize(
     ("bad", "error", "message"),
     [
-        ([record()], TypeError, "an annotation is a list; give one dict per image"),
-        ({"image_id": 40, "annotations": []}, ValueError, "'coco_detection' reads 'annotations'"),
-        (record(7), TypeError, r"image_id 40, segments_info\[0\] is a int; give a dict with 'id'"),
+        ([record()], TypeError, "an annotation is a list; expected a dict per image"),
+        (
+            {"image_id": 40, "annotations": []},
+            ValueError,
+            "'coco_detection' requires 'annotations'",
+        ),
+        (
+            record(7),
+            TypeError,
+            r"image_id 40, segments_info\[0\] is a int; expected a dict with 'id'",
+        ),
         ({**record(), "segments_info": None}, TypeError, "image_id 40: 'segments_info' is a None"),
     ],
 )
-def test_bad_records_are_refused_in_words(folder, bad, error, message):
-    """Protects from wrong nesting and from detection records."""
+def test_invalid_records_raise(folder, bad, error, message):
+    """Wrong nesting and detection records are explained."""
     with pytest.raises(error, match=message):
         prepare_panoptic_target(bad, HW, folder)

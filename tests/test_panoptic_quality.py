@@ -1,4 +1,4 @@
-"""Panoptic quality follows COCO: cases by hand, against hotcoco, and on two processes."""
+"""Panoptic quality: cases by hand, equality with hotcoco, distributed evaluation."""
 
 import json
 import math
@@ -20,14 +20,14 @@ CLASSES = {**THINGS, **STUFF}
 
 
 def record(rows: list[list[int]], *segments: tuple[int, ...]) -> dict[str, Any]:
-    """A map and its records, each given as (id, class) or (id, class, iscrowd)."""
+    """Make a map and its records from (id, class) or (id, class, iscrowd)."""
     keys = ("id", "category_id", "iscrowd")
     infos = [dict(zip(keys, segment, strict=False)) for segment in segments]
     return {"segmentation": torch.tensor(rows), "segments_info": infos}
 
 
 def quality(*images: tuple[dict[str, Any], dict[str, Any]]) -> dict[str, Any]:
-    """Results over images given as (prediction, target)."""
+    """Compute the quality over pairs (prediction, target)."""
     metric = PanopticQuality(CLASSES, THINGS)
     for image_id, (prediction, target) in enumerate(images):
         metric.update([image_id], [prediction], [target])
@@ -35,12 +35,12 @@ def quality(*images: tuple[dict[str, Any], dict[str, Any]]) -> dict[str, Any]:
 
 
 def counts(results: dict[str, Any], label_id: int) -> tuple[int, int, int]:
-    """TP, FP and FN of a class."""
+    """Return TP, FP and FN of a class."""
     return tuple(results["per_class"][label_id][name] for name in ("tp", "fp", "fn"))
 
 
 def test_perfect_prediction() -> None:
-    """Everything found at IoU 1 is 1, whatever the ids; means are over the classes that occur."""
+    """A perfect prediction has quality 1; means are over the classes that occur."""
     target = record([[7, 7, 0], [900, 900, 70000]], (7, 0), (900, 0), (70000, 2))
     prediction = record([[2, 2, 0], [3, 3, 1]], (1, 2), (2, 0), (3, 0))
     results = quality((prediction, target))
@@ -53,7 +53,7 @@ def test_perfect_prediction() -> None:
 
 
 def test_sums_by_hand() -> None:
-    """SQ = (3/4 + 1) / 2 and RQ = 2 / (2 + 1/2 + 2/2) from two hits, a vain one and two misses."""
+    """Two TP, one FP and two FN: SQ = (3/4 + 1) / 2 and RQ = 2 / (2 + 1/2 + 2/2)."""
     target = record([[1, 1, 1, 1, 2, 2, 3, 4, 4]], (1, 0), (2, 0), (3, 0), (4, 0))
     prediction = record([[1, 1, 1, 0, 2, 2, 0, 0, 3]], (1, 0), (2, 0), (3, 0))
     results = quality((prediction, target))
@@ -65,7 +65,7 @@ def test_sums_by_hand() -> None:
 
 
 def test_wrong_class_is_a_miss_and_a_false_positive() -> None:
-    """A segment of another class is no match; both classes then count with 0."""
+    """A segment of another class doesn't match; both classes have quality 0."""
     results = quality((record([[1, 1]], (1, 1)), record([[1, 1]], (1, 0))))
     assert counts(results, 0) == (0, 0, 1)
     assert counts(results, 1) == (0, 1, 0)
@@ -74,7 +74,7 @@ def test_wrong_class_is_a_miss_and_a_false_positive() -> None:
 
 
 def test_void_is_not_in_the_union() -> None:
-    """Pixels that nobody labelled don't lower the IoU: 2 / (2 + 2 - 2), not 2 / 4."""
+    """Unlabelled pixels don't decrease the IoU: 2 / (2 + 2 - 2), not 2 / 4."""
     target = record([[1, 1, 0, 0]], (1, 0))
     results = quality((record([[5, 5, 5, 5]], (5, 0)), target))
     assert counts(results, 0) == (1, 0, 0)
@@ -82,8 +82,8 @@ def test_void_is_not_in_the_union() -> None:
 
 
 @pytest.mark.parametrize(("num_void", "num_false"), [(2, 1), (3, 0)])
-def test_predictions_on_void_are_excused(num_void: int, num_false: int) -> None:
-    """A segment that lies on void with more than half of its pixels, not just half, is no fault."""
+def test_predictions_on_void_are_ignored(num_void: int, num_false: int) -> None:
+    """A segment with more than half of its pixels on void isn't a false positive."""
     target = record([[1] * 8 + [1] * (4 - num_void) + [0] * num_void], (1, 2))
     results = quality((record([[0] * 8 + [1] * 4], (1, 0)), target))
     if num_false:
@@ -93,8 +93,8 @@ def test_predictions_on_void_are_excused(num_void: int, num_false: int) -> None:
 
 
 @pytest.mark.parametrize(("label_id", "num_false"), [(0, 0), (1, 1)])
-def test_crowds_are_no_targets(label_id: int, num_false: int) -> None:
-    """A crowd is neither found nor missed, and excuses predictions of its own class only."""
+def test_crowds_are_not_targets(label_id: int, num_false: int) -> None:
+    """A crowd is neither TP nor FN; only predictions of its class on it are ignored."""
     target = record([[1, 1, 1, 2]], (1, 0, 1), (2, 2, 0))
     results = quality((record([[3, 3, 4, 5]], (3, label_id), (4, label_id), (5, 2)), target))
     assert counts(results, 2) == (1, 0, 0)
@@ -104,15 +104,15 @@ def test_crowds_are_no_targets(label_id: int, num_false: int) -> None:
         assert 0 not in results["per_class"]
 
 
-def test_void_and_crowds_excuse_together() -> None:
-    """One pixel of void, one each of two crowds and two others: three of five are excused."""
+def test_pixels_on_void_and_crowds_are_added() -> None:
+    """Three of five pixels are on void or one of two crowds."""
     target = record([[0, 1, 2, 3, 3]], (1, 0, 1), (2, 0, 1), (3, 2))
     results = quality((record([[1, 1, 1, 1, 1]], (1, 0)), target))
     assert set(results["per_class"]) == {2}  # the sky alone, which is missed
 
 
 def test_empty_images() -> None:
-    """Nothing true and nothing predicted counts nothing; an empty prediction misses all."""
+    """Empty images have no counts, and empty predictions miss all segments."""
     nothing = {"segmentation": torch.full((1, 2), -1.0), "segments_info": []}
     empty = quality((nothing, record([[0, 0]])))
     assert math.isnan(empty["pq"]) and empty["num_classes"] == 0 and empty["per_class"] == {}
@@ -122,7 +122,7 @@ def test_empty_images() -> None:
 
 
 def test_fused_segments_of_the_post_processing() -> None:
-    """Parts of one stuff segment come as several records of one id, and count once."""
+    """A fused segment, several records with the same id, counts once."""
     masks = torch.full((1, 3, 2, 4), -9.0)
     masks[0, 0, :, :2], masks[0, 1, :, 3], masks[0, 2, :, 2] = 9, 9, 9
     prediction = segment_maps(
@@ -142,7 +142,7 @@ def test_fused_segments_of_the_post_processing() -> None:
 
 
 def test_an_image_counts_once() -> None:
-    """What a sampler repeats to fill its last batch is left out; reset forgets what was seen."""
+    """Repeated images are ignored, and `reset` removes all images."""
     metric = PanopticQuality(CLASSES, THINGS)
     right, wrong = record([[1, 1]], (1, 0)), record([[1, 1]], (1, 1))
     metric.update([torch.tensor([3]), 3], [right, wrong], [right, right])
@@ -161,21 +161,21 @@ GOOD = record([[1, 2]], (1, 0), (2, 2))
         (record([[1, 4]], (1, 0)), r"prediction has pixels of the segments \[4\]"),
         (record([[1, -2]], (1, 0)), r"prediction has pixels of the segments \[-2\]"),
         (record([[1, 1]], (1, 0), (6, 0)), r"prediction has records of the segments \[6\]"),
-        (record([[1, 1]], (1, 4)), "segment 1 has class 4, which isn't in id2label"),
-        (record([[1, 1]], (1, 0), (1, 2)), "id 1 to segments of the classes 0 and 2"),
-        (record([[0, 1]], (0, 2), (1, 0)), "a segment of id 0; give ids from 1"),
+        (record([[1, 1]], (1, 4)), "segment 1 has class 4, which is not in id2label"),
+        (record([[1, 1]], (1, 0), (1, 2)), "id 1 for segments of the classes 0 and 2"),
+        (record([[0, 1]], (0, 2), (1, 0)), "a segment with id 0; expected ids >= 1"),
         ({"segmentation": torch.ones(1, 2)}, "prediction has no 'segments_info'"),
         ({**GOOD, "segmentation": torch.ones(3, 1, 2)}, r"shape \(3, 1, 2\)"),
     ],
 )
-def test_what_cannot_be_counted_is_refused(prediction: dict[str, Any], message: str) -> None:
-    """Maps and records that don't belong together are an error in words, with the image's id."""
+def test_invalid_predictions_raise(prediction: dict[str, Any], message: str) -> None:
+    """The error has the image id."""
     with pytest.raises(ValueError, match=message):
         quality((prediction, GOOD))
 
 
 def test_wrong_arguments() -> None:
-    """Things that are no classes, and lists of different lengths, are refused."""
+    """Things that aren't classes and lists of different lengths raise."""
     with pytest.raises(ValueError, match=r"thing_label_ids has \[9\]"):
         PanopticQuality(CLASSES, [0, 9])
     with pytest.raises(ValueError, match="1 image_ids, 1 predictions and 0 targets"):
@@ -183,7 +183,7 @@ def test_wrong_arguments() -> None:
 
 
 def random_images(number: int) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """Predictions and targets that overlap in many ways: with void, and a crowd now and then."""
+    """Make overlapping predictions and targets with void and some crowds."""
     random = np.random.default_rng(0)
     images = []
     for _ in range(number):
@@ -196,8 +196,7 @@ def random_images(number: int) -> list[tuple[dict[str, Any], dict[str, Any]]]:
         crowds = {int(classes[1]): 1} if random.random() < 0.5 else {}  # one per class at most
         pair = []
         for ids, labels in ((predicted, others), (true, classes)):
-            there = [int(i) for i in np.unique(ids) if i]
-            segments = [(i * 1000, int(labels[i])) for i in there]
+            segments = [(i * 1000, int(labels[i])) for i in np.unique(ids).tolist() if i]
             if labels is classes:
                 segments = [(*s, int(crowds.get(s[1]) == s[0] // 1000)) for s in segments]
             pair.append(record((ids * 1000).tolist(), *segments))
@@ -206,7 +205,7 @@ def random_images(number: int) -> list[tuple[dict[str, Any], dict[str, Any]]]:
 
 
 def write_coco(folder: Path, name: str, records: list[dict[str, Any]]) -> Path:
-    """COCO's panoptic format: a JSON file, and a folder of images with ids as colours."""
+    """Write COCO's panoptic format: a JSON file and a folder of PNG files."""
     (folder / name).mkdir()
     annotations = []
     for image_id, entry in enumerate(records):
@@ -228,8 +227,8 @@ def write_coco(folder: Path, name: str, records: list[dict[str, Any]]) -> Path:
     return path
 
 
-def test_agrees_with_hotcoco(tmp_path: Path) -> None:
-    """All numbers (1e-12) are those of another implementation that keeps to panopticapi's."""
+def test_equals_hotcoco(tmp_path: Path) -> None:
+    """All values equal those of hotcoco, which follows panopticapi (1e-12)."""
     panoptic = pytest.importorskip("hotcoco.panoptic", reason="hotcoco is not installed")
     images = random_images(60)
     predictions, targets = zip(*images, strict=True)
@@ -249,7 +248,7 @@ def test_agrees_with_hotcoco(tmp_path: Path) -> None:
 
 
 def evaluate_a_share(rank: int, folder: str) -> None:
-    """What each of two processes does: the second sees no image, then some, one of them again."""
+    """Run one of two processes; the second has no image first, then some and a repeated one."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2
@@ -266,8 +265,8 @@ def evaluate_a_share(rank: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
-def test_two_processes_are_as_one(tmp_path: Path) -> None:
-    """Every process gets what one process with all images gets (1e-12), padding dropped."""
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    """All processes get the result of one process with all images (1e-12)."""
     expected = quality(*random_images(7))
     torch.multiprocessing.spawn(evaluate_a_share, args=(str(tmp_path),), nprocs=2)
     for rank in range(2):

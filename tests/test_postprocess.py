@@ -1,4 +1,4 @@
-"""Protects post-processing: pixels of each image's own size, and a strict threshold."""
+"""Post-processing of detections: target sizes and threshold."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ SIZES = [(100, 200), (40, 10)]  # height, width
 
 
 def test_relative_boxes_by_hand() -> None:
-    """Protects corners in [0, 1] without target sizes, and which detections stay, in order."""
+    """Without target sizes, corners are in [0, 1], and the order is kept."""
     first, second = detections_per_image(SCORES, LABELS, BOXES, threshold=0.3)
     assert first["labels"].tolist() == [3, 1] and second["labels"].tolist() == [0, 5, 4]
     torch.testing.assert_close(first["scores"], torch.tensor([0.9, 0.5]), atol=0, rtol=0)
@@ -38,7 +38,7 @@ def test_relative_boxes_by_hand() -> None:
     ids=["tuples", "tensor", "float tensor", "lists", "list of tensors"],
 )
 def test_pixels_by_hand(target_sizes: Tensor | list) -> None:
-    """Protects (height, width), per image, in every form in which callers hold sizes."""
+    """Target sizes are (height, width) per image, in any form."""
     first, second = detections_per_image(SCORES, LABELS, BOXES, 0.3, target_sizes)
     expected = torch.tensor([[0.0, 0.0, 200.0, 100.0], [0.0, 40.0, 100.0, 60.0]])
     torch.testing.assert_close(first["boxes"], expected, atol=1e-4, rtol=0)
@@ -48,15 +48,15 @@ def test_pixels_by_hand(target_sizes: Tensor | list) -> None:
 
 
 def test_threshold_is_strict() -> None:
-    """Protects that a score equal to the threshold is dropped, so 0 drops impossible ones."""
+    """A score equal to the threshold is dropped."""
     first, second = detections_per_image(SCORES, LABELS, BOXES, threshold=0.5)
     assert first["labels"].tolist() == [3] and second["labels"].tolist() == [5]
     scores = torch.tensor([[0.0, 1e-6, 0.1]]).expand(2, -1)
     assert detections_per_image(scores, LABELS, BOXES, 0.0)[0]["labels"].tolist() == [1, 2]
 
 
-def test_nothing_found() -> None:
-    """Protects empty results with the usual shapes."""
+def test_no_detections() -> None:
+    """Empty results have the usual shapes."""
     for result in detections_per_image(SCORES, LABELS, BOXES, 0.95, SIZES):
         assert result["scores"].shape == result["labels"].shape == (0,)
         assert result["boxes"].shape == (0, 4)
@@ -64,14 +64,14 @@ def test_nothing_found() -> None:
 
 @pytest.mark.parametrize("target_sizes", [SIZES[:1], SIZES * 2, torch.tensor(SIZES[:1])])
 def test_wrong_number_of_sizes(target_sizes: Tensor | list) -> None:
-    """Protects from one size silently broadcast to all images."""
+    """One size isn't broadcast to all images."""
     message = f"target_sizes has {len(target_sizes)} entries for 2 images"
     with pytest.raises(ValueError, match=message):
         detections_per_image(SCORES, LABELS, BOXES, 0.5, target_sizes)
 
 
 def test_half_precision_predictions_keep_pixel_sizes() -> None:
-    """Protects sizes that half precision can't hold: 1333 pixels mustn't become 1336."""
+    """Boxes are scaled in float32: 1333 pixels don't become 1336."""
     boxes = torch.tensor([[[0.5, 0.5, 1.0, 1.0]]], dtype=torch.bfloat16)
     scores, labels = torch.ones(1, 1), torch.zeros(1, 1, dtype=torch.long)
     (result,) = detections_per_image(scores, labels, boxes, 0.5, [(801, 1333)])

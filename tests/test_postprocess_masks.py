@@ -1,4 +1,4 @@
-"""Protects segment maps: those that transformers recorded, by hand, and ids that stay apart."""
+"""Segment maps: equality with recorded results of transformers and the official code."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ SETTINGS = ("default", "loose", "strict", "nothing")
 
 @pytest.fixture(scope="module")
 def recorded(reference_dir: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What transformers made of one set of predictions."""
+    """Recorded results of transformers for one set of predictions."""
     path = reference_dir / "ops" / "segmentation_postprocess"
     info = json.loads(path.with_suffix(".json").read_text())
     return info, load_file(path.with_suffix(".safetensors"))
@@ -34,16 +34,12 @@ def maps_of(
     best_classes = scores, labels, labels != info["num_classes"]
     sizes = info["target_sizes"] if is_resized else None
     return segment_maps(
-        best_classes,
-        tensors["pred_masks"],
-        label_ids_to_fuse=fused,
-        target_sizes=sizes,
-        **settings,
+        best_classes, tensors["pred_masks"], label_ids_to_fuse=fused, target_sizes=sizes, **settings
     )
 
 
 def ids_are_consistent(segments: list[dict]) -> bool:
-    """Whether an id stands for one segment; transformers counts on from where it fused."""
+    """Whether ids are unique; transformers repeats ids after fused segments."""
     owners = {}
     for index, segment in enumerate(segments):
         owner = segment["label_id"] if segment["was_fused"] else -1 - index
@@ -62,7 +58,7 @@ def without_ids(segments: list[dict]) -> list[dict]:
 def test_segments_equal_transformers(
     recorded: tuple[dict, dict[str, Tensor]], kind: str, settings: str, size: str
 ) -> None:
-    """Protects maps, records and their order, at four settings, fused or not, resized or not."""
+    """Maps and records are equal at four settings, with and without fusing and resizing."""
     info, tensors = recorded
     name = f"Detr/{kind.format(settings)}"
     entry = info[f"{name}/{size}" if "panoptic" in kind else f"{name}/map/{size}"]
@@ -77,7 +73,7 @@ def test_segments_equal_transformers(
         if ids_are_consistent(segments):
             key = f"{name}/{size}/{image}" if "panoptic" in kind else f"{name}/map/{size}/{image}"
             assert [segment["id"] for segment in got] == [segment["id"] for segment in segments]
-            # Pixels where two queries tie may fall to either.
+            # Pixels with ties may be assigned to either query.
             differ = (result["segmentation"] != tensors[key]).float().mean()
             assert differ < 2e-3
         assert ids_are_consistent(got)
@@ -87,7 +83,7 @@ def test_segments_equal_transformers(
 def test_semantic_maps_equal_transformers(
     recorded: tuple[dict, dict[str, Tensor]], size: str
 ) -> None:
-    """Protects class maps."""
+    """Class maps are equal."""
     info, tensors = recorded
     probabilities = tensors["logits"].softmax(-1)[..., :-1]
     sizes = info["target_sizes"] if size == "resized" else None
@@ -98,7 +94,7 @@ def test_semantic_maps_equal_transformers(
 
 @pytest.mark.parametrize("return_scores", [False, True])
 def test_semantic_scores(return_scores: bool) -> None:
-    """Protects class scores, by hand: the sum over queries, and the map that belongs to it."""
+    """Scores are sums over queries, as computed by hand, and the map is their argmax."""
     probabilities = torch.tensor([[[0.5, 0.25], [0.0, 0.5]]])
     masks = torch.full((1, 2, 1, 2), -100.0)
     masks[0, 0, 0, 0] = masks[0, :, 0, 1] = 100.0
@@ -110,8 +106,8 @@ def test_semantic_scores(return_scores: bool) -> None:
     assert result.dtype == torch.int64 and result.tolist() == [[0, 1]]
 
 
-def test_padding_is_cut_off() -> None:
-    """Protects batches of images of unlike sizes: objects at the edge of an image stay there."""
+def test_padding_is_removed() -> None:
+    """In batches of different sizes, objects at the border of an image stay there."""
     masks = torch.full((1, 2, 2, 4), -20.0)
     masks[0, 0, :, 0] = masks[0, 1, :, 1] = 20.0  # left and right half; columns 2, 3 are padding
     pixel_mask = torch.zeros(1, 8, 16, dtype=torch.long)
@@ -130,12 +126,12 @@ def test_padding_is_cut_off() -> None:
 
 @pytest.mark.parametrize("threshold", ["0.85", "0.5", "0.999"])
 def test_merge_equals_official(recorded: tuple[dict, dict[str, Tensor]], threshold: str) -> None:
-    """Protects the paper's merge: every pixel, class and area of the original's."""
+    """All pixels, classes and areas are equal."""
     info, tensors = recorded
     scores, labels = tensors["logits"].softmax(-1).max(-1)
     best_classes = scores, labels, labels != info["num_classes"]
     for image, processed_hw in enumerate(info["processed_sizes"]):
-        # One by one: the original doesn't cut off the padding of a batch.
+        # One by one, because the official code doesn't remove the padding of a batch.
         one = slice(image, image + 1)
         (result,) = merged_maps(
             tuple(column[one] for column in best_classes),
@@ -155,7 +151,7 @@ def test_merge_equals_official(recorded: tuple[dict, dict[str, Tensor]], thresho
 
 
 def test_merge_by_hand() -> None:
-    """Protects stuff that becomes one, small segments that go, and their records."""
+    """Stuff is fused, and small segments are dropped."""
     masks = torch.zeros(1, 4, 1, 12)
     masks[0, 0, 0, :5] = masks[0, 1, 0, 5:7] = masks[0, 2, 0, 7:] = 9.0
     masks[0, 2, 0, 5:7] = 5.0  # second best where a small segment is
@@ -176,7 +172,7 @@ def test_merge_by_hand() -> None:
 
 
 def test_run_lengths_equal_transformers(recorded: tuple[dict, dict[str, Tensor]]) -> None:
-    """Protects the run-length encoding that `return_coco_annotation` asks for."""
+    """`return_coco_annotation` returns the same run lengths."""
 
     def encode(segmentation: Tensor) -> list[list[int]]:
         (result,) = encode_segments([{"segmentation": segmentation, "segments_info": [{}]}])
@@ -189,8 +185,8 @@ def test_run_lengths_equal_transformers(recorded: tuple[dict, dict[str, Tensor]]
     assert encode(torch.tensor([[0, 1, 1], [1, 0, 2]])) == [[1, 1, 5, 1], [2, 3], [6, 1]]
 
 
-def test_fused_segments_leave_other_ids_alone() -> None:
-    """Protects a new segment after a fused one from taking another's id."""
+def test_segments_after_fused_ones_have_new_ids() -> None:
+    """Ids aren't repeated after a fused segment."""
     masks = torch.full((1, 4, 1, 4), -20.0)
     masks[0, range(4), 0, range(4)] = 20.0  # each query owns a pixel
     labels = torch.tensor([[7, 1, 7, 2]])  # sky, cat, sky, dog
@@ -200,8 +196,8 @@ def test_fused_segments_leave_other_ids_alone() -> None:
     assert [segment["id"] for segment in result["segments_info"]] == [1, 2, 1, 3]
 
 
-def test_nothing_found() -> None:
-    """Protects images without objects, and a number of sizes that isn't that of the images."""
+def test_no_segments() -> None:
+    """Images without objects have empty results, and a wrong number of sizes raises."""
     labels, is_object = torch.zeros(1, 3, dtype=torch.long), torch.zeros(1, 3, dtype=torch.bool)
     best_classes, masks = (torch.ones(1, 3), labels, is_object), torch.zeros(1, 3, 2, 2)
     for make in (segment_maps, merged_maps):

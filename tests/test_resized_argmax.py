@@ -1,4 +1,4 @@
-"""Protects the largest map at each pixel: as if all were resized, cut and compared."""
+"""Argmax of resized maps: equality with resizing all maps."""
 
 from collections.abc import Callable
 
@@ -14,7 +14,7 @@ from hf_detr.resized_argmax import make_resizings, resized_argmax, resized_maps
 
 
 def random_maps(count: int, height: int, width: int, coarse: int) -> Tensor:
-    """Maps (n, h, w) that change over `coarse` pixels, so that each is the largest somewhere."""
+    """Make maps (n, h, w) that vary over `coarse` pixels; each is the largest somewhere."""
     generator = torch.Generator().manual_seed(0)
     size = height // coarse + 2, width // coarse + 2
     maps = torch.randn(1, count, *size, generator=generator)
@@ -28,10 +28,10 @@ def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
 @pytest.mark.parametrize("coarse", [1, 12])
 @pytest.mark.parametrize("size", [None, (250, 401), (20, 31), (61, 33), (1, 1)])
 @pytest.mark.parametrize("function", [torch.sigmoid, torch.negative])
-def test_as_if_all_were_resized(
+def test_equals_argmax_of_all_resized_maps(
     size: tuple[int, int] | None, coarse: int, function: Callable[[Tensor], Tensor]
 ) -> None:
-    """Protects winners and counts: rough and smooth maps, larger, smaller, several tiles or one."""
+    """Winners and counts are equal for rough and smooth maps, and one or several tiles."""
     maps = function(3 * random_maps(9, 61, 97, coarse))
     (resizing,) = make_resizings(maps[None], None if size is None else [size])
     expected = maps if size is None else resize(maps, size)
@@ -43,24 +43,24 @@ def test_as_if_all_were_resized(
     assert_close(reached, (expected >= 0.5).sum((1, 2)), atol=1, rtol=0)
 
 
-def test_first_of_equals() -> None:
-    """Protects the order of ties, which is that of `argmax`, and a single map."""
+def test_first_of_equal_maps_wins() -> None:
+    """Ties are resolved as in `argmax`."""
     maps = torch.tensor([1.0, 2.0, 2.0])[:, None, None].expand(3, 4, 4)
     (resizing,) = make_resizings(maps[None], [(7, 7)])
     assert (resized_argmax(maps, resizing)[0] == 1).all()
     assert (resized_argmax(maps[:1], resizing)[0] == 0).all()
 
 
-def test_nan_ends_in_a_map() -> None:
-    """Protects broken outputs from ending in an error about something else."""
+def test_nan_gives_a_map() -> None:
+    """Outputs with NaN don't cause an unrelated error."""
     maps = torch.full((2, 4, 4), torch.nan)
     (resizing,) = make_resizings(maps[None])
     assert resized_argmax(maps, resizing)[0].unique().tolist() == [0]
 
 
 @pytest.mark.parametrize("nearest", [False, True])
-def test_padding_is_cut_off(nearest: bool) -> None:
-    """Protects padded batches: resized to the canvas, cut, then resized to the target."""
+def test_padding_is_removed(nearest: bool) -> None:
+    """Maps are resized to the canvas, cropped, and resized to the target."""
     maps = random_maps(3, 20, 30, 3)
     pixel_mask = torch.zeros(2, 78, 120)
     pixel_mask[0], pixel_mask[1, :52, :90] = 1, 1
@@ -82,11 +82,11 @@ def test_padding_is_cut_off(nearest: bool) -> None:
 
 
 def test_wrong_numbers() -> None:
-    """Protects from sizes and masks of other images."""
+    """Sizes and masks must match the images."""
     maps = torch.zeros(1, 2, 4, 4)
     with pytest.raises(ValueError, match="2 entries for 1 images"):
         make_resizings(maps, [(4, 4), (4, 4)])
     with pytest.raises(ValueError, match=r"shape \(2, 8, 8\) for 1 images"):
         make_resizings(maps, None, torch.ones(2, 8, 8))
-    with pytest.raises(ValueError, match="each needs pixels of 1"):
+    with pytest.raises(ValueError, match="expected pixels of 1 in each"):
         make_resizings(maps, None, torch.zeros(1, 8, 8))

@@ -1,4 +1,4 @@
-"""AP in transformers' Trainer, and both loops of evaluation on two processes."""
+"""COCO metrics in transformers' Trainer, and distributed evaluation."""
 
 import os
 import socket
@@ -21,14 +21,14 @@ from hf_detr import (
 )
 from hf_detr.detection_data import DetectionDataset
 
-from .test_evaluation import SIZE, processor_of, write_data, write_findable_data
+from .test_evaluation import SIZE, processor_of, write_data, write_detectable_data
 from .tiny import tiny_detector
 
 
 def trainer_of(
     folder: Path, model: nn.Module, dataset: DetectionDataset, **options: Any
 ) -> Trainer:
-    """A Trainer that evaluates image by image, as padding would change what is found."""
+    """Make a Trainer with batches of one image, because padding changes predictions."""
     processor = processor_of()
     dataset.set_transform(make_evaluation_transform(**SIZE))
     arguments = TrainingArguments(
@@ -53,9 +53,9 @@ def trainer_of(
 
 @pytest.mark.parametrize("concatenated", [False, True])
 def test_trainer_gets_the_same_metrics(tmp_path: Path, concatenated: bool) -> None:
-    """Protects AP inside the Trainer: predictions meet the ground truth of their own image."""
+    """Predictions are compared with the ground truth of their image."""
     model = tiny_detector()
-    dataset, _ = write_findable_data(tmp_path, model, processor_of())
+    dataset, _ = write_detectable_data(tmp_path, model, processor_of())
     expected = evaluate(model, processor_of(), dataset, progress=False)
     trainer = trainer_of(tmp_path, model, dataset, eval_do_concat_batches=concatenated)
     metrics = trainer.evaluate()
@@ -66,8 +66,8 @@ def test_trainer_gets_the_same_metrics(tmp_path: Path, concatenated: bool) -> No
         assert metrics[f"eval_AP_{name}"] == pytest.approx(one["AP"], abs=1e-6)
 
 
-def test_trainer_without_the_preparation_is_told(tmp_path: Path) -> None:
-    """Protects from predictions of unknown images."""
+def test_trainer_without_keep_detections_raises(tmp_path: Path) -> None:
+    """The error explains how to add the image ids."""
     model, dataset = tiny_detector(), write_data(tmp_path)
     trainer = trainer_of(tmp_path, model, dataset, eval_do_concat_batches=False)
     trainer.preprocess_logits_for_metrics = None
@@ -75,8 +75,8 @@ def test_trainer_without_the_preparation_is_told(tmp_path: Path) -> None:
         trainer.evaluate()
 
 
-def test_labels_keep_only_what_has_one_shape() -> None:
-    """Protects several processes, between which ragged labels can't be gathered."""
+def test_labels_keep_only_entries_of_equal_shape() -> None:
+    """Labels of different shapes can't be gathered from several processes."""
     labels = [
         {
             "image_id": torch.tensor([i]),
@@ -107,9 +107,9 @@ def evaluate_in_one_of_two(rank: int, folder: str, port: int) -> None:
 
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path: Path) -> None:
-    """Protects evaluation on several GPUs: in every process the numbers of one, in both loops."""
+    """All processes get the result of one process, from `evaluate` and from the Trainer."""
     model = tiny_detector()
-    dataset, _ = write_findable_data(tmp_path, model, processor_of())
+    dataset, _ = write_detectable_data(tmp_path, model, processor_of())
     expected = evaluate(model, processor_of(), dataset, progress=False)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -1,4 +1,4 @@
-"""Pascal VOC: pixels from 1, difficult objects, and XML that means harm."""
+"""Pascal VOC: pixel coordinates from 1, difficult objects, and harmful XML."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def voc_object(name: str = "dog", xmin: object = 11, more: str = "") -> str:
 
 
 def write_voc(folder: Path, annotations: dict[str, str], size: str = SIZE) -> Path:
-    """Write images with the inner XML of their annotations, all of them in `train`."""
+    """Write images and their annotations, given as inner XML, for the split `train`."""
     for stem, inner in annotations.items():
         write_image(folder / "JPEGImages" / f"{stem}.jpg")
         file = folder / "Annotations" / f"{stem}.xml"
@@ -33,15 +33,15 @@ def write_voc(folder: Path, annotations: dict[str, str], size: str = SIZE) -> Pa
     return folder
 
 
-def test_pixels_count_from_one_and_corners_are_inclusive(tmp_path: Path):
-    """Protects a pixel at each side: xmin 11 … xmax 30 are the pixels 10 … 29, so x is 10 … 30."""
+def test_pixels_start_at_one_and_corners_are_inclusive(tmp_path: Path):
+    """xmin 11 and xmax 30 are the pixels 10 to 29, so the box is from 10 to 30."""
     dataset = read_voc(write_voc(tmp_path, {"a": voc_object(), "b": ""}))
     assert dataset[0][1]["boxes"].tolist() == [[10, 5, 30, 13]]
     assert dataset.image_hw(0) == (40, 50) and len(dataset[1][1]["boxes"]) == 0
 
 
 def test_classes_are_those_of_all_splits(tmp_path: Path):
-    """Protects training and evaluation from different labels for the same class."""
+    """Labels are the same in all splits."""
     folder = write_voc(tmp_path, {"a": voc_object("dog"), "b": voc_object("ant")})
     (folder / "ImageSets" / "Main" / "val.txt").write_text("a  1\n")
     dataset = read_voc(folder, "val")
@@ -51,8 +51,8 @@ def test_classes_are_those_of_all_splits(tmp_path: Path):
     assert named.id2label == {0: "dog", 1: "ant"}
 
 
-def test_names_with_spaces_and_files_beside_the_images(tmp_path: Path):
-    """Protects image names as cameras give them, and labelling programs' own files."""
+def test_names_with_spaces_and_other_files_among_the_images(tmp_path: Path):
+    """Image names may have spaces, and files of annotation tools are ignored."""
     folder = write_voc(tmp_path, {f"IMG {number}": voc_object("dog") for number in range(9)})
     for number in range(9):
         (folder / "JPEGImages" / f"IMG {number}.json").write_text("{}")
@@ -67,7 +67,7 @@ def test_names_with_spaces_and_files_beside_the_images(tmp_path: Path):
 
 
 def test_difficult_objects_are_crowds_unless_kept(tmp_path: Path):
-    """Protects VOC's rule: difficult objects are neither learned nor counted."""
+    """Difficult objects are ignored in training and evaluation."""
     objects = voc_object() + voc_object(more="<difficult>1</difficult>")
     folder = write_voc(tmp_path, {"a": objects})
     dataset = read_voc(folder)
@@ -77,7 +77,7 @@ def test_difficult_objects_are_crowds_unless_kept(tmp_path: Path):
 
 
 def test_missing_size_comes_from_the_image(tmp_path: Path):
-    """Protects XML of tools that leave the size out or write 0."""
+    """Some tools write no size or 0."""
     zero = SIZE.replace("50", "0")
     assert read_voc(write_voc(tmp_path, {"a": voc_object()}, size=zero)).image_hw(0) == (40, 50)
 
@@ -88,12 +88,12 @@ def test_missing_size_comes_from_the_image(tmp_path: Path):
         (voc_object(xmin="left"), r"a.xml:3: bndbox has .*'left'"),
         (voc_object(xmin=""), r"a.xml:3: bndbox"),
         (voc_object(xmin="nan"), r"a.xml:3: bndbox"),
-        ("<object>", r"a.xml:3: no XML, mismatched tag"),
-        (voc_object("cat"), r"a.xml:3: 'cat' isn't one of the 1 class names"),
+        ("<object>", r"a.xml:3: invalid XML, mismatched tag"),
+        (voc_object("cat"), r"a.xml:3: 'cat' is not one of the 1 class names"),
     ],
 )
-def test_mistakes_are_named_by_file_and_line(tmp_path: Path, inner: str, message: str):
-    """Protects the search for one bad object, and the other images."""
+def test_errors_have_file_and_line(tmp_path: Path, inner: str, message: str):
+    """Only the image with the invalid object can't be used."""
     folder = write_voc(tmp_path, {"a": inner, "b": voc_object()})
     with pytest.warns(UserWarning, match=message):
         dataset = read_voc(folder, class_names=["dog"])
@@ -103,7 +103,7 @@ def test_mistakes_are_named_by_file_and_line(tmp_path: Path, inner: str, message
 
 
 def test_missing_annotation_file_is_named(tmp_path: Path):
-    """Protects from training an annotated image as background."""
+    """An image with a missing file isn't trained as background."""
     folder = write_voc(tmp_path, {"a": voc_object(), "b": voc_object()})
     (folder / "Annotations" / "b.xml").unlink()
     with pytest.warns(UserWarning, match="b.xml"):
@@ -111,29 +111,31 @@ def test_missing_annotation_file_is_named(tmp_path: Path):
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
-def test_document_types_are_refused(tmp_path: Path, encoding: str):
-    """Protects from entities, which read files or fill the memory, in every encoding."""
+def test_document_types_raise(tmp_path: Path, encoding: str):
+    """Entities, which can read files or exhaust the memory, are an error in any encoding."""
     file = tmp_path / "a.xml"
     text = (
         f'<?xml version="1.0" encoding="{encoding}"?>\n'
         '<!DOCTYPE a [<!ENTITY b "c"><!ENTITY f SYSTEM "file:///etc/passwd">]>\n<a>&b;&f;</a>'
     )
     file.write_bytes(text.encode(encoding))
-    with pytest.raises(ValueError, match="a.xml:2: there is a document type declaration"):
+    with pytest.raises(ValueError, match="a.xml:2: document type declarations are not supported"):
         parse_xml(file)
 
 
 @pytest.mark.parametrize("stem", ["../../secret", "/etc/passwd"])
-def test_names_that_leave_the_folder_are_refused(tmp_path: Path, stem: str):
-    """Protects the user's other files."""
+def test_names_outside_the_folder_raise(tmp_path: Path, stem: str):
+    """Untrusted data sets can't read other files of the user."""
     folder = write_voc(tmp_path, {"a": voc_object()})
     (folder / "ImageSets" / "Main" / "train.txt").write_text(f"a\n{stem}\n")
-    with pytest.raises(ValueError, match="no path inside"):
+    with pytest.raises(ValueError, match="not a path inside"):
         read_voc(folder)
 
 
-def test_missing_split_is_refused_with_the_known_ones(tmp_path: Path):
-    """Protects from a typo."""
+def test_missing_split_raises_with_the_known_ones(tmp_path: Path):
+    """The error lists the splits that exist."""
     folder = write_voc(tmp_path, {"a": voc_object()})
-    with pytest.raises(ValueError, match=r"no .*trainval.txt; the splits .* are \['train'\]"):
+    with pytest.raises(
+        ValueError, match=r"trainval.txt doesn't exist; the splits .* are \['train'\]"
+    ):
         read_voc(folder, "trainval")

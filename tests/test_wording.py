@@ -1,10 +1,10 @@
-"""Protects messages that name many things: they stay short, and say how many they leave out."""
+"""Helpers for error messages."""
 
 from hf_detr.wording import some_of
 
 
 def test_some_of() -> None:
-    """All are named up to the limit; beyond it the rest is counted."""
+    """Items beyond the limit are counted."""
     assert some_of([]) == ""
     assert some_of([1, 2, 3, 4, 5]) == "1, 2, 3, 4, 5"
     assert some_of(list("abcdefg")) == "a, b, c, d, e and 2 more"

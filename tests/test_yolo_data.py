@@ -1,4 +1,4 @@
-"""YOLO folders: every way to name images, labels by line, polygons."""
+"""YOLO data: locations of images, label files, polygons."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ POLYGON = "0 0.2 0.125 0.6 0.125 0.6 0.325 0.2 0.325"
 
 
 def write_yolo(folder: Path, labels: dict[str, str | None], **changes: Any) -> Path:
-    """Write images and, unless None, their label files, all of them in `train`."""
+    """Write images and their label files (unless None) for the split `train`."""
     for stem, text in labels.items():
         write_image(folder / "images" / "train" / f"{stem}.png")
         if text is not None:
@@ -29,7 +29,7 @@ def write_yolo(folder: Path, labels: dict[str, str | None], **changes: Any) -> P
 
 
 def test_boxes_polygons_and_images_without_labels(tmp_path: Path):
-    """Protects the three kinds of label file, and lines as the objects' ids."""
+    """Label files may be complete, empty or missing; line numbers are the objects' ids."""
     folder = write_yolo(tmp_path, {"a": f"{BOX}\n\n{POLYGON}\n", "b": None, "c": ""})
     dataset = read_yolo(folder)
     assert dataset.id2label == {0: "cat", 1: "dog"} and len(dataset) == 3
@@ -42,15 +42,15 @@ def test_boxes_polygons_and_images_without_labels(tmp_path: Path):
 
 
 def test_polygons_become_masks(tmp_path: Path):
-    """Protects segmentation data: x by the width, y by the height."""
+    """x is scaled by the width, y by the height."""
     dataset = read_yolo(write_yolo(tmp_path, {"a": POLYGON}), masks=True)
     masks = dataset[0][1]["masks"]
     assert masks.sum() == 160 and masks[0, 5:13, 10:30].all()
 
 
 @pytest.mark.parametrize("kind", ["folder", "folders", "list", "beside", "root", "absolute"])
-def test_every_way_to_say_where_images_are(tmp_path: Path, kind: str):
-    """Protects the layouts that tools export."""
+def test_every_kind_of_image_location(tmp_path: Path, kind: str):
+    """The layouts exported by common tools can be read."""
     changes: dict[str, Any] = {
         "folder": {},
         "folders": {"train": ["images/train"]},
@@ -66,7 +66,7 @@ def test_every_way_to_say_where_images_are(tmp_path: Path, kind: str):
 
 
 def test_classes_of_a_dict_are_numbered_without_gaps(tmp_path: Path):
-    """Protects label files that use part of a larger list."""
+    """Label files may use some of the classes of a larger list."""
     dataset = read_yolo(write_yolo(tmp_path, {"a": BOX}, names={5: "cow", 1: "dog"}))
     assert dataset.id2label == {0: "dog", 1: "cow"} and dataset.category_ids == (1, 5)
 
@@ -74,16 +74,16 @@ def test_classes_of_a_dict_are_numbered_without_gaps(tmp_path: Path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("1 0.5 0.5 0.1", "neither 'class cx cy w h'"),
-        ("1 0.5 0.5 0.1 0.1 0.1", "neither"),
-        ("dog 0.5 0.5 0.1 0.1", "neither"),
-        ("1 0.5 nan 0.1 0.1", "neither"),
-        ("2 0.5 0.5 0.1 0.1", "class 2 isn't one of the 2"),
-        ("0.5 0.5 0.5 0.1 0.1", "class 0.5 isn't one of the 2"),
+        ("1 0.5 0.5 0.1", "expected 'class cx cy w h'"),
+        ("1 0.5 0.5 0.1 0.1 0.1", "expected"),
+        ("dog 0.5 0.5 0.1 0.1", "expected"),
+        ("1 0.5 nan 0.1 0.1", "expected"),
+        ("2 0.5 0.5 0.1 0.1", "class 2 is not one of the 2"),
+        ("0.5 0.5 0.5 0.1 0.1", "class 0.5 is not one of the 2"),
     ],
 )
-def test_mistakes_are_named_by_file_and_line(tmp_path: Path, line: str, message: str):
-    """Protects the search for one bad line, and the other images."""
+def test_errors_have_file_and_line(tmp_path: Path, line: str, message: str):
+    """Only the image with the invalid line can't be used."""
     folder = write_yolo(tmp_path, {"a": f"{BOX}\n{line}\n", "b": BOX})
     with pytest.warns(UserWarning, match=f"a.txt:2: .*{message}"):
         dataset = read_yolo(folder)
@@ -92,8 +92,8 @@ def test_mistakes_are_named_by_file_and_line(tmp_path: Path, line: str, message:
     assert len(dataset[1][1]["boxes"]) == 1
 
 
-def test_pixels_in_label_files_are_loud(tmp_path: Path):
-    """Protects from labels that weren't divided by the image's size."""
+def test_pixels_in_label_files_warn(tmp_path: Path):
+    """Labels that aren't divided by the image's size are detected."""
     folder = write_yolo(tmp_path, {"a": "1 20 9 20 8\n" * 5})
     with pytest.warns(UserWarning, match="box_format is 'cxcywh_normalized', but"):
         read_yolo(folder)
@@ -104,21 +104,21 @@ def test_pixels_in_label_files_are_loud(tmp_path: Path):
     [
         ({"names": None}, "names is None"),
         ({"names": {"a": 1}}, "names is"),
-        ({"train": "nowhere"}, "train is 'nowhere', but there is no"),
+        ({"train": "nowhere"}, "train is 'nowhere', but .* doesn't exist"),
         ({"train": "labels"}, "no images"),
-        ({"train": None, "val": "images"}, r"no 'train', only \['train', 'val'\]"),
+        ({"train": None, "val": "images"}, r"no 'train'; its splits are \['train', 'val'\]"),
     ],
 )
-def test_broken_settings_are_refused(tmp_path: Path, changes: dict, message: str):
-    """Protects from an empty data set that is none."""
+def test_invalid_settings_raise(tmp_path: Path, changes: dict, message: str):
+    """Invalid settings don't give an empty data set."""
     with pytest.raises(ValueError, match=message):
         read_yolo(write_yolo(tmp_path, {"a": BOX}, **changes))
 
 
-def test_no_yaml_and_broken_yaml_are_refused(tmp_path: Path):
-    """Protects from a wrong path, and names the line of a mistake."""
-    with pytest.raises(ValueError, match="there is no .*data.yaml"):
+def test_missing_and_invalid_yaml_raise(tmp_path: Path):
+    """The error of an invalid file has the line."""
+    with pytest.raises(ValueError, match="data.yaml doesn't exist"):
         read_yolo(tmp_path)
     (tmp_path / "data.yaml").write_text("names: [a\ntrain: b: c")
-    with pytest.raises(ValueError, match="(?s)is no YAML: .*line 2"):
+    with pytest.raises(ValueError, match="(?s)is not a YAML file: .*line 2"):
         read_yolo(tmp_path)

@@ -1,4 +1,4 @@
-"""Small models and inputs that tests share."""
+"""Small models and inputs, shared by tests."""
 
 from types import ModuleType
 from typing import Any
@@ -11,23 +11,23 @@ from transformers import PreTrainedConfig
 import hf_detr
 from hf_detr.detection_transformer import ObjectDetector
 
-# Names of the variants' classes, ours and transformers': + Config, Model, ForObjectDetection, …
+# Prefixes of the variants' class names in hf_detr and transformers.
 PREFIXES = {
     "detr": "Detr",
     "conditional_detr": "ConditionalDetr",
     "deformable_detr": "DeformableDetr",
 }
-# Settings of a model without anything random.
+# Settings of a deterministic model.
 NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0}
 
 
 def class_of(variant: str, kind: str, package: ModuleType = hf_detr) -> type:
-    """A variant's class of a kind, such as `ForObjectDetection`, from us or transformers."""
+    """Return a variant's class of a kind, such as `ForObjectDetection`."""
     return getattr(package, PREFIXES[variant] + kind)
 
 
 def tiny_config(variant: str = "detr", **changes: Any) -> PreTrainedConfig:
-    """A detector of 0.5 M parameters, most of them in timm's smallest ResNet."""
+    """Return the configuration of a detector with 0.5 M parameters, mostly in its backbone."""
     values = {
         "backbone": "test_resnet",
         "d_model": 64,
@@ -46,13 +46,13 @@ def tiny_config(variant: str = "detr", **changes: Any) -> PreTrainedConfig:
 
 
 def tiny_detector(variant: str = "detr", **changes: Any) -> ObjectDetector:
-    """A detector with seeded random weights, in eval mode."""
+    """Make a detector with seeded random weights, in eval mode."""
     torch.manual_seed(0)
     return class_of(variant, "ForObjectDetection")(tiny_config(variant, **changes)).eval()
 
 
 def padded_batch(batch_size: int = 2, height: int = 64, width: int = 96) -> tuple[Tensor, Tensor]:
-    """Random images and their mask; all but the first are padded, each by another amount."""
+    """Make random images and their mask; all but the first are padded by different amounts."""
     generator = torch.Generator().manual_seed(1)
     pixel_values = torch.randn(batch_size, 3, height, width, generator=generator)
     pixel_mask = torch.ones(batch_size, height, width, dtype=torch.long)
@@ -63,7 +63,7 @@ def padded_batch(batch_size: int = 2, height: int = 64, width: int = 96) -> tupl
 
 
 def some_labels(counts: tuple[int, ...] = (2, 0), num_labels: int = 5) -> list[dict[str, Tensor]]:
-    """Random objects, as many per image as asked for."""
+    """Make random labels with the given number of objects per image."""
     generator = torch.Generator().manual_seed(2)
     return [
         {
@@ -77,7 +77,7 @@ def some_labels(counts: tuple[int, ...] = (2, 0), num_labels: int = 5) -> list[d
 def random_sample(
     height: int = 48, width: int = 64, num_objects: int = 3, image_id: int = 1, masks: bool = False
 ) -> tuple[tv_tensors.Image, dict[str, Tensor]]:
-    """An image of noise and a target with random boxes, as a dataset gives them."""
+    """Make an image of noise and a target with random boxes, as a data set returns them."""
     generator = torch.Generator().manual_seed(image_id)
     pixels = torch.randint(256, (3, height, width), dtype=torch.uint8, generator=generator)
     points = torch.rand(num_objects, 2, 2, generator=generator) * torch.tensor([width, height])
