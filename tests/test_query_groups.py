@@ -1,4 +1,4 @@
-"""Protects groups of queries that only learn: their loss, and that nothing of them stays."""
+"""Protects queries that exist in training alone: their loss, and that nothing of them is saved."""
 
 from pathlib import Path
 
@@ -8,6 +8,7 @@ from safetensors import safe_open
 from torch.testing import assert_close
 
 from hf_detr import DetrForSegmentation
+from hf_detr.criterion import LossPart
 from hf_detr.detection_transformer import ObjectDetector
 from hf_detr.matcher import NonFinitePredictionError
 
@@ -69,8 +70,11 @@ def test_accumulated_parts_add_up(variant: str) -> None:
     model, labels = learning(variant), some_labels((3, 0))
     pixels = torch.randn(2, 3, 64, 64)
     whole = model(pixels, labels=labels).loss
-    with model.criterion.whole_batch(labels):
-        parts = [model(pixels[i : i + 1], labels=labels[i : i + 1]).loss for i in range(2)]
+    counts = model.count_loss_normalizers(labels)
+    parts = [
+        model(pixels[i : i + 1], labels=labels[i : i + 1], loss_normalizers=counts).loss
+        for i in range(2)
+    ]
     assert_close(sum(parts), whole, atol=1e-5, rtol=1e-5)
 
 
@@ -106,19 +110,23 @@ def test_masks_learn_beside_them(tmp_path: Path) -> None:
 
 
 def test_predictions_that_are_not_finite() -> None:
-    """The error names the image, not the group."""
+    """The error names the image, not the group, and says that the queries are training's."""
     model = learning("detr")
-    logits, boxes = torch.zeros(1, 4, 7, 6), torch.full((1, 4, 7, 4), 0.5)
-    boxes[:, 3] = torch.nan
-    labels = some_labels((2, 1))
-    totals = model.criterion.match_and_compare(logits[:, :2], boxes[:, :2], labels)[2].totals
-    with pytest.raises(NonFinitePredictionError, match=r"images \[1\]") as caught:
-        model.criterion.mean_with_groups(torch.zeros(()), logits, boxes, labels, totals)
-    assert caught.value.images == [1]
+    logits, boxes = torch.zeros(1, 2, 14, 6), torch.full((1, 2, 14, 4), 0.5)
+    boxes[:, 1, 12] = torch.nan
+    own = LossPart(logits[:, :, :7], boxes[:, :, :7])
+    nothing = torch.empty(0, dtype=torch.int64)
+    for matches in (None, [(nothing, nothing)] * 4):
+        groups = LossPart(logits, boxes, matches, num_groups=2, source="training queries")
+        with pytest.raises(
+            NonFinitePredictionError, match=r"training queries .*images \[1\]"
+        ) as caught:
+            model.criterion.sum_parts([own, groups], some_labels((2, 1)))
+        assert caught.value.images == [1]
 
 
-def test_what_can_not_be_had() -> None:
-    """A negative number, and groups for a model that proposes its queries, are refused in words."""
+def test_refused_groups() -> None:
+    """A negative number, and groups for a model that proposes its queries, are refused."""
     with pytest.raises(ValueError, match="num_groups is -1"):
         tiny_detector().add_query_groups(-1)
     proposing = tiny_detector("deformable_detr", two_stage=True, with_box_refine=True)
