@@ -1,16 +1,21 @@
 """Protects queries that exist in training alone: their loss, and that nothing of them is saved."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
+from torch import Tensor
 from torch.testing import assert_close
+from torch.utils._pytree import tree_map
 
 from hf_detr import DetrForSegmentation
 from hf_detr.criterion import LossPart
 from hf_detr.detection_transformer import ObjectDetector
+from hf_detr.feature_pyramid import FeaturePyramid
 from hf_detr.matcher import NonFinitePredictionError
+from hf_detr.query_groups import QuerySet, TrainingQueries
 
 from .tiny import NO_DROPOUT, class_of, padded_batch, some_labels, tiny_config, tiny_detector
 
@@ -53,6 +58,60 @@ def test_loss_is_the_mean_over_groups(variant: str) -> None:
     assert_close(gradients, torch.cat(expected), atol=1e-5, rtol=1e-4)
     assert_close(of_encoder, alone.model.encoder.layers[0].fc1.weight.grad, atol=1e-5, rtol=1e-4)
     assert output.logits.shape[:2] == (2, 7)  # the model's own queries'
+
+
+def copies_of_own_queries(model: ObjectDetector) -> Callable[..., TrainingQueries]:
+    """A hook that adds the detector's own queries once more, which attend to each other."""
+
+    def training_queries(
+        labels: list | None, memory: Tensor, positions: Tensor, pyramid: FeaturePyramid
+    ) -> TrainingQueries:
+        if getattr(model.config, "two_stage", False):
+            own = model.model.queries_from(*model.model.propose(memory, pyramid))
+        else:
+            own = model.model.prepare_queries(model.model.query_embeddings(memory))
+        num_queries = own.contents.shape[1]
+        mask = torch.arange(2 * num_queries) >= num_queries
+        copies = QuerySet(num_queries, suffix="_copied")
+        return TrainingQueries(own, mask.expand(1, num_queries, -1), (copies,))
+
+    return training_queries
+
+
+@pytest.mark.parametrize(
+    ("variant", "changes"),
+    [
+        *(("detr", {}), ("conditional_detr", {}), ("deformable_detr", {})),
+        ("deformable_detr", {"with_box_refine": True}),
+        ("deformable_detr", {"with_box_refine": True, "two_stage": True}),
+    ],
+)
+def test_they_are_decoded_like_the_detectors_own(variant: str, changes: dict) -> None:
+    """Copies of a detector's queries, also of proposals, get its states, references and loss."""
+    model = tiny_detector(variant, auxiliary_loss=True, **NO_DROPOUT, **changes).train()
+    batch, labels = padded_batch(), some_labels((2, 3))
+    alone = model(*batch, labels)
+    model.model.training_queries = copies_of_own_queries(model)
+    states = model.model(*batch)
+    copied = states.training_states
+    assert_close(copied.layer_states, states.intermediate_hidden_states, atol=1e-4, rtol=0)
+    assert_close(copied.reference_points, states.reference_points, atol=1e-5, rtol=0)
+    output = model(*batch, labels)
+    assert_close(output.logits, alone.logits, atol=1e-4, rtol=0)
+    assert {*alone.loss_dict} < {*output.loss_dict}
+    for name in ("loss_ce", "loss_bbox_0", "loss_giou_1"):
+        assert_close(output.loss_dict[f"{name}_copied"], alone.loss_dict[name], atol=1e-4, rtol=0)
+
+
+def test_outputs_do_not_show_them(variant: str) -> None:
+    """What a detector returns in training is as large as without them, without labels too."""
+    batch, given = padded_batch(), {"output_attentions": True, "output_hidden_states": True}
+    shapes = []
+    for num_groups in (0, 2):
+        output = learning(variant, num_groups)(*batch, **given)
+        shapes.append(tree_map(lambda tensor: tensor.shape, dict(output)))
+    assert shapes[0] == shapes[1]
+    assert_close(output.decoder_attentions[0].sum(-1), torch.ones(2, 4, 7))
 
 
 # The compiler looks at .grad of what it resumes with after the loss, and warns itself.
