@@ -38,6 +38,7 @@ from transformers import HfArgumentParser, PreTrainedModel, pipeline
 from hf_detr.batches import DetectionCollator
 from hf_detr.detection_data import DetectionDataset
 from hf_detr.evaluation import evaluate, evaluate_panoptic
+from hf_detr.losses import LossNormalizers
 from hf_detr.matcher import NonFinitePredictionError
 from hf_detr.model_ema import ModelEma
 from hf_detr.pretrained_model import without_auxiliary_loss
@@ -81,10 +82,9 @@ class Training:
             model.parameter_groups(options.lr, further.slow_factor),
             weight_decay=further.weight_decay,
         )
-        self.criterion = model.criterion
         self.health = TrainingHealth(
-            self.criterion.weights,
-            self.criterion.classification,
+            model.criterion.weights,
+            model.criterion.classification,
             model.config.id2label,
             further.max_grad_norm,
         )
@@ -170,15 +170,15 @@ class Training:
             group["lr"] = lr * self.lr_factor()
         counted = [batch for part, batch in zip(parts, batches, strict=True) if part.counts]
         labels = [label for batch in counted for label in batch["labels"]]
+        normalizers = self.accelerator.unwrap_model(self.model).count_loss_normalizers(labels)
         total = torch.zeros((), device=self.accelerator.device)
         try:
-            with self.criterion.whole_batch(labels):
-                for i, (part, batch) in enumerate(zip(parts, batches, strict=True)):
-                    is_last = i == len(parts) - 1
-                    with nullcontext() if is_last else self.accelerator.no_sync(self.model):
-                        loss = self.loss(batch) * part.counts
-                        self.accelerator.backward(loss)
-                    total += loss.detach()
+            for i, (part, batch) in enumerate(zip(parts, batches, strict=True)):
+                is_last = i == len(parts) - 1
+                with nullcontext() if is_last else self.accelerator.no_sync(self.model):
+                    loss = self.loss(batch, normalizers) * part.counts
+                    self.accelerator.backward(loss)
+                total += loss.detach()
             self.clip_gradients()
         except NonFiniteLossError as error:
             self.optimizer.zero_grad()
@@ -204,12 +204,12 @@ class Training:
             self.step, self.total_steps, self.options.schedule, self.further.warmup_steps
         )
 
-    def loss(self, batch: dict[str, Any]) -> Tensor:
-        """Loss of a batch; all processes raise if it isn't finite in one of them."""
+    def loss(self, batch: dict[str, Any], normalizers: LossNormalizers) -> Tensor:
+        """A batch's part of the step's loss; if it isn't finite in one process, all raise."""
         batch = to_device(batch, self.accelerator.device)
         outputs, images = None, []
         try:
-            outputs = self.model(**batch)
+            outputs = self.model(**batch, loss_normalizers=normalizers)
         except NonFinitePredictionError as error:
             images = error.images
         problem = find_nonfinite_loss(batch, outputs, images)

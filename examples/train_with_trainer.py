@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from detection_folders import read_split
-from torch import Tensor, nn
+from torch import nn
 from training_options import FurtherOptions, Options
 from training_setup import make_model, make_transform
 from transformers import (
@@ -30,6 +30,7 @@ from transformers.hf_argparser import HfArg
 from hf_detr.augmentation import make_evaluation_transform
 from hf_detr.batches import DetectionCollator
 from hf_detr.detection_data import DetectionDataset
+from hf_detr.losses import LossNormalizers
 from hf_detr.trainer_metrics import keep_detections, make_compute_metrics
 
 
@@ -50,20 +51,22 @@ class DetectionOptions:
 class DetectionTrainer(Trainer):
     """A Trainer whose accumulated loss equals that of one large batch."""
 
-    step_labels: list[dict[str, Tensor]]
+    normalizers: LossNormalizers
 
     def get_batch_samples(self, *arguments: Any, **named: Any) -> tuple[list[dict], None]:
-        """Return the batches of the next optimizer step and remember their labels."""
+        """Return the batches of the next optimizer step and count their objects."""
         batches, _ = super().get_batch_samples(*arguments, **named)
-        self.step_labels = [label for batch in batches for label in batch["labels"]]
+        labels = [label for batch in batches for label in batch["labels"]]
+        model = self.accelerator.unwrap_model(self.model)
+        self.normalizers = model.count_loss_normalizers(labels)
         return batches, None
 
-    def compute_loss(self, model: nn.Module, *arguments: Any, **named: Any) -> Any:
-        """Loss of a batch; in training as a part of the step's loss."""
+    def compute_loss(self, model: nn.Module, inputs: dict, *arguments: Any, **named: Any) -> Any:
+        """Loss of a batch; in training, as a part of the step's."""
         if not model.training:
-            return super().compute_loss(model, *arguments, **named)
-        with self.accelerator.unwrap_model(model).criterion.whole_batch(self.step_labels):
-            loss = super().compute_loss(model, *arguments, **named)
+            return super().compute_loss(model, inputs, *arguments, **named)
+        inputs = {**inputs, "loss_normalizers": self.normalizers}
+        loss = super().compute_loss(model, inputs, *arguments, **named)
         # The Trainer divides by this number to average batches.
         return loss * self.current_gradient_accumulation_steps
 
@@ -78,7 +81,7 @@ class NewAugmentation(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **named: Any
     ) -> None:
         """Set the epoch of the data set."""
-        # The epoch isn't an integer if training is resumed within an epoch.
+        # The epoch is not an integer if training is resumed within an epoch.
         self.data.set_epoch(int(state.epoch + 1e-6))
 
 

@@ -30,9 +30,9 @@ from .image_processing_sigmoid_detr import (
     ConditionalDetrImageProcessor,
     DeformableDetrImageProcessor,
 )
-from .model_loading import embedded_model_folder
 from .kernel_loader import kernel_status
 from .model_card import CardResults, make_model_card
+from .model_loading import embedded_model_folder
 from .modeling_conditional_detr import ConditionalDetrForObjectDetection, ConditionalDetrModel
 from .modeling_deformable_detr import DeformableDetrForObjectDetection, DeformableDetrModel
 from .modeling_detr import DetrForObjectDetection, DetrModel

@@ -25,7 +25,9 @@ def multi_head_attention(
         key: (B, S, D_k).
         value: (B, S, D_v).
         num_heads: M.
-        mask: (B, S), True on keys that may be attended to; None attends to all.
+        mask: True where attention is allowed: (B, S) over keys, or (B, Q, S) over pairs of a query
+            and a key, with 1 for B if all images have the same; None allows all. Every query needs
+            a key.
         dropout: probability of dropping an attention weight.
         return_weights: also return the weights, which costs memory for (B, M, Q, S).
 
@@ -37,7 +39,7 @@ def multi_head_attention(
         for tensor in (query, key, value)
     )
     if mask is not None:
-        mask = mask[:, None, None, :]
+        mask = mask[:, None, None] if mask.ndim == 2 else mask[:, None]  # (B, 1, 1 or Q, S)
     if return_weights:
         scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
         if mask is not None:
@@ -71,7 +73,7 @@ class InputProjection(nn.Linear):
 
 
 class OutputProjection(nn.Linear):
-    """Projection of what the heads found."""
+    """Projection of the heads' joined outputs."""
 
     def reset_parameters(self) -> None:
         """Xavier, and zero bias."""
@@ -80,7 +82,7 @@ class OutputProjection(nn.Linear):
 
 
 class ProjectedAttention(nn.Module):
-    """Attention of queries, keys and values that somebody else projected.
+    """Attention of queries, keys and values that are already projected.
 
     Args:
         d_model: width D of values and of the output.
@@ -103,6 +105,8 @@ class ProjectedAttention(nn.Module):
         return_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Attend from `query` (B, Q, D_k) to `key` (B, S, D_k) and `value` (B, S, D).
+
+        The mask is that of `multi_head_attention`.
 
         Returns:
             The output (B, Q, D), and the weights (B, M, Q, S) if asked for, else None.
@@ -137,7 +141,7 @@ class MultiHeadAttention(ProjectedAttention):
         mask: Tensor | None = None,
         return_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Attend from `query` (B, Q, D) to `key` and `value` (B, S, D), mask (B, S).
+        """Attend from `query` (B, Q, D) to `key` and `value` (B, S, D); mask as in the base class.
 
         Returns:
             The output (B, Q, D), and the weights (B, M, Q, S) if asked for, else None.

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .batch_totals import BatchTotals
-from .losses import sigmoid_focal_loss
+from .losses import LossNormalizers, sigmoid_focal_loss
 
 
 class SoftmaxClassification:
@@ -42,13 +41,13 @@ class SoftmaxClassification:
         index = class_labels[None, :, None].expand(*logits.shape[:3], -1)  # (N, B, Q, T)
         return -logits.softmax(-1).gather(-1, index)
 
-    def loss(self, logits: Tensor, target_classes: Tensor, totals: BatchTotals) -> Tensor:
+    def loss(self, logits: Tensor, target_classes: Tensor, normalizers: LossNormalizers) -> Tensor:
         """Weighted cross-entropy, one mean per decoder layer (DETR, Eq. 2).
 
         Args:
             logits: (N, B, Q, C + 1), float32.
             target_classes: (N, B, Q); C marks a query without an object.
-            totals: of the whole batch, whose queries' weights the mean is over.
+            normalizers: counts of the whole batch; the mean is over its queries' weights.
 
         Returns:
             (N,).
@@ -60,8 +59,8 @@ class SoftmaxClassification:
         )
         # Deviation: the original divides by the weight of the process's own queries, so its loss
         # depends on how a batch is spread over processes.
-        total_weight = totals.num_matched + self.eos_coefficient * totals.num_unmatched
-        return loss.view(len(logits), -1).sum(1) / total_weight.clamp(min=1e-6)
+        weights = normalizers.num_matched + self.eos_coefficient * normalizers.num_unmatched
+        return loss.view(len(logits), -1).sum(1) / weights.clamp(min=1e-6)
 
     def num_predicted_objects(self, logits: Tensor) -> Tensor:
         """Queries (N, B) whose best class is not "no object"; for logging."""
@@ -128,13 +127,13 @@ class SigmoidFocalClassification:
         as_zero = (1 - alpha) * p**gamma * -(1 - p + eps).log()
         return as_one - as_zero
 
-    def loss(self, logits: Tensor, target_classes: Tensor, totals: BatchTotals) -> Tensor:
+    def loss(self, logits: Tensor, target_classes: Tensor, normalizers: LossNormalizers) -> Tensor:
         """Focal loss summed over queries and classes, per object; one value per decoder layer.
 
         Args:
             logits: (N, B, Q, C), float32.
             target_classes: (N, B, Q); C marks a query without an object.
-            totals: of the whole batch, whose number of objects is divided by.
+            normalizers: counts of the whole batch; the sum is divided by its objects.
 
         Returns:
             (N,).
@@ -143,7 +142,7 @@ class SigmoidFocalClassification:
             (*target_classes.shape, self.num_labels + 1), dtype=logits.dtype, device=logits.device
         ).scatter_(-1, target_classes[..., None], 1)[..., :-1]
         loss = sigmoid_focal_loss(logits, one_hot, self.focal_alpha, self.focal_gamma)
-        return loss.flatten(1).sum(1) / totals.num_boxes
+        return loss.flatten(1).sum(1) / normalizers.num_boxes
 
     def num_predicted_objects(self, logits: Tensor) -> Tensor:
         """Queries (N, B) with a class of probability above one half; for logging."""

@@ -1,31 +1,56 @@
 """The training loss: match, then compare, for all decoder layers at once."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from .batch_totals import BatchTotals, count_batch
 from .classification import Classification
-from .losses import box_giou_loss, box_l1_loss
-from .matcher import HungarianMatcher, Matches, NonFinitePredictionError
+from .losses import LossNormalizers, box_giou_loss, box_l1_loss, count_loss_normalizers
+from .matcher import HungarianMatcher, Matches, NonFinitePredictionError, check_predictions
 from .targets import Targets, prepare_targets
 
 
 @dataclass(frozen=True)
-class LastMatches:
-    """Which queries of the last decoder layer answer for objects.
+class LossPart:
+    """Predictions of one set of queries, and how they enter the loss.
+
+    Attributes:
+        logits: (N, B, Q, C'), the decoder's layers in order.
+        pred_boxes: (N, B, Q, 4), (cx, cy, w, h) in [0, 1].
+        matches: per image indices of queries and of their objects, (n,) each, int64 on the CPU, in
+            all layers; None matches each layer by itself.
+        weight: factor in the total.
+        suffix: ends the names of the terms in `loss_dict`; None leaves them out.
+        labels: per image what the predictions are compared with; None: the labels of the batch.
+        num_groups: G equal parts of the queries, each matched by itself; matches that are given
+            are then per image and group, an image's groups together.
+        source: what made the predictions, for errors; None: the detector's own queries.
+    """
+
+    logits: Tensor
+    pred_boxes: Tensor
+    matches: Sequence[tuple[Tensor, Tensor]] | None = None
+    weight: float = 1.0
+    suffix: str | None = ""
+    labels: list[dict[str, Tensor]] | None = None
+    num_groups: int = 1
+    source: str | None = None
+
+
+@dataclass(frozen=True)
+class FinalLayerMatches:
+    """The detector's queries that are matched to objects in the last decoder layer.
 
     Attributes:
         pairs: per image query and object indices, (n,) each, int64 on the CPU.
-        totals: what sums over objects are divided by.
+        normalizers: what sums over objects are divided by.
     """
 
-    pairs: list[tuple[Tensor, Tensor]]
-    totals: BatchTotals
+    pairs: Sequence[tuple[Tensor, Tensor]]
+    normalizers: LossNormalizers
 
 
 class DetectionCriterion:
@@ -55,31 +80,13 @@ class DetectionCriterion:
             "loss_bbox": bbox_weight,
             "loss_giou": giou_weight,
         }
-        self._whole_batch: tuple[int, ...] | None = None
-
-    @contextmanager
-    def whole_batch(self, labels: Sequence[dict[str, Tensor]]) -> Iterator[None]:
-        """Within it, losses are parts of the loss of a larger batch.
-
-        When gradients are accumulated, the sum of the parts' losses is then the loss that the
-        whole batch would have at once.
-
-        Args:
-            labels: those of all parts; of each only `class_labels` is needed.
-        """
-        self._whole_batch = tuple(len(target["class_labels"]) for target in labels)
-        try:
-            yield
-        finally:
-            self._whole_batch = None
-
-    def totals(self, targets: Targets, num_queries: int) -> BatchTotals:
-        """What the losses of these targets are divided by; see `whole_batch`."""
-        counts = targets.counts if self._whole_batch is None else self._whole_batch
-        return count_batch(counts, num_queries, targets.boxes.device)
 
     def __call__(
-        self, logits: Tensor, pred_boxes: Tensor, labels: list[dict[str, Tensor]]
+        self,
+        logits: Tensor,
+        pred_boxes: Tensor,
+        labels: list[dict[str, Tensor]],
+        normalizers: LossNormalizers | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of a batch.
 
@@ -87,6 +94,8 @@ class DetectionCriterion:
             logits: (N, B, Q, C'), the decoder's layers in order.
             pred_boxes: (N, B, Q, 4), (cx, cy, w, h) in [0, 1].
             labels: per image `class_labels` (n,) and `boxes` (n, 4), (cx, cy, w, h) in [0, 1].
+            normalizers: counts of a larger batch that this one is a part of: the losses of the
+                parts then add up to that of the larger batch. None: counts of this batch.
 
         Returns:
             The weighted total, and its unweighted terms by name: the last layer's bare
@@ -94,33 +103,81 @@ class DetectionCriterion:
             `cardinality_error`), those of layer i with the suffix `_i`.
 
         Raises:
-            ValueError, TypeError: for labels or predictions that can't be used, in words.
+            ValueError, TypeError: for labels or predictions that can't be used.
         """
-        total, terms, _ = self.match_and_compare(logits, pred_boxes, labels)
+        total, terms, _ = self.sum_parts([LossPart(logits, pred_boxes)], labels, normalizers)
         return total, terms
 
     # Matching leaves torch for scipy; a compiled training step goes round the loss.
     @torch.compiler.disable
-    def match_and_compare(
+    def sum_parts(
         self,
-        logits: Tensor,
-        pred_boxes: Tensor,
+        parts: Sequence[LossPart],
         labels: list[dict[str, Tensor]],
-        totals: BatchTotals | None = None,
-    ) -> tuple[Tensor, dict[str, Tensor], LastMatches]:
-        """Loss of a batch as in a call, and which queries of the last layer answer for objects.
+        normalizers: LossNormalizers | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor], FinalLayerMatches]:
+        """Weighted sum of the losses of several sets of queries, the detector's own first.
 
-        Without `totals` the processes count the batch together, once, before anything can go wrong
-        in one of them alone: those that wait for it would wait for ever.
+        All are divided by the normalizers of the detector's own queries. The processes count them
+        together, before any check that may fail in one of them: the others would wait forever.
+
+        Args:
+            parts: the sets.
+            labels, normalizers: as in a call.
+
+        Returns:
+            Total and terms as in a call, and the final matches of the detector's own queries.
         """
+        own, device = parts[0], parts[0].logits.device
+        total, loss_dict, final_matches = 0, {}, []
         # Matching and loss are float32 whatever the model computes in.
-        with torch.autocast(logits.device.type, enabled=False):
-            logits, pred_boxes = logits.float(), pred_boxes.float()
-            targets = prepare_targets(labels, logits.shape[1], logits.device)
-            totals = totals or self.totals(targets, logits.shape[2])
-            matches = self.matcher(logits, pred_boxes, targets)
-            total, terms = self.compare(logits, pred_boxes, targets, matches, totals)
-            return total, terms, LastMatches(matches[-1], totals)
+        with torch.autocast(device.type, enabled=False):
+            targets = prepare_targets(labels, own.logits.shape[1], device)
+            if normalizers is None:
+                num_queries = own.logits.shape[2] // own.num_groups
+                normalizers = count_loss_normalizers(targets.counts, num_queries, device)
+            for part in parts:
+                loss, terms, matches = self._part_loss(part, targets, normalizers)
+                total = total + part.weight * loss
+                if part.suffix is not None:
+                    loss_dict |= {f"{name}{part.suffix}": value for name, value in terms.items()}
+                final_matches.append(matches[-1])
+        return total, loss_dict, FinalLayerMatches(final_matches[0], normalizers)
+
+    def _part_loss(
+        self, part: LossPart, targets: Targets, normalizers: LossNormalizers
+    ) -> tuple[Tensor, dict[str, Tensor], Matches]:
+        """Unweighted loss and terms of one set of queries, and its matches."""
+        logits, pred_boxes = (
+            tensor.float().unflatten(2, (part.num_groups, -1)).flatten(1, 2)  # (N, B * G, Q, …)
+            for tensor in (part.logits, part.pred_boxes)
+        )
+        if part.labels is not None:
+            targets = prepare_targets(part.labels, len(targets.counts), logits.device)
+        targets = targets.repeat(part.num_groups)
+        matches = self._match(part, logits, pred_boxes, targets)
+        total, terms = self.compare(logits, pred_boxes, targets, matches, normalizers)
+        if part.source is not None:
+            del terms["class_error"]
+        return total, terms, matches
+
+    def _match(
+        self, part: LossPart, logits: Tensor, pred_boxes: Tensor, targets: Targets
+    ) -> Matches:
+        """Matches of one set of queries; predictions (N, B * G, Q, …) must be finite."""
+        try:
+            if part.matches is None:
+                return self.matcher(logits, pred_boxes, targets)
+            check_predictions(logits, pred_boxes)
+            return [list(part.matches)] * len(logits)
+        except NonFinitePredictionError as error:
+            if part.source is None:
+                raise
+            images = sorted({index // part.num_groups for index in error.images})
+            raise NonFinitePredictionError(
+                f"Predictions of {part.source} contain NaN or infinity, in images {images}.",
+                images,
+            ) from error
 
     def compare(
         self,
@@ -128,7 +185,7 @@ class DetectionCriterion:
         pred_boxes: Tensor,
         targets: Targets,
         matches: Matches,
-        totals: BatchTotals,
+        normalizers: LossNormalizers,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of predictions that have been matched; arguments and result as in a call."""
         num_layers = len(logits)
@@ -143,69 +200,15 @@ class DetectionCriterion:
         pairs = pred_boxes[layer, image, query], targets.boxes[image, index]  # (N * P, 4) each
         per_layer = (num_layers, len(layer) // num_layers)  # every layer has the same P pairs
         terms = {
-            "loss_ce": self.classification.loss(logits, target_classes, totals),
-            "loss_bbox": box_l1_loss(*pairs).view(per_layer).sum(1) / totals.num_boxes,
-            "loss_giou": box_giou_loss(*pairs).view(per_layer).sum(1) / totals.num_boxes,
+            "loss_ce": self.classification.loss(logits, target_classes, normalizers),
+            "loss_bbox": box_l1_loss(*pairs).view(per_layer).sum(1) / normalizers.num_boxes,
+            "loss_giou": box_giou_loss(*pairs).view(per_layer).sum(1) / normalizers.num_boxes,
             "cardinality_error": self._cardinality_error(logits, targets),
         }
         total = sum(self.weights[name] * terms[name].sum() for name in self.weights)
         last = slice(len(layer) - per_layer[1], None)
         class_error = _class_error(logits[-1, image[last], query[last]], matched_labels[last])
         return total, {**_name_by_layer(terms), "class_error": class_error}
-
-    def proposal_loss(
-        self,
-        logits: Tensor,
-        pred_boxes: Tensor,
-        labels: list[dict[str, Tensor]],
-        totals: BatchTotals,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of the encoder's proposals, which learn boxes and "some object", class 0.
-
-        Args:
-            logits: (B, S, C'), one proposal per token.
-            pred_boxes: (B, S, 4), (cx, cy, w, h) in [0, 1].
-            labels: as in a call.
-            totals: the queries' own; sigmoids divide by the number of objects alone.
-
-        Returns:
-            The weighted total, and its unweighted terms, with the suffix `_enc`.
-        """
-        objects = [{**t, "class_labels": torch.zeros_like(t["class_labels"])} for t in labels]
-        total, terms, _ = self.match_and_compare(logits[None], pred_boxes[None], objects, totals)
-        terms.pop("class_error")
-        return total, {f"{name}_enc": value for name, value in terms.items()}
-
-    @torch.compiler.disable  # as matching
-    def mean_with_groups(
-        self,
-        loss: Tensor,
-        logits: Tensor,
-        pred_boxes: Tensor,
-        labels: list[dict[str, Tensor]],
-        totals: BatchTotals,
-    ) -> Tensor:
-        """Mean of a loss and of those of G further groups of queries, each matched by itself.
-
-        Args:
-            loss: of the queries that detect.
-            logits: (N, B * G, Q, C'), an image's groups together.
-            pred_boxes: (N, B * G, Q, 4), (cx, cy, w, h) in [0, 1].
-            labels: as in a call, per image.
-            totals: of the queries that detect.
-        """
-        num_groups = logits.shape[1] // len(labels)
-        repeated = [target for target in labels for _ in range(num_groups)]
-        try:
-            of_groups, _, _ = self.match_and_compare(logits, pred_boxes, repeated, totals)
-        except NonFinitePredictionError as error:
-            images = sorted({index // num_groups for index in error.images})
-            raise NonFinitePredictionError(
-                "Predictions of a further group of queries hold NaN or infinity, those of images "
-                f"{images}.",
-                images,
-            ) from error
-        return (loss + of_groups) / (1 + num_groups)
 
     @torch.no_grad()
     def _cardinality_error(self, logits: Tensor, targets: Targets) -> Tensor:

@@ -1,30 +1,31 @@
 """The skeleton of every variant: extract, encode, decode, predict, loss.
 
 `DetectionTransformer` goes from pixels to decoder states, `ObjectDetector` puts heads and a loss
-on it. A variant subclasses both and fills in the hooks: how features are projected, how the
-encoder attends, how queries are decoded, and which heads read them.
+on it. A variant subclasses both and fills in the hooks: how features are projected and their
+positions encoded, how the encoder attends, how queries are made and decoded, which queries exist in
+training alone, and which heads read them.
 """
 
 from abc import abstractmethod
+from dataclasses import fields, replace
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from .backbone import Backbone
-from .criterion import DetectionCriterion, LastMatches
+from .criterion import DetectionCriterion, FinalLayerMatches, LossPart
 from .encoder import Encoder, GlobalSelfAttention
-from .feature_pyramid import FeaturePyramid, build_pyramid
+from .feature_pyramid import FeaturePyramid, build_pyramid, check_images
 from .folded_backbone import inference_only
-from .outputs import (
-    DecoderOutput,
-    DetectionModelOutput,
-    ObjectDetectionOutput,
-    split_sampling,
-)
+from .losses import LossNormalizers, count_loss_normalizers
+from .outputs import DecoderOutput, DetectionModelOutput, ObjectDetectionOutput
 from .position_encoding import make_position_encoding
 from .pretrained_model import DetectionPreTrainedModel
-from .query_groups import QueryGroups
+from .query_groups import Queries, QueryGroups, TrainingQueries
+
+Labels = list[dict[str, Tensor]]
+DETECTOR_FIELDS = frozenset(field.name for field in fields(ObjectDetectionOutput))
 
 
 class DetectionTransformer(DetectionPreTrainedModel):
@@ -38,18 +39,23 @@ class DetectionTransformer(DetectionPreTrainedModel):
     input_projection: nn.Conv2d
     query_position_embeddings: nn.Embedding
     decoder: nn.Module
-    # Added to the count of cells before sines are taken of it.
-    position_offset: float = 0.0
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)
         self.backbone = Backbone(config.backbone_config)
-        self.position_embedding = make_position_encoding(
-            config.position_embedding_type, config.d_model, self.position_offset
-        )
+        self.position_embedding = self.make_position_encoding(config)
         self.level_embed: nn.Parameter | None = None  # (L, D), in variants with several levels
-        self.encoder = Encoder(config, self.make_encoder_attention)
+        self.encoder = self.make_encoder(config)
         self.query_groups: QueryGroups | None = None  # see `add_query_groups`
+
+    @staticmethod
+    def make_position_encoding(config: PreTrainedConfig) -> nn.Module:
+        """Hook: turns a mask (B, h, w), and whether all of it is real, into (B, D, h, w)."""
+        return make_position_encoding(config.position_embedding_type, config.d_model)
+
+    def make_encoder(self, config: PreTrainedConfig) -> nn.Module:
+        """Hook: the encoder, called as `Encoder.forward` is."""
+        return Encoder(config, self.make_encoder_attention)
 
     @staticmethod
     def make_encoder_attention(config: PreTrainedConfig) -> nn.Module:
@@ -65,40 +71,61 @@ class DetectionTransformer(DetectionPreTrainedModel):
         """
         return [self.input_projection(feature_maps[-1])]
 
+    def prepare_queries(self, embeddings: Tensor) -> Queries:
+        """Hook: queries from learned embeddings (B, Q, …), their positions unless overridden."""
+        return Queries(torch.zeros_like(embeddings), embeddings)
+
+    def training_queries(
+        self,
+        labels: Labels | None,
+        memory: Tensor,
+        position_embeddings: Tensor,
+        pyramid: FeaturePyramid,
+    ) -> TrainingQueries | None:
+        """Hook: queries that exist in training alone; called in training mode.
+
+        Unless overridden, the groups of `add_query_groups`, if there are any.
+
+        Args:
+            labels: as the detector got them, unchecked and on any device; None if there are none.
+            memory: (B, S, D).
+            position_embeddings: (B, S, D).
+            pyramid: geometry of the memory.
+        """
+        groups = self.query_groups
+        return None if groups is None else groups(memory, self.prepare_queries)
+
     def decode(
         self,
         memory: Tensor,
         position_embeddings: Tensor,
         pyramid: FeaturePyramid,
+        training_queries: TrainingQueries | None,
         output_hidden_states: bool,
         output_attentions: bool,
-        queries: Tensor | None = None,
     ) -> DecoderOutput:
         """Hook: from memory (B, S, D), its positions (B, S, D) and geometry to query states.
 
-        Unless overridden, the decoder starts from the learned embeddings (B, Q, …) of the queries,
-        or from others that are given.
+        The states are those of the detector's own queries, then those of the training queries.
+        Unless overridden, the decoder starts from the learned embeddings.
         """
-        queries = self.query_embeddings(memory) if queries is None else queries
+        queries = self.prepare_queries(self.query_embeddings(memory))
+        if training_queries is not None:
+            queries = training_queries.join(queries)
         return self.decoder(
             queries, memory, position_embeddings, pyramid, output_hidden_states, output_attentions
         )
-
-    def decode_groups(
-        self, memory: Tensor, position_embeddings: Tensor, pyramid: FeaturePyramid
-    ) -> tuple[Tensor | None, tuple[Tensor, ...] | None]:
-        """States and references of the groups of queries that only learn, where there are any."""
-        if self.query_groups is None or not self.training:
-            return None, None
-        queries, *repeated = self.query_groups(memory, position_embeddings, pyramid)
-        decoded = self.decode(*repeated, False, False, queries)
-        return decoded.layer_states, decoded.reference_points
 
     def query_embeddings(self, memory: Tensor) -> Tensor:
         """Learned embeddings (B, Q, …) of the queries, for a memory (B, S, D)."""
         # Called, not read: Accelerate may keep the table elsewhere until then.
         indices = torch.arange(self.config.num_queries, device=memory.device)
         return self.query_position_embeddings(indices).expand(memory.shape[0], -1, -1)
+
+    @property
+    def num_queries(self) -> int:
+        """The detector's own queries per image."""
+        return self.config.num_queries
 
     def forward(
         self,
@@ -108,6 +135,7 @@ class DetectionTransformer(DetectionPreTrainedModel):
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
         output_feature_maps: bool = False,
+        labels: Labels | None = None,
     ) -> DetectionModelOutput | tuple:
         """Encode images and decode queries.
 
@@ -118,61 +146,34 @@ class DetectionTransformer(DetectionPreTrainedModel):
             output_attentions: also return attention weights.
             return_dict: False returns a tuple instead.
             output_feature_maps: also return feature maps, for masks.
+            labels: as for the detector; training queries may be made of them.
 
         Raises:
             ValueError: if the shapes don't fit each other or the configuration.
         """
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
-        if output_attentions is None:
-            output_attentions = self.config.output_attentions
+        asked_for = (
+            _given(output_hidden_states, self.config.output_hidden_states),
+            _given(output_attentions, self.config.output_attentions),
+        )
         check_images(pixel_values, pixel_mask, self.config.num_channels)
         if pixel_mask is not None and inference_only(pixel_mask) and pixel_mask.all():
             pixel_mask = None  # nothing is padded, and without a mask it is faster
 
         feature_maps = self.backbone(pixel_values.to(self.dtype))
         projected = self.project(feature_maps)
-        hidden_states, position_embeddings, pyramid = build_pyramid(
+        tokens, positions, pyramid = build_pyramid(
             projected, pixel_mask, self.position_embedding, self.level_embed
         )
-        encoded = self.encoder(
-            hidden_states, position_embeddings, pyramid, output_hidden_states, output_attentions
-        )
-        decoded = self.decode(
-            encoded.last_hidden_state,
-            position_embeddings,
-            pyramid,
-            output_hidden_states,
-            output_attentions,
-        )
-        group_states, group_references = self.decode_groups(
-            encoded.last_hidden_state, position_embeddings, pyramid
-        )
-        encoder_attentions, encoder_locations = split_sampling(encoded.attentions)
-        cross_attentions, decoder_locations = split_sampling(decoded.cross_attentions)
-        output = DetectionModelOutput(
-            last_hidden_state=decoded.layer_states[-1],
-            intermediate_hidden_states=decoded.layer_states,
-            reference_points=decoded.reference_points,
-            decoder_hidden_states=decoded.hidden_states,
-            decoder_attentions=decoded.attentions,
-            cross_attentions=cross_attentions,
-            encoder_last_hidden_state=encoded.last_hidden_state,
-            encoder_hidden_states=encoded.hidden_states,
-            encoder_attentions=encoder_attentions,
-            encoder_sampling_locations=encoder_locations,
-            decoder_sampling_locations=decoder_locations,
-            enc_outputs_class=decoded.enc_outputs_class,
-            enc_outputs_coord_logits=decoded.enc_outputs_coord_logits,
-            feature_maps=tuple(feature_maps) if output_feature_maps else None,
-            projected_feature_maps=tuple(projected) if output_feature_maps else None,
-            pyramid=pyramid if output_feature_maps else None,
-            group_hidden_states=group_states,
-            group_reference_points=group_references,
-        )
-        if return_dict is None:
-            return_dict = self.config.return_dict
-        return output if return_dict else output.to_tuple()
+        encoded = self.encoder(tokens, positions, pyramid, *asked_for)
+        memory = encoded.last_hidden_state
+        training = None
+        if self.training:
+            training = self.training_queries(labels, memory, positions, pyramid)
+        decoded = self.decode(memory, positions, pyramid, training, *asked_for)
+
+        maps = (tuple(feature_maps), tuple(projected), pyramid) if output_feature_maps else ()
+        output = DetectionModelOutput.from_stages(encoded, decoded, training, *maps)
+        return output if _given(return_dict, self.config.return_dict) else output.to_tuple()
 
 
 class ObjectDetector(DetectionPreTrainedModel):
@@ -194,14 +195,19 @@ class ObjectDetector(DetectionPreTrainedModel):
         Given are their states (N, B, Q, D) and, where there are any, their references.
         """
 
+    def proposal_labels(self, labels: Labels) -> Labels:
+        """Hook: what the encoder's proposals learn; unless overridden, "some object", class 0."""
+        return [{**t, "class_labels": torch.zeros_like(t["class_labels"])} for t in labels]
+
     def forward(
         self,
         pixel_values: Tensor,
         pixel_mask: Tensor | None = None,
-        labels: list[dict[str, Tensor]] | None = None,
+        labels: Labels | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
+        loss_normalizers: LossNormalizers | None = None,
     ) -> ObjectDetectionOutput | tuple:
         """Detect objects; with labels, also compute the loss.
 
@@ -213,44 +219,45 @@ class ObjectDetector(DetectionPreTrainedModel):
             output_hidden_states: also return the states between layers.
             output_attentions: also return attention weights.
             return_dict: False returns a tuple instead.
+            loss_normalizers: counts of a larger batch that this one is a part of, from
+                `count_loss_normalizers`; None: of this batch.
 
         Raises:
-            ValueError, TypeError: if images or labels can't be used, in words.
+            ValueError, TypeError: if images or labels can't be used.
         """
         outputs = self.model(
-            pixel_values, pixel_mask, output_hidden_states, output_attentions, return_dict=True
+            pixel_values,
+            pixel_mask,
+            output_hidden_states,
+            output_attentions,
+            return_dict=True,
+            labels=labels,
         )
-        output, _ = self.detect(outputs, labels, output_attentions)
-        if return_dict is None:
-            return_dict = self.config.return_dict
-        return output if return_dict else output.to_tuple()
+        output, _ = self.detect(outputs, labels, output_attentions, loss_normalizers)
+        return output if _given(return_dict, self.config.return_dict) else output.to_tuple()
 
     def detect(
         self,
         outputs: DetectionModelOutput,
-        labels: list[dict[str, Tensor]] | None,
+        labels: Labels | None,
         output_attentions: bool | None,
-    ) -> tuple[ObjectDetectionOutput, LastMatches | None]:
+        loss_normalizers: LossNormalizers | None = None,
+    ) -> tuple[ObjectDetectionOutput, FinalLayerMatches | None]:
         """Predictions, and if there are labels the loss and the matches, from queries' states."""
         every_layer = labels is not None and self.config.auxiliary_loss
         layers = slice(None) if every_layer else slice(-1, None)
         logits, pred_boxes = self._predict_layers(
-            layers, outputs.intermediate_hidden_states, outputs.reference_points
+            layers,
+            outputs.intermediate_hidden_states,
+            outputs.undetached_reference_points or outputs.reference_points,
         )
+        states = {name: value for name, value in outputs.items() if name in DETECTOR_FIELDS}
+        if not output_attentions:
+            states.pop("reference_points", None)
         loss = loss_dict = matches = auxiliary_outputs = None
         if labels is not None:
-            loss, loss_dict, matches = self.criterion.match_and_compare(logits, pred_boxes, labels)
-            if outputs.group_hidden_states is not None:
-                in_groups = self._predict_layers(
-                    layers, outputs.group_hidden_states, outputs.group_reference_points
-                )
-                loss = self.criterion.mean_with_groups(loss, *in_groups, labels, matches.totals)
-            if outputs.enc_outputs_class is not None:
-                proposals = outputs.enc_outputs_class, outputs.enc_outputs_coord_logits.sigmoid()
-                proposal_loss, proposal_dict = self.criterion.proposal_loss(
-                    *proposals, labels, matches.totals
-                )
-                loss, loss_dict = loss + proposal_loss, {**loss_dict, **proposal_dict}
+            parts = self._loss_parts(LossPart(logits, pred_boxes), outputs, labels, layers)
+            loss, loss_dict, matches = self.criterion.sum_parts(parts, labels, loss_normalizers)
             if self.config.auxiliary_loss:
                 auxiliary_outputs = [
                     {"logits": layer_logits, "pred_boxes": layer_boxes}
@@ -262,41 +269,50 @@ class ObjectDetector(DetectionPreTrainedModel):
             logits=logits[-1],
             pred_boxes=pred_boxes[-1],
             auxiliary_outputs=auxiliary_outputs,
-            last_hidden_state=outputs.last_hidden_state,
-            decoder_hidden_states=outputs.decoder_hidden_states,
-            decoder_attentions=outputs.decoder_attentions,
-            cross_attentions=outputs.cross_attentions,
-            encoder_last_hidden_state=outputs.encoder_last_hidden_state,
-            encoder_hidden_states=outputs.encoder_hidden_states,
-            encoder_attentions=outputs.encoder_attentions,
-            encoder_sampling_locations=outputs.encoder_sampling_locations,
-            decoder_sampling_locations=outputs.decoder_sampling_locations,
-            reference_points=outputs.reference_points if output_attentions else None,
-            enc_outputs_class=outputs.enc_outputs_class,
-            enc_outputs_coord_logits=outputs.enc_outputs_coord_logits,
+            **states,
         )
         return output, matches
+
+    def count_loss_normalizers(self, labels: Labels) -> LossNormalizers:
+        """What the losses of the parts of a larger batch are divided by, for accumulated gradients.
+
+        The sum of the parts' losses is then the loss of the whole batch. All processes must call
+        this at the same time, each with the labels of its own parts.
+
+        Args:
+            labels: of all parts; of each image only `class_labels` is needed.
+        """
+        counts = [len(target["class_labels"]) for target in labels]
+        return count_loss_normalizers(counts, self.model.num_queries, self.device)
 
     def _predict_layers(
         self, layers: slice, states: Tensor, references: tuple[Tensor, ...] | None
     ) -> tuple[Tensor, Tensor]:
         return self.predict(states[layers], None if references is None else references[layers])
 
+    def _loss_parts(
+        self, own: LossPart, outputs: DetectionModelOutput, labels: Labels, layers: slice
+    ) -> list[LossPart]:
+        """The detector's own predictions, those of training queries, and the proposals."""
+        parts = [own]
+        if (training := outputs.training_queries) is not None:
+            states = outputs.training_states
+            references = states.undetached_reference_points or states.reference_points
+            predicted = self._predict_layers(layers, states.layer_states, references)
+            own = replace(own, weight=training.own_weight)
+            parts = [own, *training.loss_parts(*predicted)]
+        if outputs.enc_outputs_class is not None:
+            parts.append(
+                LossPart(
+                    outputs.enc_outputs_class[None],
+                    outputs.enc_outputs_coord_logits.sigmoid()[None],
+                    suffix="_enc",
+                    labels=self.proposal_labels(labels),
+                    source="the encoder's proposals",
+                )
+            )
+        return parts
 
-def check_images(pixel_values: Tensor, pixel_mask: Tensor | None, num_channels: int) -> None:
-    """Refuse a batch whose shapes don't fit.
 
-    Raises:
-        ValueError: naming the shape that was got and the one that was expected.
-    """
-    if pixel_values.ndim != 4 or pixel_values.shape[1] != num_channels:
-        raise ValueError(
-            f"pixel_values has shape {tuple(pixel_values.shape)}; expected (batch, "
-            f"{num_channels}, height, width), as the image processor returns it."
-        )
-    batch_size, _, height, width = pixel_values.shape
-    if pixel_mask is not None and pixel_mask.shape != (batch_size, height, width):
-        raise ValueError(
-            f"pixel_mask has shape {tuple(pixel_mask.shape)}; expected (batch, height, width) = "
-            f"{(batch_size, height, width)}, 1 on real pixels and 0 on padding."
-        )
+def _given(value: bool | None, otherwise: bool) -> bool:
+    return otherwise if value is None else value

@@ -1,6 +1,5 @@
-"""Feature maps flattened into one sequence of tokens, with what is known of each token."""
+"""Feature maps flattened into one sequence of tokens, with the geometry of each token."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,19 +24,34 @@ class FeaturePyramid:
     valid_ratios: Tensor
 
     def to(self, device: torch.device | str, **kwargs: Any) -> "FeaturePyramid":
-        """The same on another device; Accelerate asks for it where layers lie on several."""
-        return self.apply(lambda tensor: tensor.to(device, **kwargs))
-
-    def apply(self, function: Callable[[Tensor], Tensor]) -> "FeaturePyramid":
-        """The same with what a function makes of its tensors."""
-        mask = None if self.mask is None else function(self.mask)
-        return replace(self, mask=mask, valid_ratios=function(self.valid_ratios))
+        """The same on another device; Accelerate calls it where layers are on several."""
+        mask = None if self.mask is None else self.mask.to(device, **kwargs)
+        return replace(self, mask=mask, valid_ratios=self.valid_ratios.to(device, **kwargs))
 
     @property
     def level_start_index(self) -> list[int]:
         """Index of each level's first token."""
         sizes = [height * width for height, width in self.spatial_shapes]
         return [sum(sizes[:level]) for level in range(len(sizes))]
+
+
+def check_images(pixel_values: Tensor, pixel_mask: Tensor | None, num_channels: int) -> None:
+    """Refuse a batch whose shapes don't fit.
+
+    Raises:
+        ValueError: naming the shape that was got and the one that was expected.
+    """
+    if pixel_values.ndim != 4 or pixel_values.shape[1] != num_channels:
+        raise ValueError(
+            f"pixel_values has shape {tuple(pixel_values.shape)}; expected (batch, "
+            f"{num_channels}, height, width), as the image processor returns it."
+        )
+    batch_size, _, height, width = pixel_values.shape
+    if pixel_mask is not None and pixel_mask.shape != (batch_size, height, width):
+        raise ValueError(
+            f"pixel_mask has shape {tuple(pixel_mask.shape)}; expected (batch, height, width) = "
+            f"{(batch_size, height, width)}, 1 on real pixels and 0 on padding."
+        )
 
 
 def build_pyramid(

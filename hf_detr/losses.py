@@ -1,4 +1,13 @@
-"""The terms of the loss, as plain functions of matched predictions and targets."""
+"""The terms of the loss as functions of matched predictions and targets, and their normalizers.
+
+A batch may be spread over processes, and over several backward passes when gradients are
+accumulated. Its loss doesn't depend on that as long as every part is divided by the counts of the
+whole batch. They follow from the labels alone: every object of an image gets a query, while there
+are queries.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -6,6 +15,42 @@ from torch.nn import functional as F
 
 from .box_ops import box_cxcywh_to_xyxy, generalized_box_iou
 from .processes import num_processes
+
+
+@dataclass(frozen=True)
+class LossNormalizers:
+    """Counts of a whole batch, divided by the number of processes; scalars, float32.
+
+    Attributes:
+        num_boxes: objects, at least one in the whole batch.
+        num_matched: queries with an object, in one decoder layer.
+        num_unmatched: queries without.
+    """
+
+    num_boxes: Tensor
+    num_matched: Tensor
+    num_unmatched: Tensor
+
+
+def count_loss_normalizers(
+    counts: Sequence[int], num_queries: int, device: torch.device
+) -> LossNormalizers:
+    """Counts over all processes; every one of them must call this at the same time.
+
+    Args:
+        counts: number of objects of each image of this process's share.
+        num_queries: queries per image.
+        device: device of the result.
+    """
+    matched = sum(min(count, num_queries) for count in counts)
+    sums = torch.tensor(
+        [sum(counts), matched, len(counts) * num_queries - matched], dtype=torch.float32
+    )
+    means = mean_over_processes(sums.to(device, non_blocking=True))
+    num_boxes, num_matched, num_unmatched = means.unbind()
+    # Deviation: the original asks for one object per process, so the loss of a batch with fewer
+    # depends on the number of processes.
+    return LossNormalizers(num_boxes.clamp(min=1 / num_processes()), num_matched, num_unmatched)
 
 
 def box_l1_loss(pred_boxes: Tensor, target_boxes: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
-"""Which query answers for which object: the exact one-to-one assignment of DETR.
+"""Which query is matched to which object: the exact one-to-one assignment of DETR.
 
 Every object of an image gets the query that makes the total cost least; the other queries learn
-"no object". Two queries on the same object can't both be paid, which is why duplicates disappear.
-All decoder layers are matched together, an image's queries meet only its own objects, and one
-transfer brings everything the host needs.
+"no object". Only one query is rewarded for an object, which is why duplicates disappear. All
+decoder layers are matched together, an image's queries are compared with its own objects only, and
+one transfer copies everything to the host.
 """
 
 import warnings
@@ -22,7 +22,7 @@ Matches = list[list[tuple[Tensor, Tensor]]]
 
 
 class NonFinitePredictionError(ValueError):
-    """Predictions hold NaN or infinity, so there is nothing to match.
+    """Predictions contain NaN or infinity and can't be matched.
 
     Attributes:
         images: which images of the batch.
@@ -86,7 +86,7 @@ class HungarianMatcher:
             targets.boxes,
         )
         check_target_values(class_labels, boxes, targets.counts, self.classification.num_labels)
-        _check_predictions(finite)
+        _check_finite(finite)
         _warn_about_lost_objects(targets.counts, num_queries=logits.shape[2])
         return [
             [_assign(cost[layer, image, :, :n]) for image, n in enumerate(targets.counts)]
@@ -127,7 +127,17 @@ def _assign(cost: np.ndarray) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(queries), torch.from_numpy(objects)
 
 
-def _check_predictions(finite: np.ndarray) -> None:
+def check_predictions(logits: Tensor, pred_boxes: Tensor) -> None:
+    """Refuse predictions of decoder layers, (N, B, Q, …) each, that aren't finite.
+
+    Raises:
+        NonFinitePredictionError: naming the layer, the tensor and the image.
+    """
+    (finite,) = _to_host(_finite_per_image(logits.detach(), pred_boxes.detach()))
+    _check_finite(finite)
+
+
+def _check_finite(finite: np.ndarray) -> None:
     """Refuse the first layer with predictions that aren't finite; finite is (N, 2, B)."""
     bad = np.argwhere(finite == 0)
     if len(bad):

@@ -18,6 +18,7 @@ from .feature_pyramid import FeaturePyramid
 from .heads import MLP, make_box_head, make_class_head
 from .outputs import DecoderOutput
 from .position_encoding import encode_points
+from .query_groups import Queries
 from .transformer_layer import TransformerLayer, XavierLinear
 
 
@@ -59,6 +60,7 @@ class ConditionalDetrDecoderLayer(TransformerLayer):
         memory: Tensor,
         position_embeddings: Tensor,
         pyramid: FeaturePyramid,
+        mask: Tensor | None,
         return_weights: bool,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Transform queries (B, Q, D).
@@ -70,6 +72,7 @@ class ConditionalDetrDecoderLayer(TransformerLayer):
             memory: (B, S, D).
             position_embeddings: of the memory, (B, S, D).
             pyramid: its mask is used.
+            mask: of self-attention, (B or 1, Q, Q), or None.
             return_weights: also return attention weights.
 
         Returns:
@@ -79,7 +82,8 @@ class ConditionalDetrDecoderLayer(TransformerLayer):
             self.sa_qcontent_proj(hidden_states) + self.sa_qpos_proj(query_position_embeddings),
             self.sa_kcontent_proj(hidden_states) + self.sa_kpos_proj(query_position_embeddings),
             self.sa_v_proj(hidden_states),
-            return_weights=return_weights,
+            mask,
+            return_weights,
         )
         hidden_states = self.add_and_norm(hidden_states, attended, self.self_attn_layer_norm)
 
@@ -105,7 +109,7 @@ class ConditionalDetrDecoderLayer(TransformerLayer):
 
 
 class ConditionalDetrDecoder(nn.Module):
-    """A stack of decoder layers; reference points and their scale come from the queries.
+    """A stack of decoder layers; the scale of reference points comes from the queries.
 
     Args:
         config: depth and what the layers need.
@@ -124,35 +128,35 @@ class ConditionalDetrDecoder(nn.Module):
 
     def forward(
         self,
-        query_position_embeddings: Tensor,
+        queries: Queries,
         memory: Tensor,
         position_embeddings: Tensor,
         pyramid: FeaturePyramid,
         output_hidden_states: bool,
         output_attentions: bool,
     ) -> DecoderOutput:
-        """Decode queries, which start at zero, from positions (B, Q, D) and memory (B, S, D)."""
-        reference_points = self.ref_point_head(query_position_embeddings).sigmoid()  # (B, Q, 2)
-        sines = encode_points(reference_points, query_position_embeddings.shape[-1])
-        hidden_states = torch.zeros_like(query_position_embeddings)
+        """Decode queries (B, Q, D) at points (B, Q, 2), with memory and positions (B, S, D)."""
+        hidden_states = queries.contents
+        sines = encode_points(queries.reference_points, hidden_states.shape[-1])
         trace = [(hidden_states, None, None)]
         for index, layer in enumerate(self.layers):
             # The paper's T(f): how the content stretches the spatial query; the first has none.
             spatial_queries = sines if index == 0 else sines * self.query_scale(hidden_states)
             hidden_states, weights, cross_weights = layer(
                 hidden_states,
-                query_position_embeddings,
+                queries.positions,
                 spatial_queries,
                 memory,
                 position_embeddings,
                 pyramid,
+                queries.mask,
                 output_attentions,
             )
             trace.append((hidden_states, weights, cross_weights))
         return DecoderOutput.from_trace(
             trace,
             norm=self.layernorm,
-            reference_points=(reference_points,) * len(self.layers),
+            reference_points=(queries.reference_points,) * len(self.layers),
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
         )
@@ -171,6 +175,10 @@ class ConditionalDetrModel(DetectionTransformer):
         self.query_position_embeddings = nn.Embedding(config.num_queries, config.d_model)
         self.decoder = ConditionalDetrDecoder(config)
         self.post_init()
+
+    def prepare_queries(self, embeddings: Tensor) -> Queries:
+        reference_points = self.decoder.ref_point_head(embeddings).sigmoid()  # (B, Q, 2)
+        return Queries(torch.zeros_like(embeddings), embeddings, reference_points)
 
 
 class ConditionalDetrForObjectDetection(ObjectDetector):

@@ -23,7 +23,8 @@ from .detection_transformer import DetectionTransformer, ObjectDetector
 from .feature_pyramid import FeaturePyramid, token_centers
 from .heads import make_box_head, make_class_head
 from .outputs import DecoderOutput
-from .position_encoding import sines
+from .position_encoding import make_position_encoding, sines
+from .query_groups import Queries, TrainingQueries
 from .transformer_layer import TransformerLayer, XavierLinear
 
 SamplingPoints = tuple[Tensor, Tensor]  # weights (B, Q, M, L, K), locations (B, Q, M, L, K, 2)
@@ -76,18 +77,19 @@ class DeformableDetrDecoderLayer(TransformerLayer):
         reference_points: Tensor,
         memory: Tensor,
         pyramid: FeaturePyramid,
+        mask: Tensor | None,
         return_weights: bool,
     ) -> tuple[Tensor, Tensor | None, SamplingPoints | None]:
         """Transform queries (B, Q, D) that refer to points (B, Q, 2) or boxes (B, Q, 4).
+
+        The mask (B or 1, Q, Q) is that of self-attention, or None.
 
         Returns:
             Queries (B, Q, D), and if asked for the weights of self-attention and the sampling
             points of cross-attention.
         """
         query = hidden_states + query_position_embeddings
-        attended, weights = self.self_attn(
-            query, query, hidden_states, return_weights=return_weights
-        )
+        attended, weights = self.self_attn(query, query, hidden_states, mask, return_weights)
         hidden_states = self.add_and_norm(hidden_states, attended, self.self_attn_layer_norm)
         attended, sampling_points = self.encoder_attn(
             hidden_states + query_position_embeddings,
@@ -119,25 +121,25 @@ class DeformableDetrDecoder(nn.Module):
 
     def forward(
         self,
-        hidden_states: Tensor,
-        query_position_embeddings: Tensor,
-        reference_points: Tensor,
+        queries: Queries,
         memory: Tensor,
         pyramid: FeaturePyramid,
         output_hidden_states: bool,
         output_attentions: bool,
         **proposals: Tensor,
     ) -> DecoderOutput:
-        """Decode queries (B, Q, D), their positions and references, and memory (B, S, D)."""
+        """Decode queries (B, Q, D), their positions and references, with memory (B, S, D)."""
+        hidden_states, reference_points = queries.contents, queries.reference_points
         trace, references = [(hidden_states, None, None)], []
         for index, layer in enumerate(self.layers):
             references.append(reference_points)
             hidden_states, weights, sampling_points = layer(
                 hidden_states,
-                query_position_embeddings,
+                queries.positions,
                 reference_points,
                 memory,
                 pyramid,
+                queries.mask,
                 output_attentions,
             )
             trace.append((hidden_states, weights, sampling_points))
@@ -159,7 +161,6 @@ class DeformableDetrModel(DetectionTransformer):
     """Deformable DETR without final heads: from pixels to the states of the object queries."""
 
     config_class = DeformableDetrConfig
-    position_offset = -0.5
     _no_split_modules = ["Backbone", "EncoderLayer", "DeformableDetrDecoderLayer"]
 
     def __init__(self, config: DeformableDetrConfig) -> None:
@@ -183,6 +184,11 @@ class DeformableDetrModel(DetectionTransformer):
     def reset_parameters(self) -> None:
         """The level embeddings; every other weight belongs to a module of its own."""
         nn.init.normal_(self.level_embed)
+
+    @staticmethod
+    def make_position_encoding(config: DeformableDetrConfig) -> nn.Module:
+        kind, width = config.position_embedding_type, config.d_model
+        return make_position_encoding(kind, width, offset=-0.5)
 
     @staticmethod
     def make_encoder_attention(config: DeformableDetrConfig) -> DeformableSelfAttention:
@@ -212,26 +218,33 @@ class DeformableDetrModel(DetectionTransformer):
         memory: Tensor,
         position_embeddings: Tensor,
         pyramid: FeaturePyramid,
+        training_queries: TrainingQueries | None,
         output_hidden_states: bool,
         output_attentions: bool,
-        queries: Tensor | None = None,
     ) -> DecoderOutput:
-        asked_for = (output_hidden_states, output_attentions)
+        proposals = {}
         if self.config.two_stage:
             class_logits, box_logits = self.propose(memory, pyramid)
-            queries, reference_points = self.queries_from(class_logits, box_logits)
+            queries = self.queries_from(class_logits, box_logits)
             proposals = {
                 "enc_outputs_class": class_logits,
                 "enc_outputs_coord_logits": box_logits,
             }
         else:
-            queries = self.query_embeddings(memory) if queries is None else queries
-            positions = queries.chunk(2, dim=-1)[0]
-            reference_points, proposals = self.reference_points(positions).sigmoid(), {}
-        positions, contents = queries.chunk(2, dim=-1)  # (B, Q, D) each
-        return self.decoder(
-            contents, positions, reference_points, memory, pyramid, *asked_for, **proposals
-        )
+            queries = self.prepare_queries(self.query_embeddings(memory))
+        if training_queries is not None:
+            queries = training_queries.join(queries)
+        asked_for = (output_hidden_states, output_attentions)
+        return self.decoder(queries, memory, pyramid, *asked_for, **proposals)
+
+    def prepare_queries(self, embeddings: Tensor) -> Queries:
+        positions, contents = embeddings.chunk(2, dim=-1)  # (B, Q, D) each
+        return Queries(contents, positions, self.reference_points(positions).sigmoid())
+
+    @property
+    def num_queries(self) -> int:
+        config = self.config
+        return config.two_stage_num_proposals if config.two_stage else config.num_queries
 
     def propose(self, memory: Tensor, pyramid: FeaturePyramid) -> tuple[Tensor, Tensor]:
         """Class logits (B, S, C) and box logits (B, S, 4) of every token (paper, appendix A.4).
@@ -255,8 +268,8 @@ class DeformableDetrModel(DetectionTransformer):
         box_logits = self.decoder.bbox_embed[-1](tokens) + anchor_logits.to(tokens.dtype)
         return self.decoder.class_embed[-1](tokens), box_logits
 
-    def queries_from(self, class_logits: Tensor, box_logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries (B, Q, 2D) and references (B, Q, 4) from the best proposals.
+    def queries_from(self, class_logits: Tensor, box_logits: Tensor) -> Queries:
+        """Queries (B, Q, D) with references (B, Q, 4) from the best proposals.
 
         Proposals are ranked by the logit of class 0, which is trained as "some object".
         """
@@ -266,8 +279,9 @@ class DeformableDetrModel(DetectionTransformer):
         reference_points = box_logits.detach().gather(1, best).sigmoid()
         angles = reference_points.float() * (2 * math.pi)
         encoding = sines(angles, self.config.d_model // 2).flatten(-2)  # (B, Q, 2D)
-        queries = self.pos_trans_norm(self.pos_trans(encoding.to(box_logits.dtype)))
-        return queries, reference_points
+        embeddings = self.pos_trans_norm(self.pos_trans(encoding.to(box_logits.dtype)))
+        positions, contents = embeddings.chunk(2, dim=-1)
+        return Queries(contents, positions, reference_points)
 
 
 class DeformableDetrForObjectDetection(ObjectDetector):

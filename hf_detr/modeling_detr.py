@@ -4,7 +4,6 @@ One feature map, global attention in encoder and decoder, N learned queries; sof
 "no object".
 """
 
-import torch
 from torch import Tensor, nn
 
 from .attention import MultiHeadAttention
@@ -16,6 +15,7 @@ from .detection_transformer import DetectionTransformer, ObjectDetector
 from .feature_pyramid import FeaturePyramid
 from .heads import make_box_head, make_class_head
 from .outputs import DecoderOutput
+from .query_groups import Queries
 from .transformer_layer import TransformerLayer
 
 
@@ -41,17 +41,18 @@ class DetrDecoderLayer(TransformerLayer):
         memory: Tensor,
         position_embeddings: Tensor,
         pyramid: FeaturePyramid,
+        mask: Tensor | None,
         return_weights: bool,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Transform queries (B, Q, D) with positions (B, Q, D), memory and positions (B, S, D).
+
+        The mask (B or 1, Q, Q) is that of self-attention, or None.
 
         Returns:
             Queries (B, Q, D), and the weights of self- and cross-attention if asked for.
         """
         query = hidden_states + query_position_embeddings
-        attended, weights = self.self_attn(
-            query, query, hidden_states, return_weights=return_weights
-        )
+        attended, weights = self.self_attn(query, query, hidden_states, mask, return_weights)
         hidden_states = self.add_and_norm(hidden_states, attended, self.self_attn_layer_norm)
 
         attended, cross_weights = self.encoder_attn(
@@ -66,7 +67,7 @@ class DetrDecoderLayer(TransformerLayer):
 
 
 class DetrDecoder(nn.Module):
-    """A stack of decoder layers with one norm for what the heads read.
+    """A stack of decoder layers with one norm for the states that the heads read.
 
     Args:
         config: depth and what the layers need.
@@ -79,23 +80,24 @@ class DetrDecoder(nn.Module):
 
     def forward(
         self,
-        query_position_embeddings: Tensor,
+        queries: Queries,
         memory: Tensor,
         position_embeddings: Tensor,
         pyramid: FeaturePyramid,
         output_hidden_states: bool,
         output_attentions: bool,
     ) -> DecoderOutput:
-        """Decode queries, which start at zero, from positions (B, Q, D) and memory (B, S, D)."""
-        hidden_states = torch.zeros_like(query_position_embeddings)
+        """Decode queries (B, Q, D) with memory and its positions (B, S, D)."""
+        hidden_states = queries.contents
         trace = [(hidden_states, None, None)]
         for layer in self.layers:
             hidden_states, weights, cross_weights = layer(
                 hidden_states,
-                query_position_embeddings,
+                queries.positions,
                 memory,
                 position_embeddings,
                 pyramid,
+                queries.mask,
                 output_attentions,
             )
             trace.append((hidden_states, weights, cross_weights))

@@ -65,7 +65,7 @@ class DeformableDetrForSegmentation(Segmenter):
         self.post_init()
 
     @property
-    def coarsest_level(self) -> int:
+    def mask_level(self) -> int:
         num_maps = len(self.detection_transformer.backbone.num_channels)
         return num_maps - self.config.num_mask_levels - 1
 

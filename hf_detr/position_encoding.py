@@ -1,4 +1,4 @@
-"""Where a feature cell lies, as a vector: 2-D sines or learned tables."""
+"""The position of a feature cell, point or box as a vector: sines or learned tables."""
 
 import math
 
@@ -48,18 +48,27 @@ def sines(angles: Tensor, width: int, temperature: float = 10000) -> Tensor:
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)
 
 
-def encode_points(points_xy: Tensor, width: int) -> Tensor:
-    """Sines (..., D) of points (..., 2) as (x, y) in [0, 1], y before x, as `points_xy`'s dtype."""
-    x, y = (2 * math.pi * points_xy.float()).unbind(-1)
-    encoding = torch.cat([sines(y, width // 2), sines(x, width // 2)], dim=-1)
-    return encoding.to(points_xy.dtype)
+def encode_points(points: Tensor, width: int, temperature: float = 10000) -> Tensor:
+    """Sines of points or boxes, half of `width` for each coordinate, in the dtype of `points`.
+
+    Args:
+        points: (..., 2) as (x, y) or (..., 4) as (cx, cy, w, h), in [0, 1].
+        width: D.
+        temperature: ratio of the longest to the shortest wavelength.
+
+    Returns:
+        (..., D) of points, y before x; (..., 2D) of boxes, y before x, then width and height.
+    """
+    x, y, *size = (2 * math.pi * points.float()).unbind(-1)
+    parts = [sines(angles, width // 2, temperature) for angles in (y, x, *size)]
+    return torch.cat(parts, dim=-1).to(points.dtype)
 
 
 class UniformEmbedding(nn.Embedding):
     """Table of vectors that start uniform in [0, 1], as in the original."""
 
     def reset_parameters(self) -> None:
-        """Draw the table anew."""
+        """Draw the table again."""
         nn.init.uniform_(self.weight)
 
 
@@ -95,8 +104,10 @@ class LearnedPositionEncoding(nn.Module):
         return encoding.permute(2, 0, 1).expand(batch_size, -1, -1, -1)
 
 
-def make_position_encoding(kind: str, width: int, offset: float = 0.0) -> nn.Module:
-    """The position encoding named `"sine"` or `"learned"`."""
+def make_position_encoding(
+    kind: str, width: int, offset: float = 0.0, temperature: float = 10000
+) -> nn.Module:
+    """The position encoding named `"sine"` or `"learned"`; the last two arguments are for sines."""
     if kind == "learned":
         return LearnedPositionEncoding(width)
-    return SinePositionEncoding(width, offset=offset)
+    return SinePositionEncoding(width, temperature, offset)

@@ -20,7 +20,7 @@ from .whole_saving import atomic_folder, finish_interrupted_save
 
 
 class DetectionPreTrainedModel(PreTrainedModel):
-    """What the bare model and the detector share: loading, initialisation, backbone, queries."""
+    """Base of model and detector: loading, initialisation, backbone, number of queries."""
 
     base_model_prefix = "model"
     main_input_name = "pixel_values"
@@ -189,13 +189,13 @@ class DetectionPreTrainedModel(PreTrainedModel):
         ]
 
     def add_query_groups(self, num_groups: int) -> None:
-        """Let further groups of queries learn, in training alone (Group DETR; arXiv 2207.13085).
+        """Add groups of queries that exist in training alone (Group DETR; arXiv 2207.13085).
 
         Each is as large as the detector's own and matched by itself; the loss is the mean over all.
-        An object so teaches more queries in a step, which takes longer. They are not saved.
+        An object teaches more queries in a step, which takes longer. They are not saved.
 
         Args:
-            num_groups: how many, besides the detector's own; 0 takes them away again.
+            num_groups: how many, besides the detector's own; 0 removes them.
 
         Raises:
             ValueError: if `num_groups` is negative, or the queries aren't learned.
@@ -211,9 +211,9 @@ class DetectionPreTrainedModel(PreTrainedModel):
     def resize_queries(self, num_queries: int) -> None:
         """Change the number of object queries; learned ones stay, in order.
 
-        Additional queries are drawn anew: queries must differ to learn different objects, so
-        copies of learned ones would not do. Fewer queries keep the first ones. Further groups of
-        queries, where there are any, are drawn anew in the same number.
+        Additional queries are drawn at random, because copies of learned ones would learn the same
+        objects. Fewer queries keep the first ones. Groups of training queries, where there are any,
+        are drawn again in the same number.
 
         Raises:
             ValueError: if `num_queries` isn't positive, or the queries aren't learned.
@@ -244,7 +244,10 @@ class DetectionPreTrainedModel(PreTrainedModel):
 
 @contextmanager
 def without_auxiliary_loss(model: PreTrainedModel) -> Iterator[None]:
-    """While files for others are written: only training needs it, and transformers errs with it."""
+    """Turn `auxiliary_loss` off while files are written that transformers may load.
+
+    Only training needs it, and transformers' predictions are wrong with it.
+    """
     trained_so, model.config.auxiliary_loss = model.config.auxiliary_loss, False
     try:
         yield

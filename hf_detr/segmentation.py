@@ -7,10 +7,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedConfig
 
-from .criterion import DetectionCriterion, LastMatches
+from .criterion import DetectionCriterion, FinalLayerMatches
 from .detection_transformer import ObjectDetector
 from .feature_pyramid import token_centers
-from .losses import mask_dice_loss, mask_focal_loss
+from .losses import LossNormalizers, mask_dice_loss, mask_focal_loss
 from .mask_head import AttentionMaps, MaskHead
 from .outputs import DetectionModelOutput, ObjectDetectionOutput, SegmentationOutput
 from .pretrained_model import DetectionPreTrainedModel
@@ -26,7 +26,7 @@ class Segmenter(DetectionPreTrainedModel):
     """
 
     # Level of the memory that the backbone's last map became; the mask head starts from it.
-    coarsest_level = 0
+    mask_level = 0
 
     @property
     def detector(self) -> ObjectDetector:
@@ -37,6 +37,10 @@ class Segmenter(DetectionPreTrainedModel):
     def criterion(self) -> DetectionCriterion:
         """The detector's."""
         return self.detector.criterion
+
+    def count_loss_normalizers(self, labels: list[dict[str, Tensor]]) -> LossNormalizers:
+        """As for the detector; masks are divided by the number of objects, too."""
+        return self.detector.count_loss_normalizers(labels)
 
     def add_mask_head(self, config: PreTrainedConfig) -> None:
         """Add `bbox_attention` and `mask_head`, names of the files.
@@ -61,6 +65,7 @@ class Segmenter(DetectionPreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
+        loss_normalizers: LossNormalizers | None = None,
     ) -> SegmentationOutput | tuple:
         """Detect objects and their masks; with labels, also compute the loss.
 
@@ -72,9 +77,10 @@ class Segmenter(DetectionPreTrainedModel):
             output_hidden_states: also return the states between layers.
             output_attentions: also return attention weights.
             return_dict: False returns a tuple instead.
+            loss_normalizers: as for the detector.
 
         Raises:
-            ValueError, TypeError: if images or labels can't be used, in words.
+            ValueError, TypeError: if images or labels can't be used.
         """
         states = self.detection_transformer(
             pixel_values,
@@ -83,8 +89,11 @@ class Segmenter(DetectionPreTrainedModel):
             output_attentions,
             return_dict=True,
             output_feature_maps=True,
+            labels=labels,
         )
-        detected, matches = self.detector.detect(states, labels, output_attentions)
+        detected, matches = self.detector.detect(
+            states, labels, output_attentions, loss_normalizers
+        )
         output = SegmentationOutput(**detected, pixel_mask=pixel_mask)
         maps = self._attention_maps(states, output.pred_boxes)
         if matches is None or not self.training:
@@ -117,7 +126,7 @@ class Segmenter(DetectionPreTrainedModel):
 
     def _attention_maps(self, states: DetectionModelOutput, pred_boxes: Tensor) -> Tensor:
         """Where each query looks on the level that the backbone's last map became, (B, Q, M, s)."""
-        pyramid, level = states.pyramid, self.coarsest_level
+        pyramid, level = states.pyramid, self.mask_level
         start = pyramid.level_start_index[level]
         tokens = slice(start, start + math.prod(pyramid.spatial_shapes[level]))
         queries, memory = self.attention_inputs(
@@ -131,7 +140,7 @@ class Segmenter(DetectionPreTrainedModel):
 
     def _masks(self, maps: Tensor, image: Tensor, states: DetectionModelOutput) -> Tensor:
         """Mask logits (P, h, w) of objects with attention maps (P, M, s) in images (P,)."""
-        features = states.projected_feature_maps[self.coarsest_level]
+        features = states.projected_feature_maps[self.mask_level]
         maps = maps.unflatten(-1, features.shape[-2:])  # (P, M, h, w)
         return self.mask_head(features, maps, image, states.feature_maps[-2::-1][: NUM_MAPS - 1])
 
@@ -140,15 +149,15 @@ class Segmenter(DetectionPreTrainedModel):
         output: ObjectDetectionOutput,
         masks: Tensor,
         labels: list[dict[str, Tensor]],
-        matches: LastMatches,
+        matches: FinalLayerMatches,
         image_hw: tuple[int, int],
     ) -> None:
         """Add both losses of the matched queries' masks (P, h, w), enlarged to the images."""
         masks = F.interpolate(masks[:, None].float(), size=image_hw, mode="bilinear")[:, 0]
         pairs = masks.flatten(1), _matched_masks(labels, matches, masks).flatten(1)
         terms = {
-            "loss_mask": mask_focal_loss(*pairs).sum() / matches.totals.num_boxes,
-            "loss_dice": mask_dice_loss(*pairs).sum() / matches.totals.num_boxes,
+            "loss_mask": mask_focal_loss(*pairs).sum() / matches.normalizers.num_boxes,
+            "loss_dice": mask_dice_loss(*pairs).sum() / matches.normalizers.num_boxes,
         }
         weights = self.config.mask_loss_coefficient, self.config.dice_loss_coefficient
         output["loss"] = output.loss + weights[0] * terms["loss_mask"]
@@ -156,7 +165,7 @@ class Segmenter(DetectionPreTrainedModel):
         output["loss_dict"] = {**output.loss_dict, **terms}
 
 
-def _matched_queries(matches: LastMatches, device: torch.device) -> tuple[Tensor, Tensor]:
+def _matched_queries(matches: FinalLayerMatches, device: torch.device) -> tuple[Tensor, Tensor]:
     """Image and query (P,) of every matched object."""
     columns = [
         torch.stack([torch.full_like(query, image), query])
@@ -166,7 +175,9 @@ def _matched_queries(matches: LastMatches, device: torch.device) -> tuple[Tensor
     return image, query
 
 
-def _matched_masks(labels: list[dict[str, Tensor]], matches: LastMatches, masks: Tensor) -> Tensor:
+def _matched_masks(
+    labels: list[dict[str, Tensor]], matches: FinalLayerMatches, masks: Tensor
+) -> Tensor:
     """True masks of the matched objects, padded to the canvas of the predicted (P, H, W)."""
     padded = []
     for number, (target, (_, index)) in enumerate(zip(labels, matches.pairs, strict=True)):

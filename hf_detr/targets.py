@@ -31,6 +31,16 @@ class Targets:
     boxes: Tensor
     counts: tuple[int, ...]
 
+    def repeat(self, times: int) -> "Targets":
+        """Every image's objects several times in a row, as if it were several images."""
+        if times == 1:
+            return self
+        return Targets(
+            self.class_labels.repeat_interleave(times, dim=0),
+            self.boxes.repeat_interleave(times, dim=0),
+            tuple(count for count in self.counts for _ in range(times)),
+        )
+
 
 def prepare_targets(
     labels: list[dict[str, Tensor]], batch_size: int, device: torch.device
@@ -100,7 +110,7 @@ def check_target_values(
     Args:
         class_labels: (B, T).
         boxes: (B, T, 4).
-        counts: number of objects of each image; what lies beyond is padding.
+        counts: number of objects of each image; the rest is padding.
         num_labels: number of classes C.
 
     Raises:
@@ -115,7 +125,7 @@ def check_target_values(
             f"class label outside 0 … {num_labels - 1}; number classes from 0 without gaps, and "
             "give the model the right num_labels (no-object is not a class of yours)",
         ),
-        (~np.isfinite(boxes).all(-1), "box that isn't finite; mend the annotation"),
+        (~np.isfinite(boxes).all(-1), "box that isn't finite; fix the annotation"),
         (
             (boxes[..., 2:] <= 0).any(-1),
             "box of zero or negative size; boxes are (cx, cy, w, h), not corners, and objects that "

@@ -27,7 +27,7 @@ LAYERS = [
         "loading_checks",
     },
     {
-        *("configuration_detr", "query_groups", "transformer_layer"),
+        *("configuration_detr", "transformer_layer"),
         *(
             "targets",
             "losses",
@@ -40,13 +40,12 @@ LAYERS = [
         ),
     },
     {
-        "batch_totals",
         "official_configuration",
-        "pretrained_model",
         "published_checkpoints",
         "mmdetection_names",
     },
-    {"classification", "encoder", "deformable_attention", "mask_head", "annotations", "outputs"},
+    {"detrex_names"},
+    {"classification", "encoder", "deformable_attention", "mask_head", "annotations"},
     {"augmentation", "coco_evaluator"},
     {"annotation_table"},
     {"image_source"},
@@ -56,6 +55,8 @@ LAYERS = [
     {"data_check"},
     {"matcher", "heads"},
     {"criterion"},
+    {"query_groups"},
+    {"outputs", "pretrained_model"},
     {"training_health"},
     {"image_processing_detr", "detection_transformer"},
     {"image_processing_sigmoid_detr", "pipelines", "segmentation", "batches", "publishing"},
@@ -75,7 +76,7 @@ LAYERS = [
 SIDES = {
     "model": {"backbone", "encoder", "feature_pyramid", "detection_transformer"},
     "loss": {
-        *("targets", "classification", "matcher", "losses", "batch_totals", "criterion"),
+        *("targets", "classification", "matcher", "losses", "criterion"),
         "postprocess",
     },
 }

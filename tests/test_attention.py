@@ -20,7 +20,7 @@ def naive_attention(
             columns = slice(head * width, (head + 1) * width)
             scores = query[image, :, columns] @ key[image, :, columns].T / math.sqrt(width)
             if mask is not None:
-                scores[:, ~mask[image]] = -torch.inf
+                scores = scores.masked_fill(~mask.expand(2, *mask.shape[1:])[image], -torch.inf)
             weights.append(scores.softmax(-1))
             columns = slice(head * value_width, (head + 1) * value_width)
             outputs.append(weights[-1] @ value[image, :, columns])
@@ -37,12 +37,20 @@ def random_inputs(value_width: int = 12) -> tuple[Tensor, Tensor, Tensor, Tensor
     return torch.randn(2, 5, 8), torch.randn(2, 7, 8), torch.randn(2, 7, value_width), mask
 
 
-@pytest.mark.parametrize("masked", [False, True])
+def some_mask(kind: str) -> Tensor | None:
+    """No mask, one over keys (2, 7), or one over pairs: (2, 5, 7), or (1, 5, 7) for all images."""
+    keys = random_inputs()[-1]
+    pairs = torch.rand(2, 5, 7, generator=torch.Generator().manual_seed(3)) < 0.5
+    pairs[..., 2] = True
+    return {"none": None, "keys": keys, "pairs": pairs, "shared pairs": pairs[:1]}[kind]
+
+
+@pytest.mark.parametrize("masked", ["none", "keys", "pairs", "shared pairs"])
 @pytest.mark.parametrize("value_width", [4, 8, 12])
-def test_both_paths_equal_the_formula(masked: bool, value_width: int) -> None:
+def test_both_paths_equal_the_formula(masked: str, value_width: int) -> None:
     """Protects the fused and the explicit path, with values of another width, and the weights."""
-    query, key, value, mask = random_inputs(value_width)
-    mask = mask if masked else None
+    query, key, value, _ = random_inputs(value_width)
+    mask = some_mask(masked)
     expected, expected_weights = naive_attention(query, key, value, 2, mask)
     fused, no_weights = multi_head_attention(query, key, value, 2, mask)
     explicit, weights = multi_head_attention(query, key, value, 2, mask, return_weights=True)

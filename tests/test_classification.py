@@ -6,15 +6,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from hf_detr.batch_totals import BatchTotals
 from hf_detr.classification import SigmoidFocalClassification, SoftmaxClassification
+from hf_detr.losses import LossNormalizers
 
 NUM_LABELS = 3
 
 
-def totals(matched: float, unmatched: float, boxes: float = 1) -> BatchTotals:
-    """Totals of a batch, from numbers."""
-    return BatchTotals(torch.tensor(boxes), torch.tensor(matched), torch.tensor(unmatched))
+def normalizers(matched: float, unmatched: float, boxes: float = 1) -> LossNormalizers:
+    """Normalizers of a batch, from numbers."""
+    return LossNormalizers(torch.tensor(boxes), torch.tensor(matched), torch.tensor(unmatched))
 
 
 def log(*probabilities: float) -> list[float]:
@@ -48,7 +48,7 @@ def test_loss_by_hand() -> None:
     """Protects the weighted mean: a query without object counts `eos_coefficient`."""
     logits = torch.tensor([log(0.5, 0.2, 0.2, 0.1), log(0.1, 0.2, 0.3, 0.4)])[None, None]
     loss = SoftmaxClassification(NUM_LABELS, 0.25).loss(
-        logits, torch.tensor([[[0, NUM_LABELS]]]), totals(1, 1)
+        logits, torch.tensor([[[0, NUM_LABELS]]]), normalizers(1, 1)
     )
     expected = (-math.log(0.5) - 0.25 * math.log(0.4)) / 1.25
     torch.testing.assert_close(loss, torch.tensor([expected]), atol=1e-6, rtol=0)
@@ -69,7 +69,7 @@ def test_loss_equals_cross_entropy_of_each_layer(eos_coefficient: float) -> None
         ]
     )
     classification = SoftmaxClassification(NUM_LABELS, eos_coefficient)
-    loss = classification.loss(logits, target_classes, totals(4, 6))
+    loss = classification.loss(logits, target_classes, normalizers(4, 6))
     torch.testing.assert_close(loss, expected, atol=1e-5, rtol=0)
     (grad,) = torch.autograd.grad(loss.sum(), logits)
     (expected_grad,) = torch.autograd.grad(expected.sum(), logits)
@@ -81,7 +81,9 @@ def test_loss_without_objects_is_finite(eos_coefficient: float) -> None:
     """Protects batches of empty images, also if "no object" weighs nothing."""
     logits = torch.zeros(2, 1, 5, NUM_LABELS + 1)
     nothing = torch.full((2, 1, 5), NUM_LABELS)
-    loss = SoftmaxClassification(NUM_LABELS, eos_coefficient).loss(logits, nothing, totals(0, 5))
+    loss = SoftmaxClassification(NUM_LABELS, eos_coefficient).loss(
+        logits, nothing, normalizers(0, 5)
+    )
     expected = math.log(NUM_LABELS + 1) if eos_coefficient else 0.0
     torch.testing.assert_close(loss, torch.full((2,), expected), atol=1e-6, rtol=0)
 
@@ -128,7 +130,7 @@ def test_focal_loss_by_hand() -> None:
     logits = torch.zeros(2, 1, 2, NUM_LABELS)  # every probability is one half
     target_classes = torch.tensor([[[1, NUM_LABELS]], [[NUM_LABELS, NUM_LABELS]]])
     classification = SigmoidFocalClassification(NUM_LABELS, 0.25)
-    loss = classification.loss(logits, target_classes, totals(0, 0, boxes=2.0))
+    loss = classification.loss(logits, target_classes, normalizers(0, 0, boxes=2.0))
     one, zero = 0.25 * 0.25 * math.log(2), 0.75 * 0.25 * math.log(2)
     expected = torch.tensor([(one + 5 * zero) / 2, 6 * zero / 2])
     torch.testing.assert_close(loss, expected, atol=1e-6, rtol=0)

@@ -12,7 +12,8 @@ from torchvision.ops import generalized_box_iou_loss
 
 from hf_detr.box_ops import box_cxcywh_to_xyxy
 from hf_detr.classification import SigmoidFocalClassification, SoftmaxClassification
-from hf_detr.criterion import DetectionCriterion
+from hf_detr.criterion import DetectionCriterion, LossPart
+from hf_detr.losses import count_loss_normalizers
 from hf_detr.matcher import HungarianMatcher
 
 from .test_matcher import (
@@ -197,14 +198,55 @@ def test_parts_add_up_to_the_whole_batch(counts: list[int], kind: type) -> None:
     expected, _ = criterion(logits, boxes, labels)
     (expected_grad,) = torch.autograd.grad(expected, logits)
     parts = [slice(0, 1), slice(1, 2), slice(2, 4)]
-    with criterion.whole_batch(labels):
-        got = sum(criterion(logits[:, p], boxes[:, p], labels[p])[0] for p in parts)
+    normalizers = count_loss_normalizers(counts, num_queries=9, device=logits.device)
+    got = sum(criterion(logits[:, p], boxes[:, p], labels[p], normalizers)[0] for p in parts)
     (grad,) = torch.autograd.grad(got, logits)
     torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(grad, expected_grad, atol=1e-6, rtol=1e-5)
-    alone, _ = criterion(logits[:, :1], boxes[:, :1], labels[:1])
-    again, _ = criterion(logits, boxes, labels)
-    assert again == expected and alone.isfinite()  # afterwards each batch is its own again
+
+
+def test_sum_of_parts() -> None:
+    """Protects weights, names and labels of sets of queries, and matches that are known."""
+    criterion, labels, others = make_criterion(), random_labels([3, 1]), random_labels([2, 2])
+    predictions = [random_predictions(2, 2, 9) for _ in range(2)]
+    own, _, final = criterion.sum_parts([LossPart(*predictions[0])], labels)
+    assert [len(query) for query, _ in final.pairs] == [3, 1]
+    expected, expected_terms = criterion(*predictions[1], others, final.normalizers)
+    parts = [
+        LossPart(*predictions[0], weight=0.5),
+        LossPart(*predictions[1], labels=others, weight=3, suffix="_x", source="others"),
+        LossPart(*predictions[1], labels=others, suffix=None, source="others"),
+    ]
+    total, terms, _ = criterion.sum_parts(parts, labels)
+    torch.testing.assert_close(total, 0.5 * own + 4 * expected)
+    assert terms["loss_ce_0_x"] == expected_terms["loss_ce_0"]
+    assert {name for name in terms if name.endswith("_x")} == {
+        f"{name}_x" for name in expected_terms if name != "class_error"
+    }
+    assert len(terms) == 2 * len(expected_terms) - 1
+
+
+def test_known_matches() -> None:
+    """Protects pairs that aren't searched for, in every layer; other queries learn "no object"."""
+    criterion, labels = make_criterion(), random_labels([2, 1])
+    logits, boxes = random_predictions(2, 2, 4)
+    matches = [(torch.tensor([0, 2]), torch.tensor([1, 0])), (torch.tensor([3]), torch.tensor([0]))]
+    part = LossPart(logits, boxes, matches)
+    _, terms, final = criterion.sum_parts([part], labels)
+    assert final.pairs == matches
+    pairs = [((0, 0), (0, 1)), ((0, 2), (0, 0)), ((1, 3), (1, 0))]
+    for layer, suffix in ((0, "_0"), (1, "")):
+        distances = [
+            (boxes[layer][query] - labels[image]["boxes"][index]).abs().sum()
+            for query, (image, index) in pairs
+        ]
+        torch.testing.assert_close(terms[f"loss_bbox{suffix}"], sum(distances) / 3)
+        classes = torch.full((2, 4), NUM_LABELS)
+        for query, (image, index) in pairs:
+            classes[query] = labels[image]["class_labels"][index]
+        weight = torch.tensor([1.0] * NUM_LABELS + [0.1])
+        expected = F.cross_entropy(logits[layer].flatten(0, 1), classes.flatten(), weight)
+        torch.testing.assert_close(terms[f"loss_ce{suffix}"], expected)
 
 
 def test_one_wait_for_the_device() -> None:

@@ -5,7 +5,13 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from hf_detr.losses import box_giou_loss, box_l1_loss, mask_dice_loss, mask_focal_loss
+from hf_detr.losses import (
+    box_giou_loss,
+    box_l1_loss,
+    count_loss_normalizers,
+    mask_dice_loss,
+    mask_focal_loss,
+)
 
 # Centre and size: predicted, true; L1 and generalised-IoU loss
 PREDICTED = torch.tensor([[0.5, 0.5, 0.2, 0.2], [0.1, 0.1, 0.2, 0.2], [0.5, 0.5, 0.4, 0.4]])
@@ -78,3 +84,16 @@ def test_mask_losses_by_hand() -> None:
     torch.testing.assert_close(mask_focal_loss(logits, masks), focal, atol=1e-4, rtol=0)
     nothing = torch.zeros(0, 5)
     assert mask_dice_loss(nothing, nothing).shape == mask_focal_loss(nothing, nothing).shape == (0,)
+
+
+def test_normalizers_by_hand() -> None:
+    """Protects the counts: objects beyond the queries are counted, but take no query."""
+    got = count_loss_normalizers([2, 0, 5], num_queries=4, device=torch.device("cpu"))
+    assert (got.num_boxes, got.num_matched, got.num_unmatched) == (7, 6, 6)
+    assert got.num_boxes.dtype == torch.float32
+
+
+def test_no_object_counts_as_one() -> None:
+    """Protects batches of empty images from a division by zero."""
+    got = count_loss_normalizers([0, 0], num_queries=3, device=torch.device("cpu"))
+    assert (got.num_boxes, got.num_matched, got.num_unmatched) == (1, 0, 6)

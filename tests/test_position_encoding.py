@@ -1,5 +1,6 @@
 """Protects the position encodings: the original's numbers on real pixels, and their limits."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -116,10 +117,11 @@ def test_learned_positions_end_at_50_cells(shape: tuple[int, int, int]) -> None:
 
 
 def test_names() -> None:
-    """Protects the names that a configuration uses, and that the offset arrives."""
+    """Protects the names that a configuration uses, and that offset and temperature arrive."""
     assert isinstance(make_position_encoding("learned", 8), LearnedPositionEncoding)
-    sine = make_position_encoding("sine", 8, offset=-0.5)
-    assert isinstance(sine, SinePositionEncoding) and sine.offset == -0.5
+    sine = make_position_encoding("sine", 8, offset=-0.5, temperature=20)
+    assert isinstance(sine, SinePositionEncoding)
+    assert (sine.offset, sine.temperature) == (-0.5, 20)
 
 
 def test_points_equal_the_original() -> None:
@@ -129,3 +131,16 @@ def test_points_equal_the_original() -> None:
     torch.testing.assert_close(got, reference["query_sine/output"], atol=1e-5, rtol=0)
     half = encode_points(reference["query_sine/input"].bfloat16(), 256)
     assert half.dtype == torch.bfloat16
+
+
+def test_boxes_by_hand() -> None:
+    """Protects the order y, x, w, h, and the temperature."""
+    box, temperature = torch.tensor([0.1, 0.2, 0.3, 0.4]), 20.0
+    expected = []
+    for coordinate in (0.2, 0.1, 0.3, 0.4):
+        for wavelength in (1, temperature**0.5):
+            angle = 2 * math.pi * coordinate / wavelength
+            expected += [math.sin(angle), math.cos(angle)]
+    got = encode_points(box, 8, temperature)
+    torch.testing.assert_close(got, torch.tensor(expected), atol=1e-6, rtol=0)
+    torch.testing.assert_close(encode_points(box[:2], 8, temperature), got[:8])

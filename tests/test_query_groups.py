@@ -1,15 +1,21 @@
-"""Protects groups of queries that only learn: their loss, and that nothing of them stays."""
+"""Protects queries that exist in training alone: their loss, and that nothing of them is saved."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
+from torch import Tensor
 from torch.testing import assert_close
+from torch.utils._pytree import tree_map
 
 from hf_detr import DetrForSegmentation
+from hf_detr.criterion import LossPart
 from hf_detr.detection_transformer import ObjectDetector
+from hf_detr.feature_pyramid import FeaturePyramid
 from hf_detr.matcher import NonFinitePredictionError
+from hf_detr.query_groups import QuerySet, TrainingQueries
 
 from .tiny import NO_DROPOUT, class_of, padded_batch, some_labels, tiny_config, tiny_detector
 
@@ -54,6 +60,60 @@ def test_loss_is_the_mean_over_groups(variant: str) -> None:
     assert output.logits.shape[:2] == (2, 7)  # the model's own queries'
 
 
+def copies_of_own_queries(model: ObjectDetector) -> Callable[..., TrainingQueries]:
+    """A hook that adds the detector's own queries once more, which attend to each other."""
+
+    def training_queries(
+        labels: list | None, memory: Tensor, positions: Tensor, pyramid: FeaturePyramid
+    ) -> TrainingQueries:
+        if getattr(model.config, "two_stage", False):
+            own = model.model.queries_from(*model.model.propose(memory, pyramid))
+        else:
+            own = model.model.prepare_queries(model.model.query_embeddings(memory))
+        num_queries = own.contents.shape[1]
+        mask = torch.arange(2 * num_queries) >= num_queries
+        copies = QuerySet(num_queries, suffix="_copied")
+        return TrainingQueries(own, mask.expand(1, num_queries, -1), (copies,))
+
+    return training_queries
+
+
+@pytest.mark.parametrize(
+    ("variant", "changes"),
+    [
+        *(("detr", {}), ("conditional_detr", {}), ("deformable_detr", {})),
+        ("deformable_detr", {"with_box_refine": True}),
+        ("deformable_detr", {"with_box_refine": True, "two_stage": True}),
+    ],
+)
+def test_they_are_decoded_like_the_detectors_own(variant: str, changes: dict) -> None:
+    """Copies of a detector's queries, also of proposals, get its states, references and loss."""
+    model = tiny_detector(variant, auxiliary_loss=True, **NO_DROPOUT, **changes).train()
+    batch, labels = padded_batch(), some_labels((2, 3))
+    alone = model(*batch, labels)
+    model.model.training_queries = copies_of_own_queries(model)
+    states = model.model(*batch)
+    copied = states.training_states
+    assert_close(copied.layer_states, states.intermediate_hidden_states, atol=1e-4, rtol=0)
+    assert_close(copied.reference_points, states.reference_points, atol=1e-5, rtol=0)
+    output = model(*batch, labels)
+    assert_close(output.logits, alone.logits, atol=1e-4, rtol=0)
+    assert {*alone.loss_dict} < {*output.loss_dict}
+    for name in ("loss_ce", "loss_bbox_0", "loss_giou_1"):
+        assert_close(output.loss_dict[f"{name}_copied"], alone.loss_dict[name], atol=1e-4, rtol=0)
+
+
+def test_outputs_do_not_show_them(variant: str) -> None:
+    """What a detector returns in training is as large as without them, without labels too."""
+    batch, given = padded_batch(), {"output_attentions": True, "output_hidden_states": True}
+    shapes = []
+    for num_groups in (0, 2):
+        output = learning(variant, num_groups)(*batch, **given)
+        shapes.append(tree_map(lambda tensor: tensor.shape, dict(output)))
+    assert shapes[0] == shapes[1]
+    assert_close(output.decoder_attentions[0].sum(-1), torch.ones(2, 4, 7))
+
+
 # The compiler looks at .grad of what it resumes with after the loss, and warns itself.
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
 def test_compiled_training_step() -> None:
@@ -69,8 +129,11 @@ def test_accumulated_parts_add_up(variant: str) -> None:
     model, labels = learning(variant), some_labels((3, 0))
     pixels = torch.randn(2, 3, 64, 64)
     whole = model(pixels, labels=labels).loss
-    with model.criterion.whole_batch(labels):
-        parts = [model(pixels[i : i + 1], labels=labels[i : i + 1]).loss for i in range(2)]
+    counts = model.count_loss_normalizers(labels)
+    parts = [
+        model(pixels[i : i + 1], labels=labels[i : i + 1], loss_normalizers=counts).loss
+        for i in range(2)
+    ]
     assert_close(sum(parts), whole, atol=1e-5, rtol=1e-5)
 
 
@@ -106,19 +169,23 @@ def test_masks_learn_beside_them(tmp_path: Path) -> None:
 
 
 def test_predictions_that_are_not_finite() -> None:
-    """The error names the image, not the group."""
+    """The error names the image, not the group, and says that the queries are training's."""
     model = learning("detr")
-    logits, boxes = torch.zeros(1, 4, 7, 6), torch.full((1, 4, 7, 4), 0.5)
-    boxes[:, 3] = torch.nan
-    labels = some_labels((2, 1))
-    totals = model.criterion.match_and_compare(logits[:, :2], boxes[:, :2], labels)[2].totals
-    with pytest.raises(NonFinitePredictionError, match=r"images \[1\]") as caught:
-        model.criterion.mean_with_groups(torch.zeros(()), logits, boxes, labels, totals)
-    assert caught.value.images == [1]
+    logits, boxes = torch.zeros(1, 2, 14, 6), torch.full((1, 2, 14, 4), 0.5)
+    boxes[:, 1, 12] = torch.nan
+    own = LossPart(logits[:, :, :7], boxes[:, :, :7])
+    nothing = torch.empty(0, dtype=torch.int64)
+    for matches in (None, [(nothing, nothing)] * 4):
+        groups = LossPart(logits, boxes, matches, num_groups=2, source="training queries")
+        with pytest.raises(
+            NonFinitePredictionError, match=r"training queries .*images \[1\]"
+        ) as caught:
+            model.criterion.sum_parts([own, groups], some_labels((2, 1)))
+        assert caught.value.images == [1]
 
 
-def test_what_can_not_be_had() -> None:
-    """A negative number, and groups for a model that proposes its queries, are refused in words."""
+def test_refused_groups() -> None:
+    """A negative number, and groups for a model that proposes its queries, are refused."""
     with pytest.raises(ValueError, match="num_groups is -1"):
         tiny_detector().add_query_groups(-1)
     proposing = tiny_detector("deformable_detr", two_stage=True, with_box_refine=True)
