@@ -24,14 +24,14 @@ from importlib import metadata
 PACKAGE = "hf_detr"
 # The module of each command, and what it does
 COMMANDS = {
-    "predict": ("hf_detr.prediction_command", "find objects in images and draw them"),
-    "video": ("hf_detr.video_command", "find objects in the frames of a video"),
-    "evaluate": ("hf_detr.evaluation_command", "AP, AR and panoptic quality on a data set"),
-    "check": ("hf_detr.check_command", "find errors in a data set before training"),
-    "convert": ("hf_detr.checkpoint_conversion", "official checkpoints to Hub folders, and back"),
-    "export": ("hf_detr.export_command", "write a model as an ONNX or torch.export file"),
-    "bench": ("hf_detr.bench_command", "measure how fast models are on this machine"),
-    "doctor": ("hf_detr.doctor", "show versions, devices, compiled operator, caches"),
+    "predict": ("hf_detr.commands.predict", "find objects in images and draw them"),
+    "video": ("hf_detr.commands.video", "find objects in the frames of a video"),
+    "evaluate": ("hf_detr.commands.evaluate", "AP, AR and panoptic quality on a data set"),
+    "check": ("hf_detr.commands.check", "find errors in a data set before training"),
+    "convert": ("hf_detr.commands.convert", "official checkpoints to Hub folders, and back"),
+    "export": ("hf_detr.commands.export", "write a model as an ONNX or torch.export file"),
+    "bench": ("hf_detr.commands.bench", "measure how fast models are on this machine"),
+    "doctor": ("hf_detr.commands.doctor", "show versions, devices, compiled operator, caches"),
 }
 EPILOG = """`hf-detr COMMAND --help` shows a command's options.
 

@@ -23,9 +23,9 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
 from hf_detr import draw_predictions, embedded_model_folder, plots
-from hf_detr.drawing import make_picture
-from hf_detr.model_loading import load_model
-from hf_detr.prediction import read_outputs
+from hf_detr.inference.drawing import make_picture
+from hf_detr.inference.model_loading import load_model
+from hf_detr.inference.prediction import read_outputs
 
 IMAGES = Path(__file__).parent / "images"
 GARMENTS = str(embedded_model_folder())

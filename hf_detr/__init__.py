@@ -15,42 +15,51 @@ from transformers import (
 )
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .augmentation import make_evaluation_transform, make_training_transform
-from .batches import DetectionCollator, SizeGroupedBatches
-from .coco_data import read_coco, read_coco_panoptic
-from .coco_evaluator import CocoEvaluator, metrics_table
-from .configuration_detr import ConditionalDetrConfig, DeformableDetrConfig, DetrConfig
-from .data_formats import DataArguments
-from .detection_data import DetectionDataset
-from .drawing import draw_predictions
-from .evaluation import evaluate, evaluate_panoptic
-from .hub_data import read_hf_dataset, read_hf_segmentation
-from .image_processing_detr import DetrImageProcessor
+from .checkpoints.model_card import CardResults, make_model_card
+from .checkpoints.official_checkpoints import (
+    convert_official_checkpoint,
+    export_official_checkpoint,
+)
+from .checkpoints.published_checkpoints import find_published_checkpoint, make_published_card
+from .checkpoints.publishing import push_to_hub
+from .data.augmentation import make_evaluation_transform, make_training_transform
+from .data.batches import DetectionCollator, SizeGroupedBatches
+from .data.coco import read_coco, read_coco_panoptic
+from .data.dataset import DetectionDataset
+from .data.formats import DataArguments
+from .data.hub import read_hf_dataset, read_hf_segmentation
+from .data.voc import read_voc
+from .data.yolo import read_yolo
+from .evaluation.coco_evaluator import CocoEvaluator, metrics_table
+from .evaluation.evaluate import evaluate, evaluate_panoptic
+from .evaluation.panoptic_quality import PanopticQuality
+from .evaluation.trainer_metrics import keep_detections, make_compute_metrics
+from .image_processing.image_processor import DetrImageProcessor
 from .image_processing_sigmoid_detr import (
     ConditionalDetrImageProcessor,
     DeformableDetrImageProcessor,
 )
-from .kernel_loader import kernel_status
-from .model_card import CardResults, make_model_card
-from .model_loading import embedded_model_folder
-from .modeling_conditional_detr import ConditionalDetrForObjectDetection, ConditionalDetrModel
-from .modeling_deformable_detr import DeformableDetrForObjectDetection, DeformableDetrModel
-from .modeling_detr import DetrForObjectDetection, DetrModel
+from .inference.drawing import draw_predictions
+from .inference.model_loading import embedded_model_folder
+from .inference.pipelines import DetectionPipeline, SegmentationPipeline
+from .inference.prediction import predict, stream_predictions
 from .modeling_detr_segmentation import (
     ConditionalDetrForSegmentation,
     DeformableDetrForSegmentation,
     DetrForSegmentation,
 )
-from .multi_scale_deformable_attention import multi_scale_deformable_attention
-from .official_checkpoints import convert_official_checkpoint, export_official_checkpoint
-from .panoptic_quality import PanopticQuality
-from .pipelines import DetectionPipeline, SegmentationPipeline
-from .prediction import predict, stream_predictions
-from .published_checkpoints import find_published_checkpoint, make_published_card
-from .publishing import push_to_hub
-from .trainer_metrics import keep_detections, make_compute_metrics
-from .voc_data import read_voc
-from .yolo_data import read_yolo
+from .models.conditional_detr.modeling_conditional_detr import (
+    ConditionalDetrForObjectDetection,
+    ConditionalDetrModel,
+)
+from .models.configuration import ConditionalDetrConfig, DeformableDetrConfig, DetrConfig
+from .models.deformable_detr.modeling_deformable_detr import (
+    DeformableDetrForObjectDetection,
+    DeformableDetrModel,
+)
+from .models.detr.modeling_detr import DetrForObjectDetection, DetrModel
+from .ops.kernel_loader import kernel_status
+from .ops.multi_scale_deformable_attention import multi_scale_deformable_attention
 
 __version__ = "0.1.0"
 

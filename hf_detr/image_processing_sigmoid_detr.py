@@ -4,9 +4,9 @@ from typing import Any
 
 from torch import Tensor
 
-from .classification import SigmoidFocalClassification
-from .image_processing_detr import DetrImageProcessor
-from .postprocess import detections_per_image
+from .image_processing.image_processor import DetrImageProcessor
+from .image_processing.postprocess import detections_per_image
+from .losses.classification import SigmoidFocalClassification
 
 
 class ConditionalDetrImageProcessor(DetrImageProcessor):

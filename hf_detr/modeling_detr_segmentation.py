@@ -5,12 +5,12 @@ import copy
 from torch import Tensor
 from transformers import TimmBackboneConfig
 
-from .configuration_detr import ConditionalDetrConfig, DeformableDetrConfig, DetrConfig
-from .modeling_conditional_detr import ConditionalDetrForObjectDetection
-from .modeling_deformable_detr import DeformableDetrForObjectDetection
-from .modeling_detr import DetrForObjectDetection
-from .position_encoding import encode_points
-from .segmentation import NUM_MAPS, Segmenter
+from .layers.position_encoding import encode_points
+from .models.conditional_detr.modeling_conditional_detr import ConditionalDetrForObjectDetection
+from .models.configuration import ConditionalDetrConfig, DeformableDetrConfig, DetrConfig
+from .models.deformable_detr.modeling_deformable_detr import DeformableDetrForObjectDetection
+from .models.detr.modeling_detr import DetrForObjectDetection
+from .models.segmentation import NUM_MAPS, Segmenter
 
 
 class DetrForSegmentation(Segmenter):

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from hf_detr.published_checkpoints import make_published_card, published_checkpoints
+from hf_detr.checkpoints.published_checkpoints import make_published_card, published_checkpoints
 
 for checkpoint in published_checkpoints():
     card = make_published_card(checkpoint)

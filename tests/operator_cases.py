@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_detr.compiled_attention import find_operators
-from hf_detr.multi_scale_deformable_attention import (
+from hf_detr.ops.compiled_attention import find_operators
+from hf_detr.ops.multi_scale_deformable_attention import (
     attend_around_references,
     multi_scale_deformable_attention,
 )

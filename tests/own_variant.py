@@ -6,16 +6,16 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModelForObjectDetection
 
 from hf_detr import DetrConfig
-from hf_detr.attention import MultiHeadAttention
-from hf_detr.box_ops import boxes_from_deltas
-from hf_detr.classification import SigmoidFocalClassification
-from hf_detr.criterion import make_criterion
-from hf_detr.detection_transformer import DetectionTransformer, ObjectDetector
-from hf_detr.heads import MLP, make_box_head, make_class_head
-from hf_detr.outputs import DecoderOutput
-from hf_detr.position_encoding import encode_points, make_position_encoding
-from hf_detr.query_groups import Queries, QuerySet, TrainingQueries
-from hf_detr.transformer_layer import TransformerLayer
+from hf_detr.layers.attention import MultiHeadAttention
+from hf_detr.layers.position_encoding import encode_points, make_position_encoding
+from hf_detr.layers.transformer_layer import TransformerLayer
+from hf_detr.losses.classification import SigmoidFocalClassification
+from hf_detr.losses.criterion import make_criterion
+from hf_detr.models.detection_transformer import DetectionTransformer, ObjectDetector
+from hf_detr.models.heads import MLP, make_box_head, make_class_head
+from hf_detr.models.outputs import DecoderOutput
+from hf_detr.models.training_queries import Queries, QuerySet, TrainingQueries
+from hf_detr.ops.box_ops import boxes_from_deltas
 
 
 class OwnConfig(DetrConfig):

@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_detr.detection_transformer import ObjectDetector
-from hf_detr.observation import AttentionRecord
-from hf_detr.observing import record_attention
+from hf_detr.inference.attention_record import AttentionRecord
+from hf_detr.inference.record_attention import record_attention
+from hf_detr.models.detection_transformer import ObjectDetector
 
 from .tiny import class_of, tiny_detector
 

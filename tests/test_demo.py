@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from hf_detr.prediction import read_outputs
+from hf_detr.inference.prediction import read_outputs
 
 from .test_documentation import REPOSITORY, write_folder
 from .waiting import NEVER, wait_until

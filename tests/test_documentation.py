@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 import hf_detr
-from hf_detr.compiled_attention import find_operators
+from hf_detr.ops.compiled_attention import find_operators
 from hf_detr_command_line import COMMANDS
 
-from .test_model_card import write_model
+from .checkpoints.test_model_card import write_model
 from .tiny import PREFIXES, tiny_config
 
 REPOSITORY = Path(__file__).parents[1]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from hf_detr.compiled_attention import find_operators
+from hf_detr.ops.compiled_attention import find_operators
 
 from .some_data import entry, write_coco
 

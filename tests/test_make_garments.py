@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hf_detr.coco_masks import masks_from_segmentation
+from hf_detr.image_processing.coco_masks import masks_from_segmentation
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "make_garments.py"
 FILES = ("images-idx3-ubyte", "labels-idx1-ubyte")

@@ -20,9 +20,9 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 from transformers import AutoModelForObjectDetection, pipeline
 
-from hf_detr.training_checkpoint import load_newest_checkpoint
+from hf_detr.training.checkpoint import load_newest_checkpoint
 
-from .test_model_card import check_metadata, code_blocks, run_block
+from .checkpoints.test_model_card import check_metadata, code_blocks, run_block
 from .tiny import NO_DROPOUT
 from .waiting import wait_until
 

@@ -277,7 +277,7 @@ def main() -> int:
         return 1
     if arguments.sanitize:
         return sanitize()
-    from hf_detr.kernel_loader import load_kernel
+    from hf_detr.ops.kernel_loader import load_kernel
 
     status = load_kernel("cuda")
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}")

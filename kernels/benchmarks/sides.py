@@ -12,7 +12,7 @@ from torch import Tensor
 
 sys.path.append(str(Path(__file__).parents[2]))  # for a checkout that isn't installed
 
-from hf_detr.multi_scale_deformable_attention import (
+from hf_detr.ops.multi_scale_deformable_attention import (
     attend_around_references,
     multi_scale_deformable_attention,
 )

@@ -1,0 +1,98 @@
+"""Write a model card with metrics, training curve and detections in some images."""
+
+from pathlib import Path
+from typing import Any
+
+from training_options import RECIPES
+from transformers import AutoConfig, ObjectDetectionPipeline
+
+from hf_detr import plots
+from hf_detr.checkpoints.model_card import CardResults, make_model_card, markdown_table
+from hf_detr.data.dataset import DetectionDataset
+
+SAMPLES = 4
+THRESHOLD = 0.5
+SUMMARY = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR_100", "pq", "sq", "rq")
+
+
+def write_card(
+    folder: Path,
+    name: str,
+    detector: ObjectDetectionPipeline,
+    data: DetectionDataset,
+    data_name: str,
+    history: list[dict[str, Any]],
+    losses: Path,
+    options: dict[str, Any],
+) -> None:
+    """Write `README.md`, `curve.png` and `samples.png` to the folder of a model.
+
+    Args:
+        folder: the model's folder.
+        name: folder or repository from which the card's code loads the model.
+        detector: pipeline of the trained model.
+        data: validation data; samples are the first images.
+        data_name: name of the data set.
+        history: metrics of all evaluations.
+        losses: CSV file with the columns `step` and `loss`.
+        options: options of the training.
+    """
+    best = max(history, key=lambda entry: entry["AP"])
+    plots.draw_training_curves(losses, history).savefig(folder / "curve.png", dpi=120)
+    draw_samples(folder / "samples.png", detector, data)
+    # A metric that can't be computed is -1.
+    known = [metric for metric in SUMMARY if best.get(metric, -1) >= 0]
+    card = make_model_card(
+        AutoConfig.from_pretrained(folder),
+        name=name,
+        description=f"Detects {', '.join(data.id2label.values())}.",
+        results=[
+            CardResults(
+                {metric: round(best[metric], 3) for metric in known},
+                f"{data_name}, {len(data)} images",
+                data_name,
+            )
+        ],
+        evaluation=describe_evaluation(best),
+        training=markdown_table(("option", "value"), options.items()),
+        base_model=base_model(options["model"]),
+    )
+    card.save(folder / "README.md")
+
+
+def describe_evaluation(best: dict[str, Any]) -> str:
+    """Metrics per class of the best epoch, and the images."""
+    classes = [
+        (name, one["num_objects"], f"{one['AP']:.3f}", f"{one['AP50']:.3f}")
+        for name, one in best["per_class"].items()
+    ]
+    return f"""COCO's metrics after {best["epoch"]} epochs ({best["step"]} steps).
+
+{markdown_table(("class", "objects", "AP", "AP50"), classes)}
+
+![Loss and AP over the training](curve.png)
+
+Detections with scores above {THRESHOLD} in the first validation images:
+
+![Detections](samples.png)"""
+
+
+def base_model(model: str) -> str | None:
+    """The Hub's name of the fine-tuned model; None for new and local models."""
+    is_new = model in RECIPES or model.endswith(".json")
+    return None if is_new or Path(model).exists() else model
+
+
+def draw_samples(file: Path, detector: ObjectDetectionPipeline, data: DetectionDataset) -> None:
+    """Draw detections in the first images."""
+    records = [
+        record
+        for index in range(min(SAMPLES, len(data)))
+        for record in plots.record_attention(
+            detector.model,
+            detector.image_processor,
+            data.images.open(index),
+            attentions=False,
+        )
+    ]
+    plots.draw_detections(records, threshold=THRESHOLD).savefig(file, dpi=100)

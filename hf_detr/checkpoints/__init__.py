@@ -1,0 +1,1 @@
+"""Checkpoints of the official code, published checkpoints, model cards and publishing."""

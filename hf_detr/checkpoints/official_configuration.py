@@ -1,0 +1,305 @@
+"""Derives the configuration of an official checkpoint from names, shapes and training options.
+
+Dilation and the number of heads can't be derived from shapes. They are read from the options that
+the training script saved with the weights, or from the name of a published file.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from ..models.configuration import CONFIGURATIONS
+from ..models.configuration_backbone import DC5_STRIDE
+from .checkpoint_names import DETECTOR, first_name
+from .coco_labels import coco_id2label
+
+# torchvision's ResNets: blocks in each of the four stages, and convolutions per block.
+RESNETS = {
+    "resnet18": ((2, 2, 2, 2), 2),
+    "resnet34": ((3, 4, 6, 3), 2),
+    "resnet50": ((3, 4, 6, 3), 3),
+    "resnet101": ((3, 4, 23, 3), 3),
+    "resnet152": ((3, 8, 36, 3), 3),
+}
+# Options of the training scripts that shapes don't show, and the configuration's fields.
+OPTIONS = {
+    "dropout": "dropout",
+    "set_cost_class": "class_cost",
+    "set_cost_bbox": "bbox_cost",
+    "set_cost_giou": "giou_cost",
+    "bbox_loss_coef": "bbox_loss_coefficient",
+    "giou_loss_coef": "giou_loss_coefficient",
+    "cls_loss_coef": "cls_loss_coefficient",
+    "mask_loss_coef": "mask_loss_coefficient",
+    "dice_loss_coef": "dice_loss_coefficient",
+    "eos_coef": "eos_coefficient",
+    "focal_alpha": "focal_alpha",
+}
+
+
+def read_configuration(
+    weights: Mapping[str, Tensor],
+    options: Mapping[str, Any],
+    dilation: bool,
+    num_heads: int,
+    id2label: Mapping[int, str] | None = None,
+) -> PreTrainedConfig:
+    """Derive the configuration of official weights.
+
+    Args:
+        weights: the checkpoint's, with official names.
+        options: known options of the official training script.
+        dilation: whether the backbone is dilated (DC5).
+        num_heads: number of heads in every attention.
+        id2label: names of the classes. Default: COCO's if the number of classes is COCO's.
+
+    Raises:
+        ValueError: if the weights aren't a model of the official code or contradict each other.
+    """
+    model_type, has_masks = recognize(weights)
+    _refuse_other_architectures(options)
+    prefix = DETECTOR if has_masks else ""
+    shapes = {
+        name.removeprefix(prefix): tuple(tensor.shape)
+        for name, tensor in weights.items()
+        if name.startswith(prefix)
+    }
+    is_shared = heads_are_shared(weights, model_type)
+    shapes |= {first_name(name, is_shared): shape for name, shape in shapes.items()}
+    values = {field: options[option] for option, field in OPTIONS.items() if option in options}
+    values["attention_dropout"] = values["activation_dropout"] = values.get("dropout", 0.1)
+    try:
+        values |= _sizes(shapes, model_type, num_heads)
+        if model_type == "deformable_detr":
+            values |= _sizes_of_levels(shapes, num_heads)
+            values["with_box_refine"] = not is_shared
+            if values["two_stage"]:
+                values["two_stage_num_proposals"] = options.get("num_queries", 300)
+    except KeyError as error:
+        raise ValueError(f"The checkpoint lacks {error}; it seems to be incomplete.") from None
+    except IndexError:
+        raise ValueError("A weight of the checkpoint has fewer dimensions than expected.") from None
+    return _make(CONFIGURATIONS[model_type], values, dilation, id2label)
+
+
+def _make(
+    config_class: type[PreTrainedConfig],
+    values: dict[str, Any],
+    dilation: bool,
+    id2label: Mapping[int, str] | None,
+) -> PreTrainedConfig:
+    num_labels = values["num_labels"]
+    names = dict(id2label or coco_id2label(num_labels) or {})
+    if names:
+        if sorted(names) != list(range(num_labels)):
+            raise ValueError(
+                f"id2label must name the classes 0 to {num_labels - 1} of the checkpoint; got "
+                f"{len(names)} names, from {min(names)} to {max(names)}."
+            )
+        values = {**values, "id2label": names}
+        del values["num_labels"]
+    fields = {field.name for field in dataclasses.fields(config_class)} | {"num_labels", "backbone"}
+    known = {name: value for name, value in values.items() if name in fields}
+    try:
+        # With auxiliary_loss=True in the file, transformers' DETR predicts wrongly.
+        return config_class(dilation=dilation, auxiliary_loss=False, **known)
+    except (StrictDataclassError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"The checkpoint's sizes or options are invalid: {reason}") from error
+
+
+def recognize(weights: Mapping[str, Tensor]) -> tuple[str, bool]:
+    """Return the model type of official weights and whether they have a mask head.
+
+    Raises:
+        ValueError: if the model isn't one of the three.
+    """
+    has_masks = any(name.startswith("mask_head.") for name in weights)
+    transformer = f"{DETECTOR if has_masks else ''}transformer."
+    for model_type, mark in {
+        "deformable_detr": "level_embed",
+        "conditional_detr": "decoder.ref_point_head.layers.0.weight",
+        "detr": "decoder.layers.0.multihead_attn.in_proj_weight",
+    }.items():
+        if transformer + mark in weights:
+            if has_masks and model_type != "detr":
+                raise ValueError(
+                    f"The checkpoint is a {model_type} model with a mask head; the official code "
+                    "has mask heads for DETR only."
+                )
+            return model_type, has_masks
+    some = ", ".join(sorted(weights)[:5])
+    raise ValueError(
+        "The weights are not a model of facebookresearch/detr, fundamentalvision/Deformable-DETR "
+        "or Atten4Vis/ConditionalDETR, nor one of these models in MMDetection 2 or 3 or detrex. "
+        f"The file's first names: {some or 'none'}."
+    )
+
+
+def heads_are_shared(weights: Mapping[str, Tensor], model_type: str) -> bool:
+    """Return whether layers share a head, as in Deformable DETR without box refinement."""
+    if model_type != "deformable_detr":
+        return False
+    if any(name.startswith("transformer.decoder.bbox_embed.") for name in weights):
+        return False
+    first, second = (weights.get(f"bbox_embed.{i}.layers.0.weight") for i in (0, 1))
+    return second is None or first is None or torch.equal(first, second)
+
+
+def dilation_and_heads(
+    options: Mapping[str, Any], file_name: str, dilation: bool | None, num_heads: int | None
+) -> tuple[bool, int]:
+    """Return dilation and the number of heads, which shapes don't show.
+
+    Args:
+        options: known options of the official training script.
+        file_name: names of published files contain the backbone, and "dc5" if it is dilated.
+        dilation, num_heads: values of the caller, which take precedence; None if unknown.
+
+    Raises:
+        ValueError: if a value is unknown, or `num_heads` isn't positive.
+    """
+    if dilation is None:
+        dilation = options.get("dilation")
+    if num_heads is None:
+        num_heads = options.get("nheads")
+    is_published = re.search(r"(?<![a-z])r(?:esnet)?[-_]?(?:50|101)(?![0-9])", file_name.lower())
+    if is_published and dilation is None:
+        dilation = "dc5" in file_name.lower()
+    if is_published and num_heads is None:
+        num_heads = 8
+    if dilation is None or num_heads is None:
+        raise ValueError(
+            "Dilation of the backbone (DC5) and the number of attention heads are unknown: the "
+            f"checkpoint has no such options, and {file_name!r} isn't the name of a published file "
+            "(such as detr-r50-dc5-….pth). Pass dilation=True or False and num_heads (8 in the "
+            "papers), on the command line --dilation or --no-dilation, and --num-heads."
+        )
+    if isinstance(num_heads, bool) or not isinstance(num_heads, int) or num_heads < 1:
+        raise ValueError(f"num_heads is {num_heads!r}; expected a positive integer.")
+    return bool(dilation), num_heads
+
+
+def official_options(config: PreTrainedConfig) -> dict[str, Any]:
+    """Return the options of the official training script for a configuration.
+
+    Raises:
+        ValueError: if the official code doesn't have such a model.
+    """
+    backbone = config.backbone.split(".")[0]  # without timm's tag of the pretrained weights
+    problems = {
+        f"the backbone {config.backbone!r} (only torchvision's ResNets)": (backbone not in RESNETS),
+        "encoders and decoders with different heads or ffn_dim": (
+            config.encoder_attention_heads != config.decoder_attention_heads
+            or config.encoder_ffn_dim != config.decoder_ffn_dim
+        ),
+        f"activation_function {config.activation_function!r}": config.activation_function != "relu",
+        f"images with {config.num_channels} channels": config.num_channels != 3,
+    }
+    options = {
+        "backbone": backbone,
+        "dilation": config.backbone_config.output_stride == DC5_STRIDE,
+        "position_embedding": config.position_embedding_type,
+        "enc_layers": config.encoder_layers,
+        "dec_layers": config.decoder_layers,
+        "dim_feedforward": config.encoder_ffn_dim,
+        "hidden_dim": config.d_model,
+        "nheads": config.encoder_attention_heads,
+        "num_queries": config.num_queries,
+        **{o: getattr(config, field) for o, field in OPTIONS.items() if hasattr(config, field)},
+    }
+    if config.model_type == "deformable_detr":
+        levels = config.num_feature_levels
+        problems[f"{levels} feature levels"] = levels == 2
+        options |= {
+            "num_feature_levels": levels,
+            "enc_n_points": config.encoder_n_points,
+            "dec_n_points": config.decoder_n_points,
+            "with_box_refine": config.with_box_refine,
+            "two_stage": config.two_stage,
+        }
+        if config.two_stage:
+            options["num_queries"] = config.two_stage_num_proposals
+    found = [problem for problem, is_found in problems.items() if is_found]
+    if found:
+        raise ValueError(f"The official code doesn't support {', '.join(found)}.")
+    return options
+
+
+def _refuse_other_architectures(options: Mapping[str, Any]) -> None:
+    if options.get("pre_norm"):
+        raise ValueError(
+            "The checkpoint was trained with --pre_norm (layer norm before attention), which isn't "
+            "supported; expected layer norm after attention, as in the papers."
+        )
+    scale = options.get("position_embedding_scale", 2 * math.pi)
+    if scale != 2 * math.pi:
+        raise ValueError(f"position_embedding_scale is {scale}; expected 2π.")
+
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def _sizes(shapes: Shapes, model_type: str, num_heads: int) -> dict[str, Any]:
+    """Fields that follow from shapes in all three models."""
+    head = "class_embed.0.weight" if model_type == "deformable_detr" else "class_embed.weight"
+    is_learned = "backbone.1.row_embed.weight" in shapes
+    values = {
+        "backbone": _backbone(shapes),
+        "num_channels": shapes["backbone.0.body.conv1.weight"][1],
+        "d_model": shapes["transformer.encoder.layers.0.linear1.weight"][1],
+        "position_embedding_type": "learned" if is_learned else "sine",
+        "num_labels": shapes[head][0] - (model_type == "detr"),  # DETR's last label is "no object"
+    }
+    for side in ("encoder", "decoder"):
+        values[f"{side}_layers"] = _count(shapes, rf"transformer\.{side}\.layers\.(\d+)\.")
+        values[f"{side}_ffn_dim"] = shapes[f"transformer.{side}.layers.0.linear1.weight"][0]
+        values[f"{side}_attention_heads"] = num_heads
+    if "query_embed.weight" in shapes:
+        values["num_queries"] = shapes["query_embed.weight"][0]
+    return values
+
+
+def _sizes_of_levels(shapes: Shapes, num_heads: int) -> dict[str, Any]:
+    """Fields of Deformable DETR that follow from shapes."""
+    num_levels = shapes["transformer.level_embed"][0]
+    values = {
+        "num_feature_levels": num_levels,
+        "two_stage": "transformer.enc_output.weight" in shapes,
+    }
+    for side, attention in (("encoder", "self_attn"), ("decoder", "cross_attn")):
+        rows = shapes[f"transformer.{side}.layers.0.{attention}.attention_weights.weight"][0]
+        num_points, rest = divmod(rows, max(1, num_heads * num_levels))
+        if rest or num_points == 0:
+            raise ValueError(
+                f"The {side} has {rows} attention weights per query; expected a multiple of "
+                f"{num_heads} heads x {num_levels} levels. Pass another num_heads."
+            )
+        values[f"{side}_n_points"] = num_points
+    return values
+
+
+def _backbone(shapes: Shapes) -> str:
+    """Return the name of a ResNet, which is the same in timm and torchvision."""
+    stage = r"backbone\.0\.body\.layer{}\.(\d+)\."
+    blocks = tuple(_count(shapes, stage.format(number)) for number in range(1, 5))
+    convolutions = _count(shapes, r"backbone\.0\.body\.layer1\.0\.conv(\d+)\.")
+    for name, structure in RESNETS.items():
+        if structure == (blocks, convolutions):
+            return name
+    raise ValueError(
+        f"The backbone's stages have {blocks} blocks of {convolutions} convolutions; expected one "
+        f"of {', '.join(RESNETS)}."
+    )
+
+
+def _count(shapes: Shapes, pattern: str) -> int:
+    """Count the different numbers that the pattern's group matches in the names."""
+    return len({match[1] for match in map(re.compile(pattern).match, shapes) if match})

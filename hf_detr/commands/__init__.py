@@ -1,0 +1,1 @@
+"""The subcommands of `hf-detr`, one module each."""

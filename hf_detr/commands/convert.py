@@ -1,0 +1,99 @@
+"""`hf-detr convert`: turn official checkpoints into Hub folders, and back."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safetensors import SafetensorError
+
+from .options import argument_errors, positive
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def parse(arguments: list[str], prog: str | None = None) -> argparse.Namespace:
+    """Parse and check the arguments; `labels` becomes a dictionary or None."""
+    parser = _parser(prog)
+    parsed = parser.parse_args(arguments)
+    with argument_errors(parser):
+        if not parsed.source.exists():
+            expected = "a model's folder" if parsed.to_official else "a .pth file"
+            raise FileNotFoundError(f"{parsed.source} doesn't exist; expected {expected}.")
+        parsed.labels = _read_labels(parsed.labels) if parsed.labels else None
+    return parsed
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Convert the checkpoint; return the exit status."""
+    from ..checkpoints.official_checkpoints import (
+        convert_official_checkpoint,
+        export_official_checkpoint,
+    )
+
+    try:
+        if parsed.to_official:
+            export_official_checkpoint(parsed.source, parsed.target, overwrite=parsed.overwrite)
+            print(f"{parsed.target} contains the model in {parsed.source}.")
+        else:
+            model = convert_official_checkpoint(
+                parsed.source,
+                parsed.target,
+                dilation=parsed.dilation,
+                num_heads=parsed.num_heads,
+                id2label=parsed.labels,
+                overwrite=parsed.overwrite,
+            )
+            print(f"{parsed.target} contains {_describe(model)}.")
+    except (ValueError, OSError, SafetensorError) as error:
+        print(f"ERROR: {error}\nNothing was written.", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser(prog: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Turn a .pth of facebookresearch/detr, fundamentalvision/Deformable-DETR, "
+        "Atten4Vis/ConditionalDETR, MMDetection (2 or 3) or detrex into a folder for the Hub, or "
+        "back into one of the first three.",
+        epilog="exit status: 0 if done; 1 if not, and nothing was written; 2 if the "
+        "arguments are wrong.",
+    )
+    parser.add_argument(
+        "--dilation",
+        action=argparse.BooleanOptionalAction,
+        help="whether the backbone is dilated (DC5), if neither the file nor its name says so",
+    )
+    parser.add_argument("--num-heads", type=positive, help="number of attention heads, likewise")
+    parser.add_argument(
+        "--labels", type=Path, help="JSON file with the class names: a list, or by number"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files")
+    return parser
+
+
+def _read_labels(file: Path) -> dict[int, str]:
+    try:
+        names = json.loads(file.read_text(encoding="utf-8"))
+        items = names.items() if isinstance(names, dict) else enumerate(names)
+        return {int(number): str(name) for number, name in items}
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f'{file} doesn\'t contain class names ({error}); expected JSON, ["cat", "dog"] or '
+            '{"0": "cat", "1": "dog"}.'
+        ) from error
+
+
+def _describe(model: "PreTrainedModel") -> str:
+    config = model.config
+    dilated = "with" if config.dilation else "without"
+    proposals = getattr(config, "two_stage", False)
+    num_queries = config.two_stage_num_proposals if proposals else config.num_queries
+    return (
+        f"a {type(model).__name__}: {config.backbone} {dilated} dilation, "
+        f"{config.encoder_attention_heads} heads, {num_queries} queries, {config.num_labels} "
+        f"labels, {model.num_parameters() / 1e6:.1f} M parameters"
+    )

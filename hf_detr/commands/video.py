@@ -1,0 +1,181 @@
+"""`hf-detr video`: find objects in a video and draw them (needs the extra `video`)."""
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Iterator
+from fractions import Fraction
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+from tqdm.auto import tqdm
+
+from .options import add_model_options, add_threshold, argument_errors, make_parser, positive
+from .predict import describe
+
+try:
+    import av
+
+    VIDEO_ERRORS = (av.error.FFmpegError,)
+except ImportError:  # only this command needs it, and says so
+    av, VIDEO_ERRORS = None, ()
+
+DESCRIPTION = """Find objects in every frame of a video; write the video with the objects drawn, and
+a file with one line of JSON per frame: its number, its time in seconds and the objects."""
+STATUSES = """exit status:
+  0  done
+  1  not done: the model or the video can't be used; results before a bad frame stay
+  2  the arguments are wrong, or there is no such file
+
+Sound isn't kept. Frames are independent of each other: objects aren't tracked."""
+
+
+def parse(arguments: list[str], prog: str | None = None) -> argparse.Namespace:
+    """Parse and check the arguments; `drawn` and `lines` are the files to write."""
+    parser = _parser(prog)
+    parsed = parser.parse_args(arguments)
+    video = Path(parsed.video)
+    parsed.drawn = parsed.output / f"{video.stem}.mp4"
+    parsed.lines = parsed.drawn.with_suffix(".jsonl")
+    with argument_errors(parser):
+        if av is None:
+            raise ValueError("PyAV isn't installed; pip install 'hf_detr[video]' installs it.")
+        if not video.exists() and ":" not in parsed.video:  # FFmpeg's addresses have a colon
+            raise FileNotFoundError(f"{video} doesn't exist; expected a video.")
+        if video.resolve() in (parsed.drawn.resolve(), parsed.lines.resolve()):
+            raise ValueError(f"{video} would be overwritten; give another --output.")
+    return parsed
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Find objects in the video; return the exit status."""
+    try:
+        # FFmpeg takes an absolute path for a file even if its name has a colon.
+        is_file = Path(parsed.video).exists()
+        address = str(Path(parsed.video).absolute()) if is_file else parsed.video
+        frames = _Frames(address, parsed.most_frames)
+        counts = _write(frames, parsed)
+    except VIDEO_ERRORS as error:
+        raise ValueError(str(error)) from error
+    found = ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "nothing"
+    print(f"{frames.count} frames, objects in all of them: {found}.")
+    print(f"The video is {parsed.drawn}, the results are in {parsed.lines}.")
+    return 0
+
+
+def _write(frames: "_Frames", parsed: argparse.Namespace) -> Counter[str]:
+    """Write video and lines frame by frame; return how often each class was found."""
+    from ..inference.drawing import draw_predictions
+    from ..inference.model_loading import load_model
+    from ..inference.prediction import PROGRESS_AFTER, stream_predictions
+
+    model, processor = load_model(parsed.model, parsed.device, dtype=parsed.dtype)
+    id2label, counts = model.config.id2label, Counter()
+    results = stream_predictions(model, processor, frames, parsed.threshold, parsed.batch_size)
+    first = next(results)  # raises before files of an earlier run are overwritten
+    parsed.output.mkdir(parents=True, exist_ok=True)
+    bar = tqdm(total=frames.total, unit="frame", delay=PROGRESS_AFTER, disable=None)
+    records = parsed.lines.open("w", encoding="utf-8")
+    with records, _Video(parsed.drawn, frames.rate) as drawn, bar:
+        for index, result in chain([first], results):  # in order, since all have one size
+            image, pts, time_base = frames.waiting.pop(index)
+            record = describe(result, id2label)
+            counts.update(found["label"] for found in record["objects"])
+            time = round(float(pts * time_base), 4)
+            records.write(json.dumps({"frame": index, "time": time, **record}) + "\n")
+            drawn.add(np.asarray(draw_predictions(image, result, id2label)), pts, time_base)
+            bar.update()
+    return counts
+
+
+class _Frames:
+    """Upright RGB frames of a video in order; `waiting` has those that aren't drawn yet."""
+
+    def __init__(self, name: str, most_frames: int | None) -> None:
+        self.container = av.open(name)
+        if not self.container.streams.video:
+            raise ValueError(f"{name} has no video stream.")
+        self.stream = self.container.streams.video[0]
+        self.stream.thread_type = "AUTO"
+        self.rate = Fraction(self.stream.average_rate or 25)
+        self.most_frames = most_frames
+        self.total = most_frames or self.stream.frames or None  # some formats have no number
+        self.waiting: dict[int, tuple[PIL.Image.Image, int, Fraction]] = {}
+        self.count = 0
+
+    def __iter__(self) -> Iterator[PIL.Image.Image]:
+        size = None
+        with self.container:
+            for frame in self.container.decode(self.stream):
+                if self.count == self.most_frames:
+                    return
+                # Phones store frames unrotated, and the angle separately.
+                pixels = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+                # Not an array: three rows could be mistaken for channels.
+                image = PIL.Image.fromarray(np.ascontiguousarray(pixels))
+                if min(image.size) < 2:
+                    raise ValueError("the video is one pixel wide or high; expected at least 2.")
+                if image.size != (size or image.size):
+                    raise ValueError(
+                        f"frame {self.count} has size {image.size}, those before it {size}."
+                    )
+                size = image.size
+                time = (frame.pts, frame.time_base)
+                if frame.pts is None:  # as in raw streams of cameras
+                    time = (self.count, 1 / self.rate)
+                self.waiting[self.count] = image, *time
+                self.count += 1
+                yield image
+        if not self.count:
+            raise ValueError("the video has no frame that can be read.")
+
+
+class _Video:
+    """An MP4 file that frames are added to."""
+
+    def __init__(self, path: Path, rate: Fraction) -> None:
+        self.container = av.open(path, "w")
+        codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
+        self.stream = self.container.add_stream(codec, rate=rate)
+        self.stream.pix_fmt = "yuv420p"  # the format that players support
+
+    def __enter__(self) -> "_Video":
+        return self
+
+    def add(self, pixels: np.ndarray, pts: int, time_base: Fraction) -> None:
+        """Add a frame (H, W, 3) at its own time; times may be irregular."""
+        height, width = (side // 2 * 2 for side in pixels.shape[:2])  # odd sizes aren't supported
+        if not self.stream.codec_context.is_open:  # it opens with the first frame
+            self.stream.height, self.stream.width = height, width
+            self.stream.codec_context.time_base = time_base
+        frame = av.VideoFrame.from_ndarray(
+            np.ascontiguousarray(pixels[:height, :width]), format="rgb24"
+        )
+        frame.pts, frame.time_base = pts, time_base
+        self.container.mux(self.stream.encode(frame))
+
+    def __exit__(self, *_: Any) -> None:
+        if self.stream.codec_context.is_open:
+            self.container.mux(self.stream.encode(None))
+        self.container.close()
+
+
+def _parser(prog: str | None) -> argparse.ArgumentParser:
+    parser = make_parser(prog, DESCRIPTION, STATUSES)
+    parser.add_argument("video", metavar="VIDEO", help="file or address that FFmpeg can read")
+    add_model_options(parser)
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("outputs"),
+        help="folder for the drawn video and the lines of JSON, default outputs",
+    )
+    add_threshold(parser)
+    parser.add_argument(
+        "--batch-size", type=positive, default=8, help="frames that run together, default 8"
+    )
+    parser.add_argument("--most-frames", type=positive, help="stop after this number; default: all")
+    return parser

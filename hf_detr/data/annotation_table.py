@@ -1,0 +1,223 @@
+"""The annotations of a data set in flat arrays, independent of the data set's format.
+
+Forked data workers copy Python objects, because reference counting writes to their memory. Arrays
+of numbers stay shared between the processes.
+"""
+
+import marshal
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from .box_formats import box_format_suspicion, boxes_to_coco_xywh
+
+
+@dataclass(frozen=True)
+class Problem:
+    """An error in a data set.
+
+    `kind` groups problems in reports, `image` is the index of the image (None: the whole data set)
+    and `text` describes the problem. Images with a fatal problem can't be used for training.
+    """
+
+    kind: str
+    image: int | None
+    text: str
+    is_fatal: bool
+
+
+@dataclass(frozen=True)
+class PackedValues:
+    """A read-only list of plain Python values (numbers, text, lists, dicts) in two flat arrays."""
+
+    data: np.ndarray  # (bytes,) uint8
+    ends: np.ndarray  # (n + 1,) int64
+
+    @classmethod
+    def pack(cls, values: Iterable[Any]) -> "PackedValues":
+        """Pack values of types that `marshal` supports."""
+        # marshal is ten times faster than JSON, and only this program and its workers read the
+        # bytes. Version 2 has no references, so equal values have equal bytes.
+        packed = [marshal.dumps(value, 2) for value in values]
+        ends = np.cumsum([0, *map(len, packed)], dtype=np.int64)
+        return cls(np.frombuffer(b"".join(packed), dtype=np.uint8), ends)
+
+    def __len__(self) -> int:
+        return len(self.ends) - 1
+
+    def __getitem__(self, index: int) -> Any:
+        return marshal.loads(self.data[self.ends[index] : self.ends[index + 1]])
+
+
+@dataclass(frozen=True)
+class AnnotationTable:
+    """Annotations of I images with n objects, sorted by image.
+
+    The objects of image i are the rows `offsets[i]` to `offsets[i + 1]`. The values are those of
+    the data set, including errors: `hf_detr.data.check` reports them and `DetectionDataset` raises
+    an error for them.
+    """
+
+    category_ids: tuple[int, ...]  # class label -> id in the data set
+    id2label: dict[int, str]  # class label -> name
+    image_ids: np.ndarray  # (I,) int64, as in the data set
+    image_hw: np.ndarray  # (I, 2) int64, height and width in pixels; 0 if unknown
+    offsets: np.ndarray  # (I + 1,) int64
+    ids: np.ndarray  # (n,) int64, as in the data set
+    class_labels: np.ndarray  # (n,) int64; -1 for an unknown category id
+    # Not corners as everywhere else, so that evaluation gets exactly the numbers of a COCO file.
+    boxes_xywh: np.ndarray  # (n, 4) float64, left, top, width, height in pixels
+    areas: np.ndarray  # (n,) float64 in square pixels; NaN where the data set has none
+    is_crowd: np.ndarray  # (n,) bool
+    segmentations: PackedValues | None = None  # COCO polygons or RLE, per object
+    label_ids_of_stuff: frozenset[int] = frozenset()
+    problems: tuple[Problem, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def rows(self, image: int) -> range:
+        """Return the rows of an image's objects."""
+        return range(int(self.offsets[image]), int(self.offsets[image + 1]))
+
+    def first(self, num_images: int) -> "AnnotationTable":
+        """Return the table of the first `num_images` images, with all classes."""
+        rows = slice(int(self.offsets[min(num_images, len(self))]))
+        per_object = ("ids", "class_labels", "boxes_xywh", "areas", "is_crowd")
+        return replace(
+            self,
+            image_ids=self.image_ids[:num_images],
+            image_hw=self.image_hw[:num_images],
+            offsets=self.offsets[: num_images + 1],
+            problems=tuple(p for p in self.problems if p.image is None or p.image < num_images),
+            **{name: getattr(self, name)[rows] for name in per_object},
+        )
+
+    def image_of_rows(self) -> np.ndarray:
+        """Return the index of each object's image, (n,) int64."""
+        return np.repeat(np.arange(len(self)), np.diff(self.offsets))
+
+
+@dataclass
+class RawObjects:
+    """Objects in the order and with the values of their data set, one list entry per object."""
+
+    images: Sequence[int] = field(default_factory=list)  # index of the image
+    ids: Sequence[int] = field(default_factory=list)
+    category_ids: Sequence[int] = field(default_factory=list)
+    boxes: Sequence[Sequence[float]] = field(default_factory=list)  # in the data set's box format
+    areas: Sequence[float] = field(default_factory=list)  # NaN if not given
+    is_crowd: Sequence[bool] = field(default_factory=list)
+    segmentations: Sequence[Any] | None = None
+
+    def append(
+        self,
+        image: int,
+        category_id: int,
+        box: Sequence[float],
+        number: int | None = None,
+        area: float = float("nan"),
+        is_crowd: bool = False,
+        segmentation: Any = None,
+    ) -> None:
+        """Add one object. Its id is `number`, by default the number of objects before it."""
+        self.ids.append(len(self.ids) if number is None else number)
+        self.images.append(image)
+        self.category_ids.append(category_id)
+        self.boxes.append(box)
+        self.areas.append(area)
+        self.is_crowd.append(is_crowd)
+        if self.segmentations is not None:
+            self.segmentations.append(segmentation)
+
+
+def make_table(
+    categories: Mapping[int, str],
+    image_ids: Sequence[int],
+    image_hw: Sequence[tuple[int, int]],
+    objects: RawObjects,
+    box_format: str,
+    stuff_ids: Iterable[int] = (),
+    problems: Sequence[Problem] = (),
+) -> AnnotationTable:
+    """Sort objects by image, number the classes from 0 without gaps, and convert the boxes.
+
+    Warns about fatal problems, such as boxes that seem to have another format.
+
+    Args:
+        categories: category ids and names of the data set. The class labels follow the sorted ids.
+        image_ids: id of each image in the data set.
+        image_hw: height and width of each image in pixels.
+        objects: in any order.
+        box_format: format of `objects.boxes`, one of `hf_detr.data.box_formats.BOX_FORMATS`.
+        stuff_ids: ids of the stuff categories.
+        problems: problems found while reading the data set.
+
+    Raises:
+        ValueError: if `stuff_ids` has ids that aren't in `categories`.
+    """
+    stuff_ids = frozenset(stuff_ids)
+    if unknown := stuff_ids - set(categories):
+        raise ValueError(
+            f"stuff_ids has {sorted(unknown)}; expected ids of categories, {sorted(categories)}."
+        )
+    category_ids = np.array(sorted(categories), dtype=np.int64)
+    image_hw = np.array(image_hw, dtype=np.int64).reshape(-1, 2)
+    images = np.array(objects.images, dtype=np.int64)
+    order = np.argsort(images, kind="stable")
+    images = images[order]
+    ids = np.array(objects.ids, dtype=np.int64)[order]
+    object_category_ids = np.array(objects.category_ids, dtype=np.int64)[order]
+    class_labels = _class_labels(object_category_ids, category_ids)
+    boxes = np.array(objects.boxes, dtype=np.float64).reshape(-1, 4)[order]
+
+    problems = list(problems)
+    for row in np.flatnonzero(class_labels < 0):
+        text = f"object {ids[row]} has the unknown category id {object_category_ids[row]}"
+        problems.append(Problem("unknown category id", int(images[row]), text, True))
+    suspicion = box_format_suspicion(boxes, box_format, image_hw[images])
+    if suspicion:
+        problems.insert(0, Problem("box format", None, suspicion, True))
+    _warn_of_fatal(problems)
+
+    segmentations = None
+    if objects.segmentations is not None:
+        segmentations = PackedValues.pack(objects.segmentations[row] for row in order)
+    labels = {int(category_id): label for label, category_id in enumerate(category_ids)}
+    return AnnotationTable(
+        category_ids=tuple(labels),
+        id2label={label: str(categories[key]) for key, label in labels.items()},
+        image_ids=np.array(image_ids, dtype=np.int64),
+        image_hw=image_hw,
+        offsets=np.searchsorted(images, np.arange(len(image_ids) + 1)),
+        ids=ids,
+        class_labels=class_labels,
+        boxes_xywh=boxes_to_coco_xywh(boxes, box_format, image_hw[images]),
+        areas=np.array(objects.areas, dtype=np.float64)[order],
+        is_crowd=np.array(objects.is_crowd, dtype=bool)[order],
+        segmentations=segmentations,
+        label_ids_of_stuff=frozenset(labels[stuff_id] for stuff_id in stuff_ids),
+        problems=tuple(problems),
+    )
+
+
+def _class_labels(ids: np.ndarray, category_ids: np.ndarray) -> np.ndarray:
+    """Index of each id in the sorted `category_ids`, -1 where it is missing; (n,)."""
+    if not len(category_ids):
+        return np.full(len(ids), -1, dtype=np.int64)
+    index = np.searchsorted(category_ids, ids).clip(max=len(category_ids) - 1)
+    return np.where(category_ids[index] == ids, index, -1)
+
+
+def _warn_of_fatal(problems: Sequence[Problem]) -> None:
+    fatal = [problem for problem in problems if problem.is_fatal]
+    if fatal:
+        examples = "\n".join(f"  {problem.text}" for problem in fatal[:3])
+        warnings.warn(
+            f"The annotations have {len(fatal)} problems that prevent training, such as\n"
+            f"{examples}\n`hf-detr check` lists all of them.",
+            stacklevel=4,
+        )

@@ -1,0 +1,186 @@
+"""Readers of COCO detection and panoptic data: a JSON file and a folder of images."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from .annotation_entries import is_integer, objects_from_entries, with_boxes
+from .annotation_table import Problem, make_table
+from .box_formats import checked_box_format
+from .dataset import DetectionDataset
+from .image_source import ImageFolder, fill_in_sizes_hw
+
+StrPath = str | os.PathLike[str]
+
+
+def read_coco(
+    annotation_file: StrPath,
+    image_folder: StrPath,
+    box_format: str = "coco_xywh",
+    masks: bool = False,
+    seed: int = 0,
+) -> DetectionDataset:
+    """Read COCO detection data.
+
+    Args:
+        annotation_file: JSON file with `images`, `annotations` and `categories`.
+        image_folder: folder that the images' `file_name` is relative to.
+        box_format: format of the boxes in the file, by default that of COCO.
+        masks: whether to read the segmentations too, for targets with masks.
+        seed: seed of the transform's random numbers.
+
+    Raises:
+        ValueError: if the file isn't a COCO file or a file name points outside the folder. Errors
+            in single annotations are stored in `table.problems` and reported by a warning.
+    """
+    checked_box_format(box_format)
+    content = _read_json(annotation_file)
+    records = _ImageRecords(content["images"], annotation_file, image_folder)
+    entries, problems = _entries_of_known_images(content["annotations"], records)
+    images = [records.index_of_id[entry["image_id"]] for entry in entries]
+    objects = objects_from_entries(entries, images, problems)
+    if masks:
+        objects.segmentations = [entry.get("segmentation") for entry in entries]
+    table = make_table(
+        _categories(content["categories"], annotation_file),
+        records.ids,
+        records.sizes_hw(problems),
+        objects,
+        box_format,
+        problems=problems,
+    )
+    return DetectionDataset(table, records.images, masks=masks, seed=seed)
+
+
+def read_coco_panoptic(
+    annotation_file: StrPath,
+    image_folder: StrPath,
+    segment_folder: StrPath,
+    box_format: str = "coco_xywh",
+    masks: bool = True,
+    seed: int = 0,
+) -> DetectionDataset:
+    """Read COCO panoptic data: things and stuff with masks in PNG files.
+
+    Categories without `isthing: 1` are stuff (`dataset.label_ids_of_stuff`). A missing `bbox` is
+    computed from the PNG file.
+
+    Args:
+        annotation_file: JSON file with `images`, `annotations` and `categories`; each annotation
+            has an `image_id`, the `file_name` of the PNG file and `segments_info`.
+        image_folder: folder that the images' `file_name` is relative to.
+        segment_folder: folder that the annotations' `file_name` is relative to.
+        box_format: format of the boxes in `segments_info`.
+        masks: whether targets have masks.
+        seed: seed of the transform's random numbers.
+
+    Raises:
+        ValueError: as in `read_coco`.
+    """
+    checked_box_format(box_format)
+    content = _read_json(annotation_file)
+    records = _ImageRecords(content["images"], annotation_file, image_folder)
+    annotations, problems = _entries_of_known_images(content["annotations"], records)
+    map_names = [f"{Path(record['file_name']).stem}.png" for record in content["images"]]
+    for number, annotation in enumerate(annotations):
+        if not isinstance(annotation.get("segments_info"), list):
+            raise ValueError(
+                f"{annotation_file}: annotation {number} has no list 'segments_info'; use "
+                "read_coco for files in COCO's detection format."
+            )
+        index = records.index_of_id[annotation["image_id"]]
+        map_names[index] = annotation.get("file_name", map_names[index])
+    segment_maps = ImageFolder(segment_folder, map_names)
+
+    images, entries = [], []
+    for annotation in tqdm(annotations, desc="segments", unit="image", disable=None):
+        index = records.index_of_id[annotation["image_id"]]
+        segments = with_boxes(annotation["segments_info"], segment_maps, index, box_format)
+        entries += segments
+        images += [index] * len(segments)
+    table = make_table(
+        _categories(content["categories"], annotation_file),
+        records.ids,
+        records.sizes_hw(problems),
+        objects_from_entries(entries, images, problems),
+        box_format,
+        [record["id"] for record in content["categories"] if not record.get("isthing")],
+        problems,
+    )
+    return DetectionDataset(table, records.images, segment_maps, masks, seed)
+
+
+def _read_json(file: StrPath) -> dict[str, list[dict[str, Any]]]:
+    try:
+        content = json.loads(Path(file).read_bytes())
+    except (ValueError, RecursionError) as error:  # ValueError for invalid UTF-8 too
+        raise ValueError(f"{file} is not a JSON file: {error}.") from error
+    for key in ("images", "annotations", "categories"):
+        values = content.get(key) if isinstance(content, dict) else None
+        if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
+            raise ValueError(
+                f"{file} has no list of objects {key!r}; expected a COCO file, "
+                '{"images": [...], "annotations": [...], "categories": [...]}.'
+            )
+    return content
+
+
+def _categories(records: Sequence[Mapping[str, Any]], file: StrPath) -> dict[int, str]:
+    """Return category ids and names.
+
+    Raises:
+        ValueError: if an id or a name is missing, or an id is used twice.
+    """
+    names = {}
+    for number, record in enumerate(records):
+        category_id, name = record.get("id"), record.get("name")
+        if not is_integer(category_id) or not isinstance(name, str) or category_id in names:
+            raise ValueError(
+                f"{file}: category {number} is {record!r}; expected a 'name' and a unique integer "
+                "'id'."
+            )
+        names[category_id] = name
+    return names
+
+
+class _ImageRecords:
+    """The `images` of a COCO file."""
+
+    def __init__(self, records: Sequence[Mapping[str, Any]], file: StrPath, folder: StrPath):
+        for number, record in enumerate(records):
+            if not is_integer(record.get("id")) or not isinstance(record.get("file_name"), str):
+                raise ValueError(
+                    f"{file}: image {number} is {record!r}; expected an integer 'id' and a "
+                    "'file_name'."
+                )
+        self.records = records
+        self.ids = [record["id"] for record in records]
+        self.index_of_id = {image_id: index for index, image_id in enumerate(self.ids)}
+        if len(self.index_of_id) < len(records):
+            repeated = next(i for n, i in enumerate(self.ids) if self.index_of_id[i] != n)
+            raise ValueError(f"{file}: two images have the id {repeated}; ids must be unique.")
+        self.images = ImageFolder(folder, [record["file_name"] for record in records])
+
+    def sizes_hw(self, problems: list[Problem]) -> list[tuple[int, int]]:
+        """Return heights and widths, read from the image where the file has none."""
+        sizes = [(record.get("height"), record.get("width")) for record in self.records]
+        return fill_in_sizes_hw(sizes, self.images, problems)
+
+
+def _entries_of_known_images(
+    entries: Sequence[Mapping[str, Any]], records: _ImageRecords
+) -> tuple[list[Mapping[str, Any]], list[Problem]]:
+    """Return the entries with a known `image_id`, and a problem for each of the others."""
+    known, problems = [], []
+    for number, entry in enumerate(entries):
+        image_id = entry.get("image_id")
+        if is_integer(image_id) and image_id in records.index_of_id:
+            known.append(entry)
+        else:
+            text = f"annotation {number} has the unknown image_id {image_id!r}"
+            problems.append(Problem("annotation without image", None, text, True))
+    return known, problems

@@ -1,0 +1,227 @@
+"""The data set class for training and evaluation, independent of the annotations' format."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+
+from ..image_processing.coco_masks import masks_from_segmentation, rle_from_mask
+from ..image_processing.coco_targets import prepare_detection_target
+from .annotation_table import AnnotationTable
+from .image_source import ImageSource, read_pixels, read_segment_ids
+
+Example = tuple[tv_tensors.Image, dict[str, Tensor]]
+
+
+class DetectionDataset(Dataset):
+    """Images with annotated objects, returned by `read_coco` and the other readers.
+
+    `dataset[i]` is `(image, target)`: the upright RGB image (3, H, W) uint8, and a dict of its
+    `image_id` (1,), `class_labels` (n,), `boxes` (n, 4) as (x0, y0, x1, y1) in pixels, `area` (n,)
+    in square pixels, `iscrowd` (n,), `orig_size` (2,) as (height, width) and, with `masks=True`,
+    `masks` (n, H, W) bool. Image, boxes and masks are tv_tensors, which torchvision's transforms
+    transform together. Crowds are removed and boxes clipped as in `prepare_detection_target`.
+
+    Args:
+        table: the annotations.
+        images: the images, in the table's order.
+        segment_maps: panoptic maps, in the same order, with the ids `table.ids`.
+        masks: whether targets have masks.
+        seed: the random numbers of the transform depend on it, the epoch and the index only, not
+            on the number of workers or processes.
+
+    Raises:
+        ValueError: if `masks` is True and the data set has no masks.
+    """
+
+    def __init__(
+        self,
+        table: AnnotationTable,
+        images: ImageSource,
+        segment_maps: ImageSource | None = None,
+        masks: bool = False,
+        seed: int = 0,
+    ) -> None:
+        if masks and table.segmentations is None and segment_maps is None:
+            raise ValueError("masks is True, but the data set has only boxes; pass masks=False.")
+        self.table, self.images, self.segment_maps = table, images, segment_maps
+        self.masks, self.seed = masks, seed
+        self.transform: Callable[[Any, dict], Example] | None = None
+        # Shared memory, because persistent workers have to see the new epoch.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._fatal = {
+            problem.image: problem.text
+            for problem in table.problems
+            if problem.is_fatal and problem.image is not None
+        }
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @property
+    def id2label(self) -> dict[int, str]:
+        """Class label -> name."""
+        return self.table.id2label
+
+    @property
+    def category_ids(self) -> tuple[int, ...]:
+        """Class label -> category id in the data set."""
+        return self.table.category_ids
+
+    @property
+    def label_ids_of_stuff(self) -> frozenset[int]:
+        """Class labels of stuff, such as sky or grass."""
+        return self.table.label_ids_of_stuff
+
+    def first(self, num_images: int) -> "DetectionDataset":
+        """Return a data set of the first `num_images` images, with all classes and no transform."""
+        table = self.table.first(num_images)
+        return DetectionDataset(table, self.images, self.segment_maps, self.masks, self.seed)
+
+    def image_hw(self, index: int) -> tuple[int, int]:
+        """Return the height and width of an image in pixels, without opening it."""
+        height, width = self.table.image_hw[index].tolist()
+        return height, width
+
+    def set_transform(self, transform: Callable[[Any, dict], Example] | None) -> None:
+        """Set the `transform(image, target)` that is applied to each example.
+
+        Its random numbers must come from torch's global generator, as in torchvision.
+        """
+        self.transform = transform
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch, for new random numbers in the transform; call it before each epoch."""
+        self._epoch.fill_(epoch)
+
+    def __getitem__(self, index: int) -> Example:
+        index = range(len(self))[index]  # negative and invalid indices as in a list
+        if index in self._fatal:
+            raise ValueError(f"{self.images.name(index)}: {self._fatal[index]}.")
+        image = read_pixels(self.images, index)
+        height, width = self.image_hw(index)
+        if image.shape[1:] != (height, width):
+            raise ValueError(
+                f"{self.images.name(index)} has {image.shape[2]} x {image.shape[1]} pixels (width "
+                f"x height, upright), but its annotations are for {width} x {height}; fix the "
+                "image or the annotations."
+            )
+        target = self._target(index)
+        if self.transform is None:
+            return tv_tensors.Image(image), target
+        with _Seeded(self.seed, int(self._epoch), index):
+            return self.transform(tv_tensors.Image(image), target)
+
+    def _target(self, index: int) -> dict[str, Tensor]:
+        table, size_hw = self.table, self.image_hw(index)
+        entries = [
+            {
+                # The row instead of the class identifies the objects that are kept.
+                "category_id": row,
+                "bbox": table.boxes_xywh[row].tolist(),
+                "area": None if np.isnan(table.areas[row]) else float(table.areas[row]),
+                "iscrowd": int(table.is_crowd[row]),
+            }
+            for row in table.rows(index)
+        ]
+        record = {"image_id": int(table.image_ids[index]), "annotations": entries}
+        target = prepare_detection_target(record, size_hw)
+        rows = target["class_labels"]
+        target["class_labels"] = torch.from_numpy(table.class_labels[rows.numpy()])
+        target["boxes"] = tv_tensors.BoundingBoxes(
+            target["boxes"], format="XYXY", canvas_size=size_hw
+        )
+        if self.masks:
+            target["masks"] = tv_tensors.Mask(self.object_masks(index, rows.tolist()))
+        del target["size"]  # a transform that doesn't update it would make it wrong
+        return target
+
+    def object_masks(self, index: int, rows: list[int]) -> Tensor:
+        """Compute the masks (n, H, W) bool of the given rows of an image.
+
+        Raises:
+            ValueError, TypeError: if a segmentation is invalid.
+        """
+        size_hw = self.image_hw(index)
+        if self.segment_maps is not None and rows:
+            segment_ids = read_segment_ids(self.segment_maps, index)
+            if segment_ids.shape != size_hw:
+                raise ValueError(
+                    f"{self.segment_maps.name(index)} has {tuple(segment_ids.shape)} pixels "
+                    f"(height, width), but its image has {size_hw}; fix the segment map."
+                )
+            return segment_ids == torch.from_numpy(self.table.ids[rows])[:, None, None]
+        masks = torch.zeros((len(rows), *size_hw), dtype=torch.bool)
+        for mask, row in zip(masks, rows, strict=True):
+            name = f"{self.images.name(index)}, object {self.table.ids[row]}"
+            mask.copy_(masks_from_segmentation(self.table.segmentations[row], size_hw, name))
+        return masks
+
+    def ground_truth(self) -> dict[str, Any]:
+        """Return the annotations as a COCO dict for evaluation, in original pixels, with crowds.
+
+        Category ids are class labels. There are segmentations if `masks` is True.
+
+        Raises:
+            ValueError: if an image has fatal problems.
+        """
+        if self._fatal:
+            raise ValueError(
+                f"{len(self._fatal)} images have invalid annotations, such as: "
+                f"{next(iter(self._fatal.values()))}. Fix them before evaluation; "
+                "`hf-detr check` lists all of them."
+            )
+        images = [
+            {"id": int(image_id), "file_name": self.images.name(i), "height": h, "width": w}
+            for i, (image_id, (h, w)) in enumerate(
+                zip(self.table.image_ids, self.table.image_hw.tolist(), strict=True)
+            )
+        ]
+        annotations = [entry for image in range(len(self)) for entry in self._coco_entries(image)]
+        categories = [{"id": label, "name": name} for label, name in self.id2label.items()]
+        return {"images": images, "annotations": annotations, "categories": categories}
+
+    def _coco_entries(self, index: int) -> list[dict[str, Any]]:
+        table, rows = self.table, self.table.rows(index)
+        entries = []
+        for row in rows:
+            box = table.boxes_xywh[row].tolist()
+            area = table.areas[row]
+            entries.append(
+                {
+                    "id": row + 1,  # in pycocotools, id 0 means "not matched"
+                    "image_id": int(table.image_ids[index]),
+                    "category_id": int(table.class_labels[row]),
+                    "bbox": box,
+                    "area": box[2] * box[3] if np.isnan(area) else float(area),
+                    "iscrowd": int(table.is_crowd[row]),
+                }
+            )
+        if not self.masks:
+            return entries
+        if self.segment_maps is None:
+            segmentations = [table.segmentations[row] for row in rows]
+        else:
+            segmentations = map(rle_from_mask, self.object_masks(index, list(rows)))
+        for entry, segmentation in zip(entries, segmentations, strict=True):
+            entry["segmentation"] = segmentation
+        return entries
+
+
+class _Seeded:
+    """Seed torch's CPU generator by `numbers` and restore its state at the end."""
+
+    # Not torch.manual_seed, which also queues a seed for CUDA, with a stack trace, per call.
+    def __init__(self, *numbers: int) -> None:
+        self.seed = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+
+    def __enter__(self) -> None:
+        self.before = torch.get_rng_state()
+        torch.default_generator.manual_seed(self.seed)
+
+    def __exit__(self, *_: object) -> None:
+        torch.set_rng_state(self.before)

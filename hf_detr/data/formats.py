@@ -1,0 +1,85 @@
+"""How a command line names a data set; nothing here needs torch before the data is read."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .box_formats import checked_box_format
+
+if TYPE_CHECKING:
+    from .dataset import DetectionDataset
+
+
+@dataclass
+class DataArguments:
+    """Arguments of a data set for `HfArgumentParser`: one of coco, voc, yolo and hub."""
+
+    coco: str | None = field(default=None, metadata={"help": "COCO JSON file."})
+    images: str | None = field(default=None, metadata={"help": "Image folder of --coco."})
+    segments: str | None = field(
+        default=None, metadata={"help": "PNG folder of COCO panoptic data."}
+    )
+    voc: str | None = field(default=None, metadata={"help": "Pascal VOC folder, such as VOC2012."})
+    yolo: str | None = field(default=None, metadata={"help": "YOLO data.yaml or its folder."})
+    hub: str | None = field(
+        default=None, metadata={"help": "Data set on the Hub, or folder of a saved one."}
+    )
+    split: str = field(default="train", metadata={"help": "Split of --voc, --yolo or --hub."})
+    box_format: str | None = field(
+        default=None,
+        metadata={"help": "coco_xywh (default for --coco), xyxy or cxcywh_normalized."},
+    )
+    masks: bool = field(default=False, metadata={"help": "Read masks too."})
+
+    def check(self) -> None:
+        """Check that the arguments select one data set, before anything is read.
+
+        Raises:
+            ValueError: if options are missing or contradict each other.
+            FileNotFoundError: if a file or folder doesn't exist.
+        """
+        given = [name for name in ("coco", "voc", "yolo", "hub") if getattr(self, name)]
+        if len(given) != 1:
+            raise ValueError(f"expected one of --coco, --voc, --yolo and --hub, got {given}.")
+        if self.coco and not self.images:
+            raise ValueError("--coco requires --images, the folder of its images.")
+        if self.hub and not self.box_format:
+            raise ValueError("--hub requires --box_format: coco_xywh, xyxy or cxcywh_normalized.")
+        if self.box_format and (self.voc or self.yolo):
+            raise ValueError(
+                "--box_format can't be used with --voc and --yolo, whose format is fixed."
+            )
+        if self.masks and (self.voc or self.hub):
+            raise ValueError("--masks can only be used with --coco and --yolo.")
+        if self.box_format:
+            checked_box_format(self.box_format)
+        for name in ("coco", "images", "segments", "voc", "yolo"):
+            path = getattr(self, name)
+            if path and not Path(path).exists():
+                raise FileNotFoundError(f"--{name} {path} doesn't exist.")
+
+    def read(self, split: str | None = None, seed: int = 0) -> "DetectionDataset":
+        """Read the data set; `split` overrides `self.split`.
+
+        Raises:
+            ValueError, FileNotFoundError: if the arguments or the data are invalid.
+        """
+        from .coco import read_coco, read_coco_panoptic
+        from .hub import load_hf_dataset, read_hf_dataset
+        from .voc import read_voc
+        from .yolo import read_yolo
+
+        self.check()
+        split = split or self.split
+        if self.voc:
+            return read_voc(self.voc, split, seed=seed)
+        if self.yolo:
+            return read_yolo(self.yolo, split, self.masks, seed)
+        if self.hub:
+            return read_hf_dataset(load_hf_dataset(self.hub, split), self.box_format, seed=seed)
+        box_format = self.box_format or "coco_xywh"
+        if self.segments:
+            return read_coco_panoptic(
+                self.coco, self.images, self.segments, box_format, self.masks, seed
+            )
+        return read_coco(self.coco, self.images, box_format, self.masks, seed)

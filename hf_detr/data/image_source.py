@@ -1,0 +1,168 @@
+"""Image sources of data sets: image and segment map files in a folder, or similar."""
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, Protocol
+
+import numpy as np
+import PIL.Image
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..image_processing.image_reading import EXIF_ORIENTATION, read_images
+from .annotation_table import PackedValues, Problem
+
+IMAGE_ENDINGS = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+# What PIL raises for files that are missing, truncated, too large or not images. RuntimeError is
+# raised by the AVIF reader.
+READING_ERRORS = (OSError, ValueError, SyntaxError, RuntimeError, PIL.Image.DecompressionBombError)
+
+
+class ImageSource(Protocol):
+    """Images by index; cheap to send to a worker process."""
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str:
+        """Return the image's name for messages."""
+
+    def open(self, index: int) -> PIL.Image.Image:
+        """Open the image without decoding it."""
+
+    def stamp(self, index: int) -> str:
+        """Return a string that changes with the image; raises OSError if it is missing."""
+
+
+class ImageFolder:
+    """Image files in a folder.
+
+    Args:
+        folder: the folder.
+        file_names: names of the images, relative to the folder.
+
+    Raises:
+        ValueError: if a file name points outside the folder.
+        FileNotFoundError: if the folder doesn't exist.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], file_names: Sequence[str]) -> None:
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise FileNotFoundError(f"The image folder {str(folder)!r} doesn't exist.")
+        check_stays_inside(file_names)
+        self._file_names = PackedValues.pack(file_names)
+
+    def __len__(self) -> int:
+        return len(self._file_names)
+
+    def name(self, index: int) -> str:
+        return str(self.folder / self._file_names[index])
+
+    def open(self, index: int) -> PIL.Image.Image:
+        return PIL.Image.open(self.name(index))
+
+    def stamp(self, index: int) -> str:
+        stat = os.stat(self.name(index))
+        return f"{self._file_names[index]} {stat.st_size} {stat.st_mtime_ns}"
+
+
+def check_stays_inside(file_names: Sequence[str]) -> None:
+    """Check that file names can't be used to read files outside their folder.
+
+    Raises:
+        ValueError: for absolute paths and `..`, in the syntax of Linux or Windows.
+    """
+    for name in file_names:
+        # PureWindowsPath splits at slashes and backslashes, and parses drives.
+        path = PureWindowsPath(name) if isinstance(name, str) else None
+        if (
+            path is None
+            or not path.parts
+            or path.anchor
+            or ".." in path.parts
+            or PurePosixPath(name).is_absolute()
+            or "\0" in name
+        ):
+            raise ValueError(
+                f"The file name {name!r} in the annotations is not a path inside the image folder; "
+                "expected a path relative to that folder, without '..'."
+            )
+
+
+def read_pixels(source: ImageSource, index: int) -> Tensor:
+    """Decode an image.
+
+    Returns:
+        (3, H, W) uint8, RGB, with the EXIF orientation applied.
+
+    Raises:
+        ValueError: if the image can't be read.
+    """
+    try:
+        with source.open(index) as image:
+            pixels = read_images(image)[0]
+    except READING_ERRORS as error:
+        raise ValueError(f"{source.name(index)} can't be read: {error}") from error
+    if pixels.is_floating_point():
+        raise ValueError(
+            f"{source.name(index)} has 32-bit float pixels; save it with 8 bits per channel."
+        )
+    return pixels.contiguous()
+
+
+def image_size_hw(source: ImageSource, index: int, problems: list[Problem]) -> tuple[int, int]:
+    """Read the height and width of an upright image from its header.
+
+    An image that can't be opened is added to `problems`; its size is (0, 0).
+    """
+    try:
+        with source.open(index) as image:
+            return upright_size_hw(image)
+    except READING_ERRORS as error:
+        problems.append(Problem("image file", index, f"can't be read: {error}", True))
+        return 0, 0
+
+
+def fill_in_sizes_hw(
+    sizes_hw: Iterable[tuple[Any, Any]], source: ImageSource, problems: list[Problem]
+) -> list[tuple[int, int]]:
+    """Return heights and widths, replacing missing or invalid ones by `image_size_hw`."""
+    bar = tqdm(sizes_hw, total=len(source), desc="image sizes", unit="image", disable=None)
+    return [
+        (height, width)
+        if all(type(value) is int and 0 < value < 2**63 for value in (height, width))
+        else image_size_hw(source, index, problems)
+        for index, (height, width) in enumerate(bar)
+    ]
+
+
+def upright_size_hw(image: PIL.Image.Image) -> tuple[int, int]:
+    """Return the height and width of an image with its EXIF orientation applied."""
+    if image.format == "TIFF":
+        return image.height, image.width  # PIL applies the orientation of TIFF files
+    # Not image.getexif(): for PNG it decodes the whole file to find EXIF data at the end.
+    is_rotated = PIL.Image.Image.getexif(image).get(EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
+    return (image.width, image.height) if is_rotated else (image.height, image.width)
+
+
+def read_segment_ids(source: ImageSource, index: int) -> Tensor:
+    """Decode a segment map.
+
+    Ids of RGB maps are red + 256 * green + 65536 * blue, as in COCO. Gray and palette maps contain
+    the ids.
+
+    Returns:
+        (H, W) int64, each pixel's segment id.
+
+    Raises:
+        ValueError: if the map can't be read.
+    """
+    try:
+        with source.open(index) as image:
+            is_gray = image.mode in ("L", "P") or image.mode.startswith("I")
+            array = np.asarray(image if is_gray else image.convert("RGB")).astype(np.int64)
+    except READING_ERRORS as error:
+        raise ValueError(f"{source.name(index)} can't be read: {error}") from error
+    return torch.from_numpy(array if is_gray else array @ [1, 256, 256**2])

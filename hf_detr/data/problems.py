@@ -1,0 +1,166 @@
+"""Checks of a data set, one per function; `data_check` runs all of them."""
+
+from collections import Counter
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from ..image_processing.coco_records import FLOAT32_MAX
+from ..wording import some_of
+from .annotation_table import AnnotationTable, Problem
+from .dataset import DetectionDataset
+from .image_source import READING_ERRORS, read_segment_ids, upright_size_hw
+
+BORDER = 1.0  # pixels that a box may extend beyond its image, because annotations are rounded
+
+
+def class_problems(table: AnnotationTable) -> Iterator[Problem]:
+    """Find gaps in the category ids, repeated names and classes without objects.
+
+    Models, evaluation and model cards identify classes by name.
+    """
+    ids = table.category_ids
+    if not ids:
+        yield Problem("classes", None, "there are no classes", True)
+        return
+    missing = sorted(set(range(ids[0], ids[-1])) - set(ids))
+    if missing or ids[0] != 0:
+        gaps = f", without {some_of(missing)}" if missing else ""
+        text = f"ids from {ids[0]} to {ids[-1]}{gaps} become labels from 0 to {len(ids) - 1}"
+        yield Problem("category ids renumbered", None, text, False)
+    for name, count in Counter(table.id2label.values()).items():
+        if count > 1:
+            text = f"{count} classes have the name {name!r}; names must be unique"
+            yield Problem("class names", None, text, True)
+    labels = table.class_labels[(table.class_labels >= 0) & ~table.is_crowd]
+    counts = np.bincount(labels, minlength=len(ids))
+    unseen = [table.id2label[label] for label in np.flatnonzero(counts == 0).tolist()]
+    if unseen:
+        text = f"{len(unseen)} classes have no object: {some_of(unseen)}"
+        yield Problem("classes without objects", None, text, False)
+
+
+def box_problems(table: AnnotationTable) -> Iterator[Problem]:
+    """Find boxes that are invalid, dropped or clipped."""
+    boxes, images = table.boxes_xywh, table.image_of_rows()
+    image_wh = table.image_hw[images][:, ::-1]
+    low, size = boxes[:, :2], boxes[:, 2:]
+    high = low + size
+    is_finite = (np.abs(boxes) <= FLOAT32_MAX).all(-1)
+    is_negative = is_finite & (size < 0).any(-1)
+    is_empty = is_finite & ~is_negative & (size == 0).any(-1)
+    is_valid = is_finite & ~is_negative & ~is_empty & (image_wh > 0).all(-1)
+    is_outside = is_valid & ((high <= 0) | (low >= image_wh)).any(-1)
+    is_clipped = is_valid & ~is_outside & ((low < -BORDER) | (high > image_wh + BORDER)).any(-1)
+    reported = [problem.image for problem in table.problems if problem.kind == "wrong bbox"]
+    for kind, found, is_fatal in (
+        ("non-finite box", ~is_finite & ~np.isin(images, reported), True),
+        ("box with negative size", is_negative, True),
+        ("box without area (dropped)", is_empty, False),
+        ("box outside its image (dropped)", is_outside, False),
+        ("box beyond the border (clipped)", is_clipped, False),
+    ):
+        for row in np.flatnonzero(found).tolist():
+            text = f"object {table.ids[row]} has the box (left, top, width, height) "
+            box = [round(value, 3) for value in boxes[row].tolist()]
+            yield Problem(kind, int(images[row]), text + f"{box}", is_fatal)
+
+
+def duplicate_problems(table: AnnotationTable) -> Iterator[Problem]:
+    """Find objects with the same image, class and box."""
+    columns = [table.image_of_rows(), table.class_labels, *table.boxes_xywh.T]
+    order = np.lexsort(columns)
+    sorted_columns = np.stack([column[order] for column in columns])
+    is_same = (sorted_columns[:, 1:] == sorted_columns[:, :-1]).all(0)
+    for index in np.flatnonzero(is_same).tolist():
+        first, second = order[index : index + 2]
+        text = f"objects {table.ids[first]} and {table.ids[second]} have the same class and box"
+        yield Problem("duplicate annotation", int(columns[0][first]), text, False)
+
+
+def count_problems(table: AnnotationTable, num_queries: int | None) -> Iterator[Problem]:
+    """Find images without objects, or with more objects than the model has queries."""
+    if len(table) == 0:
+        yield Problem("no images", None, "there are no images", True)
+        return
+    counts = np.bincount(table.image_of_rows()[~table.is_crowd], minlength=len(table))
+    if not counts.any():
+        yield Problem("no objects at all", None, "no image has an object for training", True)
+    for image in np.flatnonzero(counts == 0).tolist():
+        yield Problem("image without objects", image, "it is trained as background", False)
+    if num_queries is not None:
+        for image in np.flatnonzero(counts > num_queries).tolist():
+            text = f"{counts[image]} objects, but only {num_queries} queries"
+            yield Problem("more objects than queries", image, text, False)
+
+
+def repeated_image_problems(dataset: DetectionDataset) -> Iterator[Problem]:
+    """Find images with the file of another image."""
+    first: dict[str, int] = {}
+    for image in range(len(dataset)):
+        name = dataset.images.name(image)
+        if first.setdefault(name, image) != image:
+            yield Problem("image twice", image, f"the same file as image {first[name]}", False)
+
+
+def image_problems(dataset: DetectionDataset, image: int, decode: bool) -> list[Problem]:
+    """Check an image's file, and its masks if the data set has masks.
+
+    Args:
+        decode: whether to read the whole file, which finds truncated files, or only its header.
+    """
+    size_hw = dataset.image_hw(image)
+    try:
+        with dataset.images.open(image) as opened:
+            found_hw = upright_size_hw(opened)
+            if decode:
+                # JPEG can be decoded at an eighth of the size; the whole file is read anyway.
+                opened.draft(None, (1, 1))
+                opened.load()
+    except FileNotFoundError:
+        return [Problem("missing image", image, "the file doesn't exist", True)]
+    except READING_ERRORS as error:
+        return [Problem("unreadable image", image, str(error), True)]
+    if found_hw != size_hw:
+        text = f"it has {found_hw} pixels (height, width), but its annotations are for {size_hw}"
+        return [Problem("image of another size", image, text, True)]
+    return _mask_problems(dataset, image) if dataset.masks else []
+
+
+def _mask_problems(dataset: DetectionDataset, image: int) -> list[Problem]:
+    if dataset.segment_maps is not None:
+        return _map_problems(dataset, image)
+    problems = []
+    for row in dataset.table.rows(image):
+        try:
+            is_empty = not dataset.object_masks(image, [row]).any()
+        except (ValueError, TypeError) as error:
+            problems.append(Problem("bad mask", image, str(error), True))
+            continue
+        if is_empty:
+            text = f"object {dataset.table.ids[row]} has a mask without a pixel"
+            problems.append(Problem("empty mask", image, text, False))
+    return problems
+
+
+def _map_problems(dataset: DetectionDataset, image: int) -> list[Problem]:
+    rows = dataset.table.rows(image)
+    if not rows:
+        return []
+    try:
+        segment_ids = read_segment_ids(dataset.segment_maps, image)
+    except ValueError as error:
+        return [Problem("segment map", image, str(error), True)]
+    if segment_ids.shape != dataset.image_hw(image):
+        text = f"{dataset.segment_maps.name(image)} has {tuple(segment_ids.shape)} pixels"
+        return [Problem("segment map", image, text + " (height, width)", True)]
+    in_map, listed = set(torch.unique(segment_ids).tolist()), set(dataset.table.ids[rows].tolist())
+    problems, name = [], dataset.segment_maps.name(image)
+    if missing := sorted(listed - in_map):
+        text = f"segments {some_of(missing)} have no pixel in {name}"
+        problems.append(Problem("empty mask", image, text, False))
+    if unlisted := sorted(in_map - listed - {0}):
+        text = f"{name} has pixels of {some_of(unlisted)}, which aren't listed and are ignored"
+        problems.append(Problem("unlisted segments", image, text, False))
+    return problems

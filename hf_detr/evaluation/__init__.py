@@ -1,0 +1,1 @@
+"""COCO AP, panoptic quality and metrics for transformers' Trainer."""

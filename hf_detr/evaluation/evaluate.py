@@ -1,0 +1,303 @@
+"""Evaluation of a model on a data set: AP and PQ, independent of the batch size."""
+
+import copy
+import functools
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers.image_utils import SizeDict
+
+from ..data.batches import SizeGroupedBatches
+from ..data.dataset import DetectionDataset
+from ..data.image_source import read_segment_ids
+from ..distributed import num_processes, process_index
+from ..image_processing.image_processor import DetrImageProcessor
+from ..image_processing.image_settings import resized_hw
+from ..inference.prediction import in_eval_mode
+from .coco_evaluator import CocoEvaluator, Metrics
+from .panoptic_quality import PanopticQuality
+
+Batch = tuple[list[int], list[tuple[int, int]], Any]  # image ids, original (height, width), inputs
+
+EVERY_SCORE = -1.0  # a threshold below all scores
+PANOPTIC_THRESHOLD = 0.85  # as in the official code
+MASKS_AT_ONCE = 10  # all masks of an image at full size can need more memory than the model
+
+
+def evaluate(
+    model: nn.Module,
+    processor: DetrImageProcessor,
+    dataset: DetectionDataset,
+    batch_size: int = 8,
+    num_workers: int = 0,
+    iou_types: Sequence[str] = ("bbox",),
+    progress: bool = True,
+) -> Metrics:
+    """Evaluate a model on a data set with COCO metrics.
+
+    Images are prepared by the processor as in inference; the transform of the data set is ignored.
+    If torch.distributed is initialized, all processes must call this; each evaluates a part of the
+    images and returns the result of all images.
+
+    Args:
+        model: a detector, or a segmentation model for "segm", in any mode.
+        processor: prepares images and post-processes outputs.
+        dataset: the data set, read with `masks=True` for "segm".
+        batch_size: maximum number of images, of equal size, in a batch; the result doesn't depend
+            on it.
+        num_workers: number of processes that load images.
+        iou_types: "bbox", "segm" or both.
+        progress: whether to show a progress bar on a terminal.
+
+    Returns:
+        The result of `CocoEvaluator.compute`.
+
+    Raises:
+        ValueError: if the model and the data set have no class in common.
+    """
+    evaluator = CocoEvaluator(dataset.ground_truth(), iou_types)
+    for image_ids, detections in detect(
+        model, processor, dataset, batch_size, num_workers, "segm" in iou_types, progress
+    ):
+        evaluator.update(image_ids, detections)
+    return evaluator.compute()
+
+
+def detect(
+    model: nn.Module,
+    processor: DetrImageProcessor,
+    dataset: DetectionDataset,
+    batch_size: int = 8,
+    num_workers: int = 0,
+    masks: bool = False,
+    progress: bool = True,
+) -> Iterator[tuple[list[int], list[dict[str, Tensor]]]]:
+    """Detect objects in this process's part of the images of a data set.
+
+    Arguments as in `evaluate`, and `masks`: whether to return masks.
+
+    Yields:
+        For each batch the image ids, and for each image `scores` (n,), `labels` (n,) of the data
+        set, `boxes` (n, 4) as (x0, y0, x1, y1) in pixels of the original image, and optionally
+        `masks` (n, height, width) bool of its size.
+    """
+    labels = label_map(_unwrapped(model).config.id2label, dataset.id2label)
+    for (image_ids, sizes_hw, inputs), outputs in _run(
+        model, processor, dataset, batch_size, num_workers, progress
+    ):
+        detections = every_detection(processor, outputs, sizes_hw)
+        if masks:
+            _add_masks(detections, outputs, processor, inputs, sizes_hw)
+        yield image_ids, [_relabelled(found, labels) for found in detections]
+
+
+def every_detection(
+    processor: DetrImageProcessor, outputs: Any, sizes_hw: Any
+) -> list[dict[str, Tensor]]:
+    """Return all detections of a batch with any score; warns if the logits are NaN."""
+    if outputs.logits.isnan().any():
+        warnings.warn(
+            "The model's logits are NaN, so it detects nothing. Check its training, or use a dtype "
+            "with a larger range.",
+            stacklevel=2,
+        )
+    return processor.post_process_object_detection(outputs, EVERY_SCORE, sizes_hw)
+
+
+def evaluate_panoptic(
+    model: nn.Module,
+    processor: DetrImageProcessor,
+    dataset: DetectionDataset,
+    batch_size: int = 8,
+    num_workers: int = 0,
+    threshold: float = PANOPTIC_THRESHOLD,
+    progress: bool = True,
+) -> Metrics:
+    """Evaluate a segmentation model on panoptic data with panoptic quality.
+
+    Arguments as in `evaluate`, and `threshold`: minimum score of segments, which are merged as in
+    the paper, see `post_process_panoptic_merge`.
+
+    Returns:
+        The result of `PanopticQuality.compute`.
+
+    Raises:
+        ValueError: if the data set isn't panoptic, or has no class in common with the model.
+    """
+    if dataset.segment_maps is None:
+        raise ValueError("The data set has no panoptic maps; use read_coco_panoptic.")
+    stuff = dataset.label_ids_of_stuff
+    quality = PanopticQuality(dataset.id2label, set(dataset.id2label) - stuff)
+    labels = label_map(_unwrapped(model).config.id2label, dataset.id2label)
+    fused = {label for label, data_label in labels.items() if data_label in stuff}
+    index_of = {int(image_id): i for i, image_id in enumerate(dataset.table.image_ids)}
+    for (image_ids, sizes_hw, _), outputs in _run(
+        model, processor, dataset, batch_size, num_workers, progress
+    ):
+        found = processor.post_process_panoptic_merge(
+            outputs, threshold, fused, target_sizes=sizes_hw
+        )
+        quality.update(
+            image_ids,
+            [_relabelled_segments(segments, labels) for segments in found],
+            [_target_segments(dataset, index_of[image_id]) for image_id in image_ids],
+        )
+    return quality.compute()
+
+
+def label_map(model_names: Mapping[int, str], data_names: Mapping[int, str]) -> dict[int, int]:
+    """Map the model's labels to those of the data set by class name.
+
+    Models can have other labels for the same classes, such as COCO's ids with gaps. If the model's
+    classes have no names (`LABEL_0`, …), its labels are those of the data set.
+
+    Raises:
+        ValueError: if the model and the data set have no class in common.
+    """
+    model_names = {int(label): name for label, name in model_names.items()}
+    if all(name == f"LABEL_{label}" for label, name in model_names.items()):
+        shared = {label: label for label in model_names if label in data_names}
+    else:
+        label_of_name = {name: label for label, name in data_names.items()}
+        shared = {
+            label: label_of_name[name]
+            for label, name in model_names.items()
+            if name in label_of_name
+        }
+    if not shared:
+        raise ValueError(
+            f"The model's classes {list(model_names.values())[:5]} … and the data set's "
+            f"{list(data_names.values())[:5]} … have no name in common; use a data set with the "
+            "model's classes, or set model.config.id2label."
+        )
+    unknown = [name for label, name in data_names.items() if label not in shared.values()]
+    if unknown:
+        warnings.warn(
+            f"The model doesn't have {len(unknown)} of the data set's {len(data_names)} classes, "
+            f"such as {unknown[:5]}; their AP is 0.",
+            stacklevel=2,
+        )
+    return shared
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """Remove DistributedDataParallel, which would wait for processes with fewer batches."""
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+
+
+def _run(
+    model: nn.Module,
+    processor: DetrImageProcessor,
+    dataset: DetectionDataset,
+    batch_size: int,
+    num_workers: int,
+    progress: bool,
+) -> Iterator[tuple[Batch, Any]]:
+    """Iterate over this process's batches and the model's outputs."""
+    model = _unwrapped(model)
+    with in_eval_mode(model):
+        loader = _make_loader(processor, dataset, batch_size, num_workers)
+        # None shows the bar on a terminal only.
+        disable = None if progress and process_index() == 0 else True
+        bar = tqdm(loader, desc="evaluate", unit="batch", disable=disable)
+        for image_ids, sizes_hw, inputs in bar:
+            with torch.no_grad():
+                outputs = model(**inputs.to(model.device, model.dtype))
+            yield (image_ids, sizes_hw, inputs), outputs
+
+
+def _make_loader(
+    processor: DetrImageProcessor, dataset: DetectionDataset, batch_size: int, num_workers: int
+) -> DataLoader:
+    """Make the loader of this process's batches of images of equal size."""
+    plain = copy.copy(dataset)
+    plain.set_transform(None)
+    sizes_hw = [dataset.image_hw(index) for index in range(len(dataset))]
+    if processor.do_resize:
+        size = SizeDict(**dict(processor.size))
+        sizes_hw = [resized_hw(size_hw, size) for size_hw in sizes_hw]
+    return DataLoader(
+        plain,
+        batch_sampler=SizeGroupedBatches(sizes_hw, batch_size, process_index(), num_processes()),
+        num_workers=num_workers,
+        collate_fn=functools.partial(_collate, processor),
+    )
+
+
+def _collate(
+    processor: DetrImageProcessor, samples: Sequence[tuple[Tensor, dict[str, Tensor]]]
+) -> Batch:
+    images = [image for image, _ in samples]
+    inputs = processor(images, input_data_format="channels_first", return_tensors="pt")
+    image_ids = [int(target["image_id"]) for _, target in samples]
+    return image_ids, [tuple(target["orig_size"].tolist()) for _, target in samples], inputs
+
+
+def _relabelled(found: Mapping[str, Tensor], labels: Mapping[int, int]) -> dict[str, Tensor]:
+    """Map detections to the data set's labels; drops those of unknown classes."""
+    new_labels = torch.tensor(
+        [labels.get(label, -1) for label in found["labels"].tolist()], dtype=torch.int64
+    )
+    keep = new_labels >= 0
+    kept = {key: value.cpu()[keep] for key, value in found.items()}
+    return {**kept, "labels": new_labels[keep]}
+
+
+def _relabelled_segments(found: Mapping[str, Any], labels: Mapping[int, int]) -> dict[str, Any]:
+    """Map segments to the data set's labels; pixels of unknown classes become void."""
+    segmentation, segments = found["segmentation"].cpu().clone(), []
+    for info in found["segments_info"]:
+        if info["label_id"] in labels:
+            segments.append({**info, "label_id": labels[info["label_id"]]})
+        else:
+            segmentation[segmentation == info["id"]] = 0
+    return {"segmentation": segmentation, "segments_info": segments}
+
+
+def _target_segments(dataset: DetectionDataset, index: int) -> dict[str, Any]:
+    table = dataset.table
+    segments = [
+        {
+            "id": int(table.ids[row]),
+            "category_id": int(table.class_labels[row]),
+            "iscrowd": int(table.is_crowd[row]),
+        }
+        for row in table.rows(index)
+    ]
+    segmentation = read_segment_ids(dataset.segment_maps, index)
+    # As in COCO's evaluation, unlisted pixels are void, and segments without pixels are ignored.
+    ids = set(segmentation.unique().tolist())
+    segments = [segment for segment in segments if segment["id"] in ids]
+    listed = torch.tensor([segment["id"] for segment in segments], dtype=segmentation.dtype)
+    segmentation = segmentation.where(torch.isin(segmentation, listed), 0)
+    return {"segmentation": segmentation, "segments_info": segments}
+
+
+def _add_masks(
+    detections: list[dict[str, Tensor]],
+    outputs: Any,
+    processor: DetrImageProcessor,
+    inputs: Mapping[str, Tensor],
+    sizes_hw: list[tuple[int, int]],
+) -> None:
+    """Add `masks` (n, height, width) bool of each image's original size to its detections."""
+    canvas_hw = tuple(inputs["pixel_values"].shape[-2:])
+    _, _, queries = processor.classification.detections(outputs.logits)
+    for index, (found, size_hw) in enumerate(zip(detections, sizes_hw, strict=True)):
+        height, width = canvas_hw
+        if "pixel_mask" in inputs:
+            mask = inputs["pixel_mask"][index]
+            height, width = int(mask[:, 0].sum()), int(mask[0].sum())
+        parts = []
+        for logits in outputs.pred_masks[index, queries[index]].float().split(MASKS_AT_ONCE):
+            # In two steps as in the official code, for comparable results.
+            large = F.interpolate(logits[None], canvas_hw, mode="bilinear", align_corners=False)
+            inside = (large[..., :height, :width] > 0).float()
+            parts.append(F.interpolate(inside, size_hw, mode="nearest")[0] > 0.5)
+        found["masks"] = torch.cat(parts)

@@ -1,0 +1,81 @@
+"""COCO metrics for transformers' `Trainer`."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import EvalPrediction
+
+from ..image_processing.image_processor import DetrImageProcessor
+from ..models.outputs import ObjectDetectionOutput
+from .coco_evaluator import CocoEvaluator
+from .evaluate import every_detection
+
+
+def make_compute_metrics(
+    processor: DetrImageProcessor, ground_truth: Mapping[str, Any], per_class: bool = False
+) -> Callable[[EvalPrediction], dict[str, float]]:
+    """Make `compute_metrics` for transformers' `Trainer`: COCO AP and AR of boxes.
+
+    Also pass `preprocess_logits_for_metrics=keep_detections` to the Trainer. It adds the image
+    ids to the predictions, whose order changes in distributed runs, and removes unused outputs.
+
+    Args:
+        processor: post-processes the outputs.
+        ground_truth: `dataset.ground_truth()` of the evaluation data; its category ids are the
+            model's labels.
+        per_class: whether to add `AP_<class>` of each class.
+
+    Raises:
+        ValueError: when called with predictions that weren't prepared by `keep_detections`.
+    """
+
+    def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+        evaluator = CocoEvaluator(ground_truth)
+        batches = prediction.predictions
+        # A tuple for the whole data set, or a list of batches (`eval_do_concat_batches=False`).
+        for batch in batches if isinstance(batches, list) else [batches]:
+            _update(evaluator, processor, batch)
+        metrics = evaluator.compute()
+        classes = metrics.pop("per_class")
+        if per_class:
+            metrics |= {f"AP_{name}": one["AP"] for name, one in classes.items()}
+        return metrics
+
+    return compute_metrics
+
+
+def keep_detections(
+    outputs: tuple[Any, ...], labels: list[dict[str, Tensor]]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`preprocess_logits_for_metrics` for transformers' `Trainer`; see `make_compute_metrics`.
+
+    Args:
+        outputs: outputs of the model, without the loss.
+        labels: one dict per image. All entries except `image_id` and `orig_size` are removed,
+            because the Trainer can't gather labels with different numbers of objects.
+
+    Returns:
+        `logits` (B, Q, C'), `pred_boxes` (B, Q, 4), image ids (B,) and original sizes (B, 2).
+    """
+    outputs = tuple(entry for entry in outputs if not isinstance(entry, Mapping))  # loss_dict
+    for label in labels:
+        for key in set(label) - {"image_id", "orig_size"}:
+            del label[key]
+    image_ids = torch.cat([label["image_id"].reshape(1) for label in labels])
+    return *outputs[:2], image_ids, torch.stack([label["orig_size"] for label in labels])
+
+
+def _update(
+    evaluator: CocoEvaluator, processor: DetrImageProcessor, batch: tuple[Any, ...]
+) -> None:
+    """Add the arrays of a batch of outputs of `keep_detections`."""
+    if len(batch) != 4:
+        raise ValueError(
+            f"The predictions have {len(batch)} parts, expected 4; pass "
+            "preprocess_logits_for_metrics=keep_detections to the Trainer."
+        )
+    logits, boxes, image_ids, sizes_hw = (torch.from_numpy(array) for array in batch)
+    outputs = ObjectDetectionOutput(logits=logits, pred_boxes=boxes)
+    evaluator.update(image_ids, every_detection(processor, outputs, sizes_hw))

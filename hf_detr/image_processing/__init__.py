@@ -1,0 +1,1 @@
+"""Images and COCO annotations to tensors, and outputs of models to results."""

@@ -1,0 +1,319 @@
+"""DETR's image processor: images and COCO annotations to model inputs, outputs to detections.
+
+Reads and writes transformers' `preprocessor_config.json`. Gives the same pixels as transformers'
+processor for the same settings, within rounding. Unlike there, targets are relative to each image
+without its padding.
+"""
+
+import os
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.image_processing_backends import TorchvisionBackend
+from transformers.image_processing_utils import BatchFeature
+from transformers.image_utils import ImageInput, PILImageResampling, SizeDict
+from transformers.processing_utils import Unpack
+
+from ..atomic_saving import atomic_folder
+from ..losses.classification import Classification, SoftmaxClassification
+from .coco_targets import prepare_labels
+from .image_canvas import (
+    empty_canvas,
+    group_by_shape,
+    make_pixel_mask,
+    stack_images,
+    write_pixels,
+    zero_margins,
+)
+from .image_reading import read_images
+from .image_settings import (
+    DEFAULT_LONGEST_EDGE,
+    DEFAULT_SHORTEST_EDGE,
+    DetectionImageKwargs,
+    check_settings,
+    padded_hw,
+    resized_hw,
+    standard_size,
+)
+from .postprocess import detections_per_image
+from .postprocess_masks import encode_segments, merged_maps, segment_maps, semantic_maps
+
+
+class DetrImageProcessor(TorchvisionBackend):
+    """Resizes, rescales, normalizes and pads images, and converts COCO annotations to targets.
+
+    Args:
+        size: `{"shortest_edge", "longest_edge"}` (default 800 and 1333), `{"shortest_edge"}` and
+            `{"max_height", "max_width"}` keep the aspect ratio; `{"height", "width"}` doesn't. In
+            old files, an int is the shortest edge and `max_size` the longest.
+        do_resize, do_rescale, do_normalize, do_pad: whether to do these steps, True by default.
+        resample: filter for resizing, by default bilinear.
+        rescale_factor: factor for uint8 pixels, by default 1/255.
+        image_mean, image_std: three numbers for the rescaled RGB pixels, by default those of
+            ImageNet.
+        pad_size: `{"height", "width"}` to pad to. Defaults to the largest of the batch.
+        do_convert_rgb: whether to blend transparent images onto white instead of dropping alpha.
+        do_convert_annotations: whether to convert boxes to (cx, cy, w, h) in [0, 1]; otherwise they
+            are (x0, y0, x1, y1) in pixels of the resized image. As in transformers, defaults to
+            False if `do_normalize` is False.
+        format: format of the annotations, "coco_detection" (default) or "coco_panoptic".
+
+    Raises:
+        ValueError: if a setting is invalid.
+    """
+
+    valid_kwargs = DetectionImageKwargs
+    model_input_names = ["pixel_values", "pixel_mask"]
+    classification: type[Classification] = SoftmaxClassification
+    default_to_square = False
+    do_resize = True
+    size = {"shortest_edge": DEFAULT_SHORTEST_EDGE, "longest_edge": DEFAULT_LONGEST_EDGE}
+    resample = PILImageResampling.BILINEAR
+    do_rescale = True
+    do_normalize = True
+    image_mean = (0.485, 0.456, 0.406)
+    image_std = (0.229, 0.224, 0.225)
+    do_pad = True
+    format = "coco_detection"
+
+    def __init__(self, **kwargs: Unpack[DetectionImageKwargs]) -> None:
+        # Names of transformers 4 and older, which files on the Hub still have.
+        if "pad_and_return_pixel_mask" in kwargs:
+            kwargs.setdefault("do_pad", kwargs.pop("pad_and_return_pixel_mask"))
+        kwargs["size"] = standard_size(
+            kwargs.get("size"), kwargs.pop("max_size", DEFAULT_LONGEST_EDGE)
+        )
+        if kwargs.get("do_convert_annotations") is None:
+            do_normalize = kwargs.get("do_normalize")
+            kwargs["do_convert_annotations"] = do_normalize is not False
+        super().__init__(**kwargs)
+
+    def preprocess(
+        self,
+        images: ImageInput,
+        annotations: Mapping[str, Any] | list[Mapping[str, Any]] | None = None,
+        return_segmentation_masks: bool | None = None,
+        masks_path: str | os.PathLike[str] | None = None,
+        **kwargs: Unpack[DetectionImageKwargs],
+    ) -> BatchFeature:
+        """Prepare images, and annotations for training, for the model.
+
+        Args:
+            images: one image or a list of images: PIL images, arrays, tensors, paths or URLs. The
+                EXIF orientation of PIL images and files is applied; boxes refer to the result.
+            annotations: for each image `{"image_id", "annotations": [{"bbox": [left, top, width,
+                height] in pixels, "category_id", "area"?, "iscrowd"?, "segmentation"?}, ...]}`, or
+                in the format "coco_panoptic" `{"image_id", "file_name", "segments_info": [{"id",
+                "category_id", "area"?, "iscrowd"?}, ...]}`, whose crowd segments are kept.
+            return_segmentation_masks: whether to return `masks`. Defaults to True for panoptic
+                annotations only. In detection annotations `segmentation` is polygons or RLE.
+            masks_path: the folder of the PNG files of panoptic annotations.
+            **kwargs: settings of the constructor for this call only, and `return_tensors` ("pt",
+                "np"), `device`, `input_data_format`.
+
+        Returns:
+            `pixel_values` (B, 3, H, W) float32, zero-padded at the bottom and the right;
+            `pixel_mask` (B, H, W) int64, 1 for real pixels, with `do_pad`; and with annotations
+            `labels`, for each image a dict of `class_labels`, `boxes`, `area`, `iscrowd`,
+            `image_id`, `orig_size` (of the upright input) and `size` (resized, without padding),
+            sizes as (height, width), and `masks` (n, H, W) bool, padded as the image.
+
+        Raises:
+            ValueError: if an image, an annotation or a setting is invalid.
+            TypeError: if something isn't an image or an annotation.
+        """
+        # transformers treats None as False; it is only a valid value of `pad_size`.
+        kwargs = {k: v for k, v in kwargs.items() if v is not None or k == "pad_size"}
+        return super().preprocess(
+            images, annotations, return_segmentation_masks, masks_path, **kwargs
+        )
+
+    def to_json_file(self, json_file_path: str | os.PathLike) -> None:
+        """Write `preprocessor_config.json` atomically."""
+        path = Path(json_file_path)
+        with atomic_folder(path.parent) as folder:
+            super().to_json_file(folder / path.name)
+
+    def post_process_object_detection(
+        self,
+        outputs: Any,
+        threshold: float = 0.5,
+        target_sizes: Tensor | list[tuple[int, int]] | None = None,
+    ) -> list[dict[str, Tensor]]:
+        """Convert the model's outputs to the detections of each image.
+
+        Args:
+            outputs: `logits` (B, Q, C + 1) and `pred_boxes` (B, Q, 4) as (cx, cy, w, h) in [0, 1].
+            threshold: detections with a higher score are kept.
+            target_sizes: (height, width) of each original image in pixels; if None, boxes are
+                in [0, 1].
+
+        Returns:
+            Per image `scores` (n,), `labels` (n,) and `boxes` (n, 4) as (x0, y0, x1, y1).
+
+        Raises:
+            ValueError: if the number of target sizes isn't the number of images.
+        """
+        # One detection per query in their order, so the boxes are in the right order.
+        scores, labels, _ = self.classification.detections(outputs.logits)
+        return detections_per_image(scores, labels, outputs.pred_boxes, threshold, target_sizes)
+
+    def post_process_semantic_segmentation(
+        self,
+        outputs: Any,
+        target_sizes: list[tuple[int, int]] | None = None,
+        return_segmentation_scores: bool = False,
+    ) -> list[Any]:
+        """Convert the model's outputs to a map (height, width) of classes; see `semantic_maps`.
+
+        Args (also of the methods below):
+            outputs: `logits` (B, Q, C'), `pred_masks` (B, Q, h, w), and optionally `pixel_mask`
+                (B, H, W), which is used to remove the padding.
+            target_sizes: (height, width) of each map; defaults to the size of the masks.
+        """
+        return semantic_maps(
+            self.classification.probabilities(outputs.logits),
+            outputs.pred_masks,
+            target_sizes,
+            return_segmentation_scores,
+            getattr(outputs, "pixel_mask", None),
+        )
+
+    def post_process_instance_segmentation(
+        self,
+        outputs: Any,
+        threshold: float = 0.5,
+        mask_threshold: float = 0.5,
+        overlap_mask_area_threshold: float = 0.8,
+        target_sizes: list[tuple[int, int]] | None = None,
+        return_coco_annotation: bool | None = False,
+    ) -> list[dict[str, Any]]:
+        """As `post_process_panoptic_segmentation`, without fusing; optionally as run lengths."""
+        settings = threshold, mask_threshold, overlap_mask_area_threshold, (), target_sizes
+        results = self.post_process_panoptic_segmentation(outputs, *settings)
+        return encode_segments(results) if return_coco_annotation else results
+
+    def post_process_panoptic_segmentation(
+        self,
+        outputs: Any,
+        threshold: float = 0.5,
+        mask_threshold: float = 0.5,
+        overlap_mask_area_threshold: float = 0.8,
+        label_ids_to_fuse: Collection[int] | None = None,
+        target_sizes: list[tuple[int, int]] | None = None,
+    ) -> list[dict[str, Any]]:
+        """Convert queries with scores above `threshold` to segments; see `segment_maps`."""
+        return segment_maps(
+            self.classification.best_classes(outputs.logits),
+            outputs.pred_masks,
+            threshold,
+            mask_threshold,
+            overlap_mask_area_threshold,
+            label_ids_to_fuse or (),
+            target_sizes,
+            getattr(outputs, "pixel_mask", None),
+        )
+
+    def post_process_panoptic_merge(
+        self,
+        outputs: Any,
+        threshold: float = 0.85,
+        label_ids_to_fuse: Collection[int] | None = None,
+        min_area: int = 5,
+        target_sizes: list[tuple[int, int]] | None = None,
+    ) -> list[dict[str, Any]]:
+        """Merge segments by the rules of the paper, used for its PQ; see `merged_maps`."""
+        return merged_maps(
+            self.classification.best_classes(outputs.logits),
+            outputs.pred_masks,
+            threshold,
+            label_ids_to_fuse or (),
+            min_area,
+            target_sizes,
+            getattr(outputs, "pixel_mask", None),
+        )
+
+    def _standardize_kwargs(self, **kwargs: Any) -> dict[str, Any]:
+        kwargs["size"] = standard_size(kwargs.get("size"))
+        format = kwargs.get("format")
+        kwargs["format"] = getattr(format, "value", format)
+        settings = super()._standardize_kwargs(**kwargs)
+        check_settings(settings)
+        return settings
+
+    def _prepare_image_like_inputs(
+        self, images: ImageInput, *args: Any, **kwargs: Any
+    ) -> list[Tensor]:
+        do_rescale, device = kwargs["do_rescale"], kwargs.get("device")
+        tensors = read_images(
+            images,
+            kwargs.get("input_data_format"),
+            unit_floats=do_rescale,
+            # Images that are only resized and padded may have any values, such as normalized ones.
+            check_range=do_rescale or kwargs["do_normalize"],
+            blend_alpha=bool(kwargs.get("do_convert_rgb")),
+        )
+        return tensors if device is None else [tensor.to(device) for tensor in tensors]
+
+    def _preprocess(
+        self,
+        images: list[Tensor],
+        annotations: Mapping[str, Any] | list[Mapping[str, Any]] | None = None,
+        return_masks: bool | None = None,
+        masks_path: str | os.PathLike[str] | None = None,
+        *,
+        return_tensors: str | None,
+        **settings: Any,
+    ) -> BatchFeature:
+        sizes_hw = [tuple(image.shape[-2:]) for image in images]
+        new_sizes_hw = sizes_hw
+        if settings["do_resize"]:
+            new_sizes_hw = [resized_hw(size_hw, settings["size"]) for size_hw in sizes_hw]
+        canvas_hw = padded_hw(new_sizes_hw, settings["do_pad"], settings["pad_size"])
+        # Targets first, so that errors in annotations are reported before images are processed.
+        labels = prepare_labels(
+            annotations, sizes_hw, new_sizes_hw, canvas_hw, settings, return_masks, masks_path
+        )
+
+        inputs = {"pixel_values": self._pixel_values(images, new_sizes_hw, canvas_hw, settings)}
+        if settings["do_pad"]:
+            inputs["pixel_mask"] = make_pixel_mask(new_sizes_hw, canvas_hw, images[0].device)
+        to_device = "cpu" if return_tensors == "np" else images[0].device
+        inputs = {key: value.to(to_device) for key, value in inputs.items()}
+        features = BatchFeature(inputs, tensor_type=return_tensors)
+        if labels is not None:
+            features["labels"] = [
+                BatchFeature(
+                    {key: value.to(to_device) for key, value in target.items()},
+                    tensor_type=return_tensors,
+                )
+                for target in labels
+            ]
+        return features
+
+    def _pixel_values(
+        self,
+        images: list[Tensor],
+        new_sizes_hw: list[tuple[int, int]],
+        canvas_hw: tuple[int, int],
+        settings: Mapping[str, Any],
+    ) -> Tensor:
+        """Resize, rescale, normalize and pad the images, to (B, 3, H, W)."""
+        if settings["do_rescale"] or settings["do_normalize"] or len({i.dtype for i in images}) > 1:
+            dtype = torch.float32
+        else:
+            dtype = images[0].dtype
+        canvas = empty_canvas((len(images), 3, *canvas_hw), dtype, images[0].device)
+        for indices in group_by_shape(images, settings["disable_grouping"]):
+            height, width = new_sizes_hw[indices[0]]
+            group = stack_images([images[index] for index in indices])
+            if settings["do_resize"]:
+                size = SizeDict(height=height, width=width)
+                group = self.resize(group, size=size, resample=settings["resample"])
+            for index, image in zip(indices, group, strict=True):
+                write_pixels(image, canvas[index, :, :height, :width], settings)
+                zero_margins(canvas[index], height, width)
+        return canvas

@@ -1,0 +1,1 @@
+"""Prediction, pipelines, drawing, loading by name, and records of attention."""

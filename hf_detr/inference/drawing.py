@@ -1,0 +1,163 @@
+"""Draws what a model found on the image: boxes, names, scores and segments."""
+
+import colorsys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from PIL import ImageDraw, ImageFont
+from torch import Tensor
+
+from ..image_processing.image_reading import read_images
+
+GOLDEN_RATIO = 0.618034  # its multiples spread over the circle of hues, however many there are
+SHADES = (1.0, 0.7, 0.45)  # for segments of one class
+SMALLEST_FONT_SIZE = 11  # pixels; smaller letters are unreadable
+MARGIN = 2  # pixels left and right of a label's text
+
+Size = tuple[int, int]  # width, height
+Edges = tuple[float, float, float, float]  # x0, y0, x1, y1
+Color = tuple[int, int, int]  # red, green, blue
+
+
+def draw_predictions(
+    image: Any, result: Mapping[str, Any], id2label: Mapping[int, str]
+) -> PIL.Image.Image:
+    """A copy of an image with a box, name and score for every object, and its segments.
+
+    Lines and letters grow with the image, and labels avoid each other. A class has the same colour
+    in every image.
+
+    Args:
+        image: anything that holds one image; files and PIL images are turned upright.
+        result: as `predict` returns it for this image.
+        id2label: names of the labels; labels without a name are shown as numbers.
+
+    Returns:
+        RGB, of the upright image's size.
+    """
+    picture = make_picture(image)
+    if result.get("segments_info"):
+        _paint_segments(picture, result["segmentation"], result["segments_info"])
+    canvas, short_side = ImageDraw.Draw(picture), min(picture.size)
+    pen = max(round(short_side / 200), 1)
+    font = ImageFont.load_default(max(short_side / 26, SMALLEST_FONT_SIZE))
+    boxes, colors, texts = _best_first(result, id2label, picture.size)
+    places = place_labels(boxes, [_plate_size(canvas, text, font) for text in texts], picture.size)
+    drawings = list(zip(boxes, colors, texts, places, strict=True))[::-1]  # the best ones on top
+    for box, color, _, _ in drawings:
+        canvas.rectangle(box, outline=color, width=pen)
+    for _, color, text, place in drawings:
+        _write(canvas, text, place, font, color)
+    return picture
+
+
+def place_labels(
+    boxes_xyxy: Sequence[Sequence[float]], sizes: Sequence[Size], image_wh: Size
+) -> list[Edges]:
+    """A rectangle for the label of every box: within the image, and if possible free.
+
+    Each label takes the first place that earlier labels leave free: above its box, below it, or
+    inside it from top to bottom; if none is free, the one that overlaps them least.
+
+    Args:
+        boxes_xyxy: in pixels, the most important first.
+        sizes: width and height of each label.
+        image_wh: width and height of the image.
+
+    Returns:
+        (x0, y0, x1, y1) of each label.
+    """
+    taken: list[Edges] = []
+    for box, size in zip(boxes_xyxy, sizes, strict=True):
+        places = _possible_places(box, size, image_wh)
+        taken.append(min(places, key=lambda place: sum(_overlap(place, t) for t in taken)))
+    return taken
+
+
+def _possible_places(box: Sequence[float], size: Size, image_wh: Size) -> Iterator[Edges]:
+    """Places of a label near its box (x0, y0, x1, y1), the best first, all within the image."""
+    x0, y0, x1, y1 = box
+    width, height = size
+    rows = [y0 - height, y1 + 1, *(y0 + height * row for row in range(int((y1 - y0) / height) + 1))]
+    for y in rows:
+        for x in (x0, x1 - width):
+            left = max(min(x, image_wh[0] - 1 - width), 0)
+            top = max(min(y, image_wh[1] - 1 - height), 0)
+            yield left, top, left + width, top + height
+
+
+def _overlap(one: Edges, other: Edges) -> float:
+    """Area, in square pixels, that two rectangles share."""
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    return max(width, 0) * max(height, 0)
+
+
+def make_picture(image: Any) -> PIL.Image.Image:
+    """An upright RGB image from anything that holds one image.
+
+    Raises:
+        ValueError, TypeError: if it can't be read.
+    """
+    (pixels,) = read_images([image], blend_alpha=True)
+    if pixels.is_floating_point():
+        pixels = (pixels * 255).round().to(torch.uint8)
+    return PIL.Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+
+
+def _best_first(
+    result: Mapping[str, Any], id2label: Mapping[int, str], image_wh: Size
+) -> tuple[list[list[float]], list[Color], list[str]]:
+    """Boxes (x0, y0, x1, y1) within the image, colours and texts, the highest scores first."""
+    order = result["scores"].argsort(descending=True)
+    labels, scores = result["labels"][order].tolist(), result["scores"][order].tolist()
+    corner = torch.tensor([image_wh[0] - 1, image_wh[1] - 1] * 2)
+    # An edge beyond the image would be invisible.
+    boxes = result["boxes"][order].float().clamp(min=0).minimum(corner).tolist()
+    named = zip(labels, scores, strict=True)
+    texts = [f"{id2label.get(label, label)} {score:.2f}" for label, score in named]
+    return boxes, [_color(label) for label in labels], texts
+
+
+def _color(label: int, shade: float = SHADES[0]) -> Color:
+    red, green, blue = colorsys.hsv_to_rgb(label * GOLDEN_RATIO % 1, 0.85, 0.95 * shade)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def _paint_segments(
+    picture: PIL.Image.Image, segmentation: Tensor, segments: list[dict[str, Any]]
+) -> None:
+    """Tint the pixels of every segment with half opacity."""
+    # A palette has 256 places, the first for pixels of no segment.
+    places, palette = np.zeros(int(segmentation.max()) + 1, dtype=np.uint8), [0, 0, 0]
+    for index, segment in enumerate(segments):
+        places[int(segment["id"])] = index % 255 + 1
+        if index < 255:
+            palette += _color(segment["label_id"], SHADES[index % len(SHADES)])
+    tint = PIL.Image.fromarray(places[segmentation.numpy()])
+    strength = tint.point([0] + [128] * 255)
+    tint.putpalette(palette)
+    picture.paste(tint.convert("RGB"), mask=strength)
+
+
+def _plate_size(canvas: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont) -> Size:
+    left, top, right, bottom = canvas.textbbox((0, 0), text, font)
+    return round(right + left) + 2 * MARGIN, round(bottom + top)  # equal margins on all sides
+
+
+def _write(
+    canvas: ImageDraw.ImageDraw,
+    text: str,
+    place: Edges,
+    font: ImageFont.FreeTypeFont,
+    color: Color,
+) -> None:
+    """Write on a coloured plate (x0, y0, x1, y1), in black or white."""
+    canvas.rectangle(place, fill=color)
+    red, green, blue = color
+    is_bright = 0.299 * red + 0.587 * green + 0.114 * blue > 128
+    ink = "black" if is_bright else "white"
+    canvas.text((place[0] + MARGIN, place[1]), text, fill=ink, font=font)

@@ -1,0 +1,229 @@
+"""Export models to files that run without this package: ONNX, and `.pt2` of torch.export.
+
+A file is kept only if its outputs equal the model's for other batches than it was exported with:
+padded ones and, if height and width are free, other sizes, including the image processor's.
+"""
+
+import importlib.util
+import os
+import shutil
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+from transformers.image_utils import SizeDict
+
+from ..atomic_saving import atomic_folder
+from ..image_processing.image_processor import DetrImageProcessor
+from ..image_processing.image_settings import resized_hw
+from ..models.pretrained_model import DetectionPreTrainedModel
+from .prediction import in_eval_mode
+
+SUFFIXES = (".onnx", ".pt2")
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+INPUTS = ("pixel_values", "pixel_mask")
+TOLERANCE = 1e-3
+EXPORTED_HW = (128, 160)
+CHECKED_SHAPES = ((1, 96, 96), (3, 224, 128), (2, 97, 131))  # batch, height, width
+PHOTO_HW = (480, 640)
+
+Run = Callable[[Tensor, Tensor], list[Tensor]]
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """A description of the file that `export_model` wrote."""
+
+    path: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    largest_difference: float  # from the model's outputs
+    checked_shapes: tuple[tuple[int, int, int], ...]  # (batch, height, width)
+    num_bytes: int
+
+
+class Graph(nn.Module):
+    """A model whose outputs are a tuple of tensors, as exporters need them."""
+
+    def __init__(self, model: DetectionPreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the outputs; only segmentation models have `pred_masks`."""
+        masks = ("pred_masks",) if hasattr(self.model, "mask_head") else ()
+        return ("logits", "pred_boxes", *masks)
+
+    def forward(self, pixel_values: Tensor, pixel_mask: Tensor) -> tuple[Tensor, ...]:
+        """Predict for images (B, 3, H, W) and masks (B, H, W) int64, 1 for real pixels."""
+        output = self.model(pixel_values, pixel_mask)
+        return tuple(output[name] for name in self.outputs)
+
+
+@torch.no_grad()
+def export_model(
+    model: DetectionPreTrainedModel,
+    path: str | os.PathLike[str],
+    processor: DetrImageProcessor | None = None,
+    fixed_hw: tuple[int, int] | None = None,
+    tolerance: float = TOLERANCE,
+    overwrite: bool = False,
+) -> ExportReport:
+    """Export a model for any batch size, height and width, and check the file.
+
+    Its inputs are `pixel_values` (B, 3, H, W) and `pixel_mask` (B, H, W) int64, its outputs
+    `logits`, `pred_boxes` and, for segmentation models, `pred_masks`.
+
+    Args:
+        model: on the CPU, in any mode.
+        path: ends with `.onnx` (needs onnx, onnxscript and onnxruntime) or `.pt2`.
+        processor: the size to which it resizes photos is checked too.
+        fixed_hw: the only height and width that the graph accepts; smaller images are padded to it.
+        tolerance: largest allowed difference from the model's outputs.
+        overwrite: replace an existing file.
+
+    Raises:
+        ValueError: for another ending, if the model can't be exported, or not with free height and
+            width, and if the outputs differ; then nothing is written.
+        FileExistsError: if the file exists and `overwrite` isn't set.
+        ImportError: if the packages for ONNX are missing.
+    """
+    path = Path(path)
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"{path} must end with {' or '.join(SUFFIXES)}.")
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists; pass overwrite=True (--overwrite) to replace it.")
+    if model.device.type != "cpu":
+        raise ValueError(f"the model is on {model.device}; move it to the CPU to export it.")
+    export, load = (_export_onnx, _load_onnx) if path.suffix == ".onnx" else (_export, _load)
+    if path.suffix == ".onnx":
+        _check_onnx_is_installed()
+    if fixed_hw is None:
+        _check_sizes_can_be_free(model)
+    graph, shapes = Graph(model), _shapes_to_check(processor, fixed_hw)
+    with in_eval_mode(graph), TemporaryDirectory() as temporary:
+        file = Path(temporary, path.name)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the exporter's own; the check below says more
+            try:
+                export(graph, file, fixed_hw)
+                run = load(file)
+            except Exception as error:  # exporters raise many kinds
+                raise ValueError(
+                    f"the model can't be exported in {model.dtype}: {str(error)[:1000]}"
+                ) from error
+        difference = _largest_difference(graph, run, shapes)
+        if not difference <= tolerance:  # true for NaN too
+            raise ValueError(
+                f"the exported graph's outputs differ from the model's by up to {difference:.2g}, "
+                f"more than {tolerance:.2g}; nothing was written."
+            )
+        num_bytes = sum(written.stat().st_size for written in file.parent.iterdir())
+        with atomic_folder(path.parent) as folder:  # an ONNX file's weights may be beside it
+            shutil.copytree(temporary, folder, dirs_exist_ok=True)
+    return ExportReport(str(path), INPUTS, graph.outputs, difference, shapes, num_bytes)
+
+
+def example_batch(batch_size: int, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Make random images and their mask; all but the first are padded by different amounts."""
+    generator = torch.Generator().manual_seed(0)
+    pixel_values = torch.randn(batch_size, 3, height, width, generator=generator)
+    pixel_mask = torch.ones(batch_size, height, width, dtype=torch.long)
+    for image in range(1, batch_size):
+        pixel_mask[image, height - 10 * image :] = 0
+        pixel_mask[image, :, width - 7 * image :] = 0
+    return pixel_values * pixel_mask[:, None], pixel_mask
+
+
+def _check_onnx_is_installed() -> None:
+    for package in ONNX_PACKAGES:
+        if importlib.util.find_spec(package) is None:
+            raise ImportError(f"ONNX needs the package {package}: pip install 'hf_detr[export]'.")
+
+
+def _check_sizes_can_be_free(model: nn.Module) -> None:
+    """Refuse timm layers whose padding depends on the size, as in TensorFlow.
+
+    torch's formulas for the sizes would double in length with each such layer.
+    """
+    kinds = {type(module).__name__ for module in model.modules()}
+    if found := sorted(kind for kind in kinds if kind.endswith("Same")):
+        raise ValueError(
+            f"the backbone's padding depends on the image size ({', '.join(found)}), so height and "
+            "width can't be free; fix them (fixed_hw, or --size on the command line), pad images "
+            "to that size and pass the padding in pixel_mask."
+        )
+
+
+def _shapes_to_check(
+    processor: DetrImageProcessor | None, fixed_hw: tuple[int, int] | None
+) -> tuple[tuple[int, int, int], ...]:
+    if fixed_hw is not None:
+        return (1, *fixed_hw), (3, *fixed_hw)
+    if processor is None:
+        return CHECKED_SHAPES
+    return *CHECKED_SHAPES, (1, *resized_hw(PHOTO_HW, SizeDict(**dict(processor.size))))
+
+
+def _dynamic_shapes(fixed_hw: tuple[int, int] | None) -> dict[str, dict[int, Dim]]:
+    axes = {"pixel_values": (0, 2, 3), "pixel_mask": (0, 1, 2)}
+    free = 3 if fixed_hw is None else 1
+    return {name: dict.fromkeys(numbers[:free], Dim.DYNAMIC) for name, numbers in axes.items()}
+
+
+def _export_onnx(graph: Graph, path: Path, fixed_hw: tuple[int, int] | None) -> None:
+    program = torch.onnx.export(
+        graph,
+        example_batch(2, *(fixed_hw or EXPORTED_HW)),
+        dynamo=True,
+        dynamic_shapes=_dynamic_shapes(fixed_hw),
+        input_names=INPUTS,
+        output_names=graph.outputs,
+        verbose=False,
+    )
+    program.save(path)
+
+
+def _load_onnx(path: Path) -> Run:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+    def run(*batch: Tensor) -> list[Tensor]:
+        inputs = {name: tensor.numpy() for name, tensor in zip(INPUTS, batch, strict=True)}
+        return [torch.from_numpy(array) for array in session.run(None, inputs)]
+
+    return run
+
+
+def _export(graph: Graph, path: Path, fixed_hw: tuple[int, int] | None) -> None:
+    batch = example_batch(2, *(fixed_hw or EXPORTED_HW))
+    shapes = _dynamic_shapes(fixed_hw)
+    program = torch.export.export(graph, batch, dynamic_shapes=shapes, strict=False)
+    torch.export.save(program, path)
+
+
+def _load(path: Path) -> Run:
+    module = torch.export.load(path).module()
+    return lambda *batch: list(module(*batch))
+
+
+def _largest_difference(graph: Graph, run: Run, shapes: tuple[tuple[int, int, int], ...]) -> float:
+    """Return the largest difference of outputs, NaN if the model or the file gives NaN."""
+    largest = torch.zeros(())
+    for shape in shapes:
+        batch = example_batch(*shape)
+        for name, got, expected in zip(graph.outputs, run(*batch), graph(*batch), strict=True):
+            if got.shape != expected.shape:
+                raise ValueError(
+                    f"the exported graph gives {name} of shape {tuple(got.shape)} for a batch of "
+                    f"{shape}; expected {tuple(expected.shape)}; nothing was written."
+                )
+            largest = torch.maximum(largest, (got - expected).abs().max())  # keeps NaN
+    return float(largest)

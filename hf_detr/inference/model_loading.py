@@ -1,0 +1,88 @@
+"""Loads models and image processors for the commands."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageSegmentation,
+    AutoModelForObjectDetection,
+)
+
+from ..image_processing.image_processor import DetrImageProcessor
+from ..models.configuration import CONFIGURATIONS
+from ..models.pretrained_model import DetectionPreTrainedModel
+
+
+def embedded_model_folder() -> Path:
+    """Return the folder of the small detector that is part of the package.
+
+    It is a Deformable DETR with 3.7 million parameters that detects ten classes of garments. The
+    folder holds the model and its image processor, for `from_pretrained` and `pipeline`.
+    """
+    return Path(__file__).parent / "garments"
+
+
+def load_model(
+    name: str | os.PathLike[str] | None = None,
+    device: str | None = None,
+    masks: bool | None = None,
+    dtype: str | None = None,
+) -> tuple[DetectionPreTrainedModel, DetrImageProcessor]:
+    """Load a model in eval mode and its image processor.
+
+    Args:
+        name: folder or repository on the Hub. Default: the small model that comes with hf_detr.
+        device: device of the model. Default: a GPU if available, else the CPU.
+        masks: True requires a segmentation model; False loads only the detector of a segmentation
+            model. Default: the saved class.
+        dtype: torch's name of the model's dtype, such as "bfloat16". Default: the saved dtype.
+
+    Raises:
+        OSError: if the model doesn't exist.
+        ValueError: if the model or its image processor isn't one of hf_detr's, if files are
+            damaged, if `masks` is True for a detector, or if the device isn't available.
+    """
+    name = embedded_model_folder() if name is None else name
+    try:
+        model, processor = _load(name, masks)
+    except (AttributeError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"{name} can't be loaded; its config.json or preprocessor_config.json may be damaged. "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return model.to(device=device, dtype=dtype and getattr(torch, dtype)), processor
+    except (RuntimeError, AssertionError) as error:  # torch raises either
+        raise ValueError(f"The device {device!r} isn't available: {error}") from error
+
+
+def _load(
+    name: str | os.PathLike[str], masks: bool | None
+) -> tuple[DetectionPreTrainedModel, DetrImageProcessor]:
+    config = AutoConfig.from_pretrained(name)
+    if not isinstance(config, tuple(CONFIGURATIONS.values())):
+        raise ValueError(
+            f"{name} is a {config.model_type!r} model of {type(config).__module__}; expected a "
+            "detr, conditional_detr or deformable_detr model. If it is one of these, remove "
+            "HF_DETR_REGISTER=0 from the environment."
+        )
+    has_masks = any(str(saved).endswith("ForSegmentation") for saved in config.architectures or ())
+    if masks and not has_masks:
+        raise ValueError(
+            f"{name} has no mask head ({config.architectures}); expected a segmentation model."
+        )
+    use_masks = has_masks and masks is not False
+    auto_class: Any = AutoModelForImageSegmentation if use_masks else AutoModelForObjectDetection
+    model = auto_class.from_pretrained(name).eval()
+    processor = AutoImageProcessor.from_pretrained(name)
+    if not isinstance(processor, DetrImageProcessor):
+        raise ValueError(
+            f"{name} has a {type(processor).__name__} in its preprocessor_config.json; expected an "
+            "image processor of hf_detr, such as DetrImageProcessor."
+        )
+    return model, processor

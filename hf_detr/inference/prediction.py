@@ -1,0 +1,168 @@
+"""Runs a model on any number of images, in batches of equal size and therefore without padding."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers.image_processing_utils import BatchFeature
+from transformers.utils import ModelOutput
+
+from ..image_processing.image_processor import DetrImageProcessor
+from ..image_processing.image_reading import read_images
+
+WAITING_BATCHES = 4  # at most this many batches of images wait for others of their size
+PROGRESS_AFTER = 3  # seconds
+
+
+# Index of an image, (h, w) of the upright image, and inputs of the model, a batch of one.
+_Prepared = tuple[int, tuple[int, int], BatchFeature]
+
+
+def predict(
+    model: nn.Module,
+    processor: DetrImageProcessor,
+    images: Any,
+    threshold: float = 0.5,
+    batch_size: int = 8,
+    progress: bool = True,
+) -> list[dict[str, Any]]:
+    """Detect objects in images; predictions don't depend on the batch size.
+
+    Args:
+        model: a detector or segmentation model, in training or eval mode.
+        processor: the model's image processor.
+        images: an image or a list of images: PIL images, arrays, tensors, paths or URLs.
+        threshold: minimum score of returned objects.
+        batch_size: number of images with the same size that run together.
+        progress: whether to show a progress bar on a terminal, after a few seconds.
+
+    Returns:
+        A dictionary per image, in the given order, on the CPU: `scores` (n,), `labels` (n,) and
+        `boxes` (n, 4) as (x0, y0, x1, y1) in pixels of the upright image; for a segmentation model
+        also `segmentation` and `segments_info` of `post_process_panoptic_segmentation`.
+
+    Raises:
+        ValueError, TypeError: if an image can't be read; the message has its index.
+    """
+    if not isinstance(images, Sequence) or isinstance(images, str):
+        images = list(images) if getattr(images, "ndim", 0) == 4 else [images]
+    found: dict[int, dict[str, Any]] = {}
+    results = stream_predictions(model, processor, images, threshold, batch_size)
+    disable = None if progress else True  # None shows it on a terminal only
+    bar = {"total": len(images), "unit": "image", "delay": PROGRESS_AFTER, "disable": disable}
+    for index, result in tqdm(results, desc="predict", **bar):
+        found[index] = result
+    return [found[index] for index in range(len(images))]
+
+
+def stream_predictions(
+    model: nn.Module,
+    processor: DetrImageProcessor,
+    images: Iterable[Any],
+    threshold: float = 0.5,
+    batch_size: int = 8,
+    on_bad_image: Callable[[int, Exception], None] | None = None,
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Detect objects as `predict` does, and yield results as soon as a batch is done.
+
+    At most a few batches of images are in memory.
+
+    Args:
+        model, processor, threshold, batch_size: see `predict`.
+        images: any number of images.
+        on_bad_image: called with the index of an image that can't be read and the error. Default:
+            raise the error.
+
+    Yields:
+        Index and result of every image, not in order.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; expected at least 1.")
+    waiting: dict[tuple[int, ...], list[_Prepared]] = {}
+    with in_eval_mode(model):
+        for index, image in enumerate(images):
+            try:
+                prepared = _prepare(processor, image, index)
+            except (ValueError, TypeError) as error:
+                if on_bad_image is None:
+                    raise
+                on_bad_image(index, error)
+                continue
+            shape = tuple(prepared[-1]["pixel_values"].shape)
+            waiting.setdefault(shape, []).append(prepared)
+            if len(waiting[shape]) == batch_size:
+                yield from _run(model, processor, waiting.pop(shape), threshold)
+            elif sum(map(len, waiting.values())) == WAITING_BATCHES * batch_size:
+                fullest = max(waiting, key=lambda shape: len(waiting[shape]))
+                yield from _run(model, processor, waiting.pop(fullest), threshold)
+        for batch in waiting.values():
+            yield from _run(model, processor, batch, threshold)
+
+
+@contextmanager
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model into eval mode and restore the mode of each module afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    if not any(was_training for _, was_training in modes):
+        yield  # eval() would drop the folded backbone
+        return
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train()  # drops the folded backbone
+        # Frozen modules may be in eval mode in training, too.
+        for module, was_training in modes:
+            module.training = was_training
+
+
+def read_for(processor: DetrImageProcessor, images: Any, first_index: int = 0) -> list[Tensor]:
+    """Read images to tensors (3, H, W) in the same way as `processor` does."""
+    return read_images(
+        images,
+        unit_floats=processor.do_rescale,
+        check_range=processor.do_rescale or processor.do_normalize,
+        blend_alpha=bool(processor.do_convert_rgb),
+        first_index=first_index,
+    )
+
+
+def _prepare(processor: DetrImageProcessor, image: Any, index: int) -> _Prepared:
+    pixels = read_for(processor, [image], index)
+    if len(pixels) != 1:
+        raise ValueError(f"image {index} is a batch of {len(pixels)} images; expected one image.")
+    inputs = processor(pixels, input_data_format="channels_first", return_tensors="pt")
+    return index, tuple(pixels[0].shape[-2:]), inputs
+
+
+def _run(
+    model: nn.Module, processor: DetrImageProcessor, batch: list[_Prepared], threshold: float
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    indices, sizes_hw, parts = zip(*batch, strict=True)
+    inputs = BatchFeature({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+    with torch.no_grad():
+        outputs = model(**inputs.to(model.device, model.dtype))
+    results = read_outputs(processor, outputs, threshold, sizes_hw)
+    yield from zip(indices, results, strict=True)
+
+
+def read_outputs(
+    processor: DetrImageProcessor,
+    outputs: ModelOutput,
+    threshold: float,
+    sizes_hw: Sequence[tuple[int, int]],
+) -> list[dict[str, Any]]:
+    """Convert a batch's outputs to results as of `predict`, for images of the given sizes."""
+    results = processor.post_process_object_detection(outputs, threshold, sizes_hw)
+    if "pred_masks" in outputs:
+        maps = processor.post_process_panoptic_segmentation(
+            outputs, threshold, target_sizes=sizes_hw
+        )
+        results = [{**result, **segments} for result, segments in zip(results, maps, strict=True)]
+    return [
+        {key: value.cpu() if isinstance(value, Tensor) else value for key, value in result.items()}
+        for result in results
+    ]

@@ -1,0 +1,1 @@
+"""Backbone, feature pyramid, position encodings, attention, encoder layers and the mask head."""

@@ -1,0 +1,135 @@
+"""The attention module of Deformable DETR (arXiv 2010.04159, Eq. 3): predicts where to look."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import initialization as init
+
+from ..ops.compiled_attention import Kernel
+from ..ops.multi_scale_deformable_attention import (
+    Shapes,
+    attend_around_references,
+    locate,
+    multi_scale_deformable_attention,
+    normalize,
+)
+from .attention import OutputProjection
+
+
+class OffsetProjection(nn.Linear):
+    """Predicts sampling offsets in pixels; starts with a ring of directions, one a head.
+
+    Args:
+        d_model: width D of the queries.
+        num_heads: M.
+        num_levels: L.
+        num_points: K.
+    """
+
+    def __init__(self, d_model: int, num_heads: int, num_levels: int, num_points: int) -> None:
+        self.layout = (num_heads, num_levels, num_points, 2)
+        super().__init__(d_model, math.prod(self.layout))
+
+    def reset_parameters(self) -> None:
+        """Zero weight; point k starts k pixels away (along the longer axis) on every level."""
+        nn.init.zeros_(self.weight)
+        num_heads, _, num_points, _ = self.layout
+        device, dtype = self.bias.device, self.bias.dtype
+        angles = torch.arange(num_heads, device=device) * (2 * math.pi / num_heads)
+        ring = torch.stack([angles.cos(), angles.sin()], dim=-1)
+        ring = ring / ring.abs().amax(dim=-1, keepdim=True)
+        distances = torch.arange(1, num_points + 1, device=device)
+        offsets = ring[:, None, None] * distances[:, None]  # (M, 1, K, 2)
+        init.copy_(self.bias, offsets.expand(self.layout).flatten().to(dtype))
+
+
+class WeightProjection(nn.Linear):
+    """Predicts attention weights before the softmax; all equal at first."""
+
+    def reset_parameters(self) -> None:
+        """Zero weight, and zero bias."""
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+
+class MultiScaleDeformableAttention(nn.Module):
+    """Attention of queries to a few points around their references, on all levels.
+
+    Args:
+        d_model: width D of queries, values and output.
+        num_heads: M.
+        num_levels: L.
+        num_points: K, per head and level.
+        kernel: which implementation attends, see `multi_scale_deformable_attention`.
+
+    Raises:
+        ValueError: if the heads can't share `d_model` equally.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        num_heads: int,
+        num_levels: int,
+        num_points: int,
+        kernel: Kernel = "auto",
+    ) -> None:
+        super().__init__()
+        if d_model % num_heads:
+            raise ValueError(f"d_model {d_model} must be divisible by num_heads {num_heads}")
+        self.num_heads = num_heads
+        self.num_levels = num_levels
+        self.num_points = num_points
+        self.kernel = kernel
+        self.sampling_offsets = OffsetProjection(d_model, num_heads, num_levels, num_points)
+        self.attention_weights = WeightProjection(d_model, num_heads * num_levels * num_points)
+        self.value_proj = OutputProjection(d_model, d_model)
+        self.output_proj = OutputProjection(d_model, d_model)
+
+    def forward(
+        self,
+        query: Tensor,
+        value_states: Tensor,
+        mask: Tensor | None,
+        reference_points: Tensor,
+        spatial_shapes: Tensor | Shapes,
+        level_start_index: Tensor | Sequence[int],
+        return_weights: bool = False,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """Attend from `query` to `value_states`.
+
+        Args:
+            query: (B, Q, D), positions added.
+            value_states: (B, S, D), the levels one after another.
+            mask: (B, S), True on real pixels, what is sampled elsewhere is zero; None: all real.
+            reference_points: (B, Q, L, 2) as (x, y) or (B, Q, L, 4) as (cx, cy, w, h), in [0, 1]
+                of each level, padding included.
+            spatial_shapes: (L, 2) as (h, w) of each level.
+            level_start_index: (L,) where each level starts in S.
+            return_weights: also return attention weights and sampling locations.
+
+        Returns:
+            The output (B, Q, D), and attention weights (B, Q, M, L, K) with sampling locations
+            (B, Q, M, L, K, 2) as (x, y) if asked for, else None.
+
+        Raises:
+            ValueError: for shapes that don't fit each other.
+        """
+        value = self.value_proj(value_states)
+        if mask is not None:
+            value.masked_fill_(~mask[..., None], 0)  # fresh, and nobody else reads it
+        value = value.unflatten(-1, (self.num_heads, -1))  # (B, S, M, C)
+        layout = (self.num_heads, self.num_levels, self.num_points)
+        offsets = self.sampling_offsets(query).unflatten(-1, (*layout, 2))
+        logits = self.attention_weights(query).unflatten(-1, layout)  # (B, Q, M, L, K)
+        geometry = (spatial_shapes, level_start_index)
+        if not return_weights:
+            output = attend_around_references(
+                value, *geometry, reference_points, offsets, logits, self.kernel
+            )
+            return self.output_proj(output), None
+        weights, locations = normalize(logits), locate(reference_points, offsets, spatial_shapes)
+        output = multi_scale_deformable_attention(value, *geometry, locations, weights, self.kernel)
+        return self.output_proj(output), (weights, locations)

@@ -1,0 +1,1 @@
+"""Targets, classification, matching, loss terms and the criterion."""

@@ -1,0 +1,1 @@
+"""The skeleton that all variants share, and a folder for each variant."""

@@ -1,0 +1,1 @@
+"""Conditional DETR (arXiv 2108.06152)."""

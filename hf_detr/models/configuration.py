@@ -1,0 +1,308 @@
+"""Configurations of the models; the defaults are the values of the papers."""
+
+import dataclasses
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
+from transformers import PreTrainedConfig
+
+from ..atomic_saving import atomic_folder
+from ..ops.compiled_attention import KERNELS
+from .configuration_backbone import SHORT_FORM, make_backbone_config
+from .configuration_checks import (
+    MOST,
+    MOST_LAYERS,
+    check_number_of_labels,
+    check_range,
+    check_stored,
+    check_transformer,
+    warn_about_misspelt,
+)
+
+Number = float | int  # JSON returns 0 for 0.0
+
+
+@strict
+class DetrConfig(PreTrainedConfig):
+    """Configuration of DETR (arXiv 2005.12872); reads files of transformers 4 and 5.
+
+    The backbone can also be set by the fields of transformers 4: `backbone` (a timm name, with a
+    tag for pretrained weights: those of the paper are `resnet50.tv_in1k`),
+    `use_pretrained_backbone` and `backbone_kwargs`.
+
+    Args:
+        backbone_config: nested configuration of the timm backbone; default ResNet-50.
+        num_channels: channels of `pixel_values`.
+        num_queries: number of object queries, the maximum number of detections per image.
+        d_model: width of the transformer, a multiple of 4 and of the head counts.
+        encoder_layers, decoder_layers: numbers of layers.
+        encoder_attention_heads, decoder_attention_heads: numbers of attention heads.
+        encoder_ffn_dim, decoder_ffn_dim: hidden width of the feed-forward networks.
+        activation_function: activation of the feed-forward networks.
+        dropout: dropout probability of the output of each sub-layer, in [0, 1].
+        attention_dropout: dropout probability of attention weights, in [0, 1].
+        activation_dropout: dropout probability in the feed-forward networks, in [0, 1].
+        encoder_layerdrop, decoder_layerdrop: read for compatibility; must be 0.
+        position_embedding_type: `"sine"` or `"learned"` (at most 50 x 50 feature cells).
+        dilation: whether the last stage has dilation instead of stride (DC5).
+        auxiliary_loss: whether to compute the loss of every decoder layer; predictions don't depend
+            on it.
+        class_cost, bbox_cost, giou_cost: weights of the matching cost.
+        bbox_loss_coefficient, giou_loss_coefficient: weights of the box losses.
+        mask_loss_coefficient, dice_loss_coefficient: weights of the mask losses.
+        eos_coefficient: weight of "no object" in the classification loss.
+        init_std, init_xavier_std: fields of transformers, unused.
+
+    Raises:
+        ValueError: if two forms of the backbone differ.
+        StrictDataclassError: if a value has a wrong type or is out of range.
+    """
+
+    model_type = "detr"
+    attribute_map = {
+        "hidden_size": "d_model",
+        "num_attention_heads": "encoder_attention_heads",
+        "num_hidden_layers": "encoder_layers",
+    }
+
+    backbone_config: dict[str, Any] | PreTrainedConfig | None = None
+    num_channels: int = 3
+    num_queries: int = 100
+    d_model: int = 256
+    encoder_layers: int = 6
+    encoder_attention_heads: int = 8
+    encoder_ffn_dim: int = 2048
+    decoder_layers: int = 6
+    decoder_attention_heads: int = 8
+    decoder_ffn_dim: int = 2048
+    is_encoder_decoder: bool = True
+    activation_function: str = "relu"
+    # Deviation: the defaults of transformers for the next two are 0.0, but the paper's training has
+    # dropout of attention weights and hidden units.
+    dropout: Number = 0.1
+    attention_dropout: Number = 0.1
+    activation_dropout: Number = 0.1
+    encoder_layerdrop: Number = 0.0
+    decoder_layerdrop: Number = 0.0
+    position_embedding_type: str = "sine"
+    dilation: bool = False
+    # Deviation: on, as in the paper; transformers' default is off.
+    auxiliary_loss: bool = True
+    class_cost: Number = 1
+    bbox_cost: Number = 5
+    giou_cost: Number = 2
+    bbox_loss_coefficient: Number = 5
+    giou_loss_coefficient: Number = 2
+    mask_loss_coefficient: Number = 1
+    dice_loss_coefficient: Number = 1
+    eos_coefficient: Number = 0.1
+    init_std: Number = 0.02
+    init_xavier_std: Number = 1.0
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.backbone_config = make_backbone_config(
+            self.backbone_config, self.dilation, self.num_channels, self.num_backbone_levels, kwargs
+        )
+        warn_about_misspelt(kwargs, type(self))
+        check_number_of_labels(kwargs.get("num_labels"))
+        for name in WEIGHTS:
+            # transformers requires integers in most of these fields.
+            value = getattr(self, name)
+            if isinstance(value, float) and value.is_integer():
+                setattr(self, name, int(value))
+        super().__post_init__(**kwargs)
+        if self.label2id is None or set(self.label2id.values()) != set(self.id2label):
+            self.label2id = {label: index for index, label in self.id2label.items()}
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in transformers, but overrides are checked as the values of the file.
+
+        Raises:
+            ValueError: if a value has a wrong type or is out of range.
+        """
+        check_stored(config_dict, cls)
+        fields = {field.name for field in dataclasses.fields(cls)}
+        fields -= {field.name for field in dataclasses.fields(PreTrainedConfig)} - {"id2label"}
+        names = fields | SHORT_FORM | set(cls.attribute_map) | {"num_labels"}
+        changes = {name: kwargs.pop(name) for name in names & set(kwargs)}
+        replaced = {cls.attribute_map.get(name, name) for name in changes}
+        if replaced & {"id2label", "num_labels"}:
+            replaced |= {"id2label", "label2id", "num_labels"}
+        if replaced & (SHORT_FORM | {"dilation"}):
+            # The overrides replace all fields of the backbone in the file.
+            nested = config_dict.get("backbone_config") or {}
+            changes.setdefault("backbone", nested.get("backbone", config_dict.get("backbone")))
+            replaced |= SHORT_FORM | {"backbone_config"}
+        kept = {
+            name: value
+            for name, value in config_dict.items()
+            if cls.attribute_map.get(name, name) not in replaced
+        }
+        try:
+            return super().from_dict({**kept, **changes}, **kwargs)
+        except StrictDataclassError as error:
+            raise ValueError(f"The configuration is invalid: {error.__cause__}") from error
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """Write `config.json`; arguments as in transformers."""
+        if self.auxiliary_loss:
+            warnings.warn(
+                "auxiliary_loss=True is written to config.json. It doesn't change predictions of "
+                "hf_detr, but makes those of transformers wrong. Set "
+                "model.config.auxiliary_loss = False before publishing the model.",
+                stacklevel=2,
+            )
+        if kwargs.get("push_to_hub"):
+            kwargs.setdefault("repo_id", Path(save_directory).name)
+        with atomic_folder(save_directory) as folder:
+            super().save_pretrained(folder, **kwargs)
+
+    @property
+    def num_backbone_levels(self) -> int:
+        """Default number of the backbone's last feature maps that are used."""
+        return 4
+
+    @property
+    def backbone(self) -> str:
+        """Name of the backbone in timm."""
+        return self.backbone_config.backbone
+
+    def validate_architecture(self) -> None:
+        """Check the values; called by the base class."""
+        check_transformer(self)
+        check_range(self, SIZES, low=1, high=MOST)
+        check_range(self, ("encoder_layers", "decoder_layers"), low=1, high=MOST_LAYERS)
+        check_range(self, PROBABILITIES, low=0, high=1)
+        check_range(self, WEIGHTS, low=0)
+
+
+@strict
+class ConditionalDetrConfig(DetrConfig):
+    """Configuration of Conditional DETR (arXiv 2108.06152); fields of `DetrConfig` and these.
+
+    Args:
+        cls_loss_coefficient: weight of the classification loss; ignored by transformers.
+        focal_alpha: weight of positive targets in the focal loss, in [0, 1].
+    """
+
+    model_type = "conditional_detr"
+
+    num_queries: int = 300
+    class_cost: Number = 2
+    cls_loss_coefficient: Number = 2
+    focal_alpha: Number = 0.25
+
+    def validate_architecture(self) -> None:
+        """Check the values; called by the base class."""
+        super().validate_architecture()
+        check_range(self, ("focal_alpha",), low=0, high=1)
+        check_range(self, ("cls_loss_coefficient",), low=0)
+
+
+@strict
+class DeformableDetrConfig(DetrConfig):
+    """Configuration of Deformable DETR (arXiv 2010.04159); fields of `DetrConfig` and these.
+
+    Args:
+        num_feature_levels: number of feature levels; those after the backbone's three are computed
+            by strided convolution.
+        encoder_n_points, decoder_n_points: number of sampling points per head and level.
+        with_box_refine: whether each decoder layer refines the boxes of the previous one.
+        two_stage: whether queries start from the encoder's best proposals; requires
+            `with_box_refine`.
+        two_stage_num_proposals: number of proposals, and of queries, if `two_stage`.
+        num_mask_levels: number of the backbone's finest maps that only the mask head uses; 0 except
+            for `DeformableDetrForSegmentation`, which transformers doesn't have.
+        cls_loss_coefficient: weight of the classification loss; transformers uses 1.
+        focal_alpha: weight of positive targets in the focal loss, in [0, 1].
+        tie_word_embeddings: whether prediction heads share weights, named as in transformers.
+        kernel: implementation of deformable attention, "auto", "torch", "compiled" or "required",
+            see `multi_scale_deformable_attention`; not saved.
+        disable_custom_kernels, return_intermediate, max_position_embeddings: fields of
+            transformers, unused.
+    """
+
+    model_type = "deformable_detr"
+
+    num_queries: int = 300
+    encoder_ffn_dim: int = 1024
+    decoder_ffn_dim: int = 1024
+    num_feature_levels: int = 4
+    encoder_n_points: int = 4
+    decoder_n_points: int = 4
+    with_box_refine: bool = False
+    two_stage: bool = False
+    two_stage_num_proposals: int = 300
+    num_mask_levels: int = 0
+    # Deviation: class cost and weight are 2 as in the paper; in transformers they are 1.
+    class_cost: Number = 2
+    cls_loss_coefficient: Number = 2
+    focal_alpha: Number = 0.25
+    tie_word_embeddings: bool = True
+    kernel: str = "auto"
+    disable_custom_kernels: bool = False
+    return_intermediate: bool = True
+    max_position_embeddings: int = 1024
+
+    @property
+    def num_backbone_levels(self) -> int:
+        """Default number of the backbone's last feature maps that are used."""
+        return min(3, self.num_feature_levels) + self.num_mask_levels
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields except `kernel`, which depends on the machine."""
+        fields = super().to_dict()
+        del fields["kernel"]
+        if fields["num_mask_levels"] == 0:
+            del fields["num_mask_levels"]  # keeps files of detectors equal to those of transformers
+        return fields
+
+    def validate_architecture(self) -> None:
+        """Check the values; called by the base class."""
+        super().validate_architecture()
+        check_range(self, ("focal_alpha",), low=0, high=1)
+        check_range(self, ("cls_loss_coefficient",), low=0)
+        if self.kernel not in KERNELS:
+            raise ValueError(f"kernel is {self.kernel!r}; use one of {', '.join(KERNELS)}.")
+        sizes = ("encoder_n_points", "decoder_n_points", "two_stage_num_proposals")
+        check_range(self, sizes, low=1, high=MOST)
+        check_range(self, ("num_feature_levels",), low=1, high=MOST_LAYERS)
+        if self.d_model % 32:
+            raise ValueError(
+                f"d_model is {self.d_model}; it must be a multiple of 32, the number of groups "
+                "of the group normalization."
+            )
+        num_maps = len(self.backbone_config.out_indices)
+        check_range(self, ("num_mask_levels",), low=0, high=num_maps - 1)
+        if num_maps - self.num_mask_levels > self.num_feature_levels:
+            raise ValueError(
+                f"num_feature_levels is {self.num_feature_levels}, but backbone_config.out_indices "
+                f"{list(self.backbone_config.out_indices)} has {num_maps - self.num_mask_levels} "
+                "feature maps; use at most one feature map per level."
+            )
+        if self.two_stage and not self.with_box_refine:
+            raise ValueError(
+                "two_stage=True requires with_box_refine=True, because the second stage refines "
+                "the boxes of the first."
+            )
+
+
+SIZES = (
+    *("num_channels", "num_queries", "num_labels", "d_model", "encoder_ffn_dim", "decoder_ffn_dim"),
+    *("encoder_attention_heads", "decoder_attention_heads"),
+)
+PROBABILITIES = ("dropout", "attention_dropout", "activation_dropout")
+WEIGHTS = (
+    *("class_cost", "bbox_cost", "giou_cost", "bbox_loss_coefficient", "giou_loss_coefficient"),
+    *("mask_loss_coefficient", "dice_loss_coefficient", "eos_coefficient"),
+)
+
+CONFIGURATIONS = {
+    config.model_type: config
+    for config in (DetrConfig, ConditionalDetrConfig, DeformableDetrConfig)
+}

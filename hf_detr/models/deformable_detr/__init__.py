@@ -1,0 +1,1 @@
+"""Deformable DETR (arXiv 2010.04159)."""

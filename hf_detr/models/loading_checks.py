@@ -1,0 +1,113 @@
+"""Checks a model's files before they are loaded."""
+
+import hashlib
+import os
+import re
+from collections.abc import Collection
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedModel
+
+from ..wording import some_of
+
+SHOWN = 3
+
+
+def check_weight_files(files: Collection[str], source: str | os.PathLike) -> None:
+    """Check that files of weights are safetensors, in the model's folder and not corrupted.
+
+    Args:
+        files: files of weights; an index of shards can contain any path.
+        source: the model's folder, or its repository on the Hub, where the client checks paths.
+
+    Raises:
+        ValueError: if a file fails the check.
+    """
+    for file in map(str, files):
+        if not file.endswith(".safetensors"):
+            raise ValueError(
+                f"{file!r} is not a .safetensors file; other formats are not loaded, because they "
+                "can run code."
+            )
+        if os.path.isdir(source) and not _is_inside(file, os.fspath(source)):
+            raise ValueError(
+                f"The index of the checkpoint in {source} contains {file!r}, which is outside that "
+                "folder; expected files in the same folder."
+            )
+        if not os.path.isfile(file):
+            raise ValueError(f"{file!r} is a file of the checkpoint, but it doesn't exist.")
+        _check_digest(Path(file).resolve())
+
+
+def check_shapes(model: PreTrainedModel, files: Collection[str]) -> None:
+    """Compare the shapes in the files' headers with the model's.
+
+    Raises:
+        ValueError: if shapes differ, or a file isn't a complete safetensors file.
+    """
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    different = []
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as opened:
+                for name in opened.keys():  # noqa: SIM118 (not a dictionary)
+                    shape = tuple(opened.get_slice(name).get_shape())
+                    if shape != expected.get(name, shape):
+                        different.append(f"{name} is {shape}, expected {expected[name]}")
+        except SafetensorError as error:
+            raise unreadable(file, error) from error
+    if different:
+        raise ValueError(
+            f"The weights don't match the configuration: {some_of(different, SHOWN, '; ')}. Use "
+            "the configuration of the weights, or ignore_mismatched_sizes=True to initialize "
+            "these weights randomly, for example for other classes."
+        )
+
+
+def check_finite(model: PreTrainedModel) -> None:
+    """Check that all weights are finite.
+
+    Raises:
+        ValueError: if a weight is NaN or infinite.
+    """
+    nonfinite = [
+        name
+        for name, tensor in model.state_dict().items()
+        if tensor.is_floating_point()
+        and tensor.numel()
+        and not tensor.is_meta  # offloaded
+        and not all(torch.isfinite(extreme) for extreme in tensor.aminmax())
+    ]
+    if nonfinite:
+        raise ValueError(
+            f"The weights contain NaN or infinity in {some_of(nonfinite, SHOWN)}. Load an earlier "
+            "checkpoint of the training."
+        )
+
+
+def unreadable(name: str | os.PathLike, error: SafetensorError) -> ValueError:
+    """The error for a file that isn't a complete safetensors file."""
+    return ValueError(
+        f"The weights of {name} can't be read: {error}. The file is incomplete or corrupted; "
+        "download it again with force_download=True, or save it again."
+    )
+
+
+def _is_inside(file: str, folder: str) -> bool:
+    # Symbolic links aren't resolved: in the Hub's cache, files are links out of the folder.
+    return Path(os.path.abspath(file)).is_relative_to(os.path.abspath(folder))
+
+
+def _check_digest(file: Path) -> None:
+    """Compare a large file in the Hub's cache with its name, which is its SHA-256."""
+    # The client compares sizes only.
+    if file.parent.name != "blobs" or not re.fullmatch("[0-9a-f]{64}", file.name):
+        return
+    with file.open("rb") as opened:
+        if hashlib.file_digest(opened, "sha256").hexdigest() != file.name:
+            raise ValueError(
+                f"{file} is corrupted: its SHA-256 differs from that on the Hub. Delete the file "
+                "or load with force_download=True."
+            )

@@ -1,0 +1,264 @@
+"""What every model shares with the Hub and with training: loading, initial weights, freezing."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from ..atomic_saving import atomic_folder, finish_interrupted_save
+from ..distributed import process_index
+from ..layers.backbone import reset_timm_module
+from .loading_checks import check_finite, check_shapes, check_weight_files, unreadable
+from .training_queries import QueryGroups
+
+
+class DetectionPreTrainedModel(PreTrainedModel):
+    """Base of model and detector: loading, initialisation, backbone, number of queries."""
+
+    base_model_prefix = "model"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    # Frozen batch norm has no use for the first, but files hold them; a training's own checkpoints
+    # hold the second.
+    _keys_to_ignore_on_load_unexpected = [r"num_batches_tracked", r"query_groups"]
+    # Without it the Trainer would not average the loss over accumulated batches.
+    accepts_loss_kwargs = False
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike | None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Load config and safetensors from a folder or the Hub; as in transformers otherwise.
+
+        Raises:
+            ValueError: if asked to load a pickle, or if the files hold one; if they name files
+                outside their folder, are cut off or altered, don't fit the configuration, or hold
+                NaN.
+        """
+        if kwargs.get("use_safetensors") is False or kwargs.get("weights_only") is False:
+            raise ValueError(
+                "use_safetensors=False or weights_only=False would unpickle weights, which can run "
+                "code; hf_detr loads safetensors only. transformers can convert: load there, "
+                "save_pretrained."
+            )
+        kwargs["use_safetensors"] = True
+        name = pretrained_model_name_or_path
+        if name is not None:
+            _end_interrupted_save(Path(name, kwargs.get("subfolder") or ""), kwargs.get("config"))
+        try:
+            loaded = super().from_pretrained(name, *args, **kwargs)
+        except SafetensorError as error:
+            raise unreadable(name, error) from error
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
+        # Loading makes new tensors, without what the constructor did to the old ones.
+        model.detection_transformer.backbone.restore_buffers()
+        model.detection_transformer.backbone.freeze(num_stages=1)
+        check_finite(model)
+        return loaded
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        is_main_process: bool = True,
+        state_dict: dict[str, Tensor] | None = None,
+        push_to_hub: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Write config and safetensors, completely or not at all; arguments as in transformers.
+
+        Older weights in the folder are replaced, whether they are one file or shards.
+
+        Raises:
+            OSError: if the files can't be written; existing files are unchanged.
+        """
+        if kwargs.get("distributed_checkpoint") or not is_main_process or process_index() != 0:
+            # Processes that write parts, or nothing.
+            super().save_pretrained(
+                save_directory, is_main_process, state_dict, push_to_hub, **kwargs
+            )
+            return
+        given = None if state_dict is None else dict(state_dict)  # transformers empties it
+        with atomic_folder(save_directory) as folder:
+            super().save_pretrained(folder, is_main_process, given, **kwargs)
+        if push_to_hub:
+            with TemporaryDirectory() as temporary, without_auxiliary_loss(self):
+                folder = Path(temporary, Path(save_directory).name)
+                super().save_pretrained(folder, is_main_process, state_dict, True, **kwargs)
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> str:
+        """As in transformers, but with `auxiliary_loss` off in the published configuration."""
+        with without_auxiliary_loss(self):
+            return super().push_to_hub(*args, **kwargs)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Nothing is looked up in a table, but PEFT asks, and looks for its weights elsewhere."""
+        return nn.Identity()
+
+    @property
+    def detection_transformer(self) -> PreTrainedModel:
+        """The model without any heads, which this one is or holds."""
+        model = self
+        while model.base_model is not model:
+            model = model.base_model
+        return model
+
+    @staticmethod
+    def _load_pretrained_model(
+        model: PreTrainedModel,
+        state_dict: dict | None,
+        checkpoint_files: list | None,
+        load_config: Any,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        if checkpoint_files:
+            # An index may name any file, and transformers unpickles by the name's ending.
+            check_weight_files(checkpoint_files, load_config.pretrained_model_name_or_path)
+            if not load_config.ignore_mismatched_sizes:
+                check_shapes(model, checkpoint_files)
+        return PreTrainedModel._load_pretrained_model(
+            model, state_dict, checkpoint_files, load_config, *args, **kwargs
+        )
+
+    def mark_tied_weights_as_initialized(self, loading_info: Any) -> None:
+        """As in transformers, but weights that are missing under all of their names are missing.
+
+        Of one module in several places, transformers would take the last name for loaded too.
+        """
+        missing = set(loading_info.missing_keys)
+        super().mark_tied_weights_as_initialized(loading_info)
+        for name, saved in self.all_tied_weights_keys.items():
+            if {name, saved} <= missing:
+                self.get_parameter(saved)._is_hf_initialized = False
+                loading_info.missing_keys.add(saved)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        # Each module with weights, torch's or ours, draws its own; transformers doesn't come here
+        # for modules that only contain others. Not every timm module spares loaded weights.
+        weights = list(module.parameters(recurse=False))
+        if weights and all(getattr(weight, "_is_hf_initialized", False) for weight in weights):
+            return
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+        else:
+            reset_timm_module(module)
+
+    def freeze_backbone(self) -> None:
+        """Train nothing of the backbone."""
+        self.detection_transformer.backbone.freeze()
+
+    def unfreeze_backbone(self, num_frozen_stages: int = 1) -> None:
+        """Train the backbone but for its stem and first stages (paper: 1); 0 trains all of it.
+
+        Batch norm keeps its statistics in any case.
+        """
+        self.detection_transformer.backbone.freeze(num_frozen_stages)
+
+    def parameter_groups(self, lr: float, slow_factor: float = 0.1) -> list[dict[str, Any]]:
+        """Groups for an optimiser with the papers' learning rates; frozen parameters left out.
+
+        The backbone learns slower, and so do the linear layers that place reference and sampling
+        points, where there are any.
+
+        Args:
+            lr: learning rate of everything else (DETR and Conditional DETR 1e-4, Deformable 2e-4).
+            slow_factor: what it is multiplied by for the slower ones.
+        """
+        groups: dict[str, list[nn.Parameter]] = {"other": [], "backbone": [], "points": []}
+        for name, parameter in self.named_parameters():
+            kind = "other"
+            if "backbone." in name:
+                kind = "backbone"
+            elif "sampling_offsets" in name or "reference_points" in name:
+                kind = "points"
+            if parameter.requires_grad:
+                groups[kind].append(parameter)
+        return [
+            {"name": kind, "params": parameters, "lr": lr if kind == "other" else lr * slow_factor}
+            for kind, parameters in groups.items()
+            if parameters
+        ]
+
+    def add_query_groups(self, num_groups: int) -> None:
+        """Add groups of queries that exist in training alone (Group DETR; arXiv 2207.13085).
+
+        Each is as large as the detector's own and matched by itself; the loss is the mean over all.
+        An object teaches more queries in a step, which takes longer. They are not saved.
+
+        Args:
+            num_groups: how many, besides the detector's own; 0 removes them.
+
+        Raises:
+            ValueError: if `num_groups` is negative, or the queries aren't learned.
+        """
+        if num_groups < 0:
+            raise ValueError(f"num_groups is {num_groups}; give how many to add, or 0.")
+        transformer, groups = self.detection_transformer, None
+        if num_groups:
+            groups = QueryGroups(num_groups, self._learned_queries())
+        transformer.query_groups = groups
+
+    @torch.no_grad()
+    def resize_queries(self, num_queries: int) -> None:
+        """Change the number of object queries; learned ones stay, in order.
+
+        Additional queries are drawn at random, because copies of learned ones would learn the same
+        objects. Fewer queries keep the first ones. Groups of training queries, where there are any,
+        are drawn again in the same number.
+
+        Raises:
+            ValueError: if `num_queries` isn't positive, or the queries aren't learned.
+        """
+        if num_queries < 1:
+            raise ValueError(f"num_queries is {num_queries}; a detector needs at least 1.")
+        old = self._learned_queries()
+        new = nn.Embedding(
+            num_queries, old.embedding_dim, device=old.weight.device, dtype=old.weight.dtype
+        )
+        kept = min(num_queries, old.num_embeddings)
+        new.weight[:kept] = old.weight[:kept]
+        new.weight.requires_grad_(old.weight.requires_grad)
+        self.detection_transformer.query_position_embeddings = new
+        self.config.num_queries = num_queries
+        if groups := self.detection_transformer.query_groups:
+            self.add_query_groups(groups.num_groups)
+
+    def _learned_queries(self) -> nn.Embedding:
+        queries = getattr(self.detection_transformer, "query_position_embeddings", None)
+        if queries is None:
+            raise ValueError(
+                "This model's queries are proposals of its encoder, not learned; set "
+                "model.config.two_stage_num_proposals to have more of them."
+            )
+        return queries
+
+
+@contextmanager
+def without_auxiliary_loss(model: PreTrainedModel) -> Iterator[None]:
+    """Turn `auxiliary_loss` off while files are written that transformers may load.
+
+    Only training needs it, and transformers' predictions are wrong with it.
+    """
+    trained_so, model.config.auxiliary_loss = model.config.auxiliary_loss, False
+    try:
+        yield
+    finally:
+        model.config.auxiliary_loss = trained_so
+
+
+def _end_interrupted_save(folder: Path, config: Any) -> None:
+    """End a save that a kill interrupted; raise if the old configuration has been read already."""
+    if finish_interrupted_save(folder) and isinstance(config, PreTrainedConfig):
+        raise OSError(
+            f"Saving to {folder} was interrupted. It is complete now, but its configuration was "
+            "read before that: load once more."
+        )

@@ -1,0 +1,134 @@
+"""Plots of predictions with targets, and of the regions that object queries specialise in."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..inference.attention_record import AttentionRecord
+from .figures import (
+    BLUE,
+    FONT_SIZE,
+    GREEN,
+    RED,
+    Axes,
+    Figure,
+    add_heading,
+    add_legend,
+    color_of,
+    draw_box,
+    legend_key,
+    make_panels,
+    show_image,
+    write_label,
+)
+
+LARGE = 0.3  # square root of a box's share of the image from which it counts as large
+
+
+def draw_detections(
+    records: AttentionRecord | Sequence[AttentionRecord],
+    targets: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+    threshold: float = 0.5,
+) -> Figure:
+    """Predictions on some images, below the targets if there are any.
+
+    Args:
+        records: from `record_attention`; attention isn't needed.
+        targets: per image `class_labels` (n,), as the model numbers them, and `boxes` (n, 4) as
+            (x0, y0, x1, y1) in pixels of the image, as a `DetectionDataset` gives them.
+        threshold: the score that predictions must exceed.
+
+    Raises:
+        ValueError: if the numbers of targets and images differ, or boxes are in other units.
+    """
+    records = [records] if isinstance(records, AttentionRecord) else list(records)
+    targets = [targets] if isinstance(targets, Mapping) else targets
+    if not records or (targets is not None and len(targets) != len(records)):
+        raise ValueError(
+            f"Got {len(records)} records and {len(targets or ())} targets; expected at least one "
+            "record, and one target per record or none."
+        )
+    largest_wh = torch.stack([one.size_wh for one in records]).amax(0)
+    figure, axes = make_panels(1 if targets is None else 2, len(records), largest_wh)
+    for index, (one, panel) in enumerate(zip(records, axes[-1], strict=True)):
+        queries = [query for query in range(len(one.scores)) if one.scores[query] > threshold]
+        names = [one.name(query) for query in queries]
+        _show_boxes(panel, one, one.boxes_xyxy[queries], one.labels[queries], names)
+        if targets is not None:
+            boxes, labels = targets[index]["boxes"], targets[index]["class_labels"]
+            _check_units(boxes)
+            names = [one.id2label.get(label, f"class {label}") for label in labels.tolist()]
+            _show_boxes(axes[0, index], one, boxes, labels, names)
+            axes[0, index].set_title(f"targets: {len(boxes)}", fontsize=FONT_SIZE)
+        panel.set_title(f"found: {len(queries)}, score above {threshold}", fontsize=FONT_SIZE)
+    return figure
+
+
+def draw_query_slots(boxes_cxcywh: Tensor, most: int = 20) -> Figure:
+    """The centres of each object query's boxes in many images (DETR, Figure 7).
+
+    A panel is a query, a point the centre of its box in one image. Trained queries prefer
+    different positions and sizes; a query whose points cover the whole image, or a single spot,
+    hasn't specialised.
+
+    Args:
+        boxes_cxcywh: (N, Q, 4) in [0, 1], from `query_boxes`.
+        most: number of queries drawn, from the first.
+
+    Raises:
+        ValueError: if the boxes have another shape.
+    """
+    if boxes_cxcywh.ndim != 3 or boxes_cxcywh.shape[-1] != 4:
+        raise ValueError(
+            f"the boxes have shape {tuple(boxes_cxcywh.shape)}; give (images, queries, 4), as "
+            "query_boxes does."
+        )
+    number = min(most, boxes_cxcywh.shape[1])
+    columns = min(number, 10)
+    figure, axes = make_panels(-(-number // columns), columns, (1, 1), inches=1.2)
+    for query, panel in enumerate(axes.flat[:number]):
+        _show_slot(panel, boxes_cxcywh[:, query])
+        panel.set_title(f"query {query}", fontsize=FONT_SIZE - 1)
+    kinds = ((GREEN, "small box"), (RED, "large, wide"), (BLUE, "large, tall"))
+    keys = [legend_key(name, "o", color=color, markersize=5) for color, name in kinds]
+    add_legend(figure, keys)
+    title = f"A point is the centre of the query's box in one of {len(boxes_cxcywh)} images"
+    add_heading(figure, title)
+    return figure
+
+
+def slot_colors(boxes_cxcywh: Tensor) -> list[str]:
+    """The paper's colours of boxes (n, 4): green small, red large and wide, blue large and tall."""
+    width, height = boxes_cxcywh[:, 2:].unbind(-1)
+    is_small, is_wide = (width * height).sqrt() < LARGE, width >= height
+    return [
+        GREEN if small else RED if wide else BLUE
+        for small, wide in zip(is_small.tolist(), is_wide.tolist(), strict=True)
+    ]
+
+
+def _show_slot(panel: Axes, boxes_cxcywh: Tensor) -> None:
+    panel.set_axis_on()
+    panel.set(xlim=(0, 1), ylim=(1, 0), xticks=[], yticks=[], aspect="equal")
+    x, y = boxes_cxcywh[:, :2].unbind(-1)
+    panel.scatter(x, y, s=4, c=slot_colors(boxes_cxcywh), alpha=0.6, linewidths=0)
+
+
+def _show_boxes(
+    panel: Axes, record: AttentionRecord, boxes_xyxy: Tensor, labels: Tensor, names: list[str]
+) -> None:
+    """Boxes with their names, in a colour for each class."""
+    show_image(panel, record.image)
+    for box, label, name in zip(boxes_xyxy, labels.tolist(), names, strict=True):
+        draw_box(panel, box, color_of(label))
+        write_label(panel, box, name, color_of(label))
+
+
+def _check_units(boxes_xyxy: Tensor) -> None:
+    if len(boxes_xyxy) and float(boxes_xyxy.max()) <= 1:
+        raise ValueError(
+            "no coordinate of the target's boxes is above 1, so they seem to be relative; give "
+            "(x0, y0, x1, y1) in pixels of the image, as a DetectionDataset does."
+        )

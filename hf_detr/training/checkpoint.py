@@ -1,0 +1,170 @@
+"""Checkpoints of a training: written completely or not at all, and read without running code.
+
+A checkpoint is a folder `checkpoint-<step>` with tensors in safetensors, other state in JSON, and a
+manifest with the SHA-256 of each file. A kill, a power cut or a full disk leaves the earlier ones
+unchanged. Nothing is pickled: an untrusted file can disturb a training, but it can't run code.
+"""
+
+import hashlib
+import json
+import re
+import shutil
+import warnings
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..atomic_saving import atomic_folder, finish_interrupted_save, unfinished_folder
+
+MANIFEST = "manifest.json"
+STATE = "state.json"
+
+
+@dataclass(frozen=True)
+class TrainingCheckpoint:
+    """A loaded checkpoint.
+
+    Attributes:
+        folder: the checkpoint's folder.
+        step: number of optimiser steps done.
+        tensors: named groups of named tensors, on the CPU.
+        state: other state, as read from JSON.
+    """
+
+    folder: Path
+    step: int
+    tensors: dict[str, dict[str, Tensor]]
+    state: dict[str, Any]
+
+
+def save_checkpoint(
+    folder: Path,
+    step: int,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+    keep: int = 2,
+    protect: Collection[int] = (),
+    write_more: Callable[[Path], None] | None = None,
+) -> Path:
+    """Write a checkpoint completely or not at all, and delete old ones.
+
+    Args:
+        folder: the folder of a training's checkpoints.
+        step: number of optimiser steps done; part of the name.
+        tensors: named groups of named tensors; each becomes `<group>.safetensors`.
+        state: other state, which JSON can represent.
+        keep: how many of the newest checkpoints stay, including this one.
+        protect: steps whose checkpoints also stay, such as the best one's.
+        write_more: writes further files, such as a config, into the folder that it is given.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        OSError: if it can't be written, for example to a full disk; the earlier checkpoints are
+            unchanged.
+        ValueError: if `keep` isn't positive.
+    """
+    if keep < 1:
+        raise ValueError(f"keep is {keep}; expected 1 or more, to keep the newest checkpoint.")
+    final = checkpoint_folder(folder, step)
+    for killed in folder.glob(unfinished_folder(folder / "checkpoint-*").name):
+        shutil.rmtree(killed, ignore_errors=True)
+    with atomic_folder(final) as unfinished:
+        for group, named in tensors.items():
+            # safetensors refuses tensors that share memory, as tied ones do; copies are accepted.
+            copies = {
+                name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+                for name, tensor in named.items()
+            }
+            save_file(copies, unfinished / f"{group}.safetensors", metadata={"format": "pt"})
+        (unfinished / STATE).write_text(json.dumps({**state, "step": step}, indent=1))
+        if write_more is not None:
+            write_more(unfinished)
+        _write_manifest(unfinished)
+    # Later steps are of an abandoned training, for example after resuming before corrupted ones.
+    kept = [one for one in _newest_first(folder) if _step(one) <= step][:keep]
+    for old in _newest_first(folder):
+        if old not in kept and _step(old) not in protect:
+            shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def load_newest_checkpoint(folder: Path) -> TrainingCheckpoint | None:
+    """Load the newest complete checkpoint; None if there isn't one.
+
+    A checkpoint whose files don't match its manifest, because the disk lost data or the files were
+    changed, is skipped with a warning.
+    """
+    for candidate in _newest_first(folder):
+        try:
+            return load_checkpoint(candidate)
+        except ValueError as error:
+            warnings.warn(f"skipped: {error}", stacklevel=2)
+    return None
+
+
+def load_checkpoint(folder: Path) -> TrainingCheckpoint:
+    """Load one checkpoint.
+
+    Raises:
+        ValueError: if its files don't match its manifest.
+    """
+    finish_interrupted_save(folder)
+    problem = _problem(folder)
+    if problem is not None:
+        raise ValueError(f"the checkpoint {folder} is corrupted: {problem}.")
+    state = json.loads((folder / STATE).read_text())
+    names = json.loads((folder / MANIFEST).read_text())  # other files aren't read
+    files = [folder / name for name in names if name.endswith(".safetensors")]
+    tensors = {path.stem: load_file(path) for path in files}
+    return TrainingCheckpoint(folder, state.pop("step"), tensors, state)
+
+
+def checkpoint_folder(folder: Path, step: int) -> Path:
+    """Return the folder of a step's checkpoint."""
+    return folder / f"checkpoint-{step:08d}"
+
+
+def _step(checkpoint: Path) -> int | None:
+    match = re.fullmatch(r"checkpoint-(\d+)", checkpoint.name)
+    return int(match[1]) if match and checkpoint.is_dir() else None
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    steps = {path: _step(path) for path in folder.glob("checkpoint-*")}
+    return sorted((p for p, s in steps.items() if s is not None), key=steps.get, reverse=True)
+
+
+def _write_manifest(folder: Path) -> None:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    sums = {path.relative_to(folder).as_posix(): _digest(path) for path in files}
+    (folder / MANIFEST).write_text(json.dumps(sums, indent=1))
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _problem(folder: Path) -> str | None:
+    """Return why a checkpoint can't be used, or None."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        sums = dict(manifest.items())
+        if STATE not in sums:
+            return f"its {MANIFEST} doesn't name {STATE}"
+        for name, expected in sums.items():
+            path = folder / name
+            if not path.resolve().is_relative_to(folder.resolve()):
+                return f"its {MANIFEST} names {name!r}, which is outside the checkpoint"
+            if _digest(path) != expected:
+                return f"{name} differs from the saved file"
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        return f"{MANIFEST} or a file named in it can't be read ({error})"
+    return None

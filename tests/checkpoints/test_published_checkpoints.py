@@ -1,0 +1,210 @@
+"""Tests published checkpoints, the cards in model_cards/ and the model in the package."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from PIL import Image
+from transformers import AutoConfig, pipeline
+
+from hf_detr import DeformableDetrForObjectDetection, embedded_model_folder
+from hf_detr.checkpoints.published_checkpoints import (
+    PublishedCheckpoint,
+    find_published_checkpoint,
+    make_published_card,
+    published_checkpoints,
+)
+from hf_detr.ops.box_ops import box_iou
+
+from .test_model_card import IMAGE, check_metadata, code_blocks, config_of, run_block, write_model
+
+REPOSITORY = Path(__file__).parents[2]
+CARDS = REPOSITORY / "model_cards"
+GARMENTS = "deformable-detr-garments"
+PUBLISHED = published_checkpoints()
+# Objects in the image as (left, top, width, height).
+EXPECTED_BOXES = {
+    "coat": (354, 190, 91, 127),
+    "trouser": (172, 189, 98, 138),
+    "ankle boot": (158, 68, 134, 85),
+    "t-shirt/top": (19, 228, 92, 110),
+    "sneaker": (322, 101, 129, 43),
+    "bag": (22, 31, 105, 87),
+}
+# Runs code blocks, each in its folder, in a process without hf_detr.
+RUN_PLAIN = """
+import json, os, sys
+for folder, code in json.load(sys.stdin):
+    os.chdir(folder)
+    names = {}
+    exec(code, names)
+    model = (names.get("predict") or names["detector"]).model
+    assert type(model).__module__.startswith("transformers."), type(model)
+assert "hf_detr" not in sys.modules
+"""
+
+
+def card_file(checkpoint: PublishedCheckpoint) -> Path:
+    return CARDS / f"{checkpoint.name.split('/')[-1]}.md"
+
+
+def small_config(checkpoint: PublishedCheckpoint) -> Any:
+    """The checkpoint's configuration with small sizes."""
+    options = {name: value for name, value in checkpoint.options.items() if name != "backbone"}
+    if "two_stage" in options:
+        options["two_stage_num_proposals"] = 7
+    kind = "ForSegmentation" if checkpoint.has_masks else "ForObjectDetection"
+    num_labels = checkpoint.make_config().num_labels
+    return config_of(checkpoint.family, kind, num_labels=num_labels, **options)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small model for the card of each published checkpoint."""
+    folder = tmp_path_factory.mktemp("models")
+    for checkpoint in PUBLISHED:
+        write_model(small_config(checkpoint), folder / checkpoint.name)
+    shutil.copy(IMAGE, folder / "image.jpg")
+    return folder
+
+
+def test_each_checkpoint_has_its_card() -> None:
+    """The cards are exactly those that make_cards.py writes."""
+    assert {path.stem for path in CARDS.glob("*.md")} == {
+        *(card_file(checkpoint).stem for checkpoint in PUBLISHED),
+        *(GARMENTS, "README"),
+    }
+    for checkpoint in PUBLISHED:
+        written = card_file(checkpoint).read_text(encoding="utf-8")
+        assert written == str(make_published_card(checkpoint)), "run model_cards/make_cards.py"
+
+
+@pytest.mark.parametrize("path", sorted(set(CARDS.glob("*.md")) - {CARDS / "README.md"}), ids=str)
+def test_cards_are_complete(path: Path) -> None:
+    """Every card has the metadata and sections it needs."""
+    card = ModelCard.load(path)
+    check_metadata(card)
+    assert card.data.library_name == "transformers" and card.data.license == "apache-2.0"
+    assert card.data.datasets and card.data.eval_results
+    for part in ("import hf_detr", "In plain transformers", "## Limits", "## Licence", "config"):
+        assert part in card.text
+
+
+@pytest.mark.parametrize("checkpoint", PUBLISHED, ids=lambda checkpoint: checkpoint.name)
+def test_code_runs(
+    checkpoint: PublishedCheckpoint, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The code in cards runs offline with small models of the same architecture."""
+    here, plain = code_blocks(ModelCard.load(card_file(checkpoint)))
+    assert len(here) == 2 and len(plain) == 1
+    monkeypatch.chdir(models)
+    for block in here:
+        run_block(block)
+
+
+def test_code_of_our_own_model_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The code in the card of the package's model detects a garment."""
+    (block,), (_,) = code_blocks(ModelCard.load(CARDS / f"{GARMENTS}.md"))
+    monkeypatch.chdir(REPOSITORY)
+    names: dict[str, Any] = {}
+    exec(block, names)
+    assert {found["label"] for found in names["detections"]} >= {"coat"}
+
+
+def test_plain_code_runs(models: Path) -> None:
+    """The code in cards for plain transformers runs without hf_detr."""
+    cards = [(str(models), card_file(checkpoint)) for checkpoint in PUBLISHED]
+    cards.append((str(REPOSITORY), CARDS / f"{GARMENTS}.md"))
+    jobs = [(folder, *code_blocks(ModelCard.load(card))[1]) for folder, card in cards]
+    result = subprocess.run(
+        [sys.executable, "-c", RUN_PLAIN], input=json.dumps(jobs), capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.slow
+def test_code_runs_on_the_real_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The code of one card runs with the full model and the paper's image size."""
+    checkpoint = PUBLISHED[0]
+    size = {"shortest_edge": 800, "longest_edge": 1333}
+    write_model(checkpoint.make_config(), tmp_path / checkpoint.name, size)
+    shutil.copy(IMAGE, tmp_path / "image.jpg")
+    monkeypatch.chdir(tmp_path)
+    for block in code_blocks(ModelCard.load(card_file(checkpoint)))[0]:
+        run_block(block)
+
+
+def test_files_are_found_by_name() -> None:
+    """File names identify published checkpoints."""
+    files = [checkpoint.file for checkpoint in PUBLISHED]
+    assert len(set(files)) == len(files) == 16
+    for checkpoint in PUBLISHED:
+        assert find_published_checkpoint(Path("some/folder") / checkpoint.file) == checkpoint
+    assert find_published_checkpoint("detr-r50.pth") is None
+
+
+def test_card_of_a_conversion(tmp_path: Path) -> None:
+    """A converted file has the published results and recipe, but its own configuration."""
+    checkpoint = PUBLISHED[0]
+    checkpoint.make_config().save_pretrained(tmp_path)
+    config = AutoConfig.from_pretrained(tmp_path)
+    config.dropout = 0.3
+    card = make_published_card(checkpoint, config, name="me/detr")
+    published = make_published_card(checkpoint)
+    assert "converted by hf_detr" in card.text and "me/detr" in card.text
+    assert checkpoint.name not in card.text and "| `dropout` | `0.3` | `0.1` |" in card.text
+    for part in ("## Training", "## Published results", "## Measured results"):
+        assert (
+            card.text.split(part)[1].split("##")[0] == published.text.split(part)[1].split("##")[0]
+        )
+
+
+@pytest.mark.parametrize(
+    "checkpoint", [one for one in PUBLISHED if one.recorded], ids=lambda checkpoint: checkpoint.name
+)
+def test_configurations_are_the_official_ones(
+    checkpoint: PublishedCheckpoint, reference_dir: Path
+) -> None:
+    """Configurations equal the official ones of the recorded cases."""
+    config = checkpoint.make_config()
+    file = reference_dir / "official" / checkpoint.recorded / "case.json"
+    official = json.loads(file.read_text())["architecture"]
+    ours = {
+        "backbone": config.backbone,
+        "dilation": config.dilation,
+        "num_queries": config.num_queries,
+        "num_classes": config.num_labels,
+        "dropout": config.dropout,
+        "dim_feedforward": config.encoder_ffn_dim,
+        "set_cost_class": config.class_cost,
+    }
+    for name in ("num_feature_levels", "with_box_refine", "two_stage"):
+        if hasattr(config, name):
+            ours[name] = getattr(config, name)
+    assert ours == {name: official[name] for name in ours}
+
+
+def test_package_model_detects_garments() -> None:
+    """A pipeline with the package's model detects classes and boxes."""
+    detect = pipeline("object-detection", model=str(embedded_model_folder()))
+    assert type(detect.model) is DeformableDetrForObjectDetection
+    detections = detect(Image.open(IMAGE), threshold=0.5)
+    assert {detection["label"] for detection in detections} == set(EXPECTED_BOXES)
+    for detection in detections:
+        left, top, width, height = EXPECTED_BOXES[detection["label"]]
+        true = torch.tensor([left, top, left + width, top + height]).float()
+        iou, _ = box_iou(torch.tensor(list(detection["box"].values())).float(), true)
+        assert iou > 0.7, detection
+
+
+def test_package_model_is_small() -> None:
+    """The model in every installation has at most 15 MB."""
+    files = {path.name: path.stat().st_size for path in embedded_model_folder().iterdir()}
+    assert set(files) == {"config.json", "model.safetensors", "preprocessor_config.json"}
+    assert files["model.safetensors"] <= 15e6

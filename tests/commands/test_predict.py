@@ -1,0 +1,211 @@
+"""`hf-detr predict` on real folders: broken files, huge photos, equal names."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from hf_detr import DetrImageProcessor, embedded_model_folder
+from hf_detr.commands.predict import find_images
+from hf_detr.inference import drawing
+from hf_detr_command_line import main as run
+
+from ..inference.test_prediction import SIZE, sure_segmenter
+from ..some_data import write_image
+from ..tiny import tiny_detector
+
+GARMENTS = Path(__file__).parents[2] / "examples" / "images" / "garments.jpg"
+
+
+def main(arguments: list[str]) -> int:
+    """`hf-detr predict` with these arguments."""
+    return run(["predict", *arguments])
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A small detector's folder."""
+    folder = tmp_path_factory.mktemp("model")
+    tiny_detector("detr").save_pretrained(folder)
+    DetrImageProcessor(size=SIZE).save_pretrained(folder)
+    return str(folder)
+
+
+def test_folder_with_a_broken_image_a_text_and_a_huge_photo(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """It finishes, names each, has status 3, and stdout has only JSON."""
+    photos, output = tmp_path / "photos", tmp_path / "sub" / "output"
+    write_image(photos / "good.png")
+    (photos / "broken.jpg").write_bytes(b"\xff\xd8 no more")
+    (photos / "readme.txt").write_text("text")
+    (photos / "deeper").mkdir()
+    PIL.Image.new("RGB", (8000, 5000), "gray").save(photos / "huge.jpg")
+    given = [str(photos), "--model", model, "--output", str(output), "--threshold", "0", "--json"]
+    assert main(given) == 3
+    out, err = capsys.readouterr()
+    report = json.loads(out)
+    assert report == json.loads((output / "predictions.json").read_text())
+    assert [Path(one["file"]).name for one in report["images"]] == ["good.png", "huge.jpg"]
+    assert report["skipped"] == [str(photos / "readme.txt")]
+    (failed,) = report["failed"]
+    assert failed["file"] == str(photos / "broken.jpg") and "can't be" in failed["error"]
+    assert "skipped" in err and "failed" in err and "1 of 3 images failed" in err
+    with PIL.Image.open(output / "huge.png") as picture:
+        assert picture.size == (8000, 5000)
+    assert len(report["images"][1]["objects"]) == 7
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_finds_what_the_embedded_model_knows(
+    dtype: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """The default model on an image given by a pattern: names, boxes in pixels, status 0."""
+    pattern = str(GARMENTS.parent / "garm*.jpg")
+    options = ["--output", str(tmp_path), "--no-pictures", "--dtype", dtype]
+    assert main([pattern, *options]) == 0
+    out = capsys.readouterr().out
+    assert all(f"1 {name}" in out for name in ("bag", "trouser", "coat"))
+    assert [path.name for path in tmp_path.iterdir()] == ["predictions.json"]
+    report = json.loads((tmp_path / "predictions.json").read_text())
+    best = report["images"][0]["objects"][0]
+    assert best["label"] == "bag" and best["score"] > 0.7
+    assert best["box"] == pytest.approx([20, 31, 129, 118], abs=4)
+    assert report["model"] == str(embedded_model_folder())
+
+
+def test_files_given_themselves_must_be_images(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """A text file given by name fails, alone (1) or with an image (3)."""
+    note, image = tmp_path / "note.txt", write_image(tmp_path / "image.png")
+    note.write_text("text")
+    options = ["--model", model, "--output", str(tmp_path / "output"), "--no-pictures"]
+    assert main([str(note), str(image), *options]) == 3
+    assert main([str(note), *options]) == 1
+    assert "note.txt" in capsys.readouterr().err
+
+
+def test_models_that_cannot_do_it(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Masks of a detector, or a name that the Hub doesn't have: status 1, and no output folder."""
+    image, output = str(write_image(tmp_path / "image.png")), tmp_path / "output"
+    options = ["--output", str(output)]
+    assert main([image, "--model", "nobody/nothing", *options]) == 1
+    assert main([image, "--model", model, "--masks", *options]) == 1
+    assert "has no mask head" in capsys.readouterr().err
+    assert not output.exists()
+
+
+def test_wrong_arguments_are_status_2(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Each is one message; results never replace the input images."""
+    image = str(write_image(tmp_path / "image.png"))
+    (tmp_path / "empty").mkdir()
+    nowhere = str(tmp_path / "nowhere")
+    for given, message in [
+        ([], "IMAGES"),
+        ([image, "--output", str(tmp_path)], "contains input images"),
+        ([image, "--batch-size", "0"], "isn't an integer of at least 1"),
+        ([image, "--threshold", "50"], "isn't a number from 0 to 1"),
+        ([image, nowhere], "nowhere doesn't exist"),
+        ([str(tmp_path / "empty")], "there are no images in"),
+        ([image, "--model", nowhere], "nowhere doesn't exist; expected a folder or a name"),
+        ([image, "--model", image], "is a file; expected a folder or a name"),
+    ]:
+        with pytest.raises(SystemExit) as ended:
+            main(given)
+        assert ended.value.code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("link_is", ["read", "written"])
+def test_links_do_not_endanger_photos(
+    model: str, tmp_path: Path, link_is: str, capsys: pytest.CaptureFixture
+) -> None:
+    """No result overwrites an input image through a link."""
+    photo = write_image(tmp_path / "photos" / "cat.png")
+    other = tmp_path / "other" / "cat.png"
+    other.parent.mkdir()
+    other.symlink_to(photo)
+    before = photo.read_bytes()
+    read, written = (other, photo) if link_is == "read" else (photo, other)
+    with pytest.raises(SystemExit) as ended:
+        main([str(read.parent), "--output", str(written.parent), "--model", model])
+    assert ended.value.code == 2 and "contains input images" in capsys.readouterr().err
+    assert photo.read_bytes() == before
+
+
+def test_results_stay_after_interruption(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Results from before Ctrl-C are in predictions.json; the status is 130."""
+    files = [str(write_image(tmp_path / f"{name}.png")) for name in "abc"]
+    draw = drawing.draw_predictions
+
+    def interrupted(image: Path, *others: object) -> PIL.Image.Image:
+        if image.name == "b.png":
+            raise KeyboardInterrupt
+        return draw(image, *others)
+
+    monkeypatch.setattr(drawing, "draw_predictions", interrupted)
+    output = tmp_path / "output"
+    assert main([*files, "--output", str(output), "--model", model]) == 130
+    report = json.loads((output / "predictions.json").read_text())
+    assert [Path(one["file"]).name for one in report["images"]] == ["a.png"]
+
+
+def test_images_that_cannot_be_written(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Each is one failure; if all fail, the results of an earlier run stay."""
+    files = [str(write_image(tmp_path / f"{name}.png")) for name in "abc"]
+    output = tmp_path / "output"
+    (output / "b.png").mkdir(parents=True)
+    assert main([*files, "--output", str(output), "--model", model]) == 3
+    report = json.loads((output / "predictions.json").read_text())
+    assert [Path(one["file"]).name for one in report["images"]] == ["a.png", "c.png"]
+    assert [Path(one["file"]).name for one in report["failed"]] == ["b.png"]
+    capsys.readouterr()
+    (tmp_path / "bad.png").write_text("not an image")
+    assert main([str(tmp_path / "bad.png"), "--output", str(output), "--model", model]) == 1
+    assert "bad.png" in capsys.readouterr().err
+    assert json.loads((output / "predictions.json").read_text()) == report
+
+
+def test_masks_and_equal_names(tmp_path: Path) -> None:
+    """Segment maps have the ids of the results; equal names don't overwrite each other."""
+    sure_segmenter().save_pretrained(tmp_path / "model")
+    DetrImageProcessor(size=SIZE).save_pretrained(tmp_path / "model")
+    names = ("a/1.png", "b/1.png", "b/1.segments.png")
+    files = [str(write_image(tmp_path / name, seed=i)) for i, name in enumerate(names)]
+    output = tmp_path / "output"
+    options = ["--masks", "--output", str(output)]
+    assert main([*files, *options, "--model", str(tmp_path / "model")]) == 0
+    names = {path.name for path in output.iterdir()}
+    pictures = {"1.png", "1-2.png", "1.segments.png", "1-2.segments.png"}
+    pictures |= {"1.segments-2.png", "1.segments-2.segments.png"}
+    assert names == pictures | {"predictions.json"}
+    report = json.loads((output / "predictions.json").read_text())
+    for one in report["images"]:
+        with PIL.Image.open(one["segment_map"]) as segment_map:
+            assert np.asarray(segment_map).max() == one["segments"][0]["id"]
+        assert one["segments"][0]["label_id"] == one["objects"][0]["label_id"] == 2
+
+
+def test_find_images(tmp_path: Path) -> None:
+    """Folders in order of names, patterns, each file once; existing names aren't patterns."""
+    for name in ("b.png", "a.JPG", "notes.md", "scan.pdf", "film.mpg", "[1].png", "sub/c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "gone.png").symlink_to("gone.png")
+    images, skipped = find_images([str(tmp_path), str(tmp_path / "*.png")])
+    assert [path.name for path in images] == ["[1].png", "a.JPG", "b.png", "gone.png"]
+    assert [path.name for path in skipped] == ["film.mpg", "notes.md", "scan.pdf"]
+    (bracket,), _ = find_images([str(tmp_path / "[1].png")])
+    assert bracket.name == "[1].png"
+    found, _ = find_images([str(tmp_path / "**" / "c.png")])
+    assert [path.name for path in found] == ["c.png"]
+    with pytest.raises(FileNotFoundError, match=r"no\*such doesn't exist"):
+        find_images([str(tmp_path), "no*such"])

@@ -1,0 +1,167 @@
+"""`hf-detr video` on real videos: orientation, times, and files that aren't videos."""
+
+import json
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from hf_detr.commands import video as video_command
+from hf_detr_command_line import main as run
+
+from .test_predict import GARMENTS
+
+av = pytest.importorskip("av")
+TIMES = (0, 40, 120, 160, 400)  # milliseconds; irregular, as from a phone
+
+
+def main(arguments: list[str]) -> int:
+    """`hf-detr video` with these arguments."""
+    return run(["video", *arguments])
+
+
+def write_video(path: Path, pixels: np.ndarray, degrees: int = 0) -> None:
+    """Write a video of one image (H, W, 3), to be shown turned counterclockwise."""
+    with av.open(path, "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.height, stream.width = pixels.shape[:2]
+        stream.pix_fmt, stream.bit_rate = "yuv420p", 4_000_000
+        stream.codec_context.time_base = Fraction(1, 1000)
+        if degrees:
+            stream.set_display_rotation(degrees)
+        for time in TIMES:
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts, frame.time_base = time, Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+@pytest.fixture(scope="module")
+def garments() -> np.ndarray:
+    """The image of the examples."""
+    return np.asarray(PIL.Image.open(GARMENTS).convert("RGB"))
+
+
+@pytest.mark.parametrize("degrees", [0, 90])
+def test_finds_garments_in_every_frame(
+    garments: np.ndarray, tmp_path: Path, degrees: int, capsys: pytest.CaptureFixture
+) -> None:
+    """Each frame is rotated upright, drawn and recorded at its own time."""
+    lying = np.ascontiguousarray(np.rot90(garments, -degrees // 90))
+    write_video(tmp_path / "clip.avi" if not degrees else tmp_path / "clip.mov", lying, degrees)
+    video = next(tmp_path.glob("clip.*"))
+    output = tmp_path / "sub" / "output"
+    assert main([str(video), "--output", str(output), "--batch-size", "2"]) == 0
+    said = capsys.readouterr().out
+    assert "5 frames" in said and "5 coat" in said
+    records = [json.loads(line) for line in (output / "clip.jsonl").read_text().splitlines()]
+    assert [record["frame"] for record in records] == [0, 1, 2, 3, 4]
+    times = [record["time"] for record in records]
+    np.testing.assert_allclose(times, np.array(TIMES) / 1000, atol=0.02)
+    for record in records:
+        assert "coat" in {found["label"] for found in record["objects"]}
+    with av.open(output / "clip.mp4") as container:
+        drawn = list(container.decode(video=0))
+    height, width = (side // 2 * 2 for side in garments.shape[:2])
+    assert [(frame.height, frame.width) for frame in drawn] == [(height, width)] * 5
+    np.testing.assert_allclose([frame.time for frame in drawn], times, atol=0.02)
+    difference = drawn[0].to_ndarray(format="rgb24").astype(int) - garments[:height, :width]
+    assert 0.5 < np.abs(difference).mean() < 20  # lines and letters on the same image
+
+
+def test_most_frames(garments: np.ndarray, tmp_path: Path) -> None:
+    """`--most-frames` ends early, with complete files."""
+    write_video(tmp_path / "clip.avi", garments)
+    assert main([str(tmp_path / "clip.avi"), "--output", str(tmp_path), "--most-frames", "3"]) == 0
+    assert len((tmp_path / "clip.jsonl").read_text().splitlines()) == 3
+    with av.open(tmp_path / "clip.mp4") as container:
+        assert len(list(container.decode(video=0))) == 3
+
+
+def test_video_without_frames_leaves_earlier_results(
+    garments: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Nothing is written before the first frame has been read."""
+    video, output = tmp_path / "clip.avi", tmp_path / "output"
+    write_video(video, garments)
+    whole = video.read_bytes()
+    video.write_bytes(whole[: whole.index(b"movi") + 4])
+    output.mkdir()
+    (output / "clip.jsonl").write_text("of an earlier run")
+    assert main([str(video), "--output", str(output)]) == 1
+    assert capsys.readouterr().err
+    assert [path.name for path in output.iterdir()] == ["clip.jsonl"]
+    assert (output / "clip.jsonl").read_text() == "of an earlier run"
+
+
+def test_frames_without_times(garments: np.ndarray, tmp_path: Path) -> None:
+    """A raw stream of a camera, which only has a rate, gets the times of that rate."""
+    if "libx264" not in av.codecs_available:
+        pytest.skip("this PyAV can't write H.264, whose raw streams have no times")
+    with av.open(tmp_path / "raw.h264", "w", format="h264") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.height, stream.width, stream.pix_fmt = *garments.shape[:2], "yuv420p"
+        for _ in TIMES:
+            frame = av.VideoFrame.from_ndarray(garments, format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    with av.open(tmp_path / "raw.h264") as container:
+        assert {frame.pts for frame in container.decode(video=0)} == {None}
+    assert main([str(tmp_path / "raw.h264"), "--output", str(tmp_path)]) == 0
+    lines = (tmp_path / "raw.jsonl").read_text().splitlines()
+    assert [json.loads(line)["time"] for line in lines] == [0, 0.04, 0.08, 0.12, 0.16]
+    with av.open(tmp_path / "raw.mp4") as container:
+        times = [frame.time for frame in container.decode(video=0)]
+    np.testing.assert_allclose(times, [0, 0.04, 0.08, 0.12, 0.16], atol=1e-3)
+
+
+def test_narrow_videos(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Three rows aren't taken for channels, and a video of one row can't be written."""
+    for height in (1, 3):
+        frames = [PIL.Image.new("RGB", (64, height), color) for color in ("red", "green")]
+        frames[0].save(tmp_path / f"{height}.gif", save_all=True, append_images=frames[1:])
+    assert main([str(tmp_path / "3.gif"), "--output", str(tmp_path / "output")]) == 0
+    assert len((tmp_path / "output" / "3.jsonl").read_text().splitlines()) == 2
+    assert main([str(tmp_path / "1.gif"), "--output", str(tmp_path / "output")]) == 1
+    assert "one pixel wide or high" in capsys.readouterr().err
+    assert not (tmp_path / "output" / "1.jsonl").exists()
+
+
+def test_not_a_video(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """A text and a bad address: one line each, status 1, nothing written."""
+    text, given = tmp_path / "note.avi", ["--output", str(tmp_path)]
+    text.write_text("not a video")
+    assert main(["nothing://none.avi", *given]) == 1
+    assert "none.avi" in capsys.readouterr().err
+    assert main([str(text), *given]) == 1
+    assert "note.avi" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["note.avi"]
+
+
+def test_colon_in_the_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An existing file is opened as a file, although FFmpeg's addresses have colons."""
+    (tmp_path / "12:30.avi").write_text("not a video")
+    monkeypatch.chdir(tmp_path)
+    assert main(["12:30.avi"]) == 1
+    assert "Invalid data" in capsys.readouterr().err
+
+
+def test_wrong_arguments_are_status_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A missing file, an output that overwrites the input, a missing package: one line each."""
+    (tmp_path / "clip.mp4").touch()
+    for name, message in [
+        ("none.avi", "none.avi doesn't exist"),
+        ("clip.mp4", "clip.mp4 would be overwritten"),
+        ("clip.mp4", "hf_detr[video]"),
+    ]:
+        if message == "hf_detr[video]":
+            monkeypatch.setattr(video_command, "av", None)
+        with pytest.raises(SystemExit) as ended:
+            main([str(tmp_path / name), "--output", str(tmp_path)])
+        assert ended.value.code == 2 and message in capsys.readouterr().err

@@ -1,0 +1,81 @@
+"""Box formats: conversion, and detection of a wrongly declared format."""
+
+import numpy as np
+import pytest
+
+from hf_detr.data.box_formats import BOX_FORMATS, box_format_suspicion, boxes_to_coco_xywh
+
+IMAGE_HW = np.array([[40, 50]])
+
+
+def random_boxes(count: int = 500) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """The same boxes in many formats, and the sizes of their images."""
+    random = np.random.default_rng(0)
+    image_hw = random.integers(300, 700, (count, 2))
+    wh = image_hw[:, ::-1]
+    corners = np.sort(random.uniform(0, 1, (count, 2, 2)), axis=1) * wh[:, None]
+    low, high = corners[:, 0], corners[:, 1]
+    boxes = {
+        "coco_xywh": np.hstack([low, high - low]),
+        "xyxy": np.hstack([low, high]),
+        "cxcywh_normalized": np.hstack([(low + high) / 2 / wh, (high - low) / wh]),
+        "cxcywh": np.hstack([(low + high) / 2, high - low]),
+        "xyxy_normalized": np.hstack([low / wh, high / wh]),
+        "coco_xywh_normalized": np.hstack([low / wh, (high - low) / wh]),
+    }
+    return boxes, image_hw
+
+
+@pytest.mark.parametrize(
+    ("box_format", "box"),
+    [
+        ("coco_xywh", [10, 5, 20, 8]),
+        ("xyxy", [10, 5, 30, 13]),
+        ("cxcywh_normalized", [20 / 50, 9 / 40, 20 / 50, 8 / 40]),
+    ],
+)
+def test_every_format_is_converted_to_coco(box_format: str, box: list[float]):
+    """The result is (left, top, width, height) in pixels, as computed by hand."""
+    found = boxes_to_coco_xywh(np.array([box]), box_format, IMAGE_HW)
+    np.testing.assert_allclose(found, [[10, 5, 20, 8]], rtol=1e-12)
+
+
+def test_unknown_format_raises_with_the_known_ones():
+    """Formats are never guessed."""
+    with pytest.raises(
+        ValueError, match="'yolo'; expected 'coco_xywh' .*'xyxy'.*'cxcywh_normalized'"
+    ):
+        boxes_to_coco_xywh(np.zeros((1, 4)), "yolo", IMAGE_HW)
+
+
+@pytest.mark.parametrize("said", BOX_FORMATS)
+@pytest.mark.parametrize("true", random_boxes()[0])
+def test_only_a_wrong_format_is_suspected(said: str, true: str):
+    """A wrong box format, the most common error, is detected for all pairs of formats."""
+    boxes, image_hw = random_boxes()
+    suspicion = box_format_suspicion(boxes[true], said, image_hw)
+    assert (suspicion is None) == (said == true)
+    if said != true:
+        assert f"box_format is {said!r}" in suspicion and "of 500 boxes" in suspicion
+
+
+@pytest.mark.parametrize(("true", "said"), [("xyxy", "coco_xywh"), ("coco_xywh", "xyxy")])
+def test_suspicion_names_the_format_that_fits(true: str, said: str):
+    """The message says which format to pass."""
+    boxes, image_hw = random_boxes()
+    assert f"pass box_format='{true}'" in box_format_suspicion(boxes[true], said, image_hw)
+
+
+def test_a_few_boxes_beyond_the_border_are_not_suspicious():
+    """Objects that extend beyond the image are common in real data."""
+    boxes, image_hw = random_boxes()
+    boxes["coco_xywh"][:50, 2:] += 400
+    assert box_format_suspicion(boxes["coco_xywh"], "coco_xywh", image_hw) is None
+    assert box_format_suspicion(np.array([[30.0, 30, 40, 40]]), "coco_xywh", IMAGE_HW) is None
+
+
+def test_no_boxes_nan_and_unknown_sizes_are_not_suspicious():
+    """Empty data sets and other problems are reported elsewhere."""
+    assert box_format_suspicion(np.zeros((0, 4)), "xyxy", np.zeros((0, 2))) is None
+    assert box_format_suspicion(np.full((9, 4), np.nan), "xyxy", np.full((9, 2), 50)) is None
+    assert box_format_suspicion(np.ones((9, 4)), "xyxy", np.zeros((9, 2))) is None

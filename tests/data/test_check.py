@@ -1,0 +1,168 @@
+"""The check as a whole: report, exit status, cache."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from hf_detr.data import check as data_check
+from hf_detr.data.check import CheckReport, check_dataset
+from hf_detr.data.coco import read_coco
+from hf_detr_command_line import main as run
+
+from ..some_data import entry, write_coco, write_image
+
+SOUND = [entry(1), entry(2, 2, category_id=18)]
+
+
+def main(arguments: list[str]) -> int:
+    """`hf-detr check` with these arguments."""
+    return run(["check", *arguments])
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A temporary cache instead of the user's."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "hf_detr" / "checks"
+
+
+def arguments(folder: Path, entries: list[dict]) -> list[str]:
+    file, images = write_coco(folder, entries)
+    return ["--coco", str(file), "--images", str(images)]
+
+
+def test_sound_data_may_train(tmp_path: Path, capsys: pytest.CaptureFixture):
+    """Data without errors have exit status 0, also with notes."""
+    assert main(arguments(tmp_path, SOUND)) == 0
+    out = capsys.readouterr().out
+    assert "2 images, 2 objects" in out and out.endswith("Training may start.\n")
+    assert "ERROR" not in out
+
+
+def test_problems_are_named(tmp_path: Path, capsys: pytest.CaptureFixture):
+    """Errors have exit status 1, and name image and object."""
+    given = arguments(tmp_path, [*SOUND, entry(7, bbox=[5, 5, -2, 5]), entry(8, category_id=77)])
+    (tmp_path / "images" / "2.png").write_text("no image")
+    report_file = tmp_path / "report.json"
+    assert main([*given, "--report", str(report_file), "--num-queries", "1"]) == 1
+    out = capsys.readouterr().out
+    assert f"ERROR: box with negative size: 1\n    {tmp_path}/images/1.png: object 7 has" in out
+    assert f"{tmp_path}/images/1.png: object 8 has the unknown category id 77" in out
+    assert f"ERROR: unreadable image: 1\n    {tmp_path}/images/2.png: cannot identify" in out
+    assert "note: more objects than queries: 1" in out
+    assert out.endswith("3 errors: fix them before training.\n")
+    report = json.loads(report_file.read_text())
+    kinds = [problem["kind"] for problem in report["problems"]]
+    assert main([*given, "--json", "--num-queries", "1"]) == 1
+    assert json.loads(capsys.readouterr().out) == report
+    assert "box with negative size" in kinds and "unreadable image" in kinds
+
+
+def test_extreme_numbers_and_names(tmp_path: Path, capsys: pytest.CaptureFixture):
+    """Extreme numbers and names are reported like other problems."""
+    given = arguments(tmp_path, [entry(1, bbox=[5, 5, 10**400, 5]), entry(2, area=10**400)])
+    content = json.loads(Path(given[1]).read_text())
+    content["images"][0]["width"] = 10**30
+    content["images"][1]["file_name"] = "\ud800.jpg"
+    Path(given[1]).write_text(json.dumps(content))
+    assert main([*given, "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    found = {(problem["kind"], problem["image"]) for problem in report["problems"]}
+    assert {("wrong bbox", 0), ("wrong area", 0), ("unreadable image", 1)} <= found
+
+
+def test_unreadable_data(tmp_path: Path, capsys: pytest.CaptureFixture):
+    """Unreadable data have exit status 1."""
+    given = arguments(tmp_path, SOUND)
+    Path(given[1]).write_text("{")
+    assert main(given) == 1
+    assert "is not a JSON file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([], "expected one of --coco, --voc, --yolo and --hub"),
+        (["--coco", "a.json"], "--coco requires --images"),
+        (["--nonsense"], "--nonsense"),
+        (["--coco", "a.json", "--images", "b"], "--coco a.json doesn't exist"),
+        (["--yolo", ".", "--num_queries", "0"], "num_queries is 0"),
+        (["--yolo", ".", "--report", "."], "can't be written"),
+    ],
+)
+def test_wrong_arguments_are_status_2(
+    given: list[str], message: str, capsys: pytest.CaptureFixture
+):
+    """Wrong arguments differ from bad data in their status."""
+    with pytest.raises(SystemExit) as caught:
+        main(given)
+    assert caught.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_most_limits_the_lines_of_each_kind(tmp_path: Path):
+    """The report has at most so many lines of each kind."""
+    entries = [entry(i, bbox=[5, 5, 0, 5 + i]) for i in range(9)]
+    text = check_dataset(read_coco(*write_coco(tmp_path, entries))).text(most=2)
+    assert "note: box without area (dropped): 9" in text and "... and 7 more" in text
+
+
+def test_result_is_kept_until_anything_changes(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Unchanged data aren't checked again; changed data are."""
+    checked: list[int] = []
+    original = data_check.image_problems
+
+    def counted(dataset, image, decode):
+        checked.append(image)
+        return original(dataset, image, decode)
+
+    monkeypatch.setattr(data_check, "image_problems", counted)
+
+    def check(**arguments: object) -> CheckReport:
+        checked.clear()
+        return check_dataset(
+            read_coco(tmp_path / "annotations.json", tmp_path / "images"), **arguments
+        )
+
+    file, images = write_coco(tmp_path, SOUND)
+    first = check()
+    assert sorted(checked) == [0, 1] and len(list(cache.iterdir())) == 1
+    assert check() == first and not checked
+    check(num_queries=3)
+    assert checked
+    check(use_cache=False)
+    assert checked and len(list(cache.iterdir())) == 2
+    write_image(images / "1.png", seed=9)
+    assert check().may_train and checked
+    (images / "1.png").unlink()
+    assert not check().may_train and checked
+    assert not check().may_train and not checked
+    write_image(images / "1.png", seed=1)
+    content = json.loads(file.read_text())
+    content["annotations"][0]["bbox"] = [5, 5, -1, 1]
+    file.write_text(json.dumps(content))
+    assert not check().may_train and checked
+
+
+def test_broken_cache_is_replaced(tmp_path: Path, cache: Path):
+    """A damaged cache is ignored and replaced."""
+    dataset = read_coco(*write_coco(tmp_path, SOUND))
+    first = check_dataset(dataset)
+    (file,) = cache.iterdir()
+    for text in ("", "{}", "[1]"):
+        file.write_text(text)
+        assert check_dataset(dataset) == first
+    assert CheckReport.load(file) == first
+
+
+@pytest.mark.skipif(os.name == "nt", reason="files can't hide folders' names there")
+def test_cache_that_cannot_be_written_is_a_warning(tmp_path: Path, cache: Path):
+    """A read-only home folder doesn't prevent the check."""
+    cache.parent.parent.mkdir(parents=True)
+    cache.parent.write_text("a file where the folder should be")
+    dataset = read_coco(*write_coco(tmp_path, SOUND))
+    with pytest.warns(UserWarning, match="result of the check can't be cached"):
+        assert check_dataset(dataset).may_train

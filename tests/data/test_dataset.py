@@ -1,0 +1,179 @@
+"""Detection data sets: targets, reproducible examples, memory of workers."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torchvision import tv_tensors
+
+from hf_detr.data.coco import read_coco
+from hf_detr.data.dataset import DetectionDataset
+
+from ..some_data import entry, write_coco, write_image
+
+ENTRIES = [
+    entry(70, 2),
+    entry(30, 1, category_id=18, bbox=[-5, 2, 15.5, 10], area=None),
+    entry(50, 2, iscrowd=1, bbox=[0, 0, 50, 40]),
+    entry(90, 2, category_id=18, bbox=[1.5, 2, 3, 4], segmentation=[[1, 2, 4, 2, 4, 6]]),
+]
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> DetectionDataset:
+    return read_coco(*write_coco(tmp_path, ENTRIES, num_images=3), masks=True)
+
+
+def noisy(image: Tensor, target: dict) -> tuple[Tensor, dict]:
+    """A transform with random numbers."""
+    return image, {**target, "drawn": torch.rand(2)}
+
+
+def test_target_has_every_key_with_its_type(dataset: DetectionDataset):
+    """Keys, shapes and types are those that transforms and the collator expect; no crowds."""
+    image, target = dataset[1]
+    assert isinstance(image, tv_tensors.Image) and image.dtype == torch.uint8
+    assert image.shape == (3, 40, 50) and image.is_contiguous()
+    assert isinstance(target["boxes"], tv_tensors.BoundingBoxes)
+    assert target["boxes"].canvas_size == (40, 50)
+    assert isinstance(target["masks"], tv_tensors.Mask) and target["masks"].shape == (2, 40, 50)
+    expected = {
+        "image_id": torch.tensor([2]),
+        "class_labels": torch.tensor([0, 1]),
+        "boxes": torch.tensor([[10.0, 5.0, 30.0, 13.0], [1.5, 2.0, 4.5, 6.0]]),
+        "area": torch.tensor([99.5, 99.5]),
+        "iscrowd": torch.tensor([0, 0]),
+        "orig_size": torch.tensor([40, 50]),
+    }
+    assert set(target) == {*expected, "masks"}
+    for key, value in expected.items():
+        plain = target[key].as_subclass(Tensor)
+        torch.testing.assert_close(plain, value, rtol=0, atol=0)
+    assert target["masks"][0, 5:13, 10:30].all() and target["masks"][0].sum() == 160
+
+
+def test_image_without_objects_has_empty_tensors(dataset: DetectionDataset):
+    """Images without annotations are valid background examples."""
+    _, target = dataset[2]
+    assert target["boxes"].shape == (0, 4) and target["masks"].shape == (0, 40, 50)
+    assert target["class_labels"].dtype == torch.int64 and len(target["class_labels"]) == 0
+
+
+def test_masks_stay_with_their_boxes_when_a_box_is_dropped(tmp_path: Path):
+    """Masks, classes and boxes of the same object stay together."""
+    entries = [entry(1, bbox=[5, 5, 0, 5]), entry(2, category_id=18)]
+    dataset = read_coco(*write_coco(tmp_path, entries), masks=True)
+    with pytest.warns(UserWarning, match="1 of 2 boxes dropped"):
+        _, target = dataset[0]
+    assert target["class_labels"].tolist() == [1] and target["masks"].sum() == 160
+
+
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+def test_examples_depend_on_seed_epoch_and_index_only(dataset: DetectionDataset, method: str):
+    """Persistent workers see the new epoch and draw the same numbers as the main process."""
+    dataset.set_transform(noisy)
+
+    def epoch(loader: object, number: int) -> list[list[float]]:
+        dataset.set_epoch(number)
+        return [target["drawn"].tolist() for _, target in loader]
+
+    in_process = [epoch([dataset[i] for i in range(3)], 0)]
+    for number in (1, 0):
+        dataset.set_epoch(number)
+        in_process.append([dataset[i][1]["drawn"].tolist() for i in range(3)])
+    loader = DataLoader(
+        dataset,
+        batch_size=None,
+        num_workers=2,
+        persistent_workers=True,
+        multiprocessing_context=method,
+    )
+    in_workers = [epoch(loader, number) for number in (0, 1, 0)]
+    assert in_process == in_workers
+    assert in_process[0] == in_process[2] != in_process[1]
+    assert len({tuple(values) for values in in_process[0] + in_process[1]}) == 6
+
+
+def test_transform_does_not_change_the_global_generator(dataset: DetectionDataset):
+    """Dropout in the model doesn't draw the same numbers after every example."""
+    dataset.set_transform(noisy)
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    dataset[0]
+    assert torch.equal(torch.rand(2), expected)
+
+
+def test_another_seed_gives_other_random_numbers(tmp_path: Path):
+    """Training can be repeated with several seeds."""
+    files = write_coco(tmp_path, ENTRIES)
+    drawn = []
+    for seed in (0, 1):
+        dataset = read_coco(*files, seed=seed)
+        dataset.set_transform(noisy)
+        drawn.append(dataset[0][1]["drawn"])
+    assert not torch.equal(*drawn)
+
+
+def test_ground_truth_has_the_original_boxes_and_contiguous_classes(dataset: DetectionDataset):
+    """Crowds are marked, missing areas are filled in, and category ids are class labels."""
+    truth = dataset.ground_truth()
+    assert truth["categories"] == [{"id": 0, "name": "car"}, {"id": 1, "name": "dog"}]
+    assert [image["id"] for image in truth["images"]] == [1, 2, 3]
+    found = [
+        (e["image_id"], e["category_id"], e["bbox"], e["area"], e["iscrowd"])
+        for e in truth["annotations"]
+    ]
+    assert found == [
+        (1, 1, [-5, 2, 15.5, 10], 155.0, 0),
+        (2, 0, [10, 5, 20, 8], 99.5, 0),
+        (2, 0, [0, 0, 50, 40], 99.5, 1),
+        (2, 1, [1.5, 2, 3, 4], 99.5, 0),
+    ]
+    assert [e["id"] for e in truth["annotations"]] == [1, 2, 3, 4]
+    assert truth["annotations"][3]["segmentation"] == [[1, 2, 4, 2, 4, 6]]
+
+
+def test_pickled_size_is_that_of_the_arrays(tmp_path: Path):
+    """Spawned workers need about a hundred bytes per object."""
+    few = read_coco(*write_coco(tmp_path / "few", [entry(i) for i in range(10)]))
+    many = read_coco(*write_coco(tmp_path / "many", [entry(i) for i in range(1010)]))
+    per_object = (len(pickle.dumps(many)) - len(pickle.dumps(few))) / 1000
+    assert per_object < 100
+
+
+def test_image_of_another_size_than_annotated_raises(tmp_path: Path):
+    """Boxes aren't used with a resized or rotated image."""
+    dataset = read_coco(*write_coco(tmp_path, ENTRIES))
+    write_image(tmp_path / "images" / "1.png", height=50, width=40)
+    with pytest.raises(ValueError, match="1.png has 40 x 50 pixels .*annotations are for 50 x 40"):
+        dataset[0]
+
+
+def test_image_with_a_fatal_problem_raises(tmp_path: Path):
+    """Invalid annotations are never used for training, even without `data_check`."""
+    files = write_coco(tmp_path, [entry(4, category_id=77), entry(5, 2)])
+    with pytest.warns(UserWarning, match="problems that prevent training"):
+        dataset = read_coco(*files)
+    with pytest.raises(ValueError, match="object 4 has the unknown category id 77"):
+        dataset[0]
+    with pytest.raises(ValueError, match="1 images have invalid annotations, such as: object 4"):
+        dataset.ground_truth()
+    assert len(dataset[1][1]["boxes"]) == 1
+
+
+def test_masks_of_data_without_masks_raise(tmp_path: Path):
+    """A mask head can't be trained without masks."""
+    boxes_only = read_coco(*write_coco(tmp_path, ENTRIES))
+    with pytest.raises(ValueError, match="has only boxes; pass masks=False"):
+        DetectionDataset(boxes_only.table, boxes_only.images, masks=True)
+
+
+def test_index_outside_the_data_is_an_index_error(dataset: DetectionDataset):
+    """Iteration ends at the first IndexError."""
+    assert len(list(dataset)) == 3
+    with pytest.raises(IndexError):
+        dataset[3]

@@ -1,0 +1,72 @@
+"""Selection of data sets on a command line."""
+
+from pathlib import Path
+
+import pytest
+from transformers import HfArgumentParser
+
+from hf_detr.data.formats import DataArguments
+
+from ..some_data import entry, write_coco
+from .test_coco import SEGMENTS, write_panoptic
+from .test_voc import voc_object, write_voc
+from .test_yolo import BOX, write_yolo
+
+
+def parse(*arguments: object) -> DataArguments:
+    (parsed,) = HfArgumentParser(DataArguments).parse_args_into_dataclasses(
+        [str(argument) for argument in arguments]
+    )
+    return parsed
+
+
+def test_every_format_can_be_selected(tmp_path: Path):
+    """The data check and the training script use the same arguments."""
+    file, images = write_coco(tmp_path / "coco", [entry(1)])
+    panoptic_file, panoptic_images, maps = write_panoptic(tmp_path / "panoptic", SEGMENTS)
+    voc = write_voc(tmp_path / "voc", {"a": voc_object()})
+    yolo = write_yolo(tmp_path / "yolo", {"a": BOX})
+    for arguments, classes, masks in (
+        (["--coco", file, "--images", images, "--masks"], 2, True),
+        (["--coco", file, "--images", images, "--box-format", "coco_xywh"], 2, False),
+        (["--coco", panoptic_file, "--images", panoptic_images, "--segments", maps], 2, False),
+        (["--voc", voc], 1, False),
+        (["--yolo", yolo], 2, False),
+    ):
+        dataset = parse(*arguments).read(seed=5)
+        assert len(dataset.id2label) == classes and dataset.masks == masks and dataset.seed == 5
+        assert [10, 5, 30, 13] in dataset[0][1]["boxes"].round().tolist()
+
+
+def test_hub_data_on_disk_can_be_selected(tmp_path: Path):
+    """Folders of `save_to_disk` can be read with a box format."""
+    pytest.importorskip("datasets")
+    from .test_hub import DICT_OF_LISTS, ROWS, make
+
+    make(ROWS, DICT_OF_LISTS).save_to_disk(tmp_path / "data")
+    arguments = parse("--hub", tmp_path / "data", "--box_format", "coco_xywh")
+    assert len(arguments.read()) == 2
+
+
+def test_split_can_be_overridden(tmp_path: Path):
+    """The same arguments select training and evaluation data."""
+    folder = write_yolo(tmp_path, {"a": BOX}, val="images")
+    assert len(parse("--yolo", folder).read("val")) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], r"expected one of .*got \[\]"),
+        (["--voc", "a", "--yolo", "b"], r"got \['voc', 'yolo'\]"),
+        (["--coco", "a"], "requires --images"),
+        (["--hub", "a"], "requires --box_format"),
+        (["--hub", "a", "--box_format", "voc"], "box_format is 'voc'"),
+        (["--voc", "a", "--box_format", "xyxy"], "can't be used with --voc and --yolo"),
+        (["--voc", "a", "--masks"], "--masks can only be used with --coco and --yolo"),
+    ],
+)
+def test_conflicting_arguments_raise(arguments: list[str], message: str):
+    """No argument is ignored silently."""
+    with pytest.raises(ValueError, match=message):
+        parse(*arguments).read()

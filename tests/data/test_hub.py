@@ -1,0 +1,220 @@
+"""Data sets of the library `datasets` in the layouts used on the Hub."""
+
+import io
+import pickle
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+from hf_detr.data.hub import load_hf_dataset, read_hf_dataset, read_hf_segmentation
+
+datasets = pytest.importorskip("datasets")
+
+from datasets import ClassLabel, Features, Image, List, Value  # noqa: E402
+
+BOX, NUMBER, TEXT = List(Value("float32"), 4), Value("int64"), Value("string")
+CLASSES = ClassLabel(names=["cat", "dog"])
+
+
+def make_image(height: int = 40, width: int = 50) -> PIL.Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return PIL.Image.fromarray(pixels)
+
+
+def make(objects: list[Any], feature: Any, **more: tuple[list[Any], Any]) -> Any:
+    """Make a data set with an image per value of `objects`, and additional columns `more`."""
+    features = {"image": Image(), "objects": feature, **{k: f for k, (_, f) in more.items()}}
+    columns = {"image": [make_image() for _ in objects], "objects": objects}
+    columns |= {key: values for key, (values, _) in more.items()}
+    return datasets.Dataset.from_dict(columns, features=Features(features))
+
+
+DICT_OF_LISTS = {"bbox": List(BOX), "category": List(CLASSES)}
+ROWS = [{"bbox": [[10, 5, 20, 8], [0, 0, 5, 5]], "category": [1, 0]}, {"bbox": [], "category": []}]
+
+
+def boxes_of(dataset: Any, index: int = 0) -> list[list[float]]:
+    return dataset[index][1]["boxes"].tolist()
+
+
+def test_dict_of_lists():
+    """The usual layout: names come from the ClassLabel, and images are decoded on access."""
+    dataset = read_hf_dataset(make(ROWS, DICT_OF_LISTS), "coco_xywh")
+    assert dataset.id2label == {0: "cat", 1: "dog"} and len(dataset) == 2
+    image, target = dataset[0]
+    assert np.array_equal(image.permute(1, 2, 0).numpy(), np.asarray(make_image()))
+    assert target["class_labels"].tolist() == [1, 0]
+    assert boxes_of(dataset) == [[10, 5, 30, 13], [0, 0, 5, 5]] and boxes_of(dataset, 1) == []
+    assert dataset.image_hw(1) == (40, 50)
+
+
+def test_list_of_dicts_with_other_names():
+    """The other layout, with alternative key names."""
+    feature = {"bboxes": BOX, "label": CLASSES, "is_crowd": NUMBER, "area": Value("float32")}
+    feature = List({**feature, "id": TEXT})
+    entry = {"bboxes": [10, 5, 30, 13], "label": 1, "is_crowd": 0, "area": 7.5, "id": "a"}
+    rows = [[entry, {**entry, "is_crowd": 1}], [], None]
+    dataset = read_hf_dataset(make(rows, feature), "xyxy")
+    assert boxes_of(dataset) == [[10, 5, 30, 13]]
+    assert dataset[0][1]["area"].tolist() == [7.5]
+    assert dataset[0][1]["class_labels"].tolist() == [1]
+    assert boxes_of(dataset, 2) == []
+
+
+def test_normalized_boxes_use_each_images_size():
+    """Normalized boxes are scaled by the size of their image."""
+    rows = [{"bbox": [[0.4, 0.225, 0.4, 0.2]], "category": [0]}]
+    boxes = boxes_of(read_hf_dataset(make(rows, DICT_OF_LISTS), "cxcywh_normalized"))
+    torch.testing.assert_close(torch.tensor(boxes), torch.tensor([[10.0, 5, 30, 13]]))
+
+
+def test_box_format_is_required_and_checked():
+    """The format isn't guessed: all of them are used on the Hub."""
+    with pytest.raises(TypeError, match="box_format"):
+        read_hf_dataset(make(ROWS, DICT_OF_LISTS))
+    with pytest.raises(ValueError, match="box_format is 'coco'"):
+        read_hf_dataset(make(ROWS, DICT_OF_LISTS), "coco")
+
+
+def test_names_come_from_text_or_from_the_user():
+    """Categories don't have to be ClassLabels."""
+    text = make(
+        [{"bbox": [[1, 1, 9, 9]] * 2, "category": ["dog", "ant"]}],
+        {"bbox": List(BOX), "category": List(TEXT)},
+    )
+    dataset = read_hf_dataset(text, "coco_xywh")
+    assert dataset.id2label == {0: "ant", 1: "dog"}
+    assert dataset[0][1]["class_labels"].tolist() == [1, 0]
+    dataset = read_hf_dataset(text, "coco_xywh", id2label={0: "dog", 1: "cow", 2: "ant"})
+    assert dataset[0][1]["class_labels"].tolist() == [0, 2]
+
+    numbers = make(
+        [{"bbox": [[1, 1, 9, 9]], "category": [7]}], {"bbox": List(BOX), "category": List(NUMBER)}
+    )
+    with pytest.raises(ValueError, match=r"numbers without names, such as \['7'\]; pass id2label"):
+        read_hf_dataset(numbers, "coco_xywh")
+    dataset = read_hf_dataset(numbers, "coco_xywh", id2label={"7": "owl"})
+    assert dataset.id2label == {0: "owl"} and dataset.category_ids == (7,)
+
+
+def test_unknown_name_is_a_problem():
+    """Classes of another split aren't dropped silently."""
+    feature = {"bbox": List(BOX), "category": List(TEXT)}
+    data = make([{"bbox": [[1, 1, 9, 9]], "category": ["dog"]}], feature)
+    with pytest.warns(UserWarning, match="category_id 'dog'"):
+        read_hf_dataset(data, "coco_xywh", id2label={0: "cat"})
+
+
+def test_sizes_and_ids_come_from_columns():
+    """Image headers aren't read if the sizes are in columns."""
+    more = {name: (values, NUMBER) for name, values in (("width", [50, 50]), ("height", [40, 40]))}
+    more["image_id"] = ([8, 5], NUMBER)
+    dataset = read_hf_dataset(make(ROWS, DICT_OF_LISTS, **more), "coco_xywh")
+    assert dataset.table.image_ids.tolist() == [8, 5] and dataset.image_hw(0) == (40, 50)
+    more["width"] = ([50, None], NUMBER)
+    dataset = read_hf_dataset(make(ROWS, DICT_OF_LISTS, **more), "coco_xywh")
+    assert dataset.image_hw(1) == (40, 50)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"objects_column": "boxes"},
+            r"no column 'boxes'; its columns are \['image', 'objects'\]",
+        ),
+        ({"image_column": "photo"}, r"no image column 'photo'; its image columns are \['image'\]"),
+    ],
+)
+def test_missing_columns_are_named(arguments: dict, message: str):
+    """The error lists the existing columns."""
+    with pytest.raises(ValueError, match=message):
+        read_hf_dataset(make(ROWS, DICT_OF_LISTS), "coco_xywh", **arguments)
+
+
+def test_ambiguous_keys_and_lists_of_different_lengths_raise():
+    """Boxes aren't paired with the classes of other objects."""
+    feature = {**DICT_OF_LISTS, "label": List(NUMBER)}
+    rows = [{"bbox": [[1, 1, 9, 9]], "category": [1], "label": [0]}]
+    with pytest.raises(ValueError, match=r"row 0 has objects with \['category', 'label'\]"):
+        read_hf_dataset(make(rows, feature), "coco_xywh")
+    rows = [{"bbox": [[1, 1, 9, 9]], "category": [1, 0]}]
+    with pytest.raises(ValueError, match="row 0 has lists of different lengths"):
+        read_hf_dataset(make(rows, DICT_OF_LISTS), "coco_xywh")
+
+
+def test_dict_of_splits_raises():
+    """The error explains a call of load_dataset without split."""
+    splits = datasets.DatasetDict({"train": make(ROWS, DICT_OF_LISTS)})
+    with pytest.raises(TypeError, match="DatasetDict; expected one split"):
+        read_hf_dataset(splits, "coco_xywh")
+
+
+def test_error_of_invalid_image_has_the_row():
+    """The error names the row of an image that can't be read."""
+    stream = io.BytesIO()
+    make_image().save(stream, "PNG")
+    images = [{"bytes": stream.getvalue(), "path": None}, {"bytes": b"not an image", "path": None}]
+    features = Features({"image": Image(), "objects": DICT_OF_LISTS})
+    data = datasets.Dataset.from_dict({"image": images, "objects": ROWS}, features=features)
+    with pytest.warns(UserWarning, match="can't be read"):
+        dataset = read_hf_dataset(data, "coco_xywh")
+    assert len(boxes_of(dataset)) == 2
+    with pytest.raises(ValueError, match="row 1"):
+        dataset[1]
+
+
+def test_saved_data_set_is_loaded_and_pickled_without_images(tmp_path: Path):
+    """Folders of `save_to_disk` can be read, and workers get no copies of the images."""
+    make(ROWS * 20, DICT_OF_LISTS).save_to_disk(tmp_path / "one")
+    splits = datasets.DatasetDict({"train": make(ROWS, DICT_OF_LISTS)})
+    splits.save_to_disk(tmp_path / "two")
+    dataset = read_hf_dataset(load_hf_dataset(str(tmp_path / "one"), "train"), "coco_xywh")
+    assert len(dataset) == 40
+    assert len(pickle.dumps(dataset)) < 20_000 < 40 * 40 * 50 * 3
+    assert len(load_hf_dataset(str(tmp_path / "two"), "train")) == 2
+
+
+def test_error_of_missing_library_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch):
+    """The library is optional."""
+    data = make(ROWS, DICT_OF_LISTS)
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ImportError, match="pip install"):
+        read_hf_dataset(data, "coco_xywh")
+
+
+def segmentation_data(mode: str, boxes: bool) -> Any:
+    ids = np.full((40, 50), 2 if mode == "L" else 70000)
+    ids[5:13, 10:30] = 9
+    if mode == "L":
+        label = PIL.Image.fromarray(ids.astype(np.uint8))
+    else:
+        pixels = np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=-1)
+        label = PIL.Image.fromarray(pixels.astype(np.uint8))
+    stuff, thing = {"id": int(ids[0, 0]), "category_id": 4}, {"id": 9, "category_id": 1}
+    feature = {"id": NUMBER, "category_id": NUMBER}
+    if boxes:
+        stuff["bbox"], thing["bbox"], feature["bbox"] = [0, 0, 50, 40], [10, 5, 20, 8], BOX
+    return datasets.Dataset.from_dict(
+        {"image": [make_image()], "label": [label], "segments_info": [[stuff, thing]]},
+        features=Features({"image": Image(), "label": Image(), "segments_info": List(feature)}),
+    )
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("boxes", [True, False])
+def test_segments_have_masks_and_boxes(mode: str, boxes: bool):
+    """The panoptic layout can be read with RGB and gray maps, with and without boxes."""
+    dataset = read_hf_segmentation(
+        segmentation_data(mode, boxes), id2label={1: "dog", 4: "sky"}, stuff_ids=[4]
+    )
+    assert dataset.id2label == {0: "dog", 1: "sky"} and dataset.label_ids_of_stuff == {1}
+    _, target = dataset[0]
+    assert target["class_labels"].tolist() == [1, 0]
+    assert target["boxes"].tolist() == [[0, 0, 50, 40], [10, 5, 30, 13]]
+    assert target["masks"].sum(dim=(1, 2)).tolist() == [1840, 160]

@@ -1,0 +1,183 @@
+"""Checks of data sets: problems are found and graded, valid data have none."""
+
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from hf_detr.data.annotation_table import AnnotationTable, Problem, RawObjects, make_table
+from hf_detr.data.coco import read_coco, read_coco_panoptic
+from hf_detr.data.problems import (
+    box_problems,
+    class_problems,
+    count_problems,
+    duplicate_problems,
+    image_problems,
+    repeated_image_problems,
+)
+
+from ..some_data import entry, write_coco, write_image
+from .test_coco import SEGMENTS, write_panoptic
+
+NAMES = {0: "cat", 1: "dog"}
+
+
+def table(*boxes: list[float], images: int = 1, names: dict[int, str] = NAMES) -> AnnotationTable:
+    """Make a table of objects of class 0, 1, 0, 1, ..., all in image 0 of 40 x 50 pixels."""
+    objects = RawObjects()
+    for number, box in enumerate(boxes):
+        objects.append(0, sorted(names)[number % len(names)], box, number=10 + number)
+    return make_table(names, range(images), [(40, 50)] * images, objects, "coco_xywh")
+
+
+def found(problems: object) -> list[tuple[str, int | None, bool]]:
+    return [(problem.kind, problem.image, problem.is_fatal) for problem in problems]
+
+
+VALID = table([0, 0, 50, 40], [10, 5, 20, 8])
+
+
+def test_valid_annotations_have_no_problems():
+    """The checks have no false positives."""
+    for problems in (
+        class_problems(VALID),
+        box_problems(VALID),
+        duplicate_problems(VALID),
+        count_problems(VALID, num_queries=2),
+    ):
+        assert found(problems) == []
+
+
+@pytest.mark.parametrize(
+    ("box", "kind", "is_fatal"),
+    [
+        ([np.nan, 0, 5, 5], "non-finite box", True),
+        ([0, 0, np.inf, 5], "non-finite box", True),
+        ([0, 0, 1e300, 5], "non-finite box", True),
+        ([5, 5, -2, 5], "box with negative size", True),
+        ([5, 5, 0, 5], "box without area (dropped)", False),
+        ([50, 5, 9, 5], "box outside its image (dropped)", False),
+        ([5, -9, 9, 9], "box outside its image (dropped)", False),
+        ([45, 5, 9, 5], "box beyond the border (clipped)", False),
+        ([5, -2, 9, 9], "box beyond the border (clipped)", False),
+    ],
+)
+def test_each_kind_of_box(box: list[float], kind: str, is_fatal: bool):
+    """Only boxes that training doesn't drop or clip are fatal."""
+    (problem,) = box_problems(table([1, 1, 5, 5], box))
+    assert problem.kind == kind and problem.image == 0 and problem.is_fatal == is_fatal
+    assert problem.text.startswith("object 11 has the box (left, top, width, height) [")
+
+
+def test_rounding_at_the_border_is_not_a_problem():
+    """Rounded boxes don't cause thousands of notes."""
+    assert found(box_problems(table([-0.9, 0, 50, 41]))) == []
+
+
+def test_problems_of_classes_are_found():
+    """Renumbered ids, repeated names and classes without objects are reported."""
+    gappy = table([1, 1, 5, 5], names={1: "cat", 4: "dog", 9: "dog"})
+    ids, names, unseen = class_problems(gappy)
+    expected = "ids from 1 to 9, without 2, 3, 5, 6, 7 and 1 more become labels from 0 to 2"
+    assert ids.text == expected
+    assert names.text == "2 classes have the name 'dog'; names must be unique"
+    assert unseen.text == "2 classes have no object: dog, dog"
+    assert [problem.is_fatal for problem in (ids, names, unseen)] == [False, True, False]
+    assert found(class_problems(table(names={}))) == [("classes", None, True)]
+
+
+def test_duplicates_have_equal_image_class_and_box():
+    """Objects that differ in one of the three aren't duplicates."""
+    box = [1.0, 1, 5, 5]
+    (problem,) = duplicate_problems(table(box, box, box, [1, 1, 5, 6]))
+    assert problem.text == "objects 10 and 12 have the same class and box"
+    assert not problem.is_fatal
+    assert found(duplicate_problems(table())) == []
+
+
+def test_images_without_and_with_too_many_objects():
+    """Too few queries and data sets without objects are reported."""
+    some = table([1, 1, 5, 5], [2, 2, 5, 5], [3, 3, 5, 5], images=2)
+    problems = list(count_problems(some, num_queries=2))
+    assert found(problems) == [
+        ("image without objects", 1, False),
+        ("more objects than queries", 0, False),
+    ]
+    assert problems[1].text.startswith("3 objects, but only 2 queries")
+    assert found(count_problems(some, num_queries=None)) == [("image without objects", 1, False)]
+    assert found(count_problems(table(), None))[0] == ("no objects at all", None, True)
+    assert found(count_problems(table(images=0), None)) == [("no images", None, True)]
+
+
+def test_repeated_file_is_reported(tmp_path: Path):
+    """Two images with the same file are a problem."""
+    images = [{"id": i, "file_name": "1.png", "height": 40, "width": 50} for i in (1, 2)]
+    dataset = read_coco(*write_coco(tmp_path, [entry(1)], images=images))
+    (problem,) = repeated_image_problems(dataset)
+    assert problem == Problem("image twice", 1, "the same file as image 0", False)
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp"])
+@pytest.mark.parametrize("decode", [True, False])
+def test_image_files(tmp_path: Path, ending: str, decode: bool):
+    """Missing, invalid, truncated and resized files are found, truncated ones by decoding."""
+    kinds = ("valid", "half", "text", "missing", "large")
+    images = [
+        {"id": i, "file_name": f"{kind}.{ending}", "height": 40, "width": 50}
+        for i, kind in enumerate(kinds)
+    ]
+    files = write_coco(tmp_path, [], images=images)
+    folder = files[1]
+    data = write_image(folder / f"valid.{ending}").read_bytes()
+    (folder / f"half.{ending}").write_bytes(data[: len(data) // 2])
+    (folder / f"text.{ending}").write_text("not an image")
+    write_image(folder / f"large.{ending}", height=80)
+    dataset = read_coco(*files)
+    problems = [image_problems(dataset, index, decode) for index in range(len(kinds))]
+    # WebP's decoder needs the whole file even for the size.
+    half = [("unreadable image", 1, True)] if decode or ending == "webp" else []
+    assert [found(of_image) for of_image in problems] == [
+        [],
+        half,
+        [("unreadable image", 2, True)],
+        [("missing image", 3, True)],
+        [("image of another size", 4, True)],
+    ]
+    assert "(80, 50)" in problems[4][0].text
+
+
+def test_invalid_and_empty_masks_are_reported_by_object(tmp_path: Path):
+    """Segmentations are only checked if the data set has masks."""
+    entries = [
+        entry(1, segmentation=[[1, 2, 3]]),
+        entry(2, segmentation=None),
+        entry(3, segmentation=[[60, 50, 70, 50, 70, 60]]),
+        entry(4, segmentation={"size": [40, 50], "counts": [3]}),
+        entry(5),
+    ]
+    files = write_coco(tmp_path, entries)
+    problems = image_problems(read_coco(*files, masks=True), 0, decode=True)
+    assert found(problems) == [
+        ("bad mask", 0, True),
+        ("bad mask", 0, True),
+        ("empty mask", 0, False),
+        ("bad mask", 0, True),
+    ]
+    for number, problem in enumerate(problems, start=1):
+        assert f"object {number}" in problem.text
+    assert image_problems(read_coco(*files), 0, decode=True) == []
+
+
+def test_segment_maps(tmp_path: Path):
+    """Maps that are missing, have another size or lack a segment are reported."""
+    missing = {"id": 5, "category_id": 2, "bbox": [1, 1, 3, 3], "area": 9}
+    file, images, maps = write_panoptic(tmp_path, [*SEGMENTS, missing])
+    dataset = read_coco_panoptic(file, images, maps)
+    (problem,) = image_problems(dataset, 0, decode=True)
+    assert problem.text.startswith("segments 5 have no pixel in") and not problem.is_fatal
+    assert image_problems(dataset, 1, decode=True) == []
+    PIL.Image.new("RGB", (20, 20)).save(maps / "one.png")
+    assert found(image_problems(dataset, 0, decode=True)) == [("segment map", 0, True)]
+    (maps / "one.png").unlink()
+    assert found(image_problems(dataset, 0, decode=True)) == [("segment map", 0, True)]

@@ -1,0 +1,141 @@
+"""Pascal VOC: pixel coordinates from 1, difficult objects, and harmful XML."""
+
+from pathlib import Path
+
+import pytest
+
+from hf_detr.data.voc import parse_xml, read_voc
+
+from ..some_data import write_image
+
+OBJECT = """<object>
+  <name>{name}</name>{more}
+  <bndbox><xmin>{xmin}</xmin><ymin>6</ymin><xmax>30</xmax><ymax>13</ymax></bndbox>
+</object>
+"""
+SIZE = "<size><width>50</width><height>40</height><depth>3</depth></size>"
+
+
+def voc_object(name: str = "dog", xmin: object = 11, more: str = "") -> str:
+    return OBJECT.format(name=name, xmin=xmin, more=more)
+
+
+def write_voc(folder: Path, annotations: dict[str, str], size: str = SIZE) -> Path:
+    """Write images and their annotations, given as inner XML, for the split `train`."""
+    for stem, inner in annotations.items():
+        write_image(folder / "JPEGImages" / f"{stem}.jpg")
+        file = folder / "Annotations" / f"{stem}.xml"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(f"<annotation>\n{size}\n{inner}</annotation>")
+    lists = folder / "ImageSets" / "Main"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("\n".join(annotations) + "\n")
+    return folder
+
+
+def test_pixels_start_at_one_and_corners_are_inclusive(tmp_path: Path):
+    """xmin 11 and xmax 30 are the pixels 10 to 29, so the box is from 10 to 30."""
+    dataset = read_voc(write_voc(tmp_path, {"a": voc_object(), "b": ""}))
+    assert dataset[0][1]["boxes"].tolist() == [[10, 5, 30, 13]]
+    assert dataset.image_hw(0) == (40, 50) and len(dataset[1][1]["boxes"]) == 0
+
+
+def test_classes_are_those_of_all_splits(tmp_path: Path):
+    """Labels are the same in all splits."""
+    folder = write_voc(tmp_path, {"a": voc_object("dog"), "b": voc_object("ant")})
+    (folder / "ImageSets" / "Main" / "val.txt").write_text("a  1\n")
+    dataset = read_voc(folder, "val")
+    assert len(dataset) == 1 and dataset.id2label == {0: "ant", 1: "dog"}
+    assert dataset[0][1]["class_labels"].tolist() == [1]
+    named = read_voc(folder, "val", class_names=["dog", "ant"])
+    assert named.id2label == {0: "dog", 1: "ant"}
+
+
+def test_names_with_spaces_and_other_files_among_the_images(tmp_path: Path):
+    """Image names may have spaces, and files of annotation tools are ignored."""
+    folder = write_voc(tmp_path, {f"IMG {number}": voc_object("dog") for number in range(9)})
+    for number in range(9):
+        (folder / "JPEGImages" / f"IMG {number}.json").write_text("{}")
+    lists = folder / "ImageSets" / "Main"
+    lines = [f"IMG {number} {' 1' if number % 2 else '-1'}" for number in range(9)]
+    (lists / "dog_train.txt").write_text("\n".join(lines))
+    for split in ("train", "dog_train"):
+        dataset = read_voc(folder, split)
+        assert not dataset.table.problems
+        names = [Path(dataset.images.name(index)).name for index in range(9)]
+        assert names == [f"IMG {number}.jpg" for number in range(9)]
+
+
+def test_difficult_objects_are_crowds_unless_kept(tmp_path: Path):
+    """Difficult objects are ignored in training and evaluation."""
+    objects = voc_object() + voc_object(more="<difficult>1</difficult>")
+    folder = write_voc(tmp_path, {"a": objects})
+    dataset = read_voc(folder)
+    assert len(dataset[0][1]["boxes"]) == 1
+    assert [e["iscrowd"] for e in dataset.ground_truth()["annotations"]] == [0, 1]
+    assert len(read_voc(folder, keep_difficult=True)[0][1]["boxes"]) == 2
+
+
+def test_missing_size_comes_from_the_image(tmp_path: Path):
+    """Some tools write no size or 0."""
+    zero = SIZE.replace("50", "0")
+    assert read_voc(write_voc(tmp_path, {"a": voc_object()}, size=zero)).image_hw(0) == (40, 50)
+
+
+@pytest.mark.parametrize(
+    ("inner", "message"),
+    [
+        (voc_object(xmin="left"), r"a.xml:3: bndbox has .*'left'"),
+        (voc_object(xmin=""), r"a.xml:3: bndbox"),
+        (voc_object(xmin="nan"), r"a.xml:3: bndbox"),
+        ("<object>", r"a.xml:3: invalid XML, mismatched tag"),
+        (voc_object("cat"), r"a.xml:3: 'cat' is not one of the 1 class names"),
+    ],
+)
+def test_errors_have_file_and_line(tmp_path: Path, inner: str, message: str):
+    """Only the image with the invalid object can't be used."""
+    folder = write_voc(tmp_path, {"a": inner, "b": voc_object()})
+    with pytest.warns(UserWarning, match=message):
+        dataset = read_voc(folder, class_names=["dog"])
+    with pytest.raises(ValueError, match=message):
+        dataset[0]
+    assert len(dataset[1][1]["boxes"]) == 1
+
+
+def test_missing_annotation_file_is_named(tmp_path: Path):
+    """An image with a missing file isn't trained as background."""
+    folder = write_voc(tmp_path, {"a": voc_object(), "b": voc_object()})
+    (folder / "Annotations" / "b.xml").unlink()
+    with pytest.warns(UserWarning, match="b.xml"):
+        assert len(read_voc(folder)) == 2
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_document_types_raise(tmp_path: Path, encoding: str):
+    """Entities, which can read files or exhaust the memory, are an error in any encoding."""
+    file = tmp_path / "a.xml"
+    text = (
+        f'<?xml version="1.0" encoding="{encoding}"?>\n'
+        '<!DOCTYPE a [<!ENTITY b "c"><!ENTITY f SYSTEM "file:///etc/passwd">]>\n<a>&b;&f;</a>'
+    )
+    file.write_bytes(text.encode(encoding))
+    with pytest.raises(ValueError, match="a.xml:2: document type declarations are not supported"):
+        parse_xml(file)
+
+
+@pytest.mark.parametrize("stem", ["../../secret", "/etc/passwd"])
+def test_names_outside_the_folder_raise(tmp_path: Path, stem: str):
+    """Untrusted data sets can't read other files of the user."""
+    folder = write_voc(tmp_path, {"a": voc_object()})
+    (folder / "ImageSets" / "Main" / "train.txt").write_text(f"a\n{stem}\n")
+    with pytest.raises(ValueError, match="not a path inside"):
+        read_voc(folder)
+
+
+def test_missing_split_raises_with_the_known_ones(tmp_path: Path):
+    """The error lists the splits that exist."""
+    folder = write_voc(tmp_path, {"a": voc_object()})
+    with pytest.raises(
+        ValueError, match=r"trainval.txt doesn't exist; the splits .* are \['train'\]"
+    ):
+        read_voc(folder, "trainval")

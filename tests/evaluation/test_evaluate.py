@@ -1,0 +1,301 @@
+"""Evaluation: equality with inference of single images, independent of the batch size."""
+
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hf_detr import (
+    DetrForSegmentation,
+    DetrImageProcessor,
+    evaluate,
+    evaluate_panoptic,
+    make_training_transform,
+    read_coco,
+    read_coco_panoptic,
+)
+from hf_detr.data.check import check_dataset
+from hf_detr.data.dataset import DetectionDataset
+from hf_detr.evaluation.evaluate import detect, label_map
+from hf_detr.image_processing.coco_masks import rle_from_mask
+
+from ..some_data import write_image
+from ..tiny import class_of, tiny_config, tiny_detector
+
+SIZES_HW = (
+    (40, 60),
+    (60, 40),
+    (40, 60),
+    (50, 50),
+    (40, 60),
+    (60, 40),
+    (40, 60),
+    (33, 80),
+    (80, 33),
+)
+SIZE = {"shortest_edge": 64, "longest_edge": 96}
+CATEGORIES = [{"id": i, "name": f"kind {i}"} for i in range(5)]
+Detections = dict[int, dict[str, Tensor]]
+
+
+def processor_of(variant: str = "detr") -> DetrImageProcessor:
+    return class_of(variant, "ImageProcessor")(size=SIZE)
+
+
+def write_data(folder: Path, annotations: Iterable[dict[str, Any]] = ()) -> DetectionDataset:
+    """Write a data set with images of several sizes and ids with gaps."""
+    images = []
+    for number, (height, width) in enumerate(SIZES_HW):
+        write_image(folder / "images" / f"{number}.png", height, width, seed=number)
+        image = {"id": 5 * number + 2, "file_name": f"{number}.png"}
+        images.append({**image, "height": height, "width": width})
+    numbered = [{"iscrowd": 0, **a, "id": i} for i, a in enumerate(annotations, 1)]
+    content = {"images": images, "annotations": numbered, "categories": CATEGORIES}
+    file = folder / "annotations.json"
+    file.write_text(json.dumps(content))
+    masks = any("segmentation" in annotation for annotation in numbered)
+    return read_coco(file, folder / "images", masks=masks)
+
+
+def detect_one_by_one(
+    model: nn.Module, processor: DetrImageProcessor, dataset: DetectionDataset
+) -> Detections:
+    """Run inference on single images, the reference of evaluation."""
+    found = {}
+    for image, target in dataset:
+        with torch.no_grad():
+            outputs = model(**processor(image.as_subclass(Tensor), return_tensors="pt"))
+        sizes = [tuple(target["orig_size"].tolist())]
+        (result,) = processor.post_process_object_detection(outputs, -1.0, target_sizes=sizes)
+        if "pred_masks" in outputs:
+            canvas = processor(image.as_subclass(Tensor))["pixel_values"][0].shape[-2:]
+            masks = F.interpolate(outputs.pred_masks, canvas, mode="bilinear").sigmoid() > 0.5
+            result["masks"] = F.interpolate(masks.float(), sizes[0], mode="nearest")[0] > 0.5
+        found[int(target["image_id"])] = result
+    return found
+
+
+def write_detectable_data(
+    folder: Path, model: nn.Module, processor: DetrImageProcessor
+) -> tuple[DetectionDataset, Detections]:
+    """Write data whose objects are slightly shifted detections of the model."""
+    found = detect_one_by_one(model, processor, write_data(folder))
+    annotations = []
+    for image_id, result in found.items():
+        height, width = SIZES_HW[(image_id - 2) // 5]
+        for index in result["scores"].argsort(descending=True)[: 1 + image_id % 3].tolist():
+            x0, y0, x1, y1 = result["boxes"][index].tolist()
+            x0, y0 = max(x0 - index % 3, 0), max(y0 - image_id % 3, 0)
+            extent = [max(min(x1, width) - x0, 1), max(min(y1, height) - y0, 1)]
+            annotation = {
+                "image_id": image_id,
+                "category_id": int(result["labels"][index]),
+                "bbox": [x0, y0, *extent],
+                "area": extent[0] * extent[1],
+            }
+            if "masks" in result:
+                mask = result["masks"][index].roll(image_id % 3, -1)
+                annotation["segmentation"] = rle_from_mask(mask)
+            annotations.append(annotation)
+    return write_data(folder, annotations), found
+
+
+def gathered(*arguments: Any, **options: Any) -> Detections:
+    batches = detect(*arguments, progress=False, **options)
+    return {i: result for ids, results in batches for i, result in zip(ids, results, strict=True)}
+
+
+def test_result_does_not_depend_on_batch_size(variant: str, tmp_path: Path) -> None:
+    """Detections equal those of single images, and AP is the same at 1, 3 and 8."""
+    model, processor = tiny_detector(variant), processor_of(variant)
+    dataset, expected = write_detectable_data(tmp_path, model, processor)
+    results = []
+    for batch_size in (1, 3, 8):
+        found = gathered(model, processor, dataset, batch_size)
+        assert set(found) == set(expected)
+        for image_id, result in found.items():
+            torch.testing.assert_close(result, expected[image_id], rtol=1e-4, atol=1e-4)
+        results.append(evaluate(model, processor, dataset, batch_size, progress=False))
+    assert 0.1 < results[0]["AP"] < 0.99
+    for result in results[1:]:
+        assert result["per_class"].keys() == results[0]["per_class"].keys()
+        for name in set(result) - {"per_class"}:
+            assert result[name] == pytest.approx(results[0][name], abs=1e-6), name
+
+
+def tiny_segmenter() -> DetrForSegmentation:
+    torch.manual_seed(0)
+    config = tiny_config("detr", d_model=128, encoder_attention_heads=8, num_queries=12)
+    return DetrForSegmentation(config).eval()
+
+
+def test_masks_of_a_segmentation_model(tmp_path: Path) -> None:
+    """Masks equal those of single images, resized in two steps as in the official code."""
+    model, processor = tiny_segmenter(), processor_of()
+    dataset, expected = write_detectable_data(tmp_path, model, processor)
+    found = gathered(model, processor, dataset, 3, masks=True)
+    for image_id, result in found.items():
+        differing = (result["masks"] != expected[image_id]["masks"]).float().mean()
+        assert differing < 1e-3  # pixels on the threshold
+    metrics = evaluate(model, processor, dataset, 3, iou_types=("bbox", "segm"), progress=False)
+    assert 0 < metrics["segm_AP"] < 1 and 0 < metrics["AP"] < 1
+
+
+def test_masks_on_a_fixed_canvas(tmp_path: Path) -> None:
+    """With `pad_size`, the padding is removed before masks are resized."""
+    model, dataset = tiny_segmenter(), write_data(tmp_path)
+    processor = DetrImageProcessor(size=SIZE, pad_size={"height": 96, "width": 128})
+    found = gathered(model, processor, dataset, 3, masks=True)
+    image, target = dataset[1]
+    inputs = processor(image.as_subclass(Tensor), return_tensors="pt")
+    assert inputs["pixel_values"].shape[-2:] == (96, 128)
+    with torch.no_grad():
+        logits = model(**inputs).pred_masks
+    masks = F.interpolate(logits, (96, 128), mode="bilinear")[..., :96, :64] > 0
+    expected = F.interpolate(masks.float(), (60, 40), mode="nearest")[0] > 0.5
+    assert (found[7]["masks"] != expected).float().mean() < 1e-3
+
+
+def test_model_and_data_set_are_not_modified(tmp_path: Path) -> None:
+    """Mode and transform are restored after evaluation and don't affect it."""
+    model, processor = tiny_detector(dropout=0.5), processor_of()
+    dataset = write_data(tmp_path)
+    expected = gathered(model, processor, dataset)
+    transform = make_training_transform((64,))
+    dataset.set_transform(transform)
+    model.train()
+    model.model.backbone.eval()
+    found = gathered(model, processor, dataset, num_workers=1)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert model.training and not model.model.backbone.training
+    assert dataset.transform is transform
+
+
+def test_classes_are_matched_by_name(tmp_path: Path) -> None:
+    """Labels of a model with other numbers are mapped to those of the data set."""
+    model, processor = tiny_detector(), processor_of()
+    dataset = write_data(tmp_path)
+    expected = gathered(model, processor, dataset)
+    model.config.id2label = {0: "N/A", 1: "kind 3", 2: "N/A", 3: "kind 1", 4: "other"}
+    with pytest.warns(UserWarning, match=r"doesn't have 3 of the data set's 5 classes, .*'kind 0'"):
+        found = gathered(model, processor, dataset)
+    for image_id, result in expected.items():
+        kept = (result["labels"] == 1) | (result["labels"] == 3)
+        assert torch.equal(found[image_id]["scores"], result["scores"][kept])
+        assert torch.equal(found[image_id]["labels"], 4 - result["labels"][kept])
+
+
+def test_label_map() -> None:
+    """Labels are mapped by name, or are equal if the model has no names."""
+    data = {0: "cat", 1: "dog"}
+    assert label_map({0: "cat", 1: "dog"}, data) == {0: 0, 1: 1}
+    assert label_map({17: "cat", 18: "dog", 12: "N/A"}, data) == {17: 0, 18: 1}
+    assert label_map({0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}, data) == {0: 0, 1: 1}
+    with pytest.raises(ValueError, match=r"\['car'\] .*\['cat', 'dog'\] .*no name in common"):
+        label_map({0: "car"}, data)
+
+
+def make_predictions_differ(model: DetrForSegmentation) -> None:
+    """Change the class head of a random model so that queries differ, without "no object"."""
+    classifier = model.detector.class_labels_classifier
+    with torch.no_grad():
+        states = model((torch.rand(1, 3, 64, 96) - 0.45) / 0.225).last_hidden_state[0]
+        classifier.weight *= 10000
+        classifier.bias.copy_(-classifier.weight @ states.mean(0))
+        classifier.bias[-1] = -1e4
+
+
+def write_panoptic(folder: Path, model: nn.Module, processor: DetrImageProcessor) -> Path:
+    """Write panoptic data of the model's predictions; the left half of odd images is void."""
+    dataset, annotations = write_data(folder), []
+    (folder / "segments").mkdir()
+    for number, (image, target) in enumerate(dataset):
+        with torch.no_grad():
+            outputs = model(**processor(image.as_subclass(Tensor), return_tensors="pt"))
+        (found,) = processor.post_process_panoptic_merge(
+            outputs, 0.0, {0, 1}, target_sizes=[SIZES_HW[number]]
+        )
+        segmentation = found["segmentation"].clamp(min=0).to(torch.uint8)
+        if number % 2:
+            segmentation[:, : SIZES_HW[number][1] // 2] = 0
+        pixels = torch.stack([segmentation, *2 * [torch.zeros_like(segmentation)]], dim=-1)
+        PIL.Image.fromarray(pixels.numpy()).save(folder / "segments" / f"{number}.png")
+        classes = {info["id"]: info["label_id"] for info in found["segments_info"]}
+        infos = [
+            {"id": int(i), "category_id": classes[int(i)], "iscrowd": 0}
+            for i in segmentation.unique()
+            if i
+        ]
+        entry = {"image_id": int(target["image_id"]), "file_name": f"{number}.png"}
+        annotations.append({**entry, "segments_info": infos})
+    content = json.loads((folder / "annotations.json").read_text())
+    categories = [{**category, "isthing": int(category["id"] > 1)} for category in CATEGORIES]
+    content |= {"annotations": annotations, "categories": categories}
+    (folder / "panoptic.json").write_text(json.dumps(content))
+    return folder / "panoptic.json"
+
+
+def test_panoptic_quality(tmp_path: Path) -> None:
+    """Predictions are compared with the targets of their image and class."""
+    model, processor = tiny_segmenter(), processor_of()
+    make_predictions_differ(model)
+    file = write_panoptic(tmp_path, model, processor)
+    dataset = read_coco_panoptic(file, tmp_path / "images", tmp_path / "segments")
+    results = [
+        evaluate_panoptic(model, processor, dataset, batch_size, threshold=0.0, progress=False)
+        for batch_size in (1, 3)
+    ]
+    assert results[0]["pq"] > 0.9
+    assert results[0]["num_classes_things"] and results[0]["num_classes_stuff"]
+    # Masks of a random model are nearly equal, so rounding changes some pixels.
+    for name in ("pq", "sq", "rq", "pq_things", "pq_stuff"):
+        assert results[1][name] == pytest.approx(results[0][name], abs=0.1)
+
+    # Objects of classes that the model doesn't have are missed.
+    names = {category["id"]: category["name"] for category in CATEGORIES}
+    seen = {label for label, one in results[0]["per_class"].items() if one["tp"]}
+    model.config.id2label = {i: "other" if i in seen else names[i] for i in names}
+    with pytest.warns(UserWarning, match="The model doesn't have"):
+        result = evaluate_panoptic(model, processor, dataset, 3, threshold=0.0, progress=False)
+    assert result["pq"] == 0.0 and all(one["fp"] == 0 for one in result["per_class"].values())
+
+
+def test_panoptic_maps_and_records_that_differ(tmp_path: Path) -> None:
+    """Unlisted pixels are void, and records without pixels are ignored."""
+    model, processor = tiny_segmenter(), processor_of()
+    make_predictions_differ(model)
+    file = write_panoptic(tmp_path, model, processor)
+    content = json.loads(file.read_text())
+    first = content["annotations"][0]
+    del first["segments_info"][0]
+    box = [1, 1, 5, 5]
+    first["segments_info"].append({"id": 250, "category_id": 2, "iscrowd": 0, "bbox": box})
+    file.write_text(json.dumps(content))
+    dataset = read_coco_panoptic(file, tmp_path / "images", tmp_path / "segments", masks=True)
+    result = evaluate_panoptic(model, processor, dataset, threshold=0.0, progress=False)
+    assert result["pq"] > 0.9
+    kinds = {problem.kind: problem for problem in check_dataset(dataset, use_cache=False).problems}
+    for kind in ("empty mask", "unlisted segments"):
+        assert kinds[kind].image == 0 and not kinds[kind].is_fatal
+
+
+def test_nan_logits_warn(variant: str, tmp_path: Path) -> None:
+    """The reason of an AP of 0 is reported."""
+    model = tiny_detector(variant)
+    for parameter in model.parameters():
+        parameter.data.fill_(math.nan)
+    with pytest.warns(UserWarning, match="logits are NaN"):
+        evaluate(model, processor_of(variant), write_data(tmp_path), progress=False)
+
+
+def test_panoptic_quality_requires_panoptic_data(tmp_path: Path) -> None:
+    """Data without maps raise."""
+    with pytest.raises(ValueError, match="use read_coco_panoptic"):
+        evaluate_panoptic(tiny_segmenter(), processor_of(), write_data(tmp_path))

@@ -1,0 +1,315 @@
+"""Conversion of all kinds of images to three channels, and errors that name the image."""
+
+import base64
+import io
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+from hf_detr.image_processing import image_reading
+from hf_detr.image_processing.image_reading import read_images
+
+GENERATOR = np.random.default_rng(0)
+RGB = GENERATOR.integers(0, 256, (11, 13, 3), dtype=np.uint8)
+GRAY = GENERATOR.integers(0, 256, (11, 13), dtype=np.uint8)
+ALPHA = GENERATOR.integers(0, 256, (11, 13, 1), dtype=np.uint8)
+RGBA = np.concatenate([RGB, ALPHA], axis=-1)
+
+
+def chw(array: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
+
+
+def gray3(array: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.stack([array] * 3))
+
+
+def read_one(image: object, **arguments: object) -> torch.Tensor:
+    (pixels,) = read_images(image, **arguments)
+    return pixels
+
+
+def assert_same(pixels: torch.Tensor, expected: torch.Tensor, atol: float = 0) -> None:
+    torch.testing.assert_close(pixels, expected, rtol=0, atol=atol)
+
+
+def palette_with_transparency() -> PIL.Image.Image:
+    image = PIL.Image.fromarray(GRAY, "L").convert("P")
+    image.info["transparency"] = bytes(range(256))
+    return image
+
+
+def exif_rotated() -> PIL.Image.Image:
+    """Make an image whose EXIF orientation is a rotation by 90 degrees."""
+    image = PIL.Image.fromarray(RGB)
+    image.getexif()[0x0112] = 6
+    return image
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (PIL.Image.fromarray(RGB), chw(RGB)),
+        (PIL.Image.fromarray(GRAY), gray3(GRAY)),
+        (PIL.Image.fromarray(RGBA), chw(RGB)),
+        (PIL.Image.fromarray(np.stack([GRAY, GRAY.T.reshape(11, 13)], -1), "LA"), gray3(GRAY)),
+        (PIL.Image.fromarray(GRAY).convert("P"), gray3(GRAY)),
+        (palette_with_transparency(), gray3(GRAY)),
+        (PIL.Image.fromarray(255 - RGB).convert("CMYK"), chw(255 - RGB)),
+        (PIL.Image.fromarray(GRAY > 127), gray3((GRAY > 127).astype(np.uint8) * 255)),
+        (PIL.Image.fromarray(GRAY.astype(np.int32)), gray3(GRAY)),
+        (PIL.Image.fromarray(GRAY.astype(np.float32)), gray3(GRAY).float() / 255),
+        (PIL.Image.fromarray(GRAY.astype(np.uint16) * 257), gray3(GRAY)),
+        (PIL.Image.fromarray((GRAY.astype(np.uint16) * 257).astype(">u2")), gray3(GRAY)),
+        (exif_rotated(), chw(np.rot90(RGB, -1))),
+    ],
+    ids=[
+        "RGB",
+        "L",
+        "RGBA",
+        "LA",
+        "P",
+        "P-transparency",
+        "CMYK",
+        "1",
+        "I",
+        "F",
+        "I;16",
+        "I;16B",
+        "EXIF",
+    ],
+)
+# The mode argument of fromarray is deprecated, but necessary for LA.
+@pytest.mark.filterwarnings("ignore:'mode' parameter:DeprecationWarning")
+def test_pil_modes(image, expected):
+    """Images of all modes are converted without clipping."""
+    assert_same(read_one(image), expected)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        RGB,
+        RGB[:, ::-1][:, ::-1],
+        np.asfortranarray(RGB),
+        RGB.transpose(2, 0, 1),
+        torch.from_numpy(RGB),
+        chw(RGB),
+        RGBA,
+        RGBA.transpose(2, 0, 1),
+        RGB.astype(np.int64),
+        RGB.astype(">i4"),
+        RGB.astype(np.uint16) * 257,
+        torch.from_numpy(RGB.astype(np.uint16) * 257),
+        torch.from_numpy(RGB).to(torch.int32),
+    ],
+)
+def test_arrays_and_tensors_of_integers(image):
+    """All layouts, strides, byte orders and integer types are supported."""
+    assert_same(read_one(image), chw(RGB))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "I;16", "F"])
+def test_reading_in_strips_gives_the_same_pixels(mode, monkeypatch):
+    """Large images are read in strips; the last may be shorter, or a row longer than a strip."""
+    size = (7, 5)
+    numbers = np.random.default_rng(0).integers(0, 256, (5, 7), dtype=np.uint8)
+    if mode in ("I;16", "F"):
+        image = PIL.Image.fromarray(numbers.astype("u2" if mode == "I;16" else "f4"))
+    else:
+        image = PIL.Image.frombytes("RGB", size, numbers.repeat(3).tobytes()).convert(mode)
+    assert image.mode == mode
+    (whole,) = read_images(image)
+    monkeypatch.setattr(image_reading, "MANY_PIXELS", 34)
+    for pixels in (3, 14, 100):
+        monkeypatch.setattr(image_reading, "STRIP_PIXELS", pixels)
+        (strips,) = read_images(image)
+        torch.testing.assert_close(strips, whole, rtol=0, atol=0)
+
+
+def test_read_only_arrays_are_read_without_warning():
+    """Memory-mapped arrays don't cause torch's warning."""
+    frozen = RGB.copy()
+    frozen.flags.writeable = False
+    assert_same(read_one(frozen), chw(RGB))
+
+
+@pytest.mark.parametrize("image", [GRAY, GRAY[None], GRAY[..., None], torch.from_numpy(GRAY)])
+def test_gray_arrays(image):
+    """Gray images may have a channel dimension."""
+    assert_same(read_one(image), gray3(GRAY))
+
+
+def test_sixteen_bits_are_scaled_by_rounding():
+    """Values are scaled and rounded to the nearest of 256 levels, not clipped."""
+    values = np.array([[0, 128, 129, 257, 32768, 65406, 65407, 65535]], dtype=np.uint16)
+    expected = torch.tensor([0, 0, 1, 1, 128, 254, 255, 255], dtype=torch.uint8)
+    assert_same(read_one(values)[0, 0], expected)
+
+
+def test_booleans_are_black_and_white():
+    """Masks can be read as images."""
+    assert read_one(np.array([[True, False]]))[:, 0].tolist() == [[255, 0]] * 3
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.longdouble])
+def test_floats_up_to_one_stay_and_up_to_255_are_divided(dtype):
+    """Floats are rescaled once."""
+    unit = (RGB / 255).astype(dtype)
+    assert_same(read_one(unit), chw(unit.astype(np.float32)))
+    assert_same(read_one(RGB.astype(dtype)), chw(RGB).float() / 255, atol=1e-7)
+    assert_same(read_one(RGB.astype(dtype), unit_floats=False), chw(RGB).float())
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "message"),
+    [
+        (-0.1, 1.0, "do_normalize=False"),
+        (-2.1, 2.6, "do_normalize=False"),
+        (0.0, 256.0, "0 … 1 or 0 … 255"),
+        (0.0, 1.05, "clip it"),
+        (0.0, np.nan, "NaN"),
+        (0.0, np.inf, "infinite"),
+        (-np.inf, 1.0, "infinite"),
+    ],
+)
+def test_floats_of_ambiguous_or_invalid_range_raise(low, high, message):
+    """The range of pixels isn't guessed."""
+    image = np.full((5, 6, 3), 0.5, dtype=np.float32)
+    image[2, 3], image[4, 0] = low, high
+    with pytest.raises(ValueError, match=message) as error:
+        read_images([RGB, image])
+    assert str(error.value).startswith("image 1 ")
+
+
+def test_normalized_floats_are_valid_without_range_check():
+    """Normalized images can be resized and padded."""
+    image = torch.linspace(-2, 3, 60).reshape(3, 4, 5)
+    assert_same(read_one(image, unit_floats=False, check_range=False), image)
+    with pytest.raises(ValueError, match="NaN"):
+        read_images(image * torch.nan, unit_floats=False, check_range=False)
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 3), (3, 480, 3), (1, 5, 4), (4, 5, 1)])
+def test_ambiguous_layouts_raise_without_input_data_format(shape):
+    """The layout isn't guessed."""
+    image = GENERATOR.integers(0, 256, shape, dtype=np.uint8)
+    with pytest.raises(ValueError, match="image 0 .*input_data_format"):
+        read_images(image)
+    first = read_one(image, input_data_format="channels_first")
+    last = read_one(image, input_data_format="channels_last")
+    assert first.shape == (3, *shape[1:]) and last.shape == (3, *shape[:2])
+    assert_same(first[0], torch.from_numpy(image[0]))
+    assert_same(last[0], torch.from_numpy(image[..., 0].copy()))
+
+
+def test_layout_of_pil_images_is_never_ambiguous():
+    """The height of a small PIL image isn't mistaken for the channels."""
+    assert_same(read_one(PIL.Image.fromarray(RGB[:3, :3])), chw(RGB[:3, :3]))
+    pixels = read_one(PIL.Image.fromarray(RGB[:3]), input_data_format="channels_first")
+    assert_same(pixels, chw(RGB[:3]))
+
+
+@pytest.mark.parametrize(
+    ("image", "exception", "message"),
+    [
+        (np.zeros((5, 6, 2), np.uint8), ValueError, r"\(5, 6, 2\)"),
+        (np.zeros((5, 6, 5), np.uint8), ValueError, r"\(5, 6, 5\)"),
+        (np.zeros((7,), np.uint8), ValueError, r"\(7,\)"),
+        (np.zeros((1, 1, 5, 6, 3), np.uint8), ValueError, "expected"),
+        (np.zeros((0, 6, 3), np.uint8), ValueError, "no pixels"),
+        (np.zeros((0, 6), np.uint8), ValueError, "no pixels"),
+        (PIL.Image.new("RGB", (0, 5)), ValueError, "no pixels"),
+        (np.full((5, 6, 3), 256, np.int32), ValueError, "256"),
+        (np.full((5, 6, 3), -1, np.int16), ValueError, "-1"),
+        (torch.full((3, 5, 6), 300), ValueError, "300"),
+        (PIL.Image.fromarray(np.full((5, 6), 70000, np.int32)), ValueError, "70000"),
+        (np.zeros((5, 6, 3), np.complex64), TypeError, "complex64"),
+        (torch.zeros(3, 5, 6, dtype=torch.complex64), TypeError, "complex64"),
+        (np.full((5, 6), "a"), TypeError, "expected integers"),
+        (None, TypeError, "NoneType"),
+        (3.5, TypeError, "float"),
+        (b"abc", TypeError, "bytes"),
+        ("no/such/file.png", ValueError, "can't be opened"),
+    ],
+)
+def test_invalid_images_raise(image, exception, message):
+    """The error has the index of the image."""
+    with pytest.raises(exception, match=message) as error:
+        read_images([RGB, GRAY, image])
+    assert str(error.value).startswith("image 2 ")
+
+
+def test_wrong_layout_name_and_empty_batch():
+    """Unknown layouts and empty batches raise."""
+    with pytest.raises(ValueError, match="input_data_format is 'hwc'"):
+        read_images(RGB, input_data_format="hwc")
+    with pytest.raises(ValueError, match="are no images"):
+        read_images([])
+
+
+def test_lists_nested_lists_and_batched_arrays_keep_their_order():
+    """The order of images is that of the annotations."""
+    images = [chw(RGB), chw(255 - RGB), chw(RGB // 2)]
+    batch = torch.stack(images)
+    for form in (images, tuple(images), [images[:1], images[1:]], batch, batch.numpy()):
+        pixels = read_images(form)
+        assert_same(torch.stack(pixels), batch)
+
+
+def test_files_paths_and_base64(tmp_path):
+    """Files have the same upright pixels as opened images."""
+    path = tmp_path / "image.png"
+    exif_rotated().save(path, exif=exif_rotated().getexif())
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(RGB).save(buffer, "PNG")
+    expected = chw(np.rot90(RGB, -1))
+    assert_same(read_one(str(path)), expected)
+    assert_same(read_one(Path(path)), expected)
+    assert_same(read_one(base64.b64encode(buffer.getvalue()).decode()), chw(RGB))
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_truncated_files_raise(tmp_path, suffix):
+    """Truncated images raise as a path and as an opened PIL image."""
+    noise = GENERATOR.integers(0, 256, (200, 200, 3), dtype=np.uint8)
+    path = tmp_path / f"image.{suffix}"
+    PIL.Image.fromarray(noise).save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(ValueError, match=r"image 1 \(.*can't be decoded"):
+        read_images([RGB, str(path)])
+    with PIL.Image.open(path) as image, pytest.raises(ValueError, match="image 0 can't be decoded"):
+        read_images(image)
+
+
+@pytest.mark.parametrize("limit", [100, 60])
+def test_decompression_bombs_raise(tmp_path, monkeypatch, limit):
+    """Files above PIL's limit raise, also where PIL only warns."""
+    path = tmp_path / "image.png"
+    PIL.Image.fromarray(RGB).save(path)  # 143 pixels
+    opened = PIL.Image.open(path)
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", limit)
+    for image in (str(path), opened):
+        with pytest.raises(ValueError, match="image 0 .*decompression bomb"):
+            read_images(image)
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", None)
+    assert_same(read_one(opened), chw(RGB))
+    opened.close()
+
+
+def test_alpha_is_blended_onto_white_on_request():
+    """Transparent pixels become white, opaque ones are unchanged, integers are rounded."""
+    alpha = ALPHA.astype(np.float64) / 255
+    exact = torch.from_numpy((RGB * alpha + 255 * (1 - alpha)).transpose(2, 0, 1))
+    for image in (PIL.Image.fromarray(RGBA), RGBA, chw(RGBA)):
+        blended = read_one(image, blend_alpha=True)
+        assert blended.dtype == torch.uint8
+        torch.testing.assert_close(blended.double(), exact, rtol=0, atol=0.5001)
+    floats = read_one(RGBA.astype(np.float32) / 255, blend_alpha=True)
+    torch.testing.assert_close(floats.double() * 255, exact, rtol=0, atol=1e-3)
+    assert_same(read_one(PIL.Image.fromarray(RGB), blend_alpha=True), chw(RGB))
+    with pytest.raises(ValueError, match="0 … 1"):
+        read_images(RGBA.astype(np.float32), blend_alpha=True)

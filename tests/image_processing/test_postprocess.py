@@ -1,0 +1,79 @@
+"""Post-processing of detections: target sizes and threshold."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from hf_detr.image_processing.postprocess import detections_per_image
+
+SCORES = torch.tensor([[0.9, 0.5, 0.2], [0.4, 0.6, 0.5]])
+LABELS = torch.tensor([[3, 1, 2], [0, 5, 4]])
+BOXES = torch.tensor(
+    [
+        [[0.5, 0.5, 1.0, 1.0], [0.25, 0.5, 0.5, 0.2], [0.1, 0.1, 0.1, 0.1]],
+        [[0.9, 0.9, 0.1, 0.1], [0.5, 0.25, 0.2, 0.5], [0.3, 0.3, 0.2, 0.2]],
+    ]
+)
+SIZES = [(100, 200), (40, 10)]  # height, width
+
+
+def test_relative_boxes_by_hand() -> None:
+    """Without target sizes, corners are in [0, 1], and the order is kept."""
+    first, second = detections_per_image(SCORES, LABELS, BOXES, threshold=0.3)
+    assert first["labels"].tolist() == [3, 1] and second["labels"].tolist() == [0, 5, 4]
+    torch.testing.assert_close(first["scores"], torch.tensor([0.9, 0.5]), atol=0, rtol=0)
+    expected = torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.0, 0.4, 0.5, 0.6]])
+    torch.testing.assert_close(first["boxes"], expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "target_sizes",
+    [
+        SIZES,
+        torch.tensor(SIZES),
+        torch.tensor(SIZES, dtype=torch.float32),
+        [list(size) for size in SIZES],
+        [torch.tensor(size) for size in SIZES],  # `orig_size` of each image's label dict
+    ],
+    ids=["tuples", "tensor", "float tensor", "lists", "list of tensors"],
+)
+def test_pixels_by_hand(target_sizes: Tensor | list) -> None:
+    """Target sizes are (height, width) per image, in any form."""
+    first, second = detections_per_image(SCORES, LABELS, BOXES, 0.3, target_sizes)
+    expected = torch.tensor([[0.0, 0.0, 200.0, 100.0], [0.0, 40.0, 100.0, 60.0]])
+    torch.testing.assert_close(first["boxes"], expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        second["boxes"][1], torch.tensor([4.0, 0.0, 6.0, 20.0]), atol=1e-4, rtol=0
+    )
+
+
+def test_threshold_is_strict() -> None:
+    """A score equal to the threshold is dropped."""
+    first, second = detections_per_image(SCORES, LABELS, BOXES, threshold=0.5)
+    assert first["labels"].tolist() == [3] and second["labels"].tolist() == [5]
+    scores = torch.tensor([[0.0, 1e-6, 0.1]]).expand(2, -1)
+    assert detections_per_image(scores, LABELS, BOXES, 0.0)[0]["labels"].tolist() == [1, 2]
+
+
+def test_no_detections() -> None:
+    """Empty results have the usual shapes."""
+    for result in detections_per_image(SCORES, LABELS, BOXES, 0.95, SIZES):
+        assert result["scores"].shape == result["labels"].shape == (0,)
+        assert result["boxes"].shape == (0, 4)
+
+
+@pytest.mark.parametrize("target_sizes", [SIZES[:1], SIZES * 2, torch.tensor(SIZES[:1])])
+def test_wrong_number_of_sizes(target_sizes: Tensor | list) -> None:
+    """One size isn't broadcast to all images."""
+    message = f"target_sizes has {len(target_sizes)} entries for 2 images"
+    with pytest.raises(ValueError, match=message):
+        detections_per_image(SCORES, LABELS, BOXES, 0.5, target_sizes)
+
+
+def test_half_precision_predictions_keep_pixel_sizes() -> None:
+    """Boxes are scaled in float32: 1333 pixels don't become 1336."""
+    boxes = torch.tensor([[[0.5, 0.5, 1.0, 1.0]]], dtype=torch.bfloat16)
+    scores, labels = torch.ones(1, 1), torch.zeros(1, 1, dtype=torch.long)
+    (result,) = detections_per_image(scores, labels, boxes, 0.5, [(801, 1333)])
+    expected = torch.tensor([[0.0, 0.0, 1333.0, 801.0]])
+    torch.testing.assert_close(result["boxes"].float(), expected, atol=1e-3, rtol=0)

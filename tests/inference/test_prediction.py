@@ -1,0 +1,162 @@
+"""Tests prediction: batching, order, memory and errors."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from torch.testing import assert_close
+
+from hf_detr import DetrImageProcessor, predict, stream_predictions
+from hf_detr.inference.prediction import WAITING_BATCHES, in_eval_mode
+from hf_detr.inference.record_attention import record_attention
+from hf_detr.models.detection_transformer import ObjectDetector
+from hf_detr.models.segmentation import Segmenter
+
+from ..models.test_segmentation import tiny_segmenter
+from ..some_data import write_image
+from ..tiny import tiny_detector
+
+SIZE = {"shortest_edge": 64, "longest_edge": 96}
+
+
+@pytest.fixture(scope="module")
+def detector() -> ObjectDetector:
+    """A random detector, whose queries all count at threshold 0."""
+    return tiny_detector("detr")
+
+
+@pytest.fixture(scope="module")
+def processor() -> DetrImageProcessor:
+    return DetrImageProcessor(size=SIZE)
+
+
+def confident_segmenter() -> Segmenter:
+    """A model with one query that always predicts a large object of class 2."""
+    model = tiny_segmenter(num_queries=1)
+    with torch.no_grad():
+        model.detector.class_labels_classifier.bias[2] = 20
+        model.mask_head.out_lay.bias.fill_(5)
+    return model
+
+
+def test_batches_do_not_change_results(
+    detector: ObjectDetector, processor: DetrImageProcessor, tmp_path: Path
+) -> None:
+    """Files, PIL images and arrays of two sizes give the same results as single images (1e-4)."""
+    shapes = [(40, 50), (50, 40), (40, 50), (50, 40), (40, 50)]
+    files = [write_image(tmp_path / f"{i}.png", *shape, seed=i) for i, shape in enumerate(shapes)]
+    opened = [PIL.Image.open(file) for file in files]
+    images = [files[0], opened[1], np.asarray(opened[2]), *files[3:]]
+    together = predict(detector, processor, images, threshold=0, batch_size=2, progress=False)
+    assert len(together) == 5
+    for image, shape, result in zip(opened, shapes, together, strict=True):
+        with torch.no_grad():
+            outputs = detector(**processor(image, return_tensors="pt"))
+        (alone,) = processor.post_process_object_detection(outputs, 0, [shape])
+        assert len(result["scores"]) == 7
+        assert_close(result, alone, atol=1e-4, rtol=1e-4)
+
+
+def test_one_image_and_a_batched_array(
+    detector: ObjectDetector, processor: DetrImageProcessor
+) -> None:
+    """An array is one image, or with four axes a batch of images."""
+    images = torch.randint(256, (2, 3, 40, 50), dtype=torch.uint8)
+    both = predict(detector, processor, images, threshold=0, progress=False)
+    (one,) = predict(detector, processor, images[1], threshold=0, progress=False)
+    assert_close(both[1], one, atol=1e-4, rtol=1e-4)
+
+
+def test_images_are_read_lazily(detector: ObjectDetector, processor: DetrImageProcessor) -> None:
+    """Only a few batches of many images with different sizes are in memory."""
+    read = 0
+
+    def images() -> Iterator[np.ndarray]:
+        nonlocal read
+        for extra in range(24):
+            read += 1
+            yield np.zeros((40, 41 + 3 * extra, 3), dtype=np.uint8)
+
+    most, done = 0, []
+    for index, _ in stream_predictions(detector, processor, images(), batch_size=2):
+        most = max(most, read - len(done))
+        done.append(index)
+    assert sorted(done) == list(range(24))
+    assert most <= WAITING_BATCHES * 2
+
+
+def test_bad_images_are_named(
+    detector: ObjectDetector, processor: DetrImageProcessor, tmp_path: Path
+) -> None:
+    """Invalid images raise an error with index and name, or are skipped by on_bad_image."""
+    (tmp_path / "note.txt").write_text("no image")
+    images = [np.zeros((40, 50, 3), dtype=np.uint8), tmp_path / "note.txt"] * 2
+    with pytest.raises(ValueError, match="image 1 .*note.txt.* can't be"):
+        predict(detector, processor, images, progress=False)
+    with pytest.raises(TypeError, match="image 0 is a int"):
+        predict(detector, processor, [5], progress=False)
+    with pytest.raises(ValueError, match="image 0 is a batch of 2 images"):
+        predict(detector, processor, [images[::2]], progress=False)
+    errors: dict[int, Exception] = {}
+    results = stream_predictions(detector, processor, images, on_bad_image=errors.__setitem__)
+    assert sorted(index for index, _ in results) == [0, 2] and sorted(errors) == [1, 3]
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        predict(detector, processor, images, batch_size=0)
+
+
+def test_segmentation_models_give_segments(processor: DetrImageProcessor) -> None:
+    """Segmentation maps have the image's size, and every segment has a label."""
+    images = [np.zeros((40, 50, 3), dtype=np.uint8), np.full((60, 30, 3), 200, dtype=np.uint8)]
+    results = predict(confident_segmenter(), processor, images, progress=False)
+    assert [tuple(result["segmentation"].shape) for result in results] == [(40, 50), (60, 30)]
+    for result in results:
+        (segment,) = result["segments_info"]
+        assert segment["label_id"] == 2 and (result["segmentation"] == segment["id"]).any()
+        assert result["labels"].tolist() == [2]
+
+
+def test_modes_are_restored() -> None:
+    """Modules in training and in eval mode are restored to their modes."""
+    model = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Dropout()).train()
+    model[1].eval()
+    with in_eval_mode(model):
+        assert not any(module.training for module in model.modules())
+    assert [module.training for module in model.modules()] == [True, True, False]
+
+
+def test_folded_backbone_is_reused() -> None:
+    """The folded backbone is computed once, and dropped by training mode."""
+    model, processor = tiny_detector("detr"), DetrImageProcessor(size=SIZE)
+    folded, image = model.model.backbone.folded, np.zeros((40, 50, 3), np.uint8)
+    predict(model, processor, image)
+    made = folded.made
+    assert made is not None
+    predict(model, processor, image)
+    assert folded.made is made
+    predict(model.train(), processor, image)
+    assert folded.made is None
+
+
+@pytest.mark.parametrize("do_normalize", [True, False])
+def test_images_are_read_as_the_processor_reads_them(do_normalize: bool) -> None:
+    """Floats with do_rescale=False are read as by the image processor, in 0 … 255 or normalized."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(256, (3, 40, 50), generator=generator).float()
+    statistics = {"image_mean": [123.0, 117.0, 104.0], "image_std": [58.0, 57.0, 57.0]}
+    processor = DetrImageProcessor(
+        size=SIZE, do_rescale=False, do_normalize=do_normalize, **statistics
+    )
+    if not do_normalize:
+        image = image / 58 - 2
+    model = tiny_detector("detr")
+    with torch.no_grad():
+        outputs = model(**processor(image, return_tensors="pt"))
+    [expected] = processor.post_process_object_detection(outputs, 0, [(40, 50)])
+    [found] = predict(model, processor, image, threshold=0)
+    [record] = record_attention(model, processor, image)
+    assert_close(found["boxes"], expected["boxes"], atol=1e-3, rtol=0)
+    assert_close(record.boxes_xyxy, expected["boxes"], atol=1e-3, rtol=0)
+    assert record.image.min() >= 0 and 0.5 < record.image.max() <= 1

@@ -1,0 +1,378 @@
+"""The skeleton: inputs, outputs, dtypes, training switches, compiling and exporting."""
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+from torch.utils.checkpoint import checkpoint
+
+from hf_detr.layers.feature_pyramid import build_pyramid, token_centers
+from hf_detr.layers.position_encoding import SinePositionEncoding
+from hf_detr.models.deformable_detr.modeling_deformable_detr import scale_to_levels
+
+from ..tiny import NO_DROPOUT, class_of, padded_batch, some_labels, tiny_config, tiny_detector
+
+
+@torch.no_grad()
+def test_padding_does_not_change_an_image(variant: str) -> None:
+    """An image predicts the same alone and padded in a batch: padding is masked everywhere."""
+    model = tiny_detector(variant)
+    image = torch.randn(1, 3, 64, 64)
+    alone = model(image)
+    canvas = torch.zeros(1, 3, 96, 128)
+    canvas[..., :64, :64] = image
+    mask = torch.zeros(1, 96, 128)
+    mask[:, :64, :64] = 1
+    # The convolutions see zeros beyond the border in both cases, up to the bias of the stem.
+    padded = model(canvas, mask)
+    # The centre of a level's last, half real cell is part of Deformable's geometry.
+    atol = 0.1 if variant == "deformable_detr" else 0.02
+    assert_close(padded.pred_boxes, alone.pred_boxes, atol=atol, rtol=0)
+    if variant == "deformable_detr":
+        return  # on so small a canvas its strided convolutions carry garbage into every level
+    garbage = model(canvas + 9 * (1 - mask[:, None]), mask)
+    unmasked = model(canvas + 9 * (1 - mask[:, None]))
+    change = (garbage.logits - padded.logits).abs().max()
+    assert change < (unmasked.logits - padded.logits).abs().max()
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_no_mask_means_all_pixels_are_real(variant: str, grad: bool) -> None:
+    """Leaving `pixel_mask` out equals a mask of ones (1e-5), which inference doesn't use."""
+    model = tiny_detector(variant)
+    pixel_values, _ = padded_batch()
+    masks = []
+    model.model.encoder.register_forward_pre_hook(lambda _, inputs: masks.append(inputs[2].mask))
+    with torch.set_grad_enabled(grad):
+        without = model(pixel_values)
+        ones = model(pixel_values, torch.ones(pixel_values.shape[0], *pixel_values.shape[2:]))
+    assert_close(without.logits, ones.logits, atol=1e-5, rtol=0)
+    assert masks[0] is None and (masks[1] is None) != grad
+
+
+@torch.no_grad()
+def test_auxiliary_loss_does_not_change_predictions(variant: str) -> None:
+    """Predictions are the same with auxiliary losses on and off (1e-6); the loss is not."""
+    batch = padded_batch()
+    on = tiny_detector(variant, auxiliary_loss=True)(*batch, some_labels())
+    off = tiny_detector(variant, auxiliary_loss=False)(*batch, some_labels())
+    assert_close(on.logits, off.logits, atol=1e-6, rtol=0)
+    assert_close(on.pred_boxes, off.pred_boxes, atol=1e-6, rtol=0)
+    assert len(on.auxiliary_outputs) == 2 and off.auxiliary_outputs is None
+    assert on.loss > off.loss
+    assert {"loss_ce", "loss_ce_0", "loss_ce_1"} <= set(on.loss_dict)
+    assert "loss_ce_0" not in off.loss_dict
+
+
+@torch.no_grad()
+def test_attentions_and_hidden_states_when_asked_for(variant: str) -> None:
+    """With the default attention the weights are returned, sum to one and skip padding."""
+    model = tiny_detector(variant)
+    pixel_values, pixel_mask = padded_batch(height=96, width=128)
+    plain = model(pixel_values, pixel_mask)
+    output = model(pixel_values, pixel_mask, output_attentions=True, output_hidden_states=True)
+    assert_close(output.logits, plain.logits, atol=1e-5, rtol=0)
+    assert plain.cross_attentions is None and plain.encoder_hidden_states is None
+    num_tokens = output.encoder_last_hidden_state.shape[1]
+    assert [w.shape for w in output.decoder_attentions] == [(2, 4, 7, 7)] * 3
+    if variant == "deformable_detr":  # per query, head, level and point, and where that is
+        assert [w.shape for w in output.cross_attentions] == [(2, 7, 4, 4, 4)] * 3
+        assert [w.shape for w in output.decoder_sampling_locations] == [(2, 7, 4, 4, 4, 2)] * 3
+        assert [w.shape for w in output.encoder_attentions] == [(2, num_tokens, 4, 4, 4)] * 2
+        assert output.encoder_sampling_locations[0].shape == (2, num_tokens, 4, 4, 4, 2)
+        assert [r.shape for r in output.reference_points] == [(2, 7, 2)] * 3
+        weights_per_query = [w.flatten(3) for w in output.cross_attentions]
+    else:
+        assert [w.shape for w in output.cross_attentions] == [(2, 4, 7, num_tokens)] * 3
+        assert [w.shape for w in output.encoder_attentions] == [(2, 4, num_tokens, num_tokens)] * 2
+        weights_per_query = [*output.cross_attentions, *output.encoder_attentions]
+    assert len(output.encoder_hidden_states) == 3 and len(output.decoder_hidden_states) == 4
+    for weights in weights_per_query:
+        assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]), atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_tuple_output(variant: str) -> None:
+    """`return_dict=False` gives the same entries as a tuple."""
+    model = tiny_detector(variant)
+    batch = padded_batch()
+    logits, pred_boxes, *_ = model(*batch, return_dict=False)
+    output = model(*batch)
+    assert_close(logits, output.logits)
+    assert_close(pred_boxes, output.pred_boxes)
+
+
+@pytest.mark.parametrize(
+    ("pixel_values", "pixel_mask", "message"),
+    [
+        (torch.zeros(3, 64, 64), None, r"pixel_values has shape \(3, 64, 64\)"),
+        (torch.zeros(1, 4, 64, 64), None, r"expected \(batch, 3, height, width\)"),
+        (torch.zeros(2, 3, 64, 64), torch.ones(1, 64, 64), r"pixel_mask has shape \(1, 64, 64\)"),
+        (torch.zeros(1, 3, 64, 64), torch.ones(1, 1, 64, 64), "1 on real pixels"),
+    ],
+)
+def test_wrong_shapes_are_refused(
+    variant: str, pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None, message: str
+) -> None:
+    """Shapes that don't fit are named, instead of failing deep inside."""
+    with pytest.raises(ValueError, match=message):
+        tiny_detector(variant)(pixel_values, pixel_mask)
+
+
+def test_bad_labels_are_refused(variant: str) -> None:
+    """The loss refuses fewer labels than images, pixels for boxes, and unknown classes."""
+    model = tiny_detector(variant)
+    batch = padded_batch()
+    with pytest.raises(ValueError, match="1 dicts for 2 images"):
+        model(*batch, some_labels((2,)))
+    pixels = some_labels((1, 1))
+    pixels[1]["boxes"] *= 300
+    with pytest.raises(ValueError, match=r"labels\[1\], object 0.*not in pixels"):
+        model(*batch, pixels)
+    with pytest.raises(ValueError, match=r"outside 0 … 4"):
+        model(*batch, [{**t, "class_labels": t["class_labels"] * 0 + 5} for t in some_labels()])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
+def test_a_gpu_computes_the_same(variant: str) -> None:
+    """Predictions, loss and gradients are the CPU's within rounding, if TF32 is off."""
+    model = tiny_detector(variant, auxiliary_loss=True, **NO_DROPOUT)
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        results = [results_on(device, model) for device in ("cpu", "cuda")]
+    assert_close(results[1], results[0], atol=1e-4, rtol=1e-3)
+
+
+def results_on(device: str, model: nn.Module) -> dict[str, torch.Tensor]:
+    """Predictions, loss and all gradients, on CPU."""
+    model.to(device).zero_grad()
+    labels = [{k: v.to(device) for k, v in label.items()} for label in some_labels()]
+    output = model(*(tensor.to(device) for tensor in padded_batch()), labels)
+    output.loss.backward()
+    gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    found = {**gradients, **{key: output[key] for key in ("loss", "logits", "pred_boxes")}}
+    return {name: tensor.detach().cpu() for name, tensor in found.items()}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("dtype", "atol"), [(torch.bfloat16, 0.1), (torch.float16, 0.02)])
+def test_half_precision_inference(variant: str, dtype: torch.dtype, atol: float) -> None:
+    """bf16 and fp16 models run on float32 images and stay near float32."""
+    batch = padded_batch()
+    expected = tiny_detector(variant)(*batch)
+    output = tiny_detector(variant).to(dtype)(*batch)
+    assert output.logits.dtype == dtype
+    assert_close(output.logits.float(), expected.logits, atol=atol, rtol=0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        autocast = tiny_detector(variant)(*batch)
+    assert_close(autocast.logits.float(), expected.logits, atol=0.1, rtol=0)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_bf16_training(variant: str, autocast: bool) -> None:
+    """Pure bf16 and autocast training give finite gradients, the loss in float32."""
+    model = tiny_detector(variant, auxiliary_loss=True).train()
+    if not autocast:
+        model = model.to(torch.bfloat16)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        loss = model(*padded_batch(), some_labels()).loss
+    loss.backward()
+    assert loss.dtype == torch.float32
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in trained)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_gradient_checkpointing(variant: str, use_reentrant: bool) -> None:
+    """Recomputing activations gives the same gradients for every parameter (1e-5)."""
+    plain = tiny_detector(variant, **NO_DROPOUT).train()
+    saving = tiny_detector(variant, **NO_DROPOUT).train()
+    calls = []
+
+    def counting(*args, **kwargs):
+        calls.append(1)
+        return checkpoint(*args, use_reentrant=use_reentrant, **kwargs)
+
+    saving._set_gradient_checkpointing(enable=True, gradient_checkpointing_func=counting)
+    for model in (plain, saving):
+        model(*padded_batch(), some_labels()).loss.backward()
+    assert len(calls) == 2 + 3  # encoder and decoder layers
+    recomputed = dict(saving.named_parameters())
+    for name, parameter in plain.named_parameters():
+        if parameter.requires_grad:
+            assert_close(recomputed[name].grad, parameter.grad, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_initial_weights(variant: str) -> None:
+    """Xavier in the transformer, priors in the heads, N(0, 1) queries, as officially."""
+    model = tiny_detector(variant, encoder_ffn_dim=256, num_queries=100)
+    layer = model.model.encoder.layers[0]
+    bound = (6 / (64 + 256)) ** 0.5
+    assert 0.9 * bound < layer.fc1.weight.abs().max() <= bound
+    assert 0.9 < model.model.query_position_embeddings.weight.std() < 1.1
+    heads = {
+        "detr": ("class_labels_classifier", "bbox_predictor"),
+        "conditional_detr": ("class_labels_classifier", "bbox_predictor"),
+        "deformable_detr": ("class_embed.0", "bbox_embed.0"),
+    }
+    class_head, box_head = (model.get_submodule(name) for name in heads[variant])
+    assert 0.9 * 64**-0.5 < class_head.weight.abs().max() <= 64**-0.5
+    if variant == "detr":
+        bound = (6 / (4 * 64)) ** 0.5
+        assert 0.9 * bound < layer.self_attn.q_proj.weight.abs().max() <= bound
+        assert layer.self_attn.q_proj.bias.abs().max() == 0
+        return
+    assert_close(class_head.bias, torch.full((5,), -4.59512), atol=1e-4, rtol=0)  # -log(99)
+    assert box_head.layers[-1].weight.abs().max() == 0
+    size = -2.0 if variant == "deformable_detr" else 0.0
+    assert box_head.layers[-1].bias.tolist() == [0, 0, size, size]
+
+
+def test_own_init_leaves_the_backbone_alone(variant: str) -> None:
+    """timm's initial (or pretrained) weights survive the model's own initialisation."""
+    torch.manual_seed(3)
+    model = class_of(variant, "Model")(tiny_config(variant))
+    bare = model.backbone.conv_encoder["model"].conv1[0]
+    assert isinstance(bare, nn.Conv2d)
+    torch.manual_seed(3)
+    import timm
+
+    expected = timm.create_model("test_resnet", features_only=True).conv1[0].weight
+    assert_close(bare.weight, expected)
+
+
+def test_freezing_the_backbone(variant: str) -> None:
+    """freeze_backbone() stops it, unfreeze_backbone() trains all but stem and first stage."""
+    model = tiny_detector(variant)
+
+    def trained(module: nn.Module) -> int:
+        return sum(p.requires_grad for p in module.parameters())
+
+    backbone = model.model.backbone
+    initially, everything = trained(backbone), len(list(backbone.parameters()))
+    assert 0 < initially < everything
+    model.freeze_backbone()
+    assert trained(backbone) == 0 and trained(model) > 0
+    model.unfreeze_backbone()
+    assert trained(backbone) == initially
+    model.unfreeze_backbone(num_frozen_stages=0)
+    assert trained(backbone) == everything
+
+
+@torch.no_grad()
+def test_resize_queries_keeps_learned_ones(variant: str) -> None:
+    """More queries: the old ones stay and predict; fewer: the first ones stay."""
+    model = tiny_detector(variant)
+    old = model.model.query_position_embeddings.weight.clone()
+    model.resize_queries(11)
+    new = model.model.query_position_embeddings.weight
+    assert_close(new[:7], old)
+    assert new.shape == (11, old.shape[1]) and len({tuple(row.tolist()) for row in new}) == 11
+    assert model.config.num_queries == 11 and new.requires_grad
+    assert model(*padded_batch()).logits.shape[:2] == (2, 11)
+    model.resize_queries(4)
+    assert_close(model.model.query_position_embeddings.weight, old[:4])
+    with pytest.raises(ValueError, match="num_queries is 0"):
+        model.resize_queries(0)
+
+
+@torch.no_grad()
+def test_compiled_inference(variant: str) -> None:
+    """`torch.compile(fullgraph=True)` traces the whole forward and agrees with eager (1e-5)."""
+    model = tiny_detector(variant)
+    batch = padded_batch()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")(*batch)
+    assert_close(compiled.logits, model(*batch).logits, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_inductor_inference(variant: str) -> None:
+    """The default compiler agrees with eager too (1e-4)."""
+    model = tiny_detector(variant)
+    batch = padded_batch()
+    compiled = torch.compile(model, fullgraph=True)(*batch)
+    assert_close(compiled.logits, model(*batch).logits, atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_export_with_dynamic_batch_and_size(variant: str) -> None:
+    """An exported program serves other batch sizes, heights and widths (1e-5)."""
+    from torch.export import Dim, export
+
+    model = tiny_detector(variant)
+    dynamic = {
+        "pixel_values": {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},
+        "pixel_mask": {0: Dim.DYNAMIC, 1: Dim.DYNAMIC, 2: Dim.DYNAMIC},
+    }
+    program = export(
+        model, padded_batch(2, 128, 160), dynamic_shapes=dynamic, strict=False
+    ).module()
+    sizes = [(1, 96, 96), (3, 224, 128)]
+    if not torch.__version__.startswith("2.11"):
+        # There a max-pool alone is tied to sizes of the parity that it was exported with.
+        sizes.append((3, 97, 131))
+    for size in sizes:
+        batch = padded_batch(*size)
+        assert_close(program(*batch).logits, model(*batch).logits, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["sine", "learned"])
+def test_position_encodings(variant: str, kind: str) -> None:
+    """Both encodings run; the learned one has tables of its own under the model."""
+    model = tiny_detector(variant, position_embedding_type=kind)
+    assert model(*padded_batch()).logits.isfinite().all()
+    names = [name for name in model.state_dict() if "position_embedding." in name]
+    assert len(names) == (2 if kind == "learned" else 0)
+
+
+def test_detector_and_model_agree(variant: str) -> None:
+    """The detector's state is what the bare model gives; unknown arguments are an error."""
+    detector = tiny_detector(variant)
+    batch = padded_batch()
+    with torch.no_grad():
+        assert_close(detector(*batch).last_hidden_state, detector.model(*batch).last_hidden_state)
+    with pytest.raises(TypeError, match="pixel_msk"):
+        detector(batch[0], pixel_msk=batch[1])
+
+
+def test_parameter_groups(variant: str) -> None:
+    """The papers' rates: a tenth for the backbone, and for offsets and reference points."""
+    model = tiny_detector(variant)
+    groups = {group["name"]: group for group in model.parameter_groups(lr=2e-4)}
+    assert {name: group["lr"] for name, group in groups.items()} == pytest.approx(
+        {"other": 2e-4, "backbone": 2e-5, **({"points": 2e-5} if "points" in groups else {})}
+    )
+    grouped = [p for group in groups.values() for p in group["params"]]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert {id(p) for p in grouped} == {id(p) for p in trained} and len(grouped) == len(trained)
+    # Offsets of every encoder and decoder layer and the reference points, weight and bias each.
+    assert len(groups.get("points", {"params": []})["params"]) == (
+        2 * (2 + 3 + 1) if variant == "deformable_detr" else 0
+    )
+    torch.optim.AdamW(groups.values(), weight_decay=1e-4)
+
+
+def test_two_stage_queries_are_not_learned() -> None:
+    """resize_queries says what to do instead where queries are proposals."""
+    model = tiny_detector("deformable_detr", with_box_refine=True, two_stage=True)
+    with pytest.raises(ValueError, match="two_stage_num_proposals"):
+        model.resize_queries(5)
+    model.config.two_stage_num_proposals = 5
+    assert model(*padded_batch()).logits.shape == (2, 5, 5)
+
+
+def test_valid_ratios_place_the_proposals() -> None:
+    """Deformable's geometry is that of the real image: padding moves no token's centre."""
+    mask = torch.zeros(1, 16, 32)
+    mask[:, :8, :16] = 1
+    maps = [torch.zeros(1, 4, 8, 16), torch.zeros(1, 4, 4, 8)]
+    _, _, padded = build_pyramid(maps, mask, SinePositionEncoding(4))
+    assert_close(padded.valid_ratios, torch.full((1, 2, 2), 0.5))
+    real = [torch.zeros(1, 4, 4, 8), torch.zeros(1, 4, 2, 4)]
+    _, _, alone = build_pyramid(real, None, SinePositionEncoding(4))
+    centers = token_centers(padded)[padded.mask]
+    assert_close(centers, token_centers(alone)[0])
+    # On the padded map the same places are half as far from the corner.
+    scaled = scale_to_levels(token_centers(alone), padded)
+    assert_close(scaled, token_centers(alone)[:, :, None].expand(-1, -1, 2, -1) * 0.5)

@@ -1,0 +1,281 @@
+"""Interrupted saves leave the old files or the new ones, never a mixture."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import hf_detr
+from hf_detr.atomic_saving import (
+    FINISHED,
+    MOVING,
+    UNFINISHED,
+    atomic_file,
+    atomic_folder,
+    finish_interrupted_save,
+)
+
+from .tiny import tiny_config, tiny_detector
+
+# A model whose weights all have one value, and whose classes are named after it.
+MODEL = """
+import hf_detr, torch
+from tests.tiny import tiny_config
+
+def model_of(value, **options):
+    config = tiny_config("detr", decoder_layers=1, encoder_layers=1, num_labels=1)
+    config.id2label = {0: str(value)}
+    model = hf_detr.DetrForObjectDetection(config)
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            tensor.fill_(value)
+    return model
+"""
+# Kills a save at every change of a folder in turn, and reports the model found after each kill.
+KILL_EVERYWHERE = (
+    MODEL
+    + """
+import json, os, shutil, signal, sys
+from pathlib import Path
+from safetensors.torch import load_file
+
+WATCHED = {"open", "os.rename", "os.remove", "os.mkdir"}
+place = Path(sys.argv[1])
+old, new = model_of(1), model_of(2)
+
+def save_and_die(folder, shards, at):
+    count = 0
+    def watch(event, arguments):
+        nonlocal count
+        if event in WATCHED and str(folder) in str(arguments[0]) and arguments[1] != "r":
+            count += 1
+            if count == at:
+                os.kill(os.getpid(), signal.SIGKILL)
+    sys.addaudithook(watch)
+    new.save_pretrained(folder, max_shard_size=shards)
+
+def values(tensors):
+    return {float(v) for tensor in tensors.values() for v in tensor.unique()}
+
+def without_us(folder):
+    "Label and weights as other readers find them; None for no weights."
+    label = json.loads((folder / "config.json").read_text())["id2label"]["0"]
+    files = [folder / "model.safetensors"]
+    if not files[0].exists():
+        index = folder / "model.safetensors.index.json"
+        if not index.exists():
+            return label, None
+        files = [folder / f for f in set(json.loads(index.read_text())["weight_map"].values())]
+    return label, values({k: v for f in files for k, v in load_file(f).items()})
+
+def with_us(folder):
+    model = hf_detr.DetrForObjectDetection.from_pretrained(folder)
+    (value,) = values(model.state_dict())
+    assert model.config.id2label[0] == str(int(value)), model.config.id2label
+    assert {n for n in os.listdir(folder) if n[0] == "."} <= {".unfinished-save"}
+    return value
+
+report = {}
+for before, after in ("1GB", "300KB"), ("300KB", "1GB"):
+    folder = place / f"{before}-{after}"
+    found, at, status = [], 0, 1
+    old.save_pretrained(place / "old", max_shard_size=before)
+    (place / "old" / "notes.txt").write_text("mine")
+    while status:
+        at += 1
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(place / "old", folder)
+        child = os.fork()
+        if child == 0:
+            save_and_die(folder, after, at)
+            os._exit(0)
+        status = os.waitpid(child, 0)[1]
+        label, weights = without_us(folder)
+        assert weights in (None, {float(label)}), (at, label, weights)
+        counts = {".finished-save", ".moving-save"} & set(os.listdir(folder))
+        found.append(with_us(folder) if counts or weights != {1.0} else 1.0)
+        assert without_us(folder) == (str(int(found[-1])), {found[-1]})
+        assert (folder / "notes.txt").read_text() == "mine"
+    report[folder.name] = found
+print("REPORT", json.dumps(report))
+"""
+)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills copies of a process")
+def test_kill_at_every_step(tmp_path: Path) -> None:
+    """`kill -9` at each change of the folder leaves the old model or the new, sharded or not."""
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", KILL_EVERYWHERE, tmp_path],
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    report = json.loads(result.stdout.split("REPORT")[1])
+    assert len(report) == 2
+    for case, found in report.items():
+        assert len(found) > 6, case  # there were so many steps
+        assert found == sorted(found), case  # once the new one counts, it stays
+        assert {found[0], found[-1]} == {1.0, 2.0}, case
+
+
+@pytest.mark.parametrize("shards", ["1GB", "300KB"])
+def test_full_disk(tmp_path: Path, shards: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk too full for the new file leaves the old ones, with an error and no partial files."""
+    resource = pytest.importorskip("resource")
+    old = tiny_detector("detr")
+    old.save_pretrained(tmp_path, max_shard_size=shards)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    new = tiny_detector("detr", encoder_layers=1)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="could not be written .*existing files are unchanged"):
+            new.save_pretrained(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_no_old_weights_stay(tmp_path: Path, variant: str | None) -> None:
+    """One file over shards, shards over one file, fewer shards: only the new ones are there."""
+    dot = "" if variant is None else f".{variant}"
+    (tmp_path / "model.other.safetensors").write_bytes(b"other")
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"other")
+    model = tiny_detector("detr")
+    names = {}
+    for shards in ("1GB", "200KB", "400KB", "1GB"):
+        model.save_pretrained(tmp_path, max_shard_size=shards, variant=variant)
+        kept = {"config.json", "model.other.safetensors", "adapter_model.safetensors"}
+        names[shards] = set(os.listdir(tmp_path)) - kept
+    assert names["1GB"] == {f"model{dot}.safetensors"}
+    for shards in ("200KB", "400KB"):
+        index = f"model.safetensors.index{dot}.json"
+        assert index in names[shards] and len(names[shards]) > 2
+        assert all(f"-of-{len(names[shards]) - 1:05d}" in name for name in names[shards] - {index})
+
+
+def test_interrupted_save_is_completed_on_load(tmp_path: Path) -> None:
+    """A loader that has already read the old configuration raises; loading again works."""
+    old, new = tiny_detector("detr"), tiny_detector("detr", num_queries=9)
+    old.save_pretrained(tmp_path)
+    new.save_pretrained(tmp_path / FINISHED)
+    with pytest.raises(OSError, match="interrupted. It is complete now.*load once more"):
+        type(old).from_pretrained(tmp_path, config=old.config)
+    loaded = type(old).from_pretrained(tmp_path)
+    assert loaded.config.num_queries == 9
+    assert sorted(os.listdir(tmp_path)) == ["config.json", "model.safetensors"]
+
+
+def test_interrupted_move_is_completed(tmp_path: Path) -> None:
+    """The next save completes the move of the one before, and removes incomplete files."""
+    tiny_detector("detr").save_pretrained(tmp_path / UNFINISHED)
+    tiny_detector("detr").save_pretrained(tmp_path / MOVING, max_shard_size="300KB")
+    tiny_config("detr", num_queries=9).save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["num_queries"] == 9
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+    assert not finish_interrupted_save(tmp_path) and not (tmp_path / UNFINISHED).exists()
+
+
+def test_errors_of_the_caller(tmp_path: Path) -> None:
+    """An error while files are written is raised as it is; old files stay, no new ones appear."""
+    (tmp_path / "a").write_text("old")
+    for target in (tmp_path, tmp_path / "sub" / "new"):
+        with pytest.raises(KeyError, match="mine"), atomic_folder(target) as folder:
+            (folder / "a").write_text("new")
+            raise KeyError("mine")
+    with pytest.raises(KeyError, match="mine"), atomic_file(tmp_path / "a") as file:
+        file.write_text("new")
+        raise KeyError("mine")
+    assert sorted(os.listdir(tmp_path)) == ["a", "sub"] and not os.listdir(tmp_path / "sub")
+    assert (tmp_path / "a").read_text() == "old"
+
+
+def test_new_folder_and_file_appear_complete(tmp_path: Path) -> None:
+    """They don't exist before they are complete, and have the usual permissions."""
+    target = tmp_path / "models" / "hub"
+    (tmp_path / "models").mkdir()
+    killed = target.with_name(f"{UNFINISHED}-hub")
+    killed.mkdir()
+    (killed / "rest").touch()
+    with atomic_folder(target) as folder:
+        (folder / "sub").mkdir()
+        (folder / "sub" / "a").touch()
+        assert not target.exists()
+    with atomic_file(target / "b" / "c") as file:
+        file.touch()
+        assert not (target / "b" / "c").exists()
+    names = {path.relative_to(target).as_posix() for path in target.rglob("*")}
+    assert names == {"sub", "sub/a", "b", "b/c"}
+    assert list(target.parent.iterdir()) == [target]
+    assert target.stat().st_mode == target.parent.stat().st_mode
+
+
+@pytest.mark.parametrize("fails_at", [1, 2])
+def test_graph_and_its_weights(
+    tmp_path: Path, fails_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An old ONNX graph doesn't stay beside new weights, at whichever file the move stops."""
+
+    def write(value: str, names: tuple[str, ...]) -> None:
+        with atomic_folder(tmp_path) as folder:
+            for name in names:
+                (folder / name).write_text(value)
+
+    def stop_at(one: Path, other: Path) -> None:
+        calls.append(one)
+        if len(calls) == fails_at:
+            raise KeyboardInterrupt
+        replace(one, other)
+
+    both, calls, replace = ("model.onnx", "model.onnx.data"), [], os.replace
+    write("old", both)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(os, "replace", stop_at)
+        write("new", both)
+    assert not (tmp_path / "model.onnx").exists()
+    finish_interrupted_save(tmp_path)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys(
+        both, "new"
+    )
+    write("newer", both[:1])
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"model.onnx": "newer"}
+
+
+def test_a_file_in_the_way(tmp_path: Path) -> None:
+    """Saving to a path that is a file is an error; transformers only logs it."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="could not be written") as info:
+        tiny_detector("detr").save_pretrained(tmp_path / "file")
+    assert info.value.errno == errno.EEXIST
+
+
+def test_processor_is_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor's file is the old one until the new one is complete."""
+    hf_detr.DetrImageProcessor().save_pretrained(tmp_path)
+    monkeypatch.setattr(
+        "hf_detr.atomic_saving.flush", lambda path: (_ for _ in ()).throw(OSError(28, "full"))
+    )
+    with pytest.raises(OSError, match="full"):
+        hf_detr.DetrImageProcessor(do_pad=False).save_pretrained(tmp_path)
+    monkeypatch.undo()
+    assert hf_detr.DetrImageProcessor.from_pretrained(tmp_path).do_pad
+    (path,) = hf_detr.DetrImageProcessor(do_pad=False).save_pretrained(tmp_path)
+    assert Path(path) == tmp_path / "preprocessor_config.json"
+    assert not hf_detr.DetrImageProcessor.from_pretrained(tmp_path).do_pad
+
+
+def test_given_weights_are_written_and_kept(tmp_path: Path) -> None:
+    """`state_dict=` is saved, and unchanged afterwards."""
+    model = tiny_detector("detr")
+    given = {name: torch.zeros_like(tensor) for name, tensor in model.state_dict().items()}
+    model.save_pretrained(tmp_path, state_dict=given)
+    assert set(given) == set(model.state_dict())
+    assert not any(tensor.any() for tensor in load_file(tmp_path / "model.safetensors").values())
