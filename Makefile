@@ -14,6 +14,6 @@ quality: .venv
 	$(PYTHON) -m ruff format --check .
 
 benchmark: .venv
-	$(PYTHON) examples/benchmark.py
-	$(PYTHON) examples/benchmark_operator.py
-	$(PYTHON) examples/benchmark_segmentation.py
+	$(PYTHON) examples/benchmarks/benchmark.py
+	$(PYTHON) examples/benchmarks/benchmark_operator.py
+	$(PYTHON) examples/benchmarks/benchmark_segmentation.py

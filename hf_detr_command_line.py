@@ -22,16 +22,16 @@ from contextlib import contextmanager, suppress
 from importlib import metadata
 
 PACKAGE = "hf_detr"
-# The module of each command, and what it does
+# What each module of hf_detr.commands does
 COMMANDS = {
-    "predict": ("hf_detr.commands.predict", "find objects in images and draw them"),
-    "video": ("hf_detr.commands.video", "find objects in the frames of a video"),
-    "evaluate": ("hf_detr.commands.evaluate", "AP, AR and panoptic quality on a data set"),
-    "check": ("hf_detr.commands.check", "find errors in a data set before training"),
-    "convert": ("hf_detr.commands.convert", "official checkpoints to Hub folders, and back"),
-    "export": ("hf_detr.commands.export", "write a model as an ONNX or torch.export file"),
-    "bench": ("hf_detr.commands.bench", "measure how fast models are on this machine"),
-    "doctor": ("hf_detr.commands.doctor", "show versions, devices, compiled operator, caches"),
+    "predict": "find objects in images and draw them",
+    "video": "find objects in the frames of a video",
+    "evaluate": "AP, AR and panoptic quality on a data set",
+    "check": "find errors in a data set before training",
+    "convert": "official checkpoints to Hub folders, and back",
+    "export": "write a model as an ONNX or torch.export file",
+    "bench": "measure how fast models are on this machine",
+    "doctor": "show versions, devices, compiled operator, caches",
 }
 EPILOG = """`hf-detr COMMAND --help` shows a command's options.
 
@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     name = _parser().parse_args(arguments[:1]).command
     try:
         with _package_without_init():
-            command = importlib.import_module(COMMANDS[name][0])
+            command = importlib.import_module(f"{PACKAGE}.commands.{name}")
             parsed = command.parse(arguments[1:], f"hf-detr {name}")
         status = command.run(parsed)
         sys.stdout.flush()
@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"{PACKAGE} {_version()}")
     commands = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)
-    for name, (_, what) in COMMANDS.items():
+    for name, what in COMMANDS.items():
         commands.add_parser(name, help=what, add_help=False)
     return parser
 

@@ -34,30 +34,28 @@ from .evaluation.coco_evaluator import CocoEvaluator, metrics_table
 from .evaluation.evaluate import evaluate, evaluate_panoptic
 from .evaluation.panoptic_quality import PanopticQuality
 from .evaluation.trainer_metrics import keep_detections, make_compute_metrics
-from .image_processing.image_processor import DetrImageProcessor
-from .image_processing_sigmoid_detr import (
-    ConditionalDetrImageProcessor,
-    DeformableDetrImageProcessor,
-)
 from .inference.drawing import draw_predictions
 from .inference.model_loading import embedded_model_folder
 from .inference.pipelines import DetectionPipeline, SegmentationPipeline
 from .inference.prediction import predict, stream_predictions
-from .modeling_detr_segmentation import (
-    ConditionalDetrForSegmentation,
-    DeformableDetrForSegmentation,
-    DetrForSegmentation,
-)
+from .models.conditional_detr.configuration_conditional_detr import ConditionalDetrConfig
+from .models.conditional_detr.image_processing_conditional_detr import ConditionalDetrImageProcessor
 from .models.conditional_detr.modeling_conditional_detr import (
     ConditionalDetrForObjectDetection,
+    ConditionalDetrForSegmentation,
     ConditionalDetrModel,
 )
-from .models.configuration import ConditionalDetrConfig, DeformableDetrConfig, DetrConfig
+from .models.deformable_detr.configuration_deformable_detr import DeformableDetrConfig
+from .models.deformable_detr.image_processing_deformable_detr import DeformableDetrImageProcessor
 from .models.deformable_detr.modeling_deformable_detr import (
     DeformableDetrForObjectDetection,
+    DeformableDetrForSegmentation,
     DeformableDetrModel,
 )
-from .models.detr.modeling_detr import DetrForObjectDetection, DetrModel
+from .models.detr.configuration_detr import DetrConfig
+from .models.detr.image_processing_detr import DetrImageProcessor
+from .models.detr.modeling_detr import DetrForObjectDetection, DetrForSegmentation, DetrModel
+from .models.variants import VARIANTS
 from .ops.kernel_loader import kernel_status
 from .ops.multi_scale_deformable_attention import multi_scale_deformable_attention
 
@@ -117,28 +115,13 @@ __all__ = [
 
 
 def _register() -> None:
-    """Put our classes in the place of transformers' for the same model types."""
-    for config, model, detector, segmenter, processor in (
-        (DetrConfig, DetrModel, DetrForObjectDetection, DetrForSegmentation, DetrImageProcessor),
-        (
-            ConditionalDetrConfig,
-            ConditionalDetrModel,
-            ConditionalDetrForObjectDetection,
-            ConditionalDetrForSegmentation,
-            ConditionalDetrImageProcessor,
-        ),
-        (
-            DeformableDetrConfig,
-            DeformableDetrModel,
-            DeformableDetrForObjectDetection,
-            DeformableDetrForSegmentation,
-            DeformableDetrImageProcessor,
-        ),
-    ):
+    """Make the Auto classes and pipelines of transformers use our classes."""
+    for variant in VARIANTS.values():
+        config, processor = variant.config, variant.image_processor
         AutoConfig.register(config.model_type, config, exist_ok=True)
-        AutoModel.register(config, model, exist_ok=True)
-        AutoModelForObjectDetection.register(config, detector, exist_ok=True)
-        AutoModelForImageSegmentation.register(config, segmenter, exist_ok=True)
+        AutoModel.register(config, variant.model, exist_ok=True)
+        AutoModelForObjectDetection.register(config, variant.detector, exist_ok=True)
+        AutoModelForImageSegmentation.register(config, variant.segmenter, exist_ok=True)
         # One class for both names: a file or a user that asks for "pil" gets it too.
         processors = {"torchvision": processor, "pil": processor}
         AutoImageProcessor.register(config, image_processor_classes=processors, exist_ok=True)

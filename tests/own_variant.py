@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForObjectDetection
 from hf_detr import DetrConfig
 from hf_detr.layers.attention import MultiHeadAttention
 from hf_detr.layers.position_encoding import encode_points, make_position_encoding
-from hf_detr.layers.transformer_layer import TransformerLayer
+from hf_detr.layers.transformer import TransformerLayer
 from hf_detr.losses.classification import SigmoidFocalClassification
 from hf_detr.losses.criterion import make_criterion
 from hf_detr.models.detection_transformer import DetectionTransformer, ObjectDetector

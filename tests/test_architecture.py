@@ -1,98 +1,45 @@
-"""The shape of the package: who imports whom, how long things are, what stays apart."""
+"""The shape of the package: which room imports which, how long things are, what stays apart."""
 
 import ast
 import re
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 PACKAGE = REPOSITORY / "hf_detr"
-MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
+MODULES = sorted(
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts) for path in PACKAGE.rglob("*.py")
+)
 
-# A module imports from lower layers only.
-LAYERS = [
-    {"kernel_build", "whole_saving", "wording", "folded_backbone"},
-    {"kernel_loader"},
-    {"compiled_attention"},
-    {
-        *("box_ops", "attention", "position_encoding", "backbone"),
-        *("configuration_backbone", "configuration_checks", "image_reading", "image_settings"),
-        *("embedding_bag_sampling", "coco_masks", "image_canvas", "coco_records", "processes"),
-        *("box_formats", "resized_argmax", "feature_pyramid"),
-        *("checkpoint_files", "checkpoint_names", "coco_labels"),
-        *("training_checkpoint", "training_plan", "model_ema", "model_card"),
-        "loading_checks",
-    },
-    {
-        *("configuration_detr", "transformer_layer"),
-        *(
-            "targets",
-            "losses",
-            "postprocess",
-            "postprocess_masks",
-            "training_state",
-            "panoptic_annotations",
-            "panoptic_quality",
-            "multi_scale_deformable_attention",
-        ),
-    },
-    {
-        "official_configuration",
-        "published_checkpoints",
-        "mmdetection_names",
-    },
-    {"detrex_names"},
-    {"classification", "encoder", "deformable_attention", "mask_head", "annotations"},
-    {"augmentation", "coco_evaluator"},
-    {"annotation_table"},
-    {"image_source"},
-    {"annotation_entries", "detection_data"},
-    {"coco_data", "voc_data", "yolo_data", "hub_data"},
-    {"data_formats", "data_problems", "command_options"},
-    {"data_check"},
-    {"matcher", "heads"},
-    {"criterion"},
-    {"query_groups"},
-    {"outputs", "pretrained_model"},
-    {"training_health"},
-    {"image_processing_detr", "detection_transformer"},
-    {"image_processing_sigmoid_detr", "pipelines", "segmentation", "batches", "publishing"},
-    {"prediction", "drawing", "model_loading"},
-    {"modeling_detr", "modeling_conditional_detr", "modeling_deformable_detr"},
-    {"modeling_detr_segmentation", "evaluation"},
-    {"trainer_metrics", "official_checkpoints", "observation", "figures"},
-    {"observing", "attention_plots", "detection_plots", "training_plots"},
-    {"sampling_plots"},
-    {"plots"},
-    {"checkpoint_conversion", "model_export", "latency", "doctor", "check_command"},
-    {"prediction_command", "evaluation_command", "export_command", "bench_command"},
-    {"video_command"},
-    {"__main__"},
-    {"__init__"},
-]
-SIDES = {
-    "model": {"backbone", "encoder", "feature_pyramid", "detection_transformer"},
-    "loss": {
-        *("targets", "classification", "matcher", "losses", "criterion"),
-        "postprocess",
-    },
-}
+# What a room may import: the modules at the root that import nothing of ours, rooms further up in
+# this list, and itself.
+ROOT = ("atomic_saving", "distributed", "wording")
+ROOMS = (
+    *("ops", "losses", "layers", "image_processing", "models", "data", "inference"),
+    *("checkpoints", "evaluation", "training", "plots", "commands"),
+)
+NEVER = {"layers": {"losses"}}  # losses know tensors and targets only, layers nothing of them
 ONLY_IN = {
-    "timm": {"backbone"},
-    "scipy": {"matcher"},
-    "matplotlib": {"figures"},
-    "torchvision": {"augmentation", "detection_data"},
+    "timm": {"layers.backbone"},
+    "scipy": {"losses.matcher"},
+    "matplotlib": {"plots.figures"},
+    "torchvision": {"data.augmentation", "data.dataset"},
 }
+VARIANTS = sorted(path.parent.name for path in PACKAGE.glob("models/*/modeling_*.py"))
 VARIANT_LINES, SHARED_LINES = 450, 320
 LONGEST_FUNCTION = 60
-VARIANTS = ("detr", "conditional", "deformable")
 
 
 def parse(module: str) -> ast.Module:
-    return ast.parse((PACKAGE / f"{module}.py").read_text())
+    return ast.parse(source(module))
+
+
+def source(module: str) -> str:
+    return PACKAGE.joinpath(*module.split(".")).with_suffix(".py").read_text()
 
 
 def imports(module: str) -> list[ast.Import | ast.ImportFrom]:
@@ -102,38 +49,55 @@ def imports(module: str) -> list[ast.Import | ast.ImportFrom]:
 
 def siblings(module: str) -> set[str]:
     """Modules of the package that a module imports."""
-    return {n.module for n in imports(module) if isinstance(n, ast.ImportFrom) and n.level == 1}
+    found = set()
+    package = module.split(".")[:-1]
+    for node in imports(module):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = package[: len(package) - node.level + 1]
+            found.add(".".join([*base, *(node.module or "").split(".")]).strip("."))
+    return found
 
 
-def layer_of(module: str) -> int:
-    found = [level for level, names in enumerate(LAYERS) if module in names]
-    assert len(found) == 1, f"{module} must stand in exactly one layer of test_architecture.py"
-    return found[0]
+def room_of(module: str) -> str:
+    """The sub-package of a module; the module itself at the root."""
+    return module.split(".")[0]
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_dependencies_point_down(module: str) -> None:
-    """Imports go from higher to lower layers, so the package can be read from the bottom."""
+def variant_of(module: str) -> str | None:
+    """The variant whose folder a module is in, if any."""
+    parts = module.split(".")
+    return parts[1] if parts[0] == "models" and len(parts) == 3 else None
+
+
+@pytest.mark.parametrize("module", sorted(set(MODULES) - {"__init__", "__main__"}))
+def test_imports_between_rooms_run_one_way(module: str) -> None:
+    """The package can be read room by room, from the first one on."""
+    room = room_of(module)
     for other in siblings(module):
-        assert layer_of(other) < layer_of(module), f"{module} imports {other}, which isn't below it"
+        target = room_of(other)
+        if room in ROOT:
+            pytest.fail(f"{module} imports {other}; modules at the root import nothing of ours")
+        if target in ROOT or target == room:
+            continue
+        assert ROOMS.index(target) < ROOMS.index(room), f"{module} imports {other}, further down"
+        assert target not in NEVER.get(room, set()), f"{module} imports {other}"
 
 
-def test_loss_side_never_imports_a_model() -> None:
-    """Losses and matching know tensors and targets only."""
-    for module in SIDES["loss"]:
-        assert not siblings(module) & SIDES["model"], module
+def test_no_circles() -> None:
+    """Within a room, too, no module imports itself by way of others."""
+    TopologicalSorter({module: siblings(module) for module in MODULES}).prepare()
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_imports_within_the_package_are_flat_and_relative(module: str) -> None:
-    """`from .module import name`, and nothing else."""
+def test_imports_within_the_package_are_relative_and_of_modules(module: str) -> None:
+    """`from ..room.module import name`: what a name comes from is to be seen."""
     for node in imports(module):
         if isinstance(node, ast.Import):
             assert all(not alias.name.startswith("hf_detr") for alias in node.names)
-        elif node.level:
-            assert node.level == 1 and node.module in MODULES
-        else:
+        elif not node.level:
             assert (node.module or "").split(".")[0] != "hf_detr"
+    for other in siblings(module):
+        assert other in MODULES, f"{module} imports from {other}, which isn't a module"
 
 
 @pytest.mark.parametrize(("library", "modules"), ONLY_IN.items())
@@ -153,24 +117,42 @@ def test_libraries_stay_where_they_belong(library: str, modules: set[str]) -> No
 @pytest.mark.parametrize("module", MODULES)
 def test_sizes(module: str) -> None:
     """Files and functions stay short enough to be read at once."""
-    source = (PACKAGE / f"{module}.py").read_text()
-    most = VARIANT_LINES if module.startswith("modeling") else SHARED_LINES
-    assert len(source.splitlines()) <= most, module
-    for node in ast.walk(ast.parse(source)):
+    text = source(module)
+    most = VARIANT_LINES if variant_of(module) else SHARED_LINES
+    assert len(text.splitlines()) <= most, module
+    for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
             body = node.body[1:] if ast.get_docstring(node) else node.body
             length = body[-1].end_lineno - body[0].lineno + 1 if body else 0
             assert length <= LONGEST_FUNCTION, f"{module}.{node.name} has {length} lines"
 
 
+def test_only_the_table_lists_variants() -> None:
+    """A new variant is its folder and a row: no other module imports or names one."""
+    for module in MODULES:
+        if module in ("__init__", "models.variants"):
+            continue
+        own = variant_of(module)
+        others = {variant_of(sibling) for sibling in siblings(module)} - {None, own}
+        assert not others, f"{module} imports the variants {others}"
+        if own is None:
+            named = {
+                node.value
+                for node in ast.walk(parse(module))
+                if isinstance(node, ast.Constant) and node.value in VARIANTS
+            }
+            assert not named, f"{module} names the variants {named}"
+
+
 @pytest.mark.parametrize("module", sorted(set(MODULES) - {"__init__"}))
 def test_shared_code_names_no_variant(module: str) -> None:
     """Class and function names of shared modules don't carry a variant's name."""
-    if module.startswith("modeling_") or module.endswith("_detr"):
+    names = tuple(variant.split("_")[0] for variant in VARIANTS)
+    if variant_of(module):
         return
     for node in ast.walk(parse(module)):
         if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
-            assert not node.name.lower().startswith(VARIANTS), f"{module}.{node.name}"
+            assert not node.name.lower().startswith(names), f"{module}.{node.name}"
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -184,30 +166,29 @@ def test_public_things_have_docstrings(module: str) -> None:
 
 
 def test_every_module_has_its_tests() -> None:
-    """tests/ mirrors hf_detr/."""
+    """tests/ mirrors hf_detr/; a variant's folder is tested by what runs over all variants."""
     elsewhere = {
-        "__init__": "test_init",
-        "__main__": "test_command_line",
-        "check_command": "test_data_check",
-        "export_command": "test_model_export",
-        "bench_command": "test_latency",
-        "modeling_detr": "test_parity",
-        "modeling_conditional_detr": "test_parity",
-        "modeling_deformable_detr": "test_parity",
-        "pretrained_model": "test_hub_round_trip",
-        "embedding_bag_sampling": "test_multi_scale_deformable_attention",
-        "configuration_backbone": "test_configuration_detr",
-        "configuration_checks": "test_configuration_detr",
-        "image_processing_sigmoid_detr": "test_image_processing_detr",
-        "transformer_layer": "test_encoder",
-        "outputs": "test_detection_transformer",
-        "processes": "test_training_health",
-        "official_configuration": "test_official_checkpoints",
-        "checkpoint_names": "test_official_checkpoints",
+        "__main__": "commands/test_command_line",
+        "distributed": "training/test_health",
+        "ops.embedding_bag_sampling": "ops/test_multi_scale_deformable_attention",
+        "image_processing.sigmoid_image_processor": "image_processing/test_image_processor",
+        "models.configuration_backbone": "models/test_configuration",
+        "models.configuration_checks": "models/test_configuration",
+        "models.outputs": "models/test_detection_transformer",
+        "models.pretrained_model": "models/test_hub_round_trip",
+        "models.variants": "test_init",
+        "commands.bench": "inference/test_latency",
+        "commands.check": "data/test_check",
+        "commands.export": "inference/test_export",
+        "checkpoints.official_configuration": "checkpoints/test_official_checkpoints",
+        "checkpoints.checkpoint_names": "checkpoints/test_official_checkpoints",
     }
     for module in MODULES:
-        name = elsewhere.get(module, f"test_{module}")
-        assert (REPOSITORY / "tests" / f"{name}.py").is_file(), module
+        *folders, name = module.split(".")
+        if variant_of(module) or name == "__init__":
+            continue
+        test = elsewhere.get(module, "/".join([*folders, f"test_{name}"]))
+        assert (REPOSITORY / "tests" / f"{test}.py").is_file(), module
 
 
 def test_kernels_folder_is_no_package() -> None:
@@ -223,21 +204,20 @@ def test_kernels_folder_is_no_package() -> None:
 
 
 def test_variants_share_no_block() -> None:
-    """What two variants have in common stands in a shared module: no eight lines twice.
+    """What two variants have in common belongs in a shared module: no eight lines twice.
 
     Lines of a signature don't count: hooks and layers have to take what they are given.
     """
 
-    def blocks(module: str) -> set[tuple[str, ...]]:
-        lines = (PACKAGE / f"{module}.py").read_text().splitlines()
+    def blocks(variant: str) -> set[tuple[str, ...]]:
+        lines = source(f"models.{variant}.modeling_{variant}").splitlines()
         code = [line.strip() for line in lines if len(line.strip()) > 2]
         code = [line for line in code if not line.startswith(("import", "from", "#"))]
         code = [line for line in code if not re.fullmatch(r"\w+: [\w |\[\],.]+,", line)]
         return {tuple(code[i : i + 8]) for i in range(len(code) - 7)}
 
-    variants = [module for module in MODULES if module.startswith("modeling")]
-    assert len(variants) >= 3
-    for index, one in enumerate(variants):
-        for other in variants[index + 1 :]:
+    assert len(VARIANTS) >= 3
+    for index, one in enumerate(VARIANTS):
+        for other in VARIANTS[index + 1 :]:
             shared = blocks(one) & blocks(other)
             assert not shared, f"{one} and {other} both have:\n" + "\n".join(min(shared))

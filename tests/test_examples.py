@@ -5,12 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import pytest
 from PIL import Image
+from transformers import AutoConfig, pipeline
 
+from hf_detr import embedded_model_folder
 from hf_detr.ops.compiled_attention import find_operators
-
-from .some_data import entry, write_coco
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -47,12 +48,32 @@ def test_detect_rejects_other_files(tmp_path: Path) -> None:
     assert "can't be read as an image" in result.stderr and "Traceback" not in result.stderr
 
 
-def test_evaluate_is_the_command(tmp_path: Path) -> None:
-    """The evaluation script passes on arguments and exit status, without a traceback."""
-    file, _ = write_coco(tmp_path, [entry(1)])
-    result = run("examples/evaluate.py", "--coco", file)
-    assert result.returncode == 2
-    assert "--images" in result.stderr and "Traceback" not in result.stderr
+def test_fine_tune(tmp_path: Path) -> None:
+    """Protects the one-file example: from a data set of `datasets` to a model for `pipeline`."""
+    image = REPOSITORY / "examples" / "images" / "garments.jpg"
+    found = pipeline("object-detection", model=str(embedded_model_folder()))(str(image))
+    names = list(AutoConfig.from_pretrained(embedded_model_folder()).id2label.values())
+    boxes = [list(map(float, one["box"].values())) for one in found]  # xmin, ymin, xmax, ymax
+    objects = {"bbox": boxes, "category": [one["label"] for one in found]}
+    features = datasets.Features(
+        image=datasets.Image(),
+        objects={
+            "bbox": datasets.List(datasets.List(datasets.Value("float32"), 4)),
+            "category": datasets.List(datasets.ClassLabel(names=names)),
+        },
+    )
+    rows = {"image": [str(image)] * 4, "objects": [objects] * 4}
+    split = datasets.Dataset.from_dict(rows, features=features)
+    datasets.DatasetDict(train=split, test=split).save_to_disk(tmp_path / "data")
+    options = ["--data", tmp_path / "data", "--box-format", "xyxy", "--epochs", "1", "--lr", "1e-6"]
+    options += ["--model", embedded_model_folder(), "--output", tmp_path / "out"]
+    options += ["--shortest-edge", "192", "--batch-size", "2", "--workers", "0"]
+    result = run("examples/fine_tune.py", *options)
+    assert result.returncode == 0, result.stderr
+    # Its own detections at a learning rate of nearly 0 stay where they are.
+    assert float(result.stdout.split("AP ")[1].split(",")[0]) > 0.5
+    detect = pipeline("object-detection", model=str(tmp_path / "out"))
+    assert {one["label"] for one in detect(str(image))} == {one["label"] for one in found}
 
 
 def test_draw_plots(tmp_path: Path) -> None:
@@ -96,7 +117,7 @@ def test_operator_benchmark_runs() -> None:
     if namespace is None:
         pytest.skip(f"the compiled operator is unavailable: {reason}")
     options = ("--quick", "--threads", "1", "--batch-sizes", "1")
-    result = run("examples/benchmark_operator.py", *options)
+    result = run("examples/benchmarks/benchmark_operator.py", *options)
     assert result.returncode == 0, result.stderr
     for part in ("encoder forward + backward", "decoder forward", "transformers", "peak memory"):
         assert part in result.stdout

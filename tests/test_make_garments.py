@@ -1,4 +1,4 @@
-"""Tests `examples/make_garments.py` with squares instead of garments.
+"""Tests `examples/garments/make_garments.py` with squares instead of garments.
 
 The squares have a hole and are saved in Fashion-MNIST's file format.
 """
@@ -17,7 +17,7 @@ from PIL import Image
 
 from hf_detr.image_processing.coco_masks import masks_from_segmentation
 
-SCRIPT = Path(__file__).parents[1] / "examples" / "make_garments.py"
+SCRIPT = Path(__file__).parents[1] / "examples" / "garments" / "make_garments.py"
 FILES = ("images-idx3-ubyte", "labels-idx1-ubyte")
 GREYS = {"train": 90, "t10k": 240}
 

@@ -27,7 +27,7 @@ from .tiny import NO_DROPOUT
 from .waiting import wait_until
 
 REPOSITORY = Path(__file__).parents[1]
-SCRIPT = REPOSITORY / "examples" / "train_detection.py"
+SCRIPT = REPOSITORY / "examples" / "training" / "train_detection.py"
 ARCHITECTURE = {
     "model_type": "conditional_detr",
     "backbone": "test_resnet",
@@ -252,7 +252,7 @@ def test_accumulated_gradients_are_the_batchs(folder: Path, on_one_process: Path
 def test_trainer_example(folder: Path) -> None:
     """The Trainer example gives metrics and a model that loads; different classes raise."""
     shown = run(
-        str(REPOSITORY / "examples" / "train_with_trainer.py"),
+        str(REPOSITORY / "examples" / "training" / "train_with_trainer.py"),
         *("--data", str(folder / "data"), "--model", str(folder / "exact.json")),
         *("--output_dir", str(folder / "trainer"), "--num_train_epochs", "1"),
         *("--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "2"),
@@ -267,7 +267,7 @@ def test_trainer_example(folder: Path) -> None:
     content["categories"] = [{"id": 0, "name": "green"}, {"id": 1, "name": "red"}]
     (other / "val" / "annotations.json").write_text(json.dumps(content))
     done = subprocess.run(
-        [sys.executable, str(REPOSITORY / "examples" / "train_with_trainer.py")]
+        [sys.executable, str(REPOSITORY / "examples" / "training" / "train_with_trainer.py")]
         + ["--data", str(other), "--model", str(folder / "exact.json")]
         + ["--output_dir", str(folder / "other_trainer")],
         env=environment(),
@@ -287,14 +287,14 @@ def test_comparisons(folder: Path) -> None:
     architecture = {**ARCHITECTURE, **NO_DROPOUT, "model_type": "deformable_detr", "d_model": 64}
     (folder / "deformable.json").write_text(json.dumps(architecture))
     shown = run(
-        str(REPOSITORY / "examples" / "compare_training.py"),
+        str(REPOSITORY / "examples" / "benchmarks" / "compare_training.py"),
         *(*common, "--model", str(folder / "deformable.json"), "--steps", "2"),
         *("--batch_size", "4", "--output", str(folder / "sides")),
     )
     assert "| | hf_detr | transformers |" in shown and "| AP50 |" in shown
     small = ("--backbone", "test_resnet", "--image_size", "64", "--width", "64", "--layers", "1")
     shown = run(
-        str(REPOSITORY / "examples" / "compare_convergence.py"),
+        str(REPOSITORY / "examples" / "benchmarks" / "compare_convergence.py"),
         *(*common, *small, "--epochs", "1", "--batch_size", "4", "--queries", "6"),
         *("--output", str(folder / "convergence")),
     )

@@ -1,8 +1,8 @@
 """Compare the speed of hf_detr and transformers with the same weights and inputs.
 
-    python examples/benchmark.py            # about ten minutes on two cores
-    python examples/benchmark.py --parts model --rounds 3
-    python examples/benchmark.py --quick    # a short test with two rounds
+    python examples/benchmarks/benchmark.py            # about ten minutes on two cores
+    python examples/benchmarks/benchmark.py --parts model --rounds 3
+    python examples/benchmarks/benchmark.py --quick    # a short test with two rounds
 
 Both sides run alternately, so that load on the machine affects both. Medians are printed in CPU
 milliseconds, and only if the results of both sides are equal. The times of whole models are also

@@ -1,6 +1,6 @@
 """Export all three models to ONNX and compare the speed of onnxruntime with eager torch.
 
-    OMP_NUM_THREADS=1 python examples/benchmark_export.py --rounds 5
+    OMP_NUM_THREADS=1 python examples/benchmarks/benchmark_export.py --rounds 5
 
 Weights are random. The exported file is first checked against the model with several sizes and
 padded batches. Then both run alternately with one image; times are CPU milliseconds.

@@ -1,7 +1,7 @@
 """Compare the speed of implementations of multi-scale deformable attention on the CPU.
 
-    python examples/benchmark_operator.py            # about fifteen minutes
-    python examples/benchmark_operator.py --quick    # a short test with small levels
+    python examples/benchmarks/benchmark_operator.py            # about fifteen minutes
+    python examples/benchmarks/benchmark_operator.py --quick    # a short test with small levels
 
 The levels are those of an 800 x 1066 image, and samples are near the reference points as in
 initialized and trained encoders. Compared are the compiled and the torch operator of hf_detr,
@@ -48,7 +48,7 @@ SHAPES = [(100, 134), (50, 67), (25, 34), (13, 17)]
 QUICK_SHAPES = [(25, 34), (13, 17), (7, 9), (4, 5)]
 NUM_HEADS, HEAD_WIDTH, NUM_POINTS, NUM_DECODER_QUERIES = 8, 32, 4, 300
 LEAST_SECONDS = 0.03  # per round; single calls of the decoder would start with other caches
-LIMITS = Path(__file__).parents[1] / "kernels" / "benchmarks" / "limits.cpp"
+LIMITS = Path(__file__).parents[2] / "kernels" / "benchmarks" / "limits.cpp"
 
 
 def reference_points(shapes: Shapes) -> Tensor:

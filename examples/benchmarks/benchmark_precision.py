@@ -1,7 +1,7 @@
 """Compare the speed of models in float32 and bfloat16, optionally compiled.
 
-    OMP_NUM_THREADS=1 python examples/benchmark_precision.py --compile     # about ten minutes
-    python examples/benchmark_precision.py --quick                         # a short test
+    OMP_NUM_THREADS=1 python examples/benchmarks/benchmark_precision.py --compile  # ten minutes
+    python examples/benchmarks/benchmark_precision.py --quick    # a short test
 
 Weights are random. All models run alternately with one image, and times are printed only if results
 equal those in float32 up to rounding. Times are CPU milliseconds of the model alone.

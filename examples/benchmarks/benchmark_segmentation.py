@@ -1,7 +1,7 @@
 """Compare post-processing and training memory of panoptic DETR with transformers.
 
-    python examples/benchmark_segmentation.py            # about three minutes on two cores
-    python examples/benchmark_segmentation.py --quick    # a short test with small inputs
+    python examples/benchmarks/benchmark_segmentation.py    # about three minutes on two cores
+    python examples/benchmarks/benchmark_segmentation.py --quick    # a short test with small inputs
 
 Times are medians in CPU milliseconds of both sides running alternately. Memory is the peak of a
 training step without model, weights and inputs, measured in separate processes on Linux. Numbers

@@ -1,7 +1,7 @@
 """Compare the number of epochs in which Conditional and Deformable DETR reach the AP of DETR.
 
-    python examples/make_garments.py --output data/garments --side 128
-    python examples/compare_convergence.py --data data/garments \\
+    python examples/garments/make_garments.py --output data/garments --side 128
+    python examples/benchmarks/compare_convergence.py --data data/garments \\
         --backbone_weights efficientnet-lite0.pth
 
 Trains all three models with the same backbone, width, depth, queries, data, order, number of steps
@@ -12,20 +12,24 @@ is started again. With `--only detr` etc. the models can be trained in parallel;
 
 import csv
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from detection_folders import read_split
-from train_detection import Training
-from training_options import FurtherOptions, Options, fill_in
-from training_setup import make_model, make_transform
 from transformers import HfArgumentParser
 from transformers.hf_argparser import HfArg
 
 from hf_detr import plots
+
+TRAINING = Path(__file__).parents[1] / "training"
+sys.path.append(str(TRAINING))
+from detection_folders import read_split  # noqa: E402
+from train_detection import Training  # noqa: E402
+from training_options import FurtherOptions, Options, fill_in  # noqa: E402
+from training_setup import make_model, make_transform  # noqa: E402
 
 NAMES = {
     "detr": "DETR",

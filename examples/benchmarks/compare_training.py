@@ -1,6 +1,6 @@
 """Compare time, memory and AP of training Deformable DETR with hf_detr and transformers.
 
-    python examples/compare_training.py --data data/garments --steps 300 \\
+    python examples/benchmarks/compare_training.py --data data/garments --steps 300 \\
         --backbone_weights efficientnet-lite0.pth
 
 Both start with the same weights and use the same batches, optimizer, learning rates and evaluation.
@@ -18,18 +18,21 @@ from typing import Any, Literal
 
 import torch
 import transformers
-from detection_folders import read_split
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from training_options import FurtherOptions, Options
-from training_setup import make_model, make_transform
 from transformers import HfArgumentParser
 from transformers.hf_argparser import HfArg
 
 from hf_detr.data.batches import DetectionCollator
 from hf_detr.evaluation.evaluate import evaluate
 from hf_detr.training.plan import plan_epoch
+
+TRAINING = Path(__file__).parents[1] / "training"
+sys.path.append(str(TRAINING))
+from detection_folders import read_split  # noqa: E402
+from training_options import FurtherOptions, Options  # noqa: E402
+from training_setup import make_model, make_transform  # noqa: E402
 
 
 @dataclass
@@ -39,7 +42,7 @@ class ComparisonOptions:
     data: Path = HfArg(help="folder with train and val (or test)")
     backbone_weights: Path | None = HfArg(default=None, help="file with the backbone's weights")
     model: str = HfArg(
-        default=str(Path(__file__).parent / "architectures" / "comparison.json"),
+        default=str(TRAINING / "architectures" / "comparison.json"),
         help="architecture without two_stage, which transformers can't train",
     )
     output: Path = HfArg(default=Path("comparison"), help="folder for weights and results")

@@ -2,7 +2,7 @@
 
     sudo apt-get install dataset-fashion-mnist      # 31 MB; or: --source hub
     pip install -e '.[garments]'                    # scikit-image and scikit-learn
-    python examples/make_garments.py --output data/garments
+    python examples/garments/make_garments.py --output data/garments
 
 Garments are pasted at random positions, sizes and angles. Boxes and masks are those of visible
 pixels. Training and test images use the training and test garments of Fashion-MNIST and different

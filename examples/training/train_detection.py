@@ -1,9 +1,9 @@
 """Train DETR, Conditional DETR or Deformable DETR to detect objects, on one device or many.
 
-    python examples/train_detection.py --data data/garments --model deformable_detr
-    accelerate launch --num_processes 4 examples/train_detection.py --data … --model …
-    python examples/train_detection.py --data … --model … --overfit 8      # health check
-    python examples/train_detection.py --data … --model … --resume         # after a crash
+    python examples/training/train_detection.py --data data/garments --model deformable_detr
+    accelerate launch --num_processes 4 examples/training/train_detection.py --data … --model …
+    python examples/training/train_detection.py --data … --model … --overfit 8      # health check
+    python examples/training/train_detection.py --data … --model … --resume         # after a crash
 
 The data are a folder in a layout of COCO, YOLO or Pascal VOC (see `detection_folders.py`). Defaults
 of options are those of the model's paper.

@@ -1,6 +1,6 @@
 """Train with transformers' `Trainer`; `train_detection.py` has more features.
 
-    python examples/train_with_trainer.py --data data/garments --model deformable_detr \\
+    python examples/training/train_with_trainer.py --data data/garments --model deformable_detr \\
         --output_dir trained --num_train_epochs 50 --per_device_train_batch_size 2
 
 All arguments of `TrainingArguments` are supported. The script adds a collator, COCO's metrics, the

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
+from ..models.variants import VARIANTS
+
 Rules = tuple[tuple[str, str], ...]
 
 # Regular expressions and replacements, applied in order to a name on the Hub.
@@ -27,21 +29,6 @@ _SHARED_RULES: Rules = (
     (r"(\.encoder\.layers\.\d+\.)final_layer_norm\.", r"\1norm2."),
     (r"(\.decoder\.layers\.\d+\.)final_layer_norm\.", r"\1norm3."),
 )
-_IN_ORDER: Rules = (
-    (r"(\.decoder\.layers\.\d+\.)self_attn_layer_norm\.", r"\1norm1."),
-    (r"(\.decoder\.layers\.\d+\.)encoder_attn_layer_norm\.", r"\1norm2."),
-)
-_RULES: dict[str, Rules] = {
-    "detr": (*_SHARED_RULES, *_IN_ORDER, (r"\.encoder_attn\.", ".multihead_attn.")),
-    "conditional_detr": (*_SHARED_RULES, *_IN_ORDER, (r"\.encoder_attn\.", ".cross_attn.")),
-    "deformable_detr": (
-        *_SHARED_RULES,
-        # The official code doesn't number its norms in the order of use.
-        (r"(\.decoder\.layers\.\d+\.)self_attn_layer_norm\.", r"\1norm2."),
-        (r"(\.decoder\.layers\.\d+\.)encoder_attn_layer_norm\.", r"\1norm1."),
-        (r"\.encoder_attn\.", ".cross_attn."),
-    ),
-}
 DETECTOR = "detr."  # prefix of the detector's weights in a model with a mask head
 
 
@@ -57,7 +44,7 @@ def official_name(name: str, model_type: str) -> tuple[str, int | None]:
     """
     prefix = DETECTOR if name.startswith(DETECTOR) else ""
     name = name.removeprefix(prefix)
-    name = apply_rules(_RULES[model_type], name)
+    name = apply_rules(_SHARED_RULES + VARIANTS[model_type].official_names, name)
     part = re.search(r"\.([qkv])_proj\.(weight|bias)$", name)
     if part is None:
         return prefix + name, None

@@ -10,14 +10,14 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedConfig
 
+from ..models.variants import VARIANTS
+
 TASKS = {"ForObjectDetection": "object-detection", "ForSegmentation": "image-segmentation"}
 # Models that transformers can't load or run correctly, and the reason.
 ONLY_HERE = {
-    "DeformableDetrForSegmentation": "transformers doesn't have this model.",
-    "ConditionalDetrForSegmentation": (
-        "transformers' class of this name ignores the reference points in the boxes and scores by "
-        "softmax instead of sigmoid."
-    ),
+    variant.segmenter.__name__: variant.segmenter_only_here
+    for variant in VARIANTS.values()
+    if variant.segmenter_only_here
 }
 
 

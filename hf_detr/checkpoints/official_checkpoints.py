@@ -13,15 +13,8 @@ from huggingface_hub import ModelCard
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..image_processing.image_processor import DetrImageProcessor
-from ..image_processing_sigmoid_detr import (
-    ConditionalDetrImageProcessor,
-    DeformableDetrImageProcessor,
-)
-from ..modeling_detr_segmentation import DetrForSegmentation
-from ..models.conditional_detr.modeling_conditional_detr import ConditionalDetrForObjectDetection
-from ..models.deformable_detr.modeling_deformable_detr import DeformableDetrForObjectDetection
-from ..models.detr.modeling_detr import DetrForObjectDetection
+from ..models.segmentation import Segmenter
+from ..models.variants import VARIANTS
 from ..wording import some_of
 from .checkpoint_files import check_tensors, new_file, new_folder, read_pickled_checkpoint
 from .checkpoint_names import first_name, official_name
@@ -41,17 +34,6 @@ from .official_configuration import (
     recognize,
 )
 from .published_checkpoints import find_published_checkpoint, make_published_card
-
-DETECTORS = {
-    "detr": DetrForObjectDetection,
-    "conditional_detr": ConditionalDetrForObjectDetection,
-    "deformable_detr": DeformableDetrForObjectDetection,
-}
-PROCESSORS = {
-    "detr": DetrImageProcessor,
-    "conditional_detr": ConditionalDetrImageProcessor,
-    "deformable_detr": DeformableDetrImageProcessor,
-}
 
 # Fields that distinguish a published configuration from others.
 ARCHITECTURE_FIELDS = (
@@ -104,10 +86,10 @@ def convert_official_checkpoint(
             "and timm don't dilate it."
         )
     model = model_from_weights(weights, options, dilation, num_heads, id2label)
-    kind = "coco_panoptic" if isinstance(model, DetrForSegmentation) else "coco_detection"
+    kind = "coco_panoptic" if isinstance(model, Segmenter) else "coco_detection"
     with new_folder(folder, overwrite) as unfinished:
         model.save_pretrained(unfinished)
-        PROCESSORS[model.config.model_type](format=kind).save_pretrained(unfinished)
+        VARIANTS[model.config.model_type].image_processor(format=kind).save_pretrained(unfinished)
         card = make_converted_card(model.config, file, folder.resolve().name)
         (unfinished / "README.md").write_text(str(card), encoding="utf-8")
     return model
@@ -172,7 +154,7 @@ def export_official_checkpoint(
         raise FileNotFoundError(f"{folder} has no config.json; expected a model folder.")
     model = _load(Path(folder))
     config = model.config
-    options = {**official_options(config), "masks": isinstance(model, DetrForSegmentation)}
+    options = {**official_options(config), "masks": isinstance(model, Segmenter)}
     thirds: dict[str, dict[int | None, Tensor]] = {}
     for name, tensor in model.state_dict().items():
         official, part = official_name(name, config.model_type)
@@ -198,9 +180,10 @@ def model_from_weights(
     """
     config = read_configuration(weights, options, dilation, num_heads, id2label)
     model_type, has_masks = recognize(weights)
+    variant = VARIANTS[model_type]
     with torch.device("meta"):  # skips the initialisation of weights
-        model = (DetrForSegmentation if has_masks else DETECTORS[model_type])(config)
-    is_shared = heads_are_shared(weights, model_type)
+        model = (variant.segmenter if has_masks else variant.detector)(config)
+    is_shared = heads_are_shared(weights)
     state = _state(model, _one_of_each(weights, is_shared), is_shared)
     model.load_state_dict(state, assign=True)
     return model.eval()
@@ -272,7 +255,10 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any], str | None]:
 def _load(folder: Path) -> PreTrainedModel:
     """Load a model folder; raise if weights are missing or the official code lacks the model."""
     fields, _ = PreTrainedConfig.get_config_dict(folder)
-    known = {c.__name__: c for c in (*DETECTORS.values(), DetrForSegmentation)}
+    variants = VARIANTS.values()
+    classes = [variant.detector for variant in variants]
+    classes += [variant.segmenter for variant in variants if variant.official_masks]
+    known = {model_class.__name__: model_class for model_class in classes}
     names = fields.get("architectures") or []
     if len(names) != 1 or names[0] not in known:
         raise ValueError(

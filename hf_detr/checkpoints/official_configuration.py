@@ -15,8 +15,9 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from ..models.configuration import CONFIGURATIONS
+from ..losses.classification import SoftmaxClassification
 from ..models.configuration_backbone import DC5_STRIDE
+from ..models.variants import VARIANTS
 from .checkpoint_names import DETECTOR, first_name
 from .coco_labels import coco_id2label
 
@@ -71,13 +72,15 @@ def read_configuration(
         for name, tensor in weights.items()
         if name.startswith(prefix)
     }
-    is_shared = heads_are_shared(weights, model_type)
+    is_shared = heads_are_shared(weights)
     shapes |= {first_name(name, is_shared): shape for name, shape in shapes.items()}
     values = {field: options[option] for option, field in OPTIONS.items() if option in options}
     values["attention_dropout"] = values["activation_dropout"] = values.get("dropout", 0.1)
     try:
-        values |= _sizes(shapes, model_type, num_heads)
-        if model_type == "deformable_detr":
+        values |= _sizes(shapes, num_heads)
+        classification = VARIANTS[model_type].image_processor.classification
+        values["num_labels"] -= classification is SoftmaxClassification  # the last is "no object"
+        if "transformer.level_embed" in shapes:
             values |= _sizes_of_levels(shapes, num_heads)
             values["with_box_refine"] = not is_shared
             if values["two_stage"]:
@@ -86,7 +89,7 @@ def read_configuration(
         raise ValueError(f"The checkpoint lacks {error}; it seems to be incomplete.") from None
     except IndexError:
         raise ValueError("A weight of the checkpoint has fewer dimensions than expected.") from None
-    return _make(CONFIGURATIONS[model_type], values, dilation, id2label)
+    return _make(VARIANTS[model_type].config, values, dilation, id2label)
 
 
 def _make(
@@ -123,16 +126,12 @@ def recognize(weights: Mapping[str, Tensor]) -> tuple[str, bool]:
     """
     has_masks = any(name.startswith("mask_head.") for name in weights)
     transformer = f"{DETECTOR if has_masks else ''}transformer."
-    for model_type, mark in {
-        "deformable_detr": "level_embed",
-        "conditional_detr": "decoder.ref_point_head.layers.0.weight",
-        "detr": "decoder.layers.0.multihead_attn.in_proj_weight",
-    }.items():
-        if transformer + mark in weights:
-            if has_masks and model_type != "detr":
+    for model_type, variant in VARIANTS.items():
+        if transformer + variant.official_mark in weights:
+            if has_masks and not variant.official_masks:
                 raise ValueError(
-                    f"The checkpoint is a {model_type} model with a mask head; the official code "
-                    "has mask heads for DETR only."
+                    f"The checkpoint is a {model_type} model with a mask head, which the official "
+                    "code doesn't have."
                 )
             return model_type, has_masks
     some = ", ".join(sorted(weights)[:5])
@@ -143,9 +142,9 @@ def recognize(weights: Mapping[str, Tensor]) -> tuple[str, bool]:
     )
 
 
-def heads_are_shared(weights: Mapping[str, Tensor], model_type: str) -> bool:
-    """Return whether layers share a head, as in Deformable DETR without box refinement."""
-    if model_type != "deformable_detr":
+def heads_are_shared(weights: Mapping[str, Tensor]) -> bool:
+    """Return whether official weights list a head per layer although all layers share one."""
+    if "class_embed.0.weight" not in weights:
         return False
     if any(name.startswith("transformer.decoder.bbox_embed.") for name in weights):
         return False
@@ -215,8 +214,8 @@ def official_options(config: PreTrainedConfig) -> dict[str, Any]:
         "num_queries": config.num_queries,
         **{o: getattr(config, field) for o, field in OPTIONS.items() if hasattr(config, field)},
     }
-    if config.model_type == "deformable_detr":
-        levels = config.num_feature_levels
+    levels = getattr(config, "num_feature_levels", None)
+    if levels is not None:
         problems[f"{levels} feature levels"] = levels == 2
         options |= {
             "num_feature_levels": levels,
@@ -247,16 +246,17 @@ def _refuse_other_architectures(options: Mapping[str, Any]) -> None:
 Shapes = dict[str, tuple[int, ...]]
 
 
-def _sizes(shapes: Shapes, model_type: str, num_heads: int) -> dict[str, Any]:
-    """Fields that follow from shapes in all three models."""
-    head = "class_embed.0.weight" if model_type == "deformable_detr" else "class_embed.weight"
+def _sizes(shapes: Shapes, num_heads: int) -> dict[str, Any]:
+    """Fields that follow from shapes in all models; `num_labels` is the number of logits."""
+    is_listed = "class_embed.0.weight" in shapes
+    head = "class_embed.0.weight" if is_listed else "class_embed.weight"
     is_learned = "backbone.1.row_embed.weight" in shapes
     values = {
         "backbone": _backbone(shapes),
         "num_channels": shapes["backbone.0.body.conv1.weight"][1],
         "d_model": shapes["transformer.encoder.layers.0.linear1.weight"][1],
         "position_embedding_type": "learned" if is_learned else "sine",
-        "num_labels": shapes[head][0] - (model_type == "detr"),  # DETR's last label is "no object"
+        "num_labels": shapes[head][0],
     }
     for side in ("encoder", "decoder"):
         values[f"{side}_layers"] = _count(shapes, rf"transformer\.{side}\.layers\.(\d+)\.")
@@ -268,7 +268,7 @@ def _sizes(shapes: Shapes, model_type: str, num_heads: int) -> dict[str, Any]:
 
 
 def _sizes_of_levels(shapes: Shapes, num_heads: int) -> dict[str, Any]:
-    """Fields of Deformable DETR that follow from shapes."""
+    """Fields that follow from shapes where attention samples several levels."""
     num_levels = shapes["transformer.level_embed"][0]
     values = {
         "num_feature_levels": num_levels,

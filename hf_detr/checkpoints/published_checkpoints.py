@@ -13,7 +13,7 @@ from typing import Any
 from huggingface_hub import ModelCard
 from transformers import PreTrainedConfig
 
-from ..models.configuration import CONFIGURATIONS
+from ..models.variants import VARIANTS
 from .model_card import CardResults, make_model_card
 
 DC5 = " DC5: the last stage of the backbone is dilated and has no stride."
@@ -64,7 +64,7 @@ class PublishedCheckpoint:
 
     def make_config(self) -> PreTrainedConfig:
         """Make the published configuration, without auxiliary losses."""
-        config_class = CONFIGURATIONS[self.family]
+        config_class = VARIANTS[self.family].config
         task = "ForSegmentation" if self.has_masks else "ForObjectDetection"
         return config_class(
             **self.options,
@@ -103,7 +103,7 @@ def make_published_card(
     source = tuple(checkpoint.source or family["readme"])
     is_dc5 = "dilation" in checkpoint.options
     # Deformable DETR's authors don't report this.
-    batch_limit = is_dc5 and checkpoint.family != "deformable_detr"
+    batch_limit = is_dc5 and family.get("dc5_one_by_one", False)
     return make_model_card(
         config or checkpoint.make_config(),
         name=name or checkpoint.name,

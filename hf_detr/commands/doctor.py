@@ -51,7 +51,7 @@ def diagnose() -> Diagnosis:
     from transformers import AutoConfig
 
     from ..data.check import cache_folder as check_cache_folder
-    from ..models.configuration import DeformableDetrConfig
+    from ..models.variants import VARIANTS
     from ..ops.kernel_loader import PACKAGE_FOLDER, describe_kernels
     from ..ops.kernel_loader import cache_folder as kernel_cache_folder
 
@@ -70,7 +70,9 @@ def diagnose() -> Diagnosis:
         (optional if is_optional else needed)[requirement.name] = text
         if text != version and not (is_optional and version is None):
             problems.append(f"{requirement.name}: {text}; pip install '{wanted}'.")
-    is_registered = isinstance(AutoConfig.for_model("deformable_detr"), DeformableDetrConfig)
+    is_registered = all(
+        isinstance(AutoConfig.for_model(name), variant.config) for name, variant in VARIANTS.items()
+    )
     registration = os.environ.get("HF_DETR_REGISTER", "1")
     if not is_registered and registration != "0":
         problems.append("the Auto classes of transformers don't give hf_detr's classes.")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..image_processing.coco_targets import normalize_target, pad_target
-from ..image_processing.image_processor import DetrImageProcessor
+from ..image_processing.image_processor import DetectionImageProcessor
 
 
 class DetectionCollator:
@@ -17,7 +17,7 @@ class DetectionCollator:
         processor: rescales, normalizes and pads the images with its own settings.
     """
 
-    def __init__(self, processor: DetrImageProcessor) -> None:
+    def __init__(self, processor: DetectionImageProcessor) -> None:
         self.processor = processor
 
     def __call__(self, samples: Sequence[tuple[Tensor, dict[str, Tensor]]]) -> dict[str, Any]:

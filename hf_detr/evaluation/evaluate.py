@@ -17,7 +17,7 @@ from ..data.batches import SizeGroupedBatches
 from ..data.dataset import DetectionDataset
 from ..data.image_source import read_segment_ids
 from ..distributed import num_processes, process_index
-from ..image_processing.image_processor import DetrImageProcessor
+from ..image_processing.image_processor import DetectionImageProcessor
 from ..image_processing.image_settings import resized_hw
 from ..inference.prediction import in_eval_mode
 from .coco_evaluator import CocoEvaluator, Metrics
@@ -32,7 +32,7 @@ MASKS_AT_ONCE = 10  # all masks of an image at full size can need more memory th
 
 def evaluate(
     model: nn.Module,
-    processor: DetrImageProcessor,
+    processor: DetectionImageProcessor,
     dataset: DetectionDataset,
     batch_size: int = 8,
     num_workers: int = 0,
@@ -71,7 +71,7 @@ def evaluate(
 
 def detect(
     model: nn.Module,
-    processor: DetrImageProcessor,
+    processor: DetectionImageProcessor,
     dataset: DetectionDataset,
     batch_size: int = 8,
     num_workers: int = 0,
@@ -98,7 +98,7 @@ def detect(
 
 
 def every_detection(
-    processor: DetrImageProcessor, outputs: Any, sizes_hw: Any
+    processor: DetectionImageProcessor, outputs: Any, sizes_hw: Any
 ) -> list[dict[str, Tensor]]:
     """Return all detections of a batch with any score; warns if the logits are NaN."""
     if outputs.logits.isnan().any():
@@ -112,7 +112,7 @@ def every_detection(
 
 def evaluate_panoptic(
     model: nn.Module,
-    processor: DetrImageProcessor,
+    processor: DetectionImageProcessor,
     dataset: DetectionDataset,
     batch_size: int = 8,
     num_workers: int = 0,
@@ -193,7 +193,7 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 
 def _run(
     model: nn.Module,
-    processor: DetrImageProcessor,
+    processor: DetectionImageProcessor,
     dataset: DetectionDataset,
     batch_size: int,
     num_workers: int,
@@ -213,7 +213,7 @@ def _run(
 
 
 def _make_loader(
-    processor: DetrImageProcessor, dataset: DetectionDataset, batch_size: int, num_workers: int
+    processor: DetectionImageProcessor, dataset: DetectionDataset, batch_size: int, num_workers: int
 ) -> DataLoader:
     """Make the loader of this process's batches of images of equal size."""
     plain = copy.copy(dataset)
@@ -231,7 +231,7 @@ def _make_loader(
 
 
 def _collate(
-    processor: DetrImageProcessor, samples: Sequence[tuple[Tensor, dict[str, Tensor]]]
+    processor: DetectionImageProcessor, samples: Sequence[tuple[Tensor, dict[str, Tensor]]]
 ) -> Batch:
     images = [image for image, _ in samples]
     inputs = processor(images, input_data_format="channels_first", return_tensors="pt")
@@ -282,7 +282,7 @@ def _target_segments(dataset: DetectionDataset, index: int) -> dict[str, Any]:
 def _add_masks(
     detections: list[dict[str, Tensor]],
     outputs: Any,
-    processor: DetrImageProcessor,
+    processor: DetectionImageProcessor,
     inputs: Mapping[str, Tensor],
     sizes_hw: list[tuple[int, int]],
 ) -> None:

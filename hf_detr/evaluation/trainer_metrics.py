@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 from transformers import EvalPrediction
 
-from ..image_processing.image_processor import DetrImageProcessor
+from ..image_processing.image_processor import DetectionImageProcessor
 from ..models.outputs import ObjectDetectionOutput
 from .coco_evaluator import CocoEvaluator
 from .evaluate import every_detection
 
 
 def make_compute_metrics(
-    processor: DetrImageProcessor, ground_truth: Mapping[str, Any], per_class: bool = False
+    processor: DetectionImageProcessor, ground_truth: Mapping[str, Any], per_class: bool = False
 ) -> Callable[[EvalPrediction], dict[str, float]]:
     """Make `compute_metrics` for transformers' `Trainer`: COCO AP and AR of boxes.
 
@@ -68,7 +68,7 @@ def keep_detections(
 
 
 def _update(
-    evaluator: CocoEvaluator, processor: DetrImageProcessor, batch: tuple[Any, ...]
+    evaluator: CocoEvaluator, processor: DetectionImageProcessor, batch: tuple[Any, ...]
 ) -> None:
     """Add the arrays of a batch of outputs of `keep_detections`."""
     if len(batch) != 4:

@@ -1,4 +1,4 @@
-"""DETR's image processor: images and COCO annotations to model inputs, outputs to detections.
+"""The image processor: images and COCO annotations to model inputs, outputs to detections.
 
 Reads and writes transformers' `preprocessor_config.json`. Gives the same pixels as transformers'
 processor for the same settings, within rounding. Unlike there, targets are relative to each image
@@ -18,7 +18,7 @@ from transformers.image_utils import ImageInput, PILImageResampling, SizeDict
 from transformers.processing_utils import Unpack
 
 from ..atomic_saving import atomic_folder
-from ..losses.classification import Classification, SoftmaxClassification
+from ..losses.classification import Classification
 from .coco_targets import prepare_labels
 from .image_canvas import (
     empty_canvas,
@@ -38,11 +38,10 @@ from .image_settings import (
     resized_hw,
     standard_size,
 )
-from .postprocess import detections_per_image
 from .postprocess_masks import encode_segments, merged_maps, segment_maps, semantic_maps
 
 
-class DetrImageProcessor(TorchvisionBackend):
+class DetectionImageProcessor(TorchvisionBackend):
     """Resizes, rescales, normalizes and pads images, and converts COCO annotations to targets.
 
     Args:
@@ -67,7 +66,7 @@ class DetrImageProcessor(TorchvisionBackend):
 
     valid_kwargs = DetectionImageKwargs
     model_input_names = ["pixel_values", "pixel_mask"]
-    classification: type[Classification] = SoftmaxClassification
+    classification: type[Classification]  # of the variant's logits
     default_to_square = False
     do_resize = True
     size = {"shortest_edge": DEFAULT_SHORTEST_EDGE, "longest_edge": DEFAULT_LONGEST_EDGE}
@@ -136,30 +135,6 @@ class DetrImageProcessor(TorchvisionBackend):
         path = Path(json_file_path)
         with atomic_folder(path.parent) as folder:
             super().to_json_file(folder / path.name)
-
-    def post_process_object_detection(
-        self,
-        outputs: Any,
-        threshold: float = 0.5,
-        target_sizes: Tensor | list[tuple[int, int]] | None = None,
-    ) -> list[dict[str, Tensor]]:
-        """Convert the model's outputs to the detections of each image.
-
-        Args:
-            outputs: `logits` (B, Q, C + 1) and `pred_boxes` (B, Q, 4) as (cx, cy, w, h) in [0, 1].
-            threshold: detections with a higher score are kept.
-            target_sizes: (height, width) of each original image in pixels; if None, boxes are
-                in [0, 1].
-
-        Returns:
-            Per image `scores` (n,), `labels` (n,) and `boxes` (n, 4) as (x0, y0, x1, y1).
-
-        Raises:
-            ValueError: if the number of target sizes isn't the number of images.
-        """
-        # One detection per query in their order, so the boxes are in the right order.
-        scores, labels, _ = self.classification.detections(outputs.logits)
-        return detections_per_image(scores, labels, outputs.pred_boxes, threshold, target_sizes)
 
     def post_process_semantic_segmentation(
         self,

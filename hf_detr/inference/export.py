@@ -19,7 +19,7 @@ from torch.export import Dim
 from transformers.image_utils import SizeDict
 
 from ..atomic_saving import atomic_folder
-from ..image_processing.image_processor import DetrImageProcessor
+from ..image_processing.image_processor import DetectionImageProcessor
 from ..image_processing.image_settings import resized_hw
 from ..models.pretrained_model import DetectionPreTrainedModel
 from .prediction import in_eval_mode
@@ -70,7 +70,7 @@ class Graph(nn.Module):
 def export_model(
     model: DetectionPreTrainedModel,
     path: str | os.PathLike[str],
-    processor: DetrImageProcessor | None = None,
+    processor: DetectionImageProcessor | None = None,
     fixed_hw: tuple[int, int] | None = None,
     tolerance: float = TOLERANCE,
     overwrite: bool = False,
@@ -162,7 +162,7 @@ def _check_sizes_can_be_free(model: nn.Module) -> None:
 
 
 def _shapes_to_check(
-    processor: DetrImageProcessor | None, fixed_hw: tuple[int, int] | None
+    processor: DetectionImageProcessor | None, fixed_hw: tuple[int, int] | None
 ) -> tuple[tuple[int, int, int], ...]:
     if fixed_hw is not None:
         return (1, *fixed_hw), (3, *fixed_hw)

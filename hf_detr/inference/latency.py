@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from ..image_processing.image_processor import DetrImageProcessor
+from ..image_processing.image_processor import DetectionImageProcessor
 from ..models.pretrained_model import DetectionPreTrainedModel
 from ..ops.compiled_attention import find_operators
 from ..ops.multi_scale_deformable_attention import choose_operators
@@ -33,7 +33,7 @@ class Latency:
 
 
 def measure_latency(
-    models: dict[str, tuple[DetectionPreTrainedModel, DetrImageProcessor]],
+    models: dict[str, tuple[DetectionPreTrainedModel, DetectionImageProcessor]],
     batch_sizes: Sequence[int] = (1,),
     image_hw: tuple[int, int] = PHOTO_HW,
     rounds: int = 20,

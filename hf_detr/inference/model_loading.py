@@ -12,9 +12,9 @@ from transformers import (
     AutoModelForObjectDetection,
 )
 
-from ..image_processing.image_processor import DetrImageProcessor
-from ..models.configuration import CONFIGURATIONS
+from ..image_processing.image_processor import DetectionImageProcessor
 from ..models.pretrained_model import DetectionPreTrainedModel
+from ..models.variants import VARIANTS
 
 
 def embedded_model_folder() -> Path:
@@ -23,7 +23,7 @@ def embedded_model_folder() -> Path:
     It is a Deformable DETR with 3.7 million parameters that detects ten classes of garments. The
     folder holds the model and its image processor, for `from_pretrained` and `pipeline`.
     """
-    return Path(__file__).parent / "garments"
+    return Path(__file__).parents[1] / "garments"
 
 
 def load_model(
@@ -31,7 +31,7 @@ def load_model(
     device: str | None = None,
     masks: bool | None = None,
     dtype: str | None = None,
-) -> tuple[DetectionPreTrainedModel, DetrImageProcessor]:
+) -> tuple[DetectionPreTrainedModel, DetectionImageProcessor]:
     """Load a model in eval mode and its image processor.
 
     Args:
@@ -63,12 +63,12 @@ def load_model(
 
 def _load(
     name: str | os.PathLike[str], masks: bool | None
-) -> tuple[DetectionPreTrainedModel, DetrImageProcessor]:
+) -> tuple[DetectionPreTrainedModel, DetectionImageProcessor]:
     config = AutoConfig.from_pretrained(name)
-    if not isinstance(config, tuple(CONFIGURATIONS.values())):
+    if type(config) not in [variant.config for variant in VARIANTS.values()]:
         raise ValueError(
             f"{name} is a {config.model_type!r} model of {type(config).__module__}; expected a "
-            "detr, conditional_detr or deformable_detr model. If it is one of these, remove "
+            f"model of hf_detr ({', '.join(VARIANTS)}). If it is one of these, remove "
             "HF_DETR_REGISTER=0 from the environment."
         )
     has_masks = any(str(saved).endswith("ForSegmentation") for saved in config.architectures or ())
@@ -80,7 +80,7 @@ def _load(
     auto_class: Any = AutoModelForImageSegmentation if use_masks else AutoModelForObjectDetection
     model = auto_class.from_pretrained(name).eval()
     processor = AutoImageProcessor.from_pretrained(name)
-    if not isinstance(processor, DetrImageProcessor):
+    if not isinstance(processor, DetectionImageProcessor):
         raise ValueError(
             f"{name} has a {type(processor).__name__} in its preprocessor_config.json; expected an "
             "image processor of hf_detr, such as DetrImageProcessor."

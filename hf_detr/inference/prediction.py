@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 from transformers.image_processing_utils import BatchFeature
 from transformers.utils import ModelOutput
 
-from ..image_processing.image_processor import DetrImageProcessor
+from ..image_processing.image_processor import DetectionImageProcessor
 from ..image_processing.image_reading import read_images
 
 WAITING_BATCHES = 4  # at most this many batches of images wait for others of their size
@@ -23,7 +23,7 @@ _Prepared = tuple[int, tuple[int, int], BatchFeature]
 
 def predict(
     model: nn.Module,
-    processor: DetrImageProcessor,
+    processor: DetectionImageProcessor,
     images: Any,
     threshold: float = 0.5,
     batch_size: int = 8,
@@ -60,7 +60,7 @@ def predict(
 
 def stream_predictions(
     model: nn.Module,
-    processor: DetrImageProcessor,
+    processor: DetectionImageProcessor,
     images: Iterable[Any],
     threshold: float = 0.5,
     batch_size: int = 8,
@@ -119,7 +119,7 @@ def in_eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = was_training
 
 
-def read_for(processor: DetrImageProcessor, images: Any, first_index: int = 0) -> list[Tensor]:
+def read_for(processor: DetectionImageProcessor, images: Any, first_index: int = 0) -> list[Tensor]:
     """Read images to tensors (3, H, W) in the same way as `processor` does."""
     return read_images(
         images,
@@ -130,7 +130,7 @@ def read_for(processor: DetrImageProcessor, images: Any, first_index: int = 0) -
     )
 
 
-def _prepare(processor: DetrImageProcessor, image: Any, index: int) -> _Prepared:
+def _prepare(processor: DetectionImageProcessor, image: Any, index: int) -> _Prepared:
     pixels = read_for(processor, [image], index)
     if len(pixels) != 1:
         raise ValueError(f"image {index} is a batch of {len(pixels)} images; expected one image.")
@@ -139,7 +139,7 @@ def _prepare(processor: DetrImageProcessor, image: Any, index: int) -> _Prepared
 
 
 def _run(
-    model: nn.Module, processor: DetrImageProcessor, batch: list[_Prepared], threshold: float
+    model: nn.Module, processor: DetectionImageProcessor, batch: list[_Prepared], threshold: float
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     indices, sizes_hw, parts = zip(*batch, strict=True)
     inputs = BatchFeature({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
@@ -150,7 +150,7 @@ def _run(
 
 
 def read_outputs(
-    processor: DetrImageProcessor,
+    processor: DetectionImageProcessor,
     outputs: ModelOutput,
     threshold: float,
     sizes_hw: Sequence[tuple[int, int]],

@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers.image_utils import ImageInput
 
-from ..image_processing.image_processor import DetrImageProcessor
+from ..image_processing.image_processor import DetectionImageProcessor
 from ..layers.attention import ProjectedAttention, multi_head_attention
 from ..layers.feature_pyramid import token_centers
 from ..models.detection_transformer import ObjectDetector
@@ -22,7 +22,7 @@ from .prediction import in_eval_mode, read_for
 
 def record_attention(
     model: ObjectDetector | Segmenter,
-    processor: DetrImageProcessor,
+    processor: DetectionImageProcessor,
     images: ImageInput,
     attentions: bool = True,
 ) -> list[AttentionRecord]:
@@ -86,7 +86,7 @@ def record_attention(
 
 def query_boxes(
     model: ObjectDetector | Segmenter,
-    processor: DetrImageProcessor,
+    processor: DetectionImageProcessor,
     images: Iterable[ImageInput],
     progress: bool = True,
 ) -> Tensor:

@@ -16,6 +16,9 @@ from ..ops.multi_scale_deformable_attention import (
     normalize,
 )
 from .attention import OutputProjection
+from .feature_pyramid import FeaturePyramid, token_centers
+
+SamplingPoints = tuple[Tensor, Tensor]  # weights (B, Q, M, L, K), locations (B, Q, M, L, K, 2)
 
 
 class OffsetProjection(nn.Linear):
@@ -97,7 +100,7 @@ class MultiScaleDeformableAttention(nn.Module):
         spatial_shapes: Tensor | Shapes,
         level_start_index: Tensor | Sequence[int],
         return_weights: bool = False,
-    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+    ) -> tuple[Tensor, SamplingPoints | None]:
         """Attend from `query` to `value_states`.
 
         Args:
@@ -133,3 +136,34 @@ class MultiScaleDeformableAttention(nn.Module):
         weights, locations = normalize(logits), locate(reference_points, offsets, spatial_shapes)
         output = multi_scale_deformable_attention(value, *geometry, locations, weights, self.kernel)
         return self.output_proj(output), (weights, locations)
+
+
+class DeformableSelfAttention(MultiScaleDeformableAttention):
+    """Every token of the pyramid looks around its own place, on all levels."""
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: Tensor,
+        pyramid: FeaturePyramid,
+        return_weights: bool,
+    ) -> tuple[Tensor, SamplingPoints | None]:
+        """Attend within `hidden_states` (B, S, D)."""
+        reference_points = scale_to_levels(token_centers(pyramid), pyramid)
+        return super().forward(
+            hidden_states + position_embeddings,
+            hidden_states,
+            pyramid.mask,
+            reference_points,
+            pyramid.spatial_shapes,
+            pyramid.level_start_index,
+            return_weights,
+        )
+
+
+def scale_to_levels(reference_points: Tensor, pyramid: FeaturePyramid) -> Tensor:
+    """References (B, Q, 2 or 4) relative to the real image, on every padded level: (B, Q, L, …)."""
+    # In the ratios' float32: a reference in half precision could not say which pixel it means.
+    ratios = pyramid.valid_ratios
+    ratios = ratios.repeat(1, 1, reference_points.shape[-1] // 2)  # (B, L, 2 or 4)
+    return reference_points[:, :, None] * ratios[:, None]

@@ -1,4 +1,4 @@
-"""Configurations of the models; the defaults are the values of the papers."""
+"""The fields of `config.json` that all variants share, and their checks."""
 
 import dataclasses
 import os
@@ -11,7 +11,6 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
 from ..atomic_saving import atomic_folder
-from ..ops.compiled_attention import KERNELS
 from .configuration_backbone import SHORT_FORM, make_backbone_config
 from .configuration_checks import (
     MOST,
@@ -27,8 +26,8 @@ Number = float | int  # JSON returns 0 for 0.0
 
 
 @strict
-class DetrConfig(PreTrainedConfig):
-    """Configuration of DETR (arXiv 2005.12872); reads files of transformers 4 and 5.
+class DetectionConfig(PreTrainedConfig):
+    """Base of the variants' configurations, which reads files of transformers 4 and 5.
 
     The backbone can also be set by the fields of transformers 4: `backbone` (a timm name, with a
     tag for pretrained weights: those of the paper are `resnet50.tv_in1k`),
@@ -62,7 +61,6 @@ class DetrConfig(PreTrainedConfig):
         StrictDataclassError: if a value has a wrong type or is out of range.
     """
 
-    model_type = "detr"
     attribute_map = {
         "hidden_size": "d_model",
         "num_attention_heads": "encoder_attention_heads",
@@ -181,117 +179,6 @@ class DetrConfig(PreTrainedConfig):
         check_range(self, WEIGHTS, low=0)
 
 
-@strict
-class ConditionalDetrConfig(DetrConfig):
-    """Configuration of Conditional DETR (arXiv 2108.06152); fields of `DetrConfig` and these.
-
-    Args:
-        cls_loss_coefficient: weight of the classification loss; ignored by transformers.
-        focal_alpha: weight of positive targets in the focal loss, in [0, 1].
-    """
-
-    model_type = "conditional_detr"
-
-    num_queries: int = 300
-    class_cost: Number = 2
-    cls_loss_coefficient: Number = 2
-    focal_alpha: Number = 0.25
-
-    def validate_architecture(self) -> None:
-        """Check the values; called by the base class."""
-        super().validate_architecture()
-        check_range(self, ("focal_alpha",), low=0, high=1)
-        check_range(self, ("cls_loss_coefficient",), low=0)
-
-
-@strict
-class DeformableDetrConfig(DetrConfig):
-    """Configuration of Deformable DETR (arXiv 2010.04159); fields of `DetrConfig` and these.
-
-    Args:
-        num_feature_levels: number of feature levels; those after the backbone's three are computed
-            by strided convolution.
-        encoder_n_points, decoder_n_points: number of sampling points per head and level.
-        with_box_refine: whether each decoder layer refines the boxes of the previous one.
-        two_stage: whether queries start from the encoder's best proposals; requires
-            `with_box_refine`.
-        two_stage_num_proposals: number of proposals, and of queries, if `two_stage`.
-        num_mask_levels: number of the backbone's finest maps that only the mask head uses; 0 except
-            for `DeformableDetrForSegmentation`, which transformers doesn't have.
-        cls_loss_coefficient: weight of the classification loss; transformers uses 1.
-        focal_alpha: weight of positive targets in the focal loss, in [0, 1].
-        tie_word_embeddings: whether prediction heads share weights, named as in transformers.
-        kernel: implementation of deformable attention, "auto", "torch", "compiled" or "required",
-            see `multi_scale_deformable_attention`; not saved.
-        disable_custom_kernels, return_intermediate, max_position_embeddings: fields of
-            transformers, unused.
-    """
-
-    model_type = "deformable_detr"
-
-    num_queries: int = 300
-    encoder_ffn_dim: int = 1024
-    decoder_ffn_dim: int = 1024
-    num_feature_levels: int = 4
-    encoder_n_points: int = 4
-    decoder_n_points: int = 4
-    with_box_refine: bool = False
-    two_stage: bool = False
-    two_stage_num_proposals: int = 300
-    num_mask_levels: int = 0
-    # Deviation: class cost and weight are 2 as in the paper; in transformers they are 1.
-    class_cost: Number = 2
-    cls_loss_coefficient: Number = 2
-    focal_alpha: Number = 0.25
-    tie_word_embeddings: bool = True
-    kernel: str = "auto"
-    disable_custom_kernels: bool = False
-    return_intermediate: bool = True
-    max_position_embeddings: int = 1024
-
-    @property
-    def num_backbone_levels(self) -> int:
-        """Default number of the backbone's last feature maps that are used."""
-        return min(3, self.num_feature_levels) + self.num_mask_levels
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return all fields except `kernel`, which depends on the machine."""
-        fields = super().to_dict()
-        del fields["kernel"]
-        if fields["num_mask_levels"] == 0:
-            del fields["num_mask_levels"]  # keeps files of detectors equal to those of transformers
-        return fields
-
-    def validate_architecture(self) -> None:
-        """Check the values; called by the base class."""
-        super().validate_architecture()
-        check_range(self, ("focal_alpha",), low=0, high=1)
-        check_range(self, ("cls_loss_coefficient",), low=0)
-        if self.kernel not in KERNELS:
-            raise ValueError(f"kernel is {self.kernel!r}; use one of {', '.join(KERNELS)}.")
-        sizes = ("encoder_n_points", "decoder_n_points", "two_stage_num_proposals")
-        check_range(self, sizes, low=1, high=MOST)
-        check_range(self, ("num_feature_levels",), low=1, high=MOST_LAYERS)
-        if self.d_model % 32:
-            raise ValueError(
-                f"d_model is {self.d_model}; it must be a multiple of 32, the number of groups "
-                "of the group normalization."
-            )
-        num_maps = len(self.backbone_config.out_indices)
-        check_range(self, ("num_mask_levels",), low=0, high=num_maps - 1)
-        if num_maps - self.num_mask_levels > self.num_feature_levels:
-            raise ValueError(
-                f"num_feature_levels is {self.num_feature_levels}, but backbone_config.out_indices "
-                f"{list(self.backbone_config.out_indices)} has {num_maps - self.num_mask_levels} "
-                "feature maps; use at most one feature map per level."
-            )
-        if self.two_stage and not self.with_box_refine:
-            raise ValueError(
-                "two_stage=True requires with_box_refine=True, because the second stage refines "
-                "the boxes of the first."
-            )
-
-
 SIZES = (
     *("num_channels", "num_queries", "num_labels", "d_model", "encoder_ffn_dim", "decoder_ffn_dim"),
     *("encoder_attention_heads", "decoder_attention_heads"),
@@ -301,8 +188,3 @@ WEIGHTS = (
     *("class_cost", "bbox_cost", "giou_cost", "bbox_loss_coefficient", "giou_loss_coefficient"),
     *("mask_loss_coefficient", "dice_loss_coefficient", "eos_coefficient"),
 )
-
-CONFIGURATIONS = {
-    config.model_type: config
-    for config in (DetrConfig, ConditionalDetrConfig, DeformableDetrConfig)
-}

@@ -21,8 +21,8 @@ def draw_training_curves(
     """Loss of every step with its running mean, and AP and AP50 of every evaluation.
 
     Args:
-        losses: a file with the columns `step` and `loss`, as `examples/train_detection.py` writes
-            it; steps without a loss are skipped.
+        losses: a file with the columns `step` and `loss`, as `train_detection.py` writes it; steps
+            without a loss are skipped.
         history: metrics of every evaluation, with `step`, `AP` and `AP50`.
 
     Raises:
@@ -74,7 +74,7 @@ def read_losses(path: str | os.PathLike[str]) -> tuple[list[int], list[float]]:
         if not {"step", "loss"} <= set(reader.fieldnames or ()):
             raise ValueError(
                 f"{path} has the columns {reader.fieldnames}; it needs 'step' and 'loss', as "
-                "losses.csv of examples/train_detection.py has."
+                "losses.csv of examples/training/train_detection.py has."
             )
         rows = [(int(row["step"]), float(row["loss"])) for row in reader if row["loss"]]
     if not rows:
@@ -87,7 +87,7 @@ def read_history(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Metrics of all evaluations of a training, from its newest checkpoint; may be empty.
 
     Args:
-        folder: the output folder of `examples/train_detection.py`.
+        folder: the output folder of `examples/training/train_detection.py`.
     """
     states = sorted(Path(folder).glob(f"checkpoints/checkpoint-*/{STATE}"))
     return json.loads(states[-1].read_text())["history"] if states else []

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_detr.layers.feature_pyramid import FeaturePyramid
-from hf_detr.layers.transformer import Encoder, EncoderLayer, GlobalSelfAttention
-from hf_detr.layers.transformer_layer import TransformerLayer
+from hf_detr.layers.transformer import Encoder, EncoderLayer, GlobalSelfAttention, TransformerLayer
 
 WIDTH, HEADS, HIDDEN = 16, 4, 24
 

@@ -12,45 +12,27 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import TimmBackboneConfig
 
 from ...layers.attention import MultiHeadAttention, OutputProjection
-from ...layers.deformable_attention import MultiScaleDeformableAttention
+from ...layers.deformable_attention import (
+    DeformableSelfAttention,
+    MultiScaleDeformableAttention,
+    SamplingPoints,
+    scale_to_levels,
+)
 from ...layers.feature_pyramid import FeaturePyramid, token_centers
-from ...layers.position_encoding import make_position_encoding, sines
-from ...layers.transformer_layer import TransformerLayer, XavierLinear
+from ...layers.position_encoding import encode_points, make_position_encoding, sines
+from ...layers.transformer import TransformerLayer, XavierLinear
 from ...losses.classification import SigmoidFocalClassification
 from ...losses.criterion import make_criterion
 from ...ops.box_ops import boxes_from_deltas
-from ..configuration import DeformableDetrConfig
 from ..detection_transformer import DetectionTransformer, ObjectDetector
 from ..heads import make_box_head, make_class_head
 from ..outputs import DecoderOutput
+from ..segmentation import NUM_MAPS, Segmenter
 from ..training_queries import Queries, TrainingQueries
-
-SamplingPoints = tuple[Tensor, Tensor]  # weights (B, Q, M, L, K), locations (B, Q, M, L, K, 2)
-
-
-class DeformableSelfAttention(MultiScaleDeformableAttention):
-    """Every token of the pyramid looks around its own place, on all levels."""
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        position_embeddings: Tensor,
-        pyramid: FeaturePyramid,
-        return_weights: bool,
-    ) -> tuple[Tensor, SamplingPoints | None]:
-        """Attend within `hidden_states` (B, S, D)."""
-        reference_points = scale_to_levels(token_centers(pyramid), pyramid)
-        return super().forward(
-            hidden_states + position_embeddings,
-            hidden_states,
-            pyramid.mask,
-            reference_points,
-            pyramid.spatial_shapes,
-            pyramid.level_start_index,
-            return_weights,
-        )
+from .configuration_deformable_detr import DeformableDetrConfig
 
 
 class DeformableDetrDecoderLayer(TransformerLayer):
@@ -335,14 +317,6 @@ class DeformableDetrForObjectDetection(ObjectDetector):
         return torch.stack(logits), torch.stack(boxes)
 
 
-def scale_to_levels(reference_points: Tensor, pyramid: FeaturePyramid) -> Tensor:
-    """References (B, Q, 2 or 4) relative to the real image, on every padded level: (B, Q, L, …)."""
-    # In the ratios' float32: a reference in half precision could not say which pixel it means.
-    ratios = pyramid.valid_ratios
-    ratios = ratios.repeat(1, 1, reference_points.shape[-1] // 2)  # (B, L, 2 or 4)
-    return reference_points[:, :, None] * ratios[:, None]
-
-
 class ProjectionConv(nn.Conv2d):
     """Convolution to the transformer's width that starts as the original's."""
 
@@ -402,3 +376,57 @@ def tied_heads(config: DeformableDetrConfig) -> dict[str, str]:
     if config.two_stage:
         tied["class_embed"] = "model.decoder.class_embed"
     return tied
+
+
+class DeformableDetrForSegmentation(Segmenter):
+    """Deformable DETR and a mask for each of its objects; hf_detr's alone, no paper's.
+
+    Neither the official code nor transformers has such a model, so its files need hf_detr. Each
+    query's attention maps lie on the encoded level that the backbone's last map became; the mask
+    head then goes on to finer maps of the backbone as DETR's does. `config.num_mask_levels` of
+    those the detector doesn't read. Here neither queries nor memory know where they lie, since
+    boxes are relative to references and attention to samples, so sines of their places are added.
+    """
+
+    config_class = DeformableDetrConfig
+    base_model_prefix = "deformable_detr"
+    _no_split_modules = DeformableDetrForObjectDetection._no_split_modules
+
+    def __init__(self, config: DeformableDetrConfig) -> None:
+        config = with_mask_levels(config)
+        super().__init__(config)
+        self.deformable_detr = DeformableDetrForObjectDetection(config)
+        self.add_mask_head(config)
+        self.post_init()
+
+    @property
+    def mask_level(self) -> int:
+        num_maps = len(self.detection_transformer.backbone.num_channels)
+        return num_maps - self.config.num_mask_levels - 1
+
+    def attention_inputs(
+        self, queries: Tensor, memory: Tensor, pred_boxes: Tensor, centers: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        width = self.config.d_model
+        places = encode_points(pred_boxes[..., :2].detach(), width)
+        return queries + places, memory + encode_points(centers.to(memory.dtype), width)
+
+
+def with_mask_levels(config: DeformableDetrConfig) -> DeformableDetrConfig:
+    """The configuration, with as many finer maps of the backbone as the mask head needs."""
+    backbone = config.backbone_config
+    levels = list(backbone.out_indices)
+    missing = NUM_MAPS - len(levels)
+    if missing <= 0:
+        return config
+    finer = range(levels[0] - missing, levels[0])
+    config = copy.deepcopy(config)
+    config.num_mask_levels += missing
+    config.backbone_config = TimmBackboneConfig(
+        backbone=backbone.backbone,
+        num_channels=backbone.num_channels,
+        out_indices=[*finer, *levels],
+        output_stride=backbone.output_stride,
+        use_pretrained_backbone=backbone.use_pretrained_backbone,
+    )
+    return config

@@ -8,15 +8,16 @@ from torch import Tensor, nn
 
 from ...layers.attention import MultiHeadAttention
 from ...layers.feature_pyramid import FeaturePyramid
-from ...layers.transformer_layer import TransformerLayer
+from ...layers.transformer import TransformerLayer
 from ...losses.classification import SoftmaxClassification
 from ...losses.criterion import make_criterion
 from ...ops.box_ops import boxes_from_deltas
-from ..configuration import DetrConfig
 from ..detection_transformer import DetectionTransformer, ObjectDetector
 from ..heads import make_box_head, make_class_head
 from ..outputs import DecoderOutput
+from ..segmentation import Segmenter
 from ..training_queries import Queries
+from .configuration_detr import DetrConfig
 
 
 class DetrDecoderLayer(TransformerLayer):
@@ -142,3 +143,17 @@ class DetrForObjectDetection(ObjectDetector):
     ) -> tuple[Tensor, Tensor]:
         logits = self.class_labels_classifier(layer_states)
         return logits, boxes_from_deltas(self.bbox_predictor(layer_states))
+
+
+class DetrForSegmentation(Segmenter):
+    """DETR and a mask for each of its objects, things and stuff alike."""
+
+    config_class = DetrConfig
+    base_model_prefix = "detr"
+    _no_split_modules = DetrForObjectDetection._no_split_modules
+
+    def __init__(self, config: DetrConfig) -> None:
+        super().__init__(config)
+        self.detr = DetrForObjectDetection(config)
+        self.add_mask_head(config)
+        self.post_init()

@@ -1,16 +1,16 @@
-"""Image processors of the variants with sigmoid classification."""
+"""Image processor of the variants with sigmoid classification."""
 
 from typing import Any
 
 from torch import Tensor
 
-from .image_processing.image_processor import DetrImageProcessor
-from .image_processing.postprocess import detections_per_image
-from .losses.classification import SigmoidFocalClassification
+from ..losses.classification import SigmoidFocalClassification
+from .image_processor import DetectionImageProcessor
+from .postprocess import detections_per_image
 
 
-class ConditionalDetrImageProcessor(DetrImageProcessor):
-    """As `DetrImageProcessor`, but computes detections from sigmoid outputs."""
+class SigmoidImageProcessor(DetectionImageProcessor):
+    """`DetectionImageProcessor` that computes detections from sigmoid outputs."""
 
     classification = SigmoidFocalClassification
 
@@ -29,7 +29,3 @@ class ConditionalDetrImageProcessor(DetrImageProcessor):
         scores, labels, queries = self.classification.detections(outputs.logits, top_k)
         boxes = outputs.pred_boxes.gather(1, queries[..., None].expand(-1, -1, 4))
         return detections_per_image(scores, labels, boxes, threshold, target_sizes)
-
-
-class DeformableDetrImageProcessor(ConditionalDetrImageProcessor):
-    """As `ConditionalDetrImageProcessor`, with the class name in Deformable DETR's files."""
