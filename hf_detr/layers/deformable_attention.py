@@ -138,7 +138,7 @@ class MultiScaleDeformableAttention(nn.Module):
         return self.output_proj(output), (weights, locations)
 
 
-class DeformableSelfAttention(MultiScaleDeformableAttention):
+class MultiScaleDeformableSelfAttention(MultiScaleDeformableAttention):
     """Every token of the pyramid looks around its own place, on all levels."""
 
     def forward(

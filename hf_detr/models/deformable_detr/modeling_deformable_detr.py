@@ -16,8 +16,8 @@ from transformers import TimmBackboneConfig
 
 from ...layers.attention import MultiHeadAttention, OutputProjection
 from ...layers.deformable_attention import (
-    DeformableSelfAttention,
     MultiScaleDeformableAttention,
+    MultiScaleDeformableSelfAttention,
     SamplingPoints,
     scale_to_levels,
 )
@@ -173,8 +173,8 @@ class DeformableDetrModel(DetectionTransformer):
         return make_position_encoding(kind, width, offset=-0.5)
 
     @staticmethod
-    def make_encoder_attention(config: DeformableDetrConfig) -> DeformableSelfAttention:
-        return DeformableSelfAttention(
+    def make_encoder_attention(config: DeformableDetrConfig) -> MultiScaleDeformableSelfAttention:
+        return MultiScaleDeformableSelfAttention(
             config.d_model,
             config.encoder_attention_heads,
             config.num_feature_levels,
