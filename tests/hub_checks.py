@@ -177,7 +177,7 @@ def test_push_to_hub_method(hub: Hub, tmp_path: Path) -> None:
     assert model.config.auxiliary_loss
     loaded = hf_detr.DetrForObjectDetection.from_pretrained("tester/plain")
     assert_close(outputs(loaded), outputs(model), atol=0, rtol=0)
-    with pytest.warns(UserWarning, match="Before publishing"):  # about the local file
+    with pytest.warns(UserWarning, match="before publishing"):  # of the local file
         model.save_pretrained(tmp_path / "saved", push_to_hub=True, repo_id="tester/saved")
     assert json.loads(files_of(hub, "saved")["config.json"])["auxiliary_loss"] is False
     assert (tmp_path / "saved" / "model.safetensors").is_file()
