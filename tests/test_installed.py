@@ -18,11 +18,11 @@ from pathlib import Path
 import hf_detr
 from hf_detr.checkpoints.published_checkpoints import published_checkpoints
 from hf_detr.layers.folded_backbone import KNOWN_PACKAGES
-from hf_detr.ops.kernel_loader import KernelPlaces
+from hf_detr.ops.kernel_loader import SOURCES
 
 installed = Path(sys.argv[1])
 assert installed in Path(hf_detr.__file__).parents, hf_detr.__file__
-sources = next(place for place in KernelPlaces().sources if place.is_dir())
+sources = next(place for place in SOURCES if place.is_dir())
 assert installed in sources.parents and list(sources.rglob("*.cu")), sources
 assert hf_detr.__name__ in KNOWN_PACKAGES
 assert published_checkpoints()

@@ -122,7 +122,7 @@ class MultiScaleDeformableAttention(nn.Module):
         """
         value = self.value_proj(value_states)
         if mask is not None:
-            value.masked_fill_(~mask[..., None], 0)  # fresh, and nobody else reads it
+            value.masked_fill_(~mask[..., None], 0)  # a new tensor that isn't used elsewhere
         value = value.unflatten(-1, (self.num_heads, -1))  # (B, S, M, C)
         layout = (self.num_heads, self.num_levels, self.num_points)
         offsets = self.sampling_offsets(query).unflatten(-1, (*layout, 2))

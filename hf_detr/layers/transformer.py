@@ -1,4 +1,4 @@
-"""The base of all encoder and decoder layers, and the transformer encoder."""
+"""Base of encoder and decoder layers, and the transformer encoder."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class XavierLinear(nn.Linear):
     """Linear layer with Xavier weights and torch's bias, as the original's feed-forward network."""
 
     def reset_parameters(self) -> None:
-        """Draw the weights anew."""
+        """Draw the weights again."""
         super().reset_parameters()
         nn.init.xavier_uniform_(self.weight)
 
@@ -36,13 +36,13 @@ class TransformerLayer(GradientCheckpointingLayer):
         self.activation_dropout = config.activation_dropout
         self.activation = ACT2FN[config.activation_function]
         if isinstance(self.activation, nn.ReLU):
-            self.activation.inplace = True  # nobody else reads what goes in
+            self.activation.inplace = True  # its input isn't used again
         self.fc1 = XavierLinear(config.d_model, ffn_dim)
         self.fc2 = XavierLinear(ffn_dim, config.d_model)
         self.final_layer_norm = nn.LayerNorm(config.d_model)
 
     def add_and_norm(self, hidden_states: Tensor, update: Tensor, norm: nn.LayerNorm) -> Tensor:
-        """Add what a sub-layer computed, after dropout, and normalise the sum."""
+        """Add the output of a sub-layer, after dropout, and normalise the sum."""
         return norm(hidden_states + F.dropout(update, self.dropout, self.training))
 
     def feed_forward(self, hidden_states: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ class TransformerLayer(GradientCheckpointingLayer):
 
 @dataclass(frozen=True)
 class EncoderOutput:
-    """What the encoder leaves: memory (B, S, D), and per layer what was asked for.
+    """Outputs of the encoder: memory (B, S, D), and per layer what was asked for.
 
     Attributes:
         last_hidden_state: (B, S, D).

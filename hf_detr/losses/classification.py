@@ -1,7 +1,7 @@
 """How queries are classified: one object decides head width, prior, cost, loss and scores.
 
-The matcher, the criterion and the post-processing all ask the same object, so a softmax matcher
-beside a sigmoid loss can't be written.
+The matcher, the criterion and the post-processing all use the same object, so a softmax matcher
+can't be combined with a sigmoid loss.
 """
 
 import torch
@@ -20,7 +20,7 @@ class SoftmaxClassification:
             full weight they would drown the others (paper: 0.1).
     """
 
-    # How sure a fresh model is of every class; None leaves the class head as torch draws it.
+    # Probability of every class in a fresh model; None keeps torch's initial class head.
     prior_probability: float | None = None
 
     def __init__(self, num_labels: int, eos_coefficient: float) -> None:

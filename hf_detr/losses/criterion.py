@@ -108,7 +108,7 @@ class DetectionCriterion:
         total, terms, _ = self.sum_parts([LossPart(logits, pred_boxes)], labels, normalizers)
         return total, terms
 
-    # Matching leaves torch for scipy; a compiled training step goes round the loss.
+    # Matching calls scipy, so a compiled training step has a graph break at the loss.
     @torch.compiler.disable
     def sum_parts(
         self,

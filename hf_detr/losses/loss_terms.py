@@ -92,8 +92,8 @@ def mask_focal_loss(mask_logits: Tensor, target_masks: Tensor) -> Tensor:
 def mask_dice_loss(mask_logits: Tensor, target_masks: Tensor) -> Tensor:
     """Dice loss (P,) in [0, 1] of matched masks (P, pixels): small objects count like large ones.
 
-    One is added above and below (V-Net, arXiv 1606.04797, Eq. 2, squares the sums' terms), so that
-    two empty masks agree.
+    One is added above and below (V-Net, arXiv 1606.04797, Eq. 2, squares the sums' terms): two
+    empty masks agree.
 
     Args:
         mask_logits: (P, pixels).
@@ -107,8 +107,8 @@ def mask_dice_loss(mask_logits: Tensor, target_masks: Tensor) -> Tensor:
 def mean_over_processes(value: Tensor) -> Tensor:
     """Sum a tensor over the training processes and divide by their number.
 
-    What a loss is divided by must be the same everywhere: gradients are averaged over the
-    processes, and only then is the result the loss of the whole batch.
+    The normalizers of a loss must be the same everywhere: gradients are averaged over the
+    processes, and only then belong to the loss of the whole batch.
     """
     if num_processes() == 1:
         return value

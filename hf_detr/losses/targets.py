@@ -1,7 +1,7 @@
-"""What the loss compares predictions with: label dicts, padded into tensors and checked.
+"""The targets of the loss: label dicts, padded into tensors and checked.
 
 Shapes and keys are checked at once. Values are checked on the host after the matcher's one
-transfer, so that checking costs no further synchronisation with an accelerator.
+transfer, which costs no further synchronisation with an accelerator.
 """
 
 from collections.abc import Mapping

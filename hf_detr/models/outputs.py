@@ -78,7 +78,7 @@ class DecoderOutput:
         """
         states, weights, cross_weights = zip(*trace, strict=True)
         return cls(
-            # Layers may lie on several devices.
+            # Layers may be on several devices.
             layer_states=norm(torch.stack([state.to(states[-1].device) for state in states[1:]])),
             hidden_states=states if output_hidden_states else None,
             attentions=weights[1:] if output_attentions else None,

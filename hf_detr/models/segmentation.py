@@ -119,7 +119,7 @@ class Segmenter(DetectionPreTrainedModel):
     ) -> tuple[Tensor, Tensor]:
         """Hook: the queries (B, Q, D) and memory (B, s, D) whose products are attention maps.
 
-        Unless overridden, as decoder and encoder leave them. Where they lie is given too: boxes
+        Unless overridden, the outputs of decoder and encoder. Their positions are given too: boxes
         (B, Q, 4) as (cx, cy, w, h) and tokens' centres (B, s, 2) as (x, y), in [0, 1].
         """
         return queries, memory

@@ -11,11 +11,10 @@ import PIL.Image
 import pytest
 import torch
 import transformers
-from hf_detr.image_processing_sigmoid_detr import ConditionalDetrImageProcessor
 from safetensors.torch import load_file
 from transformers.models.detr.image_processing_detr import DetrImageProcessor as PeerImageProcessor
 
-from hf_detr.image_processing.image_processor import DetrImageProcessor
+from hf_detr import ConditionalDetrImageProcessor, DetrImageProcessor
 
 from .test_coco_panoptic import write_png
 

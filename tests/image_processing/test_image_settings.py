@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from transformers.image_utils import SizeDict
 
-from hf_detr.image_processing.image_processor import DetrImageProcessor
+from hf_detr import DetrImageProcessor
 from hf_detr.image_processing.image_settings import padded_hw, resized_hw, standard_size
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "image_processor_transformers.json"

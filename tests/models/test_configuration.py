@@ -9,7 +9,7 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from transformers import TimmBackboneConfig
 
-from hf_detr.models.configuration import ConditionalDetrConfig, DeformableDetrConfig, DetrConfig
+from hf_detr import ConditionalDetrConfig, DeformableDetrConfig, DetrConfig
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 STORED = ["config_detr_resnet50_hub", "config_detr_v4.57", "config_detr_dc5_v5.23"]

@@ -1,7 +1,7 @@
 """Conditional DETR for Fast Training Convergence (arXiv 2108.06152).
 
 DETR with another cross-attention: each query has a reference point, and content and place are
-compared separately, concatenated instead of added, so that a head can attend to one side of the
+compared separately, concatenated instead of added. A head can therefore attend to one side of the
 box whatever the content. Classes are sigmoids without "no object".
 """
 

@@ -384,8 +384,8 @@ class DeformableDetrForSegmentation(Segmenter):
     Neither the official code nor transformers has such a model, so its files need hf_detr. Each
     query's attention maps lie on the encoded level that the backbone's last map became; the mask
     head then goes on to finer maps of the backbone as DETR's does. `config.num_mask_levels` of
-    those the detector doesn't read. Here neither queries nor memory know where they lie, since
-    boxes are relative to references and attention to samples, so sines of their places are added.
+    those the detector doesn't read. Neither queries nor memory contain their position, because
+    boxes are relative to references and attention to samples, so sines of positions are added.
     """
 
     config_class = DeformableDetrConfig
