@@ -12,7 +12,7 @@ from hf_detr.commands.predict import find_images
 from hf_detr.inference import drawing
 from hf_detr_command_line import main as run
 
-from ..inference.test_prediction import SIZE, sure_segmenter
+from ..inference.test_prediction import SIZE, confident_segmenter
 from ..some_data import write_image
 from ..tiny import tiny_detector
 
@@ -176,7 +176,7 @@ def test_images_that_cannot_be_written(
 
 def test_masks_and_equal_names(tmp_path: Path) -> None:
     """Segment maps have the ids of the results; equal names don't overwrite each other."""
-    sure_segmenter().save_pretrained(tmp_path / "model")
+    confident_segmenter().save_pretrained(tmp_path / "model")
     DetrImageProcessor(size=SIZE).save_pretrained(tmp_path / "model")
     names = ("a/1.png", "b/1.png", "b/1.segments.png")
     files = [str(write_image(tmp_path / name, seed=i)) for i, name in enumerate(names)]
