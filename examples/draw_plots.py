@@ -90,8 +90,8 @@ def main() -> None:
             path = arguments.output / f"{name}.png"
             figure.savefig(path, dpi=arguments.dpi)
             if arguments.colors is not None:
-                picture = Image.open(path).convert("RGB")
-                picture.quantize(arguments.colors).save(path, optimize=True)
+                image = Image.open(path).convert("RGB")
+                image.quantize(arguments.colors).save(path, optimize=True)
             print(path)
     except (ValueError, OSError) as error:
         sys.exit(str(error))

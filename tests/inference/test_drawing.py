@@ -51,7 +51,7 @@ def test_boxes_beyond_the_image_have_edges_in_it() -> None:
 
 @pytest.mark.parametrize("size", [(40, 10), (70, 14)])
 def test_labels_leave_each_other_visible(size: tuple[int, int]) -> None:
-    """Labels of equal, nested and neighbouring boxes don't overlap, and lie within the image."""
+    """Labels of equal, nested and neighbouring boxes don't overlap and are within the image."""
     image_wh = 200, 120
     boxes = [
         *([60.0, 40, 110, 100], [60.0, 40, 110, 100], [62.0, 42, 108, 98]),

@@ -86,7 +86,7 @@ def test_features_equal_timm(name: str) -> None:
 def test_stem_and_first_stage_are_frozen(name: str) -> None:
     """Protects freezing by depth: frozen is exactly what the first map of stride 4 depends on.
 
-    Autograd is the judge: a parameter without gradient from that map lies behind it.
+    Autograd decides: a parameter without gradient from that map is behind it.
     """
     backbone = make_backbone(name).eval()
     frozen = {n for n, p in backbone.named_parameters() if not p.requires_grad}

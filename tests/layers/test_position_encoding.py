@@ -109,7 +109,7 @@ def test_learned_initialisation() -> None:
 
 @pytest.mark.parametrize("shape", [(1, 50, 51), (1, 51, 50)])
 def test_learned_positions_end_at_50_cells(shape: tuple[int, int, int]) -> None:
-    """Protects that a map that is too large is refused in words, and the largest is taken."""
+    """Protects the error for a map that is too large; the largest possible map works."""
     encoding = LearnedPositionEncoding(8)
     assert encoding(torch.ones(1, 50, 50, dtype=torch.bool)).shape == (1, 8, 50, 50)
     with pytest.raises(ValueError, match=rf"{shape[1]} x {shape[2]} cells.*'sine'"):

@@ -1,4 +1,4 @@
-"""Protects the matching: exact, per layer and image, in one transfer, with errors in words."""
+"""Protects the matching: exact, per layer and image, in one transfer, with clear errors."""
 
 import warnings
 from itertools import permutations

@@ -1,4 +1,4 @@
-"""Protects the targets: what is padded, and that every wrong target is refused in words."""
+"""Protects the targets: their padding, and the error for every wrong target."""
 
 import numpy as np
 import pytest
@@ -166,7 +166,7 @@ def test_wrong_values_in_words(case: str) -> None:
 
 
 def test_how_many_are_wrong() -> None:
-    """Protects the count of wrong objects, which tells an accident from a wrong format."""
+    """Protects the count of wrong objects, which distinguishes an accident from a wrong format."""
     pixels = target([0, 1], [[10.0, 10.0, 5.0, 5.0], [20.0, 20.0, 5.0, 5.0]])
     with pytest.raises(ValueError, match=r"labels\[0\], object 0.*3 such object\(s\)"):
         check([pixels, target([1, 1], [BOX, [30.0, 30.0, 5.0, 5.0]])])
@@ -182,7 +182,7 @@ def test_tolerance_at_the_border() -> None:
 
 
 def test_padding_is_not_checked() -> None:
-    """Protects from complaints about what lies beyond an image's objects."""
+    """Protects from errors about the padding behind an image's objects."""
     class_labels = np.array([[1, 99], [-5, 99]])
     boxes = np.full((2, 2, 4), np.nan)
     boxes[0, 0] = BOX

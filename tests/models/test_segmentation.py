@@ -311,7 +311,7 @@ def test_deformable_files(changes: dict, tmp_path: Path) -> None:
 
 
 def test_starts_from_a_detector(variant: str, tmp_path: Path) -> None:
-    """Protects the paper's two steps: a trained detector, then a mask head that is drawn anew."""
+    """Protects the paper's two steps: a trained detector, then a new mask head."""
     config = tiny_config(variant, d_model=128, encoder_attention_heads=8)
     torch.manual_seed(0)
     detector = class_of(variant, "ForObjectDetection")(config).eval()

@@ -1,4 +1,4 @@
-"""Training works: by heart, compiled, and on two processes as on one."""
+"""Training works: it overfits, compiled too, and two processes equal one."""
 
 from pathlib import Path
 

@@ -13,7 +13,7 @@ from ..some_attention_records import tiny_records
 
 
 def opacity(axis: object) -> np.ndarray:
-    """The map that lies over a panel's image."""
+    """The map drawn over a panel's image."""
     return axis.get_images()[1].get_array()[..., 3]
 
 

@@ -69,6 +69,6 @@ def test_ink_contrasts() -> None:
 
 
 def test_nothing_to_draw_is_refused() -> None:
-    """No panel at all is an error in words."""
+    """A figure without panels is an error."""
     with pytest.raises(ValueError, match="nothing to draw"):
         make_panels(1, 0, (3, 3))

@@ -1,4 +1,4 @@
-"""The public face of the pictures."""
+"""The public names of the plots."""
 
 from hf_detr import plots
 

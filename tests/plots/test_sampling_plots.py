@@ -1,4 +1,4 @@
-"""Sampling points: every marker lies where the model sampled, in the level's shape."""
+"""Sampling points: every marker is where the model sampled, in the level's shape."""
 
 import io
 from pathlib import Path
@@ -59,7 +59,7 @@ def test_decoder_points(garments: AttentionRecord) -> None:
 
 
 def test_trained_queries_look_into_their_boxes(garments: AttentionRecord) -> None:
-    """Weight lies in and near the predicted box: wrong pixels would put it elsewhere."""
+    """Weight is in and near the predicted box: wrong pixels would put it elsewhere."""
     queries = garments.best_queries(0.5, 4)
     found = garments.query_points(queries)
     for index, query in enumerate(queries):

@@ -382,7 +382,7 @@ class DeformableDetrForSegmentation(Segmenter):
     """Deformable DETR and a mask for each of its objects; hf_detr's alone, no paper's.
 
     Neither the official code nor transformers has such a model, so its files need hf_detr. Each
-    query's attention maps lie on the encoded level that the backbone's last map became; the mask
+    query's attention maps are on the encoded level that the backbone's last map became; the mask
     head then goes on to finer maps of the backbone as DETR's does. `config.num_mask_levels` of
     those the detector doesn't read. Neither queries nor memory contain their position, because
     boxes are relative to references and attention to samples, so sines of positions are added.
