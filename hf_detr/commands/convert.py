@@ -56,12 +56,15 @@ def run(parsed: argparse.Namespace) -> int:
 def _parser(prog: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=prog,
-        description="Turn a .pth of facebookresearch/detr, fundamentalvision/Deformable-DETR, "
-        "Atten4Vis/ConditionalDETR, MMDetection (2 or 3) or detrex into a folder for the Hub, or "
-        "back into one of the first three.",
+        description="Convert a .pth of facebookresearch/detr, fundamentalvision/Deformable-DETR, "
+        "Atten4Vis/ConditionalDETR, MMDetection (2 or 3) or detrex to a folder for the Hub, or "
+        "such a folder to a .pth of the first three.",
         epilog="exit status: 0 if done; 1 if not, and nothing was written; 2 if the "
         "arguments are wrong.",
     )
+    parser.add_argument("source", type=Path, help="the .pth; with --to-official, the folder")
+    parser.add_argument("target", type=Path, help="the folder; with --to-official, the .pth")
+    parser.add_argument("--to-official", action="store_true", help="convert back")
     parser.add_argument(
         "--dilation",
         action=argparse.BooleanOptionalAction,
