@@ -4,10 +4,12 @@ Forked data workers copy Python objects, because reference counting writes to th
 of numbers stay shared between the processes.
 """
 
+import functools
 import marshal
+import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -101,47 +103,16 @@ class AnnotationTable:
         return np.repeat(np.arange(len(self)), np.diff(self.offsets))
 
 
-@dataclass
-class RawObjects:
-    """Objects in the order and with the values of their data set, one list entry per object."""
-
-    images: Sequence[int] = field(default_factory=list)  # index of the image
-    ids: Sequence[int] = field(default_factory=list)
-    category_ids: Sequence[int] = field(default_factory=list)
-    boxes: Sequence[Sequence[float]] = field(default_factory=list)  # in the data set's box format
-    areas: Sequence[float] = field(default_factory=list)  # NaN if not given
-    is_crowd: Sequence[bool] = field(default_factory=list)
-    segmentations: Sequence[Any] | None = None
-
-    def append(
-        self,
-        image: int,
-        category_id: int,
-        box: Sequence[float],
-        number: int | None = None,
-        area: float = float("nan"),
-        is_crowd: bool = False,
-        segmentation: Any = None,
-    ) -> None:
-        """Add one object. Its id is `number`, by default the number of objects before it."""
-        self.ids.append(len(self.ids) if number is None else number)
-        self.images.append(image)
-        self.category_ids.append(category_id)
-        self.boxes.append(box)
-        self.areas.append(area)
-        self.is_crowd.append(is_crowd)
-        if self.segmentations is not None:
-            self.segmentations.append(segmentation)
-
-
 def make_table(
     categories: Mapping[int, str],
     image_ids: Sequence[int],
     image_hw: Sequence[tuple[int, int]],
-    objects: RawObjects,
+    entries: Sequence[Mapping[str, Any]],
+    images: Sequence[int],
     box_format: str,
     stuff_ids: Iterable[int] = (),
     problems: Sequence[Problem] = (),
+    masks: bool = False,
 ) -> AnnotationTable:
     """Sort objects by image, number the classes from 0 without gaps, and convert the boxes.
 
@@ -151,10 +122,14 @@ def make_table(
         categories: category ids and names of the data set. The class labels follow the sorted ids.
         image_ids: id of each image in the data set.
         image_hw: height and width of each image in pixels.
-        objects: in any order.
-        box_format: format of `objects.boxes`, one of `hf_detr.data.box_formats.BOX_FORMATS`.
+        entries: a dict per object, in any order, with `bbox`, `category_id` and optionally `id`,
+            `area`, `iscrowd` and `segmentation`. Invalid values are problems, and NaN, 0 or -1 in
+            the table.
+        images: index of each entry's image.
+        box_format: format of `bbox`, one of `hf_detr.data.box_formats.BOX_FORMATS`.
         stuff_ids: ids of the stuff categories.
         problems: problems found while reading the data set.
+        masks: whether to keep the segmentations.
 
     Raises:
         ValueError: if `stuff_ids` has ids that aren't in `categories`.
@@ -164,17 +139,18 @@ def make_table(
         raise ValueError(
             f"stuff_ids has {sorted(unknown)}; expected ids of categories, {sorted(categories)}."
         )
+    problems = list(problems)
+    column = functools.partial(_column, entries, images, problems)
+    ids = column("id", is_integer, None, "an integer", np.int64)
+    object_category_ids = column("category_id", is_integer, -1, "an integer", np.int64)
+    boxes = column("bbox", _is_box, [math.nan] * 4, "4 finite numbers", np.float64).reshape(-1, 4)
+    areas = column("area", _is_area, math.nan, "a finite number >= 0", np.float64)
+    is_crowd = column("iscrowd", lambda value: value in (0, 1), False, "0 or 1", bool)
+
     category_ids = np.array(sorted(categories), dtype=np.int64)
     image_hw = np.array(image_hw, dtype=np.int64).reshape(-1, 2)
-    images = np.array(objects.images, dtype=np.int64)
-    order = np.argsort(images, kind="stable")
-    images = images[order]
-    ids = np.array(objects.ids, dtype=np.int64)[order]
-    object_category_ids = np.array(objects.category_ids, dtype=np.int64)[order]
+    images = np.array(images, dtype=np.int64)
     class_labels = _class_labels(object_category_ids, category_ids)
-    boxes = np.array(objects.boxes, dtype=np.float64).reshape(-1, 4)[order]
-
-    problems = list(problems)
     for row in np.flatnonzero(class_labels < 0):
         text = f"object {ids[row]} has the unknown category id {object_category_ids[row]}"
         problems.append(Problem("unknown category id", int(images[row]), text, True))
@@ -183,25 +159,65 @@ def make_table(
         problems.insert(0, Problem("box format", None, suspicion, True))
     _warn_of_fatal(problems)
 
-    segmentations = None
-    if objects.segmentations is not None:
-        segmentations = PackedValues.pack(objects.segmentations[row] for row in order)
+    order = np.argsort(images, kind="stable")
+    packed = PackedValues.pack(entries[row].get("segmentation") for row in order) if masks else None
     labels = {int(category_id): label for label, category_id in enumerate(category_ids)}
     return AnnotationTable(
         category_ids=tuple(labels),
         id2label={label: str(categories[key]) for key, label in labels.items()},
         image_ids=np.array(image_ids, dtype=np.int64),
         image_hw=image_hw,
-        offsets=np.searchsorted(images, np.arange(len(image_ids) + 1)),
-        ids=ids,
-        class_labels=class_labels,
-        boxes_xywh=boxes_to_coco_xywh(boxes, box_format, image_hw[images]),
-        areas=np.array(objects.areas, dtype=np.float64)[order],
-        is_crowd=np.array(objects.is_crowd, dtype=bool)[order],
-        segmentations=segmentations,
+        offsets=np.searchsorted(images[order], np.arange(len(image_ids) + 1)),
+        ids=ids[order],
+        class_labels=class_labels[order],
+        boxes_xywh=boxes_to_coco_xywh(boxes, box_format, image_hw[images])[order],
+        areas=areas[order],
+        is_crowd=is_crowd[order],
+        segmentations=packed,
         label_ids_of_stuff=frozenset(labels[stuff_id] for stuff_id in stuff_ids),
         problems=tuple(problems),
     )
+
+
+def _column(
+    entries: Sequence[Mapping[str, Any]],
+    images: Sequence[int],
+    problems: list[Problem],
+    key: str,
+    is_valid: Callable[[Any], bool],
+    default: Any,
+    expected: str,
+    dtype: type,
+) -> np.ndarray:
+    """Return the values of a key of all entries; invalid ones are added to `problems`."""
+    values = [entry.get(key) for entry in entries]
+    for row, value in enumerate(values):
+        if is_valid(value):
+            continue
+        if value is not None or key in ("bbox", "category_id"):
+            name = entries[row].get("id", row)
+            text = f"object {name} has {key} {value!r}; expected {expected}"
+            # Ids are only used in messages; the index replaces an invalid one.
+            problems.append(Problem(f"wrong {key}", images[row], text, key != "id"))
+        values[row] = row if default is None else default
+    return np.array(values, dtype=dtype)
+
+
+def is_integer(value: Any) -> bool:
+    """Whether a value is a signed 64-bit integer and not a bool."""
+    return type(value) is int and -(2**63) <= value < 2**63
+
+
+def _is_box(value: Any) -> bool:
+    return type(value) is list and len(value) == 4 and all(map(_is_finite, value))
+
+
+def _is_area(value: Any) -> bool:
+    return _is_finite(value) and value >= 0
+
+
+def _is_finite(value: Any) -> bool:
+    return is_integer(value) or (type(value) is float and math.isfinite(value))
 
 
 def _class_labels(ids: np.ndarray, category_ids: np.ndarray) -> np.ndarray:

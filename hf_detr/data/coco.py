@@ -8,11 +8,10 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from .annotation_entries import is_integer, objects_from_entries, with_boxes
-from .annotation_table import Problem, make_table
+from .annotation_table import AnnotationTable, Problem, is_integer, make_table
 from .box_formats import checked_box_format
 from .dataset import DetectionDataset
-from .image_source import ImageFolder, fill_in_sizes_hw
+from .image_source import ImageFolder, fill_in_sizes_hw, with_boxes
 
 StrPath = str | os.PathLike[str]
 
@@ -37,23 +36,11 @@ def read_coco(
         ValueError: if the file isn't a COCO file or a file name points outside the folder. Errors
             in single annotations are stored in `table.problems` and reported by a warning.
     """
-    checked_box_format(box_format)
-    content = _read_json(annotation_file)
-    records = _ImageRecords(content["images"], annotation_file, image_folder)
-    entries, problems = _entries_of_known_images(content["annotations"], records)
-    images = [records.index_of_id[entry["image_id"]] for entry in entries]
-    objects = objects_from_entries(entries, images, problems)
-    if masks:
-        objects.segmentations = [entry.get("segmentation") for entry in entries]
-    table = make_table(
-        _categories(content["categories"], annotation_file),
-        records.ids,
-        records.sizes_hw(problems),
-        objects,
-        box_format,
-        problems=problems,
+    file = _CocoFile(annotation_file, image_folder, box_format)
+    images = [file.index_of_id[entry["image_id"]] for entry in file.entries]
+    return DetectionDataset(
+        file.table(file.entries, images, masks=masks), file.images, None, masks, seed
     )
-    return DetectionDataset(table, records.images, masks=masks, seed=seed)
 
 
 def read_coco_panoptic(
@@ -81,37 +68,27 @@ def read_coco_panoptic(
     Raises:
         ValueError: as in `read_coco`.
     """
-    checked_box_format(box_format)
-    content = _read_json(annotation_file)
-    records = _ImageRecords(content["images"], annotation_file, image_folder)
-    annotations, problems = _entries_of_known_images(content["annotations"], records)
-    map_names = [f"{Path(record['file_name']).stem}.png" for record in content["images"]]
-    for number, annotation in enumerate(annotations):
+    file = _CocoFile(annotation_file, image_folder, box_format)
+    map_names = [f"{Path(record['file_name']).stem}.png" for record in file.records]
+    for number, annotation in enumerate(file.entries):
         if not isinstance(annotation.get("segments_info"), list):
             raise ValueError(
                 f"{annotation_file}: annotation {number} has no list 'segments_info'; use "
                 "read_coco for files in COCO's detection format."
             )
-        index = records.index_of_id[annotation["image_id"]]
+        index = file.index_of_id[annotation["image_id"]]
         map_names[index] = annotation.get("file_name", map_names[index])
     segment_maps = ImageFolder(segment_folder, map_names)
 
     images, entries = [], []
-    for annotation in tqdm(annotations, desc="segments", unit="image", disable=None):
-        index = records.index_of_id[annotation["image_id"]]
+    for annotation in tqdm(file.entries, desc="segments", unit="image", disable=None):
+        index = file.index_of_id[annotation["image_id"]]
         segments = with_boxes(annotation["segments_info"], segment_maps, index, box_format)
         entries += segments
         images += [index] * len(segments)
-    table = make_table(
-        _categories(content["categories"], annotation_file),
-        records.ids,
-        records.sizes_hw(problems),
-        objects_from_entries(entries, images, problems),
-        box_format,
-        [record["id"] for record in content["categories"] if not record.get("isthing")],
-        problems,
-    )
-    return DetectionDataset(table, records.images, segment_maps, masks, seed)
+    stuff_ids = [record.get("id") for record in file.categories if not record.get("isthing")]
+    table = file.table(entries, images, stuff_ids)
+    return DetectionDataset(table, file.images, segment_maps, masks, seed)
 
 
 def _read_json(file: StrPath) -> dict[str, list[dict[str, Any]]]:
@@ -129,58 +106,61 @@ def _read_json(file: StrPath) -> dict[str, list[dict[str, Any]]]:
     return content
 
 
-def _categories(records: Sequence[Mapping[str, Any]], file: StrPath) -> dict[int, str]:
-    """Return category ids and names.
+class _CocoFile:
+    """The content of a COCO file: `images`, `entries` with a known image, and `categories`."""
 
-    Raises:
-        ValueError: if an id or a name is missing, or an id is used twice.
-    """
-    names = {}
-    for number, record in enumerate(records):
-        category_id, name = record.get("id"), record.get("name")
-        if not is_integer(category_id) or not isinstance(name, str) or category_id in names:
-            raise ValueError(
-                f"{file}: category {number} is {record!r}; expected a 'name' and a unique integer "
-                "'id'."
-            )
-        names[category_id] = name
-    return names
-
-
-class _ImageRecords:
-    """The `images` of a COCO file."""
-
-    def __init__(self, records: Sequence[Mapping[str, Any]], file: StrPath, folder: StrPath):
-        for number, record in enumerate(records):
+    def __init__(self, file: StrPath, folder: StrPath, box_format: str) -> None:
+        self.file, self.box_format = file, checked_box_format(box_format)
+        content = _read_json(file)
+        self.records, self.categories = content["images"], content["categories"]
+        for number, record in enumerate(self.records):
             if not is_integer(record.get("id")) or not isinstance(record.get("file_name"), str):
                 raise ValueError(
                     f"{file}: image {number} is {record!r}; expected an integer 'id' and a "
                     "'file_name'."
                 )
-        self.records = records
-        self.ids = [record["id"] for record in records]
+        self.ids = [record["id"] for record in self.records]
         self.index_of_id = {image_id: index for index, image_id in enumerate(self.ids)}
-        if len(self.index_of_id) < len(records):
+        if len(self.index_of_id) < len(self.ids):
             repeated = next(i for n, i in enumerate(self.ids) if self.index_of_id[i] != n)
             raise ValueError(f"{file}: two images have the id {repeated}; ids must be unique.")
-        self.images = ImageFolder(folder, [record["file_name"] for record in records])
+        self.images = ImageFolder(folder, [record["file_name"] for record in self.records])
+        self.entries: list[Mapping[str, Any]] = []
+        self.problems: list[Problem] = []
+        for number, entry in enumerate(content["annotations"]):
+            image_id = entry.get("image_id")
+            if is_integer(image_id) and image_id in self.index_of_id:
+                self.entries.append(entry)
+            else:
+                text = f"annotation {number} has the unknown image_id {image_id!r}"
+                self.problems.append(Problem("annotation without image", None, text, True))
 
-    def sizes_hw(self, problems: list[Problem]) -> list[tuple[int, int]]:
-        """Return heights and widths, read from the image where the file has none."""
+    def table(
+        self,
+        entries: Sequence[Mapping[str, Any]],
+        images: Sequence[int],
+        stuff_ids: Sequence[int] = (),
+        masks: bool = False,
+    ) -> AnnotationTable:
+        """Make the table of entries with COCO's keys; missing sizes are those of the images."""
+        names: dict[int, str] = {}
+        for number, record in enumerate(self.categories):
+            category_id, name = record.get("id"), record.get("name")
+            if not is_integer(category_id) or not isinstance(name, str) or category_id in names:
+                raise ValueError(
+                    f"{self.file}: category {number} is {record!r}; expected a 'name' and a unique "
+                    "integer 'id'."
+                )
+            names[category_id] = name
         sizes = [(record.get("height"), record.get("width")) for record in self.records]
-        return fill_in_sizes_hw(sizes, self.images, problems)
-
-
-def _entries_of_known_images(
-    entries: Sequence[Mapping[str, Any]], records: _ImageRecords
-) -> tuple[list[Mapping[str, Any]], list[Problem]]:
-    """Return the entries with a known `image_id`, and a problem for each of the others."""
-    known, problems = [], []
-    for number, entry in enumerate(entries):
-        image_id = entry.get("image_id")
-        if is_integer(image_id) and image_id in records.index_of_id:
-            known.append(entry)
-        else:
-            text = f"annotation {number} has the unknown image_id {image_id!r}"
-            problems.append(Problem("annotation without image", None, text, True))
-    return known, problems
+        return make_table(
+            names,
+            self.ids,
+            fill_in_sizes_hw(sizes, self.images, self.problems),
+            entries,
+            images,
+            self.box_format,
+            stuff_ids,
+            self.problems,
+            masks,
+        )

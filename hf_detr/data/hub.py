@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 import PIL.Image
 from tqdm.auto import tqdm
 
-from .annotation_entries import is_integer, objects_from_entries, with_boxes
-from .annotation_table import Problem, make_table
+from .annotation_table import Problem, is_integer, make_table
 from .box_formats import checked_box_format
 from .dataset import DetectionDataset
-from .image_source import ImageSource, fill_in_sizes_hw
+from .image_source import ImageSource, fill_in_sizes_hw, with_boxes
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -255,9 +254,8 @@ def _dataset(
         if isinstance(entry["category_id"], str):
             entry["category_id"] = id_of_name.get(entry["category_id"], entry["category_id"])
     problems: list[Problem] = []
-    objects = objects_from_entries(entries, rows, problems)
     image_ids, sizes_hw = _image_ids_and_sizes(dataset, images, problems)
-    table = make_table(names, image_ids, sizes_hw, objects, box_format, stuff_ids, problems)
+    table = make_table(names, image_ids, sizes_hw, entries, rows, box_format, stuff_ids, problems)
     return DetectionDataset(table, images, maps, masks, seed)
 
 

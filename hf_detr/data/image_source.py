@@ -1,7 +1,8 @@
 """Image sources of data sets: image and segment map files in a folder, or similar."""
 
+import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Protocol
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..image_processing.image_reading import EXIF_ORIENTATION, read_images
-from .annotation_table import PackedValues, Problem
+from .annotation_table import PackedValues, Problem, is_integer
 
 IMAGE_ENDINGS = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 # What PIL raises for files that are missing, truncated, too large or not images. RuntimeError is
@@ -166,3 +167,46 @@ def read_segment_ids(source: ImageSource, index: int) -> Tensor:
     except READING_ERRORS as error:
         raise ValueError(f"{source.name(index)} can't be read: {error}") from error
     return torch.from_numpy(array if is_gray else array @ [1, 256, 256**2])
+
+
+def with_boxes(
+    segments: Sequence[Mapping[str, Any]], maps: ImageSource, index: int, box_format: str
+) -> Sequence[Mapping[str, Any]]:
+    """Fill in the missing boxes of an image's segments from its segment map.
+
+    Raises:
+        ValueError: if a segment has no id, the map can't be read, or boxes are missing and
+            `box_format` isn't "coco_xywh".
+    """
+    for segment in segments:
+        if not isinstance(segment, Mapping) or not is_integer(segment.get("id")):
+            raise ValueError(
+                f"{maps.name(index)} has the segment {segment!r}; expected a dict with the integer "
+                "'id' that the segment has in the map."
+            )
+    if all(segment.get("bbox") is not None for segment in segments):
+        return segments
+    if box_format != "coco_xywh":
+        raise ValueError(
+            f"{maps.name(index)} has segments without 'bbox', which are filled in as 'coco_xywh', "
+            f"but box_format is {box_format!r}; add the missing boxes, or remove all boxes and use "
+            "box_format='coco_xywh'."
+        )
+    boxes = segment_boxes(read_segment_ids(maps, index), [s["id"] for s in segments])
+    return [{**s, "bbox": s.get("bbox") or box} for box, s in zip(boxes, segments, strict=True)]
+
+
+def segment_boxes(segment_ids: Tensor, ids: Sequence[int]) -> list[list[float]]:
+    """Compute the box (left, top, width, height) of each segment of a map (H, W), in pixels.
+
+    The box of a segment without pixels is NaN.
+    """
+    boxes = []
+    for segment_id in ids:
+        rows, columns = torch.nonzero(segment_ids == segment_id, as_tuple=True)
+        if not len(rows):
+            boxes.append([math.nan] * 4)
+            continue
+        (top, bottom), (left, right) = rows.aminmax(), columns.aminmax()
+        boxes.append([int(left), int(top), int(right - left) + 1, int(bottom - top) + 1])
+    return boxes

@@ -53,9 +53,8 @@ def box_problems(table: AnnotationTable) -> Iterator[Problem]:
     is_valid = is_finite & ~is_negative & ~is_empty & (image_wh > 0).all(-1)
     is_outside = is_valid & ((high <= 0) | (low >= image_wh)).any(-1)
     is_clipped = is_valid & ~is_outside & ((low < -BORDER) | (high > image_wh + BORDER)).any(-1)
-    reported = [problem.image for problem in table.problems if problem.kind == "wrong bbox"]
     for kind, found, is_fatal in (
-        ("non-finite box", ~is_finite & ~np.isin(images, reported), True),
+        ("non-finite box", ~is_finite & ~np.isnan(boxes).any(-1), True),  # NaN is reported already
         ("box with negative size", is_negative, True),
         ("box without area (dropped)", is_empty, False),
         ("box outside its image (dropped)", is_outside, False),

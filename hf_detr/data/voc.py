@@ -10,7 +10,7 @@ from xml.etree.ElementTree import Element, TreeBuilder
 
 from tqdm.auto import tqdm
 
-from .annotation_table import Problem, RawObjects, make_table
+from .annotation_table import Problem, make_table
 from .dataset import DetectionDataset
 from .image_source import IMAGE_ENDINGS, ImageFolder, check_stays_inside, image_size_hw
 
@@ -51,7 +51,7 @@ def read_voc(
     paths = (folder / "JPEGImages").iterdir()  # may have other files of annotation tools
     files = {path.stem: path.name for path in paths if path.suffix.lower() in IMAGE_ENDINGS}
     images = ImageFolder(folder / "JPEGImages", [files.get(stem, f"{stem}.jpg") for stem in stems])
-    objects, sizes_hw = RawObjects(), []
+    entries, entry_images, sizes_hw = [], [], []
     for index, stem in enumerate(tqdm(stems, desc=f"VOC {split}", unit="file", disable=None)):
         file = folder / "Annotations" / f"{stem}.xml"
         size_hw = None
@@ -65,14 +65,15 @@ def read_voc(
                         f"{file}:{found.get('line')}: {name!r} is not one of the {len(labels)} "
                         "class names"
                     )
-                is_crowd = is_difficult and not keep_difficult
-                objects.append(index, labels[name], box, number, is_crowd=is_crowd)
+                entry = {"id": number, "category_id": labels[name], "bbox": box}
+                entries.append({**entry, "iscrowd": is_difficult and not keep_difficult})
+                entry_images.append(index)
         except (OSError, ValueError) as error:
             problems.append(Problem("annotation file", index, str(error), True))
         sizes_hw.append(size_hw or image_size_hw(images, index, problems))
     categories = dict(enumerate(class_names))
     ids = range(len(stems))
-    table = make_table(categories, ids, sizes_hw, objects, "xyxy", problems=problems)
+    table = make_table(categories, ids, sizes_hw, entries, entry_images, "xyxy", problems=problems)
     return DetectionDataset(table, images, seed=seed)
 
 

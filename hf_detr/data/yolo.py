@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from tqdm.auto import tqdm
 
-from .annotation_table import Problem, RawObjects, make_table
+from .annotation_table import Problem, make_table
 from .dataset import DetectionDataset
 from .image_source import IMAGE_ENDINGS, ImageFolder, image_size_hw
 
@@ -42,8 +42,7 @@ def read_yolo(
     root = os.path.commonpath([image.parent for image in paths])
     images = ImageFolder(root, [str(image.relative_to(root)) for image in paths])
     problems: list[Problem] = []
-    objects = RawObjects(segmentations=[] if masks else None)
-    sizes_hw = []
+    entries, entry_images, sizes_hw = [], [], []
     for index, image in enumerate(tqdm(paths, desc=f"YOLO {split}", unit="image", disable=None)):
         sizes_hw.append(image_size_hw(images, index, problems))
         for number, line in _label_lines(image):
@@ -55,10 +54,13 @@ def read_yolo(
                 continue
             height, width = sizes_hw[-1]
             pixels = [value * (height if i % 2 else width) for i, value in enumerate(polygon)]
-            segmentation = [pixels] if pixels else None
-            objects.append(index, class_label, box, number, segmentation=segmentation)
-    ids = range(len(paths))
-    table = make_table(names, ids, sizes_hw, objects, "cxcywh_normalized", problems=problems)
+            entry = {"id": number, "category_id": class_label, "bbox": box}
+            entries.append({**entry, "segmentation": [pixels] if pixels else None})
+            entry_images.append(index)
+    ids, box_format = range(len(paths)), "cxcywh_normalized"
+    table = make_table(
+        names, ids, sizes_hw, entries, entry_images, box_format, problems=problems, masks=masks
+    )
     return DetectionDataset(table, images, masks=masks, seed=seed)
 
 

@@ -2,11 +2,14 @@
 
 import math
 import pickle
+from typing import Any
 
 import numpy as np
 import pytest
 
-from hf_detr.data.annotation_table import PackedValues, Problem, RawObjects, make_table
+from hf_detr.data.annotation_table import AnnotationTable, PackedValues, Problem, make_table
+
+from ..some_data import entry
 
 
 def test_packed_values_are_unpacked_unchanged():
@@ -24,17 +27,21 @@ def test_packed_values_pickle_as_arrays():
     assert pickle.loads(pickle.dumps(packed))[999] == "0123456789"
 
 
-def some_objects() -> RawObjects:
-    objects = RawObjects()
-    objects.append(2, 90, [1, 2, 3, 4], number=11, area=5.5)
-    objects.append(0, 7, [5, 6, 7, 8], number=12, is_crowd=True)
-    objects.append(2, 7, [0, 0, 9, 9], number=10)
-    return objects
+SOME_ENTRIES = [
+    {"id": 11, "category_id": 90, "bbox": [1, 2, 3, 4], "area": 5.5},
+    {"id": 12, "category_id": 7, "bbox": [5, 6, 7, 8], "iscrowd": True},
+    {"id": 10, "category_id": 7, "bbox": [0, 0, 9, 9]},
+]
+
+
+def some_table(names: dict[int, str]) -> AnnotationTable:
+    sizes = [(40, 50)] * 3
+    return make_table(names, [5, 6, 4], sizes, SOME_ENTRIES, [2, 0, 2], "coco_xywh")
 
 
 def test_objects_are_sorted_by_image_and_keep_their_columns_together():
     """All columns are permuted equally."""
-    table = make_table({90: "b", 7: "a"}, [5, 6, 4], [(40, 50)] * 3, some_objects(), "coco_xywh")
+    table = some_table({90: "b", 7: "a"})
     assert table.category_ids == (7, 90) and table.id2label == {0: "a", 1: "b"}
     assert [list(table.rows(i)) for i in range(3)] == [[0], [], [1, 2]]
     assert table.image_of_rows().tolist() == [0, 2, 2]
@@ -52,7 +59,7 @@ def test_unknown_category_is_a_fatal_problem_with_a_warning():
         UserWarning,
         match=r"(?s)1 problems that prevent training.*  object 11 has the unknown category id",
     ):
-        table = make_table({7: "a"}, [0, 1, 2], [(40, 50)] * 3, some_objects(), "coco_xywh")
+        table = some_table({7: "a"})
     text = "object 11 has the unknown category id 90"
     assert table.problems == (Problem("unknown category id", 2, text, True),)
     assert table.class_labels.tolist() == [0, -1, 0]
@@ -60,24 +67,72 @@ def test_unknown_category_is_a_fatal_problem_with_a_warning():
 
 def test_suspicious_boxes_are_a_fatal_problem_with_a_warning():
     """All readers check the box format, because all of them call `make_table`."""
-    objects = RawObjects()
-    for _ in range(5):
-        objects.append(0, 7, [0.5, 0.5, 0.2, 0.2])
+    entries = [{"category_id": 7, "bbox": [0.5, 0.5, 0.2, 0.2]}] * 5
     with pytest.warns(UserWarning, match="but 5 of 5 boxes are empty or outside"):
-        table = make_table({7: "a"}, [0], [(40, 50)], objects, "coco_xywh")
+        table = make_table({7: "a"}, [0], [(40, 50)], entries, [0] * 5, "coco_xywh")
     assert [(p.kind, p.image, p.is_fatal) for p in table.problems] == [("box format", None, True)]
 
 
 def test_no_objects_and_no_classes_make_a_table():
     """Data sets of background images are valid."""
-    table = make_table({}, [3], [(40, 50)], RawObjects(), "xyxy")
+    table = make_table({}, [3], [(40, 50)], [], [], "xyxy")
     assert len(table) == 1 and len(table.rows(0)) == 0 and table.boxes_xywh.shape == (0, 4)
 
 
 def test_all_columns_are_flat_arrays():
     """Forked workers share the memory of arrays, but not of Python objects."""
-    table = make_table({7: "a", 90: "b"}, [0, 1, 2], [(4, 5)] * 3, some_objects(), "coco_xywh")
+    table = some_table({7: "a", 90: "b"})
     columns = ("image_ids", "image_hw", "offsets", "ids", "class_labels", "boxes_xywh", "areas")
     for name in (*columns, "is_crowd"):
         column = getattr(table, name)
         assert isinstance(column, np.ndarray) and column.dtype != object, name
+
+
+def table_of(*entries: dict[str, Any]) -> AnnotationTable:
+    """Make a table of objects in the images 0, 3, 3, ... of ten."""
+    images = [0, *[3] * (len(entries) - 1)]
+    return make_table({3: "a"}, range(10), [(40, 50)] * 10, entries, images, "coco_xywh")
+
+
+def test_missing_values_have_defaults():
+    """The index as id, NaN as area, False as iscrowd."""
+    table = table_of(entry(5, iscrowd=1), entry(None, area=None, bbox=[0, 1.5, 2, 3], iscrowd=None))
+    assert not table.problems and table.ids.tolist() == [5, 1]
+    assert table.boxes_xywh.tolist() == [[10, 5, 20, 8], [0, 1.5, 2, 3]]
+    assert table.areas[0] == 99.5 and math.isnan(table.areas[1])
+    assert table.is_crowd.tolist() == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("bbox", None),
+        ("bbox", [1, 2, 3]),
+        ("bbox", [1, 2, 3, "4"]),
+        ("bbox", [1, 2, 3, math.nan]),
+        ("bbox", [1, 2, math.inf, 4]),
+        ("bbox", {"x": 1}),
+        ("category_id", None),
+        ("category_id", "car"),
+        ("category_id", True),
+        ("category_id", 1.5),
+        ("area", -1),
+        ("area", "big"),
+        ("iscrowd", 2),
+    ],
+)
+def test_each_error_is_reported_and_fatal(key: str, value: Any):
+    """Annotations are never repaired silently."""
+    wrong = {"id": 8, **entry(8), key: value}
+    with pytest.warns(UserWarning, match="problems that prevent training"):
+        problem = table_of(entry(1), wrong, entry(2)).problems[0]
+    assert (problem.kind, problem.image, problem.is_fatal) == (f"wrong {key}", 3, True)
+    assert f"object 8 has {key} {value!r}; expected " in problem.text
+
+
+@pytest.mark.parametrize("number", ["7", 2**64, 1.5])
+def test_invalid_ids_are_reported_and_replaced(number: Any):
+    """Data sets with text ids can be read: ids are only used in messages."""
+    table = table_of(entry(1), entry(number))
+    assert table.ids.tolist() == [1, 1]
+    assert [(p.kind, p.is_fatal) for p in table.problems] == [("wrong id", False)]

@@ -1,5 +1,6 @@
 """Image files: names inside their folder, upright pixels, errors that name the file."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,14 @@ import PIL.Image
 import pytest
 import torch
 
-from hf_detr.data.image_source import ImageFolder, image_size_hw, read_pixels, read_segment_ids
+from hf_detr.data.image_source import (
+    ImageFolder,
+    image_size_hw,
+    read_pixels,
+    read_segment_ids,
+    segment_boxes,
+    with_boxes,
+)
 
 from ..some_data import write_image
 
@@ -118,3 +126,31 @@ def test_segment_ids_of_every_kind_of_map(tmp_path: Path, mode: str):
     image.save(tmp_path / "1.png")
     found = read_segment_ids(ImageFolder(tmp_path, ["1.png"]), 0)
     assert found.dtype == torch.int64 and found.tolist() == ids.tolist()
+
+
+def test_boxes_of_segments_are_tight():
+    """Boxes of panoptic data come from the map; a segment without pixels has no box."""
+    segment_ids = torch.zeros(6, 8, dtype=torch.int64)
+    segment_ids[1:3, 2:7] = 9
+    segment_ids[5, 7] = 9
+    boxes = segment_boxes(segment_ids, [9, 4])
+    assert boxes[0] == [2, 1, 6, 5]
+    assert all(map(math.isnan, boxes[1]))
+
+
+def test_only_missing_boxes_are_filled_in(tmp_path):
+    """Existing boxes are kept, and formats are never mixed."""
+    image = PIL.Image.new("L", (8, 6))
+    image.paste(9, (2, 1, 7, 3))
+    image.save(tmp_path / "1.png")
+    maps = ImageFolder(tmp_path, ["1.png"])
+    segments = [{"id": 9}, {"id": 9, "bbox": [1, 1, 1, 1]}]
+    found = with_boxes(segments, maps, 0, "coco_xywh")
+    assert [segment["bbox"] for segment in found] == [[2, 1, 5, 2], [1, 1, 1, 1]]
+    with pytest.raises(ValueError, match="box_format is 'xyxy'; add the missing boxes"):
+        with_boxes(segments, maps, 0, "xyxy")
+    for broken in ({"bbox": [1, 1, 1, 1]}, {"id": None}, {"id": "9"}, 9):
+        with pytest.raises(
+            ValueError, match="1.png has the segment .*expected a dict with the integer 'id'"
+        ):
+            with_boxes([broken], maps, 0, "coco_xywh")
