@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from backbone_weights import load_backbone_weights
-from torch import nn
 from training_options import RECIPES, FurtherOptions, Options
 from transformers import (
     AutoConfig,
@@ -20,6 +19,7 @@ from transformers import (
 
 from hf_detr.data.augmentation import (
     PAPER_SHORTEST_EDGES,
+    SampleTransform,
     make_evaluation_transform,
     make_training_transform,
 )
@@ -72,7 +72,7 @@ def read_architecture(
     return architecture
 
 
-def make_transform(options: Options, further: FurtherOptions, processor: Any) -> nn.Module:
+def make_transform(options: Options, further: FurtherOptions, processor: Any) -> SampleTransform:
     """The papers' augmentation scaled to the model's image size; none for the health check."""
     size = dict(processor.size)
     if options.overfit or further.no_augmentation:

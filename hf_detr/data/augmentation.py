@@ -1,7 +1,7 @@
 """The papers' augmentation: random flip, random crop and resize to a random size.
 
 A sample is `(image, target)`: an image `tv_tensors.Image` (3, H, W) uint8 and a target as in
-`annotations.py`, whose `boxes` are `tv_tensors.BoundingBoxes` (x0, y0, x1, y1) in pixels and whose
+`coco_targets.py`, whose `boxes` are `tv_tensors.BoundingBoxes` (x0, y0, x1, y1) in pixels and whose
 `masks`, if present, are `tv_tensors.Mask` (n, H, W). These transforms can be combined with those
 of torchvision, such as `v2.ColorJitter`, in a `v2.Compose`.
 
@@ -9,9 +9,10 @@ All random numbers come from torch's global generator; seed it for reproducible 
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
@@ -43,7 +44,7 @@ def make_training_transform(
     crop_range: tuple[int, int] | None = None,
     crop_probability: float = 0.5,
     flip_probability: float = 0.5,
-) -> "TrainingTransform":
+) -> "SampleTransform":
     """Make the papers' augmentation. Use smaller `shortest_edges` for small images.
 
     Args:
@@ -76,7 +77,7 @@ def make_training_transform(
     for name, value in (("crop", crop_probability), ("flip", flip_probability)):
         if not 0 <= value <= 1:
             raise ValueError(f"{name}_probability is {value!r}; expected a number from 0 to 1.")
-    return TrainingTransform(
+    return SampleTransform(
         sizes=[SizeDict(shortest_edge=edge, longest_edge=longest_edge) for edge in shortest_edges],
         crop_sizes=[SizeDict(shortest_edge=edge) for edge in crop_shortest_edges],
         crop_range=tuple(crop_range),
@@ -87,7 +88,7 @@ def make_training_transform(
 
 def make_evaluation_transform(
     shortest_edge: int = DEFAULT_SHORTEST_EDGE, longest_edge: int | None = DEFAULT_LONGEST_EDGE
-) -> "EvaluationTransform":
+) -> "SampleTransform":
     """Make a transform that resizes exactly as an image processor of the same size.
 
     Args:
@@ -99,51 +100,28 @@ def make_evaluation_transform(
     _check_edges([shortest_edge], "shortest_edge")
     if longest_edge is not None:
         _check_edges([longest_edge], "longest_edge")
-    return EvaluationTransform(SizeDict(shortest_edge=shortest_edge, longest_edge=longest_edge))
+    return SampleTransform([SizeDict(shortest_edge=shortest_edge, longest_edge=longest_edge)])
 
 
-class TrainingTransform(nn.Module):
-    """Random flip, crop and resize; see `make_training_transform`."""
+@dataclass(frozen=True)
+class SampleTransform:
+    """Flips, crops and resizes samples; sizes are drawn from `sizes` and `crop_sizes`."""
 
-    def __init__(
-        self,
-        sizes: list[SizeDict],
-        crop_sizes: list[SizeDict],
-        crop_range: tuple[int, int],
-        crop_probability: float,
-        flip_probability: float,
-    ) -> None:
-        super().__init__()
-        self.sizes = sizes
-        self.crop_sizes = crop_sizes
-        self.crop_range = crop_range
-        self.crop_probability = crop_probability
-        self.flip_probability = flip_probability
+    sizes: Sequence[SizeDict]
+    crop_sizes: Sequence[SizeDict] = ()
+    crop_range: tuple[int, int] = (1, 1)
+    crop_probability: float = 0.0
+    flip_probability: float = 0.0
 
-    def forward(self, image: tv_tensors.Image, target: dict[str, Tensor]) -> Sample:
-        """Return an augmented copy of a sample."""
+    def __call__(self, image: tv_tensors.Image, target: dict[str, Tensor]) -> Sample:
+        """Return a transformed copy of a sample."""
         _check_sample(image, target)
         if _chance(self.flip_probability):
             image, target = flip(image, target)
         if _chance(self.crop_probability):
-            size = self.crop_sizes[_draw(0, len(self.crop_sizes) - 1)]
-            image, target = resize(image, target, resized_hw(tuple(image.shape[-2:]), size))
+            image, target = _resize_to_one_of(self.crop_sizes, image, target)
             image, target = crop(image, target, *_draw_window(image.shape[-2:], self.crop_range))
-        size = self.sizes[_draw(0, len(self.sizes) - 1)]
-        return resize(image, target, resized_hw(tuple(image.shape[-2:]), size))
-
-
-class EvaluationTransform(nn.Module):
-    """Resize; see `make_evaluation_transform`."""
-
-    def __init__(self, size: SizeDict) -> None:
-        super().__init__()
-        self.size = size
-
-    def forward(self, image: tv_tensors.Image, target: dict[str, Tensor]) -> Sample:
-        """Return a resized copy of a sample."""
-        _check_sample(image, target)
-        return resize(image, target, resized_hw(tuple(image.shape[-2:]), self.size))
+        return _resize_to_one_of(self.sizes, image, target)
 
 
 def flip(image: tv_tensors.Image, target: dict[str, Tensor]) -> Sample:
@@ -193,6 +171,13 @@ def crop(
     return F.crop(image, *window), cropped
 
 
+def _resize_to_one_of(
+    sizes: Sequence[SizeDict], image: tv_tensors.Image, target: dict[str, Tensor]
+) -> Sample:
+    size = sizes[_draw(0, len(sizes) - 1)]
+    return resize(image, target, resized_hw(tuple(image.shape[-2:]), size))
+
+
 def _as_boxes(boxes_xyxy: Tensor, canvas_hw: tuple[int, int]) -> tv_tensors.BoundingBoxes:
     return tv_tensors.BoundingBoxes(boxes_xyxy, format="XYXY", canvas_size=tuple(canvas_hw))
 
@@ -228,14 +213,15 @@ def _check_sample(image: tv_tensors.Image, target: dict[str, Tensor]) -> None:
         TypeError: if the image, its boxes or masks aren't tv_tensors.
         ValueError: if the boxes aren't corners.
     """
-    kinds = {"boxes": tv_tensors.BoundingBoxes, "masks": tv_tensors.Mask}
-    if not isinstance(image, tv_tensors.Image):
-        raise TypeError(f"The image is a {type(image).__name__}; expected a tv_tensors.Image.")
-    for key, kind in kinds.items():
-        if key in target and not isinstance(target[key], kind):
+    for name, value, kind in (
+        ("the image", image, tv_tensors.Image),
+        ("target['boxes']", target["boxes"], tv_tensors.BoundingBoxes),
+        ("target['masks']", target.get("masks"), tv_tensors.Mask),
+    ):
+        if value is not None and not isinstance(value, kind):
             raise TypeError(
-                f"target[{key!r}] is a {type(target[key]).__name__}; expected "
-                f"tv_tensors.{kind.__name__}, which is transformed with the image."
+                f"{name} is a {type(value).__name__}; expected a tv_tensors.{kind.__name__}, "
+                "which torchvision transforms with the others."
             )
     if target["boxes"].format != tv_tensors.BoundingBoxFormat.XYXY:
         raise ValueError(

@@ -1,6 +1,7 @@
 """The data set class for training and evaluation, independent of the annotations' format."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -113,7 +114,7 @@ class DetectionDataset(Dataset):
         target = self._target(index)
         if self.transform is None:
             return tv_tensors.Image(image), target
-        with _Seeded(self.seed, int(self._epoch), index):
+        with seeded(self.seed, int(self._epoch), index):
             return self.transform(tv_tensors.Image(image), target)
 
     def _target(self, index: int) -> dict[str, Tensor]:
@@ -212,16 +213,14 @@ class DetectionDataset(Dataset):
         return entries
 
 
-class _Seeded:
-    """Seed torch's CPU generator by `numbers` and restore its state at the end."""
-
+@contextmanager
+def seeded(*numbers: int) -> Iterator[None]:
+    """Seed torch's CPU generator by `numbers`, and restore its state afterwards."""
+    before = torch.get_rng_state()
+    seed = np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]
     # Not torch.manual_seed, which also queues a seed for CUDA, with a stack trace, per call.
-    def __init__(self, *numbers: int) -> None:
-        self.seed = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
-
-    def __enter__(self) -> None:
-        self.before = torch.get_rng_state()
-        torch.default_generator.manual_seed(self.seed)
-
-    def __exit__(self, *_: object) -> None:
-        torch.set_rng_state(self.before)
+    torch.default_generator.manual_seed(int(seed))
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before)

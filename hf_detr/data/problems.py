@@ -1,4 +1,4 @@
-"""Checks of a data set, one per function; `data_check` runs all of them."""
+"""Checks of a data set, one per function; `check_dataset` runs all of them."""
 
 from collections import Counter
 from collections.abc import Iterator

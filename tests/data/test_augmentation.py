@@ -11,7 +11,7 @@ from torchvision.transforms import v2
 
 from hf_detr import DetrImageProcessor, make_evaluation_transform, make_training_transform
 from hf_detr.data.augmentation import PER_OBJECT, crop, flip
-from hf_detr.data.dataset import _Seeded
+from hf_detr.data.dataset import seeded
 
 from ..tiny import random_sample
 
@@ -155,7 +155,7 @@ def test_slivers_are_dropped() -> None:
     whole = tv_tensors.BoundingBoxes([[0.0, 456, 640, 480]], format="XYXY", canvas_size=(480, 640))
     target |= {"boxes": whole, "size": torch.tensor([480, 640])}
     image = tv_tensors.Image(torch.zeros(3, 480, 640, dtype=torch.uint8))
-    with _Seeded(0, 0, 511):  # draws such a crop
+    with seeded(0, 0, 511):  # draws such a crop
         boxes = transform(image, target)[1]["boxes"]
     assert (boxes[:, 2:] > boxes[:, :2]).all()
 
@@ -251,7 +251,7 @@ def test_plain_tensors_raise() -> None:
         transform(image.as_subclass(Tensor), target)
     for key in ("boxes", "masks"):
         plain = {**target, key: target[key].as_subclass(Tensor)}
-        with pytest.raises(TypeError, match=f"target\\['{key}'\\].*expected tv_tensors"):
+        with pytest.raises(TypeError, match=f"target\\['{key}'\\].*expected a tv_tensors"):
             transform(image, plain)
     boxes = tv_tensors.BoundingBoxes(
         target["boxes"].as_subclass(Tensor), format="CXCYWH", canvas_size=(96, 128)

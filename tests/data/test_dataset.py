@@ -154,7 +154,7 @@ def test_image_of_another_size_than_annotated_raises(tmp_path: Path):
 
 
 def test_image_with_a_fatal_problem_raises(tmp_path: Path):
-    """Invalid annotations are never used for training, even without `data_check`."""
+    """Invalid annotations are never used for training, even without `check_dataset`."""
     files = write_coco(tmp_path, [entry(4, category_id=77), entry(5, 2)])
     with pytest.warns(UserWarning, match="problems that prevent training"):
         dataset = read_coco(*files)
