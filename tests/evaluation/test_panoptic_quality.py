@@ -12,7 +12,8 @@ from PIL import Image
 from torch.testing import assert_close
 
 from hf_detr import PanopticQuality
-from hf_detr.image_processing.postprocess_masks import segment_maps
+
+from ..image_processing.test_postprocess_masks import segment_maps
 
 THINGS = {0: "shirt", 1: "shoe"}
 STUFF = {2: "sky", 3: "grass"}
