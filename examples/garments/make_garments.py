@@ -1,7 +1,7 @@
 """Make a reproducible detection data set: garments of Fashion-MNIST on photographs.
 
     sudo apt-get install dataset-fashion-mnist      # 31 MB; or: --source hub
-    pip install -e '.[garments]'                    # scikit-image and scikit-learn
+    pip install -e '.[train,garments]'
     python examples/garments/make_garments.py --output data/garments
 
 Garments are pasted at random positions, sizes and angles. Boxes and masks are those of visible
@@ -24,12 +24,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-import torch
+from faster_coco_eval import mask as coco_masks
 from PIL import Image
 from scipy import ndimage
 from tqdm import tqdm
-
-from hf_detr.image_processing.coco_masks import compressed_counts, rle_from_mask
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 HUB_NAME = "zalando-datasets/fashion_mnist"
@@ -284,8 +282,8 @@ def describe(label: int, mask: np.ndarray) -> dict:
 
 def encode(mask: np.ndarray) -> dict:
     """Encode a mask as COCO's compressed RLE."""
-    rle = rle_from_mask(torch.from_numpy(mask))
-    return {**rle, "counts": compressed_counts(rle["counts"])}
+    rle = coco_masks.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {**rle, "counts": rle["counts"].decode()}
 
 
 def save_panoptic(objects: list[tuple[int, np.ndarray]], side: int, path: Path) -> list[dict]:

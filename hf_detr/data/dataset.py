@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
-from ..image_processing.coco_masks import masks_from_segmentation, rle_from_mask
+from ..image_processing.coco_masks import rle_from_mask, stack_masks
 from ..image_processing.coco_targets import prepare_detection_target
 from .annotation_table import AnnotationTable
 from .image_source import ImageSource, read_pixels, read_segment_ids
@@ -156,11 +156,10 @@ class DetectionDataset(Dataset):
                     f"(height, width), but its image has {size_hw}; fix the segment map."
                 )
             return segment_ids == torch.from_numpy(self.table.ids[rows])[:, None, None]
-        masks = torch.zeros((len(rows), *size_hw), dtype=torch.bool)
-        for mask, row in zip(masks, rows, strict=True):
-            name = f"{self.images.name(index)}, object {self.table.ids[row]}"
-            mask.copy_(masks_from_segmentation(self.table.segmentations[row], size_hw, name))
-        return masks
+        image = self.images.name(index)
+        table = self.table
+        named = [(table.segmentations[row], f"{image}, object {table.ids[row]}") for row in rows]
+        return stack_masks(named, size_hw)
 
     def ground_truth(self) -> dict[str, Any]:
         """Return the annotations as a COCO dict for evaluation, in original pixels, with crowds.

@@ -16,8 +16,16 @@ from torch import Tensor
 
 UPSAMPLING = 5  # polygon boundaries are traced on a grid this many times finer than the pixels
 MAX_MARGIN = 100_000  # pixels that a polygon may extend beyond the image; limits the memory
-DIGITS = np.arange(8)  # indices of the 5-bit digits of a packed number
+MAX_DIGITS = 8  # of a packed number
 SEGMENTATION = "[[x0, y0, x1, y1, ...], ...] or {'size': [height, width], 'counts': ...}"
+
+
+def stack_masks(segmentations: Sequence[tuple[Any, str]], image_hw: tuple[int, int]) -> Tensor:
+    """Convert pairs of an object's segmentation and name to masks (n, H, W) bool."""
+    masks = torch.zeros(len(segmentations), *image_hw, dtype=torch.bool)
+    for mask, (segmentation, name) in zip(masks, segmentations, strict=True):
+        mask.copy_(masks_from_segmentation(segmentation, image_hw, name))
+    return masks
 
 
 def masks_from_segmentation(segmentation: Any, image_hw: tuple[int, int], name: str) -> Tensor:
@@ -55,11 +63,8 @@ def rle_from_mask(mask: Tensor) -> dict[str, list[int]]:
 
     Returns:
         `{"size": [height, width], "counts": [int, ...]}`; the counts sum to height * width.
-
-    Raises:
-        TypeError, ValueError: if `mask` isn't a tensor (H, W) of bool or of 0 and 1.
     """
-    pixels = _checked_mask(mask).T.reshape(-1)
+    pixels = mask.cpu().numpy().astype(bool).T.reshape(-1)
     changes = np.flatnonzero(np.diff(pixels, prepend=False))
     counts = np.diff(changes, prepend=0, append=pixels.size)
     return {"size": list(mask.shape), "counts": counts.tolist()}
@@ -71,37 +76,11 @@ def run_lengths(mask: Tensor) -> list[int]:
     Returns:
         `[start, length, start, length, ...]`, a pair for each run of ones in row-major order;
         starts are counted from 1.
-
-    Raises:
-        TypeError, ValueError: as in `rle_from_mask`.
     """
-    pixels = _checked_mask(mask).reshape(-1)
+    pixels = mask.cpu().numpy().astype(bool).reshape(-1)
     changes = np.flatnonzero(np.diff(pixels, prepend=False, append=False))
     starts, ends = changes[::2], changes[1::2]
     return np.stack([starts + 1, ends - starts], axis=-1).reshape(-1).tolist()
-
-
-def compressed_counts(counts: Sequence[int]) -> str:
-    """Pack run lengths into COCO's string.
-
-    From the fourth count on, the difference to the count two positions before is stored. A number
-    is split into digits of 5 bits, lowest first, in two's complement. The 6th bit is set if more
-    digits follow, and the character is chr(48 + digit).
-
-    Raises:
-        TypeError, ValueError: if a count isn't an integer from 0 to 2**39 - 1.
-    """
-    array = _flat_numbers(counts, int, f"counts are {shortened(counts)}; expected integers.")
-    if ((array < 0) | (array >= 2**39)).any():
-        raise ValueError(f"counts are {shortened(counts)}; expected integers from 0 to 2**39 - 1.")
-    numbers = array.copy()
-    numbers[3:] -= array[1:-2]
-    numbers = numbers[:, None]  # (n, 1), broadcast with DIGITS (8,)
-    limits = 2 ** (5 * DIGITS + 4)  # the smallest number that needs a digit after this one
-    more = (numbers < -limits) | (numbers >= limits)
-    digits = (numbers >> 5 * DIGITS & 31) + 32 * more
-    is_written = np.pad(more[:, :-1], ((0, 0), (1, 0)), constant_values=True)
-    return (digits[is_written] + ord("0")).astype(np.uint8).tobytes().decode("ascii")
 
 
 def _mask_from_polygons(parts: Sequence[Any], image_hw: tuple[int, int], name: str) -> np.ndarray:
@@ -205,7 +184,12 @@ def _mask_from_rle(rle: Mapping[str, Any], image_hw: tuple[int, int], name: str)
 
 
 def _unpacked_counts(packed: str | bytes, name: str) -> np.ndarray:
-    """Unpack the counts (n,) int64 from COCO's string; see `compressed_counts`."""
+    """Unpack the counts (n,) int64 from COCO's string.
+
+    From the fourth count on, the difference to the count two positions before is stored. A number
+    is split into digits of 5 bits, lowest first, in two's complement. The 6th bit is set if more
+    digits follow, and the character is chr(48 + digit).
+    """
     text = packed if isinstance(packed, str) else packed.decode("latin-1")
     invalid = sorted(character for character in set(text) if not "0" <= character <= "o")
     if invalid:
@@ -217,10 +201,10 @@ def _unpacked_counts(packed: str | bytes, name: str) -> np.ndarray:
     is_last = digits < 32
     starts = np.flatnonzero(np.insert(is_last, 0, True))  # one more than complete numbers
     lengths = np.diff(starts)
-    if starts[-1] != len(digits) or lengths.max(initial=0) > len(DIGITS):
+    if starts[-1] != len(digits) or lengths.max(initial=0) > MAX_DIGITS:
         raise ValueError(
             f"{name} has packed run lengths {shortened(packed)} that are truncated, or have a "
-            f"number of more than {len(DIGITS)} characters."
+            f"number of more than {MAX_DIGITS} characters."
         )
     index = np.arange(len(digits)) - np.repeat(starts[:-1], lengths)
     # The fifth bit of a number's last digit is the sign.
@@ -242,15 +226,3 @@ def _flat_numbers(values: Any, kind: type[int] | type[float], problem: str) -> n
     if array.ndim != 1 or (array.size and array.dtype.kind not in {int: "iu", float: "iuf"}[kind]):
         raise TypeError(problem)
     return array.astype(kind)
-
-
-def _checked_mask(mask: Tensor) -> np.ndarray:
-    """Convert a mask to an array (H, W) bool."""
-    if not isinstance(mask, Tensor):
-        raise TypeError(f"The mask is a {type(mask).__name__}; expected a tensor (H, W).")
-    if mask.ndim != 2 or not ((mask == 0) | (mask == 1)).all():
-        raise ValueError(
-            f"The mask has shape {tuple(mask.shape)} and dtype {mask.dtype}; expected (H, W) bool "
-            "or 0 and 1, such as `probabilities > 0.5`."
-        )
-    return mask.detach().cpu().numpy().astype(bool)

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from ..ops.box_ops import masks_to_boxes
 from .coco_records import (
-    check_entry,
     checked_fields,
     checked_record,
     integer_or_none,
@@ -66,9 +65,8 @@ def prepare_panoptic_target(
     fields = []
     for index, segment in enumerate(segments):
         segment_name = f"{name}, segments_info[{index}]"
-        check_entry(segment, ("id", "category_id"), segment_name)
-        ids.append(_checked_id(segment, ids, segment_name))
-        fields.append(checked_fields(segment, segment_name))
+        fields.append(checked_fields(segment, ("id", "category_id"), segment_name))
+        ids.append(_checked_id(segment["id"], ids, segment_name))
 
     path = _png_path(annotation.get("file_name"), masks_path, name)
     masks = _segment_masks(_read_ids(path, image_hw, name), ids, f"{name} ({path.name})")
@@ -80,11 +78,11 @@ def prepare_panoptic_target(
     return {**target, "masks": masks[keep]} if return_masks else target
 
 
-def _checked_id(segment: Mapping[str, Any], earlier: list[int], name: str) -> int:
-    segment_id = integer_or_none(segment["id"])
+def _checked_id(given: Any, earlier: list[int], name: str) -> int:
+    segment_id = integer_or_none(given)
     if segment_id is None or not 1 <= segment_id <= MAX_ID:
         raise ValueError(
-            f"{name} has id {segment['id']!r}; expected an integer from 1 to {MAX_ID}, the color "
+            f"{name} has id {given!r}; expected an integer from 1 to {MAX_ID}, the color "
             "R + 256 * G + 65536 * B of its pixels."
         )
     if segment_id in earlier:
@@ -115,30 +113,25 @@ def _png_path(file_name: Any, masks_path: str | os.PathLike[str], name: str) -> 
 
 def _read_ids(path: Path, image_hw: tuple[int, int], name: str) -> Tensor:
     """Read the id of each pixel, (H, W) int32."""
+    height, width = image_hw
     try:
-        pixels = _decoded(path, image_hw)
+        if not path.is_file():
+            raise ValueError("the file doesn't exist; file_name must be relative to masks_path")
+        with PIL.Image.open(path, formats=["PNG"]) as png:
+            if png.mode != "RGB":
+                raise ValueError(
+                    f"its mode is {png.mode!r}; expected 'RGB', where the color R + 256 * G + "
+                    "65536 * B is the id of a segment"
+                )
+            if png.size != (width, height):
+                raise ValueError(
+                    f"it is {png.width} x {png.height} pixels, but the upright image is {width} x "
+                    f"{height} (width x height); expected the PNG file of this image"
+                )
+            pixels = np.array(png, dtype=np.int32)
     except Exception as error:
         raise ValueError(f"{name}: {str(path)!r} can't be used: {error}.") from error
-    return torch.from_numpy(pixels[..., 0] + 256 * pixels[..., 1] + 65536 * pixels[..., 2])
-
-
-def _decoded(path: Path, image_hw: tuple[int, int]) -> np.ndarray:
-    """Decode the RGB pixels, (H, W, 3) int32."""
-    height, width = image_hw
-    if not path.is_file():
-        raise ValueError("the file doesn't exist; file_name must be relative to masks_path")
-    with PIL.Image.open(path, formats=["PNG"]) as png:
-        if png.mode != "RGB":
-            raise ValueError(
-                f"its mode is {png.mode!r}; expected 'RGB', where the color R + 256 * G + "
-                "65536 * B is the id of a segment"
-            )
-        if png.size != (width, height):
-            raise ValueError(
-                f"it is {png.width} x {png.height} pixels, but the upright image is {width} x "
-                f"{height} (width x height); expected the PNG file of this image"
-            )
-        return np.array(png, dtype=np.int32)
+    return torch.from_numpy(pixels @ np.array([1, 256, 65536], dtype=np.int32))
 
 
 def _segment_masks(pixel_ids: Tensor, ids: list[int], name: str) -> Tensor:

@@ -60,11 +60,16 @@ def checked_record(record: Any, list_key: str, example: str) -> tuple[int, list[
     return image_id, list(entries)
 
 
-def check_entry(entry: Any, keys: Sequence[str], name: str) -> None:
-    """Check that an object is a mapping with all `keys`.
+def checked_fields(entry: Any, keys: Sequence[str], name: str) -> ObjectFields:
+    """Check that an object is a mapping with all `keys`, and read its fields.
+
+    Args:
+        entry: the object, with `category_id` and the optional `area` and `iscrowd`.
+        keys: the required keys.
+        name: the object's name in messages.
 
     Raises:
-        ValueError, TypeError: if it isn't; `name` is the object's name in the message.
+        ValueError, TypeError: if a key is missing or a value is invalid.
     """
     required = " and ".join(map(repr, keys))
     if not isinstance(entry, Mapping):
@@ -76,14 +81,6 @@ def check_entry(entry: Any, keys: Sequence[str], name: str) -> None:
                 f"{name} has the keys {sorted(map(str, entry))}, but no '{key}'; every object "
                 f"requires {required}."
             )
-
-
-def checked_fields(entry: Mapping[str, Any], name: str) -> ObjectFields:
-    """Read `category_id` and the optional `area` and `iscrowd`.
-
-    Raises:
-        ValueError: if a value is invalid.
-    """
     class_label = integer_or_none(entry["category_id"])
     if class_label is None or class_label < 0:
         raise ValueError(
@@ -92,7 +89,14 @@ def checked_fields(entry: Mapping[str, Any], name: str) -> ObjectFields:
     is_crowd = 0 if entry.get("iscrowd") is None else entry["iscrowd"]
     if is_crowd not in (0, 1):
         raise ValueError(f"{name} has iscrowd {entry['iscrowd']!r}; expected 0 or 1.")
-    return ObjectFields(class_label, _checked_area(entry, name), bool(is_crowd == 1))
+    given = entry.get("area")
+    area = math.nan if given is None else _finite_or_none(given)
+    if area is None or area < 0:
+        raise ValueError(
+            f"{name} has area {given!r}; expected a finite number >= 0, or no area, which is "
+            "computed then."
+        )
+    return ObjectFields(class_label, area, bool(is_crowd == 1))
 
 
 def checked_box(entry: Mapping[str, Any], name: str) -> list[float]:
@@ -164,18 +168,6 @@ def prepare_target(
         "size": size.clone(),
     }
     return target, keep
-
-
-def _checked_area(entry: Mapping[str, Any], name: str) -> float:
-    if entry.get("area") is None:
-        return math.nan
-    area = _finite_or_none(entry["area"])
-    if area is None or area < 0:
-        raise ValueError(
-            f"{name} has area {entry['area']!r}; expected a finite number >= 0, or no area, which "
-            "is computed then."
-        )
-    return area
 
 
 def _finite_or_none(value: Any) -> float | None:

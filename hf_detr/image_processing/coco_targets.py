@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..ops.box_ops import box_area, box_xyxy_to_cxcywh
-from .coco_masks import SEGMENTATION, masks_from_segmentation
+from .coco_masks import SEGMENTATION, stack_masks
 from .coco_panoptic import prepare_panoptic_target
-from .coco_records import check_entry, checked_box, checked_fields, checked_record, prepare_target
+from .coco_records import checked_box, checked_fields, checked_record, prepare_target
 
 RECORD = (
     "{'image_id': int, 'annotations': [{'bbox': [left, top, width, height], 'category_id': int}, "
@@ -52,8 +52,10 @@ def prepare_detection_target(
     boxes_xywh, fields, segmentations = [], [], []
     for index, entry in enumerate(entries):
         name = f"image_id {image_id}, annotation {index}"
-        check_entry(entry, ("bbox", "category_id"), name)
-        box, entry_fields = checked_box(entry, name), checked_fields(entry, name)
+        entry_fields, box = (
+            checked_fields(entry, ("bbox", "category_id"), name),
+            checked_box(entry, name),
+        )
         if not entry_fields.is_crowd:
             boxes_xywh.append(box)
             fields.append(entry_fields)
@@ -68,7 +70,13 @@ def prepare_detection_target(
     )
     if return_masks:
         kept = [pair for pair, is_kept in zip(segmentations, keep, strict=True) if is_kept]
-        target["masks"] = _stacked_masks(kept, image_hw)
+        for segmentation, name in kept:
+            if segmentation is None:
+                raise ValueError(
+                    f"{name} has no 'segmentation', which return_segmentation_masks=True requires; "
+                    f"expected {SEGMENTATION}."
+                )
+        target["masks"] = stack_masks(kept, image_hw)
     return target
 
 
@@ -178,16 +186,3 @@ def _clipped_corners(boxes_xywh: Tensor, image_hw: tuple[int, int]) -> Tensor:
     height, width = image_hw
     corners = torch.cat([boxes_xywh[:, :2], boxes_xywh[:, :2] + boxes_xywh[:, 2:]], dim=-1)
     return corners.clamp(min=0).minimum(torch.tensor([width, height, width, height]))
-
-
-def _stacked_masks(segmentations: list[tuple[Any, str]], image_hw: tuple[int, int]) -> Tensor:
-    """Convert pairs of segmentation and object name to masks (n, H, W) bool."""
-    masks = torch.zeros(len(segmentations), *image_hw, dtype=torch.bool)
-    for mask, (segmentation, name) in zip(masks, segmentations, strict=True):
-        if segmentation is None:
-            raise ValueError(
-                f"{name} has no 'segmentation', which return_segmentation_masks=True requires; "
-                f"expected {SEGMENTATION}."
-            )
-        mask.copy_(masks_from_segmentation(segmentation, image_hw, name))
-    return masks

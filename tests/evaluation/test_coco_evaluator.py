@@ -10,10 +10,11 @@ import pytest
 import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from pycocotools.mask import encode
 from torch import Tensor
 
 from hf_detr import CocoEvaluator, metrics_table
-from hf_detr.image_processing.coco_masks import compressed_counts, rle_from_mask
+from hf_detr.image_processing.coco_masks import rle_from_mask
 
 SUMMARY = (
     *("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"),
@@ -90,8 +91,7 @@ def pycocotools_evaluation(truth: dict, detections: dict, iou_type: str) -> COCO
                 x0, y0, x1, y1 = box.tolist()
                 entry["bbox"] = [x0, y0, x1 - x0, y1 - y0]
             else:
-                rle = rle_from_mask(mask)
-                entry["segmentation"] = {**rle, "counts": compressed_counts(rle["counts"])}
+                entry["segmentation"] = encode(np.asfortranarray(mask, dtype=np.uint8))
             entries.append(entry)
     coco = COCO()
     annotations = [{**a, "id": i} for i, a in enumerate(truth["annotations"], 1)]

@@ -127,12 +127,8 @@ def test_fused_segments_of_the_post_processing() -> None:
     masks = torch.full((1, 3, 2, 4), -9.0)
     masks[0, 0, :, :2], masks[0, 1, :, 3], masks[0, 2, :, 2] = 9, 9, 9
     prediction = segment_maps(
-        best_classes=(
-            torch.ones(1, 3),
-            torch.tensor([[2, 2, 0]]),
-            torch.ones(1, 3, dtype=torch.bool),
-        ),
-        pred_masks=masks,
+        (torch.ones(1, 3), torch.tensor([[2, 2, 0]]), torch.ones(1, 3, dtype=torch.bool)),
+        masks,
         label_ids_to_fuse={2},
     )[0]
     assert len(prediction["segments_info"]) == 3

@@ -8,7 +8,6 @@ import torch
 
 from hf_detr.image_processing.coco_records import (
     ObjectFields,
-    check_entry,
     checked_box,
     checked_fields,
     checked_record,
@@ -55,15 +54,15 @@ def test_invalid_records_raise(record, error, message):
 def test_incomplete_objects_raise(entry, error, message):
     """None, which tables have for a missing key, is missing too."""
     with pytest.raises(error, match=f"^{NAME} {message}"):
-        check_entry(entry, ("id", "category_id"), NAME)
+        checked_fields(entry, ("id", "category_id"), NAME)
 
 
 def test_fields_and_their_defaults():
     """The defaults are no crowd, and an area of NaN, which is computed later."""
     given = {"category_id": 3.0, "area": np.float32(4), "iscrowd": np.int32(1)}
-    assert checked_fields(given, NAME) == ObjectFields(3, 4.0, True)
+    assert checked_fields(given, ["category_id"], NAME) == ObjectFields(3, 4.0, True)
     for entry in ({"category_id": 3}, {"category_id": 3, "area": None, "iscrowd": None}):
-        class_label, area, is_crowd = checked_fields(entry, NAME)
+        class_label, area, is_crowd = checked_fields(entry, ["category_id"], NAME)
         assert (class_label, is_crowd) == (3, False) and math.isnan(area)
 
 
@@ -85,7 +84,7 @@ def test_invalid_values_raise(bad, message):
     """The error names the object."""
     entry = {"category_id": 3, "bbox": [1, 2, 3, 4], **bad}
     with pytest.raises(ValueError, match=f"^{NAME} has {message}"):
-        checked_fields(entry, NAME)
+        checked_fields(entry, ["category_id"], NAME)
         checked_box(entry, NAME)
 
 
