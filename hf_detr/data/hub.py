@@ -1,7 +1,7 @@
 """Readers of data sets of the library `datasets`: boxes or panoptic segments."""
 
 import io
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from .annotation_table import Problem, is_integer, make_table
 from .box_formats import checked_box_format
 from .dataset import DetectionDataset
-from .image_source import ImageSource, fill_in_sizes_hw, with_boxes
+from .image_source import fill_in_sizes_hw, with_boxes
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -27,7 +27,13 @@ class HubImages:
     """The images of a column, decoded on access."""
 
     def __init__(self, dataset: "Dataset", column: str) -> None:
-        image_feature = _datasets().Image
+        datasets = _datasets()
+        if not isinstance(dataset, datasets.Dataset):
+            raise TypeError(
+                f"The data set is a {type(dataset).__name__}; expected one split, a "
+                "datasets.Dataset, such as load_dataset(..., split='train')."
+            )
+        image_feature = datasets.Image
         if not isinstance(dataset.features.get(column), image_feature):
             columns = [name for name, f in dataset.features.items() if isinstance(f, image_feature)]
             raise ValueError(
@@ -82,16 +88,8 @@ def read_hf_dataset(
         ValueError: if columns or names are missing. Errors in single rows are stored in
             `table.problems` and reported by a warning.
     """
-    checked_box_format(box_format)
-    _check_column(dataset, objects_column)
     images = HubImages(dataset, image_column)
-    entries, rows = [], []
-    for row, value in enumerate(_rows(dataset, objects_column)):
-        found = _entries(value, row)
-        entries += found
-        rows += [row] * len(found)
-    names = id2label or _names(dataset.features[objects_column], entries)
-    return _dataset(dataset, images, names, entries, rows, box_format, seed=seed)
+    return _read(dataset, images, objects_column, id2label, box_format, seed=seed)
 
 
 def load_hf_dataset(name: str, split: str) -> "Dataset":
@@ -133,16 +131,9 @@ def read_hf_segmentation(
     Raises:
         ValueError: if columns are missing.
     """
-    checked_box_format(box_format)
-    _check_column(dataset, segments_column)
     images, maps = HubImages(dataset, image_column), HubImages(dataset, map_column)
-    entries, rows = [], []
-    for row, value in enumerate(_rows(dataset, segments_column)):
-        found = with_boxes(_entries(value, row), maps, row, box_format)
-        entries += found
-        rows += [row] * len(found)
-    return _dataset(
-        dataset, images, id2label, entries, rows, box_format, stuff_ids, maps, masks, seed
+    return _read(
+        dataset, images, segments_column, id2label, box_format, stuff_ids, maps, masks, seed
     )
 
 
@@ -155,25 +146,6 @@ def _datasets() -> ModuleType:
             "pip install 'hf_detr[train]' or pip install datasets."
         ) from error
     return datasets
-
-
-def _check_column(dataset: "Dataset", column: str) -> None:
-    if not isinstance(dataset, _datasets().Dataset):
-        raise TypeError(
-            f"The data set is a {type(dataset).__name__}; expected one split, a datasets.Dataset, "
-            "such as load_dataset(..., split='train')."
-        )
-    if column not in dataset.column_names:
-        raise ValueError(
-            f"The data set has no column {column!r}; its columns are {dataset.column_names}."
-        )
-
-
-def _rows(dataset: "Dataset", column: str) -> Iterator[Any]:
-    """Iterate over the values of a column, without decoding images."""
-    rows = dataset.select_columns([column]).with_format(None)
-    for row in tqdm(rows, desc=column, unit="row", disable=None):
-        yield row[column]
 
 
 def _entries(value: Any, row: int) -> list[dict[str, Any]]:
@@ -236,18 +208,32 @@ def _find_class_label(feature: Any) -> Any:
     return next(filter(None, map(_find_class_label, inner)), None)
 
 
-def _dataset(
+def _read(
     dataset: "Dataset",
     images: HubImages,
-    names: Mapping[int, str],
-    entries: list[Any],
-    rows: list[int],
+    column: str,
+    id2label: Mapping[int, str] | None,
     box_format: str,
     stuff_ids: Iterable[int] = (),
-    maps: ImageSource | None = None,
+    maps: HubImages | None = None,
     masks: bool = False,
     seed: int = 0,
 ) -> DetectionDataset:
+    """Read the objects in a column; those without box have one from their segment map."""
+    checked_box_format(box_format)
+    if column not in dataset.column_names:
+        raise ValueError(
+            f"The data set has no column {column!r}; its columns are {dataset.column_names}."
+        )
+    entries, owners = [], []
+    rows = dataset.select_columns([column]).with_format(None)  # without decoding images
+    for row, values in enumerate(tqdm(rows, desc=column, unit="row", disable=None)):
+        found = _entries(values[column], row)
+        if maps is not None:
+            found = with_boxes(found, maps, row, box_format)
+        entries += found
+        owners += [row] * len(found)
+    names = id2label or _names(dataset.features[column], entries)
     names = {int(key): name for key, name in names.items()}  # keys are text in JSON
     id_of_name = {name: key for key, name in names.items()}
     for entry in entries:
@@ -255,7 +241,7 @@ def _dataset(
             entry["category_id"] = id_of_name.get(entry["category_id"], entry["category_id"])
     problems: list[Problem] = []
     image_ids, sizes_hw = _image_ids_and_sizes(dataset, images, problems)
-    table = make_table(names, image_ids, sizes_hw, entries, rows, box_format, stuff_ids, problems)
+    table = make_table(names, image_ids, sizes_hw, entries, owners, box_format, stuff_ids, problems)
     return DetectionDataset(table, images, maps, masks, seed)
 
 
