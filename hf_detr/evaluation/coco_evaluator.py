@@ -35,7 +35,9 @@ class CocoEvaluator:
         self, ground_truth: Mapping[str, Any], iou_types: Sequence[str] = ("bbox",)
     ) -> None:
         _backend()
-        self.iou_types = _checked_iou_types(iou_types)
+        if isinstance(iou_types, str) or not iou_types or set(iou_types) - set(IOU_TYPES):
+            raise ValueError(f"iou_types is {iou_types!r}; expected a sequence of {IOU_TYPES}.")
+        self.iou_types = tuple(iou_types)
         self.names = {int(c["id"]): str(c["name"]) for c in ground_truth["categories"]}
         if len(set(self.names.values())) < len(self.names):
             raise ValueError("Two categories have the same name; names must be unique.")
@@ -81,7 +83,9 @@ class CocoEvaluator:
             masks as `segm_AP`, …; and `per_class`, for each class name `num_objects`, `AP`, `AP50`,
             `AP75` and `AR_100`.
         """
-        found = self._gather()
+        found: dict[int, dict[str, Any]] = {}
+        for share in reversed(gather_from_processes(self._found)):
+            found |= share  # the first process has precedence
         missing = len(self._images) - len(found)
         if missing:
             warnings.warn(
@@ -122,8 +126,8 @@ class CocoEvaluator:
                 f"image_id {image_id} has detections with the labels {unknown[:5]}; expected ids "
                 f"of the ground truth's categories ({min(self.names)} … {max(self.names)})."
             )
-        corners = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
-        record = {"scores": scores, "labels": labels, "boxes_xywh": corners}
+        boxes_xywh = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+        record = {"scores": scores, "labels": labels, "boxes_xywh": boxes_xywh}
         if "segm" in self.iou_types:
             record["rles"] = self._read_masks(image_id, found, len(scores))
         return record
@@ -142,13 +146,6 @@ class CocoEvaluator:
         masks = found["masks"].detach().cpu().numpy().astype(np.uint8)
         return _backend().mask.encode(np.asfortranarray(masks.transpose(1, 2, 0)))
 
-    def _gather(self) -> dict[int, dict[str, Any]]:
-        """Gather the detections of all processes; the first process has precedence."""
-        shares = gather_from_processes(self._found)
-        return {
-            image_id: record for share in reversed(shares) for image_id, record in share.items()
-        }
-
     def _accumulate(
         self, found: Mapping[int, dict[str, Any]], iou_type: str
     ) -> tuple[np.ndarray, np.ndarray, list[int]]:
@@ -164,10 +161,17 @@ class CocoEvaluator:
                 "categories": [{"id": label, "name": name} for label, name in self.names.items()],
             }
         )
+        entries = []
         # Sorted, because the result depends on the order of detections with equal scores.
-        entries = [
-            entry for image_id in sorted(found) for entry in _entries(image_id, found, iou_type)
-        ]
+        for image_id, record in sorted(found.items()):
+            columns = record["labels"].tolist(), record["scores"].tolist()
+            shapes = record["boxes_xywh"].tolist() if iou_type == "bbox" else record["rles"]
+            # Not both: COCO would compute the area from the box instead of the mask.
+            key = "bbox" if iou_type == "bbox" else "segmentation"
+            entries += [
+                {"image_id": image_id, "category_id": label, "score": score, key: shape}
+                for label, score, shape in zip(*columns, shapes, strict=True)
+            ]
         evaluation = backend.COCOeval_faster(truth, truth.loadRes(entries), iou_type)
         evaluation.evaluate()
         evaluation.accumulate()
@@ -214,25 +218,6 @@ def _summarize(precision: np.ndarray, recall: np.ndarray) -> dict[str, float]:
     return {name: float(part.mean()) if part.size else -1.0 for name, part in valid.items()}
 
 
-def _entries(
-    image_id: int, found: Mapping[int, dict[str, Any]], iou_type: str
-) -> list[dict[str, Any]]:
-    """Return the COCO records of an image's detections."""
-    record = found[image_id]
-    # Not both: COCO would compute the area from the box instead of the mask.
-    key, shapes = (
-        ("bbox", record["boxes_xywh"].tolist())
-        if iou_type == "bbox"
-        else ("segmentation", record["rles"])
-    )
-    return [
-        {"image_id": image_id, "category_id": label, "score": score, key: shape}
-        for label, score, shape in zip(
-            record["labels"].tolist(), record["scores"].tolist(), shapes, strict=True
-        )
-    ]
-
-
 def _target_entry(
     annotation: Mapping[str, Any], number: int, iou_types: Sequence[str]
 ) -> dict[str, Any]:
@@ -255,12 +240,6 @@ def _target_entry(
     if "segm" in iou_types:
         entry["segmentation"] = annotation["segmentation"]
     return entry
-
-
-def _checked_iou_types(iou_types: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(iou_types, str) or not iou_types or set(iou_types) - set(IOU_TYPES):
-        raise ValueError(f"iou_types is {iou_types!r}; expected a sequence of {IOU_TYPES}.")
-    return tuple(iou_types)
 
 
 def _backend() -> Any:

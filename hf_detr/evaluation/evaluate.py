@@ -201,33 +201,25 @@ def _run(
 ) -> Iterator[tuple[Batch, Any]]:
     """Iterate over this process's batches and the model's outputs."""
     model = _unwrapped(model)
-    with in_eval_mode(model):
-        loader = _make_loader(processor, dataset, batch_size, num_workers)
-        # None shows the bar on a terminal only.
-        disable = None if progress and process_index() == 0 else True
-        bar = tqdm(loader, desc="evaluate", unit="batch", disable=disable)
-        for image_ids, sizes_hw, inputs in bar:
-            with torch.no_grad():
-                outputs = model(**inputs.to(model.device, model.dtype))
-            yield (image_ids, sizes_hw, inputs), outputs
-
-
-def _make_loader(
-    processor: DetectionImageProcessor, dataset: DetectionDataset, batch_size: int, num_workers: int
-) -> DataLoader:
-    """Make the loader of this process's batches of images of equal size."""
     plain = copy.copy(dataset)
     plain.set_transform(None)
     sizes_hw = [dataset.image_hw(index) for index in range(len(dataset))]
     if processor.do_resize:
         size = SizeDict(**dict(processor.size))
         sizes_hw = [resized_hw(size_hw, size) for size_hw in sizes_hw]
-    return DataLoader(
+    loader = DataLoader(
         plain,
         batch_sampler=SizeGroupedBatches(sizes_hw, batch_size, process_index(), num_processes()),
         num_workers=num_workers,
         collate_fn=functools.partial(_collate, processor),
     )
+    # None shows the bar on a terminal only.
+    disable = None if progress and process_index() == 0 else True
+    with in_eval_mode(model):
+        for batch in tqdm(loader, desc="evaluate", unit="batch", disable=disable):
+            with torch.no_grad():
+                outputs = model(**batch[-1].to(model.device, model.dtype))
+            yield batch, outputs
 
 
 def _collate(

@@ -36,7 +36,14 @@ def make_compute_metrics(
         batches = prediction.predictions
         # A tuple for the whole data set, or a list of batches (`eval_do_concat_batches=False`).
         for batch in batches if isinstance(batches, list) else [batches]:
-            _update(evaluator, processor, batch)
+            if len(batch) != 4:
+                raise ValueError(
+                    f"The predictions have {len(batch)} parts, expected 4; pass "
+                    "preprocess_logits_for_metrics=keep_detections to the Trainer."
+                )
+            logits, boxes, image_ids, sizes_hw = map(torch.from_numpy, batch)
+            outputs = ObjectDetectionOutput(logits=logits, pred_boxes=boxes)
+            evaluator.update(image_ids, every_detection(processor, outputs, sizes_hw))
         metrics = evaluator.compute()
         classes = metrics.pop("per_class")
         if per_class:
@@ -65,17 +72,3 @@ def keep_detections(
             del label[key]
     image_ids = torch.cat([label["image_id"].reshape(1) for label in labels])
     return *outputs[:2], image_ids, torch.stack([label["orig_size"] for label in labels])
-
-
-def _update(
-    evaluator: CocoEvaluator, processor: DetectionImageProcessor, batch: tuple[Any, ...]
-) -> None:
-    """Add the arrays of a batch of outputs of `keep_detections`."""
-    if len(batch) != 4:
-        raise ValueError(
-            f"The predictions have {len(batch)} parts, expected 4; pass "
-            "preprocess_logits_for_metrics=keep_detections to the Trainer."
-        )
-    logits, boxes, image_ids, sizes_hw = (torch.from_numpy(array) for array in batch)
-    outputs = ObjectDetectionOutput(logits=logits, pred_boxes=boxes)
-    evaluator.update(image_ids, every_detection(processor, outputs, sizes_hw))
