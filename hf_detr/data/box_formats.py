@@ -8,11 +8,8 @@
 import numpy as np
 
 BOX_FORMATS = ("coco_xywh", "xyxy", "cxcywh_normalized")
-# Formats found in data sets and their descriptions; the last three have to be converted first.
-FOUND_FORMATS = {
-    "coco_xywh": "coco_xywh",
-    "xyxy": "xyxy",
-    "cxcywh_normalized": "cxcywh_normalized",
+# Formats found in data sets, which have to be converted first.
+OTHER_FORMATS = {
     "cxcywh": "(cx, cy, w, h) in pixels",
     "xyxy_normalized": "(x0, y0, x1, y1) divided by the image's size",
     "coco_xywh_normalized": "(left, top, width, height) divided by the image's size",
@@ -73,7 +70,7 @@ def box_format_suspicion(boxes: np.ndarray, box_format: str, image_hw: np.ndarra
         return None
     ratios = {
         other: _fits(boxes, other, image_hw).mean()
-        for other in FOUND_FORMATS
+        for other in (*BOX_FORMATS, *OTHER_FORMATS)
         if other != box_format
     }
     best = max(ratios, key=ratios.__getitem__)
@@ -83,7 +80,7 @@ def box_format_suspicion(boxes: np.ndarray, box_format: str, image_hw: np.ndarra
     return (
         f"box_format is {box_format!r}, but {misfits} of {len(boxes)} boxes are empty or outside "
         f"their image in this format, such as {boxes[~fits][0].tolist()}, and {ratios[best]:.1%} "
-        f"fit {FOUND_FORMATS[best]}; {fix} if that is their format."
+        f"fit {OTHER_FORMATS.get(best, best)}; {fix} if that is their format."
     )
 
 

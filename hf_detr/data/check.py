@@ -50,7 +50,9 @@ class CheckReport:
         for is_harmless, kind in sorted(kinds):
             found = [p for p in self.problems if (not p.is_fatal, p.kind) == (is_harmless, kind)]
             lines.append(f"{'note' if is_harmless else 'ERROR'}: {kind}: {len(found)}")
-            lines += [f"    {self._line(problem)}" for problem in found[:most]]
+            for problem in found[:most]:
+                name = "" if problem.image is None else f"{self.image_names[problem.image]}: "
+                lines.append(f"    {name}{problem.text}")
             if len(found) > most:
                 lines.append(f"    ... and {len(found) - most} more")
         fatal = sum(problem.is_fatal for problem in self.problems)
@@ -58,10 +60,6 @@ class CheckReport:
             "Training may start." if not fatal else f"{fatal} errors: fix them before training."
         )
         return "\n".join(lines)
-
-    def _line(self, problem: Problem) -> str:
-        name = "" if problem.image is None else f"{self.image_names[problem.image]}: "
-        return name + problem.text
 
     def to_json(self) -> str:
         """Return all problems as JSON."""
@@ -121,7 +119,10 @@ def check_dataset(
     names = {image: dataset.images.name(image) for image in images}
     report = CheckReport(len(table), len(table.class_labels), tuple(problems), names)
     if file:
-        _cache(report, file)
+        try:
+            report.save(file)
+        except OSError as error:
+            warnings.warn(f"the result of the check can't be cached: {error}.", stacklevel=2)
     return report
 
 
@@ -139,13 +140,6 @@ def cache_folder() -> Path:
     """Return the folder of cached results, `hf_detr/checks` in the user's cache folder."""
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(cache).expanduser() / "hf_detr" / "checks"
-
-
-def _cache(report: CheckReport, file: Path) -> None:
-    try:
-        report.save(file)
-    except OSError as error:
-        warnings.warn(f"the result of the check can't be cached: {error}.", stacklevel=3)
 
 
 def _digest(dataset: DetectionDataset, num_queries: int | None, decode: bool) -> str:

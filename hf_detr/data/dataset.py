@@ -119,15 +119,10 @@ class DetectionDataset(Dataset):
 
     def _target(self, index: int) -> dict[str, Tensor]:
         table, size_hw = self.table, self.image_hw(index)
+        # The row instead of the class identifies the objects that are kept.
         entries = [
-            {
-                # The row instead of the class identifies the objects that are kept.
-                "category_id": row,
-                "bbox": table.boxes_xywh[row].tolist(),
-                "area": None if np.isnan(table.areas[row]) else float(table.areas[row]),
-                "iscrowd": int(table.is_crowd[row]),
-            }
-            for row in table.rows(index)
+            {**entry, "category_id": row}
+            for entry, row in zip(self._entries(index), table.rows(index), strict=True)
         ]
         record = {"image_id": int(table.image_ids[index]), "annotations": entries}
         target = prepare_detection_target(record, size_hw)
@@ -181,35 +176,39 @@ class DetectionDataset(Dataset):
                 zip(self.table.image_ids, self.table.image_hw.tolist(), strict=True)
             )
         ]
-        annotations = [entry for image in range(len(self)) for entry in self._coco_entries(image)]
+        annotations = []
+        for index in range(len(self)):
+            entries = self._entries(index)
+            segmentations = self._segmentations(index) if self.masks else []
+            for entry, segmentation in zip(entries, segmentations, strict=self.masks):
+                entry["segmentation"] = segmentation
+            for entry in entries:
+                width, height = entry["bbox"][2:]
+                entry["area"] = width * height if entry["area"] is None else entry["area"]
+            annotations += entries
         categories = [{"id": label, "name": name} for label, name in self.id2label.items()]
         return {"images": images, "annotations": annotations, "categories": categories}
 
-    def _coco_entries(self, index: int) -> list[dict[str, Any]]:
-        table, rows = self.table, self.table.rows(index)
-        entries = []
-        for row in rows:
-            box = table.boxes_xywh[row].tolist()
-            area = table.areas[row]
-            entries.append(
-                {
-                    "id": row + 1,  # in pycocotools, id 0 means "not matched"
-                    "image_id": int(table.image_ids[index]),
-                    "category_id": int(table.class_labels[row]),
-                    "bbox": box,
-                    "area": box[2] * box[3] if np.isnan(area) else float(area),
-                    "iscrowd": int(table.is_crowd[row]),
-                }
-            )
-        if not self.masks:
-            return entries
+    def _entries(self, index: int) -> list[dict[str, Any]]:
+        """Return an image's objects as COCO annotations; an area that isn't given is None."""
+        table = self.table
+        return [
+            {
+                "id": row + 1,  # in pycocotools, id 0 means "not matched"
+                "image_id": int(table.image_ids[index]),
+                "category_id": int(table.class_labels[row]),
+                "bbox": table.boxes_xywh[row].tolist(),
+                "area": None if np.isnan(table.areas[row]) else float(table.areas[row]),
+                "iscrowd": int(table.is_crowd[row]),
+            }
+            for row in table.rows(index)
+        ]
+
+    def _segmentations(self, index: int) -> list[Any]:
+        rows = list(self.table.rows(index))
         if self.segment_maps is None:
-            segmentations = [table.segmentations[row] for row in rows]
-        else:
-            segmentations = map(rle_from_mask, self.object_masks(index, list(rows)))
-        for entry, segmentation in zip(entries, segmentations, strict=True):
-            entry["segmentation"] = segmentation
-        return entries
+            return [self.table.segmentations[row] for row in rows]
+        return list(map(rle_from_mask, self.object_masks(index, rows)))
 
 
 @contextmanager
