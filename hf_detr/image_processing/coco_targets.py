@@ -138,16 +138,9 @@ def prepare_labels(
 ) -> list[dict[str, Tensor]] | None:
     """Make a target for each image of a batch, resized and padded with the image.
 
-    Args:
-        annotations: one record per image, or None.
-        sizes_hw, new_sizes_hw: (height, width) of each image before and after resizing.
-        canvas_hw: (height, width) that the images are padded to.
-        settings: the processor's `format` and `do_convert_annotations`.
-        return_masks: whether targets have `masks`. Defaults to True for panoptic records only.
-        masks_path: the folder of the PNG files of panoptic records.
-
-    Raises:
-        ValueError, TypeError: if a record is invalid.
+    Sizes are (height, width) of each image before and after resizing, `canvas_hw` is the size that
+    they are padded to, and `settings` are those of the processor. The other arguments are those of
+    `DetectionImageProcessor.preprocess`.
     """
     if annotations is None:
         return None

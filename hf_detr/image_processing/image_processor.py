@@ -84,8 +84,7 @@ class DetectionImageProcessor(MaskPostProcessing, TorchvisionBackend):
             kwargs.get("size"), kwargs.pop("max_size", DEFAULT_LONGEST_EDGE)
         )
         if kwargs.get("do_convert_annotations") is None:
-            do_normalize = kwargs.get("do_normalize")
-            kwargs["do_convert_annotations"] = do_normalize is not False
+            kwargs["do_convert_annotations"] = kwargs.get("do_normalize") is not False
         super().__init__(**kwargs)
 
     def preprocess(

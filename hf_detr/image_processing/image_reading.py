@@ -26,7 +26,6 @@ from torch import Tensor
 from transformers.image_utils import load_image
 
 CHANNEL_COUNTS = (1, 3, 4)
-LAYOUTS = ("channels_first", "channels_last")
 EXIF_ORIENTATION = 0x0112
 # PIL copies the pixels; for larger images, allocating the memory of the copy is slow.
 MANY_PIXELS, STRIP_PIXELS = 10**7, 2**18
@@ -40,7 +39,7 @@ def read_images(
     blend_alpha: bool = False,
     first_index: int = 0,
 ) -> list[Tensor]:
-    """Read an image, a batched array or a (nested) list of images into tensors (3, H, W).
+    """Read an image, a batched array or a (nested) list of images, as described above.
 
     Args:
         images: PIL images, arrays or tensors with 2 or 3 dimensions (4 for batches), paths, URLs or
@@ -52,14 +51,16 @@ def read_images(
         blend_alpha: whether to blend transparent images onto white instead of dropping alpha.
         first_index: index of the first image in messages.
 
-    Returns:
-        Tensors (3, H, W), uint8 in 0 … 255 or float32.
-
     Raises:
         ValueError: if an image can't be decoded, or has a wrong shape or values out of range.
         TypeError: if something isn't an image.
     """
-    layout = _checked_layout(input_data_format)
+    layout = getattr(input_data_format, "value", input_data_format)
+    if layout not in (None, "channels_first", "channels_last"):
+        raise ValueError(
+            f"input_data_format is {input_data_format!r}; expected 'channels_first', "
+            "'channels_last', or None to infer it from the shape."
+        )
     tensors = []
     for index, image in enumerate(_flat(images), first_index):
         name = f"image {index}"
@@ -85,16 +86,6 @@ def _flat(images: Any) -> Iterator[Any]:
         yield from images
     else:
         yield images
-
-
-def _checked_layout(input_data_format: str | None) -> str | None:
-    layout = getattr(input_data_format, "value", input_data_format)
-    if layout is not None and layout not in LAYOUTS:
-        raise ValueError(
-            f"input_data_format is {input_data_format!r}; expected 'channels_first', "
-            "'channels_last', or None to infer it from the shape."
-        )
-    return layout
 
 
 def _as_tensor(image: Any, layout: str | None, name: str) -> tuple[Tensor, str | None]:
@@ -231,11 +222,6 @@ def _layout_from_shape(shape: tuple[int, ...], name: str) -> str:
         raise ValueError(
             f"{name} has shape {shape}, where the first or the last dimension could be the "
             "channels; pass input_data_format='channels_first' or 'channels_last'."
-        )
-    if not is_first and not is_last and 0 not in shape:
-        raise ValueError(
-            f"{name} has shape {shape}; expected 1 (gray), 3 (RGB) or 4 (RGBA) channels as the "
-            "first or the last dimension."
         )
     return "channels_first" if is_first else "channels_last"
 

@@ -22,13 +22,7 @@ FORMATS = ("coco_detection", "coco_panoptic")
 
 
 class DetectionImageKwargs(ImagesKwargs, total=False):
-    """Additional settings of the image processor; None uses the processor's own value.
-
-    Attributes:
-        format: format of the annotations, "coco_detection" or "coco_panoptic".
-        do_convert_annotations: whether to convert boxes to (cx, cy, w, h) in [0, 1]; otherwise they
-            are (x0, y0, x1, y1) in pixels of the resized image.
-    """
+    """Additional settings of `DetectionImageProcessor`; None uses the processor's own value."""
 
     format: str | AnnotationFormat | None
     do_convert_annotations: bool | None
@@ -50,11 +44,11 @@ def standard_size(size: Any, max_size: int | None = DEFAULT_LONGEST_EDGE) -> dic
         size = {"shortest_edge": size, "longest_edge": max_size}
     elif isinstance(size, (list, tuple)) and len(size) == 2:
         size = {"height": size[0], "width": size[1]}
-    if not isinstance(size, (Mapping, SizeDict)):
-        raise ValueError(f"size is {size!r}; expected one of {_size_forms()}, in pixels.")
-    standard = {key: value for key, value in dict(size).items() if value is not None}
+    given = dict(size) if isinstance(size, (Mapping, SizeDict)) else {}
+    standard = {key: value for key, value in given.items() if value is not None}
     if set(standard) not in SIZE_KEYS:
-        raise ValueError(f"size is {dict(size)}; expected one of {_size_forms()}, in pixels.")
+        forms = " or ".join(str(sorted(keys)) for keys in SIZE_KEYS)
+        raise ValueError(f"size is {size!r}; expected one of {forms}, in pixels.")
     _check_positive_pixels(standard, "size")
     return standard
 
@@ -151,7 +145,3 @@ def _check_positive_pixels(size: Mapping[str, Any], name: str) -> None:
     for key, value in size.items():
         if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
             raise ValueError(f"{name}[{key!r}] is {value!r}; expected a positive integer.")
-
-
-def _size_forms() -> str:
-    return " or ".join(str(sorted(keys)) for keys in SIZE_KEYS)

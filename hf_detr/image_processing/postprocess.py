@@ -32,27 +32,15 @@ def detections_per_image(
     # bfloat16 can't represent all integers above 256.
     boxes = box_cxcywh_to_xyxy(boxes_cxcywh.float())
     if target_sizes is not None:
-        boxes = boxes * _scale_xyxy(target_sizes, boxes)
+        sizes_hw = torch.stack([torch.as_tensor(size_hw) for size_hw in target_sizes]).to(boxes)
+        if sizes_hw.shape != (len(boxes), 2):
+            raise ValueError(
+                f"target_sizes has {len(target_sizes)} entries for {len(boxes)} images and shape "
+                f"{tuple(sizes_hw.shape)}; expected one (height, width) per image."
+            )
+        boxes = boxes * sizes_hw.flip(-1).repeat(1, 2)[:, None]
     keep = scores > threshold
     return [
         {"scores": s[k], "labels": c[k], "boxes": b[k]}
         for s, c, b, k in zip(scores, labels, boxes, keep, strict=True)
     ]
-
-
-def _scale_xyxy(
-    target_sizes: Tensor | list[Tensor] | list[tuple[int, int]], boxes: Tensor
-) -> Tensor:
-    """Return the factors (B, 1, 4) from relative to pixel corners."""
-    if len(target_sizes) != len(boxes):
-        raise ValueError(
-            f"target_sizes has {len(target_sizes)} entries for {len(boxes)} images; expected one "
-            "(height, width) per image."
-        )
-    sizes_hw = torch.stack([torch.as_tensor(size_hw) for size_hw in target_sizes]).to(boxes)
-    if sizes_hw.shape != (len(boxes), 2):
-        raise ValueError(
-            f"target_sizes has shape {tuple(sizes_hw.shape)}; expected ({len(boxes)}, 2), one "
-            "(height, width) per image."
-        )
-    return sizes_hw.flip(-1).repeat(1, 2)[:, None]

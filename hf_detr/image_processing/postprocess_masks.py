@@ -201,17 +201,14 @@ def _number_segments(
     scores: list[float], labels: list[int], exists: list[bool], label_ids_to_fuse: Collection[int]
 ) -> tuple[list[dict[str, Any]], list[int]]:
     """Return the records of the segments, and each query's segment id, 0 for none."""
-    segments, ids, fused_ids, current = [], [0] * len(scores), {}, 0
+    segments, ids, fused_ids, count = [], [0] * len(scores), {}, 0
     for query, (score, label, is_segment) in enumerate(zip(scores, labels, exists, strict=True)):
         if not is_segment:
             continue
         is_fused = label in label_ids_to_fuse
-        if label in fused_ids:
-            # Deviation: transformers continues to count from here and so uses an id twice.
-            number = fused_ids[label]
-        else:
-            current += 1
-            number = current
+        # Deviation: transformers continues to count from a fused id and so uses an id twice.
+        number = fused_ids.get(label, count + 1)
+        count = max(count, number)
         if is_fused:
             fused_ids[label] = number
         ids[query] = number
