@@ -1,4 +1,8 @@
-"""`hf-detr predict`: find objects in image files and draw them."""
+"""Find objects in images; write images with the objects drawn, and a JSON file.
+
+In a folder, files whose names aren't those of images are skipped and named on stderr; that isn't a
+failure. Files that are given by name must be images. Subfolders aren't read.
+"""
 
 import argparse
 import glob
@@ -16,31 +20,33 @@ import PIL.ImageFile
 from tqdm.auto import tqdm
 
 from ..atomic_saving import atomic_file
-from .options import add_model_options, add_threshold, argument_errors, make_parser, positive
+from .options import add_json_option, add_prediction_options
 
 SEGMENTS = ".segments.png"  # the ending of segment maps
-DESCRIPTION = "Find objects in images; write images with the objects drawn, and a JSON file."
-STATUSES = """exit status:
-  0  done
-  1  nothing was done: the model can't be used, or no image can be read
-  2  the arguments are wrong, or there are no such images
-  3  finished, but some images failed; stderr names them
-  130  interrupted; predictions.json contains the results until then
-
-In a folder, files whose names aren't those of images are skipped and named on stderr; that isn't a
-failure. Files that are given by name must be images. Subfolders aren't read."""
 
 
-def parse(arguments: list[str], prog: str | None = None) -> argparse.Namespace:
-    """Parse and check the arguments; `files` are the images, `skipped` other files."""
-    parser = _parser(prog)
-    parsed = parser.parse_args(arguments)
-    with argument_errors(parser):
-        parsed.files, parsed.skipped = find_images(parsed.images)
-        writes_images = parsed.masks or not parsed.no_pictures
-        if writes_images and _endangers(parsed.output, parsed.files):
-            raise ValueError(f"--output {parsed.output} contains input images; give another folder")
-    return parsed
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    parser.add_argument(
+        "images", nargs="+", metavar="IMAGES", help="image files, folders or patterns like '*.jpg'"
+    )
+    add_prediction_options(parser)
+    parser.add_argument(
+        "--masks",
+        action="store_true",
+        help="also write each image's segment map, a 16-bit PNG with 0 for no segment; needs a "
+        "segmentation model",
+    )
+    parser.add_argument("--no-pictures", action="store_true", help="write predictions.json only")
+    add_json_option(parser)
+
+
+def check(parsed: argparse.Namespace) -> None:
+    """Check the arguments; `files` are the images, `skipped` other files."""
+    parsed.files, parsed.skipped = find_images(parsed.images)
+    writes_images = parsed.masks or not parsed.no_pictures
+    if writes_images and _endangers(parsed.output, parsed.files):
+        raise ValueError(f"--output {parsed.output} contains input images; give another folder")
 
 
 def run(parsed: argparse.Namespace) -> int:
@@ -105,14 +111,13 @@ def find_images(names: list[str]) -> tuple[list[Path], list[Path]]:
 def _image_suffixes() -> set[str]:
     """Return the endings of files that PIL can decode, not of those that it can only write."""
 
+    suffixes = PIL.Image.registered_extensions()  # fills PIL.Image.OPEN
+
     def is_decoded(kind: str) -> bool:
-        if kind not in PIL.Image.OPEN or kind == "MPEG":
-            return False
-        reader = PIL.Image.OPEN[kind][0]
+        reader = PIL.Image.OPEN.get(kind, [PIL.ImageFile.StubImageFile])[0]
         return not (isinstance(reader, type) and issubclass(reader, PIL.ImageFile.StubImageFile))
 
-    kinds = PIL.Image.registered_extensions()
-    return {suffix for suffix, kind in kinds.items() if is_decoded(kind)}
+    return {suffix for suffix, kind in suffixes.items() if is_decoded(kind) and kind != "MPEG"}
 
 
 def _endangers(output: Path, files: list[Path]) -> bool:
@@ -238,35 +243,3 @@ def _distinct(stems: list[str]) -> list[str]:
 def _say(text: str, to_stdout: bool = False) -> None:
     """Print above the progress bar."""
     tqdm.write(text, file=sys.stdout if to_stdout else sys.stderr)
-
-
-def _parser(prog: str | None) -> argparse.ArgumentParser:
-    parser = make_parser(prog, DESCRIPTION, STATUSES)
-    parser.add_argument(
-        "images", nargs="+", metavar="IMAGES", help="image files, folders or patterns like '*.jpg'"
-    )
-    add_model_options(parser)
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path("outputs"),
-        help="folder for the drawn images and predictions.json, default outputs",
-    )
-    add_threshold(parser)
-    parser.add_argument(
-        "--batch-size",
-        type=positive,
-        default=8,
-        help="images of equal size that run together, default 8; doesn't change the results",
-    )
-    parser.add_argument(
-        "--masks",
-        action="store_true",
-        help="also write each image's segment map, a 16-bit PNG with 0 for no segment; needs a "
-        "segmentation model",
-    )
-    parser.add_argument("--no-pictures", action="store_true", help="write predictions.json only")
-    parser.add_argument(
-        "--json", action="store_true", help="print the results as JSON, and nothing else on stdout"
-    )
-    return parser

@@ -1,4 +1,9 @@
-"""`hf-detr video`: find objects in a video and draw them (needs the extra `video`)."""
+"""Find objects in every frame of a video; write the video with the objects drawn.
+
+A second file has one line of JSON per frame: its number, its time in seconds and the objects. Sound
+isn't kept. Frames are independent of each other: objects aren't tracked. Results before a bad frame
+stay. The command needs `pip install 'hf_detr[video]'`.
+"""
 
 import argparse
 import json
@@ -13,7 +18,7 @@ import numpy as np
 import PIL.Image
 from tqdm.auto import tqdm
 
-from .options import add_model_options, add_threshold, argument_errors, make_parser, positive
+from .options import add_prediction_options, positive
 from .predict import describe
 
 try:
@@ -23,31 +28,25 @@ try:
 except ImportError:  # only this command needs it, and says so
     av, VIDEO_ERRORS = None, ()
 
-DESCRIPTION = """Find objects in every frame of a video; write the video with the objects drawn, and
-a file with one line of JSON per frame: its number, its time in seconds and the objects."""
-STATUSES = """exit status:
-  0  done
-  1  not done: the model or the video can't be used; results before a bad frame stay
-  2  the arguments are wrong, or there is no such file
 
-Sound isn't kept. Frames are independent of each other: objects aren't tracked."""
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    parser.add_argument("video", metavar="VIDEO", help="file or address that FFmpeg can read")
+    add_prediction_options(parser)
+    parser.add_argument("--most-frames", type=positive, help="stop after this number; default: all")
 
 
-def parse(arguments: list[str], prog: str | None = None) -> argparse.Namespace:
-    """Parse and check the arguments; `drawn` and `lines` are the files to write."""
-    parser = _parser(prog)
-    parsed = parser.parse_args(arguments)
+def check(parsed: argparse.Namespace) -> None:
+    """Check the arguments; `drawn` and `lines` are the files to write."""
     video = Path(parsed.video)
     parsed.drawn = parsed.output / f"{video.stem}.mp4"
     parsed.lines = parsed.drawn.with_suffix(".jsonl")
-    with argument_errors(parser):
-        if av is None:
-            raise ValueError("PyAV isn't installed; pip install 'hf_detr[video]' installs it.")
-        if not video.exists() and ":" not in parsed.video:  # FFmpeg's addresses have a colon
-            raise FileNotFoundError(f"{video} doesn't exist; expected a video.")
-        if video.resolve() in (parsed.drawn.resolve(), parsed.lines.resolve()):
-            raise ValueError(f"{video} would be overwritten; give another --output.")
-    return parsed
+    if av is None:
+        raise ValueError("PyAV isn't installed; pip install 'hf_detr[video]' installs it.")
+    if not video.exists() and ":" not in parsed.video:  # FFmpeg's addresses have a colon
+        raise FileNotFoundError(f"{video} doesn't exist; expected a video.")
+    if video.resolve() in (parsed.drawn.resolve(), parsed.lines.resolve()):
+        raise ValueError(f"{video} would be overwritten; give another --output.")
 
 
 def run(parsed: argparse.Namespace) -> int:
@@ -161,21 +160,3 @@ class _Video:
         if self.stream.codec_context.is_open:
             self.container.mux(self.stream.encode(None))
         self.container.close()
-
-
-def _parser(prog: str | None) -> argparse.ArgumentParser:
-    parser = make_parser(prog, DESCRIPTION, STATUSES)
-    parser.add_argument("video", metavar="VIDEO", help="file or address that FFmpeg can read")
-    add_model_options(parser)
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path("outputs"),
-        help="folder for the drawn video and the lines of JSON, default outputs",
-    )
-    add_threshold(parser)
-    parser.add_argument(
-        "--batch-size", type=positive, default=8, help="frames that run together, default 8"
-    )
-    parser.add_argument("--most-frames", type=positive, help="stop after this number; default: all")
-    return parser

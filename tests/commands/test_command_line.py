@@ -80,7 +80,7 @@ def test_commands_get_the_whole_package() -> None:
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["settings"]["Auto classes give"] == "hf_detr's classes"
+    assert json.loads(done.stdout)["settings"]["Auto classes return"] == "hf_detr's classes"
 
 
 def test_any_name_of_a_file_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
