@@ -11,6 +11,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Mapping
+from itertools import chain, count
 from os.path import realpath  # unlike Path.resolve, it accepts circular links
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from tqdm.auto import tqdm
 from ..atomic_saving import atomic_file
 from .options import add_json_option, add_prediction_options
 
-SEGMENTS = ".segments.png"  # the ending of segment maps
+ENDINGS = PICTURE, SEGMENTS = ".png", ".segments.png"  # of drawn images and segment maps
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -110,7 +111,6 @@ def find_images(names: list[str]) -> tuple[list[Path], list[Path]]:
 
 def _image_suffixes() -> set[str]:
     """Return the endings of files that PIL can decode, not of those that it can only write."""
-
     suffixes = PIL.Image.registered_extensions()  # fills PIL.Image.OPEN
 
     def is_decoded(kind: str) -> bool:
@@ -122,11 +122,7 @@ def _image_suffixes() -> set[str]:
 
 def _endangers(output: Path, files: list[Path]) -> bool:
     """Return whether results would be written to an input folder, or over an input by a link."""
-    targets = {
-        realpath(output / f"{stem}{ending}")
-        for stem in _distinct([file.stem for file in files])
-        for ending in (".png", SEGMENTS)
-    }
+    targets = {realpath(output / (name + end)) for name in _distinct(files) for end in ENDINGS}
     is_among = realpath(output) in {realpath(file.parent) for file in files}
     return is_among or bool(targets & {realpath(file) for file in files})
 
@@ -138,8 +134,7 @@ class _Writer:
         self, parsed: argparse.Namespace, model_name: str, id2label: Mapping[int, str]
     ) -> None:
         self.parsed, self.model_name, self.id2label = parsed, model_name, id2label
-        self.files = parsed.files
-        self.stems = _distinct([file.stem for file in self.files])
+        self.files, self.names = parsed.files, _distinct(parsed.files)
         self.records: dict[int, dict[str, Any]] = {}
         self.failures: dict[int, str] = {}
 
@@ -164,9 +159,9 @@ class _Writer:
 
     def _write_images(self, index: int, result: dict[str, Any]) -> dict[str, str]:
         """Write the requested images of one file; return their paths."""
-        stem, written = self.parsed.output / self.stems[index], {}
+        stem, written = self.parsed.output / self.names[index], {}
         if not self.parsed.no_pictures:
-            written["picture"] = f"{stem}.png"
+            written["picture"] = f"{stem}{PICTURE}"
             from ..inference.drawing import draw_predictions
 
             image = draw_predictions(self.files[index], result, self.id2label)
@@ -221,23 +216,19 @@ def describe(result: Mapping[str, Any], id2label: Mapping[int, str]) -> dict[str
     return {"objects": objects, "segments": segments}
 
 
-def _distinct(stems: list[str]) -> list[str]:
-    """Return the names, with numbers added where files of an earlier name would be overwritten."""
+def _distinct(files: list[Path]) -> list[str]:
+    """Return the files' stems, with numbers added where results of an earlier one have the name."""
     taken: set[str] = set()
-    distinct = []
-
-    def files_of(name: str) -> set[str]:
-        # Some file systems ignore case.
-        return {f"{name}.png".lower(), f"{name}{SEGMENTS}".lower()}
-
-    for stem in stems:
-        number, name = 1, stem
-        while files_of(name) & taken:
-            number += 1
-            name = f"{stem}-{number}"
-        taken |= files_of(name)
-        distinct.append(name)
-    return distinct
+    names = []
+    for file in files:
+        candidates = chain([file.stem], (f"{file.stem}-{number}" for number in count(2)))
+        for name in candidates:
+            results = {(name + ending).lower() for ending in ENDINGS}  # some systems ignore case
+            if not results & taken:
+                break
+        taken |= results
+        names.append(name)
+    return names
 
 
 def _say(text: str, to_stdout: bool = False) -> None:

@@ -8,11 +8,11 @@ stay. The command needs `pip install 'hf_detr[video]'`.
 import argparse
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -78,14 +78,14 @@ def _write(frames: "_Frames", parsed: argparse.Namespace) -> Counter[str]:
     parsed.output.mkdir(parents=True, exist_ok=True)
     bar = tqdm(total=frames.total, unit="frame", delay=PROGRESS_AFTER, disable=None)
     records = parsed.lines.open("w", encoding="utf-8")
-    with records, _Video(parsed.drawn, frames.rate) as drawn, bar:
+    with records, _drawn_video(parsed.drawn, frames.rate) as add_frame, bar:
         for index, result in chain([first], results):  # in order, since all have one size
             image, pts, time_base = frames.waiting.pop(index)
             record = describe(result, id2label)
             counts.update(found["label"] for found in record["objects"])
             time = round(float(pts * time_base), 4)
             records.write(json.dumps({"frame": index, "time": time, **record}) + "\n")
-            drawn.add(np.asarray(draw_predictions(image, result, id2label)), pts, time_base)
+            add_frame(np.asarray(draw_predictions(image, result, id2label)), pts, time_base)
             bar.update()
     return counts
 
@@ -132,31 +132,28 @@ class _Frames:
             raise ValueError("the video has no frame that can be read.")
 
 
-class _Video:
-    """An MP4 file that frames are added to."""
-
-    def __init__(self, path: Path, rate: Fraction) -> None:
-        self.container = av.open(path, "w")
+@contextmanager
+def _drawn_video(
+    path: Path, rate: Fraction
+) -> Iterator[Callable[[np.ndarray, int, Fraction], None]]:
+    """Give a function that adds frames (H, W, 3) to an MP4 file, at irregular times."""
+    with av.open(path, "w") as container:
         codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
-        self.stream = self.container.add_stream(codec, rate=rate)
-        self.stream.pix_fmt = "yuv420p"  # the format that players support
+        stream = container.add_stream(codec, rate=rate)
+        stream.pix_fmt = "yuv420p"  # the format that players support
 
-    def __enter__(self) -> "_Video":
-        return self
+        def add(pixels: np.ndarray, pts: int, time_base: Fraction) -> None:
+            height, width = (side // 2 * 2 for side in pixels.shape[:2])  # odd ones fail
+            if not stream.codec_context.is_open:  # it opens with the first frame
+                stream.height, stream.width = height, width
+                stream.codec_context.time_base = time_base
+            even = np.ascontiguousarray(pixels[:height, :width])
+            frame = av.VideoFrame.from_ndarray(even, format="rgb24")
+            frame.pts, frame.time_base = pts, time_base
+            container.mux(stream.encode(frame))
 
-    def add(self, pixels: np.ndarray, pts: int, time_base: Fraction) -> None:
-        """Add a frame (H, W, 3) at its own time; times may be irregular."""
-        height, width = (side // 2 * 2 for side in pixels.shape[:2])  # odd sizes aren't supported
-        if not self.stream.codec_context.is_open:  # it opens with the first frame
-            self.stream.height, self.stream.width = height, width
-            self.stream.codec_context.time_base = time_base
-        frame = av.VideoFrame.from_ndarray(
-            np.ascontiguousarray(pixels[:height, :width]), format="rgb24"
-        )
-        frame.pts, frame.time_base = pts, time_base
-        self.container.mux(self.stream.encode(frame))
-
-    def __exit__(self, *_: Any) -> None:
-        if self.stream.codec_context.is_open:
-            self.container.mux(self.stream.encode(None))
-        self.container.close()
+        try:
+            yield add
+        finally:
+            if stream.codec_context.is_open:
+                container.mux(stream.encode(None))
