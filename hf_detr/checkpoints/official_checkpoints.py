@@ -258,9 +258,8 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any], str | None]:
 def _load(folder: Path) -> PreTrainedModel:
     """Load a model folder; raise if weights are missing or the official code lacks the model."""
     fields, _ = PreTrainedConfig.get_config_dict(folder)
-    variants = VARIANTS.values()
-    classes = [variant.detector for variant in variants]
-    classes += [variant.segmenter for variant in variants if variant.official_masks]
+    classes = [variant.detector for variant in VARIANTS.values()]
+    classes += [variant.segmenter for variant in VARIANTS.values() if variant.official_masks]
     known = {model_class.__name__: model_class for model_class in classes}
     names = fields.get("architectures") or []
     if len(names) != 1 or names[0] not in known:

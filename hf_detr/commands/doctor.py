@@ -9,7 +9,6 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -62,7 +61,8 @@ def diagnose() -> dict[str, Any]:
     problems: list[str] = []
     needed = {PACKAGE: _version(PACKAGE) or "not installed"}
     optional: dict[str, str] = {}
-    for requirement, is_optional in _requirements():
+    for requirement in _requirements():
+        is_optional = "extra ==" in str(requirement.marker)
         version = _version(requirement.name)
         wanted = f"{requirement.name}{requirement.specifier}"
         if version is None:
@@ -101,14 +101,11 @@ def diagnose() -> dict[str, Any]:
     }
 
 
-def _requirements() -> Iterator[tuple[Requirement, bool]]:
-    """Give each requirement of hf_detr once, and whether it is optional."""
+def _requirements() -> list[Requirement]:
+    """Return each requirement of hf_detr once: the required one if it is in an extra, too."""
     texts = metadata.requires(PACKAGE) or [] if _version(PACKAGE) else []
-    seen = set()
-    for requirement in map(Requirement, texts):
-        if requirement.name not in seen:
-            seen.add(requirement.name)
-            yield requirement, "extra ==" in str(requirement.marker or "")
+    first = {one.name: one for one in map(Requirement, reversed(texts))}
+    return list(first.values())[::-1]
 
 
 def _version(package: str) -> str | None:

@@ -3,6 +3,7 @@
 import argparse
 import os
 import re
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 
@@ -80,13 +81,10 @@ def positive(text: str) -> int:
 
 
 def _score(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1
-    if not 0 <= value <= 1:  # false for NaN too
-        raise argparse.ArgumentTypeError(f"{text!r} isn't a number from 0 to 1")
-    return value
+    with suppress(ValueError):
+        if 0 <= float(text) <= 1:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} isn't a number from 0 to 1")
 
 
 def model_name(text: str) -> str:

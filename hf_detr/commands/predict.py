@@ -206,10 +206,9 @@ def describe(result: Mapping[str, Any], id2label: Mapping[int, str]) -> dict[str
             "score": round(score, 4),
             "box": [round(edge, 2) for edge in box],
         }
-        for score, label, box in sorted(
-            zip(*columns, strict=True), key=lambda found: found[0], reverse=True
-        )
+        for score, label, box in zip(*columns, strict=True)
     ]
+    objects.sort(key=lambda found: found["score"], reverse=True)
     if "segments_info" not in result:
         return {"objects": objects}
     segments = [{**one, "label": name(one["label_id"])} for one in result["segments_info"]]
