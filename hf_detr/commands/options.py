@@ -59,7 +59,8 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     for field in fields(DataArguments):
         names = dict.fromkeys((f"--{field.name.replace('_', '-')}", f"--{field.name}"))
         action = "store_true" if field.type is bool else "store"
-        parser.add_argument(*names, action=action, default=field.default, **field.metadata)
+        help = field.metadata["help"] + (f" Default: {field.default}." if field.default else "")
+        parser.add_argument(*names, action=action, default=field.default, help=help)
 
 
 def checked_data(parsed: argparse.Namespace) -> DataArguments:
