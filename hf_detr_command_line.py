@@ -4,10 +4,11 @@ Importing a module of hf_detr runs `hf_detr/__init__.py` first, which imports to
 and takes seconds. Help and wrong arguments don't wait for that: this module is outside of the
 package, and loads a command without running `__init__.py` until its arguments are checked.
 
-A command is a module that doesn't import torch at its top and has two functions:
+A command is a module that doesn't import torch at its top. Its docstring is the description in its
+help, and it has these functions:
 
-- `parse(arguments, prog)` returns what `run` takes. Wrong arguments and missing files end the
-  program with status 2.
+- `add_options(parser)`.
+- `check(parsed)`, if parsed arguments can be wrong; a ValueError or an OSError becomes status 2.
 - `run(parsed)` imports what it needs, does the work and returns the exit status. A ValueError, an
   OSError or an ImportError becomes one line on stderr and status 1.
 """
@@ -20,6 +21,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib import metadata
+from types import ModuleType
 
 PACKAGE = "hf_detr"
 # What each module of hf_detr.commands does
@@ -33,9 +35,7 @@ COMMANDS = {
     "bench": "measure how fast models are on this machine",
     "doctor": "show versions, devices, compiled operator, caches",
 }
-EPILOG = """`hf-detr COMMAND --help` shows a command's options.
-
-exit status:
+STATUSES = """exit status:
   0  done
   1  not done, or what was checked has errors; stderr says why
   2  the arguments are wrong, or a file that they name is missing
@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with _package_without_init():
             command = importlib.import_module(f"{PACKAGE}.commands.{name}")
-            parsed = command.parse(arguments[1:], f"hf-detr {name}")
+            parsed = _parse(command, f"hf-detr {name}", arguments[1:])
         status = command.run(parsed)
         sys.stdout.flush()
     except KeyboardInterrupt:
@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="hf-detr",
         description="DETR, Conditional DETR and Deformable DETR on the command line.",
-        epilog=EPILOG,
+        epilog=f"`hf-detr COMMAND --help` shows a command's options.\n\n{STATUSES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"{PACKAGE} {_version()}")
@@ -77,6 +77,23 @@ def _parser() -> argparse.ArgumentParser:
     for name, what in COMMANDS.items():
         commands.add_parser(name, help=what, add_help=False)
     return parser
+
+
+def _parse(command: ModuleType, prog: str, arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description=command.__doc__,
+        epilog=STATUSES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_options(parser)
+    parsed = parser.parse_args(arguments)
+    try:
+        if hasattr(command, "check"):
+            command.check(parsed)
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"{prog}: error: {error}\n")
+    return parsed
 
 
 def _version() -> str:

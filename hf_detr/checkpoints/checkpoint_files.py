@@ -5,14 +5,11 @@ import os
 import pickle
 import re
 import warnings
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-
-from ..atomic_saving import atomic_file, atomic_folder
 
 
 def read_pickled_checkpoint(file: str | os.PathLike) -> dict[str, Any]:
@@ -22,18 +19,15 @@ def read_pickled_checkpoint(file: str | os.PathLike) -> dict[str, Any]:
     scripts keep their options.
 
     Raises:
-        FileNotFoundError: if the file doesn't exist.
+        FileNotFoundError, IsADirectoryError: if the file doesn't exist or is a folder.
         ValueError: if it would run code, is damaged or isn't a dictionary.
     """
-    file = Path(file)
-    if file.is_dir():
-        raise ValueError(f"{file} is a folder; expected a .pth file.")
-    if not file.exists():
-        raise FileNotFoundError(f"{file} doesn't exist; expected a .pth file.")
     try:
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about newer pickle protocols
             content = torch.load(file, map_location="cpu", weights_only=True)
+    except (FileNotFoundError, IsADirectoryError):
+        raise
     except Exception as error:  # damaged files raise errors of many kinds
         raise ValueError(_why_unread(file, error)) from error
     if not isinstance(content, dict):
@@ -43,7 +37,7 @@ def read_pickled_checkpoint(file: str | os.PathLike) -> dict[str, Any]:
     return content
 
 
-def _why_unread(file: Path, error: Exception) -> str:
+def _why_unread(file: str | os.PathLike, error: Exception) -> str:
     """Explain the error; torch's own message advises to unpickle the file without protection."""
     wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
     if isinstance(error, pickle.UnpicklingError) and wanted:
@@ -66,45 +60,24 @@ def check_tensors(tensors: dict[str, Tensor], file: str | os.PathLike) -> None:
         ValueError: with the name of the first such tensor.
     """
     for name, tensor in tensors.items():
-        problem = None
-        if not isinstance(name, str):
-            problem = "isn't the name of a weight"
-        elif not isinstance(tensor, Tensor):
-            problem = f"is a {type(tensor).__name__}"
-        elif tensor.layout != torch.strided or tensor.device.type != "cpu":
-            problem = f"has layout {tensor.layout} on {tensor.device}"
-        elif tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            problem = f"has shape {tuple(tensor.shape)}, larger than its data in the file"
-        if problem:
-            raise ValueError(f"{name!r} in {file} {problem}; expected a plain tensor of numbers.")
+        is_tensor = isinstance(tensor, Tensor)
+        kind = f"{tensor.layout} on {tensor.device}" if is_tensor else type(tensor).__name__
+        if not isinstance(name, str) or kind != "torch.strided on cpu":
+            raise ValueError(f"{name!r} in {file} is a {kind}; expected a named tensor of numbers.")
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            shape = tuple(tensor.shape)
+            raise ValueError(f"{name!r} in {file} has shape {shape}, larger than its data.")
 
 
-def new_folder(folder: Path, overwrite: bool) -> AbstractContextManager[Path]:
-    """Return `atomic_folder`, which replaces files in `folder` only if `overwrite` is set.
+def check_target(path: Path, overwrite: bool) -> None:
+    """Check that a file, or a folder with files, may be written.
 
     Raises:
-        FileExistsError: if `folder` is a file, or has files and `overwrite` isn't set.
+        FileExistsError: if the file exists, or the folder isn't empty, and `overwrite` isn't set.
     """
-    if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"{folder} is a file; expected a folder to write to.")
-    if not overwrite and folder.is_dir() and any(folder.iterdir()):
+    is_empty = path.is_dir() and not any(path.iterdir())
+    if path.exists() and not (overwrite or is_empty):
         raise FileExistsError(
-            f"{folder} isn't empty; choose another folder, or pass overwrite (--overwrite) to "
-            "replace its files of the same names."
+            f"{path} exists; choose another name, or pass overwrite (--overwrite) to replace files "
+            "of the same names."
         )
-    return atomic_folder(folder)
-
-
-def new_file(file: Path, overwrite: bool) -> AbstractContextManager[Path]:
-    """Return `atomic_file`, which replaces an existing `file` only if `overwrite` is set.
-
-    Raises:
-        FileExistsError: if `file` is a folder, or exists and `overwrite` isn't set.
-    """
-    if file.is_dir():
-        raise FileExistsError(f"{file} is a folder; expected the name of a file to write.")
-    if file.exists() and not overwrite:
-        raise FileExistsError(
-            f"{file} exists; choose another name, or pass overwrite (--overwrite) to replace it."
-        )
-    return atomic_file(file)

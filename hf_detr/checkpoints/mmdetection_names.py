@@ -48,9 +48,7 @@ _ONE_LEVEL: Rules = (
     (r"^bbox_head\.reg_ffn\.layers\.0\.0\.", "bbox_embed.layers.0."),
     (r"^bbox_head\.reg_ffn\.layers\.1\.", "bbox_embed.layers.1."),
     (r"^bbox_head\.fc_reg\.", "bbox_embed.layers.2."),
-    (r"\.norms\.0\.", ".norm1."),
-    (r"\.norms\.1\.", ".norm2."),
-    (r"\.norms\.2\.", ".norm3."),
+    *((rf"\.norms\.{i}\.", f".norm{i + 1}.") for i in range(3)),
     (r"^transformer\.decoder\.post_norm\.", "transformer.decoder.norm."),
     (r"\.cross_attn\.attn\.", ".multihead_attn."),
     # Only in Conditional DETR's decoder; the other models have one matrix.
@@ -61,13 +59,13 @@ _SEVERAL_LEVELS: Rules = (
     (r"^neck\.convs\.(\d+)\.conv\.", r"input_proj.\1.0."),
     (r"^neck\.convs\.(\d+)\.gn\.", r"input_proj.\1.1."),
     (r"^bbox_head\.cls_branches\.", "class_embed."),
-    (r"^bbox_head\.reg_branches\.(\d+)\.0\.", r"bbox_embed.\1.layers.0."),
-    (r"^bbox_head\.reg_branches\.(\d+)\.2\.", r"bbox_embed.\1.layers.1."),
-    (r"^bbox_head\.reg_branches\.(\d+)\.4\.", r"bbox_embed.\1.layers.2."),
-    (r"^reference_points_fc\.", "transformer.reference_points."),
+    *(
+        (rf"^bbox_head\.reg_branches\.(\d+)\.{2 * i}\.", rf"bbox_embed.\1.layers.{i}.")
+        for i in range(3)
+    ),
+    (r"^(reference_points|pos_trans)_fc\.", r"transformer.\1."),
     (r"^memory_trans_fc\.", "transformer.enc_output."),
     (r"^memory_trans_norm\.", "transformer.enc_output_norm."),
-    (r"^pos_trans_fc\.", "transformer.pos_trans."),
     (r"^pos_trans_norm\.", "transformer.pos_trans_norm."),
     (r"(\.encoder\.layers\.\d+)\.norms\.0\.", r"\1.norm1."),
     (r"(\.encoder\.layers\.\d+)\.norms\.1\.", r"\1.norm2."),

@@ -72,13 +72,12 @@ def make_model_card(
     architecture = _architecture(config)
     data = ModelCardData(
         license=license,
-        library_name=library_of(architecture),
-        pipeline_tag=task_of(architecture),
+        **hub_metadata(architecture),
         tags=["hf_detr", config.model_type, "vision"],
         base_model=base_model,
         datasets=list(datasets) or None,
         model_name=name,
-        eval_results=_indexed(results, task_of(architecture)) or None,
+        eval_results=_indexed(results, _task(architecture)) or None,
     )
     published = [one for one in results if one.source is not None]
     measured = [one for one in results if one.source is None]
@@ -115,13 +114,13 @@ def _architecture(config: PreTrainedConfig) -> str:
     return names[0]
 
 
-def library_of(architecture: str) -> str:
-    """Return the Hub's name of the library that loads a model class."""
-    return "hf_detr" if architecture in ONLY_HERE else "transformers"
+def hub_metadata(architecture: str) -> dict[str, str]:
+    """Return the library and the task of a model class, which `pipeline(model=...)` needs."""
+    library = "hf_detr" if architecture in ONLY_HERE else "transformers"
+    return {"library_name": library, "pipeline_tag": _task(architecture)}
 
 
-def task_of(architecture: str) -> str:
-    """Return the Hub's name of the task of a model class."""
+def _task(architecture: str) -> str:
     return next(task for ending, task in TASKS.items() if architecture.endswith(ending))
 
 
@@ -147,11 +146,8 @@ def _indexed(results: Sequence[CardResults], task: str) -> list[EvalResult]:
 def _use(architecture: str, name: str) -> str:
     """Installation and code examples."""
     prefix = architecture.split("For")[0]
-    task = task_of(architecture)
-    post_process = {
-        "object-detection": "post_process_object_detection",
-        "image-segmentation": "post_process_panoptic_segmentation",
-    }[task]
+    task = _task(architecture)
+    kind = "object_detection" if task == "object-detection" else "panoptic_segmentation"
     run_pipeline = f"""from transformers import pipeline
 
 predict = pipeline("{task}", model="{name}")
@@ -180,7 +176,7 @@ model = {architecture}.from_pretrained(name)
 image = Image.open("image.jpg")
 with torch.no_grad():
     outputs = model(**processor(image, return_tensors="pt"))
-predictions = processor.{post_process}(
+predictions = processor.post_process_{kind}(
     outputs, threshold=0.5, target_sizes=[(image.height, image.width)]
 )
 ```

@@ -13,10 +13,11 @@ from huggingface_hub import ModelCard
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..atomic_saving import atomic_file, atomic_folder
 from ..models.segmentation import Segmenter
 from ..models.variants import VARIANTS
 from ..wording import some_of
-from .checkpoint_files import check_tensors, new_file, new_folder, read_pickled_checkpoint
+from .checkpoint_files import check_target, check_tensors, read_pickled_checkpoint
 from .checkpoint_names import first_name, official_name
 from .mmdetection_names import (
     check_settings,
@@ -77,6 +78,7 @@ def convert_official_checkpoint(
             if `dilation` or `num_heads` is required, or if the backbone isn't supported.
     """
     file, folder = Path(file), Path(folder)
+    check_target(folder, overwrite)
     weights, options, other_dilation = _read(file)
     dilation, num_heads = dilation_and_heads(options, file.name, dilation, num_heads)
     if dilation and other_dilation:
@@ -87,7 +89,7 @@ def convert_official_checkpoint(
         )
     model = model_from_weights(weights, options, dilation, num_heads, id2label)
     kind = "coco_panoptic" if isinstance(model, Segmenter) else "coco_detection"
-    with new_folder(folder, overwrite) as unfinished:
+    with atomic_folder(folder) as unfinished:
         model.save_pretrained(unfinished)
         VARIANTS[model.config.model_type].image_processor(format=kind).save_pretrained(unfinished)
         card = make_converted_card(model.config, file, folder.resolve().name)
@@ -150,6 +152,7 @@ def export_official_checkpoint(
         FileNotFoundError, FileExistsError: if `folder` isn't a model folder or `file` exists.
         ValueError: if the official code doesn't have such a model.
     """
+    check_target(Path(file), overwrite)
     if not (Path(folder) / "config.json").is_file():
         raise FileNotFoundError(f"{folder} has no config.json; expected a model folder.")
     model = _load(Path(folder))
@@ -163,7 +166,7 @@ def export_official_checkpoint(
         name: parts[None] if None in parts else torch.cat([parts[0], parts[1], parts[2]])
         for name, parts in thirds.items()
     }
-    with new_file(Path(file), overwrite) as unfinished:
+    with atomic_file(file) as unfinished:
         torch.save({"model": weights, "args": options}, unfinished)
 
 
@@ -255,9 +258,8 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any], str | None]:
 def _load(folder: Path) -> PreTrainedModel:
     """Load a model folder; raise if weights are missing or the official code lacks the model."""
     fields, _ = PreTrainedConfig.get_config_dict(folder)
-    variants = VARIANTS.values()
-    classes = [variant.detector for variant in variants]
-    classes += [variant.segmenter for variant in variants if variant.official_masks]
+    classes = [variant.detector for variant in VARIANTS.values()]
+    classes += [variant.segmenter for variant in VARIANTS.values() if variant.official_masks]
     known = {model_class.__name__: model_class for model_class in classes}
     names = fields.get("architectures") or []
     if len(names) != 1 or names[0] not in known:

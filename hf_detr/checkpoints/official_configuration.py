@@ -165,15 +165,11 @@ def dilation_and_heads(
     Raises:
         ValueError: if a value is unknown, or `num_heads` isn't positive.
     """
-    if dilation is None:
-        dilation = options.get("dilation")
-    if num_heads is None:
-        num_heads = options.get("nheads")
-    is_published = re.search(r"(?<![a-z])r(?:esnet)?[-_]?(?:50|101)(?![0-9])", file_name.lower())
-    if is_published and dilation is None:
-        dilation = "dc5" in file_name.lower()
-    if is_published and num_heads is None:
-        num_heads = 8
+    name = file_name.lower()
+    if re.search(r"(?<![a-z])r(?:esnet)?[-_]?(?:50|101)(?![0-9])", name):  # a published file
+        options = {"dilation": "dc5" in name, "nheads": 8, **options}
+    dilation = options.get("dilation") if dilation is None else dilation
+    num_heads = options.get("nheads") if num_heads is None else num_heads
     if dilation is None or num_heads is None:
         raise ValueError(
             "Dilation of the backbone (DC5) and the number of attention heads are unknown: the "

@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from ..atomic_saving import weights_of
 from ..models.pretrained_model import DetectionPreTrainedModel, without_auxiliary_loss
-from .model_card import ONLY_HERE, TASKS, library_of, make_model_card, task_of
+from .model_card import ONLY_HERE, TASKS, hub_metadata, make_model_card
 
 WAITS = (1, 2, 4, 8)  # seconds
 TEMPORARY_ERRORS, PARENT_CHANGED = (408, 429, 500, 502, 503, 504), 412  # HTTP status codes
@@ -84,8 +84,11 @@ def push_to_hub(
         processor.save_pretrained(folder)
         if card is None:
             card = make_model_card(model.config, name=repo_id, description=NO_DESCRIPTION)
-        (folder / "README.md").write_text(str(complete_card(card, model)), encoding="utf-8")
-        paths = _by_name([*sorted(folder.iterdir()), *files])
+        (folder / "README.md").write_text(str(_complete_card(card, model)), encoding="utf-8")
+        paths = {path.name: path for path in sorted(folder.iterdir())}
+        for file in files:
+            if paths.setdefault(file.name, file) != file:
+                raise ValueError(f"{file} would overwrite the model's {file.name}; rename it.")
         message = commit_message or f"Upload {name} and its image processor"
         try:
             return _commit(api, repo_id, revision, paths, message)
@@ -96,26 +99,16 @@ def push_to_hub(
             return _commit(api, repo_id, revision, paths, message)
 
 
-def complete_card(card: str | ModelCard, model: PreTrainedModel) -> ModelCard:
-    """Return a card with the metadata that the Hub and `pipeline` need.
-
-    Args:
-        card: the card; existing metadata are kept.
-        model: the model of the card.
-    """
+def _complete_card(card: str | ModelCard, model: PreTrainedModel) -> ModelCard:
+    """Add the metadata that the Hub and `pipeline` need; existing ones are kept."""
     name = type(model).__name__
     card = copy.deepcopy(card) if isinstance(card, ModelCard) else _parsed(card)
     if name in ONLY_HERE and "pip install hf_detr" not in card.text:
         card.text += f"\nThe model needs hf_detr (`pip install hf_detr`): {ONLY_HERE[name]}\n"
-    # `pipeline(model=...)` needs the task and library.
-    for key, value in {
-        "library_name": library_of(name),
-        "pipeline_tag": task_of(name),
-        "tags": [],
-    }.items():
+    for key, value in hub_metadata(name).items():
         card.data[key] = card.data.get(key) or value
-    wanted = ("hf_detr", model.config.model_type)
-    card.data["tags"] = [*card.data["tags"], *(t for t in wanted if t not in card.data["tags"])]
+    tags = [*(card.data.get("tags") or []), "hf_detr", model.config.model_type]
+    card.data["tags"] = list(dict.fromkeys(tags))
     return card
 
 
@@ -137,16 +130,6 @@ def _commit(
             repo_id, operations, commit_message=message, revision=revision, parent_commit=head.sha
         )
     )
-
-
-def _by_name(paths: list[Path]) -> dict[str, Path]:
-    named = {path.name: path for path in paths}
-    for path in paths:
-        if named[path.name] != path:
-            raise ValueError(
-                f"{named[path.name]} would overwrite the model's {path.name}; rename the file."
-            )
-    return named
 
 
 def _existing_card(api: HfApi, repo_id: str, revision: str | None) -> ModelCard | None:

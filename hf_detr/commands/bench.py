@@ -1,22 +1,33 @@
-"""`hf-detr bench`: measure how long models take on this machine."""
+"""Measure how long models take on this machine.
+
+Steps: "predict" is from images in memory to objects in pixels; "forward" is only the model. Models,
+batch sizes and steps take turns in every round, so other load on the machine slows all of them; the
+first round isn't counted.
+"""
 
 import argparse
 import json
 from dataclasses import asdict
 
-from .options import add_model_options, make_parser, positive, size_hw
-
-EPILOG = """Steps: "predict" is from images in memory to objects in pixels; "forward" is only the
-model. Models, batch sizes and steps take turns in every round, so other load on the machine slows
-all of them; the first round isn't counted.
-
-exit status: 0 if everything was measured; 1 if a model can't be used; 2 if the arguments are
-wrong."""
+from .options import add_json_option, add_model_options, positive, size_hw
 
 
-def parse(arguments: list[str], prog: str | None = None) -> argparse.Namespace:
-    """Parse and check the arguments."""
-    return _parser(prog).parse_args(arguments)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    add_model_options(parser, several=True)
+    parser.add_argument(
+        "--batch-size", type=positive, nargs="+", default=[1], help="one or more, default 1"
+    )
+    parser.add_argument(
+        "--size",
+        type=size_hw,
+        default=(480, 640),
+        metavar="HEIGHTxWIDTH",
+        help="of the images, which the image processor resizes; default 480x640",
+    )
+    parser.add_argument("--rounds", type=positive, default=20, help="default 20")
+    parser.add_argument("--threads", type=positive, help="of the CPU; default: torch's own")
+    add_json_option(parser)
 
 
 def run(parsed: argparse.Namespace) -> int:
@@ -49,24 +60,3 @@ def run(parsed: argparse.Namespace) -> int:
     if memory is not None:
         print(f"\nPeak memory of the process: {memory:.0f} MiB")
     return 0
-
-
-def _parser(prog: str | None) -> argparse.ArgumentParser:
-    parser = make_parser(prog, "Measure how long models take on this machine.", EPILOG)
-    add_model_options(parser, several=True)
-    parser.add_argument(
-        "--batch-size", type=positive, nargs="+", default=[1], help="one or more, default 1"
-    )
-    parser.add_argument(
-        "--size",
-        type=size_hw,
-        default=(480, 640),
-        metavar="HEIGHTxWIDTH",
-        help="of the images, which the image processor resizes; default 480x640",
-    )
-    parser.add_argument("--rounds", type=positive, default=20, help="default 20")
-    parser.add_argument("--threads", type=positive, help="of the CPU; default: torch's own")
-    parser.add_argument(
-        "--json", action="store_true", help="print the results as JSON, and nothing else on stdout"
-    )
-    return parser

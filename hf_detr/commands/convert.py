@@ -1,67 +1,23 @@
-"""`hf-detr convert`: turn official checkpoints into Hub folders, and back."""
+"""Turn official checkpoints into folders for the Hub, and back.
+
+A checkpoint is a .pth of facebookresearch/detr, fundamentalvision/Deformable-DETR,
+Atten4Vis/ConditionalDETR, MMDetection (2 or 3) or detrex; folders can be turned into one of the
+first three. If that fails, nothing is written.
+"""
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from safetensors import SafetensorError
-
-from .options import argument_errors, positive
+from .options import positive
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def parse(arguments: list[str], prog: str | None = None) -> argparse.Namespace:
-    """Parse and check the arguments; `labels` becomes a dictionary or None."""
-    parser = _parser(prog)
-    parsed = parser.parse_args(arguments)
-    with argument_errors(parser):
-        if not parsed.source.exists():
-            expected = "a model's folder" if parsed.to_official else "a .pth file"
-            raise FileNotFoundError(f"{parsed.source} doesn't exist; expected {expected}.")
-        parsed.labels = _read_labels(parsed.labels) if parsed.labels else None
-    return parsed
-
-
-def run(parsed: argparse.Namespace) -> int:
-    """Convert the checkpoint; return the exit status."""
-    from ..checkpoints.official_checkpoints import (
-        convert_official_checkpoint,
-        export_official_checkpoint,
-    )
-
-    try:
-        if parsed.to_official:
-            export_official_checkpoint(parsed.source, parsed.target, overwrite=parsed.overwrite)
-            print(f"{parsed.target} contains the model in {parsed.source}.")
-        else:
-            model = convert_official_checkpoint(
-                parsed.source,
-                parsed.target,
-                dilation=parsed.dilation,
-                num_heads=parsed.num_heads,
-                id2label=parsed.labels,
-                overwrite=parsed.overwrite,
-            )
-            print(f"{parsed.target} contains {_describe(model)}.")
-    except (ValueError, OSError, SafetensorError) as error:
-        print(f"ERROR: {error}\nNothing was written.", file=sys.stderr)
-        return 1
-    return 0
-
-
-def _parser(prog: str | None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description="Convert a .pth of facebookresearch/detr, fundamentalvision/Deformable-DETR, "
-        "Atten4Vis/ConditionalDETR, MMDetection (2 or 3) or detrex to a folder for the Hub, or "
-        "such a folder to a .pth of the first three.",
-        epilog="exit status: 0 if done; 1 if not, and nothing was written; 2 if the "
-        "arguments are wrong.",
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
     parser.add_argument("source", type=Path, help="the .pth; with --to-official, the folder")
     parser.add_argument("target", type=Path, help="the folder; with --to-official, the .pth")
     parser.add_argument("--to-official", action="store_true", help="convert back")
@@ -75,7 +31,37 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
         "--labels", type=Path, help="JSON file with the class names: a list, or by number"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
-    return parser
+
+
+def check(parsed: argparse.Namespace) -> None:
+    """Check that the source exists; `labels` becomes a dictionary or None."""
+    if not parsed.source.exists():
+        expected = "a model's folder" if parsed.to_official else "a .pth file"
+        raise FileNotFoundError(f"{parsed.source} doesn't exist; expected {expected}.")
+    parsed.labels = _read_labels(parsed.labels) if parsed.labels else None
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Convert the checkpoint; return the exit status."""
+    from ..checkpoints.official_checkpoints import (
+        convert_official_checkpoint,
+        export_official_checkpoint,
+    )
+
+    if parsed.to_official:
+        export_official_checkpoint(parsed.source, parsed.target, overwrite=parsed.overwrite)
+        print(f"{parsed.target} contains the model in {parsed.source}.")
+        return 0
+    model = convert_official_checkpoint(
+        parsed.source,
+        parsed.target,
+        dilation=parsed.dilation,
+        num_heads=parsed.num_heads,
+        id2label=parsed.labels,
+        overwrite=parsed.overwrite,
+    )
+    print(f"{parsed.target} contains {_describe(model)}.")
+    return 0
 
 
 def _read_labels(file: Path) -> dict[int, str]:

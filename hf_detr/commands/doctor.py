@@ -1,52 +1,55 @@
-"""`hf-detr doctor`: show what hf_detr finds on this machine, for users and for bug reports."""
+"""Show what hf_detr finds on this machine, for users and for bug reports.
+
+These are versions, devices, whether the compiled operator works and why not, folders and settings.
+Without the compiled operator everything works, but slower, so that isn't a problem.
+"""
 
 import argparse
 import json
 import os
 import platform
 import sys
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import constants
 from packaging.requirements import Requirement
 
+from .options import add_json_option
+
 PACKAGE = "hf_detr"
-# Reported if the package isn't installed, so its requirements are unknown
-MAIN_REQUIREMENTS = ("torch", "torchvision", "transformers", "timm", "huggingface-hub")
 
 
-@dataclass(frozen=True)
-class Diagnosis:
-    """The result of `diagnose`."""
-
-    system: dict[str, str]
-    packages: dict[str, str]
-    optional_packages: dict[str, str]
-    devices: dict[str, str]
-    operator: dict[str, str]  # per device type: its source, or why it isn't used; compilers
-    folders: dict[str, str]
-    settings: dict[str, str]
-    problems: tuple[str, ...]  # these prevent hf_detr from working correctly
-
-    def text(self) -> str:
-        """Return the diagnosis as text."""
-        lines = []
-        for title, content in asdict(self).items():
-            if title != "problems":
-                lines.append(title.replace("_", " "))
-                lines += [f"  {name}: {value}" for name, value in content.items()]
-        lines += [f"PROBLEM: {problem}" for problem in self.problems] or ["No problems found."]
-        return "\n".join(lines)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    add_json_option(parser)
 
 
-def diagnose() -> Diagnosis:
+def run(parsed: argparse.Namespace) -> int:
+    """Print the diagnosis; return the exit status."""
+    diagnosis = diagnose()
+    problems = [f"PROBLEM: {problem}" for problem in diagnosis["problems"]]
+    if parsed.json:
+        print(json.dumps(diagnosis))
+        print(*problems, sep="\n", end="\n" if problems else "", file=sys.stderr)
+        return 1 if problems else 0
+    for title, content in diagnosis.items():
+        if title != "problems":
+            print(title.replace("_", " "))
+            print(*(f"  {name}: {value}" for name, value in content.items()), sep="\n")
+    print(*problems or ["No problems found."], sep="\n")
+    return 1 if problems else 0
+
+
+def diagnose() -> dict[str, Any]:
     """Check packages, devices, the compiled operator, caches and registration.
 
-    Builds the compiled operator if that is possible and not done yet. Without it everything works,
-    but slower, so that isn't a problem.
+    Builds the compiled operator if that is possible and not done yet.
+
+    Returns:
+        Sections, each a dictionary of texts, and `problems`, a list of what prevents hf_detr from
+        working correctly.
     """
     from transformers import AutoConfig
 
@@ -56,9 +59,10 @@ def diagnose() -> Diagnosis:
     from ..ops.kernel_loader import cache_folder as kernel_cache_folder
 
     problems: list[str] = []
-    needed: dict[str, str] = {}
+    needed = {PACKAGE: _version(PACKAGE) or "not installed"}
     optional: dict[str, str] = {}
-    for requirement, is_optional in _requirements():
+    for requirement in _requirements():
+        is_optional = "extra ==" in str(requirement.marker)
         version = _version(requirement.name)
         wanted = f"{requirement.name}{requirement.specifier}"
         if version is None:
@@ -73,46 +77,35 @@ def diagnose() -> Diagnosis:
     is_registered = all(
         isinstance(AutoConfig.for_model(name), variant.config) for name, variant in VARIANTS.items()
     )
-    registration = os.environ.get("HF_DETR_REGISTER", "1")
-    if not is_registered and registration != "0":
+    variables = {k: v for k, v in sorted(os.environ.items()) if k.startswith("HF_DETR_")}
+    if not is_registered and variables.get("HF_DETR_REGISTER") != "0":
         problems.append("the Auto classes of transformers don't give hf_detr's classes.")
-    return Diagnosis(
-        system={"python": platform.python_version(), "platform": platform.platform()},
-        packages={PACKAGE: _version(PACKAGE) or "not installed", **needed},
-        optional_packages=optional,
-        devices=_devices(),
-        operator=describe_kernels(),
-        folders={
+    return {
+        "system": {"python": platform.python_version(), "platform": platform.platform()},
+        "packages": needed,
+        "optional_packages": optional,
+        "devices": _devices(),
+        "operator": describe_kernels(),
+        "folders": {
             "package": str(PACKAGE_FOLDER),
             "Hub cache": _folder(Path(constants.HF_HUB_CACHE)),
             "compiled operators": _folder(kernel_cache_folder()),
             "results of data checks": _folder(check_cache_folder()),
         },
-        settings={
+        "settings": {
             "offline": "yes, nothing is downloaded" if constants.HF_HUB_OFFLINE else "no",
             "Auto classes return": "hf_detr's classes" if is_registered else "other classes",
-            **{
-                name: value
-                for name, value in sorted(os.environ.items())
-                if name.startswith("HF_DETR_")
-            },
+            **variables,
         },
-        problems=tuple(problems),
-    )
+        "problems": problems,
+    }
 
 
-def _requirements() -> Iterator[tuple[Requirement, bool]]:
-    """Give each requirement of hf_detr once, and whether it is optional."""
-    try:
-        texts = metadata.requires(PACKAGE) or []
-    except metadata.PackageNotFoundError:
-        texts = MAIN_REQUIREMENTS
-    seen = set()
-    for requirement in map(Requirement, texts):
-        if requirement.name not in seen:
-            seen.add(requirement.name)
-            marker = str(requirement.marker or "")
-            yield requirement, "extra ==" in marker
+def _requirements() -> list[Requirement]:
+    """Return each requirement of hf_detr once: the required one if it is in an extra, too."""
+    texts = metadata.requires(PACKAGE) or [] if _version(PACKAGE) else []
+    first = {one.name: one for one in map(Requirement, reversed(texts))}
+    return list(first.values())[::-1]
 
 
 def _version(package: str) -> str | None:
@@ -141,30 +134,3 @@ def _folder(path: Path) -> str:
     """Return a path, and whether it can't be written."""
     existing = next(folder for folder in (path, *path.parents) if folder.exists())
     return str(path) if os.access(existing, os.W_OK) else f"{path} (not writable)"
-
-
-def parse(arguments: list[str], prog: str | None = None) -> argparse.Namespace:
-    """Parse the arguments."""
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description="Show versions, devices, whether the compiled operator works and why not, "
-        "folders and settings.",
-        epilog="exit status: 0 if hf_detr works; 1 if there are problems; 2 if the arguments are "
-        "wrong. Without the compiled operator everything works, but slower.",
-    )
-    parser.add_argument(
-        "--json",
-        action="store_true",
-        help="print the diagnosis as JSON, and nothing else on stdout",
-    )
-    return parser.parse_args(arguments)
-
-
-def run(parsed: argparse.Namespace) -> int:
-    """Print the diagnosis; return the exit status."""
-    diagnosis = diagnose()
-    print(json.dumps(asdict(diagnosis)) if parsed.json else diagnosis.text())
-    if parsed.json:
-        for problem in diagnosis.problems:
-            print(f"PROBLEM: {problem}", file=sys.stderr)
-    return 1 if diagnosis.problems else 0

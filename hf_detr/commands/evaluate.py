@@ -1,33 +1,20 @@
-"""`hf-detr evaluate`: AP and AR of a model on a data set, overall and per class.
+"""Measure AP and AR of a model on a data set, overall and per class.
 
 With --masks, a segmentation model's masks are evaluated too; with --segments, the folder of COCO's
 panoptic PNGs, also its panoptic quality. The results depend neither on the batch size nor on the
 number of processes, which torchrun starts: `torchrun --nproc-per-node 4 -m hf_detr evaluate …`.
-The exit status is 0 if all is done, 1 if model or data can't be used, 2 if the arguments are wrong.
 """
 
+import argparse
 import json
-import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from transformers import HfArgumentParser
+from typing import TYPE_CHECKING
 
 from ..atomic_saving import atomic_file
-from ..data.formats import DataArguments
-from .options import (
-    DTYPE_HELP,
-    DTYPES,
-    MODEL_HELP,
-    argument_errors,
-    model_name,
-    parse_dataclasses,
-    prepare_file,
-)
+from .options import add_data_options, add_model_options, checked_data, positive, prepare_file
 
 if TYPE_CHECKING:
     from ..evaluation.coco_evaluator import Metrics
@@ -36,47 +23,35 @@ STDOUT = Path("-")
 PANOPTIC_PARTS = ("pq", "sq", "rq", "pq_things", "pq_stuff")
 
 
-@dataclass
-class EvaluationArguments:
-    """What to evaluate, and how."""
-
-    model: str | None = field(default=None, metadata={"help": MODEL_HELP})
-    batch_size: int = 8
-    num_workers: int = field(default=0, metadata={"help": "Processes that load images."})
-    device: str | None = field(default=None, metadata={"help": "Default: a GPU if there is one."})
-    dtype: str | None = field(default=None, metadata={"choices": DTYPES, "help": DTYPE_HELP})
-    json: Path | None = field(
-        default=None,
-        metadata={
-            "help": "Also write all numbers here; without a file, print them instead of the table.",
-            "nargs": "?",
-            "const": STDOUT,
-        },
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    add_model_options(parser)
+    add_data_options(parser)
+    parser.add_argument("--batch-size", "--batch_size", type=positive, default=8, help="default 8")
+    help = "processes that load images, default 0"
+    parser.add_argument("--num-workers", "--num_workers", type=int, default=0, help=help)
+    parser.add_argument(
+        "--json",
+        type=Path,
+        nargs="?",
+        const=STDOUT,
+        help="also write all numbers here; without a file, print them instead of the table",
     )
 
 
-def parse(
-    arguments: list[str], prog: str | None = None
-) -> tuple[EvaluationArguments, DataArguments]:
-    """Parse and check the arguments."""
-    parser = HfArgumentParser((EvaluationArguments, DataArguments), prog=prog, description=__doc__)
-    parsed, data = parse_dataclasses(parser, arguments)
-    with argument_errors(parser):
-        if parsed.model is not None:
-            model_name(parsed.model)
-        data.check()
-        if parsed.json not in (None, STDOUT):
-            prepare_file(parsed.json)
-    return parsed, data
+def check(parsed: argparse.Namespace) -> None:
+    """Check the arguments; `data` becomes those of the data set."""
+    parsed.data = checked_data(parsed)
+    if parsed.json not in (None, STDOUT):
+        prepare_file(parsed.json)
 
 
-def run(parsed: tuple[EvaluationArguments, DataArguments]) -> int:
+def run(parsed: argparse.Namespace) -> int:
     """Evaluate the model; return the exit status."""
-    arguments, data = parsed
     with _joined_processes() as (rank, device):
-        metrics = _compute_metrics(arguments, data, arguments.device or device)
+        metrics = _compute_metrics(parsed, parsed.device or device)
     if rank == 0:
-        _report(metrics, arguments.json)
+        _report(metrics, parsed.json)
     return 0
 
 
@@ -98,31 +73,27 @@ def _joined_processes() -> Iterator[tuple[int, str | None]]:
         torch.distributed.destroy_process_group()
 
 
-def _compute_metrics(
-    arguments: EvaluationArguments, data: DataArguments, device: str | None
-) -> "Metrics":
+def _compute_metrics(parsed: argparse.Namespace, device: str | None) -> "Metrics":
     """Return AP and AR of boxes, of masks if they are read, and panoptic quality as `panoptic`."""
     from ..evaluation.evaluate import evaluate, evaluate_panoptic
     from ..inference.model_loading import load_model
 
-    dataset = data.read()
-    needs_masks = dataset.masks or data.segments is not None
-    model, processor = load_model(arguments.model, device, needs_masks, arguments.dtype)
-    options: dict[str, Any] = {
-        "batch_size": arguments.batch_size,
-        "num_workers": arguments.num_workers,
-    }
-    iou_types = ("bbox", "segm") if dataset.masks else ("bbox",)
-    metrics = evaluate(model, processor, dataset, iou_types=iou_types, **options)
-    if data.segments is not None:
-        metrics["panoptic"] = evaluate_panoptic(model, processor, dataset, **options)
+    dataset, has_segments = parsed.data.read(), parsed.data.segments is not None
+    needs_masks = dataset.masks or has_segments
+    model, processor = load_model(parsed.model, device, needs_masks, parsed.dtype)
+    given = model, processor, dataset, parsed.batch_size, parsed.num_workers
+    metrics = evaluate(*given, iou_types=("bbox", "segm") if dataset.masks else ("bbox",))
+    if has_segments:
+        metrics["panoptic"] = evaluate_panoptic(*given)
     return metrics
 
 
 def _report(metrics: "Metrics", file: Path | None) -> None:
     from ..evaluation.coco_evaluator import metrics_table
 
-    text = json.dumps(_null_for_nan(metrics), indent=2) + "\n"
+    # JSON has no NaN, for example of the quality without any segments.
+    numbers = json.loads(json.dumps(metrics), parse_constant=lambda name: None)
+    text = json.dumps(numbers, indent=2) + "\n"
     if file == STDOUT:
         print(text, end="")
         return
@@ -133,10 +104,3 @@ def _report(metrics: "Metrics", file: Path | None) -> None:
     if file is not None:
         with atomic_file(file) as unfinished:
             unfinished.write_text(text)
-
-
-def _null_for_nan(value: Any) -> Any:
-    """Replace NaN, for example the quality without any segments, because JSON doesn't have it."""
-    if isinstance(value, dict):
-        return {key: _null_for_nan(one) for key, one in value.items()}
-    return None if isinstance(value, float) and math.isnan(value) else value

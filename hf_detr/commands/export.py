@@ -1,23 +1,43 @@
-"""`hf-detr export`: write a model as an ONNX or torch.export file."""
+"""Export a model to a file for any batch size, height and width, as ONNX or for torch.export.
+
+The file is kept only if its outputs equal the model's. ONNX needs `pip install 'hf_detr[export]'`.
+"""
 
 import argparse
 import json
 from dataclasses import asdict
 from pathlib import Path
 
-from .options import add_model_options, argument_errors, size_hw
+from .options import add_json_option, add_model_options, size_hw
 
 SUFFIXES = (".onnx", ".pt2")
 
 
-def parse(arguments: list[str], prog: str | None = None) -> argparse.Namespace:
-    """Parse and check the arguments."""
-    parser = _parser(prog)
-    parsed = parser.parse_args(arguments)
-    with argument_errors(parser):
-        if parsed.target.suffix not in SUFFIXES:
-            raise ValueError(f"{parsed.target} must end with {' or '.join(SUFFIXES)}")
-    return parsed
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    parser.add_argument("target", type=Path, help="file to write: model.onnx or model.pt2")
+    add_model_options(parser)
+    parser.add_argument(
+        "--size",
+        type=size_hw,
+        metavar="HEIGHTxWIDTH",
+        help="fix height and width, to which images must then be padded; for backbones that can't "
+        "leave them free",
+    )
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=1e-3,
+        help="largest allowed difference from the model's outputs, default %(default)s",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    add_json_option(parser)
+
+
+def check(parsed: argparse.Namespace) -> None:
+    """Check the file's ending."""
+    if parsed.target.suffix not in SUFFIXES:
+        raise ValueError(f"{parsed.target} must end with {' or '.join(SUFFIXES)}")
 
 
 def run(parsed: argparse.Namespace) -> int:
@@ -38,33 +58,3 @@ def run(parsed: argparse.Namespace) -> int:
         f"{', '.join(map(str, report.checked_shapes))}."
     )
     return 0
-
-
-def _parser(prog: str | None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description="Export a model for any batch size, height and width, and check that the "
-        "file's outputs equal the model's. Otherwise the file isn't kept.",
-        epilog="exit status: 0 if the file was written and is correct; 1 if not; 2 if the "
-        "arguments are wrong. ONNX needs `pip install 'hf_detr[export]'`.",
-    )
-    parser.add_argument("target", type=Path, help="file to write: model.onnx or model.pt2")
-    add_model_options(parser)
-    parser.add_argument(
-        "--size",
-        type=size_hw,
-        metavar="HEIGHTxWIDTH",
-        help="fix height and width, to which images must then be padded; for backbones that can't "
-        "leave them free",
-    )
-    parser.add_argument(
-        "--tolerance",
-        type=float,
-        default=1e-3,
-        help="largest allowed difference from the model's outputs, default %(default)s",
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
-    parser.add_argument(
-        "--json", action="store_true", help="print the report as JSON, and nothing else on stdout"
-    )
-    return parser

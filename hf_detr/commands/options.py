@@ -3,34 +3,13 @@
 import argparse
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from transformers import HfArgumentParser
+from ..data.formats import DataArguments
 
-DTYPES = ("float32", "bfloat16", "float16")
-DTYPE_HELP = (
-    "of weights and feature maps, default as saved; bfloat16 takes about half the time on CPUs "
-    "that support it, and much longer on others"
-)
-MODEL_HELP = (
-    "folder or name on the Hub; default: the small detector of ten kinds of garments that comes "
-    "with hf_detr"
-)
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
-
-
-def make_parser(prog: str | None, description: str, epilog: str) -> argparse.ArgumentParser:
-    """Make a parser whose help keeps the line breaks of description and epilog."""
-    return argparse.ArgumentParser(
-        prog=prog,
-        description=description,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
 
 
 def add_model_options(parser: argparse.ArgumentParser, several: bool = False) -> None:
@@ -40,17 +19,59 @@ def add_model_options(parser: argparse.ArgumentParser, several: bool = False) ->
         type=model_name,
         nargs="+" if several else None,
         default=[None] if several else None,
-        help=MODEL_HELP,
+        help="folder or name on the Hub; default: the small detector of ten kinds of garments that "
+        "comes with hf_detr",
     )
     parser.add_argument("--device", help="such as cpu or cuda:1; default: a GPU if there is one")
-    parser.add_argument("--dtype", choices=DTYPES, help=DTYPE_HELP)
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="of weights and feature maps, default as saved; bfloat16 takes about half the time on "
+        "CPUs that support it, and much longer on others",
+    )
 
 
-def add_threshold(parser: argparse.ArgumentParser) -> None:
-    """Add `--threshold`, as `predict` takes it."""
+def add_prediction_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a model, and `--output`, `--threshold` and `--batch-size`."""
+    add_model_options(parser)
+    parser.add_argument(
+        "--output", type=Path, default="outputs", help="folder for the results, default outputs"
+    )
     parser.add_argument(
         "--threshold", type=_score, default=0.5, help="lowest score of an object, default 0.5"
     )
+    parser.add_argument(
+        "--batch-size",
+        type=positive,
+        default=8,
+        help="images of equal size that run together, default 8; doesn't change the results",
+    )
+
+
+def add_json_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--json`."""
+    help = "print the results as JSON, and nothing else on stdout"
+    parser.add_argument("--json", action="store_true", help=help)
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a data set, for `checked_data`."""
+    for field in fields(DataArguments):
+        names = dict.fromkeys((f"--{field.name.replace('_', '-')}", f"--{field.name}"))
+        action = "store_true" if field.type is bool else "store"
+        help = field.metadata["help"] + (f" Default: {field.default}." if field.default else "")
+        parser.add_argument(*names, action=action, default=field.default, help=help)
+
+
+def checked_data(parsed: argparse.Namespace) -> DataArguments:
+    """Return the options of a data set.
+
+    Raises:
+        ValueError, FileNotFoundError: as in `DataArguments.check`.
+    """
+    data = DataArguments(**{one.name: getattr(parsed, one.name) for one in fields(DataArguments)})
+    data.check()
+    return data
 
 
 def positive(text: str) -> int:
@@ -61,13 +82,10 @@ def positive(text: str) -> int:
 
 
 def _score(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1
-    if not 0 <= value <= 1:  # false for NaN too
-        raise argparse.ArgumentTypeError(f"{text!r} isn't a number from 0 to 1")
-    return value
+    with suppress(ValueError):
+        if 0 <= float(text) <= 1:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} isn't a number from 0 to 1")
 
 
 def model_name(text: str) -> str:
@@ -85,23 +103,6 @@ def size_hw(text: str) -> tuple[int, int]:
     """Parse (height, width) from `480x640`, as argparse's `type`."""
     height, _, width = text.partition("x")
     return positive(height), positive(width)
-
-
-def parse_dataclasses(parser: "HfArgumentParser", arguments: list[str] | None) -> list[Any]:
-    """Return the parser's dataclasses; unknown arguments end the program with status 2."""
-    *parsed, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
-    if unknown:
-        parser.error(f"unknown arguments: {' '.join(unknown)}")
-    return parsed
-
-
-@contextmanager
-def argument_errors(parser: argparse.ArgumentParser) -> Iterator[None]:
-    """Make a ValueError or an OSError one line on stderr and status 2."""
-    try:
-        yield
-    except (ValueError, OSError, argparse.ArgumentTypeError) as error:
-        parser.exit(2, f"{parser.prog}: error: {error}\n")
 
 
 def prepare_file(file: Path) -> None:

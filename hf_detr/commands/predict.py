@@ -1,4 +1,8 @@
-"""`hf-detr predict`: find objects in image files and draw them."""
+"""Find objects in images; write images with the objects drawn, and a JSON file.
+
+In a folder, files whose names aren't those of images are skipped and named on stderr; that isn't a
+failure. Files that are given by name must be images. Subfolders aren't read.
+"""
 
 import argparse
 import glob
@@ -7,6 +11,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Mapping
+from itertools import chain, count
 from os.path import realpath  # unlike Path.resolve, it accepts circular links
 from pathlib import Path
 from typing import Any
@@ -16,31 +21,33 @@ import PIL.ImageFile
 from tqdm.auto import tqdm
 
 from ..atomic_saving import atomic_file
-from .options import add_model_options, add_threshold, argument_errors, make_parser, positive
+from .options import add_json_option, add_prediction_options
 
-SEGMENTS = ".segments.png"  # the ending of segment maps
-DESCRIPTION = "Find objects in images; write images with the objects drawn, and a JSON file."
-STATUSES = """exit status:
-  0  done
-  1  nothing was done: the model can't be used, or no image can be read
-  2  the arguments are wrong, or there are no such images
-  3  finished, but some images failed; stderr names them
-  130  interrupted; predictions.json contains the results until then
-
-In a folder, files whose names aren't those of images are skipped and named on stderr; that isn't a
-failure. Files that are given by name must be images. Subfolders aren't read."""
+ENDINGS = PICTURE, SEGMENTS = ".png", ".segments.png"  # of drawn images and segment maps
 
 
-def parse(arguments: list[str], prog: str | None = None) -> argparse.Namespace:
-    """Parse and check the arguments; `files` are the images, `skipped` other files."""
-    parser = _parser(prog)
-    parsed = parser.parse_args(arguments)
-    with argument_errors(parser):
-        parsed.files, parsed.skipped = find_images(parsed.images)
-        writes_images = parsed.masks or not parsed.no_pictures
-        if writes_images and _endangers(parsed.output, parsed.files):
-            raise ValueError(f"--output {parsed.output} contains input images; give another folder")
-    return parsed
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    parser.add_argument(
+        "images", nargs="+", metavar="IMAGES", help="image files, folders or patterns like '*.jpg'"
+    )
+    add_prediction_options(parser)
+    parser.add_argument(
+        "--masks",
+        action="store_true",
+        help="also write each image's segment map, a 16-bit PNG with 0 for no segment; needs a "
+        "segmentation model",
+    )
+    parser.add_argument("--no-pictures", action="store_true", help="write predictions.json only")
+    add_json_option(parser)
+
+
+def check(parsed: argparse.Namespace) -> None:
+    """Check the arguments; `files` are the images, `skipped` other files."""
+    parsed.files, parsed.skipped = find_images(parsed.images)
+    writes_images = parsed.masks or not parsed.no_pictures
+    if writes_images and _endangers(parsed.output, parsed.files):
+        raise ValueError(f"--output {parsed.output} contains input images; give another folder")
 
 
 def run(parsed: argparse.Namespace) -> int:
@@ -104,24 +111,18 @@ def find_images(names: list[str]) -> tuple[list[Path], list[Path]]:
 
 def _image_suffixes() -> set[str]:
     """Return the endings of files that PIL can decode, not of those that it can only write."""
+    suffixes = PIL.Image.registered_extensions()  # fills PIL.Image.OPEN
 
     def is_decoded(kind: str) -> bool:
-        if kind not in PIL.Image.OPEN or kind == "MPEG":
-            return False
-        reader = PIL.Image.OPEN[kind][0]
+        reader = PIL.Image.OPEN.get(kind, [PIL.ImageFile.StubImageFile])[0]
         return not (isinstance(reader, type) and issubclass(reader, PIL.ImageFile.StubImageFile))
 
-    kinds = PIL.Image.registered_extensions()
-    return {suffix for suffix, kind in kinds.items() if is_decoded(kind)}
+    return {suffix for suffix, kind in suffixes.items() if is_decoded(kind) and kind != "MPEG"}
 
 
 def _endangers(output: Path, files: list[Path]) -> bool:
     """Return whether results would be written to an input folder, or over an input by a link."""
-    targets = {
-        realpath(output / f"{stem}{ending}")
-        for stem in _distinct([file.stem for file in files])
-        for ending in (".png", SEGMENTS)
-    }
+    targets = {realpath(output / (name + end)) for name in _distinct(files) for end in ENDINGS}
     is_among = realpath(output) in {realpath(file.parent) for file in files}
     return is_among or bool(targets & {realpath(file) for file in files})
 
@@ -133,8 +134,7 @@ class _Writer:
         self, parsed: argparse.Namespace, model_name: str, id2label: Mapping[int, str]
     ) -> None:
         self.parsed, self.model_name, self.id2label = parsed, model_name, id2label
-        self.files = parsed.files
-        self.stems = _distinct([file.stem for file in self.files])
+        self.files, self.names = parsed.files, _distinct(parsed.files)
         self.records: dict[int, dict[str, Any]] = {}
         self.failures: dict[int, str] = {}
 
@@ -159,9 +159,9 @@ class _Writer:
 
     def _write_images(self, index: int, result: dict[str, Any]) -> dict[str, str]:
         """Write the requested images of one file; return their paths."""
-        stem, written = self.parsed.output / self.stems[index], {}
+        stem, written = self.parsed.output / self.names[index], {}
         if not self.parsed.no_pictures:
-            written["picture"] = f"{stem}.png"
+            written["picture"] = f"{stem}{PICTURE}"
             from ..inference.drawing import draw_predictions
 
             image = draw_predictions(self.files[index], result, self.id2label)
@@ -206,67 +206,30 @@ def describe(result: Mapping[str, Any], id2label: Mapping[int, str]) -> dict[str
             "score": round(score, 4),
             "box": [round(edge, 2) for edge in box],
         }
-        for score, label, box in sorted(
-            zip(*columns, strict=True), key=lambda found: found[0], reverse=True
-        )
+        for score, label, box in zip(*columns, strict=True)
     ]
+    objects.sort(key=lambda found: found["score"], reverse=True)
     if "segments_info" not in result:
         return {"objects": objects}
     segments = [{**one, "label": name(one["label_id"])} for one in result["segments_info"]]
     return {"objects": objects, "segments": segments}
 
 
-def _distinct(stems: list[str]) -> list[str]:
-    """Return the names, with numbers added where files of an earlier name would be overwritten."""
+def _distinct(files: list[Path]) -> list[str]:
+    """Return the files' stems, with numbers added where results of an earlier one have the name."""
     taken: set[str] = set()
-    distinct = []
-
-    def files_of(name: str) -> set[str]:
-        # Some file systems ignore case.
-        return {f"{name}.png".lower(), f"{name}{SEGMENTS}".lower()}
-
-    for stem in stems:
-        number, name = 1, stem
-        while files_of(name) & taken:
-            number += 1
-            name = f"{stem}-{number}"
-        taken |= files_of(name)
-        distinct.append(name)
-    return distinct
+    names = []
+    for file in files:
+        candidates = chain([file.stem], (f"{file.stem}-{number}" for number in count(2)))
+        for name in candidates:
+            results = {(name + ending).lower() for ending in ENDINGS}  # some systems ignore case
+            if not results & taken:
+                break
+        taken |= results
+        names.append(name)
+    return names
 
 
 def _say(text: str, to_stdout: bool = False) -> None:
     """Print above the progress bar."""
     tqdm.write(text, file=sys.stdout if to_stdout else sys.stderr)
-
-
-def _parser(prog: str | None) -> argparse.ArgumentParser:
-    parser = make_parser(prog, DESCRIPTION, STATUSES)
-    parser.add_argument(
-        "images", nargs="+", metavar="IMAGES", help="image files, folders or patterns like '*.jpg'"
-    )
-    add_model_options(parser)
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path("outputs"),
-        help="folder for the drawn images and predictions.json, default outputs",
-    )
-    add_threshold(parser)
-    parser.add_argument(
-        "--batch-size",
-        type=positive,
-        default=8,
-        help="images of equal size that run together, default 8; doesn't change the results",
-    )
-    parser.add_argument(
-        "--masks",
-        action="store_true",
-        help="also write each image's segment map, a 16-bit PNG with 0 for no segment; needs a "
-        "segmentation model",
-    )
-    parser.add_argument("--no-pictures", action="store_true", help="write predictions.json only")
-    parser.add_argument(
-        "--json", action="store_true", help="print the results as JSON, and nothing else on stdout"
-    )
-    return parser

@@ -1,19 +1,24 @@
-"""`hf-detr video`: find objects in a video and draw them (needs the extra `video`)."""
+"""Find objects in every frame of a video; write the video with the objects drawn.
+
+A second file has one line of JSON per frame: its number, its time in seconds and the objects. Sound
+isn't kept. Frames are independent of each other: objects aren't tracked. Results before a bad frame
+stay. The command needs `pip install 'hf_detr[video]'`.
+"""
 
 import argparse
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import PIL.Image
 from tqdm.auto import tqdm
 
-from .options import add_model_options, add_threshold, argument_errors, make_parser, positive
+from .options import add_prediction_options, positive
 from .predict import describe
 
 try:
@@ -23,31 +28,25 @@ try:
 except ImportError:  # only this command needs it, and says so
     av, VIDEO_ERRORS = None, ()
 
-DESCRIPTION = """Find objects in every frame of a video; write the video with the objects drawn, and
-a file with one line of JSON per frame: its number, its time in seconds and the objects."""
-STATUSES = """exit status:
-  0  done
-  1  not done: the model or the video can't be used; results before a bad frame stay
-  2  the arguments are wrong, or there is no such file
 
-Sound isn't kept. Frames are independent of each other: objects aren't tracked."""
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    parser.add_argument("video", metavar="VIDEO", help="file or address that FFmpeg can read")
+    add_prediction_options(parser)
+    parser.add_argument("--most-frames", type=positive, help="stop after this number; default: all")
 
 
-def parse(arguments: list[str], prog: str | None = None) -> argparse.Namespace:
-    """Parse and check the arguments; `drawn` and `lines` are the files to write."""
-    parser = _parser(prog)
-    parsed = parser.parse_args(arguments)
+def check(parsed: argparse.Namespace) -> None:
+    """Check the arguments; `drawn` and `lines` are the files to write."""
     video = Path(parsed.video)
     parsed.drawn = parsed.output / f"{video.stem}.mp4"
     parsed.lines = parsed.drawn.with_suffix(".jsonl")
-    with argument_errors(parser):
-        if av is None:
-            raise ValueError("PyAV isn't installed; pip install 'hf_detr[video]' installs it.")
-        if not video.exists() and ":" not in parsed.video:  # FFmpeg's addresses have a colon
-            raise FileNotFoundError(f"{video} doesn't exist; expected a video.")
-        if video.resolve() in (parsed.drawn.resolve(), parsed.lines.resolve()):
-            raise ValueError(f"{video} would be overwritten; give another --output.")
-    return parsed
+    if av is None:
+        raise ValueError("PyAV isn't installed; pip install 'hf_detr[video]' installs it.")
+    if not video.exists() and ":" not in parsed.video:  # FFmpeg's addresses have a colon
+        raise FileNotFoundError(f"{video} doesn't exist; expected a video.")
+    if video.resolve() in (parsed.drawn.resolve(), parsed.lines.resolve()):
+        raise ValueError(f"{video} would be overwritten; give another --output.")
 
 
 def run(parsed: argparse.Namespace) -> int:
@@ -79,14 +78,14 @@ def _write(frames: "_Frames", parsed: argparse.Namespace) -> Counter[str]:
     parsed.output.mkdir(parents=True, exist_ok=True)
     bar = tqdm(total=frames.total, unit="frame", delay=PROGRESS_AFTER, disable=None)
     records = parsed.lines.open("w", encoding="utf-8")
-    with records, _Video(parsed.drawn, frames.rate) as drawn, bar:
+    with records, _drawn_video(parsed.drawn, frames.rate) as add_frame, bar:
         for index, result in chain([first], results):  # in order, since all have one size
             image, pts, time_base = frames.waiting.pop(index)
             record = describe(result, id2label)
             counts.update(found["label"] for found in record["objects"])
             time = round(float(pts * time_base), 4)
             records.write(json.dumps({"frame": index, "time": time, **record}) + "\n")
-            drawn.add(np.asarray(draw_predictions(image, result, id2label)), pts, time_base)
+            add_frame(np.asarray(draw_predictions(image, result, id2label)), pts, time_base)
             bar.update()
     return counts
 
@@ -133,49 +132,28 @@ class _Frames:
             raise ValueError("the video has no frame that can be read.")
 
 
-class _Video:
-    """An MP4 file that frames are added to."""
-
-    def __init__(self, path: Path, rate: Fraction) -> None:
-        self.container = av.open(path, "w")
+@contextmanager
+def _drawn_video(
+    path: Path, rate: Fraction
+) -> Iterator[Callable[[np.ndarray, int, Fraction], None]]:
+    """Give a function that adds frames (H, W, 3) to an MP4 file, at irregular times."""
+    with av.open(path, "w") as container:
         codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
-        self.stream = self.container.add_stream(codec, rate=rate)
-        self.stream.pix_fmt = "yuv420p"  # the format that players support
+        stream = container.add_stream(codec, rate=rate)
+        stream.pix_fmt = "yuv420p"  # the format that players support
 
-    def __enter__(self) -> "_Video":
-        return self
+        def add(pixels: np.ndarray, pts: int, time_base: Fraction) -> None:
+            height, width = (side // 2 * 2 for side in pixels.shape[:2])  # odd ones fail
+            if not stream.codec_context.is_open:  # it opens with the first frame
+                stream.height, stream.width = height, width
+                stream.codec_context.time_base = time_base
+            even = np.ascontiguousarray(pixels[:height, :width])
+            frame = av.VideoFrame.from_ndarray(even, format="rgb24")
+            frame.pts, frame.time_base = pts, time_base
+            container.mux(stream.encode(frame))
 
-    def add(self, pixels: np.ndarray, pts: int, time_base: Fraction) -> None:
-        """Add a frame (H, W, 3) at its own time; times may be irregular."""
-        height, width = (side // 2 * 2 for side in pixels.shape[:2])  # odd sizes aren't supported
-        if not self.stream.codec_context.is_open:  # it opens with the first frame
-            self.stream.height, self.stream.width = height, width
-            self.stream.codec_context.time_base = time_base
-        frame = av.VideoFrame.from_ndarray(
-            np.ascontiguousarray(pixels[:height, :width]), format="rgb24"
-        )
-        frame.pts, frame.time_base = pts, time_base
-        self.container.mux(self.stream.encode(frame))
-
-    def __exit__(self, *_: Any) -> None:
-        if self.stream.codec_context.is_open:
-            self.container.mux(self.stream.encode(None))
-        self.container.close()
-
-
-def _parser(prog: str | None) -> argparse.ArgumentParser:
-    parser = make_parser(prog, DESCRIPTION, STATUSES)
-    parser.add_argument("video", metavar="VIDEO", help="file or address that FFmpeg can read")
-    add_model_options(parser)
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path("outputs"),
-        help="folder for the drawn video and the lines of JSON, default outputs",
-    )
-    add_threshold(parser)
-    parser.add_argument(
-        "--batch-size", type=positive, default=8, help="frames that run together, default 8"
-    )
-    parser.add_argument("--most-frames", type=positive, help="stop after this number; default: all")
-    return parser
+        try:
+            yield add
+        finally:
+            if stream.codec_context.is_open:
+                container.mux(stream.encode(None))

@@ -86,12 +86,14 @@ def save_checkpoint(
         (unfinished / STATE).write_text(json.dumps({**state, "step": step}, indent=1))
         if write_more is not None:
             write_more(unfinished)
-        _write_manifest(unfinished)
+        files = sorted(path for path in unfinished.rglob("*") if path.is_file())
+        sums = {path.relative_to(unfinished).as_posix(): _digest(path) for path in files}
+        (unfinished / MANIFEST).write_text(json.dumps(sums, indent=1))
+    steps = _steps(folder)
     # Later steps are of an abandoned training, for example after resuming before corrupted ones.
-    kept = [one for one in _newest_first(folder) if _step(one) <= step][:keep]
-    for old in _newest_first(folder):
-        if old not in kept and _step(old) not in protect:
-            shutil.rmtree(old, ignore_errors=True)
+    kept = [one for one in steps if one <= step][:keep]
+    for old in set(steps) - {*kept, *protect}:
+        shutil.rmtree(checkpoint_folder(folder, old), ignore_errors=True)
     return final
 
 
@@ -101,9 +103,9 @@ def load_newest_checkpoint(folder: Path) -> TrainingCheckpoint | None:
     A checkpoint whose files don't match its manifest, because the disk lost data or the files were
     changed, is skipped with a warning.
     """
-    for candidate in _newest_first(folder):
+    for step in _steps(folder):
         try:
-            return load_checkpoint(candidate)
+            return load_checkpoint(checkpoint_folder(folder, step))
         except ValueError as error:
             warnings.warn(f"skipped: {error}", stacklevel=2)
     return None
@@ -131,20 +133,11 @@ def checkpoint_folder(folder: Path, step: int) -> Path:
     return folder / f"checkpoint-{step:08d}"
 
 
-def _step(checkpoint: Path) -> int | None:
-    match = re.fullmatch(r"checkpoint-(\d+)", checkpoint.name)
-    return int(match[1]) if match and checkpoint.is_dir() else None
-
-
-def _newest_first(folder: Path) -> list[Path]:
-    steps = {path: _step(path) for path in folder.glob("checkpoint-*")}
-    return sorted((p for p, s in steps.items() if s is not None), key=steps.get, reverse=True)
-
-
-def _write_manifest(folder: Path) -> None:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    sums = {path.relative_to(folder).as_posix(): _digest(path) for path in files}
-    (folder / MANIFEST).write_text(json.dumps(sums, indent=1))
+def _steps(folder: Path) -> list[int]:
+    """Steps of the checkpoints, the newest first."""
+    names = [path.name for path in folder.glob("checkpoint-*/")]
+    matches = [re.fullmatch(r"checkpoint-(\d{8,})", name) for name in names]
+    return sorted((int(match[1]) for match in matches if match), reverse=True)
 
 
 def _digest(path: Path) -> str:
@@ -155,10 +148,7 @@ def _digest(path: Path) -> str:
 def _problem(folder: Path) -> str | None:
     """Return why a checkpoint can't be used, or None."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        sums = dict(manifest.items())
-        if STATE not in sums:
-            return f"its {MANIFEST} doesn't name {STATE}"
+        sums = json.loads((folder / MANIFEST).read_text())
         for name, expected in sums.items():
             path = folder / name
             if not path.resolve().is_relative_to(folder.resolve()):

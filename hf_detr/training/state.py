@@ -102,15 +102,12 @@ def _load(model: nn.Module, weights: dict[str, Tensor]) -> None:
     all_names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     second = all_names - {name for name, _ in model.named_parameters()}
     second = {name.removeprefix("module.") for name in second}
-    missing = get_model_state_dict(model).keys() - weights.keys()
-    if missing:
-        raise RuntimeError(f"The state lacks {min(missing)!r}, which this model has.")
+    unmatched = get_model_state_dict(model).keys() ^ weights.keys()
+    if unmatched:
+        raise RuntimeError(f"Only one of the state and this model has {min(unmatched)!r}.")
     once = {name: tensor for name, tensor in weights.items() if name not in second}
-    result = set_model_state_dict(
-        model, once, options=StateDictOptions(full_state_dict=True, strict=False)
-    )
-    if result.unexpected_keys:
-        raise RuntimeError(f"The state has {result.unexpected_keys[0]!r}, which this model lacks.")
+    options = StateDictOptions(full_state_dict=True, strict=False)
+    set_model_state_dict(model, once, options=options)
 
 
 def _uncompiled(model: nn.Module) -> nn.Module:

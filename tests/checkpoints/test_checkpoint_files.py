@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from hf_detr import convert_official_checkpoint
+from hf_detr import convert_official_checkpoint, export_official_checkpoint
 from hf_detr.checkpoints.checkpoint_files import (
+    check_target,
     check_tensors,
-    new_file,
-    new_folder,
     read_pickled_checkpoint,
 )
+
+from ..tiny import tiny_detector
 
 
 class RunsCode:
@@ -83,9 +84,9 @@ def test_other_files(content: bytes, tmp_path: Path) -> None:
 
 def test_no_file(tmp_path: Path) -> None:
     """Folders, missing files and other contents each have their own message."""
-    with pytest.raises(ValueError, match="is a folder; expected a .pth file"):
+    with pytest.raises(IsADirectoryError, match="Is a directory"):
         read_pickled_checkpoint(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"nothing\.pth doesn't exist"):
+    with pytest.raises(FileNotFoundError, match=r"nothing\.pth"):
         read_pickled_checkpoint(tmp_path / "nothing.pth")
     torch.save([torch.ones(1)], tmp_path / "list.pth")
     with pytest.raises(ValueError, match="contains a list; expected a dictionary"):
@@ -95,11 +96,11 @@ def test_no_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("a", 3, "'a' in some.pth is a int; expected a plain tensor"),
-        (7, torch.ones(2), "7 in some.pth isn't the name of a weight"),
-        ("a", torch.ones(2, device="meta"), "on meta"),
-        ("a", torch.eye(2).to_sparse(), "layout torch.sparse_coo"),
-        ("a", torch.ones(1).expand(10**15), "has shape .*larger than its data in the file"),
+        ("a", 3, "'a' in some.pth is a int; expected a named tensor"),
+        (7, torch.ones(2), "7 in some.pth is a .*; expected a named"),
+        ("a", torch.ones(2, device="meta"), "on meta; expected a named tensor"),
+        ("a", torch.eye(2).to_sparse(), "'a' in some.pth is a torch.sparse_coo"),
+        ("a", torch.ones(1).expand(10**15), "has shape .*larger than its data"),
     ],
 )
 def test_odd_tensors(name: Any, value: Any, message: str) -> None:
@@ -108,36 +109,26 @@ def test_odd_tensors(name: Any, value: Any, message: str) -> None:
         check_tensors({"fine": torch.ones(3, 2).t(), name: value}, "some.pth")
 
 
-def test_existing_folder(tmp_path: Path) -> None:
-    """An existing folder is refused unless asked for; then files of the same names are replaced."""
-    (tmp_path / "README.md").write_text("mine")
-    (tmp_path / "config.json").write_text("old")
-    with pytest.raises(FileExistsError, match="isn't empty.*--overwrite"):
-        new_folder(tmp_path, overwrite=False)
-    with new_folder(tmp_path, overwrite=True) as unfinished:
-        (unfinished / "config.json").write_text("new")
-    contents = {path.name: path.read_text() for path in tmp_path.iterdir()}
-    assert contents == {"README.md": "mine", "config.json": "new"}
-    (tmp_path / "model.safetensors.index.json").write_text("{}")
-    with new_folder(tmp_path, overwrite=True) as unfinished:
-        (unfinished / "model.safetensors").write_text("new")
-    assert not (tmp_path / "model.safetensors.index.json").exists()  # of older, sharded weights
-    (tmp_path / "empty").mkdir()
-    with new_folder(tmp_path / "empty", overwrite=False) as unfinished:
-        (unfinished / "config.json").write_text("new")
-    assert (tmp_path / "empty" / "config.json").exists()
-    with pytest.raises(FileExistsError, match="is a file"):
-        new_folder(tmp_path / "config.json", overwrite=True)
-
-
-def test_existing_file(tmp_path: Path) -> None:
-    """A file is replaced only if asked for, and a folder never."""
+def test_existing_files_are_kept(tmp_path: Path) -> None:
+    """Files and folders with files are refused unless asked for."""
     file = tmp_path / "official.pth"
-    file.write_text("old")
-    with pytest.raises(FileExistsError, match="exists.*--overwrite"):
-        new_file(file, overwrite=False)
-    with new_file(file, overwrite=True) as unfinished:
-        unfinished.write_text("new")
-    assert file.read_text() == "new" and list(tmp_path.iterdir()) == [file]
-    with pytest.raises(FileExistsError, match="is a folder"):
-        new_file(tmp_path, overwrite=True)
+    for path in (file, tmp_path):
+        check_target(path, overwrite=False)
+    file.write_text("mine")
+    for path in (file, tmp_path):
+        with pytest.raises(FileExistsError, match="exists.*--overwrite"):
+            check_target(path, overwrite=False)
+        check_target(path, overwrite=True)
+
+
+def test_target_of_the_other_kind(tmp_path: Path) -> None:
+    """A folder never replaces a file, nor a file a folder."""
+    tiny_detector("detr", backbone="resnet18").save_pretrained(tmp_path / "hub")
+    (tmp_path / "official.pth").mkdir()
+    with pytest.raises(OSError, match="could not be written"):
+        export_official_checkpoint(tmp_path / "hub", tmp_path / "official.pth", overwrite=True)
+    export_official_checkpoint(tmp_path / "hub", tmp_path / "detr-r50.pth")
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="could not be written"):
+        convert_official_checkpoint(tmp_path / "detr-r50.pth", tmp_path / "file", overwrite=True)
+    assert (tmp_path / "file").is_file() and not any((tmp_path / "official.pth").iterdir())

@@ -54,7 +54,7 @@ def test_what_is_missing_or_too_old(
     """Status 1, and a command that fixes it."""
     install(tmp_path, "torch>=999", "no-such-package", 'numpy<1; extra == "train"')
     monkeypatch.syspath_prepend(tmp_path)
-    problems = diagnose().problems
+    problems = diagnose()["problems"]
     assert [problem.split(":")[0] for problem in problems] == ["torch", "no-such-package", "numpy"]
     assert "pip install 'torch>=999'" in problems[0]
     assert main([]) == 1

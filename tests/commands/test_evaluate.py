@@ -49,7 +49,7 @@ def test_evaluate_prints_and_writes_what_evaluate_returns(
     ("given", "message"),
     [
         (["--coco", "a.json"], "--images"),
-        (["--coco", "a.json", "--images", "b", "--bogus"], "unknown arguments: --bogus"),
+        (["--coco", "a.json", "--images", "b", "--bogus"], "unrecognized arguments: --bogus"),
         (["--coco", "a.json", "--images", "b"], "--coco a.json doesn't exist"),
         (["--yolo", ".", "--json", "."], "can't be written"),
         (["--yolo", ".", "--model", "./nowhere"], "nowhere doesn't exist"),

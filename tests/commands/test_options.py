@@ -6,13 +6,16 @@ from pathlib import Path
 import pytest
 
 from hf_detr.commands.options import (
+    add_data_options,
     add_model_options,
-    add_threshold,
+    add_prediction_options,
+    checked_data,
     model_name,
     positive,
     prepare_file,
     size_hw,
 )
+from hf_detr.data.formats import DataArguments
 
 
 def test_numbers_and_sizes() -> None:
@@ -31,10 +34,23 @@ def test_several_models() -> None:
         assert parser.parse_args([]).model == ([None] if several else None)
 
 
+def test_data_sets_have_options(tmp_path: Path) -> None:
+    """Options are the fields of DataArguments, spelled with - or _; wrong ones are refused."""
+    parser = argparse.ArgumentParser()
+    add_data_options(parser)
+    for name in ("--box-format", "--box_format"):
+        parsed = parser.parse_args(["--hub", str(tmp_path), name, "xyxy"])
+        assert checked_data(parsed) == DataArguments(hub=str(tmp_path), box_format="xyxy")
+    parsed = parser.parse_args(["--yolo", str(tmp_path), "--masks"])
+    assert checked_data(parsed) == DataArguments(yolo=str(tmp_path), masks=True)
+    with pytest.raises(ValueError, match="expected one of --coco"):
+        checked_data(parser.parse_args([]))
+
+
 def test_thresholds_are_scores(capsys: pytest.CaptureFixture) -> None:
     """A threshold in percent, which no score reaches, is refused."""
     parser = argparse.ArgumentParser()
-    add_threshold(parser)
+    add_prediction_options(parser)
     assert parser.parse_args(["--threshold", "0"]).threshold == 0
     for text in ("50", "-1", "nan", "inf", "half"):
         with pytest.raises(SystemExit) as ended:

@@ -88,7 +88,7 @@ def test_unreadable_data(tmp_path: Path, capsys: pytest.CaptureFixture):
         (["--coco", "a.json"], "--coco requires --images"),
         (["--nonsense"], "--nonsense"),
         (["--coco", "a.json", "--images", "b"], "--coco a.json doesn't exist"),
-        (["--yolo", ".", "--num_queries", "0"], "num_queries is 0"),
+        (["--yolo", ".", "--num_queries", "0"], "'0' isn't an integer of at least 1"),
         (["--yolo", ".", "--report", "."], "can't be written"),
     ],
 )
