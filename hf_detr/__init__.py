@@ -1,8 +1,7 @@
 """DETR, Conditional DETR and Deformable DETR as one Hugging Face-style package.
 
 `import hf_detr` makes the Auto classes and pipelines of transformers use these classes for the
-model types they cover; `HF_DETR_REGISTER=0` in the environment leaves transformers alone. The names
-imported from the sub-packages below are public.
+model types they cover; `HF_DETR_REGISTER=0` in the environment leaves transformers alone.
 """
 
 import os
@@ -61,6 +60,58 @@ from .ops.kernel_loader import kernel_status
 from .ops.multi_scale_deformable_attention import multi_scale_deformable_attention
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "CardResults",
+    "CocoEvaluator",
+    "ConditionalDetrConfig",
+    "ConditionalDetrForObjectDetection",
+    "ConditionalDetrForSegmentation",
+    "ConditionalDetrImageProcessor",
+    "ConditionalDetrModel",
+    "DataArguments",
+    "DeformableDetrConfig",
+    "DeformableDetrForObjectDetection",
+    "DeformableDetrForSegmentation",
+    "DeformableDetrImageProcessor",
+    "DeformableDetrModel",
+    "DetectionCollator",
+    "DetectionDataset",
+    "DetectionPipeline",
+    "DetrConfig",
+    "DetrForObjectDetection",
+    "DetrForSegmentation",
+    "DetrImageProcessor",
+    "PanopticQuality",
+    "SegmentationPipeline",
+    "DetrModel",
+    "SizeGroupedBatches",
+    "convert_official_checkpoint",
+    "draw_predictions",
+    "embedded_model_folder",
+    "evaluate",
+    "evaluate_panoptic",
+    "export_official_checkpoint",
+    "find_published_checkpoint",
+    "keep_detections",
+    "kernel_status",
+    "make_compute_metrics",
+    "make_evaluation_transform",
+    "make_model_card",
+    "make_published_card",
+    "make_training_transform",
+    "metrics_table",
+    "multi_scale_deformable_attention",
+    "predict",
+    "push_to_hub",
+    "read_coco",
+    "read_coco_panoptic",
+    "read_hf_dataset",
+    "read_hf_segmentation",
+    "read_voc",
+    "read_yolo",
+    "stream_predictions",
+]
 
 
 def _register() -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 import transformers
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForObjectDetection
 
+import hf_detr
+
 from .tiny import class_of, tiny_detector
 
 REPOSITORY = Path(__file__).parents[1]
@@ -48,3 +50,8 @@ def test_registration_can_be_switched_off() -> None:
         text=True,
     )
     assert result.returncode == 0, result.stderr
+
+
+def test_public_names() -> None:
+    """`__all__` is what exists."""
+    assert all(hasattr(hf_detr, name) for name in hf_detr.__all__)
