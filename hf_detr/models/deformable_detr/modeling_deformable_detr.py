@@ -270,7 +270,6 @@ class DeformableDetrForObjectDetection(ObjectDetector):
     """Deformable DETR with its heads: from pixels to classes, boxes and loss."""
 
     config_class = DeformableDetrConfig
-    _no_split_modules = DeformableDetrModel._no_split_modules
 
     def __init__(self, config: DeformableDetrConfig) -> None:
         super().__init__(config)
@@ -390,14 +389,10 @@ class DeformableDetrForSegmentation(Segmenter):
 
     config_class = DeformableDetrConfig
     base_model_prefix = "deformable_detr"
-    _no_split_modules = DeformableDetrForObjectDetection._no_split_modules
+    detector_class = DeformableDetrForObjectDetection
 
     def __init__(self, config: DeformableDetrConfig) -> None:
-        config = with_mask_levels(config)
-        super().__init__(config)
-        self.deformable_detr = DeformableDetrForObjectDetection(config)
-        self.add_mask_head(config)
-        self.post_init()
+        super().__init__(with_mask_levels(config))
 
     @property
     def mask_level(self) -> int:
