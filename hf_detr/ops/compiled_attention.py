@@ -6,6 +6,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from .embedding_bag_sampling import save_inputs
 from .kernel_loader import load_kernel
 
 # "auto": the compiled operator on CPU and CUDA, or torch, with one message that gives the reason;
@@ -103,8 +104,8 @@ def _register(namespace: str) -> None:
         )
         return grad_value, grad_references if wants_references else None, *grads, None
 
-    torch.library.register_autograd(attention, differentiate, setup_context=_save_inputs)
-    torch.library.register_autograd(fused, differentiate_fused, setup_context=_save_inputs)
+    torch.library.register_autograd(attention, differentiate, setup_context=save_inputs)
+    torch.library.register_autograd(fused, differentiate_fused, setup_context=save_inputs)
 
 
 def _fake_output(value: Tensor, *arguments: Tensor | list[int]) -> Tensor:
@@ -118,11 +119,6 @@ def _fake_gradients(grad: Tensor, *arguments: Tensor | list[int] | bool) -> tupl
     if len(grads) == 4 and not arguments[-2]:  # the references need no gradient
         grads[1] = grads[1].new_empty(0)
     return tuple(grads)
-
-
-def _save_inputs(ctx, inputs: tuple, output: Tensor) -> None:
-    *tensors, ctx.sizes = inputs
-    ctx.save_for_backward(*tensors)
 
 
 def _refuse_second_derivative(ctx, *grads: Tensor) -> None:

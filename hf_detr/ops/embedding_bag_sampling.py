@@ -259,7 +259,8 @@ def _(
     return tuple(tensor.new_empty(tensor.shape) for tensor in (value, locations, weights))
 
 
-def _save_inputs(ctx, inputs: tuple, output: Tensor) -> None:
+def save_inputs(ctx, inputs: tuple, output: Tensor) -> None:
+    """Keep an operator's inputs for its derivative; the last one is the sizes."""
     *tensors, ctx.sizes = inputs
     ctx.save_for_backward(*tensors)
 
@@ -268,4 +269,4 @@ def _differentiate(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
     return *_sample_backward(grad, *ctx.saved_tensors, ctx.sizes), None
 
 
-sample_with_embedding_bag.register_autograd(_differentiate, setup_context=_save_inputs)
+sample_with_embedding_bag.register_autograd(_differentiate, setup_context=save_inputs)
