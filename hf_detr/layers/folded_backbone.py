@@ -25,19 +25,12 @@ KNOWN_PACKAGES = ("torch", "timm", __name__.partition(".")[0])
 
 @dataclass(frozen=True)
 class FoldedNetwork:
-    """A folded network and the parts of the original that it depends on.
+    """A folded network and the parts of the original that it depends on."""
 
-    Attributes:
-        network: the folded one, or the original if nothing could be folded.
-        parts: all modules, parameters and buffers of the original.
-        sources: the tensors of the original that were folded.
-        contents: changes when the values of `sources` change.
-    """
-
-    network: nn.Module
-    parts: list[nn.Module | Tensor]
-    sources: list[Tensor]
-    contents: list
+    network: nn.Module  # the original if nothing could be folded
+    parts: list[nn.Module | Tensor]  # all modules, parameters and buffers of the original
+    sources: list[Tensor]  # those of them that were folded
+    contents: list  # changes when the values of `sources` change
 
 
 class FoldedBackbone:
@@ -73,7 +66,11 @@ class FoldedBackbone:
         if not all(_is_plain_tensor(tensor) for tensor in tensors):
             return network
         folded, parts = self.copy, [*modules, *tensors]  # read once: another thread may drop it
-        if folded is None or not _is_current(folded, parts):
+        if (
+            folded is None
+            or [id(part) for part in parts] != [id(part) for part in folded.parts]
+            or _contents(folded.sources) != folded.contents
+        ):
             self.copy = folded = self._make(network, parts, tensors, pixel_values)
         return folded.network
 
@@ -154,23 +151,13 @@ def fold(network: nn.Module, tensors: list[Tensor], pairs: list[Pair]) -> nn.Mod
         weight, bias = fold_pair(convolution, norm)
         convolution.weight = nn.Parameter(weight, requires_grad=False)
         convolution.bias = nn.Parameter(bias, requires_grad=False)
-        if can_be_dilated(convolution):
+        is_float32_1x1 = convolution.kernel_size == (1, 1) and weight.dtype == torch.float32
+        if is_float32_1x1 and has_fast_onednn():
+            # Without effect on 1 x 1 convolutions, but torch then chooses oneDNN, which is at least
+            # a tenth faster than the matrix product and copies of one thread.
             convolution.dilation = (2, 2)
         folded.set_submodule(norm_name, getattr(norm, "act", nn.Identity()))
     return folded
-
-
-def can_be_dilated(convolution: nn.Conv2d) -> bool:
-    """Whether dilation only makes torch choose oneDNN, which is at least a tenth faster.
-
-    On one thread torch computes 1 x 1 convolutions of few images as a matrix product and copies,
-    unless they are strided or dilated. oneDNN is faster with AVX2 or later.
-    """
-    return (
-        convolution.kernel_size == (1, 1)
-        and convolution.weight.dtype == torch.float32
-        and has_fast_onednn()
-    )
 
 
 def has_fast_onednn() -> bool:
@@ -213,14 +200,6 @@ def _is_plain_tensor(tensor: Tensor) -> bool:
 def _own_tensors(module: nn.Module) -> list[Tensor]:
     held = (*module._parameters.values(), *module._buffers.values())
     return [tensor for tensor in held if tensor is not None]
-
-
-def _is_current(folded: FoldedNetwork, parts: list[nn.Module | Tensor]) -> bool:
-    return (
-        len(parts) == len(folded.parts)
-        and all(part is known for part, known in zip(parts, folded.parts, strict=True))
-        and _contents(folded.sources) == folded.contents
-    )
 
 
 def _contents(tensors: list[Tensor]) -> list:
