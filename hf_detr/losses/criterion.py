@@ -60,20 +60,18 @@ class DetectionCriterion:
     "auxiliary decoding losses").
 
     Args:
-        classification: the classification object that the matcher has too.
-        matcher: pairs queries and objects.
+        matcher: pairs queries and objects; its classification is also that of the loss.
         class_weight, bbox_weight, giou_weight: weights of the three terms.
     """
 
     def __init__(
         self,
-        classification: Classification,
         matcher: HungarianMatcher,
         class_weight: float,
         bbox_weight: float,
         giou_weight: float,
     ) -> None:
-        self.classification = classification
+        self.classification = matcher.classification
         self.matcher = matcher
         self.weights = {
             "loss_ce": class_weight,
@@ -222,16 +220,9 @@ def make_criterion(
     config: PreTrainedConfig, classification: Classification, class_weight: float
 ) -> DetectionCriterion:
     """Criterion and matcher with the weights of a configuration."""
-    matcher = HungarianMatcher(
-        classification, config.class_cost, config.bbox_cost, config.giou_cost
-    )
-    return DetectionCriterion(
-        classification,
-        matcher,
-        class_weight,
-        config.bbox_loss_coefficient,
-        config.giou_loss_coefficient,
-    )
+    costs = (config.class_cost, config.bbox_cost, config.giou_cost)
+    box_weights = (config.bbox_loss_coefficient, config.giou_loss_coefficient)
+    return DetectionCriterion(HungarianMatcher(classification, *costs), class_weight, *box_weights)
 
 
 def _flatten(matches: Matches, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -32,7 +32,7 @@ def make_criterion(eos_coefficient: float = 0.1) -> DetectionCriterion:
     """DETR's criterion with the paper's weights."""
     classification = SoftmaxClassification(NUM_LABELS, eos_coefficient)
     matcher = HungarianMatcher(classification, **WEIGHTS)
-    return DetectionCriterion(classification, matcher, 1, 5, 2)
+    return DetectionCriterion(matcher, 1, 5, 2)
 
 
 def paper_loss(logits: Tensor, boxes: Tensor, labels: Labels) -> tuple[Tensor, dict[str, Tensor]]:
@@ -191,7 +191,7 @@ def test_parts_add_up_to_the_whole_batch(counts: list[int], kind: type) -> None:
     """Protects accumulated gradients: losses and gradients of three parts sum to the batch's."""
     classification = kind(NUM_LABELS, 0.25)
     matcher = HungarianMatcher(classification, **WEIGHTS)
-    criterion = DetectionCriterion(classification, matcher, 1, 5, 2)
+    criterion = DetectionCriterion(matcher, 1, 5, 2)
     labels = random_labels(counts)
     logits, boxes = random_predictions(2, 4, 9)
     logits = logits[..., : classification.num_logits].requires_grad_()
