@@ -119,13 +119,7 @@ class ProjectedAttention(nn.Module):
 
 
 class MultiHeadAttention(ProjectedAttention):
-    """Attention with learned projections; positions are added by the caller.
-
-    Args:
-        d_model: width D of queries, keys and values.
-        num_heads: M.
-        dropout: probability of dropping an attention weight in training.
-    """
+    """`ProjectedAttention` with learned projections; positions are added by the caller."""
 
     def __init__(self, d_model: int, num_heads: int, dropout: float) -> None:
         super().__init__(d_model, num_heads, dropout)

@@ -34,16 +34,7 @@ def find_operators(device_type: str) -> tuple[str | None, str]:
 def sample_with_compiled_operator(
     namespace: str, value: Tensor, locations: Tensor, weights: Tensor, sizes: list[int]
 ) -> Tensor:
-    """Sample value (B, S, M, C) at locations (B, Q, M, L, K, 2) by weights (B, Q, M, L, K).
-
-    Args:
-        namespace: of the operators in `torch.ops`.
-        value, locations, weights: of any floating-point dtypes.
-        sizes: height and width of the first level, then of the second, and so on.
-
-    Returns:
-        (B, Q, M * C), in value's dtype.
-    """
+    """`sample_with_embedding_bag` for any floating-point dtypes; the result has value's."""
     operator = getattr(torch.ops, namespace).deformable_attention
     exact_value, locations, weights = _match_dtypes(value, locations, weights)
     return operator(exact_value, locations, weights, sizes).to(value.dtype)

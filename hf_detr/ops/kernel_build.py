@@ -84,12 +84,6 @@ class Recipe:
         return f"{self.device_type}-{digest_of(json.dumps(parts).encode())[:32]}"
 
 
-def has_sources(folder: Path, device_type: str) -> bool:
-    """Whether a folder is laid out like `kernels/`, with sources for the device type."""
-    binding = folder / "torch-ext" / "torch_binding.cpp"
-    return binding.is_file() and (folder / FOLDERS[device_type]).is_dir()
-
-
 def find_compiler() -> list[str] | None:
     """Command of the C++ compiler: `CXX`, else c++, g++ or clang++."""
     named = shlex.split(os.environ.get("CXX", ""))

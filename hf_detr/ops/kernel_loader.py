@@ -31,7 +31,6 @@ from .kernel_build import (
     build_library,
     compiler_identity,
     digest_of,
-    has_sources,
 )
 
 logger = logging.get_logger(__name__)
@@ -153,7 +152,7 @@ def _load(device_type: str, sources: tuple[Path, ...], namespace: str) -> Kernel
     hub = os.environ.get("HF_DETR_HUB_KERNEL")
     if hub and (hub_namespace := _hub_namespace(hub)):
         return KernelStatus(hub_namespace, "hub")
-    folder = next((folder for folder in sources if has_sources(folder, device_type)), None)
+    folder = next((folder for folder in sources if (folder / FOLDERS[device_type]).is_dir()), None)
     if folder is None:
         raise KernelError("its sources are missing")
     if device_type == "cuda":  # the CPU library defines the operators that the CUDA one implements
