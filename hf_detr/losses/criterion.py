@@ -187,7 +187,7 @@ class DetectionCriterion:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of predictions that have been matched; arguments and result as in a call."""
         num_layers = len(logits)
-        layer, image, query, index = _flatten(matches, logits.device)
+        layer, image, query, index = flatten_matches(matches, logits.device)
         matched_labels = targets.class_labels[image, index]  # (N * P,)
 
         target_classes = torch.full(
@@ -225,7 +225,9 @@ def make_criterion(
     return DetectionCriterion(HungarianMatcher(classification, *costs), class_weight, *box_weights)
 
 
-def _flatten(matches: Matches, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def flatten_matches(
+    matches: Matches, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Layer, image, query and object of every pair, each (N * P,), layer by layer."""
     columns = [
         torch.stack([torch.full_like(query, layer), torch.full_like(query, image), query, index])

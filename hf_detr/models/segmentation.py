@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig
 
 from ..layers.feature_pyramid import token_centers
 from ..layers.mask_head import AttentionMaps, MaskHead
-from ..losses.criterion import DetectionCriterion, FinalLayerMatches
+from ..losses.criterion import DetectionCriterion, FinalLayerMatches, flatten_matches
 from ..losses.loss_terms import LossNormalizers, mask_dice_loss, mask_focal_loss
 from .detection_transformer import ObjectDetector
 from .outputs import DetectionModelOutput, ObjectDetectionOutput, SegmentationOutput
@@ -96,7 +96,7 @@ class Segmenter(DetectionPreTrainedModel):
             masks = self._masks(maps.flatten(0, 1), image, states)
             output["pred_masks"] = masks.unflatten(0, (batch_size, num_queries))
         if matches is not None:
-            image, query = _matched_queries(matches, maps.device)
+            _, image, query, _ = flatten_matches([matches.pairs], maps.device)
             # In training only the masks that are compared: those of all queries take memory.
             matched = (
                 self._masks(maps[image, query], image, states)
@@ -157,16 +157,6 @@ class Segmenter(DetectionPreTrainedModel):
         output["loss"] = output.loss + weights[0] * terms["loss_mask"]
         output["loss"] = output.loss + weights[1] * terms["loss_dice"]
         output["loss_dict"] = {**output.loss_dict, **terms}
-
-
-def _matched_queries(matches: FinalLayerMatches, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Image and query (P,) of every matched object."""
-    columns = [
-        torch.stack([torch.full_like(query, image), query])
-        for image, (query, _) in enumerate(matches.pairs)
-    ]
-    image, query = torch.cat(columns, dim=1).to(device, non_blocking=True)
-    return image, query
 
 
 def _matched_masks(
