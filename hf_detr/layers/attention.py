@@ -63,22 +63,21 @@ def _fused_attention(
     return F.scaled_dot_product_attention(query, key, value, mask, dropout)[..., :width]
 
 
-class InputProjection(nn.Linear):
-    """Projection of queries, keys or values; starts as a third of the original's fused one."""
-
-    def reset_parameters(self) -> None:
-        """Xavier of the fused (3D, D) matrix: 1/sqrt(2) of what (D, D) alone would get."""
-        nn.init.xavier_uniform_(self.weight, gain=1 / math.sqrt(2))
-        nn.init.zeros_(self.bias)
-
-
 class OutputProjection(nn.Linear):
     """Projection of the heads' joined outputs."""
 
+    gain = 1.0
+
     def reset_parameters(self) -> None:
         """Xavier, and zero bias."""
-        nn.init.xavier_uniform_(self.weight)
+        nn.init.xavier_uniform_(self.weight, self.gain)
         nn.init.zeros_(self.bias)
+
+
+class InputProjection(OutputProjection):
+    """Projection of queries, keys or values; starts as a third of the original's fused one."""
+
+    gain = 1 / math.sqrt(2)  # a (3D, D) matrix starts smaller than (D, D)
 
 
 class ProjectedAttention(nn.Module):

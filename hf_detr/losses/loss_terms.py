@@ -80,12 +80,7 @@ def sigmoid_focal_loss(logits: Tensor, targets: Tensor, alpha: float, gamma: flo
 
 
 def mask_focal_loss(mask_logits: Tensor, target_masks: Tensor) -> Tensor:
-    """Focal loss (P,) of matched masks (P, pixels), averaged over their pixels.
-
-    Args:
-        mask_logits: (P, pixels).
-        target_masks: (P, pixels), 0 or 1.
-    """
+    """Focal loss (P,) of matched masks (P, pixels), averaged over their pixels."""
     return sigmoid_focal_loss(mask_logits, target_masks, alpha=0.25, gamma=2.0).mean(-1)
 
 
@@ -94,10 +89,6 @@ def mask_dice_loss(mask_logits: Tensor, target_masks: Tensor) -> Tensor:
 
     One is added above and below (V-Net, arXiv 1606.04797, Eq. 2, squares the sums' terms): two
     empty masks agree.
-
-    Args:
-        mask_logits: (P, pixels).
-        target_masks: (P, pixels), 0 or 1.
     """
     probabilities = mask_logits.sigmoid()
     common = (probabilities * target_masks).sum(-1)

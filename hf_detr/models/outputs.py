@@ -96,8 +96,7 @@ class DetectionModelOutput(ModelOutput):
     Attributes:
         last_hidden_state: (B, Q, D), what the heads read.
         intermediate_hidden_states: (N, B, Q, D), the same for every decoder layer.
-        reference_points: per decoder layer (B, Q, 2) as (x, y) or (B, Q, 4) as (cx, cy, w, h) in
-            [0, 1], what its boxes are relative to, where the variant has them.
+        reference_points, undetached_reference_points: as in `DecoderOutput`.
         decoder_hidden_states: input of the decoder and output of each layer, (B, Q, D) each.
         decoder_attentions: (B, M, Q, Q) per layer.
         cross_attentions: (B, M, Q, S) per layer.
@@ -111,7 +110,6 @@ class DetectionModelOutput(ModelOutput):
         feature_maps: the backbone's, (B, C_l, h_l, w_l) each, finest first.
         projected_feature_maps: what the encoder starts from, (B, D, h_l, w_l) each.
         pyramid: geometry of the encoded tokens.
-        undetached_reference_points: as in `DecoderOutput`.
         training_queries, training_states: queries that exist in training alone, and their states
             and references, for the loss.
     """

@@ -31,15 +31,11 @@ class Geometry(NamedTuple):
     tokens: int
 
 
-def _pairs(sizes: Sequence[int]) -> list[tuple[int, int]]:
-    return list(zip(sizes[::2], sizes[1::2], strict=True))
-
-
 def _geometry(
     sizes: Sequence[int], num_heads: int, num_points: int, dtype: torch.dtype
 ) -> Geometry:
     levels, tokens = [], 0
-    for height, width in _pairs(sizes):
+    for height, width in zip(sizes[::2], sizes[1::2], strict=True):
         row = width + 2 * MARGIN
         levels.append((width, height, row, tokens + MARGIN * row + MARGIN))
         tokens += (height + 2 * MARGIN) * row
@@ -59,7 +55,7 @@ def _views(
     They are (M, h + 4, w + 4, C), (h, w, M, C), and (h, w, M, C) of value (S, M, C).
     """
     start = end = 0
-    for height, width in _pairs(sizes):
+    for height, width in zip(sizes[::2], sizes[1::2], strict=True):
         shape = (height + 2 * MARGIN, width + 2 * MARGIN)
         level = table[:, start : start + shape[0] * shape[1]].unflatten(1, shape)
         inside = level[:, MARGIN:-MARGIN, MARGIN:-MARGIN].permute(1, 2, 0, 3)
