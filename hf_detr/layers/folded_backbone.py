@@ -63,7 +63,11 @@ class FoldedBackbone:
             return network
         # Much faster than parameters() and buffers(), which also make names.
         tensors = [tensor for module in modules for tensor in _own_tensors(module)]
-        if not all(_is_plain_tensor(tensor) for tensor in tensors):
+        # Not a part of a distributed or quantised tensor; torch counts its changes.
+        if not all(
+            type(t) in (Tensor, nn.Parameter) and t.device.type == "cpu" and not t.is_inference()
+            for t in tensors
+        ):
             return network
         folded, parts = self.copy, [*modules, *tensors]  # read once: another thread may drop it
         if (
@@ -85,12 +89,11 @@ class FoldedBackbone:
         pixel_values: Tensor,
     ) -> FoldedNetwork:
         pairs = find_pairs(network, tensors, pixel_values, self.norm_types)
-        if not pairs:
-            return FoldedNetwork(network, parts, [], [])
         modules = [network.get_submodule(name) for pair in pairs for name in pair]
         sources = [tensor for module in modules for tensor in _own_tensors(module)]
         contents = _contents(sources)  # before folding, so that later changes are noticed
-        return FoldedNetwork(fold(network, tensors, pairs), parts, sources, contents)
+        folded = fold(network, tensors, pairs) if pairs else network
+        return FoldedNetwork(folded, parts, sources, contents)
 
 
 def find_pairs(
@@ -185,15 +188,6 @@ def _is_plain(module: nn.Module) -> bool:
         or module._forward_pre_hooks
         or module._compiled_call_impl
         or "forward" in vars(module)
-    )
-
-
-def _is_plain_tensor(tensor: Tensor) -> bool:
-    # Not a part of a distributed or quantised tensor; torch counts its changes.
-    return (
-        type(tensor) in (Tensor, nn.Parameter)
-        and tensor.device.type == "cpu"
-        and not tensor.is_inference()
     )
 
 
