@@ -170,11 +170,7 @@ class AttentionRecord:
         return self._in_pixels(self.encoder_locations[layer], weights, references, tokens)
 
     def query_points(self, queries: Sequence[int], layer: int = -1) -> SamplingPoints:
-        """Return the sampling points of object queries in a decoder layer.
-
-        Raises:
-            ValueError: if attention wasn't recorded or isn't deformable, or the layer is invalid.
-        """
+        """Return the sampling points of object queries in a decoder layer; raises as above."""
         weights = self._weights(self.cross_attentions, layer, deformable=True)
         references = self.reference_points[layer][list(queries)]
         if references.shape[-1] == 4:

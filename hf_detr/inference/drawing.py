@@ -131,16 +131,11 @@ def _paint_segments(
     picture: PIL.Image.Image, segmentation: Tensor, segments: list[dict[str, Any]]
 ) -> None:
     """Tint the pixels of every segment with half opacity."""
-    # A palette has 256 places, the first for pixels of no segment.
-    places, palette = np.zeros(int(segmentation.max()) + 1, dtype=np.uint8), [0, 0, 0]
+    tints = np.zeros((int(segmentation.max()) + 1, 4), dtype=np.uint8)  # red, green, blue, opacity
     for index, segment in enumerate(segments):
-        places[int(segment["id"])] = index % 255 + 1
-        if index < 255:
-            palette += _color(segment["label_id"], SHADES[index % len(SHADES)])
-    tint = PIL.Image.fromarray(places[segmentation.numpy()])
-    strength = tint.point([0] + [128] * 255)
-    tint.putpalette(palette)
-    picture.paste(tint.convert("RGB"), mask=strength)
+        tints[segment["id"]] = *_color(segment["label_id"], SHADES[index % len(SHADES)]), 128
+    tint = PIL.Image.fromarray(tints[segmentation.numpy()])
+    picture.paste(tint, mask=tint)
 
 
 def _plate_size(canvas: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont) -> Size:

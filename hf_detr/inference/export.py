@@ -103,7 +103,10 @@ def export_model(
         raise ValueError(f"the model is on {model.device}; move it to the CPU to export it.")
     export, load = (_export_onnx, _load_onnx) if path.suffix == ".onnx" else (_export, _load)
     if path.suffix == ".onnx":
-        _check_onnx_is_installed()
+        for package in ONNX_PACKAGES:
+            if importlib.util.find_spec(package) is None:
+                extra = "pip install 'hf_detr[export]'"
+                raise ImportError(f"ONNX needs the package {package}: {extra}.")
     if fixed_hw is None:
         _check_sizes_can_be_free(model)
     graph, shapes = Graph(model), _shapes_to_check(processor, fixed_hw)
@@ -139,12 +142,6 @@ def example_batch(batch_size: int, height: int, width: int) -> tuple[Tensor, Ten
         pixel_mask[image, height - 10 * image :] = 0
         pixel_mask[image, :, width - 7 * image :] = 0
     return pixel_values * pixel_mask[:, None], pixel_mask
-
-
-def _check_onnx_is_installed() -> None:
-    for package in ONNX_PACKAGES:
-        if importlib.util.find_spec(package) is None:
-            raise ImportError(f"ONNX needs the package {package}: pip install 'hf_detr[export]'.")
 
 
 def _check_sizes_can_be_free(model: nn.Module) -> None:

@@ -68,7 +68,8 @@ def measure_latency(
         for key, function in cases.items():
             start = time.perf_counter()
             function()
-            _wait_for_accelerator()
+            if torch.accelerator.is_available():
+                torch.accelerator.synchronize()
             if number > 0:
                 seconds[key].append(time.perf_counter() - start)
     return [_summary(*key, times) for key, times in seconds.items()]
@@ -104,11 +105,6 @@ def peak_memory_mib() -> float | None:
 @torch.no_grad()
 def _forward(model: DetectionPreTrainedModel, inputs: dict[str, torch.Tensor]) -> None:
     model(**inputs)
-
-
-def _wait_for_accelerator() -> None:
-    if torch.accelerator.is_available():
-        torch.accelerator.synchronize()
 
 
 def _summary(model: str, step: str, batch_size: int, seconds: list[float]) -> Latency:

@@ -7,40 +7,49 @@ stay in a list until the forward pass, where they are padded and masked.
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import ImageSegmentationPipeline, ObjectDetectionPipeline
 from transformers.utils import ModelOutput
 
 from ..models.pretrained_model import DetectionPreTrainedModel
 
-
-class _PaddedBatches:
-    """Pads the images of a batch to one size for the models of hf_detr."""
-
-    def preprocess(self, image: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        inputs = super().preprocess(image, *args, **kwargs)
-        if isinstance(self.model, DetectionPreTrainedModel):
-            pixel_values = inputs["pixel_values"]
-            ones = torch.ones_like(pixel_values[:, 0], dtype=torch.int64)
-            # A pipeline batches lists without concatenating their tensors.
-            inputs["pixel_mask"] = [inputs.get("pixel_mask", ones)]
-            inputs["pixel_values"] = [pixel_values]
-        return inputs
-
-    def _forward(self, model_inputs: dict[str, Any]) -> ModelOutput:
-        if isinstance(self.model, DetectionPreTrainedModel):
-            images = ("pixel_values", "pixel_mask")
-            model_inputs = {**model_inputs, **{n: pad_to_batch(model_inputs[n]) for n in images}}
-        return super()._forward(model_inputs)
+IMAGES = ("pixel_values", "pixel_mask")
 
 
-class DetectionPipeline(_PaddedBatches, ObjectDetectionPipeline):
+class DetectionPipeline(ObjectDetectionPipeline):
     """Pipeline for object detection that pads the images of a batch to one size."""
 
+    def preprocess(self, image: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        return put_in_lists(super().preprocess(image, *args, **kwargs), self.model)
 
-class SegmentationPipeline(_PaddedBatches, ImageSegmentationPipeline):
+    def _forward(self, model_inputs: dict[str, Any]) -> ModelOutput:
+        return super()._forward(pad_lists(model_inputs))
+
+
+class SegmentationPipeline(ImageSegmentationPipeline):
     """Pipeline for image segmentation that pads the images of a batch to one size."""
+
+    def preprocess(self, image: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        return put_in_lists(super().preprocess(image, *args, **kwargs), self.model)
+
+    def _forward(self, model_inputs: dict[str, Any]) -> ModelOutput:
+        return super()._forward(pad_lists(model_inputs))
+
+
+def put_in_lists(inputs: dict[str, Any], model: nn.Module) -> dict[str, Any]:
+    """Put image and mask in lists, which a pipeline doesn't concatenate, for models of hf_detr."""
+    if isinstance(model, DetectionPreTrainedModel):
+        ones = torch.ones_like(inputs["pixel_values"][:, 0], dtype=torch.int64)
+        inputs["pixel_mask"] = [inputs.get("pixel_mask", ones)]
+        inputs["pixel_values"] = [inputs["pixel_values"]]
+    return inputs
+
+
+def pad_lists(inputs: dict[str, Any]) -> dict[str, Any]:
+    """Replace those lists by padded batches."""
+    lists = {name: inputs[name] for name in IMAGES if isinstance(inputs.get(name), list)}
+    return {**inputs, **{name: pad_to_batch(tensors) for name, tensors in lists.items()}}
 
 
 def pad_to_batch(tensors: list[Tensor] | list[list[Tensor]]) -> Tensor:

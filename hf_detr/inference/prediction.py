@@ -16,7 +16,6 @@ from ..image_processing.image_reading import read_images
 WAITING_BATCHES = 4  # at most this many batches of images wait for others of their size
 PROGRESS_AFTER = 3  # seconds
 
-
 # Index of an image, (h, w) of the upright image, and inputs of the model, a batch of one.
 _Prepared = tuple[int, tuple[int, int], BatchFeature]
 
@@ -49,12 +48,10 @@ def predict(
     """
     if not isinstance(images, Sequence) or isinstance(images, str):
         images = list(images) if getattr(images, "ndim", 0) == 4 else [images]
-    found: dict[int, dict[str, Any]] = {}
     results = stream_predictions(model, processor, images, threshold, batch_size)
     disable = None if progress else True  # None shows it on a terminal only
     bar = {"total": len(images), "unit": "image", "delay": PROGRESS_AFTER, "disable": disable}
-    for index, result in tqdm(results, desc="predict", **bar):
-        found[index] = result
+    found = dict(tqdm(results, desc="predict", **bar))
     return [found[index] for index in range(len(images))]
 
 

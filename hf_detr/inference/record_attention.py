@@ -93,8 +93,7 @@ def query_boxes(
     """Predict the boxes of all object queries in all images, as in Figure 7 of DETR's paper.
 
     Args:
-        model: a detector or segmentation model, in training or eval mode.
-        processor: the model's image processor.
+        model, processor: as in `record_attention`.
         images: N images, which run one by one.
         progress: whether to show a progress bar on a terminal.
 

@@ -63,22 +63,21 @@ def _fused_attention(
     return F.scaled_dot_product_attention(query, key, value, mask, dropout)[..., :width]
 
 
-class InputProjection(nn.Linear):
-    """Projection of queries, keys or values; starts as a third of the original's fused one."""
-
-    def reset_parameters(self) -> None:
-        """Xavier of the fused (3D, D) matrix: 1/sqrt(2) of what (D, D) alone would get."""
-        nn.init.xavier_uniform_(self.weight, gain=1 / math.sqrt(2))
-        nn.init.zeros_(self.bias)
-
-
 class OutputProjection(nn.Linear):
     """Projection of the heads' joined outputs."""
 
+    gain = 1.0
+
     def reset_parameters(self) -> None:
         """Xavier, and zero bias."""
-        nn.init.xavier_uniform_(self.weight)
+        nn.init.xavier_uniform_(self.weight, self.gain)
         nn.init.zeros_(self.bias)
+
+
+class InputProjection(OutputProjection):
+    """Projection of queries, keys or values; starts as a third of the original's fused one."""
+
+    gain = 1 / math.sqrt(2)  # a (3D, D) matrix starts smaller than (D, D)
 
 
 class ProjectedAttention(nn.Module):
@@ -119,13 +118,7 @@ class ProjectedAttention(nn.Module):
 
 
 class MultiHeadAttention(ProjectedAttention):
-    """Attention with learned projections; positions are added by the caller.
-
-    Args:
-        d_model: width D of queries, keys and values.
-        num_heads: M.
-        dropout: probability of dropping an attention weight in training.
-    """
+    """`ProjectedAttention` with learned projections; positions are added by the caller."""
 
     def __init__(self, d_model: int, num_heads: int, dropout: float) -> None:
         super().__init__(d_model, num_heads, dropout)

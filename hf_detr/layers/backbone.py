@@ -75,7 +75,8 @@ class Backbone(nn.Module):
         model = self.conv_encoder["model"]
         model.requires_grad_(num_stages is not None)
         if num_stages:
-            for module in _modules_up_to(model, _stage_name(model, num_stages)):
+            stages = [info["module"] for info in model.feature_info.info if info["reduction"] >= 4]
+            for module in _modules_up_to(model, stages[:num_stages][-1]):
                 for parameter in module.parameters(recurse=False):
                     parameter.requires_grad_(False)
         for block in _unused_blocks(model):
@@ -148,7 +149,7 @@ def _make_timm_model(config: TimmBackboneConfig, pretrained: bool) -> nn.Module:
             model = make(**options)
             any_size = _any_size_options(model)
             if any_size:
-                model = _pad_to_patches(make(**options, **any_size))
+                model = make(**options, **any_size)
     except Exception as error:
         raise ValueError(
             f"timm can't build the backbone {config.backbone!r} with pretrained={pretrained}, "
@@ -156,6 +157,9 @@ def _make_timm_model(config: TimmBackboneConfig, pretrained: bool) -> nn.Module:
             f"{type(error).__name__}: {str(error).rstrip('.')}. timm.list_models() has the names; "
             "pretrained weights need the network or a filled cache, and HF_HUB_OFFLINE not set."
         ) from error
+    for module in model.modules():
+        if hasattr(module, "dynamic_img_pad"):
+            module.dynamic_img_pad = True  # images whose sides aren't multiples of the patch size
     is_meta = next(model.parameters()).is_meta  # so with accelerate's init_empty_weights()
     return model if is_meta else model.to(torch.get_default_device())
 
@@ -170,20 +174,6 @@ def _any_size_options(model: nn.Module) -> dict[str, bool]:
     return {}
 
 
-def _pad_to_patches(model: nn.Module) -> nn.Module:
-    """Let a transformer pad images whose sides aren't multiples of its patch size."""
-    for module in model.modules():
-        if hasattr(module, "dynamic_img_pad"):
-            module.dynamic_img_pad = True
-    return model
-
-
-def _stage_name(model: nn.Module, num_stages: int) -> str:
-    """timm's name of the module that ends the given stage."""
-    stages = [info for info in model.feature_info.info if info["reduction"] >= 4]
-    return stages[min(num_stages, len(stages)) - 1]["module"]
-
-
 def _unused_blocks(model: nn.Module) -> list[nn.Module]:
     """Blocks behind the last map in use, which timm keeps in EfficientNets and MobileNets."""
     kind, _, number = model.feature_info.module_name()[-1].partition(".")
@@ -194,14 +184,9 @@ def _unused_blocks(model: nn.Module) -> list[nn.Module]:
 def _modules_up_to(model: nn.Module, stage: str) -> list[nn.Module]:
     """All modules from the input to the end of the named one, in timm's order, that of depth."""
     # timm flattens the outer containers: `stages.0` may be called `stages_0` in the model.
-    stage = stage.replace(".", "_")
-    modules, inside = [], False
-    for name, module in model.named_modules():
-        name = name.removeprefix("model.").replace(".", "_") + "_"
-        if inside and not name.startswith(stage + "_"):
-            return modules
-        inside = name.startswith(stage + "_")
-        modules.append(module)
+    names = [name.removeprefix("model.").replace(".", "_") for name, _ in model.named_modules()]
+    start = stage.replace(".", "_") + "_"
+    inside = [index for index, name in enumerate(names) if f"{name}_".startswith(start)]
     if not inside:
         warnings.warn(
             f"The backbone has no module {stage!r}, which timm lists as a feature, so its stem and "
@@ -209,4 +194,4 @@ def _modules_up_to(model: nn.Module, stage: str) -> list[nn.Module]:
             stacklevel=2,
         )
         return []
-    return modules
+    return list(model.modules())[: inside[-1] + 1]

@@ -25,19 +25,12 @@ KNOWN_PACKAGES = ("torch", "timm", __name__.partition(".")[0])
 
 @dataclass(frozen=True)
 class FoldedNetwork:
-    """A folded network and the parts of the original that it depends on.
+    """A folded network and the parts of the original that it depends on."""
 
-    Attributes:
-        network: the folded one, or the original if nothing could be folded.
-        parts: all modules, parameters and buffers of the original.
-        sources: the tensors of the original that were folded.
-        contents: changes when the values of `sources` change.
-    """
-
-    network: nn.Module
-    parts: list[nn.Module | Tensor]
-    sources: list[Tensor]
-    contents: list
+    network: nn.Module  # the original if nothing could be folded
+    parts: list[nn.Module | Tensor]  # all modules, parameters and buffers of the original
+    sources: list[Tensor]  # those of them that were folded
+    contents: list  # changes when the values of `sources` change
 
 
 class FoldedBackbone:
@@ -70,10 +63,18 @@ class FoldedBackbone:
             return network
         # Much faster than parameters() and buffers(), which also make names.
         tensors = [tensor for module in modules for tensor in _own_tensors(module)]
-        if not all(_is_plain_tensor(tensor) for tensor in tensors):
+        # Not a part of a distributed or quantised tensor; torch counts its changes.
+        if not all(
+            type(t) in (Tensor, nn.Parameter) and t.device.type == "cpu" and not t.is_inference()
+            for t in tensors
+        ):
             return network
         folded, parts = self.copy, [*modules, *tensors]  # read once: another thread may drop it
-        if folded is None or not _is_current(folded, parts):
+        if (
+            folded is None
+            or [id(part) for part in parts] != [id(part) for part in folded.parts]
+            or _contents(folded.sources) != folded.contents
+        ):
             self.copy = folded = self._make(network, parts, tensors, pixel_values)
         return folded.network
 
@@ -88,12 +89,11 @@ class FoldedBackbone:
         pixel_values: Tensor,
     ) -> FoldedNetwork:
         pairs = find_pairs(network, tensors, pixel_values, self.norm_types)
-        if not pairs:
-            return FoldedNetwork(network, parts, [], [])
         modules = [network.get_submodule(name) for pair in pairs for name in pair]
         sources = [tensor for module in modules for tensor in _own_tensors(module)]
         contents = _contents(sources)  # before folding, so that later changes are noticed
-        return FoldedNetwork(fold(network, tensors, pairs), parts, sources, contents)
+        folded = fold(network, tensors, pairs) if pairs else network
+        return FoldedNetwork(folded, parts, sources, contents)
 
 
 def find_pairs(
@@ -154,23 +154,13 @@ def fold(network: nn.Module, tensors: list[Tensor], pairs: list[Pair]) -> nn.Mod
         weight, bias = fold_pair(convolution, norm)
         convolution.weight = nn.Parameter(weight, requires_grad=False)
         convolution.bias = nn.Parameter(bias, requires_grad=False)
-        if can_be_dilated(convolution):
+        is_float32_1x1 = convolution.kernel_size == (1, 1) and weight.dtype == torch.float32
+        if is_float32_1x1 and has_fast_onednn():
+            # Without effect on 1 x 1 convolutions, but torch then chooses oneDNN, which is at least
+            # a tenth faster than the matrix product and copies of one thread.
             convolution.dilation = (2, 2)
         folded.set_submodule(norm_name, getattr(norm, "act", nn.Identity()))
     return folded
-
-
-def can_be_dilated(convolution: nn.Conv2d) -> bool:
-    """Whether dilation only makes torch choose oneDNN, which is at least a tenth faster.
-
-    On one thread torch computes 1 x 1 convolutions of few images as a matrix product and copies,
-    unless they are strided or dilated. oneDNN is faster with AVX2 or later.
-    """
-    return (
-        convolution.kernel_size == (1, 1)
-        and convolution.weight.dtype == torch.float32
-        and has_fast_onednn()
-    )
 
 
 def has_fast_onednn() -> bool:
@@ -201,26 +191,9 @@ def _is_plain(module: nn.Module) -> bool:
     )
 
 
-def _is_plain_tensor(tensor: Tensor) -> bool:
-    # Not a part of a distributed or quantised tensor; torch counts its changes.
-    return (
-        type(tensor) in (Tensor, nn.Parameter)
-        and tensor.device.type == "cpu"
-        and not tensor.is_inference()
-    )
-
-
 def _own_tensors(module: nn.Module) -> list[Tensor]:
     held = (*module._parameters.values(), *module._buffers.values())
     return [tensor for tensor in held if tensor is not None]
-
-
-def _is_current(folded: FoldedNetwork, parts: list[nn.Module | Tensor]) -> bool:
-    return (
-        len(parts) == len(folded.parts)
-        and all(part is known for part, known in zip(parts, folded.parts, strict=True))
-        and _contents(folded.sources) == folded.contents
-    )
 
 
 def _contents(tensors: list[Tensor]) -> list:

@@ -68,10 +68,7 @@ class SoftmaxClassification:
 
     @staticmethod
     def detections(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """One detection per query: its best class other than "no object".
-
-        Args:
-            logits: (B, Q, C + 1).
+        """One detection per query: its best class of logits (B, Q, C + 1) other than "no object".
 
         Returns:
             Scores in [0, 1], labels, and the query each detection comes from; all (B, Q).
@@ -111,14 +108,9 @@ class SigmoidFocalClassification:
         self.focal_gamma = focal_gamma
 
     def cost(self, logits: Tensor, class_labels: Tensor) -> Tensor:
-        """Matching cost: focal loss of the target's class as a 1, less that as a 0.
+        """Matching cost (N, B, Q, T): focal loss of the target's class as a 1, less that as a 0.
 
-        Args:
-            logits: (N, B, Q, C), float32.
-            class_labels: (B, T) in 0 … C-1.
-
-        Returns:
-            (N, B, Q, T).
+        Arguments are those of `SoftmaxClassification`, with C logits.
         """
         index = class_labels[None, :, None].expand(*logits.shape[:3], -1)  # (N, B, Q, T)
         p = logits.gather(-1, index).sigmoid()
@@ -128,15 +120,9 @@ class SigmoidFocalClassification:
         return as_one - as_zero
 
     def loss(self, logits: Tensor, target_classes: Tensor, normalizers: LossNormalizers) -> Tensor:
-        """Focal loss summed over queries and classes, per object; one value per decoder layer.
+        """Focal loss (N,) summed over queries and classes, per object of the whole batch.
 
-        Args:
-            logits: (N, B, Q, C), float32.
-            target_classes: (N, B, Q); C marks a query without an object.
-            normalizers: counts of the whole batch; the sum is divided by its objects.
-
-        Returns:
-            (N,).
+        Arguments are those of `SoftmaxClassification`, with C logits.
         """
         one_hot = torch.zeros(
             (*target_classes.shape, self.num_labels + 1), dtype=logits.dtype, device=logits.device
@@ -152,14 +138,10 @@ class SigmoidFocalClassification:
 
     @staticmethod
     def detections(logits: Tensor, top_k: int = 100) -> tuple[Tensor, Tensor, Tensor]:
-        """The best pairs of a query and a class; a query may be in several.
-
-        Args:
-            logits: (B, Q, C).
-            top_k: detections per image, at most Q * C.
+        """The best pairs of a query and a class, of logits (B, Q, C); a query may be in several.
 
         Returns:
-            Scores in [0, 1], labels, and the query each detection comes from; all (B, top_k).
+            Scores in [0, 1], labels, and queries; all (B, top_k), or (B, Q * C) if that is less.
         """
         num_labels = logits.shape[-1]
         scores, pairs = logits.float().sigmoid().flatten(1).topk(min(top_k, logits[0].numel()))

@@ -60,20 +60,18 @@ class DetectionCriterion:
     "auxiliary decoding losses").
 
     Args:
-        classification: the classification object that the matcher has too.
-        matcher: pairs queries and objects.
+        matcher: pairs queries and objects; its classification is also that of the loss.
         class_weight, bbox_weight, giou_weight: weights of the three terms.
     """
 
     def __init__(
         self,
-        classification: Classification,
         matcher: HungarianMatcher,
         class_weight: float,
         bbox_weight: float,
         giou_weight: float,
     ) -> None:
-        self.classification = classification
+        self.classification = matcher.classification
         self.matcher = matcher
         self.weights = {
             "loss_ce": class_weight,
@@ -189,7 +187,7 @@ class DetectionCriterion:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of predictions that have been matched; arguments and result as in a call."""
         num_layers = len(logits)
-        layer, image, query, index = _flatten(matches, logits.device)
+        layer, image, query, index = flatten_matches(matches, logits.device)
         matched_labels = targets.class_labels[image, index]  # (N * P,)
 
         target_classes = torch.full(
@@ -222,19 +220,14 @@ def make_criterion(
     config: PreTrainedConfig, classification: Classification, class_weight: float
 ) -> DetectionCriterion:
     """Criterion and matcher with the weights of a configuration."""
-    matcher = HungarianMatcher(
-        classification, config.class_cost, config.bbox_cost, config.giou_cost
-    )
-    return DetectionCriterion(
-        classification,
-        matcher,
-        class_weight,
-        config.bbox_loss_coefficient,
-        config.giou_loss_coefficient,
-    )
+    costs = (config.class_cost, config.bbox_cost, config.giou_cost)
+    box_weights = (config.bbox_loss_coefficient, config.giou_loss_coefficient)
+    return DetectionCriterion(HungarianMatcher(classification, *costs), class_weight, *box_weights)
 
 
-def _flatten(matches: Matches, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def flatten_matches(
+    matches: Matches, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Layer, image, query and object of every pair, each (N * P,), layer by layer."""
     columns = [
         torch.stack([torch.full_like(query, layer), torch.full_like(query, image), query, index])

@@ -46,8 +46,12 @@ def count_loss_normalizers(
     sums = torch.tensor(
         [sum(counts), matched, len(counts) * num_queries - matched], dtype=torch.float32
     )
-    means = mean_over_processes(sums.to(device, non_blocking=True))
-    num_boxes, num_matched, num_unmatched = means.unbind()
+    sums = sums.to(device, non_blocking=True)
+    if num_processes() > 1:
+        torch.distributed.all_reduce(sums)
+    # The same everywhere: gradients are averaged over the processes, and only then belong to the
+    # loss of the whole batch.
+    num_boxes, num_matched, num_unmatched = (sums / num_processes()).unbind()
     # Deviation: the original asks for one object per process, so the loss of a batch with fewer
     # depends on the number of processes.
     return LossNormalizers(num_boxes.clamp(min=1 / num_processes()), num_matched, num_unmatched)
@@ -80,12 +84,7 @@ def sigmoid_focal_loss(logits: Tensor, targets: Tensor, alpha: float, gamma: flo
 
 
 def mask_focal_loss(mask_logits: Tensor, target_masks: Tensor) -> Tensor:
-    """Focal loss (P,) of matched masks (P, pixels), averaged over their pixels.
-
-    Args:
-        mask_logits: (P, pixels).
-        target_masks: (P, pixels), 0 or 1.
-    """
+    """Focal loss (P,) of matched masks (P, pixels), averaged over their pixels."""
     return sigmoid_focal_loss(mask_logits, target_masks, alpha=0.25, gamma=2.0).mean(-1)
 
 
@@ -94,24 +93,7 @@ def mask_dice_loss(mask_logits: Tensor, target_masks: Tensor) -> Tensor:
 
     One is added above and below (V-Net, arXiv 1606.04797, Eq. 2, squares the sums' terms): two
     empty masks agree.
-
-    Args:
-        mask_logits: (P, pixels).
-        target_masks: (P, pixels), 0 or 1.
     """
     probabilities = mask_logits.sigmoid()
     common = (probabilities * target_masks).sum(-1)
     return 1 - (2 * common + 1) / (probabilities.sum(-1) + target_masks.sum(-1) + 1)
-
-
-def mean_over_processes(value: Tensor) -> Tensor:
-    """Sum a tensor over the training processes and divide by their number.
-
-    The normalizers of a loss must be the same everywhere: gradients are averaged over the
-    processes, and only then belong to the loss of the whole batch.
-    """
-    if num_processes() == 1:
-        return value
-    value = value.clone()
-    torch.distributed.all_reduce(value)
-    return value / num_processes()

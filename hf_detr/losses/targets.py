@@ -52,7 +52,7 @@ def prepare_targets(
             is wrong, or an image has more labels than boxes or fewer.
         TypeError: if `labels` isn't a list of dicts of tensors, or class labels aren't integers.
     """
-    if isinstance(labels, dict) or not isinstance(labels, (list, tuple)):
+    if not isinstance(labels, (list, tuple)):
         raise TypeError(
             f"labels is a {type(labels).__name__}; give a list with one dict per image, each with "
             "'class_labels' (n,) and 'boxes' (n, 4)."

@@ -212,13 +212,10 @@ class ObjectDetector(DetectionPreTrainedModel):
         """Detect objects; with labels, also compute the loss.
 
         Args:
-            pixel_values: (B, 3, H, W), normalised; zeros on padding.
-            pixel_mask: (B, H, W), 1 on real pixels and 0 on padding; None if all are real.
+            pixel_values, pixel_mask, output_hidden_states, output_attentions, return_dict: as in
+                `DetectionTransformer.forward`.
             labels: per image a dict with `class_labels` (n,), integers in 0 … C-1, and `boxes`
                 (n, 4) as (cx, cy, w, h) in [0, 1] relative to the image without its padding.
-            output_hidden_states: also return the states between layers.
-            output_attentions: also return attention weights.
-            return_dict: False returns a tuple instead.
             loss_normalizers: counts of a larger batch that this one is a part of, from
                 `count_loss_normalizers`; None: of this batch.
 

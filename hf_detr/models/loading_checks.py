@@ -31,7 +31,9 @@ def check_weight_files(files: Collection[str], source: str | os.PathLike) -> Non
                 f"{file!r} is not a .safetensors file; other formats are not loaded, because they "
                 "can run code."
             )
-        if os.path.isdir(source) and not _is_inside(file, os.fspath(source)):
+        # Symbolic links aren't resolved: in the Hub's cache, files are links out of the folder.
+        is_inside = Path(os.path.abspath(file)).is_relative_to(os.path.abspath(source))
+        if os.path.isdir(source) and not is_inside:
             raise ValueError(
                 f"The index of the checkpoint in {source} contains {file!r}, which is outside that "
                 "folder; expected files in the same folder."
@@ -93,11 +95,6 @@ def unreadable(name: str | os.PathLike, error: SafetensorError) -> ValueError:
         f"The weights of {name} can't be read: {error}. The file is incomplete or corrupted; "
         "download it again with force_download=True, or save it again."
     )
-
-
-def _is_inside(file: str, folder: str) -> bool:
-    # Symbolic links aren't resolved: in the Hub's cache, files are links out of the folder.
-    return Path(os.path.abspath(file)).is_relative_to(os.path.abspath(folder))
 
 
 def _check_digest(file: Path) -> None:

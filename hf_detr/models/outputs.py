@@ -5,11 +5,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput
 
 from ..layers.feature_pyramid import FeaturePyramid
-from ..layers.transformer import EncoderOutput
 from .training_queries import TrainingQueries
+
+Layers = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -31,13 +33,13 @@ class DecoderOutput:
     """
 
     layer_states: Tensor
-    reference_points: tuple[Tensor, ...] | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
-    cross_attentions: tuple[Tensor, ...] | None = None
+    reference_points: Layers | None = None
+    hidden_states: Layers | None = None
+    attentions: Layers | None = None
+    cross_attentions: Layers | None = None
     enc_outputs_class: Tensor | None = None
     enc_outputs_coord_logits: Tensor | None = None
-    undetached_reference_points: tuple[Tensor, ...] | None = None
+    undetached_reference_points: Layers | None = None
 
     def split(self, num_queries: int) -> tuple["DecoderOutput", "DecoderOutput"]:
         """Outputs of the first queries, and of the others the states and references."""
@@ -87,53 +89,14 @@ class DecoderOutput:
         )
 
 
-# The fields of outputs, in groups that several classes share. A class has the fields of its last
-# base first, which is their order in a tuple; entries that weren't asked for are None.
-
-
 @dataclass
-class _LastHiddenState(ModelOutput):
-    last_hidden_state: Tensor | None = None
-
-
-@dataclass
-class _LayerStates(_LastHiddenState):
-    intermediate_hidden_states: Tensor | None = None
-    reference_points: tuple[Tensor, ...] | None = None
-
-
-@dataclass
-class _Stages(ModelOutput):
-    decoder_hidden_states: tuple[Tensor, ...] | None = None
-    decoder_attentions: tuple[Tensor, ...] | None = None
-    cross_attentions: tuple[Tensor, ...] | None = None
-    encoder_last_hidden_state: Tensor | None = None
-    encoder_hidden_states: tuple[Tensor, ...] | None = None
-    encoder_attentions: tuple[Tensor, ...] | None = None
-    encoder_sampling_locations: tuple[Tensor, ...] | None = None
-    decoder_sampling_locations: tuple[Tensor, ...] | None = None
-    enc_outputs_class: Tensor | None = None
-    enc_outputs_coord_logits: Tensor | None = None
-
-
-@dataclass
-class _Predictions(ModelOutput):
-    loss: Tensor | None = None
-    loss_dict: dict[str, Tensor] | None = None
-    logits: Tensor | None = None
-    pred_boxes: Tensor | None = None
-    auxiliary_outputs: list[dict[str, Tensor]] | None = None
-
-
-@dataclass
-class DetectionModelOutput(_Stages, _LayerStates):
+class DetectionModelOutput(ModelOutput):
     """States of encoder and decoder; entries that weren't asked for are None.
 
     Attributes:
         last_hidden_state: (B, Q, D), what the heads read.
         intermediate_hidden_states: (N, B, Q, D), the same for every decoder layer.
-        reference_points: per decoder layer (B, Q, 2) as (x, y) or (B, Q, 4) as (cx, cy, w, h) in
-            [0, 1], what its boxes are relative to, where the variant has them.
+        reference_points, undetached_reference_points: as in `DecoderOutput`.
         decoder_hidden_states: input of the decoder and output of each layer, (B, Q, D) each.
         decoder_attentions: (B, M, Q, Q) per layer.
         cross_attentions: (B, M, Q, S) per layer.
@@ -147,22 +110,34 @@ class DetectionModelOutput(_Stages, _LayerStates):
         feature_maps: the backbone's, (B, C_l, h_l, w_l) each, finest first.
         projected_feature_maps: what the encoder starts from, (B, D, h_l, w_l) each.
         pyramid: geometry of the encoded tokens.
-        undetached_reference_points: as in `DecoderOutput`.
         training_queries, training_states: queries that exist in training alone, and their states
             and references, for the loss.
     """
 
-    feature_maps: tuple[Tensor, ...] | None = None
-    projected_feature_maps: tuple[Tensor, ...] | None = None
+    last_hidden_state: Tensor | None = None
+    intermediate_hidden_states: Tensor | None = None
+    reference_points: Layers | None = None
+    decoder_hidden_states: Layers | None = None
+    decoder_attentions: Layers | None = None
+    cross_attentions: Layers | None = None
+    encoder_last_hidden_state: Tensor | None = None
+    encoder_hidden_states: Layers | None = None
+    encoder_attentions: Layers | None = None
+    encoder_sampling_locations: Layers | None = None
+    decoder_sampling_locations: Layers | None = None
+    enc_outputs_class: Tensor | None = None
+    enc_outputs_coord_logits: Tensor | None = None
+    feature_maps: Layers | None = None
+    projected_feature_maps: Layers | None = None
     pyramid: FeaturePyramid | None = None
-    undetached_reference_points: tuple[Tensor, ...] | None = None
+    undetached_reference_points: Layers | None = None
     training_queries: TrainingQueries | None = None
     training_states: DecoderOutput | None = None
 
     @classmethod
     def from_stages(
         cls,
-        encoded: EncoderOutput,
+        encoded: BaseModelOutput,
         decoded: DecoderOutput,
         training_queries: TrainingQueries | None,
         *maps: Any,
@@ -199,7 +174,7 @@ class DetectionModelOutput(_Stages, _LayerStates):
 
 
 @dataclass
-class ObjectDetectionOutput(_Stages, _LastHiddenState, _Predictions):
+class ObjectDetectionOutput(ModelOutput):
     """Predictions, with the loss if labels were given; further entries as in the model's output.
 
     Attributes:
@@ -212,7 +187,23 @@ class ObjectDetectionOutput(_Stages, _LastHiddenState, _Predictions):
             labels were given and the configuration has `auxiliary_loss`.
     """
 
-    reference_points: tuple[Tensor, ...] | None = None
+    loss: Tensor | None = None
+    loss_dict: dict[str, Tensor] | None = None
+    logits: Tensor | None = None
+    pred_boxes: Tensor | None = None
+    auxiliary_outputs: list[dict[str, Tensor]] | None = None
+    last_hidden_state: Tensor | None = None
+    decoder_hidden_states: Layers | None = None
+    decoder_attentions: Layers | None = None
+    cross_attentions: Layers | None = None
+    encoder_last_hidden_state: Tensor | None = None
+    encoder_hidden_states: Layers | None = None
+    encoder_attentions: Layers | None = None
+    encoder_sampling_locations: Layers | None = None
+    decoder_sampling_locations: Layers | None = None
+    enc_outputs_class: Tensor | None = None
+    enc_outputs_coord_logits: Tensor | None = None
+    reference_points: Layers | None = None
 
 
 @dataclass
@@ -229,9 +220,7 @@ class SegmentationOutput(ObjectDetectionOutput):
     pixel_mask: Tensor | None = None
 
 
-def _split_sampling(
-    attentions: tuple[Any, ...] | None,
-) -> tuple[tuple[Tensor, ...] | None, tuple[Tensor, ...] | None]:
+def _split_sampling(attentions: tuple[Any, ...] | None) -> tuple[Layers | None, Layers | None]:
     """Attention weights per layer, and sampling locations where attention is deformable."""
     if not attentions or isinstance(attentions[0], Tensor):
         return attentions, None

@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig
 
 from ..layers.feature_pyramid import token_centers
 from ..layers.mask_head import AttentionMaps, MaskHead
-from ..losses.criterion import DetectionCriterion, FinalLayerMatches
+from ..losses.criterion import DetectionCriterion, FinalLayerMatches, flatten_matches
 from ..losses.loss_terms import LossNormalizers, mask_dice_loss, mask_focal_loss
 from .detection_transformer import ObjectDetector
 from .outputs import DetectionModelOutput, ObjectDetectionOutput, SegmentationOutput
@@ -21,12 +21,27 @@ NUM_MAPS = 4  # of the backbone: the one that is encoded, and three finer ones
 class Segmenter(DetectionPreTrainedModel):
     """A detector with a mask head (DETR, Section 4.4), which may be trained after it, alone.
 
-    A subclass puts its detector at the attribute that `base_model_prefix` names, then calls
-    `add_mask_head`.
+    A subclass gives `base_model_prefix`, which names the detector in files, and `detector_class`.
+
+    Args:
+        config: configuration of the variant.
+
+    Raises:
+        ValueError: if the backbone has no three maps finer than the one that is encoded.
     """
 
+    detector_class: type[ObjectDetector]
     # Level of the memory that the backbone's last map became; the mask head starts from it.
     mask_level = 0
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__(config)
+        setattr(self, self.base_model_prefix, self.detector_class(config))
+        finer = self.detection_transformer.backbone.num_channels[-2::-1][: NUM_MAPS - 1]
+        # Names on disk: bbox_attention, mask_head
+        self.bbox_attention = AttentionMaps(config.d_model, config.encoder_attention_heads)
+        self.mask_head = MaskHead(config.d_model, config.encoder_attention_heads, finer)
+        self.post_init()
 
     @property
     def detector(self) -> ObjectDetector:
@@ -41,17 +56,6 @@ class Segmenter(DetectionPreTrainedModel):
     def count_loss_normalizers(self, labels: list[dict[str, Tensor]]) -> LossNormalizers:
         """As for the detector; masks are divided by the number of objects, too."""
         return self.detector.count_loss_normalizers(labels)
-
-    def add_mask_head(self, config: PreTrainedConfig) -> None:
-        """Add `bbox_attention` and `mask_head`, names of the files.
-
-        Raises:
-            ValueError: if the backbone has no three maps finer than the one that is encoded.
-        """
-        finer = self.detection_transformer.backbone.num_channels[-2::-1][: NUM_MAPS - 1]
-        num_heads = config.encoder_attention_heads
-        self.bbox_attention = AttentionMaps(config.d_model, num_heads)
-        self.mask_head = MaskHead(config.d_model, num_heads, finer)
 
     def freeze_detector(self) -> None:
         """Train the mask head alone, as the paper does after the detector's own training."""
@@ -69,18 +73,8 @@ class Segmenter(DetectionPreTrainedModel):
     ) -> SegmentationOutput | tuple:
         """Detect objects and their masks; with labels, also compute the loss.
 
-        Args:
-            pixel_values: (B, 3, H, W), normalised; zeros on padding.
-            pixel_mask: (B, H, W), 1 on real pixels and 0 on padding; None if all are real.
-            labels: as for the detector, and `masks` (n, h, w) in each, 1 on the object's pixels;
-                images are padded at the bottom and the right.
-            output_hidden_states: also return the states between layers.
-            output_attentions: also return attention weights.
-            return_dict: False returns a tuple instead.
-            loss_normalizers: as for the detector.
-
-        Raises:
-            ValueError, TypeError: if images or labels can't be used.
+        Arguments and errors are those of `ObjectDetector.forward`; labels also have `masks`
+        (n, h, w), 1 on the object's pixels. Images are padded at the bottom and the right.
         """
         states = self.detection_transformer(
             pixel_values,
@@ -102,7 +96,7 @@ class Segmenter(DetectionPreTrainedModel):
             masks = self._masks(maps.flatten(0, 1), image, states)
             output["pred_masks"] = masks.unflatten(0, (batch_size, num_queries))
         if matches is not None:
-            image, query = _matched_queries(matches, maps.device)
+            _, image, query, _ = flatten_matches([matches.pairs], maps.device)
             # In training only the masks that are compared: those of all queries take memory.
             matched = (
                 self._masks(maps[image, query], image, states)
@@ -163,16 +157,6 @@ class Segmenter(DetectionPreTrainedModel):
         output["loss"] = output.loss + weights[0] * terms["loss_mask"]
         output["loss"] = output.loss + weights[1] * terms["loss_dice"]
         output["loss_dict"] = {**output.loss_dict, **terms}
-
-
-def _matched_queries(matches: FinalLayerMatches, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Image and query (P,) of every matched object."""
-    columns = [
-        torch.stack([torch.full_like(query, image), query])
-        for image, (query, _) in enumerate(matches.pairs)
-    ]
-    image, query = torch.cat(columns, dim=1).to(device, non_blocking=True)
-    return image, query
 
 
 def _matched_masks(

@@ -43,9 +43,7 @@ class QuerySet:
             decoder layer like the detector's own queries.
         weight: factor in the total loss. Sums over objects are divided by the number of objects,
             so a set that has k queries for each takes 1 / k.
-        suffix: ends the names of the terms in `loss_dict`, such as `_dn`; None leaves them out.
-        num_groups: equal parts of the set, each matched by itself; matches that are given are then
-            per image and group, an image's groups together.
+        suffix, num_groups: as in `LossPart`.
     """
 
     num_queries: int

@@ -6,6 +6,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from .embedding_bag_sampling import save_inputs
 from .kernel_loader import load_kernel
 
 # "auto": the compiled operator on CPU and CUDA, or torch, with one message that gives the reason;
@@ -33,16 +34,7 @@ def find_operators(device_type: str) -> tuple[str | None, str]:
 def sample_with_compiled_operator(
     namespace: str, value: Tensor, locations: Tensor, weights: Tensor, sizes: list[int]
 ) -> Tensor:
-    """Sample value (B, S, M, C) at locations (B, Q, M, L, K, 2) by weights (B, Q, M, L, K).
-
-    Args:
-        namespace: of the operators in `torch.ops`.
-        value, locations, weights: of any floating-point dtypes.
-        sizes: height and width of the first level, then of the second, and so on.
-
-    Returns:
-        (B, Q, M * C), in value's dtype.
-    """
+    """`sample_with_embedding_bag` for any floating-point dtypes; the result has value's."""
     operator = getattr(torch.ops, namespace).deformable_attention
     exact_value, locations, weights = _match_dtypes(value, locations, weights)
     return operator(exact_value, locations, weights, sizes).to(value.dtype)
@@ -103,8 +95,8 @@ def _register(namespace: str) -> None:
         )
         return grad_value, grad_references if wants_references else None, *grads, None
 
-    torch.library.register_autograd(attention, differentiate, setup_context=_save_inputs)
-    torch.library.register_autograd(fused, differentiate_fused, setup_context=_save_inputs)
+    torch.library.register_autograd(attention, differentiate, setup_context=save_inputs)
+    torch.library.register_autograd(fused, differentiate_fused, setup_context=save_inputs)
 
 
 def _fake_output(value: Tensor, *arguments: Tensor | list[int]) -> Tensor:
@@ -118,11 +110,6 @@ def _fake_gradients(grad: Tensor, *arguments: Tensor | list[int] | bool) -> tupl
     if len(grads) == 4 and not arguments[-2]:  # the references need no gradient
         grads[1] = grads[1].new_empty(0)
     return tuple(grads)
-
-
-def _save_inputs(ctx, inputs: tuple, output: Tensor) -> None:
-    *tensors, ctx.sizes = inputs
-    ctx.save_for_backward(*tensors)
 
 
 def _refuse_second_derivative(ctx, *grads: Tensor) -> None:

@@ -31,15 +31,11 @@ class Geometry(NamedTuple):
     tokens: int
 
 
-def _pairs(sizes: Sequence[int]) -> list[tuple[int, int]]:
-    return list(zip(sizes[::2], sizes[1::2], strict=True))
-
-
 def _geometry(
     sizes: Sequence[int], num_heads: int, num_points: int, dtype: torch.dtype
 ) -> Geometry:
     levels, tokens = [], 0
-    for height, width in _pairs(sizes):
+    for height, width in zip(sizes[::2], sizes[1::2], strict=True):
         row = width + 2 * MARGIN
         levels.append((width, height, row, tokens + MARGIN * row + MARGIN))
         tokens += (height + 2 * MARGIN) * row
@@ -51,38 +47,32 @@ def _geometry(
     return Geometry(size, row.contiguous(), heads + origin, tokens)
 
 
-def _padded_levels(table: Tensor, sizes: Sequence[int]) -> Iterator[Tensor]:
-    """Each level of `table` (M, tokens, C) with its margins, as a view (M, h + 4, w + 4, C)."""
-    shapes = [(height + 2 * MARGIN, width + 2 * MARGIN) for height, width in _pairs(sizes)]
-    levels = table.split([height * width for height, width in shapes], dim=1)
-    for level, shape in zip(levels, shapes, strict=True):
-        yield level.unflatten(1, shape)
+def _views(
+    table: Tensor, value: Tensor, sizes: Sequence[int]
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Views of each level: in `table` (M, tokens, C) with its margins, without, in `value`.
+
+    They are (M, h + 4, w + 4, C), (h, w, M, C), and (h, w, M, C) of value (S, M, C).
+    """
+    start = end = 0
+    for height, width in zip(sizes[::2], sizes[1::2], strict=True):
+        shape = (height + 2 * MARGIN, width + 2 * MARGIN)
+        level = table[:, start : start + shape[0] * shape[1]].unflatten(1, shape)
+        inside = level[:, MARGIN:-MARGIN, MARGIN:-MARGIN].permute(1, 2, 0, 3)
+        yield level, inside, value[end : end + height * width].unflatten(0, (height, width))
+        start, end = start + shape[0] * shape[1], end + height * width
 
 
 def _make_table(value: Tensor, sizes: Sequence[int], geometry: Geometry) -> Tensor:
     """Copy one image's value (S, M, C) to (M * tokens, C): a head's pixels side by side."""
     table = value.new_empty(value.shape[1], geometry.tokens, value.shape[2])
-    start = 0
-    for level in _padded_levels(table, sizes):
+    for level, inside, pixels in _views(table, value, sizes):
         # Filling the whole table would take as long as copying to it.
         for edge in (slice(None, MARGIN), slice(-MARGIN, None)):
             level[:, edge] = 0
             level[:, :, edge] = 0
-        inside = level[:, MARGIN:-MARGIN, MARGIN:-MARGIN].permute(1, 2, 0, 3)  # (h, w, M, C)
-        end = start + inside.shape[0] * inside.shape[1]
-        inside.copy_(value[start:end].unflatten(0, inside.shape[:2]))
-        start = end
+        inside.copy_(pixels)
     return table.flatten(0, 1)
-
-
-def _read_table(table: Tensor, sizes: Sequence[int], value: Tensor) -> None:
-    """Undo `_make_table`: fill one image's value (S, M, C)."""
-    start = 0
-    for level in _padded_levels(table.unflatten(0, (value.shape[1], -1)), sizes):
-        inside = level[:, MARGIN:-MARGIN, MARGIN:-MARGIN].permute(1, 2, 0, 3)  # (h, w, M, C)
-        end = start + inside.shape[0] * inside.shape[1]
-        value[start:end].unflatten(0, inside.shape[:2]).copy_(inside)
-        start = end
 
 
 def _find_corners(locations: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor, Tensor]:
@@ -194,7 +184,9 @@ def _sample_backward(
         table.zero_()
         for block in blocks:
             _scatter_bags(table, geometry, *block[:3])
-        _read_table(table, sizes, grad_value[image])
+        heads = table.unflatten(0, (num_heads, -1))
+        for _, inside, pixels in _views(heads, grad_value[image], sizes):
+            pixels.copy_(inside)
     return grad_value, grad_locations, grad_weights
 
 
@@ -259,7 +251,8 @@ def _(
     return tuple(tensor.new_empty(tensor.shape) for tensor in (value, locations, weights))
 
 
-def _save_inputs(ctx, inputs: tuple, output: Tensor) -> None:
+def save_inputs(ctx, inputs: tuple, output: Tensor) -> None:
+    """Keep an operator's inputs for its derivative; the last one is the sizes."""
     *tensors, ctx.sizes = inputs
     ctx.save_for_backward(*tensors)
 
@@ -268,4 +261,4 @@ def _differentiate(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
     return *_sample_backward(grad, *ctx.saved_tensors, ctx.sizes), None
 
 
-sample_with_embedding_bag.register_autograd(_differentiate, setup_context=_save_inputs)
+sample_with_embedding_bag.register_autograd(_differentiate, setup_context=save_inputs)

@@ -66,35 +66,22 @@ class Recipe:
             files.append(self.sources / "torch-ext" / "torch_binding.cpp")
         return sorted(file for file in files if file.suffix in (".cpp", ".cu"))
 
-    def flags(self) -> list[str]:
-        """Flags of all compilers and of the linker."""
-        cuda = (*NVCC_FLAGS, *CUDA_LINK_FLAGS) if self.device_type == "cuda" else ()
-        return [*CXX_FLAGS, *LINK_FLAGS, *cuda]
-
     def entry_name(self, compiler: str | None) -> str:
         """Name of a finished build by the given compiler; a pattern for any if it is None."""
         return f"{self.name()}-{digest_of(compiler.encode())[:8] if compiler else '?' * 8}"
 
     def name(self) -> str:
         """Name of a finished build, without the part that identifies the compiler."""
-        parts = [
-            *(self._sources_digest(), self.namespace, self.architectures, self.flags()),
-            *(platform.system(), platform.machine(), str(torch.__version__)),
-            torch.version.cuda if self.device_type == "cuda" else None,
-        ]
-        return f"{self.device_type}-{digest_of(json.dumps(parts).encode())[:32]}"
-
-    def _sources_digest(self) -> str:
         folders = (self.sources / "torch-ext", self.sources / FOLDERS[self.device_type])
         paths = sorted(p for folder in folders for p in folder.iterdir() if p.suffix in SUFFIXES)
-        contents = "".join(f"{path.name} {digest_of(path.read_bytes())}\n" for path in paths)
-        return digest_of(contents.encode())
-
-
-def has_sources(folder: Path, device_type: str) -> bool:
-    """Whether a folder is laid out like `kernels/`, with sources for the device type."""
-    binding = folder / "torch-ext" / "torch_binding.cpp"
-    return binding.is_file() and (folder / FOLDERS[device_type]).is_dir()
+        parts = [
+            *((path.name, digest_of(path.read_bytes())) for path in paths),
+            *(self.namespace, self.architectures, CXX_FLAGS, LINK_FLAGS),
+            *(platform.system(), platform.machine(), str(torch.__version__)),
+        ]
+        if self.device_type == "cuda":
+            parts += [NVCC_FLAGS, CUDA_LINK_FLAGS, torch.version.cuda]
+        return f"{self.device_type}-{digest_of(json.dumps(parts).encode())[:32]}"
 
 
 def find_compiler() -> list[str] | None:
@@ -133,15 +120,9 @@ def compiler_identity(device_type: str) -> str | None:
 
 
 def build_library(recipe: Recipe, folder: Path, log: Path) -> Path:
-    """Compile into an empty folder, and add the library's checksum.
+    """Compile into an empty folder, and add the library's checksum; return the library's path.
 
-    Args:
-        recipe: what to build.
-        folder: gets the library and its checksum, and temporary objects.
-        log: gets the whole output of a compiler that fails.
-
-    Returns:
-        The path of the library.
+    The log gets the whole output of a compiler that fails.
 
     Raises:
         KernelError: if there is no compiler, it fails, or it takes longer than ten minutes.
@@ -160,18 +141,6 @@ def build_library(recipe: Recipe, folder: Path, log: Path) -> Path:
     for path in (library, folder):
         path.chmod(0o755)
     log.unlink(missing_ok=True)
-    return library
-
-
-def read_build(folder: Path) -> Path:
-    """Library of a finished build.
-
-    Raises:
-        OSError: if a file is missing or the library doesn't match its checksum.
-    """
-    library = folder / LIBRARY
-    if (folder / CHECKSUM).read_text() != digest_of(library.read_bytes()):
-        raise OSError(f"{library} does not match its checksum")
     return library
 
 
@@ -201,7 +170,11 @@ def _commands(recipe: Recipe, folder: Path) -> tuple[dict[str, list[str]], list[
     nvcc: list[str] = []
     if recipe.device_type == "cuda":
         cuda_home = _matching_cuda_home()
-        nvcc = [str(cuda_home / "bin" / "nvcc"), *NVCC_FLAGS, *_gencode(recipe), *includes]
+        nvcc = [str(cuda_home / "bin" / "nvcc"), *NVCC_FLAGS, *includes]
+        numbers = [architecture.replace(".", "") for architecture in recipe.architectures]
+        nvcc += [f"-gencode=arch=compute_{number},code=sm_{number}" for number in numbers]
+        # PTX of the highest, for later GPUs
+        nvcc += [f"-gencode=arch=compute_{numbers[-1]},code=compute_{numbers[-1]}"]
         nvcc += ["-ccbin", compiler[0]] if len(compiler) == 1 else []
         cxx += ["-DUSE_CUDA", "-isystem", str(cuda_home / "include")]
         libraries += [*CUDA_LINK_FLAGS, f"-L{cuda_home / 'lib64'}", f"-L{cuda_home / 'lib'}"]
@@ -228,14 +201,6 @@ def _matching_cuda_home() -> Path:
     return home
 
 
-def _gencode(recipe: Recipe) -> list[str]:
-    """Machine code for each architecture, and PTX of the highest for later GPUs."""
-    numbers = [architecture.replace(".", "") for architecture in recipe.architectures]
-    codes = [(number, f"sm_{number}") for number in numbers]
-    codes.append((numbers[-1], f"compute_{numbers[-1]}"))
-    return [f"-gencode=arch=compute_{number},code={code}" for number, code in codes]
-
-
 def _run_commands(
     commands: dict[str, list[str]], folder: Path, log: Path, deadline: float, bar: Any
 ) -> None:
@@ -243,7 +208,15 @@ def _run_commands(
     running: dict[str, subprocess.Popen] = {}
     try:
         for name, command in commands.items():
-            running[name] = _start(command, folder / f"{name}.log")
+            with open(folder / f"{name}.log", "w") as output:
+                # In its own session, which ends the compiler's children with it.
+                running[name] = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
         for name, process in running.items():
             if process.wait(max(0, deadline - time.monotonic())) != 0:
                 raise KernelError(_failure(name, commands[name], folder, log))
@@ -255,18 +228,6 @@ def _run_commands(
             if process.poll() is None:  # a finished one has no group any more
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-
-
-def _start(command: list[str], log: Path) -> subprocess.Popen:
-    """Start a command in a session of its own, which ends the compiler's children with it."""
-    with open(log, "w") as output:
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
 
 
 def _failure(name: str, command: list[str], folder: Path, log: Path) -> str:

@@ -13,8 +13,7 @@ import shutil
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from filelock import FileLock, Timeout
 from transformers.utils import logging
 
 from .kernel_build import (
+    CHECKSUM,
     FOLDERS,
     LIBRARY,
     TIMEOUT,
@@ -30,8 +30,7 @@ from .kernel_build import (
     Recipe,
     build_library,
     compiler_identity,
-    has_sources,
-    read_build,
+    digest_of,
 )
 
 logger = logging.get_logger(__name__)
@@ -153,7 +152,7 @@ def _load(device_type: str, sources: tuple[Path, ...], namespace: str) -> Kernel
     hub = os.environ.get("HF_DETR_HUB_KERNEL")
     if hub and (hub_namespace := _hub_namespace(hub)):
         return KernelStatus(hub_namespace, "hub")
-    folder = next((folder for folder in sources if has_sources(folder, device_type)), None)
+    folder = next((folder for folder in sources if (folder / FOLDERS[device_type]).is_dir()), None)
     if folder is None:
         raise KernelError("its sources are missing")
     if device_type == "cuda":  # the CPU library defines the operators that the CUDA one implements
@@ -195,10 +194,13 @@ def _hub_namespace(asked: str) -> str | None:
 def _find_entry(folder: Path, recipe: Recipe, compiler: str | None) -> Path | None:
     """Library of a finished build by the given compiler, or by any if there is none here."""
     for entry in sorted(folder.glob(recipe.entry_name(compiler))):
+        library = entry / LIBRARY
         try:
-            for path in (entry, entry / LIBRARY):
-                _check_owner(path)
-            return read_build(entry)
+            _check_owner(entry)
+            _check_owner(library)
+            if (entry / CHECKSUM).read_text() != digest_of(library.read_bytes()):
+                raise OSError(f"{library} does not match its checksum")
+            return library
         except OSError as error:
             logger.warning_once(f"hf_detr: {entry} is not used and will be built again: {error}")
     return None
@@ -228,18 +230,13 @@ def _build_entry(folder: Path, recipe: Recipe, compiler: str | None) -> Path:
     return entry / LIBRARY
 
 
-@contextmanager
-def _locked(cache: Path) -> Iterator[None]:
+def _locked(cache: Path) -> AbstractContextManager[FileLock]:
     """Be the only process that builds in the folder; the system frees locks of killed processes."""
     cache.mkdir(mode=0o755, parents=True, exist_ok=True)
     _check_owner(cache)
     lock = FileLock(cache / ".lock")
     try:
-        lock.acquire(timeout=0)
+        return lock.acquire(timeout=0)
     except Timeout:
         logger.warning("hf_detr: waiting for another process's build of the operator")
-        lock.acquire(timeout=TIMEOUT)
-    try:
-        yield
-    finally:
-        lock.release()
+        return lock.acquire(timeout=TIMEOUT)

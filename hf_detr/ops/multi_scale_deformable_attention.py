@@ -56,8 +56,7 @@ def multi_scale_deformable_attention(
     """
     points = (sampling_locations, attention_weights)
     _check_tensors(value, ("sampling_locations", "attention_weights"), *points)
-    shapes = _read_shapes(spatial_shapes)
-    _check_levels(shapes, level_start_index, value.shape[1], attention_weights.shape[3])
+    shapes = _read_levels(spatial_shapes, level_start_index, value, attention_weights)
     namespace = choose_operators(kernel, value.device.type)
     if namespace is not None:
         return sample_with_compiled_operator(namespace, value, *points, _sizes(shapes))
@@ -91,8 +90,7 @@ def attend_around_references(
     """
     points = (sampling_offsets, attention_logits)
     _check_tensors(value, ("sampling_offsets", "attention_logits"), *points)
-    shapes = _read_shapes(spatial_shapes)
-    _check_levels(shapes, level_start_index, value.shape[1], attention_logits.shape[3])
+    shapes = _read_levels(spatial_shapes, level_start_index, value, attention_logits)
     namespace = choose_operators(kernel, value.device.type)
     if namespace is not None:
         _check_references(reference_points, sampling_offsets)
@@ -184,14 +182,11 @@ def _check_tensors(value: Tensor, names: tuple[str, str], points: Tensor, weight
 
 def _check_references(reference_points: Tensor, sampling_offsets: Tensor) -> None:
     batch_size, num_queries, _, num_levels = sampling_offsets.shape[:4]
-    if reference_points.shape[:-1] != (batch_size, num_queries, num_levels):
+    *shape, num_coordinates = reference_points.shape
+    if shape != [batch_size, num_queries, num_levels] or num_coordinates not in (2, 4):
         raise ValueError(
             f"reference_points must be ({batch_size}, {num_queries}, {num_levels}, 2 or 4), "
             f"not {tuple(reference_points.shape)}"
-        )
-    if reference_points.shape[-1] not in (2, 4):
-        raise ValueError(
-            f"reference_points must have 2 or 4 coordinates, not {reference_points.shape[-1]}"
         )
     if not reference_points.is_floating_point():
         raise TypeError(
@@ -204,8 +199,13 @@ def _check_references(reference_points: Tensor, sampling_offsets: Tensor) -> Non
         )
 
 
-def _read_shapes(spatial_shapes: Tensor | Shapes) -> list[tuple[int, int]]:
-    """Turn shapes into numbers (h, w), symbolic ones where a graph is traced."""
+def _read_levels(
+    spatial_shapes: Tensor | Shapes,
+    level_start_index: Tensor | Sequence[int],
+    value: Tensor,
+    weights: Tensor,
+) -> list[tuple[int, int]]:
+    """The levels' shapes as numbers (h, w), symbolic ones where a graph is traced, checked."""
     if isinstance(spatial_shapes, Tensor):
         if spatial_shapes.is_floating_point():
             raise TypeError(f"spatial_shapes must hold integers, not {spatial_shapes.dtype}")
@@ -217,12 +217,7 @@ def _read_shapes(spatial_shapes: Tensor | Shapes) -> list[tuple[int, int]]:
         raise ValueError(f"spatial_shapes must be (h, w) for each level, not {shapes}")
     if any(size < 1 for shape in shapes for size in shape):
         raise ValueError(f"spatial_shapes must be positive, unlike {shapes}")
-    return shapes
-
-
-def _check_levels(
-    shapes: Shapes, level_start_index: Tensor | Sequence[int], num_tokens: int, num_levels: int
-) -> None:
+    num_tokens, num_levels = value.shape[1], weights.shape[3]
     if len(shapes) != num_levels or len(level_start_index) != num_levels:
         raise ValueError(
             f"attention_weights has {num_levels} levels, but spatial_shapes has {len(shapes)} "
@@ -236,10 +231,11 @@ def _check_levels(
     if isinstance(level_start_index, Tensor):
         # The shapes determine it, so waiting for a device or a graph break isn't worth it.
         if torch.compiler.is_compiling() or level_start_index.device.type != "cpu":
-            return
+            return shapes
         level_start_index = level_start_index.tolist()
     if list(level_start_index) != expected:
         raise ValueError(f"level_start_index is {list(level_start_index)}, not {expected}")
+    return shapes
 
 
 # ---------------------------------------------------------------- in torch's own operators

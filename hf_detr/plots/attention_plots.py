@@ -73,9 +73,8 @@ def draw_decoder_attention(
     A trained decoder attends to the parts that decide box and class: heads, feet, handles.
 
     Args:
-        record: from `record_attention`.
+        record, threshold: as in `draw_encoder_attention`.
         queries: by number; None: the best ones.
-        threshold: the score that the best objects must exceed.
         layer: of the decoder; -1 is the last.
 
     Raises:
@@ -103,10 +102,8 @@ def draw_attention_heads(
     in every head (Conditional DETR, Figure 1).
 
     Args:
-        record: from `record_attention`.
+        record, threshold, layer: as in `draw_decoder_attention`.
         query: its number; None: the best one.
-        threshold: the score that the best query must exceed.
-        layer: of the decoder; -1 is the last.
 
     Raises:
         ValueError: if there is no such attention, or nothing was found.
@@ -139,11 +136,7 @@ def draw_attention_heads(
 
 
 def object_centers(record: AttentionRecord, threshold: float) -> list[tuple[float, float]]:
-    """Centres (x, y) of the best objects, in pixels within the image; duplicates are left out.
-
-    Raises:
-        ValueError: if nothing scores above the threshold.
-    """
+    """Centres (x, y) of the best objects, in pixels within the image; duplicates are left out."""
     chosen: list[Tensor] = []
     for box in record.boxes_xyxy[record.best_queries(threshold)]:
         if all(box_iou(box, other)[0] < SAME_OBJECT for other in chosen):

@@ -58,7 +58,11 @@ def draw_detections(
         _show_boxes(panel, one, one.boxes_xyxy[queries], one.labels[queries], names)
         if targets is not None:
             boxes, labels = targets[index]["boxes"], targets[index]["class_labels"]
-            _check_units(boxes)
+            if len(boxes) and float(boxes.max()) <= 1:
+                raise ValueError(
+                    "no coordinate of the target's boxes is above 1, so they seem to be relative; "
+                    "give (x0, y0, x1, y1) in pixels of the image, as a DetectionDataset does."
+                )
             names = [one.id2label.get(label, f"class {label}") for label in labels.tolist()]
             _show_boxes(axes[0, index], one, boxes, labels, names)
             axes[0, index].set_title(f"targets: {len(boxes)}", fontsize=FONT_SIZE)
@@ -89,7 +93,11 @@ def draw_query_slots(boxes_cxcywh: Tensor, most: int = 20) -> Figure:
     columns = min(number, 10)
     figure, axes = make_panels(-(-number // columns), columns, (1, 1), inches=1.2)
     for query, panel in enumerate(axes.flat[:number]):
-        _show_slot(panel, boxes_cxcywh[:, query])
+        boxes = boxes_cxcywh[:, query]
+        panel.set_axis_on()
+        panel.set(xlim=(0, 1), ylim=(1, 0), xticks=[], yticks=[], aspect="equal")
+        x, y = boxes[:, :2].unbind(-1)
+        panel.scatter(x, y, s=4, c=slot_colors(boxes), alpha=0.6, linewidths=0)
         panel.set_title(f"query {query}", fontsize=FONT_SIZE - 1)
     kinds = ((GREEN, "small box"), (RED, "large, wide"), (BLUE, "large, tall"))
     keys = [legend_key(name, "o", color=color, markersize=5) for color, name in kinds]
@@ -109,13 +117,6 @@ def slot_colors(boxes_cxcywh: Tensor) -> list[str]:
     ]
 
 
-def _show_slot(panel: Axes, boxes_cxcywh: Tensor) -> None:
-    panel.set_axis_on()
-    panel.set(xlim=(0, 1), ylim=(1, 0), xticks=[], yticks=[], aspect="equal")
-    x, y = boxes_cxcywh[:, :2].unbind(-1)
-    panel.scatter(x, y, s=4, c=slot_colors(boxes_cxcywh), alpha=0.6, linewidths=0)
-
-
 def _show_boxes(
     panel: Axes, record: AttentionRecord, boxes_xyxy: Tensor, labels: Tensor, names: list[str]
 ) -> None:
@@ -124,11 +125,3 @@ def _show_boxes(
     for box, label, name in zip(boxes_xyxy, labels.tolist(), names, strict=True):
         draw_box(panel, box, color_of(label))
         write_label(panel, box, name, color_of(label))
-
-
-def _check_units(boxes_xyxy: Tensor) -> None:
-    if len(boxes_xyxy) and float(boxes_xyxy.max()) <= 1:
-        raise ValueError(
-            "no coordinate of the target's boxes is above 1, so they seem to be relative; give "
-            "(x0, y0, x1, y1) in pixels of the image, as a DetectionDataset does."
-        )

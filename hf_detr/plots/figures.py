@@ -105,17 +105,10 @@ def show_image(axis: Axes, image: Tensor, style: str = "plain") -> None:
     axis.set_axis_off()
 
 
-def show_map(axis: Axes, weights: Tensor, image: Tensor, most: float | None = None) -> None:
-    """Lay a map of weights (h, w) over an image: the more weight, the brighter and more opaque.
-
-    Args:
-        axis: the panel.
-        weights: not negative, on cells that divide the image evenly.
-        image: (3, H, W), shown below.
-        most: weight of the brightest colour; None: the largest weight.
-    """
+def show_map(axis: Axes, weights: Tensor, image: Tensor) -> None:
+    """Lay weights (h, w) over an image (3, H, W): the more, the brighter and more opaque."""
     show_image(axis, image, "dark")
-    share = (weights / (most or float(weights.max()) or 1.0)).clamp(0, 1).numpy()
+    share = (weights / (weights.max().item() or 1.0)).numpy()
     heat = HEAT(0.25 + 0.75 * share)
     heat[..., 3] = share**0.5 * 0.85
     height, width = image.shape[1:]
@@ -128,9 +121,12 @@ def draw_box(axis: Axes, box_xyxy: Sequence[float], color: str) -> None:
     axis.add_patch(_rectangle(box_xyxy, edgecolor=color, linewidth=2.0, path_effects=[rim]))
 
 
-def draw_reference_box(axis: Axes, box_xyxy: Sequence[float]) -> None:
-    """Outline a query's starting box, dashed and thin, to be visible on the predicted box."""
-    axis.add_patch(_rectangle(box_xyxy, edgecolor="black", linewidth=1.0, linestyle=DASHES))
+def draw_reference(axis: Axes, reference: Sequence[float], color: str) -> None:
+    """Mark a reference point, or outline a reference box, visible on the predicted box."""
+    if len(reference) == 4:
+        axis.add_patch(_rectangle(reference, edgecolor="black", linewidth=1.0, linestyle=DASHES))
+    else:
+        mark_point(axis, reference, color)
 
 
 def _rectangle(box_xyxy: Sequence[float], **style: Any) -> Rectangle:

@@ -5,7 +5,6 @@ its colour the query or the weight, as a legend says on every figure.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +25,7 @@ from .figures import (
     add_legend,
     color_of,
     draw_box,
-    draw_reference_box,
+    draw_reference,
     legend_key,
     make_panels,
     mark_point,
@@ -48,11 +47,8 @@ def draw_encoder_sampling_points(
     """The points that chosen pixels sample in the encoder, a panel for each, coloured by weight.
 
     Args:
-        record: from `record_attention`.
-        points_xy: pixels (x, y) of the image; None: the centres of the best objects.
-        threshold: the score that the best objects must exceed.
+        record, points_xy, threshold, layer: as in `draw_encoder_attention`.
         level: of the cells that sample at these pixels; 0 is the finest.
-        layer: of the encoder; -1 is the last.
 
     Raises:
         ValueError: if the model has no sampling points, or for wrong points, levels and layers.
@@ -62,10 +58,9 @@ def draw_encoder_sampling_points(
     tokens = [record.token_at(point, level) for point in points_xy]
     found = record.encoder_points(tokens, layer)
     figure, axes = _weight_panels(record, found)
-    for index, (point, panel) in enumerate(zip(points_xy, axes, strict=True)):
-        x, y = (round(value) for value in point)
-        panel.set_title(f"pixel ({x}, {y}) on level {level}", fontsize=FONT_SIZE)
-        mark_point(panel, found.references[index], REFERENCE)
+    for (x, y), reference, panel in zip(points_xy, found.references, axes, strict=True):
+        panel.set_title(f"pixel ({round(x)}, {round(y)}) on level {level}", fontsize=FONT_SIZE)
+        mark_point(panel, reference, REFERENCE)
     reference = _cross_key("reference point: the sampling cell")
     add_legend(figure, [*_level_keys(record), reference, *_hidden_keys(axes)])
     return figure
@@ -80,10 +75,7 @@ def draw_sampling_points(
     """The points that object queries sample in the decoder, a panel for each, coloured by weight.
 
     Args:
-        record: from `record_attention`.
-        queries: by number; None: the best ones.
-        threshold: the score that the best objects must exceed.
-        layer: of the decoder; -1 is the last.
+        record, queries, threshold, layer: as in `draw_decoder_attention`.
 
     Raises:
         ValueError: if the model has no sampling points, or nothing was found.
@@ -94,7 +86,7 @@ def draw_sampling_points(
     figure, axes = _weight_panels(record, found, record.boxes_xyxy[list(queries)])
     for index, (query, panel) in enumerate(zip(queries, axes, strict=True)):
         panel.set_title(f"query {query}: {record.name(query)}", fontsize=FONT_SIZE)
-        _draw_reference(panel, found.references[index], REFERENCE)
+        draw_reference(panel, found.references[index], REFERENCE)
         draw_box(panel, record.boxes_xyxy[query], COLORS[0])
     keys = [*_level_keys(record), _box_key("predicted box", COLORS[0])]
     add_legend(figure, [*keys, _reference_key(found), *_hidden_keys(axes)])
@@ -115,11 +107,7 @@ def draw_sampling_overview(
     box. The marker's shape is the feature level, its size the weight.
 
     Args:
-        record: from `record_attention`.
-        points_xy: pixels (x, y) of the image; None: the centres of the objects.
-        queries: by number; None: the best ones.
-        threshold: the score that the best objects must exceed.
-        level: of the cells that sample at these pixels; 0 is the finest.
+        record, points_xy, queries, threshold, level: as in the functions above.
         strongest: number of points drawn for each query, those of the largest weights.
 
     Raises:
@@ -138,13 +126,12 @@ def draw_sampling_overview(
     for panel, found in ((encoder, pixels), (decoder, objects)):
         show_image(panel, record.image, "pale")
         for index in range(len(found.weights)):
-            keep = _strongest(found.weights[index], strongest)
-            _scatter(panel, found, index, keep, 2 * LARGEST, color=color_of(index))
+            _scatter(panel, found, index, 2 * LARGEST, color_of(index), strongest)
     for index, reference in enumerate(pixels.references):
         mark_point(encoder, reference, color_of(index))
     for index, query in enumerate(queries):
         box = record.boxes_xyxy[query]
-        _draw_reference(decoder, objects.references[index], color_of(index))
+        draw_reference(decoder, objects.references[index], color_of(index))
         draw_box(decoder, box, color_of(index))
         write_label(decoder, box, record.name(query), color_of(index))
     total = objects.weights[0].numel()
@@ -172,8 +159,7 @@ def _weight_panels(
         show_image(panel, record.image, "pale")
         if boxes_xyxy is not None:
             _zoom(panel, boxes_xyxy[index], found.positions_xy[index], record.size_wh)
-        everything = torch.ones_like(found.weights[index], dtype=torch.bool)
-        _scatter(panel, found, index, everything, LARGEST, most=most)
+        _scatter(panel, found, index, LARGEST)
     add_color_scale(figure, axes, most, "weight in its head")
     return figure, list(axes[0])
 
@@ -182,40 +168,30 @@ def _scatter(
     panel: Axes,
     found: SamplingPoints,
     index: int,
-    keep: Tensor,
     largest: float,
     color: str | None = None,
-    most: float | None = None,
+    number: int | None = None,
 ) -> None:
-    """Draw the kept points (M, L, K) of one query, coloured by weight or in one colour."""
-    weights, positions = found.weights[index], found.positions_xy[index]
-    most = most or float(weights.max())
-    for level in range(weights.shape[1]):
-        chosen = keep[:, level]
-        values = weights[:, level][chosen]
-        order = values.argsort()  # the largest weights on top
-        x, y = positions[:, level][chosen][order].unbind(-1)
-        style: dict[str, Any] = {"color": color} if color else {"c": values[order], "cmap": WEIGHT}
-        if color is None:
-            style.update(vmin=0, vmax=most)
+    """Draw the `number` strongest points of a query, None draws all, by weight or in one colour."""
+    weights, positions = found.weights[index].flatten(), found.positions_xy[index].reshape(-1, 2)
+    order = weights.argsort(descending=True)[:number].flip(0)  # the largest weights on top
+    most = float((weights if color else found.weights).max())
+    num_levels, num_points = found.weights.shape[2:]
+    for level in range(num_levels):
+        chosen = order[order // num_points % num_levels == level]
+        x, y = positions[chosen].unbind(-1)
+        values = weights[chosen]
+        by_weight = {"c": values, "cmap": WEIGHT, "vmin": 0, "vmax": most}
         panel.scatter(
             x,
             y,
-            s=10 + largest * values[order] / most,
+            s=10 + largest * values / most,
             marker=MARKERS[level % len(MARKERS)],
             edgecolors="black",
             linewidths=0.5,
             zorder=3,
-            **style,
+            **({"color": color} if color else by_weight),
         )
-
-
-def _strongest(weights: Tensor, number: int) -> Tensor:
-    """(M, L, K) bool, True for the `number` largest weights."""
-    flat = weights.flatten()
-    keep = torch.zeros_like(flat, dtype=torch.bool)
-    keep[flat.topk(min(number, len(flat))).indices] = True
-    return keep.view(weights.shape)
 
 
 def _zoom(panel: Axes, box_xyxy: Tensor, positions_xy: Tensor, size_wh: Tensor) -> None:
@@ -229,13 +205,6 @@ def _zoom(panel: Axes, box_xyxy: Tensor, positions_xy: Tensor, size_wh: Tensor) 
     width, height = size_wh.tolist()
     panel.set_xlim(x, min(x + side, width))
     panel.set_ylim(min(y + side, height), y)
-
-
-def _draw_reference(panel: Axes, reference: Tensor, color: str) -> None:
-    if len(reference) == 4:
-        draw_reference_box(panel, reference)
-    else:
-        mark_point(panel, reference, color)
 
 
 def _reference_key(found: SamplingPoints) -> Line2D:

@@ -64,11 +64,7 @@ def draw_comparison(curves: Mapping[str, Sequence[tuple[int, float]]]) -> Figure
 
 
 def read_losses(path: str | os.PathLike[str]) -> tuple[list[int], list[float]]:
-    """Steps and losses of a training.
-
-    Raises:
-        ValueError: if the file has other columns or no losses.
-    """
+    """Steps and losses of a training."""
     with open(path, newline="") as lines:
         reader = csv.DictReader(lines)
         if not {"step", "loss"} <= set(reader.fieldnames or ()):

@@ -1,4 +1,4 @@
-"""Protects masks of objects: names on disk, values, gradients, and which objects are computed."""
+"""Tests the mask head: names on disk, values, gradients, and the objects it computes."""
 
 import pytest
 import torch
@@ -47,7 +47,7 @@ def make_inputs(batch_size: int = 2, num_queries: int = 5) -> tuple[Tensor, Tens
 
 
 def test_masks_equal_transformers() -> None:
-    """Protects names, masks and all gradients, though the first layer is computed as a sum."""
+    """Names, masks and all gradients equal those of transformers."""
     ours, theirs = make_heads()
     features, maps, finer = make_inputs()
     image = torch.arange(2).repeat_interleave(5)
@@ -65,7 +65,7 @@ def test_masks_equal_transformers() -> None:
 
 @torch.no_grad()
 def test_some_objects_alone() -> None:
-    """Protects memory in training: masks of matched queries only, each as among all."""
+    """Masks of chosen objects equal those among all objects."""
     ours, _ = make_heads()
     features, maps, finer = make_inputs()
     every = ours(features, maps.flatten(0, 1), torch.arange(2).repeat_interleave(5), finer)
@@ -78,7 +78,7 @@ def test_some_objects_alone() -> None:
 
 @torch.no_grad()
 def test_attention_maps_equal_transformers() -> None:
-    """Protects the softmax over heads and tokens together, and padding."""
+    """The softmax is over heads and tokens together, without padding."""
     torch.manual_seed(0)
     ours, theirs = AttentionMaps(WIDTH, HEADS), DetrMHAttentionMap(WIDTH, HEADS)
     renamed = {name.replace("linear", "proj"): value for name, value in ours.state_dict().items()}
@@ -97,12 +97,10 @@ def test_attention_maps_equal_transformers() -> None:
 
 
 def test_widths_that_do_not_fit() -> None:
-    """Protects from an error of torch's that doesn't name the configuration."""
+    """Unsuitable widths and numbers of maps are refused with the values of the configuration."""
     with pytest.raises(
         ValueError, match=r"multiples of 8; d_model 64 and 8 heads give \[72, 32, 16, 8, 4\]"
     ):
         MaskHead(64, 8, CHANNELS)
     with pytest.raises(ValueError, match="3 finer feature maps, not 2"):
         MaskHead(WIDTH, HEADS, CHANNELS[:2])
-    with pytest.raises(ValueError, match="d_model 10 must be divisible by num_heads 4"):
-        AttentionMaps(10, 4)

@@ -1,4 +1,4 @@
-"""Protects the training loss: against the paper's formula layer by layer, and over processes."""
+"""Tests the training loss against the paper's formula, and over several processes."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -32,7 +32,7 @@ def make_criterion(eos_coefficient: float = 0.1) -> DetectionCriterion:
     """DETR's criterion with the paper's weights."""
     classification = SoftmaxClassification(NUM_LABELS, eos_coefficient)
     matcher = HungarianMatcher(classification, **WEIGHTS)
-    return DetectionCriterion(classification, matcher, 1, 5, 2)
+    return DetectionCriterion(matcher, 1, 5, 2)
 
 
 def paper_loss(logits: Tensor, boxes: Tensor, labels: Labels) -> tuple[Tensor, dict[str, Tensor]]:
@@ -57,7 +57,7 @@ def paper_loss(logits: Tensor, boxes: Tensor, labels: Labels) -> tuple[Tensor, d
 @pytest.mark.parametrize("counts", [[4, 2, 0], [1], [9, 0, 9, 3], [0, 0]])
 @pytest.mark.parametrize("num_layers", [1, 3])
 def test_equals_the_paper(counts: list[int], num_layers: int) -> None:
-    """Protects every term of every layer, the weighted total and all gradients."""
+    """Every term of every layer, the total and all gradients equal the paper's formula."""
     labels = random_labels(counts)
     logits, boxes = random_predictions(num_layers, len(counts), 12)
     logits.requires_grad_(), boxes.requires_grad_()
@@ -78,7 +78,7 @@ def test_equals_the_paper(counts: list[int], num_layers: int) -> None:
 
 @pytest.mark.parametrize("num_layers", [1, 3])
 def test_names(num_layers: int) -> None:
-    """Protects the names that training logs are read by: the last layer's are bare."""
+    """The terms of the last layer have no suffix, those of layer i end in _i."""
     _, terms = make_criterion()(*random_predictions(num_layers, 2, 5), random_labels([2, 1]))
     names = ["loss_ce", "loss_bbox", "loss_giou", "cardinality_error"]
     suffixes = ["", *(f"_{i}" for i in range(num_layers - 1))]
@@ -87,7 +87,7 @@ def test_names(num_layers: int) -> None:
 
 
 def test_perfect_predictions() -> None:
-    """Protects the goal: no box loss and hardly any class loss where everything is right."""
+    """Perfect predictions have no box loss and almost no class loss."""
     labels = random_labels([2, 1])
     logits = torch.full((1, 2, 4, NUM_LABELS + 1), -30.0)
     logits[..., NUM_LABELS] = 0.0
@@ -104,7 +104,7 @@ def test_perfect_predictions() -> None:
 
 
 def test_order_of_queries_and_images_is_free() -> None:
-    """Protects that the loss is one of sets: of queries, differently in each layer; of images."""
+    """The order of queries, in each layer, and of images doesn't change the loss."""
     labels = random_labels([3, 0, 5])
     logits, boxes = random_predictions(2, 3, 8)
     expected, _ = make_criterion()(logits, boxes, labels)
@@ -120,7 +120,7 @@ def test_order_of_queries_and_images_is_free() -> None:
 
 
 def test_no_objects_at_all() -> None:
-    """Protects batches of empty images: a finite loss, gradients for classes, none for boxes."""
+    """Without objects the loss is finite, with gradients for classes and none for boxes."""
     logits, boxes = random_predictions(2, 2, 5)
     logits.requires_grad_(), boxes.requires_grad_()
     total, terms = make_criterion()(logits, boxes, random_labels([0, 0]))
@@ -132,7 +132,7 @@ def test_no_objects_at_all() -> None:
 
 
 def test_eos_coefficient() -> None:
-    """Protects that the weight of "no object" reaches the class loss and nothing else."""
+    """The weight of "no object" changes the class loss and nothing else."""
     predictions, labels = random_predictions(1, 2, 10), random_labels([2, 3])
     _, low = make_criterion(0.1)(*predictions, labels)
     _, high = make_criterion(1.0)(*predictions, labels)
@@ -141,7 +141,7 @@ def test_eos_coefficient() -> None:
 
 
 def test_logged_errors_by_hand() -> None:
-    """Protects `class_error` (percent of matched queries) and `cardinality_error` (objects)."""
+    """`class_error` is a percentage of matched queries, `cardinality_error` a number of objects."""
     labels = [
         {"class_labels": torch.tensor([0, 1]), "boxes": torch.tensor([[0.2] * 4, [0.7] * 4])},
         {"class_labels": torch.tensor([2]), "boxes": torch.tensor([[0.5] * 4])},
@@ -160,7 +160,7 @@ def test_logged_errors_by_hand() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("autocast", [False, True])
 def test_half_precision_is_compared_in_float32(dtype: torch.dtype, autocast: bool) -> None:
-    """Protects precision: the loss of half-precision predictions is that of their exact values."""
+    """The loss of half-precision predictions is that of their exact values."""
     labels = random_labels([3, 1])
     halves = [tensor.to(dtype).requires_grad_() for tensor in random_predictions(2, 2, 10)]
     expected, _ = make_criterion()(*(tensor.float() for tensor in halves), labels)
@@ -174,7 +174,7 @@ def test_half_precision_is_compared_in_float32(dtype: torch.dtype, autocast: boo
 
 
 def test_more_objects_than_queries() -> None:
-    """Protects training that goes on where objects are lost; num_boxes still counts them all."""
+    """With more objects than queries training continues, and num_boxes counts all objects."""
     labels = random_labels([5, 1])
     logits, boxes = random_predictions(2, 2, 3)
     with pytest.warns(UserWarning, match="5 objects and the model 3 queries"):
@@ -188,10 +188,10 @@ def test_more_objects_than_queries() -> None:
 @pytest.mark.parametrize("counts", [[3, 2, 4, 1], [0, 0, 3, 8], [0, 1, 0, 0], [0, 0, 0, 0]])
 @pytest.mark.parametrize("kind", [SoftmaxClassification, SigmoidFocalClassification])
 def test_parts_add_up_to_the_whole_batch(counts: list[int], kind: type) -> None:
-    """Protects accumulated gradients: losses and gradients of three parts sum to the batch's."""
+    """Losses and gradients of three parts of a batch sum to the batch's."""
     classification = kind(NUM_LABELS, 0.25)
     matcher = HungarianMatcher(classification, **WEIGHTS)
-    criterion = DetectionCriterion(classification, matcher, 1, 5, 2)
+    criterion = DetectionCriterion(matcher, 1, 5, 2)
     labels = random_labels(counts)
     logits, boxes = random_predictions(2, 4, 9)
     logits = logits[..., : classification.num_logits].requires_grad_()
@@ -206,7 +206,7 @@ def test_parts_add_up_to_the_whole_batch(counts: list[int], kind: type) -> None:
 
 
 def test_sum_of_parts() -> None:
-    """Protects weights, names and labels of sets of queries, and matches that are known."""
+    """Weights, names, labels and known matches of several sets of queries are used."""
     criterion, labels, others = make_criterion(), random_labels([3, 1]), random_labels([2, 2])
     predictions = [random_predictions(2, 2, 9) for _ in range(2)]
     own, _, final = criterion.sum_parts([LossPart(*predictions[0])], labels)
@@ -227,7 +227,7 @@ def test_sum_of_parts() -> None:
 
 
 def test_known_matches() -> None:
-    """Protects pairs that aren't searched for, in every layer; other queries learn "no object"."""
+    """Known matches are used in every layer; other queries learn "no object"."""
     criterion, labels = make_criterion(), random_labels([2, 1])
     logits, boxes = random_predictions(2, 2, 4)
     matches = [(torch.tensor([0, 2]), torch.tensor([1, 0])), (torch.tensor([3]), torch.tensor([0]))]
@@ -250,7 +250,7 @@ def test_known_matches() -> None:
 
 
 def test_one_wait_for_the_device() -> None:
-    """Protects speed on accelerators: beside the matcher's transfer nothing is read."""
+    """Nothing but the matcher's transfer is read from the device."""
     predictions, labels = random_predictions(6, 2, 10), random_labels([3, 2])
     with HostReads() as reads:
         make_criterion()(*predictions, labels)
@@ -258,7 +258,7 @@ def test_one_wait_for_the_device() -> None:
 
 
 def test_wrong_labels_are_refused() -> None:
-    """Protects the checks from being left out on the way to the loss."""
+    """Labels that are invalid are refused."""
     predictions, labels = random_predictions(1, 1, 5), random_labels([2])
     with pytest.raises(ValueError, match="labels has 1 dicts for 2 images"):
         make_criterion()(*random_predictions(1, 2, 5), labels)
@@ -339,11 +339,11 @@ def compare_with_one_process(two_processes: list[dict], scenario: str, part: str
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_two_processes_train_boxes_as_one(two_processes: list[dict], scenario: str) -> None:
-    """Protects box losses and gradients from depending on how a batch is spread."""
+    """Box losses and gradients don't depend on how a batch is distributed."""
     compare_with_one_process(two_processes, scenario, "boxes")
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_two_processes_train_classes_as_one(two_processes: list[dict], scenario: str) -> None:
-    """Protects class loss and gradients likewise: the weighted mean is that of the whole batch."""
+    """Class loss and gradients don't either: the weighted mean is over the whole batch."""
     compare_with_one_process(two_processes, scenario, "classes")

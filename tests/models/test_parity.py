@@ -403,7 +403,7 @@ def test_carried_losses_and_matches(target_set: str) -> None:
     recorded = json.loads((FIXTURES / "detr_r50_criterion.json").read_text())[target_set]
     classification = SoftmaxClassification(num_labels=91, eos_coefficient=0.1)
     matcher = HungarianMatcher(classification, class_cost=1, bbox_cost=5, giou_cost=2)
-    criterion = DetectionCriterion(classification, matcher, 1, 5, 2)
+    criterion = DetectionCriterion(matcher, 1, 5, 2)
     labels = labels_of(expected, target_set)
     matches = matcher(expected["logits"], expected["pred_boxes"], prepare_targets(labels, 2, "cpu"))
     assert_same_matches(matches[0], expected, f"match/{target_set}/4")

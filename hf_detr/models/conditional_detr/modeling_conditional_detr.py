@@ -186,7 +186,6 @@ class ConditionalDetrForObjectDetection(ObjectDetector):
     """Conditional DETR with its heads: from pixels to classes, boxes and loss."""
 
     config_class = ConditionalDetrConfig
-    _no_split_modules = ConditionalDetrModel._no_split_modules
 
     def __init__(self, config: ConditionalDetrConfig) -> None:
         super().__init__(config)
@@ -212,10 +211,4 @@ class ConditionalDetrForSegmentation(Segmenter):
     # and matches and scores by softmax what the focal loss trains as sigmoids.
     config_class = ConditionalDetrConfig
     base_model_prefix = "conditional_detr"
-    _no_split_modules = ConditionalDetrForObjectDetection._no_split_modules
-
-    def __init__(self, config: ConditionalDetrConfig) -> None:
-        super().__init__(config)
-        self.conditional_detr = ConditionalDetrForObjectDetection(config)
-        self.add_mask_head(config)
-        self.post_init()
+    detector_class = ConditionalDetrForObjectDetection

@@ -8,11 +8,11 @@ before ("iterative bounding box refinement"), and the queries start from proposa
 
 import copy
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import TimmBackboneConfig
 
 from ...layers.attention import MultiHeadAttention, OutputProjection
 from ...layers.deformable_attention import (
@@ -270,7 +270,6 @@ class DeformableDetrForObjectDetection(ObjectDetector):
     """Deformable DETR with its heads: from pixels to classes, boxes and loss."""
 
     config_class = DeformableDetrConfig
-    _no_split_modules = DeformableDetrModel._no_split_modules
 
     def __init__(self, config: DeformableDetrConfig) -> None:
         super().__init__(config)
@@ -340,27 +339,22 @@ def make_projections(num_channels: list[int], config: DeformableDetrConfig) -> n
 def make_class_heads(config: DeformableDetrConfig) -> nn.ModuleList:
     """One class head per decoder layer, shared unless boxes are refined, and the proposals'."""
     classification = SigmoidFocalClassification(config.num_labels, config.focal_alpha)
-    heads = [make_class_head(config.d_model, classification) for _ in range(num_heads(config))]
-    return nn.ModuleList(share_unless_refined(heads, config))
+    return make_heads(lambda _: make_class_head(config.d_model, classification), config)
 
 
 def make_box_heads(config: DeformableDetrConfig) -> nn.ModuleList:
     """One box head per decoder layer, shared unless boxes are refined, and the proposals'."""
     # Boxes start small; refined ones start where the layer before left them.
     first = 0.0 if config.two_stage else -2.0
-    biases = [first] + [0.0] * (num_heads(config) - 1)
-    heads = [make_box_head(config.d_model, size_bias) for size_bias in biases]
-    return nn.ModuleList(share_unless_refined(heads, config))
+    return make_heads(lambda index: make_box_head(config.d_model, 0.0 if index else first), config)
 
 
-def num_heads(config: DeformableDetrConfig) -> int:
-    """Heads of a kind: one per decoder layer, and one for proposals."""
-    return config.decoder_layers + config.two_stage
-
-
-def share_unless_refined(heads: list[nn.Module], config: DeformableDetrConfig) -> list[nn.Module]:
-    """The heads, or the first one in the place of all: layers that refine need their own."""
-    return heads if config.with_box_refine else heads[:1] * len(heads)
+def make_heads(
+    make_head: Callable[[int], nn.Module], config: DeformableDetrConfig
+) -> nn.ModuleList:
+    """Heads by index; the first one in the place of all unless boxes are refined."""
+    heads = [make_head(index) for index in range(config.decoder_layers + config.two_stage)]
+    return nn.ModuleList(heads if config.with_box_refine else heads[:1] * len(heads))
 
 
 def tied_heads(config: DeformableDetrConfig) -> dict[str, str]:
@@ -390,14 +384,10 @@ class DeformableDetrForSegmentation(Segmenter):
 
     config_class = DeformableDetrConfig
     base_model_prefix = "deformable_detr"
-    _no_split_modules = DeformableDetrForObjectDetection._no_split_modules
+    detector_class = DeformableDetrForObjectDetection
 
     def __init__(self, config: DeformableDetrConfig) -> None:
-        config = with_mask_levels(config)
-        super().__init__(config)
-        self.deformable_detr = DeformableDetrForObjectDetection(config)
-        self.add_mask_head(config)
-        self.post_init()
+        super().__init__(with_mask_levels(config))
 
     @property
     def mask_level(self) -> int:
@@ -414,19 +404,11 @@ class DeformableDetrForSegmentation(Segmenter):
 
 def with_mask_levels(config: DeformableDetrConfig) -> DeformableDetrConfig:
     """The configuration, with as many finer maps of the backbone as the mask head needs."""
-    backbone = config.backbone_config
-    levels = list(backbone.out_indices)
+    levels = config.backbone_config.out_indices
     missing = NUM_MAPS - len(levels)
     if missing <= 0:
         return config
-    finer = range(levels[0] - missing, levels[0])
     config = copy.deepcopy(config)
     config.num_mask_levels += missing
-    config.backbone_config = TimmBackboneConfig(
-        backbone=backbone.backbone,
-        num_channels=backbone.num_channels,
-        out_indices=[*finer, *levels],
-        output_stride=backbone.output_stride,
-        use_pretrained_backbone=backbone.use_pretrained_backbone,
-    )
+    config.backbone_config.out_indices = [*range(levels[0] - missing, levels[0]), *levels]
     return config

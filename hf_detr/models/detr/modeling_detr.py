@@ -127,7 +127,6 @@ class DetrForObjectDetection(ObjectDetector):
     """DETR with its heads: from pixels to classes, boxes and loss."""
 
     config_class = DetrConfig
-    _no_split_modules = DetrModel._no_split_modules
 
     def __init__(self, config: DetrConfig) -> None:
         super().__init__(config)
@@ -150,10 +149,4 @@ class DetrForSegmentation(Segmenter):
 
     config_class = DetrConfig
     base_model_prefix = "detr"
-    _no_split_modules = DetrForObjectDetection._no_split_modules
-
-    def __init__(self, config: DetrConfig) -> None:
-        super().__init__(config)
-        self.detr = DetrForObjectDetection(config)
-        self.add_mask_head(config)
-        self.post_init()
+    detector_class = DetrForObjectDetection
