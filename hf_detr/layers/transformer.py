@@ -1,13 +1,13 @@
 """Base of encoder and decoder layers, and the transformer encoder."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutput
 
 from .attention import MultiHeadAttention
 from .feature_pyramid import FeaturePyramid
@@ -50,6 +50,21 @@ class TransformerLayer(GradientCheckpointingLayer):
         inner = self.activation(self.fc1(hidden_states))
         inner = F.dropout(inner, self.activation_dropout, self.training)
         return self.add_and_norm(hidden_states, self.fc2(inner), self.final_layer_norm)
+
+
+@dataclass(frozen=True)
+class EncoderOutput:
+    """Outputs of the encoder: memory (B, S, D), and per layer what was asked for.
+
+    Attributes:
+        last_hidden_state: (B, S, D).
+        hidden_states: input of the first layer and output of every layer, or None.
+        attentions: attention weights of every layer, or None.
+    """
+
+    last_hidden_state: Tensor
+    hidden_states: tuple[Tensor, ...] | None
+    attentions: tuple[Tensor, ...] | None
 
 
 class GlobalSelfAttention(MultiHeadAttention):
@@ -122,12 +137,8 @@ class Encoder(nn.Module):
         pyramid: FeaturePyramid,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
-    ) -> BaseModelOutput:
-        """Transform tokens (B, S, D) into the memory (B, S, D) that the decoder reads.
-
-        The layers' attentions are those of their self-attention, or None unless asked for; so are
-        hidden states, those before the first layer and after every layer.
-        """
+    ) -> EncoderOutput:
+        """Transform tokens (B, S, D) into the memory that the decoder reads."""
         all_states, all_weights = [hidden_states], []
         for layer in self.layers:
             hidden_states, weights = layer(
@@ -135,7 +146,7 @@ class Encoder(nn.Module):
             )
             all_states.append(hidden_states)
             all_weights.append(weights)
-        return BaseModelOutput(
+        return EncoderOutput(
             hidden_states,
             tuple(all_states) if output_hidden_states else None,
             tuple(all_weights) if output_attentions else None,

@@ -5,13 +5,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput
 
 from ..layers.feature_pyramid import FeaturePyramid
+from ..layers.transformer import EncoderOutput
 from .training_queries import TrainingQueries
-
-Layers = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -33,13 +31,13 @@ class DecoderOutput:
     """
 
     layer_states: Tensor
-    reference_points: Layers | None = None
-    hidden_states: Layers | None = None
-    attentions: Layers | None = None
-    cross_attentions: Layers | None = None
+    reference_points: tuple[Tensor, ...] | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    cross_attentions: tuple[Tensor, ...] | None = None
     enc_outputs_class: Tensor | None = None
     enc_outputs_coord_logits: Tensor | None = None
-    undetached_reference_points: Layers | None = None
+    undetached_reference_points: tuple[Tensor, ...] | None = None
 
     def split(self, num_queries: int) -> tuple["DecoderOutput", "DecoderOutput"]:
         """Outputs of the first queries, and of the others the states and references."""
@@ -89,8 +87,46 @@ class DecoderOutput:
         )
 
 
+# The fields of outputs, in groups that several classes share. A class has the fields of its last
+# base first, which is their order in a tuple; entries that weren't asked for are None.
+
+
 @dataclass
-class DetectionModelOutput(ModelOutput):
+class _LastHiddenState(ModelOutput):
+    last_hidden_state: Tensor | None = None
+
+
+@dataclass
+class _LayerStates(_LastHiddenState):
+    intermediate_hidden_states: Tensor | None = None
+    reference_points: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class _Stages(ModelOutput):
+    decoder_hidden_states: tuple[Tensor, ...] | None = None
+    decoder_attentions: tuple[Tensor, ...] | None = None
+    cross_attentions: tuple[Tensor, ...] | None = None
+    encoder_last_hidden_state: Tensor | None = None
+    encoder_hidden_states: tuple[Tensor, ...] | None = None
+    encoder_attentions: tuple[Tensor, ...] | None = None
+    encoder_sampling_locations: tuple[Tensor, ...] | None = None
+    decoder_sampling_locations: tuple[Tensor, ...] | None = None
+    enc_outputs_class: Tensor | None = None
+    enc_outputs_coord_logits: Tensor | None = None
+
+
+@dataclass
+class _Predictions(ModelOutput):
+    loss: Tensor | None = None
+    loss_dict: dict[str, Tensor] | None = None
+    logits: Tensor | None = None
+    pred_boxes: Tensor | None = None
+    auxiliary_outputs: list[dict[str, Tensor]] | None = None
+
+
+@dataclass
+class DetectionModelOutput(_Stages, _LayerStates):
     """States of encoder and decoder; entries that weren't asked for are None.
 
     Attributes:
@@ -114,30 +150,17 @@ class DetectionModelOutput(ModelOutput):
             and references, for the loss.
     """
 
-    last_hidden_state: Tensor | None = None
-    intermediate_hidden_states: Tensor | None = None
-    reference_points: Layers | None = None
-    decoder_hidden_states: Layers | None = None
-    decoder_attentions: Layers | None = None
-    cross_attentions: Layers | None = None
-    encoder_last_hidden_state: Tensor | None = None
-    encoder_hidden_states: Layers | None = None
-    encoder_attentions: Layers | None = None
-    encoder_sampling_locations: Layers | None = None
-    decoder_sampling_locations: Layers | None = None
-    enc_outputs_class: Tensor | None = None
-    enc_outputs_coord_logits: Tensor | None = None
-    feature_maps: Layers | None = None
-    projected_feature_maps: Layers | None = None
+    feature_maps: tuple[Tensor, ...] | None = None
+    projected_feature_maps: tuple[Tensor, ...] | None = None
     pyramid: FeaturePyramid | None = None
-    undetached_reference_points: Layers | None = None
+    undetached_reference_points: tuple[Tensor, ...] | None = None
     training_queries: TrainingQueries | None = None
     training_states: DecoderOutput | None = None
 
     @classmethod
     def from_stages(
         cls,
-        encoded: BaseModelOutput,
+        encoded: EncoderOutput,
         decoded: DecoderOutput,
         training_queries: TrainingQueries | None,
         *maps: Any,
@@ -174,7 +197,7 @@ class DetectionModelOutput(ModelOutput):
 
 
 @dataclass
-class ObjectDetectionOutput(ModelOutput):
+class ObjectDetectionOutput(_Stages, _LastHiddenState, _Predictions):
     """Predictions, with the loss if labels were given; further entries as in the model's output.
 
     Attributes:
@@ -187,23 +210,7 @@ class ObjectDetectionOutput(ModelOutput):
             labels were given and the configuration has `auxiliary_loss`.
     """
 
-    loss: Tensor | None = None
-    loss_dict: dict[str, Tensor] | None = None
-    logits: Tensor | None = None
-    pred_boxes: Tensor | None = None
-    auxiliary_outputs: list[dict[str, Tensor]] | None = None
-    last_hidden_state: Tensor | None = None
-    decoder_hidden_states: Layers | None = None
-    decoder_attentions: Layers | None = None
-    cross_attentions: Layers | None = None
-    encoder_last_hidden_state: Tensor | None = None
-    encoder_hidden_states: Layers | None = None
-    encoder_attentions: Layers | None = None
-    encoder_sampling_locations: Layers | None = None
-    decoder_sampling_locations: Layers | None = None
-    enc_outputs_class: Tensor | None = None
-    enc_outputs_coord_logits: Tensor | None = None
-    reference_points: Layers | None = None
+    reference_points: tuple[Tensor, ...] | None = None
 
 
 @dataclass
@@ -220,7 +227,9 @@ class SegmentationOutput(ObjectDetectionOutput):
     pixel_mask: Tensor | None = None
 
 
-def _split_sampling(attentions: tuple[Any, ...] | None) -> tuple[Layers | None, Layers | None]:
+def _split_sampling(
+    attentions: tuple[Any, ...] | None,
+) -> tuple[tuple[Tensor, ...] | None, tuple[Tensor, ...] | None]:
     """Attention weights per layer, and sampling locations where attention is deformable."""
     if not attentions or isinstance(attentions[0], Tensor):
         return attentions, None
