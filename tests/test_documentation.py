@@ -14,7 +14,6 @@ from PIL import Image
 
 import hf_detr
 from hf_detr.ops.compiled_attention import find_operators
-from hf_detr_command_line import COMMANDS
 
 from .checkpoints.test_model_card import write_model
 from .tiny import PREFIXES, tiny_config
@@ -105,7 +104,7 @@ def test_commands_exist(page: Path) -> None:
 
 def check_command(words: list[str]) -> None:
     paths = [
-        REPOSITORY / (f"{COMMANDS[words[i + 1]][0].replace('.', '/')}.py" if is_command else word)
+        REPOSITORY / (f"hf_detr/commands/{words[i + 1]}.py" if is_command else word)
         for i, word in enumerate(words)
         if (is_command := Path(word).name == "hf-detr") or word.startswith("examples/")
     ]

@@ -104,7 +104,7 @@ def test_benchmarks_run(script: str, options: tuple[str, ...], parts: tuple[str,
     """The quick benchmarks check results and print all parts."""
     if script == "_export":
         pytest.importorskip("onnxruntime")
-    result = run(f"examples/benchmark{script}.py", "--quick", *options)
+    result = run(f"examples/benchmarks/benchmark{script}.py", "--quick", *options)
     assert result.returncode == 0, result.stderr
     for part in parts:
         assert part in result.stdout

@@ -132,12 +132,12 @@ def test_folded_backbone_is_reused() -> None:
     model, processor = tiny_detector("detr"), DetrImageProcessor(size=SIZE)
     folded, image = model.model.backbone.folded, np.zeros((40, 50, 3), np.uint8)
     predict(model, processor, image)
-    made = folded.made
-    assert made is not None
+    copied = folded.copy
+    assert copied is not None
     predict(model, processor, image)
-    assert folded.made is made
+    assert folded.copy is copied
     predict(model.train(), processor, image)
-    assert folded.made is None
+    assert folded.copy is None
 
 
 @pytest.mark.parametrize("do_normalize", [True, False])

@@ -40,7 +40,7 @@ def test_predictions_alone() -> None:
 
 
 def test_wrong_targets_are_refused() -> None:
-    """Relative boxes would be a dot in the corner; too few targets would be those of other images."""
+    """Relative boxes would be a dot in the corner; too few would be those of others."""
     _, records = tiny_records("detr")
     relative = {"boxes": torch.rand(2, 4), "class_labels": torch.tensor([0, 1])}
     with pytest.raises(ValueError, match="seem to be relative.*in pixels"):
