@@ -1,8 +1,8 @@
-"""Turn official checkpoints into folders for the Hub, and back.
+"""Convert official checkpoints to folders for the Hub, and back.
 
 A checkpoint is a .pth of facebookresearch/detr, fundamentalvision/Deformable-DETR,
-Atten4Vis/ConditionalDETR, MMDetection (2 or 3) or detrex; folders can be turned into one of the
-first three. If that fails, nothing is written.
+Atten4Vis/ConditionalDETR, MMDetection (2 or 3) or detrex; folders are converted to a .pth of the
+first three. If a conversion fails, nothing is written.
 """
 
 import argparse
