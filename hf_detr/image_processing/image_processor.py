@@ -6,7 +6,7 @@ without its padding.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from transformers.image_utils import ImageInput, PILImageResampling, SizeDict
 from transformers.processing_utils import Unpack
 
 from ..atomic_saving import atomic_folder
+from ..losses.classification import Classification
 from .coco_targets import prepare_labels
 from .image_canvas import (
     empty_canvas,
@@ -37,10 +38,10 @@ from .image_settings import (
     resized_hw,
     standard_size,
 )
-from .postprocess_masks import MaskPostProcessing
+from .postprocess_masks import encode_segments, merged_maps, segment_maps, semantic_maps
 
 
-class DetectionImageProcessor(MaskPostProcessing, TorchvisionBackend):
+class DetectionImageProcessor(TorchvisionBackend):
     """Resizes, rescales, normalizes and pads images, and converts COCO annotations to targets.
 
     Args:
@@ -65,6 +66,7 @@ class DetectionImageProcessor(MaskPostProcessing, TorchvisionBackend):
 
     valid_kwargs = DetectionImageKwargs
     model_input_names = ["pixel_values", "pixel_mask"]
+    classification: type[Classification]  # of the variant's logits
     default_to_square = False
     do_resize = True
     size = {"shortest_edge": DEFAULT_SHORTEST_EDGE, "longest_edge": DEFAULT_LONGEST_EDGE}
@@ -132,6 +134,81 @@ class DetectionImageProcessor(MaskPostProcessing, TorchvisionBackend):
         path = Path(json_file_path)
         with atomic_folder(path.parent) as folder:
             super().to_json_file(folder / path.name)
+
+    def post_process_semantic_segmentation(
+        self,
+        outputs: Any,
+        target_sizes: list[tuple[int, int]] | None = None,
+        return_segmentation_scores: bool = False,
+    ) -> list[Any]:
+        """Convert the model's outputs to a map (height, width) of classes; see `semantic_maps`.
+
+        Args (also of the methods below):
+            outputs: `logits` (B, Q, C'), `pred_masks` (B, Q, h, w), and optionally `pixel_mask`
+                (B, H, W), which is used to remove the padding.
+            target_sizes: (height, width) of each map; defaults to the size of the masks.
+        """
+        return semantic_maps(
+            self.classification.probabilities(outputs.logits),
+            outputs.pred_masks,
+            target_sizes,
+            return_segmentation_scores,
+            getattr(outputs, "pixel_mask", None),
+        )
+
+    def post_process_instance_segmentation(
+        self,
+        outputs: Any,
+        threshold: float = 0.5,
+        mask_threshold: float = 0.5,
+        overlap_mask_area_threshold: float = 0.8,
+        target_sizes: list[tuple[int, int]] | None = None,
+        return_coco_annotation: bool | None = False,
+    ) -> list[dict[str, Any]]:
+        """As `post_process_panoptic_segmentation`, without fusing; optionally as run lengths."""
+        settings = threshold, mask_threshold, overlap_mask_area_threshold, (), target_sizes
+        results = self.post_process_panoptic_segmentation(outputs, *settings)
+        return encode_segments(results) if return_coco_annotation else results
+
+    def post_process_panoptic_segmentation(
+        self,
+        outputs: Any,
+        threshold: float = 0.5,
+        mask_threshold: float = 0.5,
+        overlap_mask_area_threshold: float = 0.8,
+        label_ids_to_fuse: Collection[int] | None = None,
+        target_sizes: list[tuple[int, int]] | None = None,
+    ) -> list[dict[str, Any]]:
+        """Convert queries with scores above `threshold` to segments; see `segment_maps`."""
+        return segment_maps(
+            self.classification.best_classes(outputs.logits),
+            outputs.pred_masks,
+            threshold,
+            mask_threshold,
+            overlap_mask_area_threshold,
+            label_ids_to_fuse or (),
+            target_sizes,
+            getattr(outputs, "pixel_mask", None),
+        )
+
+    def post_process_panoptic_merge(
+        self,
+        outputs: Any,
+        threshold: float = 0.85,
+        label_ids_to_fuse: Collection[int] | None = None,
+        min_area: int = 5,
+        target_sizes: list[tuple[int, int]] | None = None,
+    ) -> list[dict[str, Any]]:
+        """Merge segments by the rules of the paper, used for its PQ; see `merged_maps`."""
+        return merged_maps(
+            self.classification.best_classes(outputs.logits),
+            outputs.pred_masks,
+            threshold,
+            label_ids_to_fuse or (),
+            min_area,
+            target_sizes,
+            getattr(outputs, "pixel_mask", None),
+        )
 
     def _standardize_kwargs(self, **kwargs: Any) -> dict[str, Any]:
         kwargs["size"] = standard_size(kwargs.get("size"))

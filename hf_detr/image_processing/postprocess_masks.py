@@ -1,7 +1,12 @@
-"""Post-processing of scored masks: semantic, instance and panoptic segmentation.
+"""Conversion of scored masks to segment maps: semantic, instance and panoptic segmentation.
 
-Arguments and results are those of transformers; `post_process_panoptic_merge` is the panoptic merge
-of the paper's code.
+Arguments and results are those of transformers; `merged_maps` is the panoptic merge of the paper's
+code.
+
+In all functions, `target_sizes` are (height, width) per image, by default the size of the masks.
+`pixel_mask` (B, H, W), as passed to the model, is used to remove the padding. Without it, the mask
+of the whole canvas is resized to the target as in transformers, which is only correct without
+padding.
 """
 
 from collections.abc import Collection, Sequence
@@ -11,175 +16,161 @@ import torch
 from torch import Tensor
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 
-from ..losses.classification import Classification
 from .coco_masks import run_lengths
 from .resized_argmax import Resizing, make_resizings, resized_argmax, resized_maps, write_winners
 
+BestClasses = tuple[Tensor, Tensor, Tensor]  # scores, labels, whether it is an object; (B, Q)
 
-class MaskPostProcessing:
-    """Methods of an image processor that convert a model's outputs to segment maps.
 
-    Args (of all methods):
-        outputs: `logits` (B, Q, C'), the mask logits `pred_masks` (B, Q, h, w), and optionally
-            `pixel_mask` (B, H, W) as passed to the model, which is used to remove the padding.
-            Without it, the mask of the whole canvas is resized to the target as in transformers,
-            which is only correct without padding.
-        target_sizes: (height, width) of each map; defaults to the size of the masks.
+@torch.no_grad()
+def semantic_maps(
+    class_probabilities: Tensor,
+    pred_masks: Tensor,
+    target_sizes: Sequence[tuple[int, int]] | None = None,
+    return_segmentation_scores: bool = False,
+    pixel_mask: Tensor | None = None,
+) -> list[Tensor] | list[SemanticSegmentationPostProcessorOutput]:
+    """Compute the best class of each pixel, (h, w) int64 per image.
 
-    Raises (all methods):
+    Args:
+        class_probabilities: (B, Q, C), without "no object".
+        pred_masks: mask logits (B, Q, h, w).
+        target_sizes, pixel_mask: see above.
+        return_segmentation_scores: whether to return for each image `segmentation`, the map, and
+            `segmentation_scores` (C, h, w), the sum over queries of class probability times mask
+            probability, which isn't in [0, 1].
+
+    Raises:
         ValueError: if the number of target sizes or pixel masks isn't the number of images.
     """
+    results = []
+    resizings = make_resizings(pred_masks, target_sizes, pixel_mask)
+    for classes, masks, resizing in zip(class_probabilities, pred_masks, resizings, strict=True):
+        scores = torch.einsum("qc,qhw->chw", classes, masks.float().sigmoid())
+        if not return_segmentation_scores:
+            results.append(resized_argmax(scores, resizing)[0])
+            continue
+        scores = resized_maps(scores, resizing)
+        classes_map = scores.new_empty(scores.shape[1:], dtype=torch.long)
+        write_winners(scores, range(len(scores)), classes_map)
+        data = {"segmentation": classes_map, "segmentation_scores": scores}
+        results.append(SemanticSegmentationPostProcessorOutput(data))
+    return results
 
-    classification: type[Classification]  # of the variant's logits
 
-    @torch.no_grad()
-    def post_process_semantic_segmentation(
-        self,
-        outputs: Any,
-        target_sizes: Sequence[tuple[int, int]] | None = None,
-        return_segmentation_scores: bool = False,
-    ) -> list[Tensor] | list[SemanticSegmentationPostProcessorOutput]:
-        """Compute the best class of each pixel, (h, w) int64 per image.
+@torch.no_grad()
+def segment_maps(
+    best_classes: BestClasses,
+    pred_masks: Tensor,
+    threshold: float = 0.5,
+    mask_threshold: float = 0.5,
+    overlap_mask_area_threshold: float = 0.8,
+    label_ids_to_fuse: Collection[int] = (),
+    target_sizes: Sequence[tuple[int, int]] | None = None,
+    pixel_mask: Tensor | None = None,
+) -> list[dict[str, Any]]:
+    """Assign each pixel to the query with the largest product of mask probability and score.
 
-        Args:
-            outputs, target_sizes: see `MaskPostProcessing`.
-            return_segmentation_scores: whether to return for each image `segmentation`, the map,
-                and `segmentation_scores` (C, h, w), the sum over queries of class probability times
-                mask probability, which isn't in [0, 1].
-        """
-        probabilities = self.classification.probabilities(outputs.logits)
-        resizings = _resizings(outputs, target_sizes)
-        results = []
-        for classes, masks, resizing in zip(
-            probabilities, outputs.pred_masks, resizings, strict=True
-        ):
-            scores = torch.einsum("qc,qhw->chw", classes, masks.float().sigmoid())
-            if not return_segmentation_scores:
-                results.append(resized_argmax(scores, resizing)[0])
-                continue
-            scores = resized_maps(scores, resizing)
-            classes_map = scores.new_empty(scores.shape[1:], dtype=torch.long)
-            write_winners(scores, range(len(scores)), classes_map)
-            data = {"segmentation": classes_map, "segmentation_scores": scores}
-            results.append(SemanticSegmentationPostProcessorOutput(data))
-        return results
+    Args:
+        best_classes: score in [0, 1] of each query, label, and whether it is an object; (B, Q).
+        pred_masks: mask logits (B, Q, h, w).
+        threshold: objects with a higher score can become segments.
+        mask_threshold: minimum product of mask probability and score of a query's own pixels.
+        overlap_mask_area_threshold: a query is dropped unless a larger fraction of its own pixels
+            is assigned to it.
+        label_ids_to_fuse: classes whose segments are fused into one, such as sky.
+        target_sizes, pixel_mask: see above.
 
-    def post_process_instance_segmentation(
-        self,
-        outputs: Any,
-        threshold: float = 0.5,
-        mask_threshold: float = 0.5,
-        overlap_mask_area_threshold: float = 0.8,
-        target_sizes: Sequence[tuple[int, int]] | None = None,
-        return_coco_annotation: bool | None = False,
-    ) -> list[dict[str, Any]]:
-        """As `post_process_panoptic_segmentation`, without fusing; optionally as run lengths."""
-        settings = threshold, mask_threshold, overlap_mask_area_threshold, (), target_sizes
-        results = self.post_process_panoptic_segmentation(outputs, *settings)
-        return encode_segments(results) if return_coco_annotation else results
+    Returns:
+        For each image `segmentation` (h, w) int32, the ids of segments from 1, 0 for none (-1
+        everywhere, float32, if no query was kept), and `segments_info`, the `id`, `label_id`,
+        `was_fused` and `score` of each query that became a segment or part of one.
 
-    @torch.no_grad()
-    def post_process_panoptic_segmentation(
-        self,
-        outputs: Any,
-        threshold: float = 0.5,
-        mask_threshold: float = 0.5,
-        overlap_mask_area_threshold: float = 0.8,
-        label_ids_to_fuse: Collection[int] | None = None,
-        target_sizes: Sequence[tuple[int, int]] | None = None,
-    ) -> list[dict[str, Any]]:
-        """Assign each pixel to the query with the largest product of mask probability and score.
+    Raises:
+        ValueError: if the number of target sizes or pixel masks isn't the number of images.
+    """
+    scores, labels, is_object = best_classes
+    keep = is_object & (scores > threshold)
+    results = []
+    resizings = make_resizings(pred_masks, target_sizes, pixel_mask)
+    for image, resizing in enumerate(resizings):
+        kept = keep[image]
+        if not kept.any():
+            results.append(_empty_result(resizing))
+            continue
+        kept_scores = scores[image, kept]
+        products = pred_masks[image, kept].float().sigmoid() * kept_scores[:, None, None]
+        winners, own = resized_argmax(products, resizing, mask_threshold)
+        won = torch.bincount(winners.flatten(), minlength=len(own))
+        exists = (won > 0) & (own > 0) & (won / own > overlap_mask_area_threshold)
+        segments, ids = _number_segments(
+            kept_scores.tolist(), labels[image, kept].tolist(), exists.tolist(), label_ids_to_fuse
+        )
+        lookup = torch.tensor(ids, dtype=torch.int32, device=winners.device)
+        results.append({"segmentation": lookup[winners], "segments_info": segments})
+    return results
 
-        Args:
-            outputs, target_sizes: see `MaskPostProcessing`.
-            threshold: objects with a higher score can become segments.
-            mask_threshold: minimum product of mask probability and score of a query's own pixels.
-            overlap_mask_area_threshold: a query is dropped unless a larger fraction of its own
-                pixels is assigned to it.
-            label_ids_to_fuse: classes whose segments are fused into one, such as sky.
 
-        Returns:
-            For each image `segmentation` (h, w) int32, the ids of segments from 1, 0 for none (-1
-            everywhere, float32, if no query was kept), and `segments_info`, the `id`, `label_id`,
-            `was_fused` and `score` of each query that became a segment or part of one.
-        """
-        scores, labels, is_object = self.classification.best_classes(outputs.logits)
-        keep = is_object & (scores > threshold)
-        results = []
-        for image, resizing in enumerate(_resizings(outputs, target_sizes)):
-            kept = keep[image]
-            if not kept.any():
-                results.append(_empty_result(resizing))
-                continue
-            kept_scores = scores[image, kept]
-            products = outputs.pred_masks[image, kept].float().sigmoid()
-            products *= kept_scores[:, None, None]
-            winners, own = resized_argmax(products, resizing, mask_threshold)
-            won = torch.bincount(winners.flatten(), minlength=len(own))
-            exists = (won > 0) & (own > 0) & (won / own > overlap_mask_area_threshold)
-            columns = kept_scores.tolist(), labels[image, kept].tolist(), exists.tolist()
-            segments, ids = _number_segments(*columns, label_ids_to_fuse or ())
-            lookup = torch.tensor(ids, dtype=torch.int32, device=winners.device)
-            results.append({"segmentation": lookup[winners], "segments_info": segments})
-        return results
+@torch.no_grad()
+def merged_maps(
+    best_classes: BestClasses,
+    pred_masks: Tensor,
+    threshold: float = 0.85,
+    label_ids_to_fuse: Collection[int] = (),
+    min_area: int = 5,
+    target_sizes: Sequence[tuple[int, int]] | None = None,
+    pixel_mask: Tensor | None = None,
+) -> list[dict[str, Any]]:
+    """Assign each pixel to the query with the largest mask logit (DETR, Section 4.4).
 
-    @torch.no_grad()
-    def post_process_panoptic_merge(
-        self,
-        outputs: Any,
-        threshold: float = 0.85,
-        label_ids_to_fuse: Collection[int] | None = None,
-        min_area: int = 5,
-        target_sizes: Sequence[tuple[int, int]] | None = None,
-    ) -> list[dict[str, Any]]:
-        """Assign each pixel to the query with the largest mask logit (DETR, Section 4.4).
+    Queries of the same stuff class are fused, and small segments are dropped. Then, as in the
+    official code, pixels are assigned again to the remaining queries, of which each fused class has
+    only the first.
 
-        Queries of the same stuff class are fused, and small segments are dropped. Then, as in the
-        official code, pixels are assigned again to the remaining queries, of which each fused class
-        has only the first. These are the rules of the paper, used for its PQ.
+    Args:
+        best_classes, pred_masks, threshold: as in `segment_maps`.
+        label_ids_to_fuse: the stuff classes.
+        min_area: segments with fewer pixels are dropped.
+        target_sizes, pixel_mask: see above. With a mask, pixels are assigned at the size of the
+            image in the model and resized to the nearest pixel, as in the official code.
 
-        Args:
-            outputs, target_sizes: see `MaskPostProcessing`. With a mask, pixels are assigned at the
-                size of the image in the model and resized to the nearest pixel, as in the official
-                code.
-            threshold: objects with a higher score can become segments.
-            label_ids_to_fuse: the stuff classes.
-            min_area: segments with fewer pixels are dropped.
+    Returns:
+        For each image `segmentation` (h, w) int32, ids from 1 (-1 everywhere, float32, if no query
+        is kept), and `segments_info`: `id`, `label_id`, `was_fused`, `score` and `area` in pixels.
 
-        Returns:
-            As `post_process_panoptic_segmentation`, but each pixel has a segment, and the records
-            have `area` in pixels.
-        """
-        label_ids_to_fuse = label_ids_to_fuse or ()
-        scores, labels, is_object = self.classification.best_classes(outputs.logits)
-        keep = is_object & (scores > threshold)
-        results = []
-        # Deviation: the official code resizes the mask of the whole canvas to the image's size,
-        # which is only correct for single images.
-        for image, resizing in enumerate(_resizings(outputs, target_sizes, nearest=True)):
-            queries = keep[image].nonzero()[:, 0]
-            groups = _first_of_stuff(labels[image, queries].tolist(), label_ids_to_fuse)
-            masks = outputs.pred_masks[image, queries].float()
-            segmentation, area, remaining = _merge(masks, groups, min_area, resizing)
-            if not len(remaining):
-                results.append(_empty_result(resizing))
-                continue
-            queries = queries[remaining]
-            columns = scores[image, queries], labels[image, queries], area
-            segments = [
-                {
-                    "id": number,
-                    "label_id": label,
-                    "was_fused": label in label_ids_to_fuse,
-                    "score": round(score, 6),
-                    "area": pixels,
-                }
-                for number, (score, label, pixels) in enumerate(
-                    zip(*(column.tolist() for column in columns), strict=True), start=1
-                )
-            ]
-            results.append({"segmentation": (segmentation + 1).int(), "segments_info": segments})
-        return results
+    Raises:
+        ValueError: if the number of target sizes or pixel masks isn't the number of images.
+    """
+    scores, labels, is_object = best_classes
+    keep = is_object & (scores > threshold)
+    results = []
+    # Deviation: the official code resizes the mask of the whole canvas to the image's size, which
+    # is only correct for single images.
+    resizings = make_resizings(pred_masks, target_sizes, pixel_mask, nearest=True)
+    for image, resizing in enumerate(resizings):
+        queries = keep[image].nonzero()[:, 0]
+        groups = _first_of_stuff(labels[image, queries].tolist(), label_ids_to_fuse)
+        masks = pred_masks[image, queries].float()
+        segmentation, area, remaining = _merge(masks, groups, min_area, resizing)
+        if not len(remaining):
+            results.append(_empty_result(resizing))
+            continue
+        queries = queries[remaining]
+        columns = scores[image, queries], labels[image, queries], area
+        segments = [
+            {
+                "id": number,
+                "label_id": label,
+                "was_fused": label in label_ids_to_fuse,
+                "score": round(score, 6),
+                "area": pixels,
+            }
+            for number, (score, label, pixels) in enumerate(
+                zip(*(column.tolist() for column in columns), strict=True), start=1
+            )
+        ]
+        results.append({"segmentation": (segmentation + 1).int(), "segments_info": segments})
+    return results
 
 
 def encode_segments(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -244,13 +235,6 @@ def _first_of_stuff(labels: list[int], label_ids_to_fuse: Collection[int]) -> li
         labels.index(label) if label in label_ids_to_fuse else index
         for index, label in enumerate(labels)
     ]
-
-
-def _resizings(
-    outputs: Any, target_sizes: Sequence[tuple[int, int]] | None, nearest: bool = False
-) -> list[Resizing]:
-    pixel_mask = getattr(outputs, "pixel_mask", None)
-    return make_resizings(outputs.pred_masks, target_sizes, pixel_mask, nearest)
 
 
 def _empty_result(resizing: Resizing) -> dict[str, Any]:

@@ -60,20 +60,21 @@ def make_resizings(
             "(height, width) per image."
         )
     targets = [None] * count if target_sizes is None else target_sizes
-    canvas_hw, image_sizes, last = map_hw, [map_hw] * count, _weights
-    if pixel_mask is not None:
-        canvas_hw, image_sizes = tuple(pixel_mask.shape[1:]), _image_sizes(pixel_mask, count)
+    if pixel_mask is None:
+        sides = [zip(map_hw, map_hw if hw is None else hw, strict=True) for hw in targets]
+        weights = [[_weights(a, int(b)) for a, b in side] for side in sides]
+    else:
+        image_sizes = _image_sizes(pixel_mask, count)
         last = _nearest_weights if nearest else _weights
-    resizings = []
-    for image_hw, target_hw in zip(image_sizes, targets, strict=True):
-        target_hw = image_hw if target_hw is None else target_hw
-        sides = zip(map_hw, canvas_hw, image_hw, target_hw, strict=True)
         weights = [
-            last(image, int(target)) @ _weights(size, canvas)[:image]
-            for size, canvas, image, target in sides
+            [
+                last(image, image if hw is None else int(hw[axis]))
+                @ _weights(map_hw[axis], pixel_mask.shape[1 + axis])[:image]
+                for axis, image in enumerate(image_hw)
+            ]
+            for image_hw, hw in zip(image_sizes, targets, strict=True)
         ]
-        resizings.append(Resizing(*(side.to(maps.device) for side in weights)))
-    return resizings
+    return [Resizing(*(side.to(maps.device) for side in pair)) for pair in weights]
 
 
 def resized_argmax(

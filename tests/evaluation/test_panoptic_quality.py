@@ -12,8 +12,7 @@ from PIL import Image
 from torch.testing import assert_close
 
 from hf_detr import PanopticQuality
-
-from ..image_processing.test_postprocess_masks import segment_maps
+from hf_detr.image_processing.postprocess_masks import segment_maps
 
 THINGS = {0: "shirt", 1: "shoe"}
 STUFF = {2: "sky", 3: "grass"}

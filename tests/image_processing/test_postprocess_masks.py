@@ -1,9 +1,7 @@
 """Segment maps: equality with recorded results of transformers and the official code."""
 
 import json
-from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,40 +10,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.testing import assert_close
 
-from hf_detr.image_processing.postprocess_masks import MaskPostProcessing, encode_segments
+from hf_detr.image_processing.postprocess_masks import (
+    encode_segments,
+    merged_maps,
+    segment_maps,
+    semantic_maps,
+)
 
-
-class GivenClasses:
-    """A classification whose logits are the probabilities or best classes themselves."""
-
-    @staticmethod
-    def probabilities(logits: Tensor) -> Tensor:
-        return logits
-
-    @staticmethod
-    def best_classes(logits: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        return logits
-
-
-PROCESSOR = MaskPostProcessing()
-PROCESSOR.classification = GivenClasses
-
-
-def post_process(
-    method: str,
-    classes: Any,
-    pred_masks: Tensor,
-    *arguments: Any,
-    pixel_mask: Tensor | None = None,
-    **options: Any,
-) -> list[Any]:
-    outputs = SimpleNamespace(logits=classes, pred_masks=pred_masks, pixel_mask=pixel_mask)
-    return getattr(PROCESSOR, method)(outputs, *arguments, **options)
-
-
-semantic_maps = partial(post_process, "post_process_semantic_segmentation")
-segment_maps = partial(post_process, "post_process_panoptic_segmentation")
-merged_maps = partial(post_process, "post_process_panoptic_merge")
 SETTINGS = ("default", "loose", "strict", "nothing")
 
 
