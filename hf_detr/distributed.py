@@ -24,3 +24,11 @@ def gather_from_processes(value: Any) -> list[Any]:
     values: list[Any] = [None] * num_processes()
     torch.distributed.all_gather_object(values, value)
     return values
+
+
+def any_process(condition: torch.Tensor) -> bool:
+    """Return whether a condition, a scalar tensor, is true in any process; all must call this."""
+    flag = condition.float()
+    if num_processes() > 1:
+        torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+    return bool(flag.item())

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..distributed import gather_from_processes
+from ..distributed import any_process, gather_from_processes
 from ..losses.classification import Classification
 from ..models.outputs import ObjectDetectionOutput
 from ..wording import some_of
@@ -94,7 +94,8 @@ class TrainingHealth:
 
     def report(self) -> list[str]:
         """Return the lines of a report since the last one; all processes must call this."""
-        shares = gather_from_processes({name: sum.cpu() for name, sum in self._sums.items()})
+        own = {name: value.cpu() for name, value in self._sums.items()}
+        shares = gather_from_processes(own)
         sums: dict[str, Tensor] = {}
         for share in shares:
             for name, value in share.items():
@@ -102,10 +103,11 @@ class TrainingHealth:
         lines = []
         if sums:
             lines += self._describe_loss(sums, len(self._norms) * len(shares))
-            lines += _describe_boxes(sums["moved"], sums["pairs"])
-            lines += self._describe_classes(sums["present"], sums["found"])
         if self._norms:
             lines += self._describe_gradients(torch.stack(self._norms).cpu())
+        if sums:
+            lines += _describe_boxes(sums["moved"], sums["pairs"])
+            lines += self._describe_classes(sums["present"], sums["found"])
         if self._num_skipped:
             lines.append(
                 f"{self._num_skipped} steps were skipped because their loss or gradient wasn't "
@@ -116,7 +118,7 @@ class TrainingHealth:
         return lines
 
     def _add(self, name: str, value: Tensor) -> None:
-        self._sums[name] = self._sums.get(name, 0) + value
+        self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
 
     def _describe_loss(self, sums: dict[str, Tensor], num_steps: int) -> list[str]:
         """Shares of the terms in the loss, summed over layers."""
@@ -214,9 +216,14 @@ def find_nonfinite_loss(
             because predictions aren't finite.
         images: indices of images in the batch that the matcher's error names.
     """
-    is_finite = outputs is not None and outputs.loss.isfinite()
-    problem = None if is_finite else _describe_nonfinite(batch, outputs, images)
-    return " ".join(text for text in gather_from_processes(problem) if text) or None
+    pixel_values = batch["pixel_values"]
+    is_bad = torch.ones((), device=pixel_values.device)
+    if outputs is not None:
+        is_bad = ~outputs.loss.detach().isfinite()
+    if not any_process(is_bad):
+        return None
+    problem = _describe_nonfinite(batch, outputs, images) if is_bad else None
+    return " ".join(text for text in gather_from_processes(problem) if text)
 
 
 def _describe_nonfinite(
@@ -224,8 +231,9 @@ def _describe_nonfinite(
 ) -> str:
     """Describe what isn't finite in this process's batch, and name the images."""
     labels = batch["labels"]
-    has_bad_pixels = ~batch["pixel_values"].flatten(1).isfinite().all(1)
-    if bad_pixels := has_bad_pixels.nonzero().flatten().tolist():
+    finite_pixels = batch["pixel_values"].flatten(1).isfinite().all(1).tolist()
+    bad_pixels = [image for image, is_finite in enumerate(finite_pixels) if not is_finite]
+    if bad_pixels:
         names = _image_names(labels, bad_pixels)
         return f"NaN or infinity in the pixels of {names}: check how images are read."
     where = "the predictions"
