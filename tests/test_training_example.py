@@ -298,7 +298,11 @@ def test_comparisons(folder: Path) -> None:
         *(*common, *small, "--epochs", "1", "--batch_size", "4", "--queries", "6"),
         *("--output", str(folder / "convergence")),
     )
-    assert "| Deformable DETR |" in shown and "too low for a meaningful comparison" in shown
+    assert "| Deformable DETR |" in shown
+    # The weights are random, so that DETR's AP may exceed the limit of the warning by chance.
+    with (folder / "convergence" / "convergence.csv").open() as file:
+        [ap] = [float(row["AP"]) for row in csv.DictReader(file) if row["model"] == "detr"]
+    assert ("too low for a meaningful comparison" in shown) == (ap < 0.05)
     for name in ("convergence.csv", "convergence.png", "convergence.md"):
         assert (folder / "convergence" / name).stat().st_size > 50
 
