@@ -19,15 +19,17 @@ def read_pickled_checkpoint(file: str | os.PathLike) -> dict[str, Any]:
     scripts keep their options.
 
     Raises:
-        FileNotFoundError, IsADirectoryError: if the file doesn't exist or is a folder.
-        ValueError: if it would run code, is damaged or isn't a dictionary.
+        FileNotFoundError: if the file doesn't exist.
+        ValueError: if it is a folder, would run code, is damaged or isn't a dictionary.
     """
+    if Path(file).is_dir():
+        raise ValueError(f"{file} is a folder; expected a .pth file.")
+    if not Path(file).exists():
+        raise FileNotFoundError(f"{file} doesn't exist; expected a .pth file.")
     try:
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about newer pickle protocols
             content = torch.load(file, map_location="cpu", weights_only=True)
-    except (FileNotFoundError, IsADirectoryError):
-        raise
     except Exception as error:  # damaged files raise errors of many kinds
         raise ValueError(_why_unread(file, error)) from error
     if not isinstance(content, dict):
@@ -69,12 +71,16 @@ def check_tensors(tensors: dict[str, Tensor], file: str | os.PathLike) -> None:
             raise ValueError(f"{name!r} in {file} has shape {shape}, larger than its data.")
 
 
-def check_target(path: Path, overwrite: bool) -> None:
+def check_target(path: Path, overwrite: bool, is_folder: bool) -> None:
     """Check that a file, or a folder with files, may be written.
 
     Raises:
-        FileExistsError: if the file exists, or the folder isn't empty, and `overwrite` isn't set.
+        FileExistsError: if there is a folder instead of a file, or the reverse; or if the file
+            exists, or the folder isn't empty, and `overwrite` isn't set.
     """
+    if path.exists() and path.is_dir() != is_folder:
+        found, expected = ("file", "folder") if is_folder else ("folder", "file")
+        raise FileExistsError(f"{path} is a {found}; expected the name of a {expected} to write.")
     is_empty = path.is_dir() and not any(path.iterdir())
     if path.exists() and not (overwrite or is_empty):
         raise FileExistsError(

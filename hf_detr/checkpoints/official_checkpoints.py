@@ -78,7 +78,7 @@ def convert_official_checkpoint(
             if `dilation` or `num_heads` is required, or if the backbone isn't supported.
     """
     file, folder = Path(file), Path(folder)
-    check_target(folder, overwrite)
+    check_target(folder, overwrite, is_folder=True)
     weights, options, other_dilation = _read(file)
     dilation, num_heads = dilation_and_heads(options, file.name, dilation, num_heads)
     if dilation and other_dilation:
@@ -152,7 +152,7 @@ def export_official_checkpoint(
         FileNotFoundError, FileExistsError: if `folder` isn't a model folder or `file` exists.
         ValueError: if the official code doesn't have such a model.
     """
-    check_target(Path(file), overwrite)
+    check_target(Path(file), overwrite, is_folder=False)
     if not (Path(folder) / "config.json").is_file():
         raise FileNotFoundError(f"{folder} has no config.json; expected a model folder.")
     model = _load(Path(folder))

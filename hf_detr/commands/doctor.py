@@ -19,6 +19,8 @@ from packaging.requirements import Requirement
 from .options import add_json_option
 
 PACKAGE = "hf_detr"
+# Reported if the package isn't installed, so its requirements are unknown
+MAIN_REQUIREMENTS = ("torch", "torchvision", "transformers", "timm", "huggingface-hub")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -103,7 +105,7 @@ def diagnose() -> dict[str, Any]:
 
 def _requirements() -> list[Requirement]:
     """Return each requirement of hf_detr once: the required one if it is in an extra, too."""
-    texts = metadata.requires(PACKAGE) or [] if _version(PACKAGE) else []
+    texts = (metadata.requires(PACKAGE) or []) if _version(PACKAGE) else MAIN_REQUIREMENTS
     first = {one.name: one for one in map(Requirement, reversed(texts))}
     return list(first.values())[::-1]
 

@@ -66,6 +66,9 @@ class MultiScaleDeformableAttention(nn.Module):
         num_levels: L.
         num_points: K, per head and level.
         kernel: which implementation attends, see `multi_scale_deformable_attention`.
+
+    Raises:
+        ValueError: if the heads can't share `d_model` equally.
     """
 
     def __init__(
@@ -77,6 +80,8 @@ class MultiScaleDeformableAttention(nn.Module):
         kernel: Kernel = "auto",
     ) -> None:
         super().__init__()
+        if d_model % num_heads:
+            raise ValueError(f"d_model {d_model} must be divisible by num_heads {num_heads}")
         self.num_heads = num_heads
         self.num_levels = num_levels
         self.num_points = num_points

@@ -16,10 +16,15 @@ class AttentionMaps(nn.Module):
     Args:
         d_model: width D of queries and memory.
         num_heads: M.
+
+    Raises:
+        ValueError: if the heads can't share `d_model` equally.
     """
 
     def __init__(self, d_model: int, num_heads: int) -> None:
         super().__init__()
+        if d_model % num_heads:
+            raise ValueError(f"d_model {d_model} must be divisible by num_heads {num_heads}")
         self.num_heads = num_heads
         self.q_linear = OutputProjection(d_model, d_model)
         self.k_linear = OutputProjection(d_model, d_model)

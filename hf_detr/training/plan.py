@@ -55,13 +55,15 @@ def plan_epoch(
         A list of optimizer steps, each a list of micro-batches.
 
     Raises:
-        ValueError: if a number is less than 1.
+        ValueError: if a number is less than 1, or `process_index` is out of range.
     """
     if min(num_images, batch_size, accumulation_steps, num_processes) < 1:
         raise ValueError(
             f"num_images is {num_images}, batch_size {batch_size}, accumulation_steps "
             f"{accumulation_steps} and num_processes {num_processes}; expected at least 1 for each."
         )
+    if not 0 <= process_index < num_processes:
+        raise ValueError(f"process_index is {process_index}; expected 0 to {num_processes - 1}.")
     order = np.random.default_rng([seed, epoch]).permutation(num_images)
     whole = batch_size * accumulation_steps * num_processes
     steps = [order[start : start + whole] for start in range(0, num_images, whole)]

@@ -84,9 +84,9 @@ def test_other_files(content: bytes, tmp_path: Path) -> None:
 
 def test_no_file(tmp_path: Path) -> None:
     """Folders, missing files and other contents each have their own message."""
-    with pytest.raises(IsADirectoryError, match="Is a directory"):
+    with pytest.raises(ValueError, match="is a folder; expected a .pth file"):
         read_pickled_checkpoint(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"nothing\.pth"):
+    with pytest.raises(FileNotFoundError, match=r"nothing\.pth doesn't exist"):
         read_pickled_checkpoint(tmp_path / "nothing.pth")
     torch.save([torch.ones(1)], tmp_path / "list.pth")
     with pytest.raises(ValueError, match="contains a list; expected a dictionary"):
@@ -112,23 +112,24 @@ def test_odd_tensors(name: Any, value: Any, message: str) -> None:
 def test_existing_files_are_kept(tmp_path: Path) -> None:
     """Files and folders with files are refused unless asked for."""
     file = tmp_path / "official.pth"
-    for path in (file, tmp_path):
-        check_target(path, overwrite=False)
+    targets = {file: False, tmp_path: True}  # whether a folder is written
+    for path, is_folder in targets.items():
+        check_target(path, overwrite=False, is_folder=is_folder)
     file.write_text("mine")
-    for path in (file, tmp_path):
+    for path, is_folder in targets.items():
         with pytest.raises(FileExistsError, match="exists.*--overwrite"):
-            check_target(path, overwrite=False)
-        check_target(path, overwrite=True)
+            check_target(path, overwrite=False, is_folder=is_folder)
+        check_target(path, overwrite=True, is_folder=is_folder)
 
 
 def test_target_of_the_other_kind(tmp_path: Path) -> None:
     """A folder never replaces a file, nor a file a folder."""
     tiny_detector("detr", backbone="resnet18").save_pretrained(tmp_path / "hub")
     (tmp_path / "official.pth").mkdir()
-    with pytest.raises(OSError, match="could not be written"):
+    with pytest.raises(FileExistsError, match="is a folder; expected the name of a file"):
         export_official_checkpoint(tmp_path / "hub", tmp_path / "official.pth", overwrite=True)
     export_official_checkpoint(tmp_path / "hub", tmp_path / "detr-r50.pth")
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match="could not be written"):
+    with pytest.raises(FileExistsError, match="is a file; expected the name of a folder"):
         convert_official_checkpoint(tmp_path / "detr-r50.pth", tmp_path / "file", overwrite=True)
     assert (tmp_path / "file").is_file() and not any((tmp_path / "official.pth").iterdir())

@@ -54,7 +54,7 @@ def test_refusals(bare_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     err = capsys.readouterr().err
     assert err.startswith("ERROR: Dilation of the backbone") and err.count("\n") == 1
     assert main([str(tmp_path), target]) == 1
-    assert "Is a directory" in capsys.readouterr().err
+    assert "is a folder; expected a .pth" in capsys.readouterr().err
     told = ["--no-dilation", "--num-heads", "4"]
     assert main([source, str(bare_file.parent), *told]) == 1
     assert "exists; choose another name" in capsys.readouterr().err

@@ -220,7 +220,9 @@ def test_exports_with_dynamic_sizes() -> None:
 
 
 def test_module_errors() -> None:
-    """Wrong references and shapes are named."""
+    """A wrong width, wrong references and wrong shapes are named."""
+    with pytest.raises(ValueError, match="d_model 10 must be divisible by num_heads 4"):
+        MultiScaleDeformableAttention(10, 4, num_levels=2, num_points=3)
     query, states, mask, references = module_inputs(2)
     attention = random_module()
     geometry = SHAPES, starts(SHAPES)

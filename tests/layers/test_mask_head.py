@@ -104,3 +104,5 @@ def test_widths_that_do_not_fit() -> None:
         MaskHead(64, 8, CHANNELS)
     with pytest.raises(ValueError, match="3 finer feature maps, not 2"):
         MaskHead(WIDTH, HEADS, CHANNELS[:2])
+    with pytest.raises(ValueError, match="d_model 10 must be divisible by num_heads 4"):
+        AttentionMaps(10, 4)

@@ -63,9 +63,11 @@ def test_epochs_and_seeds_differ() -> None:
 
 
 def test_invalid_numbers() -> None:
-    """Empty data sets are rejected."""
+    """Empty data sets and invalid indices of processes are rejected."""
     with pytest.raises(ValueError, match="num_images is 0"):
         plan_epoch(0, 2)
+    with pytest.raises(ValueError, match="process_index is 2; expected 0 to 1"):
+        plan_epoch(5, 2, num_processes=2, process_index=2)
 
 
 def test_the_papers_schedule() -> None:
