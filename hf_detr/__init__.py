@@ -6,15 +6,6 @@ model types they cover; `HF_DETR_REGISTER=0` in the environment leaves transform
 
 import os
 
-from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModel,
-    AutoModelForImageSegmentation,
-    AutoModelForObjectDetection,
-)
-from transformers.pipelines import PIPELINE_REGISTRY
-
 from .checkpoints.model_card import CardResults, make_model_card
 from .checkpoints.official_checkpoints import (
     convert_official_checkpoint,
@@ -38,6 +29,11 @@ from .inference.drawing import draw_predictions
 from .inference.model_loading import embedded_model_folder
 from .inference.pipelines import DetectionPipeline, SegmentationPipeline
 from .inference.prediction import predict, stream_predictions
+from .inference.registration import (
+    ModelLoadingError,
+    patch_transformers,
+    register_with_transformers,
+)
 from .models.conditional_detr.configuration_conditional_detr import ConditionalDetrConfig
 from .models.conditional_detr.image_processing_conditional_detr import ConditionalDetrImageProcessor
 from .models.conditional_detr.modeling_conditional_detr import (
@@ -55,7 +51,6 @@ from .models.deformable_detr.modeling_deformable_detr import (
 from .models.detr.configuration_detr import DetrConfig
 from .models.detr.image_processing_detr import DetrImageProcessor
 from .models.detr.modeling_detr import DetrForObjectDetection, DetrForSegmentation, DetrModel
-from .models.variants import VARIANTS
 from .ops.kernel_loader import kernel_status
 from .ops.multi_scale_deformable_attention import multi_scale_deformable_attention
 
@@ -101,7 +96,9 @@ __all__ = [
     "make_published_card",
     "make_training_transform",
     "metrics_table",
+    "ModelLoadingError",
     "multi_scale_deformable_attention",
+    "patch_transformers",
     "predict",
     "push_to_hub",
     "read_coco",
@@ -114,21 +111,5 @@ __all__ = [
 ]
 
 
-def _register() -> None:
-    """Make the Auto classes and pipelines of transformers use our classes."""
-    for variant in VARIANTS.values():
-        config, processor = variant.config, variant.image_processor
-        AutoConfig.register(config.model_type, config, exist_ok=True)
-        AutoModel.register(config, variant.model, exist_ok=True)
-        AutoModelForObjectDetection.register(config, variant.detector, exist_ok=True)
-        AutoModelForImageSegmentation.register(config, variant.segmenter, exist_ok=True)
-        # One class for both names: a file or a user that asks for "pil" gets it too.
-        processors = {"torchvision": processor, "pil": processor}
-        AutoImageProcessor.register(config, image_processor_classes=processors, exist_ok=True)
-    tasks = PIPELINE_REGISTRY.supported_tasks
-    tasks["object-detection"]["impl"] = DetectionPipeline
-    tasks["image-segmentation"]["impl"] = SegmentationPipeline
-
-
 if os.environ.get("HF_DETR_REGISTER", "1") != "0":
-    _register()
+    register_with_transformers()

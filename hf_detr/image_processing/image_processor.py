@@ -38,6 +38,7 @@ from .image_settings import (
     resized_hw,
     standard_size,
 )
+from .mixed_models import warn_of_mixed_models
 from .postprocess_masks import encode_segments, merged_maps, segment_maps, semantic_maps
 
 
@@ -88,6 +89,13 @@ class DetectionImageProcessor(TorchvisionBackend):
         if kwargs.get("do_convert_annotations") is None:
             kwargs["do_convert_annotations"] = kwargs.get("do_normalize") is not False
         super().__init__(**kwargs)
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Load from a folder or the Hub, as in transformers."""
+        if "_from_auto" in kwargs:
+            warn_of_mixed_models(cls.__name__.removesuffix("ImageProcessor"))
+        return super().from_pretrained(*args, **kwargs)
 
     def preprocess(
         self,

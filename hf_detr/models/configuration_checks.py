@@ -40,6 +40,7 @@ def check_stored(stored: Any, config_class: type[PreTrainedConfig]) -> None:
             raise ValueError(
                 f"config.json has a field {name!r}, which is an attribute of the class; remove it."
             )
+    _check_model_type(stored.get("model_type"), config_class)
     labels = stored.get("id2label")
     if labels is not None and not (
         isinstance(labels, dict) and all(str(number).isdecimal() for number in labels)
@@ -62,6 +63,18 @@ def check_stored(stored: Any, config_class: type[PreTrainedConfig]) -> None:
             raise ValueError(
                 f"{name} is {stored[name]!r}; expected a float type, such as 'float32'."
             )
+
+
+def _check_model_type(model_type: Any, config_class: type[PreTrainedConfig]) -> None:
+    # Weights of a related architecture may have the same names and shapes and mean something else,
+    # as those of Table Transformer do, which normalises before a layer instead of after it.
+    own = {parent.model_type for parent in config_class.__mro__ if hasattr(parent, "model_type")}
+    if model_type is not None and model_type not in own - {""}:
+        raise ValueError(
+            f"The configuration is that of a {model_type!r} model; {config_class.__name__} reads "
+            f"{config_class.model_type!r}. Load it with AutoModelForObjectDetection, or give "
+            "`config=` to use weights of another architecture."
+        )
 
 
 def check_number_of_labels(number: Any) -> None:

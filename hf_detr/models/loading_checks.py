@@ -3,16 +3,23 @@
 import hashlib
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
+from transformers.utils.hub import has_file
 
 from ..wording import some_of
 
 SHOWN = 3
+PICKLED_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+CONVERT_PICKLES = (
+    "To convert weights that you trust, load them with transformers in a process without hf_detr, "
+    "and save them with save_pretrained."
+)
 
 
 def check_weight_files(files: Collection[str], source: str | os.PathLike) -> None:
@@ -87,6 +94,22 @@ def check_finite(model: PreTrainedModel) -> None:
             f"The weights contain NaN or infinity in {some_of(nonfinite, SHOWN)}. Load an earlier "
             "checkpoint of the training."
         )
+
+
+def has_pickled_weights(name: str | os.PathLike | None, options: Mapping[str, Any]) -> bool:
+    """Whether a folder or a repository on the Hub has weights in a pickle.
+
+    Args:
+        name: the folder or repository.
+        options: those of `from_pretrained`; of them, `subfolder`, `revision`, `token` and
+            `cache_dir` say where on the Hub.
+    """
+    where = {k: options[k] for k in ("revision", "token", "cache_dir") if options.get(k)}
+    files = [os.path.join(options.get("subfolder") or "", file) for file in PICKLED_WEIGHTS]
+    try:
+        return name is not None and any(has_file(str(name), file, **where) for file in files)
+    except (OSError, ValueError):  # no such repository, or no network
+        return False
 
 
 def unreadable(name: str | os.PathLike, error: SafetensorError) -> ValueError:

@@ -15,7 +15,14 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ..atomic_saving import atomic_folder, finish_interrupted_save
 from ..distributed import process_index
 from ..layers.backbone import reset_timm_module
-from .loading_checks import check_finite, check_shapes, check_weight_files, unreadable
+from .loading_checks import (
+    CONVERT_PICKLES,
+    check_finite,
+    check_shapes,
+    check_weight_files,
+    has_pickled_weights,
+    unreadable,
+)
 from .training_queries import QueryGroups
 
 
@@ -40,24 +47,38 @@ class DetectionPreTrainedModel(PreTrainedModel):
         """Load config and safetensors from a folder or the Hub; as in transformers otherwise.
 
         Raises:
+            OSError: if there are no such files.
             ValueError: if asked to load a pickle, or if the files hold one; if they name files
                 outside their folder, are cut off or altered, don't fit the configuration, or hold
                 NaN.
         """
+        try:
+            return cls._load_checked(pretrained_model_name_or_path, *args, **kwargs)
+        except (OSError, ValueError) as error:
+            error.ends_pipeline = True  # see `inference.registration`
+            raise
+
+    @classmethod
+    def _load_checked(cls, name: str | os.PathLike | None, *args: Any, **kwargs: Any) -> Any:
         if kwargs.get("use_safetensors") is False or kwargs.get("weights_only") is False:
             raise ValueError(
                 "use_safetensors=False or weights_only=False would unpickle weights, which can run "
-                "code; hf_detr loads safetensors only. transformers can convert: load there, "
-                "save_pretrained."
+                f"code; hf_detr loads safetensors only. {CONVERT_PICKLES}"
             )
         kwargs["use_safetensors"] = True
-        name = pretrained_model_name_or_path
         if name is not None:
             _end_interrupted_save(Path(name, kwargs.get("subfolder") or ""), kwargs.get("config"))
         try:
             loaded = super().from_pretrained(name, *args, **kwargs)
         except SafetensorError as error:
             raise unreadable(name, error) from error
+        except OSError as error:
+            if not has_pickled_weights(name, kwargs):
+                raise
+            raise OSError(
+                f"{name} has weights only as pytorch_model.bin, a pickle, which can run code; "
+                f"hf_detr loads safetensors only. {CONVERT_PICKLES}"
+            ) from error
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
         # Loading makes new tensors, without what the constructor did to the old ones.
         model.detection_transformer.backbone.restore_buffers()

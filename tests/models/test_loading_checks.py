@@ -150,6 +150,37 @@ def test_unpickling_is_rejected(folder: Path, variant: str) -> None:
             class_of(variant, "ForObjectDetection").from_pretrained(folder, **{option: False})
 
 
+@pytest.mark.parametrize("file", ["pytorch_model.bin", "pytorch_model.bin.index.json"])
+@pytest.mark.parametrize("subfolder", ["", "inner"])
+def test_pickled_weights_are_named(folder: Path, file: str, subfolder: str) -> None:
+    """A folder whose weights are a pickle says so and how to convert them."""
+    (folder / "model.safetensors").rename(folder / file)
+    if subfolder:
+        folder.rename(folder.parent / subfolder)
+        folder = folder.parent
+    with pytest.raises(OSError, match=r"only as pytorch_model.bin, a pickle.*transformers in a"):
+        load(folder, subfolder=subfolder)
+
+
+def test_missing_weights(folder: Path) -> None:
+    """Without any weights, and without any folder, the error is transformers' own."""
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(OSError, match="no file named model.safetensors"):
+        load(folder)
+    with pytest.raises(OSError, match="nothing"):
+        load(folder / "nothing")
+
+
+def test_other_architectures(folder: Path) -> None:
+    """Weights of Table Transformer have the names of DETR's, but another meaning."""
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "table-transformer"}))
+    with pytest.raises(ValueError, match=r"a 'table-transformer' model; DetrConfig reads 'detr'"):
+        load(folder)
+    config = hf_detr.DetrConfig.from_dict(config)
+    assert load(folder, config=config).config.model_type == "detr"
+
+
 def test_unknown_configuration_fields(folder: Path) -> None:
     """An unknown field in config.json gives a warning that suggests a similar one."""
     config = json.loads((folder / "config.json").read_text())
