@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import transformers
 from PIL import Image
 
 import hf_detr
@@ -17,6 +18,7 @@ from hf_detr.ops.compiled_attention import find_operators
 
 from .checkpoints.test_model_card import write_model
 from .tiny import PREFIXES, tiny_config
+from .transformers_differences import differences
 
 REPOSITORY = Path(__file__).parents[1]
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
@@ -167,3 +169,14 @@ def anchors(page: Path) -> set[str]:
     """GitHub's names of a page's headings."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_differences_from_transformers_are_listed() -> None:
+    """docs/moving.md has each difference of names, arguments and outputs, and no others."""
+    page = (REPOSITORY / "docs" / "moving.md").read_text()
+    start = page.index("| difference | instead |")
+    listed = re.findall(r"^\| (.*?) \|", page[start : page.index("\n\n", start)], re.MULTILINE)[2:]
+    found = differences()
+    assert not [line for line in found if line not in listed]
+    if f"version {'.'.join(transformers.__version__.split('.')[:2])}." in page:
+        assert not [line for line in listed if line not in found]

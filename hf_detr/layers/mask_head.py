@@ -75,17 +75,17 @@ class MaskHead(nn.Module):
             raise ValueError(
                 f"the mask head needs 3 finer feature maps, not {len(pyramid_channels)}"
             )
-        if any(width % NUM_GROUPS for width in widths):
+        if not widths[-1] or any(width % _num_groups(width) for width in widths):
             raise ValueError(
-                f"the mask head's widths must be multiples of {NUM_GROUPS}; d_model {d_model} and "
-                f"{num_heads} heads give {widths}"
+                f"the mask head's widths must be multiples of {NUM_GROUPS}, or less than that; "
+                f"d_model {d_model} and {num_heads} heads give {widths}"
             )
         # Names on disk: lay1 ... lay5, gn1 ... gn5, out_lay, adapter1 ... adapter3.
         self.lay1 = MaskConv(first, first, kernel_size=3, padding=1)
-        self.gn1 = nn.GroupNorm(NUM_GROUPS, first)
+        self.gn1 = nn.GroupNorm(_num_groups(first), first)
         for index, (before, after) in enumerate(zip(widths, widths[1:], strict=False), start=2):
             self.add_module(f"lay{index}", MaskConv(before, after, kernel_size=3, padding=1))
-            self.add_module(f"gn{index}", nn.GroupNorm(NUM_GROUPS, after))
+            self.add_module(f"gn{index}", nn.GroupNorm(_num_groups(after), after))
         self.out_lay = MaskConv(widths[-1], 1, kernel_size=3, padding=1)
         for index, (channels, width) in enumerate(
             zip(pyramid_channels, widths[1:], strict=False), start=1
@@ -121,3 +121,8 @@ class MaskHead(nn.Module):
         weight, width = self.lay1.weight, features.shape[1]
         shared = F.conv2d(features, weight[:, :width], self.lay1.bias, padding=1)
         return shared[image] + F.conv2d(attention_maps, weight[:, width:], padding=1)
+
+
+def _num_groups(width: int) -> int:
+    # Deviation: the original has no widths below 8; transformers has a group per channel there.
+    return min(NUM_GROUPS, width)

@@ -4,6 +4,8 @@ from typing import Any
 
 from transformers import PreTrainedConfig, TimmBackboneConfig
 
+from .transformers_resnet import timm_configuration
+
 DC5_STRIDE = 16
 # Keys of transformers 4 for the backbone, also a short form for users.
 SHORT_FORM = {"backbone", "backbone_kwargs", "use_timm_backbone", "use_pretrained_backbone"}
@@ -23,7 +25,7 @@ def make_backbone_config(
     `kwargs`.
 
     Raises:
-        ValueError: if two forms have different backbones, or the backbone isn't from timm.
+        ValueError: if two forms have different backbones, or timm doesn't have the backbone.
     """
     name = kwargs.pop("backbone", None)
     options = kwargs.pop("backbone_kwargs", None) or {}
@@ -40,12 +42,15 @@ def make_backbone_config(
     if isinstance(nested, PreTrainedConfig):
         nested = nested.to_dict()
     kind = nested.get("model_type", "timm_backbone")
-    if kind != "timm_backbone" or use_timm is False:
+    if kind == "resnet" and name is None and not dilation:
+        nested = timm_configuration(nested)
+    elif kind != "timm_backbone" or use_timm is False:
         raise ValueError(
             f"The configuration has a backbone of transformers (model_type {kind!r}, "
-            f"use_timm_backbone={use_timm}); only backbones from timm are supported. Set a timm "
-            "model, for example backbone='resnet50', and use weights saved with it (on the Hub "
-            "usually revision 'main')."
+            f"use_timm_backbone={use_timm}, dilation={dilation}); only backbones from timm are "
+            "supported, and transformers' ResNet without dilation. Set a timm model, for example "
+            "backbone='resnet50', and use weights saved with it (on the Hub usually revision "
+            "'main')."
         )
     if name is not None and nested.get("backbone", name) != name:
         raise ValueError(

@@ -131,6 +131,7 @@ class DetectionTransformer(DetectionPreTrainedModel):
         self,
         pixel_values: Tensor,
         pixel_mask: Tensor | None = None,
+        *,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
@@ -203,6 +204,7 @@ class ObjectDetector(DetectionPreTrainedModel):
         self,
         pixel_values: Tensor,
         pixel_mask: Tensor | None = None,
+        *,
         labels: Labels | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
@@ -225,8 +227,8 @@ class ObjectDetector(DetectionPreTrainedModel):
         outputs = self.model(
             pixel_values,
             pixel_mask,
-            output_hidden_states,
-            output_attentions,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
             return_dict=True,
             labels=labels,
         )

@@ -50,23 +50,35 @@ def check_weight_files(files: Collection[str], source: str | os.PathLike) -> Non
         _check_digest(Path(file).resolve())
 
 
-def check_shapes(model: PreTrainedModel, files: Collection[str]) -> None:
-    """Compare the shapes in the files' headers with the model's.
+def read_shapes(files: Collection[str]) -> dict[str, tuple[int, ...]]:
+    """Read the shapes of all tensors from the headers of safetensors files.
 
     Raises:
-        ValueError: if shapes differ, or a file isn't a complete safetensors file.
+        ValueError: if a file isn't a complete safetensors file.
     """
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    different = []
+    shapes = {}
     for file in files:
         try:
             with safe_open(file, framework="pt") as opened:
                 for name in opened.keys():  # noqa: SIM118 (not a dictionary)
-                    shape = tuple(opened.get_slice(name).get_shape())
-                    if shape != expected.get(name, shape):
-                        different.append(f"{name} is {shape}, expected {expected[name]}")
+                    shapes[name] = tuple(opened.get_slice(name).get_shape())
         except SafetensorError as error:
             raise unreadable(file, error) from error
+    return shapes
+
+
+def check_shapes(model: PreTrainedModel, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Compare the shapes of the files' tensors with the model's.
+
+    Raises:
+        ValueError: if shapes differ.
+    """
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    different = [
+        f"{name} is {shape}, expected {expected[name]}"
+        for name, shape in shapes.items()
+        if shape != expected.get(name, shape)
+    ]
     if different:
         raise ValueError(
             f"The weights don't match the configuration: {some_of(different, SHOWN, '; ')}. Use "

@@ -97,12 +97,6 @@ class _LastHiddenState(ModelOutput):
 
 
 @dataclass
-class _LayerStates(_LastHiddenState):
-    intermediate_hidden_states: Tensor | None = None
-    reference_points: tuple[Tensor, ...] | None = None
-
-
-@dataclass
 class _Stages(ModelOutput):
     decoder_hidden_states: tuple[Tensor, ...] | None = None
     decoder_attentions: tuple[Tensor, ...] | None = None
@@ -110,6 +104,16 @@ class _Stages(ModelOutput):
     encoder_last_hidden_state: Tensor | None = None
     encoder_hidden_states: tuple[Tensor, ...] | None = None
     encoder_attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class _LayerStates(ModelOutput):
+    intermediate_hidden_states: Tensor | None = None
+    reference_points: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class _Sampling(ModelOutput):
     encoder_sampling_locations: tuple[Tensor, ...] | None = None
     decoder_sampling_locations: tuple[Tensor, ...] | None = None
     enc_outputs_class: Tensor | None = None
@@ -122,11 +126,20 @@ class _Predictions(ModelOutput):
     loss_dict: dict[str, Tensor] | None = None
     logits: Tensor | None = None
     pred_boxes: Tensor | None = None
+
+
+@dataclass
+class _Masks(ModelOutput):
+    pred_masks: Tensor | None = None
+
+
+@dataclass
+class _AuxiliaryOutputs(ModelOutput):
     auxiliary_outputs: list[dict[str, Tensor]] | None = None
 
 
 @dataclass
-class DetectionModelOutput(_Stages, _LayerStates):
+class DetectionModelOutput(_Sampling, _LayerStates, _Stages, _LastHiddenState):
     """States of encoder and decoder; entries that weren't asked for are None.
 
     Attributes:
@@ -177,14 +190,14 @@ class DetectionModelOutput(_Stages, _LayerStates):
         cross_attentions, decoder_locations = _split_sampling(decoded.cross_attentions)
         return cls(
             decoded.layer_states[-1],
-            decoded.layer_states,
-            decoded.reference_points,
             decoded.hidden_states,
             decoded.attentions,
             cross_attentions,
             encoded.last_hidden_state,
             encoded.hidden_states,
             encoder_attentions,
+            decoded.layer_states,
+            decoded.reference_points,
             encoder_locations,
             decoder_locations,
             decoded.enc_outputs_class,
@@ -197,7 +210,7 @@ class DetectionModelOutput(_Stages, _LayerStates):
 
 
 @dataclass
-class ObjectDetectionOutput(_Stages, _LastHiddenState, _Predictions):
+class ObjectDetectionOutput(_Sampling, _Stages, _LastHiddenState, _AuxiliaryOutputs, _Predictions):
     """Predictions, with the loss if labels were given; further entries as in the model's output.
 
     Attributes:
@@ -214,7 +227,9 @@ class ObjectDetectionOutput(_Stages, _LastHiddenState, _Predictions):
 
 
 @dataclass
-class SegmentationOutput(ObjectDetectionOutput):
+class SegmentationOutput(
+    _Sampling, _Stages, _LastHiddenState, _AuxiliaryOutputs, _Masks, _Predictions
+):
     """Detections with a mask for each; further entries as in the detector's output.
 
     Attributes:
@@ -223,7 +238,7 @@ class SegmentationOutput(ObjectDetectionOutput):
         pixel_mask: (B, H, W) as it was given, by which post-processing cuts the padding off.
     """
 
-    pred_masks: Tensor | None = None
+    reference_points: tuple[Tensor, ...] | None = None
     pixel_mask: Tensor | None = None
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -21,9 +22,11 @@ from .loading_checks import (
     check_shapes,
     check_weight_files,
     has_pickled_weights,
+    read_shapes,
     unreadable,
 )
 from .training_queries import QueryGroups
+from .transformers_resnet import has_transformers_names, timm_names
 
 
 class DetectionPreTrainedModel(PreTrainedModel):
@@ -144,8 +147,13 @@ class DetectionPreTrainedModel(PreTrainedModel):
         if checkpoint_files:
             # An index may name any file, and transformers unpickles by the name's ending.
             check_weight_files(checkpoint_files, load_config.pretrained_model_name_or_path)
+            shapes = read_shapes(checkpoint_files)
+            if has_transformers_names(shapes):
+                tensors = [load_file(file) for file in checkpoint_files]
+                state_dict = timm_names({k: v for part in tensors for k, v in part.items()})
+                shapes, checkpoint_files = timm_names(shapes), None
             if not load_config.ignore_mismatched_sizes:
-                check_shapes(model, checkpoint_files)
+                check_shapes(model, shapes)
         return PreTrainedModel._load_pretrained_model(
             model, state_dict, checkpoint_files, load_config, *args, **kwargs
         )

@@ -12,7 +12,7 @@ from ..layers.mask_head import AttentionMaps, MaskHead
 from ..losses.criterion import DetectionCriterion, FinalLayerMatches, flatten_matches
 from ..losses.loss_terms import LossNormalizers, mask_dice_loss, mask_focal_loss
 from .detection_transformer import ObjectDetector
-from .outputs import DetectionModelOutput, ObjectDetectionOutput, SegmentationOutput
+from .outputs import DetectionModelOutput, SegmentationOutput
 from .pretrained_model import DetectionPreTrainedModel
 
 NUM_MAPS = 4  # of the backbone: the one that is encoded, and three finer ones
@@ -65,6 +65,7 @@ class Segmenter(DetectionPreTrainedModel):
         self,
         pixel_values: Tensor,
         pixel_mask: Tensor | None = None,
+        *,
         labels: list[dict[str, Tensor]] | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
@@ -79,8 +80,8 @@ class Segmenter(DetectionPreTrainedModel):
         states = self.detection_transformer(
             pixel_values,
             pixel_mask,
-            output_hidden_states,
-            output_attentions,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
             return_dict=True,
             output_feature_maps=True,
             labels=labels,
@@ -140,7 +141,7 @@ class Segmenter(DetectionPreTrainedModel):
 
     def _add_mask_loss(
         self,
-        output: ObjectDetectionOutput,
+        output: SegmentationOutput,
         masks: Tensor,
         labels: list[dict[str, Tensor]],
         matches: FinalLayerMatches,

@@ -54,8 +54,8 @@ def test_no_mask_means_all_pixels_are_real(variant: str, grad: bool) -> None:
 def test_auxiliary_loss_does_not_change_predictions(variant: str) -> None:
     """Predictions are the same with auxiliary losses on and off (1e-6); the loss is not."""
     batch = padded_batch()
-    on = tiny_detector(variant, auxiliary_loss=True)(*batch, some_labels())
-    off = tiny_detector(variant, auxiliary_loss=False)(*batch, some_labels())
+    on = tiny_detector(variant, auxiliary_loss=True)(*batch, labels=some_labels())
+    off = tiny_detector(variant, auxiliary_loss=False)(*batch, labels=some_labels())
     assert_close(on.logits, off.logits, atol=1e-6, rtol=0)
     assert_close(on.pred_boxes, off.pred_boxes, atol=1e-6, rtol=0)
     assert len(on.auxiliary_outputs) == 2 and off.auxiliary_outputs is None
@@ -124,7 +124,7 @@ def test_bad_labels_are_refused(variant: str) -> None:
     model = tiny_detector(variant)
     batch = padded_batch()
     with pytest.raises(ValueError, match="1 dicts for 2 images"):
-        model(*batch, some_labels((2,)))
+        model(*batch, labels=some_labels((2,)))
     pixels = some_labels((1, 1))
     pixels[1]["boxes"] *= 300
     with pytest.raises(ValueError, match=r"labels\[1\], object 0.*not in pixels"):
@@ -146,7 +146,7 @@ def results_on(device: str, model: nn.Module) -> dict[str, torch.Tensor]:
     """Predictions, loss and all gradients, on CPU."""
     model.to(device).zero_grad()
     labels = [{k: v.to(device) for k, v in label.items()} for label in some_labels()]
-    output = model(*(tensor.to(device) for tensor in padded_batch()), labels)
+    output = model(*(tensor.to(device) for tensor in padded_batch()), labels=labels)
     output.loss.backward()
     gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
     found = {**gradients, **{key: output[key] for key in ("loss", "logits", "pred_boxes")}}
@@ -174,7 +174,7 @@ def test_bf16_training(variant: str, autocast: bool) -> None:
     if not autocast:
         model = model.to(torch.bfloat16)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-        loss = model(*padded_batch(), some_labels()).loss
+        loss = model(*padded_batch(), labels=some_labels()).loss
     loss.backward()
     assert loss.dtype == torch.float32
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -194,7 +194,7 @@ def test_gradient_checkpointing(variant: str, use_reentrant: bool) -> None:
 
     saving._set_gradient_checkpointing(enable=True, gradient_checkpointing_func=counting)
     for model in (plain, saving):
-        model(*padded_batch(), some_labels()).loss.backward()
+        model(*padded_batch(), labels=some_labels()).loss.backward()
     assert len(calls) == 2 + 3  # encoder and decoder layers
     recomputed = dict(saving.named_parameters())
     for name, parameter in plain.named_parameters():

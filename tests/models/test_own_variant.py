@@ -33,7 +33,7 @@ def test_it_learns_and_is_loaded(tmp_path: Path) -> None:
     optimizer = torch.optim.AdamW(model.parameter_groups(lr=1e-3))
     losses, denoising = [], []
     for _ in range(30):
-        output = model(*batch, labels)
+        output = model(*batch, labels=labels)
         assert output.logits.shape[:2] == (2, 7)
         optimizer.zero_grad()
         output.loss.backward()
@@ -60,10 +60,10 @@ def test_it_learns_and_is_loaded(tmp_path: Path) -> None:
 def test_its_own_queries_do_not_see_the_noise() -> None:
     """Predictions are the same with denoising and without; a batch without labels has none."""
     model, batch = tiny_own_detector(), padded_batch()
-    noised, plain = model(*batch, some_labels((3, 1))), model(*batch)
+    noised, plain = model(*batch, labels=some_labels((3, 1))), model(*batch)
     assert_close(noised.logits, plain.logits, atol=1e-5, rtol=0)
     assert_close(noised.pred_boxes, plain.pred_boxes, atol=1e-5, rtol=0)
-    assert not any("_dn" in name for name in model(*batch, some_labels((0, 0))).loss_dict)
+    assert not any("_dn" in name for name in model(*batch, labels=some_labels((0, 0))).loss_dict)
 
 
 @pytest.mark.parametrize("with_noise", [False, True])
@@ -72,7 +72,7 @@ def test_it_looks_forward_twice(with_noise: bool, monkeypatch: pytest.MonkeyPatc
     model, seen = tiny_own_detector(), []
     predict = model.predict
     monkeypatch.setattr(model, "predict", lambda s, refs: seen.append(refs) or predict(s, refs))
-    output = model(*padded_batch(), some_labels((3, 1) if with_noise else (0, 0)))
+    output = model(*padded_batch(), labels=some_labels((3, 1) if with_noise else (0, 0)))
     output.loss.backward()
     assert [len(references) for references in seen] == [3] * (1 + with_noise)
     assert all(reference.requires_grad for references in seen for reference in references[1:])

@@ -158,7 +158,7 @@ def test_official_outputs(official: tuple[ObjectDetector, Case]) -> None:
     model, case = official
     expected = case.expected
     with torch.no_grad():
-        output = model(case.pixel_values, case.pixel_mask, case.labels("main"))
+        output = model(case.pixel_values, case.pixel_mask, labels=case.labels("main"))
         model.config.auxiliary_loss = False
         without = model(case.pixel_values, case.pixel_mask)
         model.config.auxiliary_loss = True
@@ -212,7 +212,7 @@ def test_official_losses_and_gradients(
     model, case = official
     recorded = case.info["target_sets"][target_set]
     model.zero_grad()
-    output = model(case.pixel_values, case.pixel_mask, case.labels(target_set))
+    output = model(case.pixel_values, case.pixel_mask, labels=case.labels(target_set))
     output.loss.backward()
 
     near_ties = {_suffix(layer) for layer in recorded["match_not_robust"]}
@@ -242,7 +242,7 @@ def test_official_single_gradients(official: tuple[ObjectDetector, Case]) -> Non
     """Gradients agree parameter by parameter (relative l2 within 5 %)."""
     model, case = official
     model.zero_grad()
-    model(case.pixel_values, case.pixel_mask, case.labels("main")).loss.backward()
+    model(case.pixel_values, case.pixel_mask, labels=case.labels("main")).loss.backward()
     by_official = _gradients_by_official_name(model)
     checked = 0
     for name, value in case.expected.items():
@@ -271,7 +271,7 @@ def test_official_matches_and_detections(official: tuple[ObjectDetector, Case]) 
     for target_set in SETS:
         labels = case.labels(target_set)
         with torch.no_grad():
-            output = model(case.pixel_values, case.pixel_mask, labels)
+            output = model(case.pixel_values, case.pixel_mask, labels=labels)
         layers = [*output.auxiliary_outputs, output]
         matches = model.criterion.matcher(
             torch.stack([layer["logits"] for layer in layers]),
@@ -361,7 +361,7 @@ def test_transformers_files(
         assert_close(output[field][..., ::step], expected, atol=tolerance, rtol=0, msg=field)
     for target_set, recorded in case.info["runs"]["default"].items():
         with torch.no_grad():
-            output = model(case.pixel_values, case.pixel_mask, case.labels(target_set))
+            output = model(case.pixel_values, case.pixel_mask, labels=case.labels(target_set))
         if target_set in recorded.get("match_not_robust", []):
             continue
         losses = {k: v for k, v in recorded["loss_dict"].items() if k.startswith("loss")}

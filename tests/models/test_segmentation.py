@@ -132,7 +132,7 @@ def test_official_losses_and_gradients(
     model, case = official
     recorded = case.info["target_sets"][target_set]
     model.zero_grad()
-    output = model(case.pixel_values, case.pixel_mask, labels_of(case, target_set))
+    output = model(case.pixel_values, case.pixel_mask, labels=labels_of(case, target_set))
     output.loss.backward()
     near_ties = {
         "loss_ce" if layer == "last" else f"_{layer}" for layer in recorded["match_not_robust"]
@@ -178,7 +178,7 @@ def test_files_of_transformers(
     case = Case(reference_dir / "transformers" / "detr-segmentation", weights)
     model = load_recorded(case, version, DetrForSegmentation, tmp_path)
     with torch.no_grad():
-        output = model(case.pixel_values, case.pixel_mask, labels_of(case, "main"))
+        output = model(case.pixel_values, case.pixel_mask, labels=labels_of(case, "main"))
     assert_masks_recorded(output.pred_masks, case)
     assert_close(output.logits, case.expected["default/logits"], atol=5e-4, rtol=0)
     recorded = case.info["runs"]["default"]["main"]
@@ -462,7 +462,7 @@ def test_frozen_detector(variant: str) -> None:
     """Protects training of the mask head alone: nothing else gets a gradient."""
     model = tiny_segmenter(variant).train()
     model.freeze_detector()
-    model(*padded_batch(), labels_with_masks()).loss.backward()
+    model(*padded_batch(), labels=labels_with_masks()).loss.backward()
     for name, parameter in model.named_parameters():
         is_head = name.startswith(("mask_head", "bbox_attention"))
         assert (parameter.grad is not None) == is_head == parameter.requires_grad, name
@@ -471,9 +471,9 @@ def test_frozen_detector(variant: str) -> None:
 def test_training_computes_matched_masks_only(variant: str) -> None:
     """Protects memory: the same loss as in evaluation, without the masks of all queries."""
     model = tiny_segmenter(variant, dropout=0.0, attention_dropout=0.0, activation_dropout=0.0)
-    arguments = (*padded_batch(), labels_with_masks())
-    evaluated = model(*arguments)
-    trained = model.train()(*arguments)
+    batch, labels = padded_batch(), labels_with_masks()
+    evaluated = model(*batch, labels=labels)
+    trained = model.train()(*batch, labels=labels)
     assert evaluated.pred_masks.shape[:2] == (2, 7) and trained.pred_masks is None
     assert_close(trained.loss, evaluated.loss, atol=1e-5, rtol=1e-5)
 
@@ -498,7 +498,7 @@ def test_panoptic_annotations_train_it(tmp_path: Path) -> None:
 
 def test_no_objects_at_all(variant: str) -> None:
     """Protects batches without objects, whose mask losses are zero."""
-    output = tiny_segmenter(variant).train()(*padded_batch(), labels_with_masks((0, 0)))
+    output = tiny_segmenter(variant).train()(*padded_batch(), labels=labels_with_masks((0, 0)))
     output.loss.backward()
     assert output.loss_dict["loss_mask"] == 0 and output.loss_dict["loss_dice"] == 0
 
@@ -512,6 +512,6 @@ def test_masks_that_do_not_fit() -> None:
         (torch.zeros(2, 65, 96), "masks of 65 x 96 pixels, more than the batch's 64 x 96"),
     ]:
         with pytest.raises(ValueError, match=message):
-            model(pixel_values, pixel_mask, [{**labels[0], "masks": masks}, labels[1]])
+            model(pixel_values, pixel_mask, labels=[{**labels[0], "masks": masks}, labels[1]])
     with pytest.raises(ValueError, match="label 0 has no 'masks'"):
-        model(pixel_values, pixel_mask, some_labels())
+        model(pixel_values, pixel_mask, labels=some_labels())

@@ -65,7 +65,7 @@ def train_half_a_batch(rank: int, folder: str) -> None:
         for _ in range(2):  # the second step fails if a parameter of the first had no gradient
             model.zero_grad()
             labels = some_labels(COUNTS)[images]
-            loss = model(pixel_values[images], pixel_mask[images], labels).loss
+            loss = model(pixel_values[images], pixel_mask[images], labels=labels).loss
             loss.backward()
         gradients = {n: p.grad for n, p in model.module.named_parameters() if p.requires_grad}
         results[kind] = {"loss": loss.detach(), "gradients": gradients}
@@ -85,7 +85,7 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
 def test_two_processes_train_as_one(two_processes: list[dict], kind: str) -> None:
     """Loss (1e-5) and gradients (relative l2 1e-3) are those of one process with all images."""
     model = trainable(kind)
-    loss = model(*padded_batch(4), some_labels(COUNTS)).loss
+    loss = model(*padded_batch(4), labels=some_labels(COUNTS)).loss
     loss.backward()
     mean = sum(result[kind]["loss"] for result in two_processes) / 2
     assert_close(mean, loss.detach(), atol=0, rtol=1e-5)
@@ -100,7 +100,7 @@ def test_two_processes_train_as_one(two_processes: list[dict], kind: str) -> Non
 def test_every_trained_parameter_gets_a_gradient(kind: str) -> None:
     """After one step all that should train has a gradient, and nothing else has."""
     model = trainable(kind)
-    model(*padded_batch(), some_labels()).loss.backward()
+    model(*padded_batch(), labels=some_labels()).loss.backward()
     for name, parameter in model.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad, name
 
@@ -114,8 +114,8 @@ def test_compiled_training_step(kind: str) -> None:
     compiled = torch.compile(model, backend="aot_eager")
     for counts in ((2, 0), (1, 3)):
         labels = some_labels(counts)
-        expected = model(*padded_batch(), labels).loss
-        loss = compiled(*padded_batch(), labels).loss
+        expected = model(*padded_batch(), labels=labels).loss
+        loss = compiled(*padded_batch(), labels=labels).loss
         loss.backward()
         assert_close(loss, expected, atol=0, rtol=1e-4)
 

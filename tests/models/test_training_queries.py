@@ -36,7 +36,7 @@ def saved_names(folder: Path) -> list[str]:
 def test_loss_is_the_mean_over_groups(variant: str) -> None:
     """As if each group were the model's own queries, in a padded batch (1e-5); gradients too."""
     model, batch, labels = learning(variant), padded_batch(), some_labels((2, 3))
-    output = model(*batch, labels)
+    output = model(*batch, labels=labels)
     output.loss.backward()
     groups = model.model.query_groups.embeddings
     own = model.model.query_position_embeddings
@@ -49,7 +49,7 @@ def test_loss_is_the_mean_over_groups(variant: str) -> None:
     for queries in (own.weight, *groups.weight.unflatten(0, (2, -1))):
         alone.model.query_position_embeddings.weight.data.copy_(queries)
         alone.model.query_position_embeddings.weight.grad = None
-        loss = alone(*batch, labels).loss
+        loss = alone(*batch, labels=labels).loss
         (loss / 3).backward()
         losses.append(loss.detach())
         expected.append(alone.model.query_position_embeddings.weight.grad)
@@ -90,13 +90,13 @@ def test_they_are_decoded_like_the_detectors_own(variant: str, changes: dict) ->
     """Copies of a detector's queries, also of proposals, get its states, references and loss."""
     model = tiny_detector(variant, auxiliary_loss=True, **NO_DROPOUT, **changes).train()
     batch, labels = padded_batch(), some_labels((2, 3))
-    alone = model(*batch, labels)
+    alone = model(*batch, labels=labels)
     model.model.training_queries = copies_of_own_queries(model)
     states = model.model(*batch)
     copied = states.training_states
     assert_close(copied.layer_states, states.intermediate_hidden_states, atol=1e-4, rtol=0)
     assert_close(copied.reference_points, states.reference_points, atol=1e-5, rtol=0)
-    output = model(*batch, labels)
+    output = model(*batch, labels=labels)
     assert_close(output.logits, alone.logits, atol=1e-4, rtol=0)
     assert {*alone.loss_dict} < {*output.loss_dict}
     for name in ("loss_ce", "loss_bbox_0", "loss_giou_1"):
@@ -119,8 +119,8 @@ def test_outputs_do_not_show_them(variant: str) -> None:
 def test_compiled_training_step() -> None:
     """A compiled step gives the same loss (1e-4)."""
     model, batch, labels = learning("conditional_detr"), padded_batch(), some_labels((2, 3))
-    compiled = torch.compile(model, backend="aot_eager")(*batch, labels)
-    assert_close(compiled.loss, model(*batch, labels).loss, atol=1e-4, rtol=1e-4)
+    compiled = torch.compile(model, backend="aot_eager")(*batch, labels=labels)
+    assert_close(compiled.loss, model(*batch, labels=labels).loss, atol=1e-4, rtol=1e-4)
     compiled.loss.backward()
 
 
@@ -158,9 +158,9 @@ def test_masks_learn_beside_them(tmp_path: Path) -> None:
     sizes = {"d_model": 128, "encoder_attention_heads": 8}
     model = DetrForSegmentation(tiny_config("detr", **sizes, **NO_DROPOUT)).train()
     labels = [{**t, "masks": torch.ones(len(t["boxes"]), 64, 96)} for t in some_labels((2, 1))]
-    alone = model(*padded_batch(), labels)
+    alone = model(*padded_batch(), labels=labels)
     model.add_query_groups(2)
-    output = model(*padded_batch(), labels)
+    output = model(*padded_batch(), labels=labels)
     assert_close(output.loss_dict["loss_mask"], alone.loss_dict["loss_mask"])
     output.loss.backward()
     assert model.detection_transformer.query_groups.embeddings.weight.grad.abs().sum() > 0

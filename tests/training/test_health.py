@@ -74,7 +74,7 @@ def test_weighted_terms_are_the_model_loss(kind: str) -> None:
     options = {"with_box_refine": True, "two_stage": True} if kind == "two-stage" else {}
     variant = "deformable_detr" if options else "detr"
     model = tiny_detector(variant, auxiliary_loss=True, **options)
-    outputs = model(*padded_batch(), some_labels())
+    outputs = model(*padded_batch(), labels=some_labels())
     names = {index: str(index) for index in range(5)}
     health = TrainingHealth(model.criterion.weights, model.criterion.classification, names)
     health.add_batch(outputs, some_labels())
@@ -119,7 +119,7 @@ def test_a_model_that_ignores_its_image_collapses() -> None:
             model.bbox_predictor.layers[-1].weight.mul_(factor)
         names = {index: str(index) for index in range(5)}
         health = TrainingHealth(model.criterion.weights, model.criterion.classification, names)
-        outputs = model(*padded_batch(4), some_labels((1, 1, 1, 1)))
+        outputs = model(*padded_batch(4), labels=some_labels((1, 1, 1, 1)))
         health.add_batch(outputs, some_labels((1, 1, 1, 1)))
         assert only(health.report(), start)
 

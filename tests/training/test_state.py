@@ -28,7 +28,7 @@ def fresh(seed: int = 0, **changes: object) -> tuple:
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, ema: ModelEma, step: int) -> Tensor:
     """Train one step and return its loss; the seed makes dropout repeatable."""
     torch.manual_seed(step)
-    loss = model(*padded_batch(), some_labels()).loss
+    loss = model(*padded_batch(), labels=some_labels()).loss
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
