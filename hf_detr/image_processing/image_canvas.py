@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .image_settings import channel_values
+
 # Number of rows that are processed at once; 100 rows of usual width fit into a core's cache.
 BLOCK = 100
 
@@ -26,8 +28,23 @@ def group_by_shape(images: list[Tensor], disable_grouping: bool | None) -> list[
     return list(groups.values())
 
 
+def number_of_channels_of(images: list[Tensor]) -> int:
+    """Return the number of channels of all images (C, H, W).
+
+    Raises:
+        ValueError: if it isn't the same.
+    """
+    counts = sorted({len(image) for image in images})
+    if len(counts) > 1:
+        raise ValueError(
+            f"The images of a batch have {counts} channels; set do_convert_rgb=True, or image_mean "
+            "and image_std to a number per channel."
+        )
+    return counts[0]
+
+
 def stack_images(images: list[Tensor]) -> Tensor:
-    """Stack images (n, 3, H, W); uint8 on the CPU in channels-last memory for fast resizing."""
+    """Stack images (n, C, H, W); uint8 on the CPU in channels-last memory for fast resizing."""
     if images[0].dtype != torch.uint8 or images[0].device.type != "cpu":
         return torch.stack(images)
     if len(images) == 1 and images[0].permute(1, 2, 0).is_contiguous():  # as PIL's are
@@ -44,16 +61,19 @@ def empty_canvas(shape: tuple[int, ...], dtype: torch.dtype, device: torch.devic
 
 
 def write_pixels(image: Tensor, canvas: Tensor, settings: Mapping[str, Any]) -> None:
-    """Rescale and normalize an image (3, H, W) into its region (3, H, W) of the canvas."""
+    """Rescale and normalize an image (C, H, W) into its region (C, H, W) of the canvas."""
     factor = 1.0
     if settings["do_rescale"]:
         # Floats were scaled to 0 … 1 when they were read.
         factor = settings["rescale_factor"] * (255 if image.is_floating_point() else 1)
-    scales, shifts = [factor] * 3, [0.0] * 3
+    count = len(image)
+    scales, shifts = [factor] * count, [0.0] * count
     if settings["do_normalize"]:
         # Deviation: (pixel - mean) / std is one multiply-add, which is faster than transformers'
         # subtraction and division and differs by rounding (3e-7).
-        means, deviations = settings["image_mean"], settings["image_std"]
+        means, deviations = (
+            channel_values(settings[key], count) for key in ("image_mean", "image_std")
+        )
         scales = [factor / deviation for deviation in deviations]
         shifts = [-mean / deviation for mean, deviation in zip(means, deviations, strict=True)]
     block = BLOCK if canvas.device.type == "cpu" else len(image[0])

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import ImageInput, PILImageResampling, SizeDict
 from transformers.processing_utils import Unpack
@@ -24,37 +23,45 @@ from .image_canvas import (
     empty_canvas,
     group_by_shape,
     make_pixel_mask,
+    number_of_channels_of,
     stack_images,
     write_pixels,
     zero_margins,
 )
+from .image_processor_steps import ImageProcessorSteps
 from .image_reading import read_images
 from .image_settings import (
     DEFAULT_LONGEST_EDGE,
     DEFAULT_SHORTEST_EDGE,
+    OLD_NAMES,
     DetectionImageKwargs,
     check_settings,
+    number_of_channels,
     padded_hw,
     resized_hw,
     standard_size,
+    warn_about_misspelt,
 )
 from .postprocess_masks import encode_segments, merged_maps, segment_maps, semantic_maps
 
 
-class DetectionImageProcessor(TorchvisionBackend):
+class DetectionImageProcessor(ImageProcessorSteps):
     """Resizes, rescales, normalizes and pads images, and converts COCO annotations to targets.
 
     Args:
         size: `{"shortest_edge", "longest_edge"}` (default 800 and 1333), `{"shortest_edge"}` and
             `{"max_height", "max_width"}` keep the aspect ratio; `{"height", "width"}` doesn't. In
-            old files, an int is the shortest edge and `max_size` the longest.
+            old files, an int is the shortest edge and `max_size` the longest. Other forms that
+            transformers reads, such as `{"longest_edge"}`, are errors when an image is resized.
         do_resize, do_rescale, do_normalize, do_pad: whether to do these steps, True by default.
         resample: filter for resizing, by default bilinear.
         rescale_factor: factor for uint8 pixels, by default 1/255.
-        image_mean, image_std: three numbers for the rescaled RGB pixels, by default those of
-            ImageNet.
+        image_mean, image_std: a number per channel for the rescaled pixels, by default those of
+            ImageNet for RGB. Images must have as many channels; with three, gray and transparent
+            images are converted to RGB. With one number for all channels, images keep their own.
         pad_size: `{"height", "width"}` to pad to. Defaults to the largest of the batch.
-        do_convert_rgb: whether to blend transparent images onto white instead of dropping alpha.
+        do_convert_rgb: whether to convert images to RGB, blending transparent ones onto white
+            instead of dropping alpha.
         do_convert_annotations: whether to convert boxes to (cx, cy, w, h) in [0, 1]; otherwise they
             are (x0, y0, x1, y1) in pixels of the resized image. As in transformers, defaults to
             False if `do_normalize` is False.
@@ -79,6 +86,7 @@ class DetectionImageProcessor(TorchvisionBackend):
     format = "coco_detection"
 
     def __init__(self, **kwargs: Unpack[DetectionImageKwargs]) -> None:
+        warn_about_misspelt(kwargs, (*self.valid_kwargs.__annotations__, *OLD_NAMES))
         # Names of transformers 4 and older, which files on the Hub still have.
         if "pad_and_return_pixel_mask" in kwargs:
             kwargs.setdefault("do_pad", kwargs.pop("pad_and_return_pixel_mask"))
@@ -113,11 +121,12 @@ class DetectionImageProcessor(TorchvisionBackend):
                 "np"), `device`, `input_data_format`.
 
         Returns:
-            `pixel_values` (B, 3, H, W) float32, zero-padded at the bottom and the right;
+            `pixel_values` (B, C, H, W) float32, zero-padded at the bottom and the right;
             `pixel_mask` (B, H, W) int64, 1 for real pixels, with `do_pad`; and with annotations
             `labels`, for each image a dict of `class_labels`, `boxes`, `area`, `iscrowd`,
             `image_id`, `orig_size` (of the upright input) and `size` (resized, without padding),
-            sizes as (height, width), and `masks` (n, H, W) bool, padded as the image.
+            sizes as (height, width), and if annotations have them `masks` (n, H, W) bool, padded
+            as the image, and `keypoints`, see `prepare_detection_target`.
 
         Raises:
             ValueError: if an image, an annotation or a setting is invalid.
@@ -229,6 +238,9 @@ class DetectionImageProcessor(TorchvisionBackend):
             # Images that are only resized and padded may have any values, such as normalized ones.
             check_range=do_rescale or kwargs["do_normalize"],
             blend_alpha=bool(kwargs.get("do_convert_rgb")),
+            num_channels=number_of_channels(
+                kwargs["image_mean"], kwargs["image_std"], kwargs.get("do_convert_rgb")
+            ),
         )
         return tensors if device is None else [tensor.to(device) for tensor in tensors]
 
@@ -275,12 +287,13 @@ class DetectionImageProcessor(TorchvisionBackend):
         canvas_hw: tuple[int, int],
         settings: Mapping[str, Any],
     ) -> Tensor:
-        """Resize, rescale, normalize and pad the images, to (B, 3, H, W)."""
+        """Resize, rescale, normalize and pad the images, to (B, C, H, W)."""
         if settings["do_rescale"] or settings["do_normalize"] or len({i.dtype for i in images}) > 1:
             dtype = torch.float32
         else:
             dtype = images[0].dtype
-        canvas = empty_canvas((len(images), 3, *canvas_hw), dtype, images[0].device)
+        shape = (len(images), number_of_channels_of(images), *canvas_hw)
+        canvas = empty_canvas(shape, dtype, images[0].device)
         for indices in group_by_shape(images, settings["disable_grouping"]):
             height, width = new_sizes_hw[indices[0]]
             group = stack_images([images[index] for index in indices])
