@@ -1,16 +1,54 @@
 """Batching of images of different sizes on a padded canvas."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers.image_utils import SizeDict
 
 from .image_settings import channel_values
 
 # Number of rows that are processed at once; 100 rows of usual width fit into a core's cache.
 BLOCK = 100
+
+
+def make_pixel_values(
+    images: list[Tensor],
+    new_sizes_hw: list[tuple[int, int]],
+    canvas_hw: tuple[int, int],
+    settings: Mapping[str, Any],
+    resize: Callable[..., Tensor],
+) -> Tensor:
+    """Resize, rescale, normalize and pad images.
+
+    Args:
+        images: (C, H, W), read by `read_images`.
+        new_sizes_hw: height and width that each image is resized to.
+        canvas_hw: height and width of the result.
+        settings: those of the image processor.
+        resize: its method that resizes images (n, C, H, W).
+
+    Returns:
+        (B, C, H, W)
+    """
+    if settings["do_rescale"] or settings["do_normalize"] or len({i.dtype for i in images}) > 1:
+        dtype = torch.float32
+    else:
+        dtype = images[0].dtype
+    shape = (len(images), _number_of_channels(images), *canvas_hw)
+    canvas = empty_canvas(shape, dtype, images[0].device)
+    for indices in group_by_shape(images, settings["disable_grouping"]):
+        height, width = new_sizes_hw[indices[0]]
+        group = stack_images([images[index] for index in indices])
+        if settings["do_resize"]:
+            size = SizeDict(height=height, width=width)
+            group = resize(group, size=size, resample=settings["resample"])
+        for index, image in zip(indices, group, strict=True):
+            write_pixels(image, canvas[index, :, :height, :width], settings)
+            zero_margins(canvas[index], height, width)
+    return canvas
 
 
 def group_by_shape(images: list[Tensor], disable_grouping: bool | None) -> list[list[int]]:
@@ -26,21 +64,6 @@ def group_by_shape(images: list[Tensor], disable_grouping: bool | None) -> list[
         key = index if disable_grouping else (image.shape, image.dtype)
         groups.setdefault(key, []).append(index)
     return list(groups.values())
-
-
-def number_of_channels_of(images: list[Tensor]) -> int:
-    """Return the number of channels of all images (C, H, W).
-
-    Raises:
-        ValueError: if it isn't the same.
-    """
-    counts = sorted({len(image) for image in images})
-    if len(counts) > 1:
-        raise ValueError(
-            f"The images of a batch have {counts} channels; set do_convert_rgb=True, or image_mean "
-            "and image_std to a number per channel."
-        )
-    return counts[0]
 
 
 def stack_images(images: list[Tensor]) -> Tensor:
@@ -100,3 +123,13 @@ def zero_margins(canvas: Tensor, height: int, width: int) -> None:
     # Zeroing the whole canvas first would write its memory twice.
     canvas[..., height:, :].zero_()
     canvas[..., :height, width:].zero_()
+
+
+def _number_of_channels(images: list[Tensor]) -> int:
+    counts = sorted({len(image) for image in images})
+    if len(counts) > 1:
+        raise ValueError(
+            f"The images of a batch have {counts} channels; set do_convert_rgb=True, or image_mean "
+            "and image_std to a number per channel."
+        )
+    return counts[0]

@@ -10,30 +10,20 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers.image_processing_utils import BatchFeature
-from transformers.image_utils import ImageInput, PILImageResampling, SizeDict
+from transformers.image_utils import ImageInput, PILImageResampling
 from transformers.processing_utils import Unpack
 
 from ..atomic_saving import atomic_folder
 from ..losses.classification import Classification
 from .coco_targets import prepare_labels
-from .image_canvas import (
-    empty_canvas,
-    group_by_shape,
-    make_pixel_mask,
-    number_of_channels_of,
-    stack_images,
-    write_pixels,
-    zero_margins,
-)
+from .image_canvas import make_pixel_mask, make_pixel_values
 from .image_processor_steps import ImageProcessorSteps
 from .image_reading import read_images
 from .image_settings import (
     DEFAULT_LONGEST_EDGE,
     DEFAULT_SHORTEST_EDGE,
-    OLD_NAMES,
     DetectionImageKwargs,
     check_settings,
     number_of_channels,
@@ -86,16 +76,22 @@ class DetectionImageProcessor(ImageProcessorSteps):
     format = "coco_detection"
 
     def __init__(self, **kwargs: Unpack[DetectionImageKwargs]) -> None:
-        warn_about_misspelt(kwargs, (*self.valid_kwargs.__annotations__, *OLD_NAMES))
-        # Names of transformers 4 and older, which files on the Hub still have.
-        if "pad_and_return_pixel_mask" in kwargs:
-            kwargs.setdefault("do_pad", kwargs.pop("pad_and_return_pixel_mask"))
+        warn_about_misspelt(kwargs, self.valid_kwargs)
+        _rename_old(kwargs)
         kwargs["size"] = standard_size(
             kwargs.get("size"), kwargs.pop("max_size", DEFAULT_LONGEST_EDGE)
         )
         if kwargs.get("do_convert_annotations") is None:
             kwargs["do_convert_annotations"] = kwargs.get("do_normalize") is not False
         super().__init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in transformers, but names of transformers 4 in `kwargs` aren't ignored."""
+        warn_about_misspelt(kwargs, cls.valid_kwargs)
+        _rename_old(kwargs)
+        old = {"max_size": kwargs.pop("max_size")} if "max_size" in kwargs else {}
+        return super().from_dict({**image_processor_dict, **old}, **kwargs)
 
     def preprocess(
         self,
@@ -264,7 +260,8 @@ class DetectionImageProcessor(ImageProcessorSteps):
             annotations, sizes_hw, new_sizes_hw, canvas_hw, settings, return_masks, masks_path
         )
 
-        inputs = {"pixel_values": self._pixel_values(images, new_sizes_hw, canvas_hw, settings)}
+        pixel_values = make_pixel_values(images, new_sizes_hw, canvas_hw, settings, self.resize)
+        inputs = {"pixel_values": pixel_values}
         if settings["do_pad"]:
             inputs["pixel_mask"] = make_pixel_mask(new_sizes_hw, canvas_hw, images[0].device)
         to_device = "cpu" if return_tensors == "np" else images[0].device
@@ -280,27 +277,8 @@ class DetectionImageProcessor(ImageProcessorSteps):
             ]
         return features
 
-    def _pixel_values(
-        self,
-        images: list[Tensor],
-        new_sizes_hw: list[tuple[int, int]],
-        canvas_hw: tuple[int, int],
-        settings: Mapping[str, Any],
-    ) -> Tensor:
-        """Resize, rescale, normalize and pad the images, to (B, C, H, W)."""
-        if settings["do_rescale"] or settings["do_normalize"] or len({i.dtype for i in images}) > 1:
-            dtype = torch.float32
-        else:
-            dtype = images[0].dtype
-        shape = (len(images), number_of_channels_of(images), *canvas_hw)
-        canvas = empty_canvas(shape, dtype, images[0].device)
-        for indices in group_by_shape(images, settings["disable_grouping"]):
-            height, width = new_sizes_hw[indices[0]]
-            group = stack_images([images[index] for index in indices])
-            if settings["do_resize"]:
-                size = SizeDict(height=height, width=width)
-                group = self.resize(group, size=size, resample=settings["resample"])
-            for index, image in zip(indices, group, strict=True):
-                write_pixels(image, canvas[index, :, :height, :width], settings)
-                zero_margins(canvas[index], height, width)
-        return canvas
+
+def _rename_old(kwargs: dict[str, Any]) -> None:
+    """Rename settings of transformers 4 and older, which files on the Hub still have."""
+    if "pad_and_return_pixel_mask" in kwargs:
+        kwargs.setdefault("do_pad", kwargs.pop("pad_and_return_pixel_mask"))

@@ -169,8 +169,9 @@ def channel_values(values: Any, count: int) -> list[float]:
     return list(sequence) if len(sequence) > 1 else list(sequence) * count
 
 
-def warn_about_misspelt(names: Iterable[str], fields: Iterable[str]) -> None:
-    """Warn about names that are similar to a field; the base class accepts and keeps any name."""
+def warn_about_misspelt(names: Iterable[str], valid_kwargs: type[DetectionImageKwargs]) -> None:
+    """Warn about names that are similar to a setting; the base class accepts and keeps any name."""
+    fields = (*valid_kwargs.__annotations__, *OLD_NAMES)
     for name in names:
         close = difflib.get_close_matches(name, fields, n=1, cutoff=0.85)
         if close and name != close[0]:

@@ -201,6 +201,17 @@ def test_misspelt_fields_warn(wrong, right):
         DetrImageProcessor(**{wrong: None})
 
 
+def test_old_and_misspelt_names_in_from_pretrained(tmp_path):
+    """`max_size` of transformers 4 has an effect, as there, and misspelt names warn."""
+    DetrImageProcessor().save_pretrained(tmp_path)
+    settings = {"size": 600, "max_size": 1000, "pad_and_return_pixel_mask": False}
+    processor = DetrImageProcessor.from_pretrained(tmp_path, **settings)
+    assert dict(processor.size) == {"shortest_edge": 600, "longest_edge": 1000}
+    assert processor.do_pad is False
+    with pytest.warns(UserWarning, match="no field 'do_normalise'"):
+        DetrImageProcessor.from_pretrained(tmp_path, do_normalise=False)
+
+
 OTHER_FIELDS = (
     *("image_processor_type", "feature_extractor_type", "processor_class", "auto_map", "use_fast"),
     *("_valid_processor_keys", "crop_pct", "size_divisor", "do_reduce_labels", "reduce_labels"),
