@@ -42,7 +42,7 @@ def detections_per_image(
     if target_sizes is not None:
         sizes_hw = boxes.new_tensor(checked_sizes(target_sizes, len(boxes))).reshape(-1, 2)
         boxes = boxes * sizes_hw.flip(-1).repeat(1, 2)[:, None]
-    is_finite = scores.isfinite() & boxes.isfinite().all(-1)
+    is_finite = are_finite(scores, boxes)
     if not is_finite.all():
         warn_about_nan()
     keep = (scores > threshold) & is_finite
@@ -50,6 +50,11 @@ def detections_per_image(
         {"scores": s[k], "labels": c[k], "boxes": b[k]}
         for s, c, b, k in zip(scores, labels, boxes, keep, strict=True)
     ]
+
+
+def are_finite(scores: Tensor, boxes: Tensor) -> Tensor:
+    """Return which detections, scores (B, K) and boxes (B, K, 4), have no NaN or infinity."""
+    return scores.isfinite() & boxes.isfinite().all(-1)
 
 
 def check_threshold(threshold: Any, name: str) -> None:
