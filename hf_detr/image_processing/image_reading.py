@@ -16,10 +16,15 @@ Values are interpreted by type:
 - Of files with several pages or frames, the first is read, with a warning.
 """
 
+import base64
+import io
 import os
+import string
 import warnings
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import quote
+from urllib.request import Request, urlopen
 
 import numpy as np
 import PIL.Image
@@ -27,7 +32,6 @@ import PIL.ImageFile
 import PIL.ImageOps
 import torch
 from torch import Tensor
-from transformers.image_utils import load_image
 
 from .pixel_conversion import (
     ITS_BYTE,
@@ -41,6 +45,7 @@ CHANNEL_COUNTS = (1, 3, 4)
 BITS_PER_SAMPLE, EXIF_ORIENTATION = 0x0102, 0x0112
 # Formats of several pages or frames. The others in MPO and PSD files are previews and layers.
 PAGED_FORMATS = ("AVIF", "GIF", "PNG", "TIFF", "WEBP")
+SECONDS_PER_DOWNLOAD = 60  # without any data
 # PIL copies the pixels; for larger images, allocating the memory of the copy is slow.
 MANY_PIXELS, STRIP_PIXELS = 10**7, 2**18
 
@@ -147,7 +152,11 @@ def _open_image(source: str | os.PathLike, name: str) -> PIL.Image.Image:
     try:
         if isinstance(source, os.PathLike) or os.path.isfile(source):
             return PIL.Image.open(source)
-        return load_image(source)
+        # Not transformers' load_image, which converts to RGB: 16 bits become white, alpha is lost.
+        if source.startswith(("http://", "https://")):
+            return PIL.Image.open(io.BytesIO(_download(source)))
+        encoded = source.split(",")[1] if source.startswith("data:image/") else source
+        return PIL.Image.open(io.BytesIO(base64.decodebytes(encoded.encode())))
     except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
         raise ValueError(_bomb_message(name)) from error
     except Exception as error:
@@ -155,6 +164,13 @@ def _open_image(source: str | os.PathLike, name: str) -> PIL.Image.Image:
             f"{name} can't be opened: {str(error)[:300]}. Expected an image file, a URL that "
             "starts with http:// or https://, or a base64 string."
         ) from error
+
+
+def _download(url: str) -> bytes:
+    address = quote(url, safe=string.punctuation)  # spaces and umlauts only
+    request = Request(address, headers={"User-Agent": "hf_detr"})
+    with urlopen(request, timeout=SECONDS_PER_DOWNLOAD) as response:
+        return response.read()
 
 
 def _bomb_message(name: str) -> str:

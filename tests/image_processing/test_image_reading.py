@@ -3,7 +3,11 @@
 import base64
 import io
 import struct
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from zlib import compress, crc32
 
 import numpy as np
@@ -317,6 +321,47 @@ def test_alpha_is_blended_onto_white_on_request():
     assert_same(read_one(PIL.Image.fromarray(RGB), blend_alpha=True), chw(RGB))
     with pytest.raises(ValueError, match="0 … 1"):
         read_images(RGBA.astype(np.float32), blend_alpha=True)
+
+
+# --- URLs and base64 ------------------------------------------------------------------------------
+
+
+class Handler(SimpleHTTPRequestHandler):
+    """Serves a folder without a log."""
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """The address of a server of `tmp_path`."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=tmp_path)) as running:
+        Thread(target=running.serve_forever, args=(0.02,)).start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
+
+
+@pytest.mark.parametrize(
+    "image",
+    [PIL.Image.fromarray(GRAY.astype(np.uint16) * 257), PIL.Image.fromarray(RGBA)],
+    ids=["16 bits", "alpha"],
+)
+def test_urls_and_base64_have_the_pixels_of_files(image, tmp_path, server):
+    """Images of 16 bits aren't white, and alpha isn't lost, on any way to an image."""
+    path = tmp_path / "ein Bild für mich.png"
+    image.save(path)
+    encoded = base64.b64encode(path.read_bytes()).decode()
+    expected = read_one(path, blend_alpha=True)
+    assert expected.float().std() > 0
+    for source in (f"{server}/{path.name}", encoded, f"data:image/png;base64,{encoded}"):
+        assert_same(read_one(source, blend_alpha=True), expected)
+
+
+def test_urls_without_an_image_raise(server):
+    """The error has the reason of the server."""
+    with pytest.raises(ValueError, match="image 0 .*can't be opened: HTTP Error 404"):
+        read_images(f"{server}/missing.png")
 
 
 # --- channels -------------------------------------------------------------------------------------
