@@ -6,6 +6,7 @@ without its padding.
 """
 
 import os
+import warnings
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -78,9 +79,14 @@ class DetectionImageProcessor(ImageProcessorSteps):
     def __init__(self, **kwargs: Unpack[DetectionImageKwargs]) -> None:
         warn_about_misspelt(kwargs, self.valid_kwargs)
         _rename_old(kwargs)
-        kwargs["size"] = standard_size(
-            kwargs.get("size"), kwargs.pop("max_size", DEFAULT_LONGEST_EDGE)
-        )
+        has_max_size, max_size = "max_size" in kwargs, kwargs.pop("max_size", DEFAULT_LONGEST_EDGE)
+        kwargs["size"] = standard_size(kwargs.get("size"), max_size)
+        if has_max_size and kwargs["size"].get("longest_edge") != max_size:
+            warnings.warn(
+                f"max_size={max_size} has no effect, because size is {kwargs['size']}; set "
+                "'longest_edge' in size instead.",
+                stacklevel=2,
+            )
         if kwargs.get("do_convert_annotations") is None:
             kwargs["do_convert_annotations"] = kwargs.get("do_normalize") is not False
         super().__init__(**kwargs)

@@ -17,6 +17,7 @@ Values are interpreted by type:
 """
 
 import base64
+import binascii
 import io
 import os
 import string
@@ -160,8 +161,11 @@ def _open_image(source: str | os.PathLike, name: str) -> PIL.Image.Image:
     except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
         raise ValueError(_bomb_message(name)) from error
     except Exception as error:
+        # Their texts name a buffer or its padding, not the source.
+        is_unknown = isinstance(error, (PIL.UnidentifiedImageError, binascii.Error))
+        reason = "it is no image, or no file" if is_unknown else str(error)[:300]
         raise ValueError(
-            f"{name} can't be opened: {str(error)[:300]}. Expected an image file, a URL that "
+            f"{name} can't be opened: {reason}. Expected an image file, a URL that "
             "starts with http:// or https://, or a base64 string."
         ) from error
 

@@ -241,7 +241,8 @@ def test_layout_of_pil_images_is_never_ambiguous():
         (None, TypeError, "NoneType"),
         (3.5, TypeError, "float"),
         (b"abc", TypeError, "bytes"),
-        ("no/such/file.png", ValueError, "can't be opened"),
+        ("no/such/file.png", ValueError, "can't be opened: it is no image, or no file"),
+        (Path("no/such/file.png"), ValueError, "can't be opened: .*No such file"),
     ],
 )
 def test_invalid_images_raise(image, exception, message):

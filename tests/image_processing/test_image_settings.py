@@ -212,6 +212,15 @@ def test_old_and_misspelt_names_in_from_pretrained(tmp_path):
         DetrImageProcessor.from_pretrained(tmp_path, do_normalise=False)
 
 
+def test_a_max_size_without_effect_warns():
+    """`max_size` is only used beside an int; a dict has its own longest edge."""
+    size = {"shortest_edge": 600, "longest_edge": 1000}
+    with pytest.warns(UserWarning, match="max_size=800 has no effect, because size is"):
+        assert dict(DetrImageProcessor(size=size, max_size=800).size) == size
+    assert dict(DetrImageProcessor(size=size, max_size=1000).size) == size  # without a warning
+    assert dict(DetrImageProcessor(size=600, max_size=None).size) == {"shortest_edge": 600}
+
+
 OTHER_FIELDS = (
     *("image_processor_type", "feature_extractor_type", "processor_class", "auto_map", "use_fast"),
     *("_valid_processor_keys", "crop_pct", "size_divisor", "do_reduce_labels", "reduce_labels"),
