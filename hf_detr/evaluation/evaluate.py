@@ -19,6 +19,7 @@ from ..data.image_source import read_segment_ids
 from ..distributed import num_processes, process_index
 from ..image_processing.image_processor import DetectionImageProcessor
 from ..image_processing.image_settings import resized_hw
+from ..image_processing.postprocess import are_finite
 from ..inference.prediction import in_eval_mode
 from .coco_evaluator import CocoEvaluator, Metrics
 from .panoptic_quality import PanopticQuality
@@ -100,13 +101,7 @@ def detect(
 def every_detection(
     processor: DetectionImageProcessor, outputs: Any, sizes_hw: Any
 ) -> list[dict[str, Tensor]]:
-    """Return all detections of a batch with any score; warns if the logits are NaN."""
-    if outputs.logits.isnan().any():
-        warnings.warn(
-            "The model's logits are NaN, so it detects nothing. Check its training, or use a dtype "
-            "with a larger range.",
-            stacklevel=2,
-        )
+    """Return all detections of a batch with any score."""
     return processor.post_process_object_detection(outputs, EVERY_SCORE, sizes_hw)
 
 
@@ -280,14 +275,18 @@ def _add_masks(
 ) -> None:
     """Add `masks` (n, height, width) bool of each image's original size to its detections."""
     canvas_hw = tuple(inputs["pixel_values"].shape[-2:])
-    _, _, queries = processor.classification.detections(outputs.logits)
+    scores, _, queries = processor.classification.detections(outputs.logits)
+    boxes = outputs.pred_boxes.gather(1, queries[..., None].expand(-1, -1, 4))
+    is_kept = are_finite(scores, boxes)  # as in `detections`
     for index, (found, size_hw) in enumerate(zip(detections, sizes_hw, strict=True)):
         height, width = canvas_hw
         if "pixel_mask" in inputs:
             mask = inputs["pixel_mask"][index]
             height, width = int(mask[:, 0].sum()), int(mask[0].sum())
-        parts = []
-        for logits in outputs.pred_masks[index, queries[index]].float().split(MASKS_AT_ONCE):
+        kept = queries[index, is_kept[index]]
+        parts = [torch.empty((0, *size_hw), dtype=torch.bool, device=kept.device)]
+        for chunk in kept.split(MASKS_AT_ONCE) if len(kept) else ():
+            logits = outputs.pred_masks[index, chunk].float()
             # In two steps as in the official code, for comparable results.
             large = F.interpolate(logits[None], canvas_hw, mode="bilinear", align_corners=False)
             inside = (large[..., :height, :width] > 0).float()

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -117,6 +118,30 @@ def checked_box(entry: Mapping[str, Any], name: str) -> list[float]:
             f"{name} has bbox {bbox!r} of negative size; expected (left, top, width, height)."
         )
     return box
+
+
+def stack_keypoints(keypoints: Sequence[Any]) -> Tensor | None:
+    """Stack the keypoints of an image's objects, (n * K, 3) float32.
+
+    Args:
+        keypoints: of each object a flat list of x, y and visibility, or None.
+
+    Returns:
+        None if no object has keypoints, or, with a warning, if they can't be stacked.
+    """
+    if all(values is None for values in keypoints):
+        return None
+    try:
+        array = np.asarray(keypoints, dtype=np.float32)
+        return torch.from_numpy(array.reshape(len(keypoints), -1, 3).reshape(-1, 3))
+    except (ValueError, TypeError):
+        # The same text for all images, so that Python shows it once.
+        warnings.warn(
+            "'keypoints' are left out of the labels of an image; expected a flat list of x, y and "
+            "visibility, of the same length, for every object of the image.",
+            stacklevel=3,
+        )
+        return None
 
 
 def integer_or_none(value: Any) -> int | None:

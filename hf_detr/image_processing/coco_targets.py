@@ -17,12 +17,40 @@ from torch.nn import functional as F
 from ..ops.box_ops import box_area, box_xyxy_to_cxcywh
 from .coco_masks import SEGMENTATION, stack_masks
 from .coco_panoptic import prepare_panoptic_target
-from .coco_records import checked_box, checked_fields, checked_record, prepare_target
+from .coco_records import (
+    checked_box,
+    checked_fields,
+    checked_record,
+    prepare_target,
+    stack_keypoints,
+)
 
 RECORD = (
     "{'image_id': int, 'annotations': [{'bbox': [left, top, width, height], 'category_id': int}, "
     "...]}"
 )
+
+
+def prepare_annotation(
+    annotation: Mapping[str, Any],
+    image_hw: tuple[int, int],
+    format: str,
+    return_masks: bool | None = None,
+    masks_path: str | os.PathLike[str] | None = None,
+) -> dict[str, Tensor]:
+    """Convert the record of an image in the format "coco_detection" or "coco_panoptic".
+
+    The other arguments are those of `DetectionImageProcessor.preprocess`.
+    """
+    is_panoptic = format == "coco_panoptic"
+    if is_panoptic != (masks_path is not None):
+        raise ValueError(
+            f"format is {format!r} and masks_path is {masks_path!r}; pass masks_path, the folder "
+            "of the PNG files, if and only if format is 'coco_panoptic'."
+        )
+    if is_panoptic:
+        return prepare_panoptic_target(annotation, image_hw, masks_path, return_masks is not False)
+    return prepare_detection_target(annotation, image_hw, bool(return_masks))
 
 
 def prepare_detection_target(
@@ -32,6 +60,10 @@ def prepare_detection_target(
 
     Crowd regions are removed. Boxes are clipped to the image; objects whose box has no area are
     dropped with a warning. A missing `area` is the area of the clipped box.
+
+    `keypoints` of the objects, K each, become (n * K, 3) float32: x, y and visibility. As in
+    transformers they stay in pixels of the original image, also when the target is resized. They
+    are left out, with a warning, unless every object has the same number.
 
     Args:
         annotation: `{"image_id" (or "id"): int, "annotations": [...]}`; each entry has `bbox` as
@@ -49,7 +81,7 @@ def prepare_detection_target(
             unknown type.
     """
     image_id, entries = checked_record(annotation, "annotations", RECORD)
-    boxes_xywh, fields, segmentations = [], [], []
+    boxes_xywh, fields, objects, names = [], [], [], []
     for index, entry in enumerate(entries):
         name = f"image_id {image_id}, annotation {index}"
         entry_fields, box = (
@@ -59,7 +91,8 @@ def prepare_detection_target(
         if not entry_fields.is_crowd:
             boxes_xywh.append(box)
             fields.append(entry_fields)
-            segmentations.append((entry.get("segmentation"), name))
+            objects.append(entry)
+            names.append(name)
 
     boxes_xyxy = _clipped_corners(
         torch.tensor(boxes_xywh, dtype=torch.float32).reshape(-1, 4), image_hw
@@ -68,8 +101,17 @@ def prepare_detection_target(
     target, keep = prepare_target(
         image_id, image_hw, fields, boxes_xyxy, box_area(boxes_xyxy), reason
     )
+    keypoints = stack_keypoints(
+        [entry.get("keypoints") for entry, is_kept in zip(objects, keep, strict=True) if is_kept]
+    )
+    if keypoints is not None:
+        target["keypoints"] = keypoints
     if return_masks:
-        kept = [pair for pair, is_kept in zip(segmentations, keep, strict=True) if is_kept]
+        kept = [
+            (entry.get("segmentation"), name)
+            for entry, name, is_kept in zip(objects, names, keep, strict=True)
+            if is_kept
+        ]
         for segmentation, name in kept:
             if segmentation is None:
                 raise ValueError(
@@ -94,9 +136,10 @@ def resize_target(target: Mapping[str, Tensor], size_hw: tuple[int, int]) -> dic
     ratio_y, ratio_x = size_hw[0] / old_height, size_hw[1] / old_width
     resized = dict(target)
     resized["boxes"] = target["boxes"] * torch.tensor(
-        [ratio_x, ratio_y, ratio_x, ratio_y], dtype=torch.float32
+        [ratio_x, ratio_y, ratio_x, ratio_y], dtype=torch.float32, device=target["boxes"].device
     )
-    resized["area"] = target["area"] * (ratio_x * ratio_y)
+    if "area" in target:
+        resized["area"] = target["area"] * (ratio_x * ratio_y)
     resized["size"] = torch.tensor(size_hw, dtype=torch.int64)
     if "masks" in target:
         # As bytes, a view of the same memory; floats would take four times as much.
@@ -111,8 +154,9 @@ def resize_target(target: Mapping[str, Tensor], size_hw: tuple[int, int]) -> dic
 def normalize_target(target: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Convert boxes from pixel corners (x0, y0, x1, y1) to relative (cx, cy, w, h) in [0, 1]."""
     height, width = target["size"].tolist()
-    scale = torch.tensor([width, height, width, height], dtype=torch.float32)
-    return {**target, "boxes": box_xyxy_to_cxcywh(target["boxes"]) / scale}
+    boxes = target["boxes"]
+    scale = torch.tensor([width, height, width, height], dtype=torch.float32, device=boxes.device)
+    return {**target, "boxes": box_xyxy_to_cxcywh(boxes) / scale}
 
 
 def pad_target(target: Mapping[str, Tensor], canvas_hw: tuple[int, int]) -> dict[str, Tensor]:
@@ -144,12 +188,6 @@ def prepare_labels(
     """
     if annotations is None:
         return None
-    is_panoptic = settings["format"] == "coco_panoptic"
-    if is_panoptic != (masks_path is not None):
-        raise ValueError(
-            f"format is {settings['format']!r} and masks_path is {masks_path!r}; pass masks_path, "
-            "the folder of the PNG files, if and only if format is 'coco_panoptic'."
-        )
     annotations = [annotations] if isinstance(annotations, Mapping) else annotations
     if not isinstance(annotations, (list, tuple)):
         raise TypeError(
@@ -162,11 +200,9 @@ def prepare_labels(
         )
     labels = []
     for annotation, size_hw, new_hw in zip(annotations, sizes_hw, new_sizes_hw, strict=True):
-        if is_panoptic:
-            with_masks = return_masks is not False
-            target = prepare_panoptic_target(annotation, size_hw, masks_path, with_masks)
-        else:
-            target = prepare_detection_target(annotation, size_hw, bool(return_masks))
+        target = prepare_annotation(
+            annotation, size_hw, settings["format"], return_masks, masks_path
+        )
         target = resize_target(target, new_hw)
         if settings["do_convert_annotations"]:
             target = normalize_target(target)

@@ -6,56 +6,54 @@ without its padding.
 """
 
 import os
+import warnings
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
-from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_processing_utils import BatchFeature
-from transformers.image_utils import ImageInput, PILImageResampling, SizeDict
+from transformers.image_utils import ImageInput, PILImageResampling
 from transformers.processing_utils import Unpack
 
 from ..atomic_saving import atomic_folder
 from ..losses.classification import Classification
 from .coco_targets import prepare_labels
-from .image_canvas import (
-    empty_canvas,
-    group_by_shape,
-    make_pixel_mask,
-    stack_images,
-    write_pixels,
-    zero_margins,
-)
+from .image_canvas import make_pixel_mask, make_pixel_values
+from .image_processor_steps import ImageProcessorSteps
 from .image_reading import read_images
 from .image_settings import (
     DEFAULT_LONGEST_EDGE,
     DEFAULT_SHORTEST_EDGE,
     DetectionImageKwargs,
     check_settings,
+    number_of_channels,
     padded_hw,
     resized_hw,
     standard_size,
+    warn_about_misspelt,
 )
 from .mixed_models import warn_of_mixed_models
 from .postprocess_masks import encode_segments, merged_maps, segment_maps, semantic_maps
 
 
-class DetectionImageProcessor(TorchvisionBackend):
+class DetectionImageProcessor(ImageProcessorSteps):
     """Resizes, rescales, normalizes and pads images, and converts COCO annotations to targets.
 
     Args:
         size: `{"shortest_edge", "longest_edge"}` (default 800 and 1333), `{"shortest_edge"}` and
             `{"max_height", "max_width"}` keep the aspect ratio; `{"height", "width"}` doesn't. In
-            old files, an int is the shortest edge and `max_size` the longest.
+            old files, an int is the shortest edge and `max_size` the longest. Other forms that
+            transformers reads, such as `{"longest_edge"}`, are errors when an image is resized.
         do_resize, do_rescale, do_normalize, do_pad: whether to do these steps, True by default.
         resample: filter for resizing, by default bilinear.
         rescale_factor: factor for uint8 pixels, by default 1/255.
-        image_mean, image_std: three numbers for the rescaled RGB pixels, by default those of
-            ImageNet.
+        image_mean, image_std: a number per channel for the rescaled pixels, by default those of
+            ImageNet for RGB. Images must have as many channels; with three, gray and transparent
+            images are converted to RGB. With one number for all channels, images keep their own.
         pad_size: `{"height", "width"}` to pad to. Defaults to the largest of the batch.
-        do_convert_rgb: whether to blend transparent images onto white instead of dropping alpha.
+        do_convert_rgb: whether to convert images to RGB, blending transparent ones onto white
+            instead of dropping alpha.
         do_convert_annotations: whether to convert boxes to (cx, cy, w, h) in [0, 1]; otherwise they
             are (x0, y0, x1, y1) in pixels of the resized image. As in transformers, defaults to
             False if `do_normalize` is False.
@@ -80,12 +78,16 @@ class DetectionImageProcessor(TorchvisionBackend):
     format = "coco_detection"
 
     def __init__(self, **kwargs: Unpack[DetectionImageKwargs]) -> None:
-        # Names of transformers 4 and older, which files on the Hub still have.
-        if "pad_and_return_pixel_mask" in kwargs:
-            kwargs.setdefault("do_pad", kwargs.pop("pad_and_return_pixel_mask"))
-        kwargs["size"] = standard_size(
-            kwargs.get("size"), kwargs.pop("max_size", DEFAULT_LONGEST_EDGE)
-        )
+        warn_about_misspelt(kwargs, self.valid_kwargs)
+        _rename_old(kwargs)
+        has_max_size, max_size = "max_size" in kwargs, kwargs.pop("max_size", DEFAULT_LONGEST_EDGE)
+        kwargs["size"] = standard_size(kwargs.get("size"), max_size)
+        if has_max_size and kwargs["size"].get("longest_edge") != max_size:
+            warnings.warn(
+                f"max_size={max_size} has no effect, because size is {kwargs['size']}; set "
+                "'longest_edge' in size instead.",
+                stacklevel=2,
+            )
         if kwargs.get("do_convert_annotations") is None:
             kwargs["do_convert_annotations"] = kwargs.get("do_normalize") is not False
         super().__init__(**kwargs)
@@ -96,6 +98,14 @@ class DetectionImageProcessor(TorchvisionBackend):
         if "_from_auto" in kwargs:
             warn_of_mixed_models(cls.__name__.removesuffix("ImageProcessor"))
         return super().from_pretrained(*args, **kwargs)
+
+    @classmethod
+    def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in transformers, but names of transformers 4 in `kwargs` aren't ignored."""
+        warn_about_misspelt(kwargs, cls.valid_kwargs)
+        _rename_old(kwargs)
+        old = {"max_size": kwargs.pop("max_size")} if "max_size" in kwargs else {}
+        return super().from_dict({**image_processor_dict, **old}, **kwargs)
 
     def preprocess(
         self,
@@ -121,11 +131,12 @@ class DetectionImageProcessor(TorchvisionBackend):
                 "np"), `device`, `input_data_format`.
 
         Returns:
-            `pixel_values` (B, 3, H, W) float32, zero-padded at the bottom and the right;
+            `pixel_values` (B, C, H, W) float32, zero-padded at the bottom and the right;
             `pixel_mask` (B, H, W) int64, 1 for real pixels, with `do_pad`; and with annotations
             `labels`, for each image a dict of `class_labels`, `boxes`, `area`, `iscrowd`,
             `image_id`, `orig_size` (of the upright input) and `size` (resized, without padding),
-            sizes as (height, width), and `masks` (n, H, W) bool, padded as the image.
+            sizes as (height, width), and if annotations have them `masks` (n, H, W) bool, padded
+            as the image, and `keypoints`, see `prepare_detection_target`.
 
         Raises:
             ValueError: if an image, an annotation or a setting is invalid.
@@ -237,6 +248,9 @@ class DetectionImageProcessor(TorchvisionBackend):
             # Images that are only resized and padded may have any values, such as normalized ones.
             check_range=do_rescale or kwargs["do_normalize"],
             blend_alpha=bool(kwargs.get("do_convert_rgb")),
+            num_channels=number_of_channels(
+                kwargs["image_mean"], kwargs["image_std"], kwargs.get("do_convert_rgb")
+            ),
         )
         return tensors if device is None else [tensor.to(device) for tensor in tensors]
 
@@ -260,7 +274,8 @@ class DetectionImageProcessor(TorchvisionBackend):
             annotations, sizes_hw, new_sizes_hw, canvas_hw, settings, return_masks, masks_path
         )
 
-        inputs = {"pixel_values": self._pixel_values(images, new_sizes_hw, canvas_hw, settings)}
+        pixel_values = make_pixel_values(images, new_sizes_hw, canvas_hw, settings, self.resize)
+        inputs = {"pixel_values": pixel_values}
         if settings["do_pad"]:
             inputs["pixel_mask"] = make_pixel_mask(new_sizes_hw, canvas_hw, images[0].device)
         to_device = "cpu" if return_tensors == "np" else images[0].device
@@ -276,26 +291,8 @@ class DetectionImageProcessor(TorchvisionBackend):
             ]
         return features
 
-    def _pixel_values(
-        self,
-        images: list[Tensor],
-        new_sizes_hw: list[tuple[int, int]],
-        canvas_hw: tuple[int, int],
-        settings: Mapping[str, Any],
-    ) -> Tensor:
-        """Resize, rescale, normalize and pad the images, to (B, 3, H, W)."""
-        if settings["do_rescale"] or settings["do_normalize"] or len({i.dtype for i in images}) > 1:
-            dtype = torch.float32
-        else:
-            dtype = images[0].dtype
-        canvas = empty_canvas((len(images), 3, *canvas_hw), dtype, images[0].device)
-        for indices in group_by_shape(images, settings["disable_grouping"]):
-            height, width = new_sizes_hw[indices[0]]
-            group = stack_images([images[index] for index in indices])
-            if settings["do_resize"]:
-                size = SizeDict(height=height, width=width)
-                group = self.resize(group, size=size, resample=settings["resample"])
-            for index, image in zip(indices, group, strict=True):
-                write_pixels(image, canvas[index, :, :height, :width], settings)
-                zero_margins(canvas[index], height, width)
-        return canvas
+
+def _rename_old(kwargs: dict[str, Any]) -> None:
+    """Rename settings of transformers 4 and older, which files on the Hub still have."""
+    if "pad_and_return_pixel_mask" in kwargs:
+        kwargs.setdefault("do_pad", kwargs.pop("pad_and_return_pixel_mask"))

@@ -1,21 +1,31 @@
-"""Conversion of images of any type to tensors with three channels.
+"""Conversion of images of any type to tensors, by default with three channels.
 
-Images become (3, H, W), uint8 in 0 … 255 or float32. Errors name the image's index in the batch.
+Images become (C, H, W), uint8 in 0 … 255 or float32. Errors name the image's index in the batch.
 
 Values are interpreted by type:
 
-- bool: 0 and 255. uint8: unchanged. uint16 and 16-bit PIL images: scaled to 8 bits.
+- bool: 0 and 255. uint8: unchanged. uint16 and 16-bit PIL images: scaled to 8 bits. Images of 12
+  bits in TIFF files are scaled by their range; in other files of 16 bits they are nearly black,
+  which a warning says.
 - other integers: must be in 0 … 255.
 - floats: 0 … 1 if the largest value is at most 1; 0 … 255 if it is at least 2. A largest value
   between the two is an error, because the image could be a sharpened 0 … 1 image or a nearly black
   0 … 255 image.
-- alpha: dropped, or optionally blended onto white.
+- With three channels, gray is repeated, and alpha is dropped, or optionally blended onto white.
 - The EXIF orientation of PIL images and files is applied.
+- Of files with several pages or frames, the first is read, with a warning.
 """
 
+import base64
+import binascii
+import io
 import os
+import string
+import warnings
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import quote
+from urllib.request import Request, urlopen
 
 import numpy as np
 import PIL.Image
@@ -23,10 +33,20 @@ import PIL.ImageFile
 import PIL.ImageOps
 import torch
 from torch import Tensor
-from transformers.image_utils import load_image
+
+from .pixel_conversion import (
+    ITS_BYTE,
+    checked_floats,
+    to_uint8_or_float32,
+    warn_about_unused_bits,
+    with_channels,
+)
 
 CHANNEL_COUNTS = (1, 3, 4)
-EXIF_ORIENTATION = 0x0112
+BITS_PER_SAMPLE, EXIF_ORIENTATION = 0x0102, 0x0112
+# Formats of several pages or frames. The others in MPO and PSD files are previews and layers.
+PAGED_FORMATS = ("AVIF", "GIF", "PNG", "TIFF", "WEBP")
+SECONDS_PER_DOWNLOAD = 60  # without any data
 # PIL copies the pixels; for larger images, allocating the memory of the copy is slow.
 MANY_PIXELS, STRIP_PIXELS = 10**7, 2**18
 
@@ -38,6 +58,7 @@ def read_images(
     check_range: bool = True,
     blend_alpha: bool = False,
     first_index: int = 0,
+    num_channels: int | None = 3,
 ) -> list[Tensor]:
     """Read an image, a batched array or a (nested) list of images, as described above.
 
@@ -50,6 +71,8 @@ def read_images(
         check_range: whether floats must be in 0 … 1 or 0 … 255.
         blend_alpha: whether to blend transparent images onto white instead of dropping alpha.
         first_index: index of the first image in messages.
+        num_channels: number of channels that images must have. 3 is RGB, to which gray and
+            transparent images are converted. None keeps the channels of each image.
 
     Raises:
         ValueError: if an image can't be decoded, or has a wrong shape or values out of range.
@@ -66,11 +89,11 @@ def read_images(
         name = f"image {index}"
         if isinstance(image, (str, os.PathLike)):
             name += f" ({str(image)[:200]!r})"
-        pixels = _channels_first(*_as_tensor(image, layout, name), name)
-        pixels = _to_uint8_or_float32(pixels, name)
-        pixels = _three_channels(pixels, blend_alpha, name)
+        pixels = _channels_first(*_as_tensor(image, layout, name), num_channels, name)
+        pixels = to_uint8_or_float32(pixels, name)
+        pixels = with_channels(pixels, num_channels, blend_alpha, name)
         if pixels.is_floating_point():
-            pixels = _checked_floats(pixels, unit_floats, check_range, name)
+            pixels = checked_floats(pixels, unit_floats, check_range, name)
         tensors.append(pixels)
     if not tensors:
         raise ValueError("There are no images; expected at least one.")
@@ -130,14 +153,28 @@ def _open_image(source: str | os.PathLike, name: str) -> PIL.Image.Image:
     try:
         if isinstance(source, os.PathLike) or os.path.isfile(source):
             return PIL.Image.open(source)
-        return load_image(source)
+        # Not transformers' load_image, which converts to RGB: 16 bits become white, alpha is lost.
+        if source.startswith(("http://", "https://")):
+            return PIL.Image.open(io.BytesIO(_download(source)))
+        encoded = source.split(",")[1] if source.startswith("data:image/") else source
+        return PIL.Image.open(io.BytesIO(base64.decodebytes(encoded.encode())))
     except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
         raise ValueError(_bomb_message(name)) from error
     except Exception as error:
+        # Their texts name a buffer or its padding, not the source.
+        is_unknown = isinstance(error, (PIL.UnidentifiedImageError, binascii.Error))
+        reason = "it is no image, or no file" if is_unknown else str(error)[:300]
         raise ValueError(
-            f"{name} can't be opened: {str(error)[:300]}. Expected an image file, a URL that "
+            f"{name} can't be opened: {reason}. Expected an image file, a URL that "
             "starts with http:// or https://, or a base64 string."
         ) from error
+
+
+def _download(url: str) -> bytes:
+    address = quote(url, safe=string.punctuation)  # spaces and umlauts only
+    request = Request(address, headers={"User-Agent": "hf_detr"})
+    with urlopen(request, timeout=SECONDS_PER_DOWNLOAD) as response:
+        return response.read()
 
 
 def _bomb_message(name: str) -> str:
@@ -148,13 +185,16 @@ def _bomb_message(name: str) -> str:
 
 
 def _decode(image: PIL.Image.Image, name: str) -> np.ndarray:
-    """Decode an upright image, (H, W, 3 or 4) uint8 or (H, W) with 16 or 32 bits."""
+    """Decode an upright image, (H, W, 3 or 4) uint8, or (H, W) with 8, 16 or 32 bits."""
     limit = PIL.Image.MAX_IMAGE_PIXELS
     is_from_file = isinstance(image, PIL.ImageFile.ImageFile)
     if is_from_file and limit is not None and image.width * image.height > limit:
         raise ValueError(_bomb_message(name))
+    has_16_bits = is_from_file and ";16" in str(image.tile)
+    has_12_bits = image.format == "TIFF" and image.tag_v2.get(BITS_PER_SAMPLE) == (12,)
     try:
         image.load()  # NumPy would hide the reason of a failure
+        has_pages = image.format in PAGED_FORMATS and getattr(image, "is_animated", False)
         # Deviation: transformers applies the EXIF orientation to files, but not to PIL images.
         # Annotation tools show the upright image, so boxes refer to it.
         if image.getexif().get(EXIF_ORIENTATION, 1) != 1:
@@ -165,7 +205,24 @@ def _decode(image: PIL.Image.Image, name: str) -> np.ndarray:
             f"{name} can't be decoded (mode {image.mode}, size {image.size}): {error}. Check that "
             "the file is complete."
         ) from error
+    if has_pages:
+        _warn_about_pages()
+    if has_12_bits:
+        pixels = pixels << 4 | pixels >> 8  # 4095 becomes 65535
+    # PIL reads colors of 16 bits as 8 bits.
+    elif has_16_bits and pixels.ndim == 3 and 0 < pixels[..., :3].max() <= ITS_BYTE:
+        warn_about_unused_bits()
     return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
+
+
+def _warn_about_pages() -> None:
+    # The same text for all images, so that Python shows it once.
+    warnings.warn(
+        "An image file has several pages or frames, of which only the current one, by default the "
+        "first, is read. Save each as a file of its own, or pass them as separate images, such as "
+        "[page.copy() for page in PIL.ImageSequence.Iterator(image)].",
+        stacklevel=2,
+    )
 
 
 def _read_pixels(image: PIL.Image.Image) -> np.ndarray:
@@ -190,13 +247,18 @@ def _to_readable_mode(image: PIL.Image.Image) -> PIL.Image.Image:
     if image.mode == "La":
         image = image.convert("LA")
     has_alpha = image.mode[-1] in "aA" or image.info.get("transparency") is not None
+    if image.mode == "L" and not has_alpha:
+        return image
     # RGBA, because convert("RGB") warns of palettes with transparency; the colors are the same.
     return image.convert("RGBA" if has_alpha else "RGB")
 
 
-def _channels_first(pixels: Tensor, layout: str | None, name: str) -> Tensor:
-    """Return a view (C, H, W) with 1, 3 or 4 channels and at least one pixel."""
+def _channels_first(
+    pixels: Tensor, layout: str | None, num_channels: int | None, name: str
+) -> Tensor:
+    """Return a view (C, H, W) with a valid number of channels and at least one pixel."""
     shape = tuple(pixels.shape)
+    counts = CHANNEL_COUNTS if num_channels in (3, None) else (num_channels,)
     if pixels.ndim == 2:
         pixels = pixels[None]
     elif pixels.ndim != 3:
@@ -204,80 +266,31 @@ def _channels_first(pixels: Tensor, layout: str | None, name: str) -> Tensor:
             f"{name} has shape {shape}; expected (H, W), (H, W, C) or (C, H, W), or a batch of "
             "these."
         )
-    elif (layout or _layout_from_shape(shape, name)) == "channels_last":
+    elif (layout or _layout_from_shape(shape, counts, name)) == "channels_last":
         pixels = pixels.permute(2, 0, 1)
     if 0 in shape:
         raise ValueError(f"{name} has shape {shape} and no pixels; remove it.")
-    if pixels.shape[0] not in CHANNEL_COUNTS:
+    is_any_count_valid = num_channels is None and layout is not None
+    if pixels.shape[0] not in counts and not is_any_count_valid:
+        expected = (
+            "1 (gray), 3 (RGB) or 4 (RGBA). For others, set image_mean and image_std to as many "
+            "numbers"
+            if num_channels == 3
+            else "1, 3 or 4. For others, pass input_data_format"
+            if num_channels is None
+            else f"{num_channels}, the length of image_mean and image_std"
+        )
         raise ValueError(
-            f"{name} has shape {shape} with {pixels.shape[0]} channels; expected 1 (gray), 3 (RGB) "
-            "or 4 (RGBA)."
+            f"{name} has shape {shape} with {pixels.shape[0]} channels; expected {expected}."
         )
     return pixels
 
 
-def _layout_from_shape(shape: tuple[int, ...], name: str) -> str:
-    is_first, is_last = shape[0] in CHANNEL_COUNTS, shape[2] in CHANNEL_COUNTS
+def _layout_from_shape(shape: tuple[int, ...], counts: tuple[int, ...], name: str) -> str:
+    is_first, is_last = shape[0] in counts, shape[2] in counts
     if is_first and is_last:
         raise ValueError(
             f"{name} has shape {shape}, where the first or the last dimension could be the "
             "channels; pass input_data_format='channels_first' or 'channels_last'."
         )
     return "channels_first" if is_first else "channels_last"
-
-
-def _to_uint8_or_float32(pixels: Tensor, name: str) -> Tensor:
-    if pixels.dtype == torch.uint8:
-        return pixels
-    if pixels.dtype == torch.bool:
-        return pixels.to(torch.uint8) * 255
-    if pixels.dtype == torch.uint16:
-        return ((pixels.to(torch.int32) + 128) // 257).to(torch.uint8)  # 65535 = 257 * 255
-    if pixels.is_floating_point():
-        return pixels.to(torch.float32)
-    if pixels.is_complex():
-        raise TypeError(f"{name} has dtype {pixels.dtype}; expected integers, floats or booleans.")
-    low, high = (int(value) for value in pixels.to(torch.int64).aminmax())
-    if low < 0 or high > 255:
-        raise ValueError(
-            f"{name} has dtype {pixels.dtype} and values {low} … {high}; expected 0 … 255. "
-            "Convert 16-bit images to uint16."
-        )
-    return pixels.to(torch.uint8)
-
-
-def _three_channels(pixels: Tensor, blend_alpha: bool, name: str) -> Tensor:
-    if pixels.shape[0] == 1:
-        return pixels.expand(3, -1, -1)
-    if pixels.shape[0] == 4 and blend_alpha:
-        return _blend_onto_white(pixels, name)
-    return pixels[:3]
-
-
-def _blend_onto_white(pixels: Tensor, name: str) -> Tensor:
-    """Blend (4, H, W) to (3, H, W); floats must be in 0 … 1."""
-    white = 255 if pixels.dtype == torch.uint8 else 1
-    if pixels.is_floating_point() and not (pixels.min() >= 0 and pixels.max() <= 1):
-        raise ValueError(f"{name} is float RGBA; to blend alpha, its values must be in 0 … 1.")
-    color, alpha = pixels[:3].to(torch.float32), pixels[3:].to(torch.float32) / white
-    blended = color * alpha + white * (1 - alpha)
-    return blended.round().to(torch.uint8) if pixels.dtype == torch.uint8 else blended
-
-
-def _checked_floats(pixels: Tensor, unit_floats: bool, check_range: bool, name: str) -> Tensor:
-    low, high = (float(value) for value in pixels.aminmax())
-    if not (np.isfinite(low) and np.isfinite(high)):  # aminmax propagates NaN
-        raise ValueError(f"{name} has NaN or infinite pixels; expected 0 … 1 or 0 … 255.")
-    if not check_range:
-        return pixels
-    if low < 0 or high > 255:
-        raise ValueError(
-            f"{name} is float with values {low:.6g} … {high:.6g}; expected 0 … 1 or 0 … 255. For a "
-            "normalized image, pass do_rescale=False and do_normalize=False."
-        )
-    if 1 < high < 2 and unit_floats:
-        raise ValueError(
-            f"{name} is float with values {low:.6g} … {high:.6g}, which is ambiguous; clip it "
-            "to 0 … 1 or convert it to uint8."
-        )
-    return pixels / 255 if high > 1 and unit_floats else pixels

@@ -1,8 +1,10 @@
 """Settings of the image processor: checks, and the sizes of resized and padded images."""
 
+import difflib
 import math
 import numbers
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from transformers.image_transforms import get_size_with_aspect_ratio
@@ -18,7 +20,14 @@ SIZE_KEYS = (
     {"height", "width"},
     {"max_height", "max_width"},
 )
+# Forms that transformers reads, too, but refuses when an image is resized.
+OTHER_SIZE_KEYS = ({"longest_edge"}, {"min_pixels", "max_pixels"})
 FORMATS = ("coco_detection", "coco_panoptic")
+SWITCHES = (
+    *("do_resize", "do_rescale", "do_normalize", "do_pad", "do_convert_annotations"),
+    *("do_convert_rgb", "do_center_crop", "disable_grouping"),
+)
+OLD_NAMES = ("max_size", "pad_and_return_pixel_mask")  # of transformers 4
 
 
 class DetectionImageKwargs(ImagesKwargs, total=False):
@@ -29,7 +38,7 @@ class DetectionImageKwargs(ImagesKwargs, total=False):
 
 
 def standard_size(size: Any, max_size: int | None = DEFAULT_LONGEST_EDGE) -> dict[str, int]:
-    """Convert any form of `size` to a dict with the keys of one of `SIZE_KEYS`, in pixels.
+    """Convert any form of `size` to a dict from keys to pixels.
 
     Args:
         size: a dict, an int (the shortest edge), a pair (height, width), or None for the default.
@@ -45,16 +54,23 @@ def standard_size(size: Any, max_size: int | None = DEFAULT_LONGEST_EDGE) -> dic
     elif isinstance(size, (list, tuple)) and len(size) == 2:
         size = {"height": size[0], "width": size[1]}
     given = dict(size) if isinstance(size, (Mapping, SizeDict)) else {}
-    standard = {key: value for key, value in given.items() if value is not None}
-    if set(standard) not in SIZE_KEYS:
-        forms = " or ".join(str(sorted(keys)) for keys in SIZE_KEYS)
-        raise ValueError(f"size is {size!r}; expected one of {forms}, in pixels.")
+    standard = {
+        key: int(value) if isinstance(value, float) and value.is_integer() else value
+        for key, value in given.items()
+        if value is not None
+    }
+    if set(standard) not in SIZE_KEYS + OTHER_SIZE_KEYS:
+        raise ValueError(f"size is {size!r}; expected one of {_size_forms()}, in pixels.")
     _check_positive_pixels(standard, "size")
     return standard
 
 
 def resized_hw(image_hw: tuple[int, int], size: SizeDict) -> tuple[int, int]:
-    """Compute the height and width, at least 1, that an image of `image_hw` is resized to."""
+    """Compute the height and width, at least 1, that an image of `image_hw` is resized to.
+
+    Raises:
+        ValueError: if the size is a form that transformers reads but can't resize to.
+    """
     if size.shortest_edge:
         # Deviation: the official code computes a limited longest edge from the rounded shortest
         # edge and can exceed the limit. transformers, which published processor files were made
@@ -64,8 +80,13 @@ def resized_hw(image_hw: tuple[int, int], size: SizeDict) -> tuple[int, int]:
         height, width = get_image_size_for_max_height_width(
             image_hw, size.max_height, size.max_width
         )
-    else:
+    elif size.height:
         height, width = size.height, size.width
+    else:
+        raise ValueError(
+            f"Images can't be resized to the size {dict(size)}; expected one of {_size_forms()}, "
+            "or do_resize=False."
+        )
     return max(height, 1), max(width, 1)
 
 
@@ -104,11 +125,10 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     Raises:
         ValueError: if a setting is invalid.
     """
-    for key, lowest in (("image_mean", -math.inf), ("image_std", 0)):
-        values = settings[key]
-        if not _are_three_numbers_above(values, lowest):
-            above = "" if lowest < 0 else " above 0"
-            raise ValueError(f"{key} is {values!r}; expected three finite numbers{above} for RGB.")
+    for key in SWITCHES:
+        if not isinstance(settings.get(key), bool | None):
+            raise ValueError(f"{key} is {settings[key]!r}; expected True or False.")
+    _check_channels(settings)
     factor = settings["rescale_factor"]
     if not isinstance(factor, numbers.Real) or not 0 < factor < math.inf:
         raise ValueError(
@@ -133,12 +153,62 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         raise ValueError(f"data_format is {data_format!r}; only 'channels_first' is supported.")
 
 
-def _are_three_numbers_above(values: Any, lowest: float) -> bool:
-    return (
-        isinstance(values, (list, tuple))
-        and len(values) == 3
-        and all(isinstance(value, numbers.Real) and lowest < value < math.inf for value in values)
-    )
+def number_of_channels(image_mean: Any, image_std: Any, do_convert_rgb: bool | None) -> int | None:
+    """Return how many channels images must have.
+
+    This is the length of `image_mean` and `image_std`. If they are one number for all channels, it
+    is 3 with `do_convert_rgb`, and otherwise None: images keep their channels, as in transformers.
+    """
+    count = max(len(_as_sequence(values)) for values in (image_mean, image_std))
+    return count if count > 1 else 3 if do_convert_rgb else None
+
+
+def channel_values(values: Any, count: int) -> list[float]:
+    """Return `image_mean` or `image_std` for each of `count` channels."""
+    sequence = _as_sequence(values)
+    return list(sequence) if len(sequence) > 1 else list(sequence) * count
+
+
+def warn_about_misspelt(names: Iterable[str], valid_kwargs: type[DetectionImageKwargs]) -> None:
+    """Warn about names that are similar to a setting; the base class accepts and keeps any name."""
+    fields = (*valid_kwargs.__annotations__, *OLD_NAMES)
+    for name in names:
+        close = difflib.get_close_matches(name, fields, n=1, cutoff=0.85)
+        if close and name != close[0]:
+            warnings.warn(
+                f"The image processor has no field {name!r}, so it has no effect; did you mean "
+                f"{close[0]!r}?",
+                stacklevel=4,
+            )
+
+
+def _check_channels(settings: Mapping[str, Any]) -> None:
+    for key, lowest in (("image_mean", -math.inf), ("image_std", 0)):
+        values = _as_sequence(settings[key])
+        is_valid = len(values) > 0 and all(
+            isinstance(value, numbers.Real) and lowest < value < math.inf for value in values
+        )
+        if not is_valid:
+            above = "" if lowest < 0 else " above 0"
+            raise ValueError(
+                f"{key} is {settings[key]!r}; expected finite numbers{above}, three for RGB, or "
+                "one number for all channels."
+            )
+    mean, std = settings["image_mean"], settings["image_std"]
+    counts = {len(_as_sequence(values)) for values in (mean, std)} - {1}
+    if len(counts) > 1 or (settings.get("do_convert_rgb") and counts - {3}):
+        raise ValueError(
+            f"image_mean is {mean!r}, image_std is {std!r} and do_convert_rgb is "
+            f"{settings.get('do_convert_rgb')}; expected the same number of values, three for RGB."
+        )
+
+
+def _as_sequence(values: Any) -> list[Any] | tuple[Any, ...]:
+    return values if isinstance(values, (list, tuple)) else (values,)
+
+
+def _size_forms() -> str:
+    return " or ".join(str(sorted(keys)) for keys in SIZE_KEYS)
 
 
 def _check_positive_pixels(size: Mapping[str, Any], name: str) -> None:

@@ -1,6 +1,10 @@
-"""Conversion of scored queries to detections per image."""
+"""Conversion of scored queries to detections per image, and checks of all post-processing."""
 
-import torch
+import math
+import numbers
+import warnings
+from typing import Any
+
 from torch import Tensor
 
 from ..ops.box_ops import box_cxcywh_to_xyxy
@@ -15,6 +19,8 @@ def detections_per_image(
 ) -> list[dict[str, Tensor]]:
     """Scale boxes to each image and keep the detections above the threshold.
 
+    Detections with a NaN or infinite score or box are dropped with a warning.
+
     Args:
         scores: (B, K) in [0, 1].
         labels: (B, K) class indices.
@@ -27,20 +33,75 @@ def detections_per_image(
         y1).
 
     Raises:
-        ValueError: if the number of target sizes isn't the number of images.
+        ValueError: if the threshold isn't a number up to 1, or `target_sizes` doesn't have a
+            height and width above 0 for each image.
     """
+    check_threshold(threshold, "threshold")
     # bfloat16 can't represent all integers above 256.
     boxes = box_cxcywh_to_xyxy(boxes_cxcywh.float())
     if target_sizes is not None:
-        sizes_hw = torch.stack([torch.as_tensor(size_hw) for size_hw in target_sizes]).to(boxes)
-        if sizes_hw.shape != (len(boxes), 2):
-            raise ValueError(
-                f"target_sizes has {len(target_sizes)} entries for {len(boxes)} images and shape "
-                f"{tuple(sizes_hw.shape)}; expected one (height, width) per image."
-            )
+        sizes_hw = boxes.new_tensor(checked_sizes(target_sizes, len(boxes))).reshape(-1, 2)
         boxes = boxes * sizes_hw.flip(-1).repeat(1, 2)[:, None]
-    keep = scores > threshold
+    is_finite = are_finite(scores, boxes)
+    if not is_finite.all():
+        warn_about_nan()
+    keep = (scores > threshold) & is_finite
     return [
         {"scores": s[k], "labels": c[k], "boxes": b[k]}
         for s, c, b, k in zip(scores, labels, boxes, keep, strict=True)
     ]
+
+
+def are_finite(scores: Tensor, boxes: Tensor) -> Tensor:
+    """Return which detections, scores (B, K) and boxes (B, K, 4), have no NaN or infinity."""
+    return scores.isfinite() & boxes.isfinite().all(-1)
+
+
+def check_threshold(threshold: Any, name: str) -> None:
+    """Check a threshold of scores or probabilities; one below 0 lets all of them through.
+
+    Raises:
+        ValueError: if it isn't a number up to 1.
+    """
+    value = threshold.item() if isinstance(threshold, Tensor) and threshold.ndim == 0 else threshold
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not value <= 1:
+        raise ValueError(f"{name} is {threshold!r}; expected a number from 0 to 1.")
+
+
+def checked_sizes(target_sizes: Any, count: int) -> list[tuple[float, float]]:
+    """Return the (height, width) of each of `count` images.
+
+    Raises:
+        ValueError: if there aren't as many, or one isn't two numbers above 0.
+    """
+    if len(target_sizes) != count:
+        raise ValueError(
+            f"target_sizes has {len(target_sizes)} entries for {count} images; expected one "
+            "(height, width) per image."
+        )
+    if isinstance(target_sizes, Tensor):
+        target_sizes = target_sizes.tolist()
+    sizes = []
+    for index, size_hw in enumerate(target_sizes):
+        try:
+            height, width = (float(side) for side in size_hw)
+        except (TypeError, ValueError):
+            height = width = math.nan
+        if not (0 < height < math.inf and 0 < width < math.inf):
+            raise ValueError(
+                f"target_sizes[{index}] is {size_hw!r}; expected (height, width) in pixels, above "
+                "0."
+            )
+        sizes.append((height, width))
+    return sizes
+
+
+def warn_about_nan() -> None:
+    """Warn that queries are left out, because the model's outputs aren't finite."""
+    # The same text for all batches, so that Python shows it once.
+    warnings.warn(
+        "The model's outputs have NaN or infinite values; queries with such values are left out of "
+        "the results. Check the weights and the images, or compute in float32 or bfloat16 instead "
+        "of float16.",
+        stacklevel=4,
+    )

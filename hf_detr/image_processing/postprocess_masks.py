@@ -6,7 +6,7 @@ code.
 In all functions, `target_sizes` are (height, width) per image, by default the size of the masks.
 `pixel_mask` (B, H, W), as passed to the model, is used to remove the padding. Without it, the mask
 of the whole canvas is resized to the target as in transformers, which is only correct without
-padding.
+padding. Queries whose scores or masks have NaN are left out, with a warning.
 """
 
 from collections.abc import Collection, Sequence
@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 
 from .coco_masks import run_lengths
+from .postprocess import check_threshold, warn_about_nan
 from .resized_argmax import Resizing, make_resizings, resized_argmax, resized_maps, write_winners
 
 BestClasses = tuple[Tensor, Tensor, Tensor]  # scores, labels, whether it is an object; (B, Q)
@@ -41,12 +42,16 @@ def semantic_maps(
             probability, which isn't in [0, 1].
 
     Raises:
-        ValueError: if the number of target sizes or pixel masks isn't the number of images.
+        ValueError: if target sizes or pixel masks are invalid or not as many as images.
     """
     results = []
     resizings = make_resizings(pred_masks, target_sizes, pixel_mask)
     for classes, masks, resizing in zip(class_probabilities, pred_masks, resizings, strict=True):
         scores = torch.einsum("qc,qhw->chw", classes, masks.float().sigmoid())
+        if scores.sum().isnan():
+            warn_about_nan()
+            valid = ~(classes.isnan().any(1) | masks.isnan().flatten(1).any(1))
+            scores = torch.einsum("qc,qhw->chw", classes[valid], masks[valid].float().sigmoid())
         if not return_segmentation_scores:
             results.append(resized_argmax(scores, resizing)[0])
             continue
@@ -87,15 +92,17 @@ def segment_maps(
         `was_fused` and `score` of each query that became a segment or part of one.
 
     Raises:
-        ValueError: if the number of target sizes or pixel masks isn't the number of images.
+        ValueError: if a threshold isn't a number up to 1, or target sizes or pixel masks are
+            invalid or not as many as images.
     """
-    scores, labels, is_object = best_classes
-    keep = is_object & (scores > threshold)
+    check_threshold(mask_threshold, "mask_threshold")
+    check_threshold(overlap_mask_area_threshold, "overlap_mask_area_threshold")
+    scores, labels, _ = best_classes
+    kept_queries = _queries_above(best_classes, pred_masks, threshold)
     results = []
     resizings = make_resizings(pred_masks, target_sizes, pixel_mask)
-    for image, resizing in enumerate(resizings):
-        kept = keep[image]
-        if not kept.any():
+    for image, (resizing, kept) in enumerate(zip(resizings, kept_queries, strict=True)):
+        if not len(kept):
             results.append(_empty_result(resizing))
             continue
         kept_scores = scores[image, kept]
@@ -139,16 +146,16 @@ def merged_maps(
         is kept), and `segments_info`: `id`, `label_id`, `was_fused`, `score` and `area` in pixels.
 
     Raises:
-        ValueError: if the number of target sizes or pixel masks isn't the number of images.
+        ValueError: if a threshold isn't a number up to 1, or target sizes or pixel masks are
+            invalid or not as many as images.
     """
-    scores, labels, is_object = best_classes
-    keep = is_object & (scores > threshold)
+    scores, labels, _ = best_classes
+    kept_queries = _queries_above(best_classes, pred_masks, threshold)
     results = []
     # Deviation: the official code resizes the mask of the whole canvas to the image's size, which
     # is only correct for single images.
     resizings = make_resizings(pred_masks, target_sizes, pixel_mask, nearest=True)
-    for image, resizing in enumerate(resizings):
-        queries = keep[image].nonzero()[:, 0]
+    for image, (resizing, queries) in enumerate(zip(resizings, kept_queries, strict=True)):
         groups = _first_of_stuff(labels[image, queries].tolist(), label_ids_to_fuse)
         masks = pred_masks[image, queries].float()
         segmentation, area, remaining = _merge(masks, groups, min_area, resizing)
@@ -186,6 +193,21 @@ def encode_segments(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
             segmentation = [run_lengths(segmentation == value) for value in values]
         encoded.append({**result, "segmentation": segmentation})
     return encoded
+
+
+def _queries_above(best_classes: BestClasses, pred_masks: Tensor, threshold: float) -> list[Tensor]:
+    """Return the indices of the objects of each image with a score above the threshold."""
+    check_threshold(threshold, "threshold")
+    scores, _, is_object = best_classes
+    keep = is_object & (scores > threshold)
+    queries = [kept.nonzero()[:, 0] for kept in keep]
+    is_nan = [
+        masks[kept].isnan().flatten(1).any(1)
+        for masks, kept in zip(pred_masks, queries, strict=True)
+    ]
+    if scores.isnan().any() or any(flags.any() for flags in is_nan):
+        warn_about_nan()
+    return [kept[~flags] for kept, flags in zip(queries, is_nan, strict=True)]
 
 
 def _number_segments(

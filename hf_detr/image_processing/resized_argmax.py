@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .postprocess import checked_sizes
+
 TILE = 96  # pixels per side of the result; small enough for caches, large enough for few calls
 
 
@@ -51,24 +53,20 @@ def make_resizings(
             bilinearly.
 
     Raises:
-        ValueError: if the number of target sizes or pixel masks isn't the number of images.
+        ValueError: if the number of target sizes or pixel masks isn't the number of images, or
+            sizes aren't whole numbers above 0.
     """
     count, map_hw = len(maps), tuple(maps.shape[-2:])
-    if target_sizes is not None and len(target_sizes) != count:
-        raise ValueError(
-            f"target_sizes has {len(target_sizes)} entries for {count} images; expected one "
-            "(height, width) per image."
-        )
-    targets = [None] * count if target_sizes is None else target_sizes
+    targets = [None] * count if target_sizes is None else _whole_sizes(target_sizes, count)
     if pixel_mask is None:
         sides = [zip(map_hw, map_hw if hw is None else hw, strict=True) for hw in targets]
-        weights = [[_weights(a, int(b)) for a, b in side] for side in sides]
+        weights = [[_weights(a, b) for a, b in side] for side in sides]
     else:
         image_sizes = _image_sizes(pixel_mask, count)
         last = _nearest_weights if nearest else _weights
         weights = [
             [
-                last(image, image if hw is None else int(hw[axis]))
+                last(image, image if hw is None else hw[axis])
                 @ _weights(map_hw[axis], pixel_mask.shape[1 + axis])[:image]
                 for axis, image in enumerate(image_hw)
             ]
@@ -131,6 +129,16 @@ def write_winners(values: Tensor, names: Sequence[int], winners: Tensor) -> None
     for name, value in zip(names[1:], values[1:], strict=True):
         winners.masked_fill_(value > best, name)
         torch.maximum(best, value, out=best)
+
+
+def _whole_sizes(target_sizes: Sequence[tuple[int, int]], count: int) -> list[tuple[int, int]]:
+    sizes_hw = checked_sizes(target_sizes, count)
+    for index, size_hw in enumerate(sizes_hw):
+        if not all(side.is_integer() for side in size_hw):
+            raise ValueError(
+                f"target_sizes[{index}] is {size_hw}; expected whole numbers of pixels."
+            )
+    return [(int(height), int(width)) for height, width in sizes_hw]
 
 
 def _weights(source: int, target: int) -> Tensor:

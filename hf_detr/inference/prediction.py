@@ -12,6 +12,7 @@ from transformers.utils import ModelOutput
 
 from ..image_processing.image_processor import DetectionImageProcessor
 from ..image_processing.image_reading import read_images
+from ..image_processing.image_settings import number_of_channels
 
 WAITING_BATCHES = 4  # at most this many batches of images wait for others of their size
 PROGRESS_AFTER = 3  # seconds
@@ -117,13 +118,16 @@ def in_eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 def read_for(processor: DetectionImageProcessor, images: Any, first_index: int = 0) -> list[Tensor]:
-    """Read images to tensors (3, H, W) in the same way as `processor` does."""
+    """Read images to tensors (C, H, W) in the same way as `processor` does."""
     return read_images(
         images,
         unit_floats=processor.do_rescale,
         check_range=processor.do_rescale or processor.do_normalize,
         blend_alpha=bool(processor.do_convert_rgb),
         first_index=first_index,
+        num_channels=number_of_channels(
+            processor.image_mean, processor.image_std, processor.do_convert_rgb
+        ),
     )
 
 

@@ -144,7 +144,8 @@ class SigmoidFocalClassification:
             Scores in [0, 1], labels, and queries; all (B, top_k), or (B, Q * C) if that is less.
         """
         num_labels = logits.shape[-1]
-        scores, pairs = logits.float().sigmoid().flatten(1).topk(min(top_k, logits[0].numel()))
+        probabilities = logits.float().sigmoid().flatten(1)
+        scores, pairs = probabilities.topk(min(top_k, probabilities.shape[1]))
         return scores, pairs % num_labels, pairs // num_labels
 
     @staticmethod

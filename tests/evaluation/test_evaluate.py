@@ -148,6 +148,28 @@ def test_masks_of_a_segmentation_model(tmp_path: Path) -> None:
     assert 0 < metrics["segm_AP"] < 1 and 0 < metrics["AP"] < 1
 
 
+@pytest.mark.parametrize("queries", [[3], range(12)], ids=["one", "all"])
+def test_masks_stay_with_their_detections_if_others_are_nan(queries: Any, tmp_path: Path) -> None:
+    """Queries whose boxes are NaN are left out together with their masks."""
+    model, dataset = tiny_segmenter(), write_data(tmp_path)
+    expected = gathered(model, processor_of(), dataset, 3, masks=True)
+
+    def put_nan(module: Any, inputs: Any, outputs: Any) -> None:
+        outputs.pred_boxes[:, list(queries)] = math.nan
+
+    model.register_forward_hook(put_nan)
+    with pytest.warns(UserWarning, match="outputs have NaN or infinite values"):
+        found = gathered(model, processor_of(), dataset, 3, masks=True)
+    for image_id, result in found.items():
+        boxes = expected[image_id]["boxes"]
+        same = torch.tensor([bool((result["boxes"] == box).all(1).any()) for box in boxes])
+        assert torch.equal(result["boxes"], boxes[same])
+        assert torch.equal(result["masks"], expected[image_id]["masks"][same])
+    assert sum(map(len, (result["masks"] for result in found.values()))) < sum(
+        map(len, (result["masks"] for result in expected.values()))
+    )
+
+
 def test_masks_on_a_fixed_canvas(tmp_path: Path) -> None:
     """With `pad_size`, the padding is removed before masks are resized."""
     model, dataset = tiny_segmenter(), write_data(tmp_path)
@@ -291,7 +313,7 @@ def test_nan_logits_warn(variant: str, tmp_path: Path) -> None:
     model = tiny_detector(variant)
     for parameter in model.parameters():
         parameter.data.fill_(math.nan)
-    with pytest.warns(UserWarning, match="logits are NaN"):
+    with pytest.warns(UserWarning, match="outputs have NaN or infinite values"):
         evaluate(model, processor_of(variant), write_data(tmp_path), progress=False)
 
 

@@ -284,3 +284,31 @@ def test_masks_are_resized_as_floats_would_be():
         expected = F.interpolate(target["masks"][:, None].float(), new_hw, mode="nearest-exact")
         resized = resize_target(target, new_hw)["masks"]
         assert resized.dtype == torch.bool and torch.equal(resized, expected[:, 0] > 0.5)
+
+
+@pytest.mark.parametrize(
+    "keypoints", [[[1, 2, 2], None], [[1, 2, 2], [1, 2, 2, 3, 4, 2]], [[1, 2], [3, 4]], ["a", "b"]]
+)
+def test_keypoints_that_cannot_be_stacked_warn(keypoints: list) -> None:
+    """Objects without keypoints, or with other numbers of them, don't end a training."""
+    entries = [
+        {"bbox": [1, 2, 20, 18], "category_id": 1, "keypoints": values} for values in keypoints
+    ]
+    with pytest.warns(UserWarning, match="'keypoints' are left out of the labels of an image"):
+        target = prepare_detection_target({"image_id": 1, "annotations": entries}, (30, 40))
+    assert "keypoints" not in target and len(target["boxes"]) == 2
+
+
+def test_keypoints_of_dropped_objects_are_dropped() -> None:
+    """Keypoints stay with their objects."""
+    entries = [
+        {"bbox": [1, 2, 0, 18], "category_id": 1, "keypoints": [1, 1, 1]},
+        {"bbox": [1, 2, 5, 18], "category_id": 1, "keypoints": (2, 2, 2)},
+        {"bbox": [1, 2, 5, 18], "category_id": 1, "keypoints": [3, 3, 3]},
+    ]
+    with pytest.warns(UserWarning, match="1 of 3 boxes dropped"):
+        target = prepare_detection_target({"image_id": 1, "annotations": entries}, (30, 40))
+    assert target["keypoints"].tolist() == [[2, 2, 2], [3, 3, 3]]
+    entries = [{"bbox": [1, 2, 5, 18], "category_id": 1, "keypoints": None}]  # from a table
+    target = prepare_detection_target({"image_id": 1, "annotations": entries}, (30, 40))
+    assert "keypoints" not in target

@@ -376,6 +376,48 @@ def test_normalized_tensors_can_be_padded():
         DetrImageProcessor()(images)
 
 
+@pytest.mark.parametrize(
+    ("count", "mean"),
+    [(1, 0.5), (1, [0.5]), (3, 0.5), (3, [0.5]), (4, 0.5), (4, None), (6, 0.5), (6, None)],
+)
+def test_images_of_any_number_of_channels_equal_transformers(count, mean):
+    """Mean and deviation of n numbers, or one number, fit images of n channels."""
+    mean = mean or [0.1 + 0.1 * channel for channel in range(count)]
+    settings = {"size": SIZE, "image_mean": mean, "image_std": mean}
+    images = [
+        GENERATOR.integers(0, 256, (*hw, count), dtype=np.uint8) for hw in ((30, 40), (45, 40))
+    ]
+    ours, peer = (
+        kind(**settings)(images, input_data_format="channels_last", return_tensors="pt")
+        for kind in (DetrImageProcessor, PeerImageProcessor)
+    )
+    assert ours["pixel_values"].shape == (2, count, 72, 85)
+    torch.testing.assert_close(dict(ours), dict(peer), rtol=0, atol=1e-6)
+
+
+def test_gray_images_keep_their_channel_with_one_number():
+    """A model of one channel gets one; a model of three channels gets RGB, as by default."""
+    gray = random_images((30, 40))[0].convert("L")
+    one = DetrImageProcessor(size=SIZE, image_mean=0.5, image_std=0.25)
+    three = DetrImageProcessor(size=SIZE, image_mean=[0.5] * 3, image_std=[0.25] * 3)
+    peer = PeerImageProcessor(size=SIZE, image_mean=0.5, image_std=0.25)
+    pixels = one(gray, return_tensors="pt")["pixel_values"]
+    assert pixels.shape == (1, 1, 64, 85)
+    expected = peer(gray, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(pixels, expected, rtol=0, atol=1e-6)
+    for inputs in (three(gray, return_tensors="pt"), one(gray, do_convert_rgb=True)):
+        assert torch.equal(inputs["pixel_values"], pixels.expand(-1, 3, -1, -1))
+
+
+def test_images_of_a_batch_have_the_same_number_of_channels():
+    """The error says how to convert them."""
+    color = random_images((30, 40))[0]
+    processor = DetrImageProcessor(size=SIZE, image_mean=0.5, image_std=0.5)
+    with pytest.raises(ValueError, match=r"have \[1, 3\] channels; set do_convert_rgb=True"):
+        processor([color, color.convert("L")])
+    assert processor([color, color.convert("L")], do_convert_rgb=True)["pixel_values"].shape[1] == 3
+
+
 @pytest.mark.parametrize("do_convert_rgb", [None, True])
 def test_transparency_as_in_transformers(do_convert_rgb):
     """Alpha is dropped, or blended onto white with `do_convert_rgb`."""
@@ -456,6 +498,21 @@ def test_annotations_that_do_not_match_the_images_raise():
         DetrImageProcessor()(images, "annotations.json")
     with pytest.raises(ValueError, match="image_id 2, annotation 0 has bbox"):
         DetrImageProcessor()(images, [record(1), record(2, (1, 2, float("nan"), 4))])
+
+
+@pytest.mark.parametrize("settings", [{}, {"do_resize": False}, {"do_convert_annotations": False}])
+def test_keypoints_equal_transformers(settings):
+    """Keypoints are carried along; they stay in pixels of the original image."""
+    images = random_images((37, 50), (45, 40))
+    entries = [
+        {"bbox": [1, 2, 20, 18], "category_id": 1, "area": 9.5, "keypoints": [3, 4, 2, 5, 6.5, 1]},
+        {"bbox": [0, 0, 9, 9], "category_id": 0, "area": 8, "keypoints": [7, 8, 2, 0, 0, 0]},
+        {"bbox": [1, 1, 9, 9], "category_id": 0, "area": 8, "iscrowd": 1, "keypoints": [0] * 6},
+    ]
+    annotations = [{"image_id": 1, "annotations": entries}, {"image_id": 2, "annotations": []}]
+    first, second = check_same_labels(images, annotations, settings)
+    expected = [[3, 4, 2], [5, 6.5, 1], [7, 8, 2], [0, 0, 0]]
+    assert first["keypoints"].tolist() == expected and "keypoints" not in second
 
 
 # --- masks ----------------------------------------------------------------------------------------

@@ -1,11 +1,18 @@
-"""Conversion of all kinds of images to three channels, and errors that name the image."""
+"""Conversion of all kinds of images to tensors, and errors that name the image."""
 
 import base64
 import io
+import struct
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
+from zlib import compress, crc32
 
 import numpy as np
 import PIL.Image
+import PIL.ImageSequence
 import pytest
 import torch
 
@@ -118,7 +125,8 @@ def test_reading_in_strips_gives_the_same_pixels(mode, monkeypatch):
     size = (7, 5)
     numbers = np.random.default_rng(0).integers(0, 256, (5, 7), dtype=np.uint8)
     if mode in ("I;16", "F"):
-        image = PIL.Image.fromarray(numbers.astype("u2" if mode == "I;16" else "f4"))
+        deep = numbers.astype("u2") * 257
+        image = PIL.Image.fromarray(deep if mode == "I;16" else numbers.astype("f4"))
     else:
         image = PIL.Image.frombytes("RGB", size, numbers.repeat(3).tobytes()).convert(mode)
     assert image.mode == mode
@@ -233,7 +241,8 @@ def test_layout_of_pil_images_is_never_ambiguous():
         (None, TypeError, "NoneType"),
         (3.5, TypeError, "float"),
         (b"abc", TypeError, "bytes"),
-        ("no/such/file.png", ValueError, "can't be opened"),
+        ("no/such/file.png", ValueError, "can't be opened: it is no image, or no file"),
+        (Path("no/such/file.png"), ValueError, "can't be opened: .*No such file"),
     ],
 )
 def test_invalid_images_raise(image, exception, message):
@@ -313,3 +322,149 @@ def test_alpha_is_blended_onto_white_on_request():
     assert_same(read_one(PIL.Image.fromarray(RGB), blend_alpha=True), chw(RGB))
     with pytest.raises(ValueError, match="0 … 1"):
         read_images(RGBA.astype(np.float32), blend_alpha=True)
+
+
+# --- URLs and base64 ------------------------------------------------------------------------------
+
+
+class Handler(SimpleHTTPRequestHandler):
+    """Serves a folder without a log."""
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """The address of a server of `tmp_path`."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=tmp_path)) as running:
+        Thread(target=running.serve_forever, args=(0.02,)).start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
+
+
+@pytest.mark.parametrize(
+    "image",
+    [PIL.Image.fromarray(GRAY.astype(np.uint16) * 257), PIL.Image.fromarray(RGBA)],
+    ids=["16 bits", "alpha"],
+)
+def test_urls_and_base64_have_the_pixels_of_files(image, tmp_path, server):
+    """Images of 16 bits aren't white, and alpha isn't lost, on any way to an image."""
+    path = tmp_path / "ein Bild für mich.png"
+    image.save(path)
+    encoded = base64.b64encode(path.read_bytes()).decode()
+    expected = read_one(path, blend_alpha=True)
+    assert expected.float().std() > 0
+    for source in (f"{server}/{path.name}", encoded, f"data:image/png;base64,{encoded}"):
+        assert_same(read_one(source, blend_alpha=True), expected)
+
+
+def test_urls_without_an_image_raise(server):
+    """The error has the reason of the server."""
+    with pytest.raises(ValueError, match="image 0 .*can't be opened: HTTP Error 404"):
+        read_images(f"{server}/missing.png")
+
+
+# --- channels -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [2, 4, 6])
+def test_images_of_any_number_of_channels(count):
+    """Images of `num_channels` channels keep their values, in both layouts."""
+    array = GENERATOR.integers(0, 256, (11, 13, count), dtype=np.uint8)
+    for image in (array, array.transpose(2, 0, 1), torch.from_numpy(array)):
+        assert_same(read_one(image, num_channels=count), chw(array))
+    with pytest.raises(ValueError, match=f"expected {count}, the length of image_mean"):
+        read_images(RGB, num_channels=count)
+
+
+def test_channels_of_each_image_can_be_kept():
+    """Gray and transparent images aren't converted with `num_channels=None`."""
+    images = [PIL.Image.fromarray(GRAY), PIL.Image.fromarray(RGB), PIL.Image.fromarray(RGBA), GRAY]
+    expected = [torch.from_numpy(GRAY)[None], chw(RGB), chw(RGBA), torch.from_numpy(GRAY)[None]]
+    for pixels, one in zip(read_images(images, num_channels=None), expected, strict=True):
+        assert_same(pixels, one)
+    six = np.concatenate([RGB, RGB], axis=-1)
+    with pytest.raises(ValueError, match="1, 3 or 4. For others, pass input_data_format"):
+        read_images(six, num_channels=None)
+    assert_same(read_one(six, input_data_format="channels_last", num_channels=None), chw(six))
+
+
+# --- more than 8 bits, more than one page ---------------------------------------------------------
+
+
+def twelve_bit_tiff(values: np.ndarray) -> io.BytesIO:
+    """Encode values (H, W) in 0 … 4095 as a TIFF file that declares 12 bits per sample."""
+    height, width = values.shape
+    rows = [int("".join(f"{value:012b}" for value in row), 2) for row in values]
+    data = b"".join(row.to_bytes(width * 12 // 8, "big") for row in rows)
+    short, long = 3, 4
+    tags = [
+        *((256, short, width), (257, short, height), (258, short, 12), (259, short, 1)),
+        *((262, short, 1), (273, long, 8), (277, short, 1), (278, short, height)),
+        (279, long, len(data)),
+    ]
+    entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
+    header = b"II*\0" + struct.pack("<I", 8 + len(data))
+    return io.BytesIO(header + data + struct.pack("<H", len(tags)) + entries + bytes(4))
+
+
+def test_twelve_bits_declared_by_the_file_are_scaled():
+    """A 12-bit TIFF isn't black: its values become the nearest of 256 levels."""
+    values = GENERATOR.integers(0, 4096, (6, 8))
+    values[0, :2] = 0, 4095
+    with PIL.Image.open(twelve_bit_tiff(values)) as image:
+        assert image.mode == "I;16"
+        pixels = read_one(image)
+    expected = torch.from_numpy(values / 4095 * 255)
+    torch.testing.assert_close(pixels[0].double(), expected, rtol=0, atol=0.51)
+
+
+def sixteen_bit_png(values: np.ndarray) -> PIL.Image.Image:
+    """Encode colors (H, W, 3) of 16 bits, which PIL can't write, as PNG, and open it."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", crc32(name + data))
+
+    height, width, _ = values.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", compress(rows)) + chunk(b"IEND", b"")
+    return PIL.Image.open(io.BytesIO(b"\x89PNG\r\n\x1a\n" + body))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda values: values[..., 0],
+        lambda values: values,
+        lambda values: torch.from_numpy(values),
+        lambda values: PIL.Image.fromarray(values[..., 0]),
+        sixteen_bit_png,
+    ],
+    ids=["gray array", "array", "tensor", "I;16", "RGB file"],
+)
+def test_black_images_of_12_bits_in_16_warn_with_the_remedy(make):
+    """Images that use 12 of 16 bits aren't nearly black silently; the remedy works."""
+    values = RGB.astype(np.uint16) * 16
+    with pytest.warns(UserWarning, match="no value above 4095 .* multiply its pixels by 64 or 16"):
+        assert read_one(make(values)).max() <= 16
+    # Warnings are errors: neither images of all bits nor images that are really black warn.
+    assert read_one(make(values * 16)).max() > 250
+    assert read_one(make(values * 0)).max() == 0
+
+
+@pytest.mark.parametrize("suffix", ["tiff", "gif", "png", "webp"])
+def test_lost_pages_are_announced(tmp_path, suffix):
+    """Further pages and frames of a file aren't dropped silently; the remedy works."""
+    path = tmp_path / f"image.{suffix}"
+    pages = [PIL.Image.fromarray(GRAY // 128 * 255), PIL.Image.fromarray(255 - GRAY // 128 * 255)]
+    pages[0].save(path, save_all=True, append_images=pages[1:])
+    with pytest.warns(UserWarning, match="several pages or frames, of which only the current one"):
+        first = read_one(str(path))
+    with PIL.Image.open(path) as image:
+        separate = read_images([page.copy() for page in PIL.ImageSequence.Iterator(image)])
+    assert_same(separate[0], first)
+    assert len(separate) == 2 and separate[0][0, 0, 0] != separate[1][0, 0, 0]
+    pages[0].save(path)
+    assert read_one(str(path)).shape == first.shape  # without a warning

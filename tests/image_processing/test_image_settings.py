@@ -1,13 +1,23 @@
 """Settings of the image processor: forms of size, and errors for invalid settings."""
 
 import json
+import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from transformers.image_utils import SizeDict
+from transformers.models.detr.image_processing_detr import DetrImageProcessor as PeerImageProcessor
 
 from hf_detr import DetrImageProcessor
-from hf_detr.image_processing.image_settings import padded_hw, resized_hw, standard_size
+from hf_detr.image_processing.image_settings import (
+    SWITCHES,
+    number_of_channels,
+    padded_hw,
+    resized_hw,
+    standard_size,
+)
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "image_processor_transformers.json"
 TABLES = json.loads(FIXTURE.read_text())["sizes"]["tables"]
@@ -48,6 +58,7 @@ def test_every_kind_of_size(size, image_hw, expected_hw):
         ((600, None), {"shortest_edge": 600}),
         (([480, 640],), {"height": 480, "width": 640}),
         (({"shortest_edge": 480},), {"shortest_edge": 480}),
+        (({"shortest_edge": 480.0},), {"shortest_edge": 480}),
         (({"height": 48, "width": 64, "longest_edge": None},), {"height": 48, "width": 64}),
         ((SizeDict(max_height=5, max_width=6),), {"max_height": 5, "max_width": 6}),
     ],
@@ -60,7 +71,6 @@ def test_forms_of_size_in_files(arguments, expected):
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"size": {"longest_edge": 5}}, "size is"),
         ({"size": {"height": 5}}, "size is"),
         ({"size": "800"}, "size is '800'"),
         ({"size": {"height": 0, "width": 5}}, r"size\['height'\] is 0"),
@@ -68,8 +78,14 @@ def test_forms_of_size_in_files(arguments, expected):
         ({"size": -800}, r"size\['shortest_edge'\] is -800"),
         ({"pad_size": {"height": 0, "width": 5}}, r"pad_size\['height'\] is 0"),
         ({"pad_size": {"shortest_edge": 5}}, "pad_size is"),
-        ({"image_mean": [0.5]}, "image_mean is"),
-        ({"image_mean": 0.5}, "image_mean is 0.5"),
+        ({"image_mean": []}, "image_mean is"),
+        ({"image_mean": "0.5"}, "image_mean is '0.5'"),
+        ({"image_mean": [0.5] * 4}, "image_std is .*; expected the same number of values"),
+        ({"image_std": 0.0}, "image_std is 0.0"),
+        (
+            {"image_mean": [0.5] * 4, "image_std": [0.5] * 4, "do_convert_rgb": True},
+            "do_convert_rgb is True; expected the same number of values, three for RGB",
+        ),
         ({"image_mean": [0.5, 0.5, float("nan")]}, "image_mean is"),
         ({"image_std": [0.5, 0.5, 0.0]}, "image_std is"),
         ({"image_std": [0.5, 0.5, -1.0]}, "image_std is"),
@@ -101,3 +117,138 @@ def test_images_that_do_not_fit_raise():
         padded_hw([(3, 9), (7, 2)], do_pad=True, pad_size=SizeDict(height=6, width=9))
     with pytest.raises(ValueError, match="do_pad is False; set do_pad=True"):
         padded_hw([(3, 9), (7, 2)], do_pad=False, pad_size=None)
+
+
+@pytest.mark.parametrize("size", [{"longest_edge": 30}, {"min_pixels": 100, "max_pixels": 900}])
+def test_sizes_without_a_rule_raise_when_an_image_is_resized(size, tmp_path):
+    """Files load as in transformers, such as Table Transformer's; only resizing is refused."""
+    image = np.zeros((30, 40, 3), np.uint8)
+    PeerImageProcessor(size=size).save_pretrained(tmp_path)
+    processor = DetrImageProcessor.from_pretrained(tmp_path)
+    assert dict(processor.size) == size
+    with pytest.raises(ValueError, match=r"can't be resized to the size .*; expected one of"):
+        processor(image)
+    assert processor(image, do_resize=False)["pixel_values"].shape == (1, 3, 30, 40)
+
+
+def test_a_missing_shortest_edge_can_be_added():
+    """The usual remedy for Table Transformer's files works as in transformers."""
+    image = np.zeros((30, 40, 3), np.uint8)
+    shapes = []
+    for kind in (DetrImageProcessor, PeerImageProcessor):
+        processor = kind(size={"longest_edge": 100})
+        processor.size["shortest_edge"] = 60
+        shapes.append(processor(image, return_tensors="pt")["pixel_values"].shape)
+    assert shapes[0] == shapes[1] == (1, 3, 60, 80)
+
+
+FILES_OF_OTHER_MODELS = [
+    {"size": 800, "max_size": 1000, "feature_extractor_type": "DetrFeatureExtractor"},
+    {"size": {"longest_edge": 1000, "shortest_edge": 800}},
+    {
+        "size": {"height": 640, "width": 640},
+        "do_rescale": False,
+        "do_pad": False,
+        "image_mean": [123.675, 116.28, 103.53],
+        "image_std": [58.395, 57.12, 57.375],
+    },
+    {"size": {"height": 640, "width": 640}, "do_pad": True, "pad_size": None},
+]
+
+
+@pytest.mark.parametrize("content", FILES_OF_OTHER_MODELS, ids=str)
+def test_files_of_models_with_the_same_processor(content, tmp_path):
+    """Table Transformer, OmDet-Turbo and LW-DETR get the same pixels as from transformers."""
+    path = tmp_path / "preprocessor_config.json"
+    path.write_text(json.dumps({**content, "image_processor_type": "DetrImageProcessor"}))
+    image = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    ours, peer = (
+        kind.from_pretrained(tmp_path)(image, return_tensors="pt")
+        for kind in (DetrImageProcessor, PeerImageProcessor)
+    )
+    assert set(ours) == set(peer)
+    torch.testing.assert_close(ours["pixel_values"], peer["pixel_values"], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+@pytest.mark.parametrize("value", ["false", "true", 0, 1.0, []])
+def test_switches_are_true_or_false(name, value):
+    """The text "false" doesn't mean True."""
+    with pytest.raises(ValueError, match=f"{name} is .*; expected True or False"):
+        DetrImageProcessor(**{name: value})
+
+
+def test_switches_that_are_set_later_are_checked():
+    """Attributes are checked when they are used."""
+    processor = DetrImageProcessor()
+    processor.do_rescale = "false"
+    with pytest.raises(ValueError, match="do_rescale is 'false'"):
+        processor(np.zeros((30, 40, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("do_normalise", "do_normalize"),
+        ("image_means", "image_mean"),
+        ("rescale_facto", "rescale_factor"),
+        ("max_siz", "max_size"),
+    ],
+)
+def test_misspelt_fields_warn(wrong, right):
+    """A field with a spelling mistake isn't kept silently."""
+    with pytest.warns(UserWarning, match=f"no field '{wrong}', .* did you mean '{right}'"):
+        DetrImageProcessor(**{wrong: None})
+
+
+def test_old_and_misspelt_names_in_from_pretrained(tmp_path):
+    """`max_size` of transformers 4 has an effect, as there, and misspelt names warn."""
+    DetrImageProcessor().save_pretrained(tmp_path)
+    settings = {"size": 600, "max_size": 1000, "pad_and_return_pixel_mask": False}
+    processor = DetrImageProcessor.from_pretrained(tmp_path, **settings)
+    assert dict(processor.size) == {"shortest_edge": 600, "longest_edge": 1000}
+    assert processor.do_pad is False
+    with pytest.warns(UserWarning, match="no field 'do_normalise'"):
+        DetrImageProcessor.from_pretrained(tmp_path, do_normalise=False)
+
+
+def test_a_max_size_without_effect_warns():
+    """`max_size` is only used beside an int; a dict has its own longest edge."""
+    size = {"shortest_edge": 600, "longest_edge": 1000}
+    with pytest.warns(UserWarning, match="max_size=800 has no effect, because size is"):
+        assert dict(DetrImageProcessor(size=size, max_size=800).size) == size
+    assert dict(DetrImageProcessor(size=size, max_size=1000).size) == size  # without a warning
+    assert dict(DetrImageProcessor(size=600, max_size=None).size) == {"shortest_edge": 600}
+
+
+OTHER_FIELDS = (
+    *("image_processor_type", "feature_extractor_type", "processor_class", "auto_map", "use_fast"),
+    *("_valid_processor_keys", "crop_pct", "size_divisor", "do_reduce_labels", "reduce_labels"),
+    *("data_format", "input_data_format", "return_tensors", "device", "default_to_square"),
+    *("num_labels", "patch_size", "return_segmentation_masks", "masks_path", "interpolation"),
+    *("max_size", "pad_and_return_pixel_mask", "crop_size", "do_flip_channel_order"),
+)
+
+
+def test_fields_of_files_on_the_hub_do_not_warn():
+    """Fields of other versions and processors are kept as in transformers."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        processor = DetrImageProcessor(**dict.fromkeys(OTHER_FIELDS), crop_pct_of_timm=0.9)
+    assert processor.crop_pct_of_timm == 0.9
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "do_convert_rgb", "expected"),
+    [
+        ([0.5] * 3, [0.5] * 3, None, 3),
+        ([0.5] * 3, 0.5, None, 3),
+        (0.5, [0.5] * 6, None, 6),
+        (0.5, 0.5, None, None),
+        ([0.5], [0.5], False, None),
+        (0.5, 0.5, True, 3),
+    ],
+)
+def test_number_of_channels(mean, std, do_convert_rgb, expected):
+    """Mean and deviation say how many channels images have."""
+    assert number_of_channels(mean, std, do_convert_rgb) == expected

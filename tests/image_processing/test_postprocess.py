@@ -1,9 +1,14 @@
-"""Post-processing of detections: target sizes and threshold."""
+"""Post-processing of detections: target sizes, thresholds, and outputs that aren't finite."""
 
+import math
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from hf_detr import ConditionalDetrImageProcessor, DetrImageProcessor
 from hf_detr.image_processing.postprocess import detections_per_image
 
 SCORES = torch.tensor([[0.9, 0.5, 0.2], [0.4, 0.6, 0.5]])
@@ -77,3 +82,59 @@ def test_half_precision_predictions_keep_pixel_sizes() -> None:
     (result,) = detections_per_image(scores, labels, boxes, 0.5, [(801, 1333)])
     expected = torch.tensor([[0.0, 0.0, 1333.0, 801.0]])
     torch.testing.assert_close(result["boxes"].float(), expected, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("where", ["box", "score"])
+def test_queries_that_are_not_finite_are_left_out(value: float, where: str) -> None:
+    """A NaN box isn't a detection, and a NaN score doesn't vanish silently."""
+    scores, boxes = SCORES.clone(), BOXES.clone()
+    if where == "box":
+        boxes[0, 0, 2] = value
+    else:
+        scores[0, 0] = value
+    with pytest.warns(UserWarning, match="NaN or infinite values; queries with such values"):
+        first, second = detections_per_image(scores, LABELS, boxes, 0.3, SIZES)
+    assert first["labels"].tolist() == [1] and second["labels"].tolist() == [0, 5, 4]
+    assert first["boxes"].isfinite().all()
+
+
+@pytest.mark.parametrize("threshold", [50, 1.5, math.nan, math.inf, None, "0.5", True])
+def test_thresholds_that_are_no_scores_raise(threshold: object) -> None:
+    """A percentage or NaN doesn't drop all detections silently."""
+    with pytest.raises(ValueError, match=f"threshold is {threshold!r}; expected a number from 0"):
+        detections_per_image(SCORES, LABELS, BOXES, threshold)
+
+
+@pytest.mark.parametrize("threshold", [-1, -math.inf, 0, 1, np.float32(0.5), torch.tensor(0.5)])
+def test_other_numbers_are_thresholds(threshold: object) -> None:
+    """Thresholds below 0 keep everything, and 1 nothing."""
+    found = detections_per_image(SCORES, LABELS, BOXES, threshold)
+    assert len(found[0]["scores"]) == int((SCORES[0] > threshold).sum())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [(30,), (30, 40, 3), 30, None, "ab", (0, 40), (30, -40), (math.nan, 40), (30, math.inf)],
+)
+def test_target_sizes_that_are_no_sizes_raise(wrong: object) -> None:
+    """The error names the image; boxes don't become NaN, empty or mirrored."""
+    with pytest.raises(ValueError, match=r"target_sizes\[1\] is .*; expected \(height, width\)"):
+        detections_per_image(SCORES, LABELS, BOXES, 0.5, [(30, 40), wrong])
+
+
+@pytest.mark.parametrize("kind", [DetrImageProcessor, ConditionalDetrImageProcessor])
+@pytest.mark.parametrize("sizes", [None, [], torch.zeros(0, 2)], ids=["none", "list", "tensor"])
+def test_an_empty_batch_has_no_results(kind: type, sizes: Tensor | list | None) -> None:
+    """The last, empty part of a split data set needs no special case."""
+    outputs = SimpleNamespace(
+        logits=torch.zeros(0, 5, 3),
+        pred_boxes=torch.zeros(0, 5, 4),
+        pred_masks=torch.zeros(0, 5, 2, 2),
+    )
+    processor = kind()
+    assert processor.post_process_object_detection(outputs, 0.5, sizes) == []
+    assert processor.post_process_semantic_segmentation(outputs, sizes) == []
+    assert processor.post_process_instance_segmentation(outputs, target_sizes=sizes) == []
+    assert processor.post_process_panoptic_segmentation(outputs, target_sizes=sizes) == []
+    assert processor.post_process_panoptic_merge(outputs, target_sizes=sizes) == []

@@ -215,3 +215,57 @@ def test_no_segments() -> None:
     ):
         with pytest.raises(ValueError, match="2 entries for 1 images"):
             make([(4, 5), (4, 5)])
+
+
+# --- outputs that aren't finite, wrong arguments --------------------------------------------------
+
+
+def random_predictions() -> tuple[Tensor, Tensor]:
+    """Class probabilities (1, 4, 3) of certain queries, and their masks (1, 4, 6, 5)."""
+    generator = torch.Generator().manual_seed(0)
+    probabilities = torch.tensor([[[0.9, 0, 0], [0, 0.8, 0], [0, 0, 0.9], [0, 0.7, 0]]])
+    return probabilities, 4 * torch.randn(1, 4, 6, 5, generator=generator)
+
+
+@pytest.mark.parametrize("where", ["class", "mask"])
+@pytest.mark.parametrize("function", [semantic_maps, segment_maps, merged_maps])
+def test_queries_with_nan_are_left_out(function: Any, where: str) -> None:
+    """A query with NaN takes no pixels from others, and doesn't vanish silently."""
+    probabilities, masks = random_predictions()
+    others = [0, 2, 3]
+
+    def result(probabilities: Tensor, masks: Tensor) -> Any:
+        if function is semantic_maps:
+            return function(probabilities, masks, [(7, 9)])
+        scores, labels = probabilities.max(-1)
+        best_classes = scores, labels, torch.ones_like(labels, dtype=torch.bool)
+        return function(best_classes, masks, 0.5, target_sizes=[(7, 9)])
+
+    expected = result(probabilities[:, others], masks[:, others])
+    if where == "class":
+        probabilities[0, 1] = torch.nan
+    else:
+        masks[0, 1, 2, 3] = torch.nan
+    with pytest.warns(UserWarning, match="NaN or infinite values; queries with such values"):
+        assert_close(result(probabilities, masks), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("value", [50, torch.nan, None])
+@pytest.mark.parametrize(
+    "name", ["threshold", "mask_threshold", "overlap_mask_area_threshold", "merge"]
+)
+def test_thresholds_that_are_no_probabilities_raise(name: str, value: object) -> None:
+    """A percentage or NaN doesn't drop all segments silently."""
+    probabilities, masks = random_predictions()
+    scores, labels = probabilities.max(-1)
+    best_classes = scores, labels, labels >= 0
+    function, name = (merged_maps, "threshold") if name == "merge" else (segment_maps, name)
+    with pytest.raises(ValueError, match=f"^{name} is {value}; expected a number from 0 to 1"):
+        function(best_classes, masks, **{name: value})
+
+
+@pytest.mark.parametrize("wrong", [(30,), (30, 40, 3), (0, 4), (-3, 4), (torch.nan, 4), (3.5, 4)])
+def test_target_sizes_that_are_no_sizes_raise(wrong: tuple) -> None:
+    """The error names the image, and sizes aren't truncated."""
+    with pytest.raises(ValueError, match=r"target_sizes\[0\] is .*; expected"):
+        semantic_maps(*random_predictions(), [wrong])

@@ -70,6 +70,17 @@ def test_one_image_and_a_batched_array(
     assert_close(both[1], one, atol=1e-4, rtol=1e-4)
 
 
+def test_images_of_other_channels() -> None:
+    """Images have the channels of the processor's mean, and no others."""
+    detector = tiny_detector("detr", num_channels=6)
+    processor = DetrImageProcessor(size=SIZE, image_mean=[0.5] * 6, image_std=[0.25] * 6)
+    images = [np.full((40, 50, 6), value, np.uint8) for value in (20, 200)]
+    results = predict(detector, processor, images, threshold=0, progress=False)
+    assert not torch.equal(results[0]["boxes"], results[1]["boxes"])
+    with pytest.raises(ValueError, match="image 1 has .* 3 channels; expected 6"):
+        predict(detector, processor, [images[0], images[1][..., :3]], progress=False)
+
+
 def test_images_are_read_lazily(detector: ObjectDetector, processor: DetrImageProcessor) -> None:
     """Only a few batches of many images with different sizes are in memory."""
     read = 0
