@@ -94,7 +94,7 @@ def _arguments(where: str, ours: object, theirs: object) -> Iterator[str]:
             yield f"`{where}`: `{name}` by keyword only"
         elif parameter.default is not mine[name].default is inspect.Parameter.empty:
             yield f"`{where}`: `{name}` is required"
-        elif mine[name].default != parameter.default:
+        elif parameter.default not in (inspect.Parameter.empty, mine[name].default):
             yield f"`{where}`: `{name}` is {mine[name].default} by default"
 
 
