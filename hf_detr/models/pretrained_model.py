@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,7 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..atomic_saving import atomic_folder, finish_interrupted_save
+from ..atomic_saving import atomic_folder, read_between_saves
 from ..distributed import process_index
 from ..layers.backbone import reset_timm_module
 from .loading_checks import check_finite, check_shapes, check_weight_files, unreadable
@@ -52,10 +53,14 @@ class DetectionPreTrainedModel(PreTrainedModel):
             )
         kwargs["use_safetensors"] = True
         name = pretrained_model_name_or_path
-        if name is not None:
-            _end_interrupted_save(Path(name, kwargs.get("subfolder") or ""), kwargs.get("config"))
+        read = partial(super().from_pretrained, name, *args, **kwargs)
         try:
-            loaded = super().from_pretrained(name, *args, **kwargs)
+            if name is None:
+                loaded = read()
+            else:
+                folder = Path(name, kwargs.get("subfolder") or "")
+                has_config = isinstance(kwargs.get("config"), PreTrainedConfig)
+                loaded = read_between_saves(folder, read, may_repeat=not has_config)
         except SafetensorError as error:
             raise unreadable(name, error) from error
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
@@ -253,12 +258,3 @@ def without_auxiliary_loss(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         model.config.auxiliary_loss = trained_so
-
-
-def _end_interrupted_save(folder: Path, config: Any) -> None:
-    """End a save that a kill interrupted; raise if the old configuration has been read already."""
-    if finish_interrupted_save(folder) and isinstance(config, PreTrainedConfig):
-        raise OSError(
-            f"Saving to {folder} was interrupted. It is complete now, but its configuration was "
-            "read before that: load once more."
-        )
