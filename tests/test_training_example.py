@@ -258,7 +258,7 @@ def test_other_options_are_rejected(folder: Path, whole: Path) -> None:
         (("--resume", "--ema", "0.8"), "ema was 0.9, is 0.8"),
         (("--ema", "0.9"), "contains a training; use --resume"),
         (("--output", str(folder / "odd"), "--batch_size", "3", "--micro_batch_size", "2"), "is 3"),
-        (("--output", str(folder / "no"), "--panoptic"), "has no train data"),
+        (("--output", str(folder / "no"), "--panoptic"), "a folder of COCO panoptic data"),
     ):
         result = subprocess.run(
             [sys.executable, *command(folder, "whole", *options)],

@@ -52,7 +52,8 @@ def read_split(folder: Path, split: str, panoptic: bool = False, seed: int = 0) 
             return read_voc(folder, name, seed=seed)
     if not panoptic and (folder / "data.yaml").is_file():
         return read_yolo(folder, split, seed=seed)
+    formats = "YOLO (data.yaml), Pascal VOC (ImageSets/Main) or COCO"
     raise ValueError(
-        f"{folder} has no {split} data; expected a folder of YOLO (data.yaml), Pascal VOC "
-        f"(ImageSets/Main) or COCO, with one of {tried}."
+        f"{folder} has no {split} data; expected a folder of "
+        f"{'COCO panoptic data' if panoptic else formats}, with one of {tried}."
     )

@@ -188,7 +188,8 @@ class _Writer:
         """Yield the files of all sources; those of addresses are downloaded to a folder."""
         for index, source in enumerate(self.sources):
             try:
-                file = source if isinstance(source, Path) else _download(source, folder, index)
+                is_file = isinstance(source, Path)
+                file = source if is_file else _download(source, folder / str(index))
             except (OSError, ValueError, HTTPException) as error:
                 self._fail(index, f"{source} can't be downloaded: {error}")
                 continue
@@ -277,11 +278,8 @@ def describe(result: Mapping[str, Any], id2label: Mapping[int, str]) -> dict[str
     return {"objects": objects, "segments": segments}
 
 
-def _download(address: str, folder: Path, index: int) -> Path:
-    """Download a file to a folder, with the address's name in a subfolder."""
-    file = folder / str(index) / (Path(unquote(urlsplit(address).path)).name or "image")
-    file.parent.mkdir()
-    # As a browser does it, which shows letters that addresses can't have
+def _download(address: str, file: Path) -> Path:
+    # Browsers show spaces and other letters that addresses can't have.
     request = Request(quote(address, safe=punctuation), headers={"User-Agent": "hf_detr"})
     with urlopen(request, timeout=NETWORK_TIMEOUT) as answer, file.open("wb") as written:
         shutil.copyfileobj(answer, written)
