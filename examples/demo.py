@@ -60,6 +60,27 @@ def load(name: str) -> tuple[Any, Any]:
     return load_model(name)
 
 
+def read_upload(path: str) -> Image.Image:
+    """The upright RGB image in an uploaded file.
+
+    Raises:
+        ValueError: if it can't be read; the message has the file's name, not its place here.
+    """
+    name = Path(path).name
+    try:
+        file = Image.open(path)
+    except (OSError, Image.DecompressionBombError) as error:
+        raise ValueError(
+            f"{name} can't be read as an image: it is damaged or too large, or of another format "
+            "than JPEG, PNG, WebP and others that PIL reads."
+        ) from error
+    with file:
+        try:
+            return make_picture(file)
+        except ValueError as error:
+            raise ValueError(f"{name} can't be read: {error}") from error
+
+
 def look(name: str | None, path: str | None) -> tuple[Run | None, str]:
     """Run the model of that name on an image file; return a line on the run, or the error."""
     if not path or not name:
@@ -69,7 +90,7 @@ def look(name: str | None, path: str | None) -> tuple[Run | None, str]:
     except (ValueError, OSError) as error:
         return None, f"⚠️ The model {name} can't be loaded: {error}"
     try:
-        picture = make_picture(path)
+        picture = read_upload(path)
         start = time.perf_counter()
         with torch.no_grad():
             inputs = processor(picture, return_tensors="pt")
@@ -202,6 +223,9 @@ def make_page(model: str) -> Any:
             updates = [gr.Image(p, visible=p is not None) for p in pictures]
             return {record: record_, words: message, **dict(zip(figures, updates, strict=True))}
 
+        def look_at(name_: str | None, upload: dict | None) -> tuple[Run | None, str]:
+            return look(name_, upload and upload["path"])
+
         def choose(event: gr.SelectData) -> list[tuple[float, float]]:
             return [tuple(event.index)]
 
@@ -216,7 +240,13 @@ def make_page(model: str) -> Any:
             "outputs": [picture, summary, table],
             "show_progress": "hidden",
         }
-        looked = gr.on([page.load, name.change, image.change], look, [name, image], [run, said])
+        looked = gr.on(
+            [page.load, name.change, image.change],
+            look_at,
+            [name, image],
+            [run, said],
+            preprocess=False,  # gradio opens the image, and shows its own error where that fails
+        )
         looked.then(lambda: (None, None), None, [record, points]).then(**showing).then(**drawing)
         threshold.change(**showing)
         threshold.change(**drawing)

@@ -20,7 +20,7 @@ IMAGE = Path(__file__).parent / "images" / "garments.jpg"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--image", type=Path, default=IMAGE)
+    parser.add_argument("--image", default=str(IMAGE), help="file or http address")
     parser.add_argument(
         "--model",
         default=str(embedded_model_folder()),

@@ -28,7 +28,7 @@ def draw_all(arguments: argparse.Namespace) -> Iterator[tuple[str, Figure]]:
     """Yield names and figures."""
     model = AutoModelForObjectDetection.from_pretrained(arguments.model)
     processor = AutoImageProcessor.from_pretrained(arguments.model)
-    [record] = plots.record_attention(model, processor, str(arguments.image))
+    [record] = plots.record_attention(model, processor, arguments.image)
     threshold = arguments.threshold
     yield "detections", plots.draw_detections(record, threshold=threshold)
     points = arguments.point
@@ -58,7 +58,7 @@ def point(text: str) -> tuple[float, float]:
 def main() -> None:
     """Read the options and write the plots."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--image", type=Path, default=IMAGE)
+    parser.add_argument("--image", default=str(IMAGE), help="file or http address")
     parser.add_argument(
         "--model",
         default=str(embedded_model_folder()),

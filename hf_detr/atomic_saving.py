@@ -6,6 +6,11 @@ and only then do the files move to their places. A kill before that rename chang
 kill during the move, the next save to the folder, or hf_detr's next load from it, completes the
 move; until then the folder has no weights rather than a mixture of old and new ones, unless only
 one file changed.
+
+A save locks the folder, so that others wait for it instead of completing it. The lock is flock's,
+on the folder itself: it needs no file, works in read-only folders, and ends with the process. On
+Windows, which doesn't have it, and between computers that share a folder, don't load from a folder
+while others save to it.
 """
 
 import errno
@@ -13,11 +18,19 @@ import filecmp
 import os
 import re
 import shutil
-from collections.abc import Iterator
+import time
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 from safetensors import SafetensorError
+
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None
 
 UNFINISHED = ".unfinished-save"
 FINISHED = ".finished-save"
@@ -28,6 +41,8 @@ WEIGHTS = re.compile(
     r"|model\.safetensors\.index(?P<variant>\.\w+)?\.json"
     r"|(?P<graph>.+\.onnx)(?P<data>\.data)?"
 )
+WAIT = 0.01  # seconds
+Result = TypeVar("Result")
 
 
 @contextmanager
@@ -39,12 +54,16 @@ def atomic_file(file: str | os.PathLike) -> Iterator[Path]:
     """
     file = Path(file)
     unfinished = file.with_name(f".{file.name}.{os.getpid()}")
-    with _errors_leave_nothing(unfinished, file):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        yield unfinished
-        flush(unfinished)
-        os.replace(unfinished, file)
-        flush(file.parent)
+    try:
+        with _clear_errors(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            yield unfinished
+            flush(unfinished)
+            os.replace(unfinished, file)
+            flush(file.parent)
+    finally:
+        with suppress(OSError):
+            unfinished.unlink()
 
 
 @contextmanager
@@ -52,29 +71,51 @@ def atomic_folder(folder: str | os.PathLike) -> Iterator[Path]:
     """Give a folder to write files into, which then becomes `folder` or moves to it.
 
     Files in `folder` stay unless they are written again or are weights that the new ones replace.
-    The disk needs room for the old and the new files at once.
+    The disk needs room for the old and the new files at once. Saves to one folder wait for each
+    other, in threads and processes.
 
     Raises:
         OSError: if they can't be written, for example to a full disk; `folder` is unchanged.
     """
     folder = Path(folder)
-    is_new = not folder.exists()
-    unfinished = unfinished_folder(folder) if is_new else folder / UNFINISHED
-    with _errors_leave_nothing(unfinished, folder):
-        (folder.parent if is_new else folder).mkdir(parents=True, exist_ok=True)
-        finish_interrupted_save(folder)
-        shutil.rmtree(unfinished, ignore_errors=True)  # of a killed process
-        unfinished.mkdir()
-        yield unfinished
-        for path in (*unfinished.rglob("*"), unfinished):
-            flush(path)
-        os.rename(unfinished, folder if is_new else folder / FINISHED)
-        flush(unfinished.parent)
-    finish_interrupted_save(folder)
+    if folder.name.startswith(UNFINISHED):
+        yield folder  # within another save, such as that of a model's configuration
+        return
+    with _clear_errors(folder), _locked_for_saving(folder) as unfinished:
+        is_new = unfinished.parent != folder
+        _complete_move(folder)
+        try:
+            for path in unfinished.iterdir():  # of a killed process
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            yield unfinished
+            for path in (*unfinished.rglob("*"), unfinished):
+                flush(path)
+            os.rename(unfinished, folder if is_new else folder / FINISHED)
+            flush(unfinished.parent)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        _complete_move(folder)
 
 
 @contextmanager
-def _errors_leave_nothing(unfinished: Path, target: Path) -> Iterator[None]:
+def _locked_for_saving(folder: Path) -> Iterator[Path]:
+    """Lock a folder, or the unfinished one that will become it; give the unfinished one."""
+    while True:
+        is_new = not folder.exists()
+        unfinished = unfinished_folder(folder) if is_new else folder / UNFINISHED
+        place = unfinished if is_new else folder
+        place.mkdir(parents=True, exist_ok=True)
+        with _lock(place) as is_locked:
+            if is_locked and folder.exists() != is_new:
+                unfinished.mkdir(exist_ok=True)
+                yield unfinished
+                return
+            if is_locked:  # another save made the folder meanwhile
+                shutil.rmtree(unfinished, ignore_errors=True)
+
+
+@contextmanager
+def _clear_errors(target: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:  # a full disk raises either
@@ -83,10 +124,6 @@ def _errors_leave_nothing(unfinished: Path, target: Path) -> Iterator[None]:
             f"The files could not be written ({error}); existing files are unchanged",
             str(target),
         ) from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        with suppress(OSError):
-            unfinished.unlink()
 
 
 def unfinished_folder(folder: Path) -> Path:
@@ -94,21 +131,79 @@ def unfinished_folder(folder: Path) -> Path:
     return folder.with_name(f"{UNFINISHED}-{folder.name}")
 
 
+def remove_interrupted_saves(folders: Path) -> None:
+    """Remove what killed saves to new folders left; a pattern names those, such as `run/step-*`."""
+    for unfinished in folders.parent.glob(unfinished_folder(folders).name):
+        with _lock(unfinished, wait=False) as is_locked:
+            if is_locked:
+                shutil.rmtree(unfinished, ignore_errors=True)
+
+
 def finish_interrupted_save(folder: Path) -> bool:
     """Move completely written files to their places; return whether there were any.
 
-    A call after a kill at any point continues the move.
+    A call after a kill at any point continues the move. A move of another process is waited for. In
+    a folder where this process may not write, files stay as they are, with a warning.
     """
-    finished, moving = folder / FINISHED, folder / MOVING
-    found = moving.is_dir() or finished.is_dir()
-    if moving.is_dir():
-        _move(moving, folder)
-    if finished.is_dir():
-        for path in _in_the_way(folder, finished):
-            path.unlink()
-        os.rename(finished, moving)
-        _move(moving, folder)
+    found = False
+    try:
+        while (folder / MOVING).is_dir() or (folder / FINISHED).is_dir():
+            found = True
+            with _lock(folder, wait=False) as is_locked:
+                if is_locked:
+                    _complete_move(folder)
+            if not is_locked:
+                time.sleep(WAIT)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        warnings.warn(
+            f"A save to {folder} was interrupted, and you may not complete it ({error}). Load from "
+            "it once as a user who may write there.",
+            stacklevel=2,
+        )
+        return False
     return found
+
+
+def read_between_saves(
+    folder: Path, read: Callable[[], Result], read_before: str | None = None
+) -> Result:
+    """Read a folder's files, all of them before a save of another process or all after it.
+
+    An interrupted save is completed first.
+
+    Args:
+        folder: may be missing, for a name on the Hub.
+        read: reads the files; called again if a save has changed them meanwhile.
+        read_before: name of a file that was read before and isn't read again.
+
+    Raises:
+        OSError: if a save has changed that file.
+    """
+    known = _content(folder, read_before)
+    while True:
+        finish_interrupted_save(folder)
+        if _content(folder, read_before) != known:
+            raise OSError(
+                f"A save to {folder} was running or interrupted. It is complete now, but its "
+                f"{read_before} was read before that: load once more."
+            )
+        before = _versions(folder)
+        try:
+            result = read()
+        except Exception:
+            if _versions(folder) == before:
+                raise
+        else:
+            if _versions(folder) == before:
+                return result
+
+
+def _content(folder: Path, name: str | None) -> bytes | None:
+    with suppress(OSError):
+        return None if name is None else (folder / name).read_bytes()
+    return None
 
 
 def weights_of(name: str) -> str | None:
@@ -126,6 +221,75 @@ def flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextmanager
+def _lock(folder: Path, wait: bool = True) -> Iterator[bool]:
+    """Lock a folder; give whether that worked and the folder still has its name."""
+    if fcntl is None:
+        yield True
+        return
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:
+        yield False
+        return
+    _locked.add(handle)
+    try:
+        yield _has_locked(handle, folder, wait)
+    finally:
+        if handle in _locked:  # not in a forked process
+            _locked.remove(handle)
+            os.close(handle)
+
+
+def _has_locked(handle: int, folder: Path, wait: bool) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        warnings.warn(
+            f"This file system has no locks ({error}): don't load a model while another process "
+            "saves it.",
+            stacklevel=2,
+        )
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(handle), os.stat(folder))
+    return False
+
+
+def _close_in_child() -> None:
+    """Close a forked process's copies, because a lock lasts while any process has it open."""
+    while _locked:
+        os.close(_locked.pop())
+
+
+_locked: set[int] = set()  # handles
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_in_child)
+
+
+def _versions(folder: Path) -> dict[str, tuple[int, int]]:
+    """Return what tells a model's files from those that replace them, by name."""
+    versions = {}
+    with suppress(OSError):  # a name on the Hub, or a file that is moved just now
+        for path in folder.iterdir():
+            if weights_of(path.name) or path.suffix == ".json":
+                state = path.stat()
+                versions[path.name] = state.st_ino, state.st_mtime_ns
+    return versions
+
+
+def _complete_move(folder: Path) -> None:
+    finished, moving = folder / FINISHED, folder / MOVING
+    if moving.is_dir():
+        _move(moving, folder)
+    if finished.is_dir():
+        for path in _in_the_way(folder, finished):
+            path.unlink()
+        os.rename(finished, moving)
+        _move(moving, folder)
 
 
 def _move(moving: Path, folder: Path) -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,8 @@ from hf_detr.atomic_saving import (
     atomic_file,
     atomic_folder,
     finish_interrupted_save,
+    read_between_saves,
+    remove_interrupted_saves,
 )
 
 from .tiny import tiny_config, tiny_detector
@@ -108,21 +111,194 @@ print("REPORT", json.dumps(report))
 )
 
 
+def run_script(code: str, *arguments: Path) -> str:
+    """Run Python in another process, which may fork; return what it prints."""
+    command = [sys.executable, "-W", "ignore", "-c", code, *map(str, arguments)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills copies of a process")
 def test_kill_at_every_step(tmp_path: Path) -> None:
     """`kill -9` at each change of the folder leaves the old model or the new, sharded or not."""
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", KILL_EVERYWHERE, tmp_path],
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    report = json.loads(result.stdout.split("REPORT")[1])
+    report = json.loads(run_script(KILL_EVERYWHERE, tmp_path).split("REPORT")[1])
     assert len(report) == 2
     for case, found in report.items():
         assert len(found) > 6, case  # there were so many steps
         assert found == sorted(found), case  # once the new one counts, it stays
         assert {found[0], found[-1]} == {1.0, 2.0}, case
+
+
+# One process saves two models in turn; another loads during each move of files.
+SAVE_AND_LOAD = (
+    MODEL
+    + """
+import os, sys, time
+from pathlib import Path
+
+folder = Path(sys.argv[1])
+models = model_of(1), model_of(2)
+models[1].save_pretrained(folder)
+read, write = os.pipe()
+child = os.fork()
+if child == 0:
+    def slow(change):
+        def then_wait(*paths):
+            change(*paths)
+            os.write(write, b".")
+            time.sleep(0.02)
+        return then_wait
+    os.replace, os.rename = slow(os.replace), slow(os.rename)
+    for round in range(12):
+        models[round % 2].save_pretrained(folder)
+    os._exit(0)
+os.close(write)
+while True:
+    has_ended = not os.read(read, 1000)
+    model = hf_detr.DetrForObjectDetection.from_pretrained(folder)
+    found = {float(v) for tensor in model.state_dict().values() for v in tensor.unique()}
+    assert found == {float(model.config.id2label[0])}, (found, model.config.id2label)
+    if has_ended:
+        break
+assert os.waitpid(child, 0)[1] == 0
+print("FOUND", found, sorted(os.listdir(folder)))
+"""
+)
+# A save is killed before its files move, while a process that it has forked lives on.
+KILL_AND_LEAVE_CHILD = """
+import os, signal, sys
+from pathlib import Path
+from hf_detr import atomic_saving
+
+folder = Path(sys.argv[1])
+folder.mkdir()
+(folder / "a").write_text("old")
+end, keep = os.pipe()
+child = os.fork()
+if child == 0:
+    def die(*paths):
+        if os.fork() == 0:
+            os.close(keep)
+            os.read(end, 1)
+            os._exit(0)
+        os.kill(os.getpid(), signal.SIGKILL)
+    atomic_saving._complete_move = lambda folder: (folder / ".finished-save").exists() and die()
+    with atomic_saving.atomic_folder(folder) as unfinished:
+        (unfinished / "a").write_text("new")
+os.waitpid(child, 0)
+with atomic_saving._lock(folder, wait=False) as is_locked:
+    assert is_locked
+assert atomic_saving.finish_interrupted_save(folder)
+print((folder / "a").read_text(), os.listdir(folder))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks a process")
+def test_loading_while_another_process_saves(tmp_path: Path) -> None:
+    """A load gets one of the two models whole, and doesn't disturb the process that saves."""
+    shown = run_script(SAVE_AND_LOAD, tmp_path / "model")
+    assert "FOUND {2.0} ['config.json', 'model.safetensors']" in shown
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks a process")
+def test_forked_process_of_a_killed_save(tmp_path: Path) -> None:
+    """A killed save is free to be completed, whatever its child processes do."""
+    assert run_script(KILL_AND_LEAVE_CHILD, tmp_path / "model") == "new ['a']\n"
+
+
+def test_saves_wait_for_each_other(tmp_path: Path) -> None:
+    """Threads that save to one folder, new at first, take turns; its files are of one of them."""
+
+    def save(value: str) -> None:
+        try:
+            with atomic_folder(folder) as unfinished:
+                for name in names:
+                    (unfinished / name).write_text(value)
+        except BaseException as error:
+            errors.append(error)
+
+    folder, names, errors = tmp_path / "model", ("model.onnx", "model.onnx.data"), []
+    threads = [threading.Thread(target=save, args=[str(i)]) for i in range(24)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert {path.name for path in folder.iterdir()} == set(names)
+    assert len({path.read_text() for path in folder.iterdir()}) == 1
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_running_saves_are_not_removed(tmp_path: Path) -> None:
+    """Only what killed saves left is removed."""
+    pytest.importorskip("fcntl")
+    killed = tmp_path / f"{UNFINISHED}-step-1"
+    killed.mkdir()
+    with atomic_folder(tmp_path / "step-2") as unfinished:
+        (unfinished / "a").touch()
+        remove_interrupted_saves(tmp_path / "step-*")
+    assert [path.name for path in tmp_path.iterdir()] == ["step-2"]
+
+
+def test_reading_is_repeated_after_a_save(tmp_path: Path) -> None:
+    """Files read before and after a save aren't combined, and missing ones are looked for again."""
+
+    def save(value: str) -> None:
+        with atomic_folder(tmp_path) as folder:
+            (folder / "config.json").write_text(value)
+
+    def read() -> str:
+        value = (tmp_path / "config.json").read_text()
+        (tmp_path / "losses.csv").write_text(value)  # other files don't count
+        if value != "3":
+            save(str(int(value) + 1))
+        if value == "2":
+            raise FileNotFoundError
+        return value
+
+    save("1")
+    assert read_between_saves(tmp_path, read) == "3"
+    save("1")
+    with pytest.raises(OSError, match="load once more"):
+        read_between_saves(tmp_path, read, "config.json")
+    save("1")
+    assert read_between_saves(tmp_path, read, "other.json") == "3"
+    with pytest.raises(KeyError, match="mine"):
+        read_between_saves(tmp_path, lambda: {}["mine"])
+
+
+def test_load_from_a_read_only_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interrupted save that may not be completed is a warning; the old model loads."""
+    old, new = tiny_detector("detr"), tiny_detector("detr", num_queries=9)
+    old.save_pretrained(tmp_path)
+    new.save_pretrained(tmp_path / FINISHED)
+
+    def refuse(path: Path) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", refuse)
+        with pytest.warns(UserWarning, match="was interrupted, and you may not complete it"):
+            loaded = type(old).from_pretrained(tmp_path, config=old.config)
+    assert loaded.config.num_queries == old.config.num_queries
+    assert type(old).from_pretrained(tmp_path).config.num_queries == 9
+
+
+def test_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Saving works, and a warning says what isn't safe."""
+    fcntl = pytest.importorskip("fcntl")
+
+    def refuse(handle: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with (
+        pytest.warns(UserWarning, match="has no locks .*another process"),
+        atomic_folder(tmp_path / "a") as folder,
+    ):
+        (folder / "b").touch()
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["b"]
 
 
 @pytest.mark.parametrize("shards", ["1GB", "300KB"])

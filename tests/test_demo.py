@@ -71,6 +71,17 @@ def test_failures_are_words(demo: ModuleType, name: str | None, image: Path) -> 
     assert demo.draw_tab(run, None, "points", 0.5, None)[2] == []
 
 
+@pytest.mark.parametrize("content", ["no image", "half of one", "nothing"])
+def test_unreadable_upload(demo: ModuleType, tmp_path: Path, content: str) -> None:
+    """The message has the file's name, but no folder of the server."""
+    whole = IMAGE.read_bytes()
+    upload = tmp_path / "my cat.jpg"
+    upload.write_bytes({"no image": b"text", "nothing": b""}.get(content, whole[: len(whole) // 2]))
+    run, said = demo.look(demo.GARMENTS, str(upload))
+    assert run is None and "my cat.jpg can't be read" in said
+    assert str(tmp_path) not in said
+
+
 def test_tabs_fit_the_variant(demo: ModuleType, variant: str, tmp_path: Path) -> None:
     """Each variant fills one tab with figures, and the other one says why it can't."""
     write_folder(tmp_path, variant, "ForObjectDetection")
@@ -139,7 +150,7 @@ def answers(address: str) -> bool:
 
 @pytest.mark.slow
 def test_page_in_a_browser(address: str, tmp_path: Path) -> None:
-    """Upload, table, threshold, tabs and a wrong model work in Chromium, without any network."""
+    """Uploads, table, threshold, tabs and a wrong model work in Chromium, without any network."""
     from playwright.sync_api import expect, sync_playwright
 
     expect.set_options(timeout=NEVER * 1000)
@@ -173,6 +184,13 @@ def test_page_in_a_browser(address: str, tmp_path: Path) -> None:
         expect(shown).not_to_have_attribute("src", before)
         page.get_by_role("tab", name="Attention").click()
         expect(page.locator("#attention-words")).to_contain_text("use the sampling points")
+
+        broken = tmp_path / "broken.jpg"
+        broken.write_text("no image")
+        page.get_by_label("Remove Image").first.click()
+        page.locator("input[type=file]").first.set_input_files(broken)
+        expect(page.locator("#said")).to_contain_text("broken.jpg can't be read as an image")
+        expect(page.get_by_test_id("toast-body")).to_have_count(0)  # gradio's own error
 
         page.screenshot(path=tmp_path / "page.png")
         page.get_by_label("Model").fill("nowhere")

@@ -46,6 +46,9 @@ def test_detect_rejects_other_files(tmp_path: Path) -> None:
     result = run("examples/detect.py", "--image", path)
     assert result.returncode != 0
     assert "can't be read as an image" in result.stderr and "Traceback" not in result.stderr
+    nowhere = "http://127.0.0.1:9/none.png"  # a port that nobody listens to
+    result = run("examples/detect.py", "--image", nowhere)
+    assert f"({nowhere!r}) can't be opened" in result.stderr and "Traceback" not in result.stderr
 
 
 def test_fine_tune(tmp_path: Path) -> None:

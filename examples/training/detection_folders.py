@@ -18,6 +18,23 @@ PANOPTIC = (
 )
 
 
+def read_splits(
+    folder: Path, panoptic: bool = False, seed: int = 0
+) -> tuple[DetectionDataset, DetectionDataset]:
+    """Read training and validation data.
+
+    Raises:
+        ValueError: as for `read_split`, or if their classes differ.
+    """
+    train, val = (read_split(folder, split, panoptic, seed) for split in ("train", "val"))
+    if val.id2label != train.id2label:
+        raise ValueError(
+            f"the classes of train and val differ: {train.id2label} and {val.id2label}; expected "
+            "the same categories in both files."
+        )
+    return train, val
+
+
 def read_split(folder: Path, split: str, panoptic: bool = False, seed: int = 0) -> DetectionDataset:
     """Read "train" or "val" of a folder in a layout of COCO, YOLO (`data.yaml`) or Pascal VOC.
 
@@ -35,7 +52,8 @@ def read_split(folder: Path, split: str, panoptic: bool = False, seed: int = 0) 
             return read_voc(folder, name, seed=seed)
     if not panoptic and (folder / "data.yaml").is_file():
         return read_yolo(folder, split, seed=seed)
+    formats = "YOLO (data.yaml), Pascal VOC (ImageSets/Main) or COCO"
     raise ValueError(
-        f"{folder} has no {split} data; expected a folder of YOLO (data.yaml), Pascal VOC "
-        f"(ImageSets/Main) or COCO, with one of {tried}."
+        f"{folder} has no {split} data; expected a folder of "
+        f"{'COCO panoptic data' if panoptic else formats}, with one of {tried}."
     )

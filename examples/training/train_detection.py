@@ -17,6 +17,7 @@ number of processes. `--output` contains `model` with the model card, `losses.cs
 import copy
 import json
 import math
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -26,15 +27,16 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
-from detection_folders import read_split
+from detection_folders import read_splits
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from training_card import write_card
-from training_options import MAY_CHANGE, FurtherOptions, Options, fill_in
+from training_options import MAY_CHANGE, FurtherOptions, Options, check_options, fill_in
 from training_setup import check, make_model, make_transform
 from transformers import HfArgumentParser, PreTrainedModel, pipeline
 
+from hf_detr.atomic_saving import atomic_file
 from hf_detr.checkpoints.publishing import push_to_hub
 from hf_detr.data.batches import DetectionCollator
 from hf_detr.data.dataset import DetectionDataset
@@ -57,6 +59,8 @@ from hf_detr.training.health import (
 from hf_detr.training.model_ema import ModelEma
 from hf_detr.training.plan import MicroBatch, learning_rate_factor, plan_epoch
 from hf_detr.training.state import copy_whole_model, gather_training_state, restore_training_state
+
+LOSS_LINE = re.compile(r"\d+,[^,]*,[^,]+")  # of losses.csv
 
 
 class Training:
@@ -320,7 +324,12 @@ class Training:
                 )
                 + ". Use the old values, or another --output."
             )
-        restore_training_state(checkpoint.tensors, self.model, self.optimizer.optimizer, self.ema)
+        try:
+            restore_training_state(
+                checkpoint.tensors, self.model, self.optimizer.optimizer, self.ema
+            )
+        except RuntimeError as error:  # other names or shapes
+            raise ValueError(f"{checkpoint.folder} doesn't fit this model: {error}") from error
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(checkpoint.state["scaler"])
         self.step, self.history = checkpoint.step, checkpoint.state["history"]
@@ -348,11 +357,15 @@ class LossLog:
 
     def begin(self, step: int) -> None:
         """Start the file, or keep the lines of finished steps of a resumed training."""
-        if self.writes:
-            lines = self.path.read_text().splitlines() if self.path.exists() else []
-            kept = [line for line in lines[1:] if int(line.split(",")[0]) <= step]
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text("".join(f"{line}\n" for line in ["step,loss,lr", *kept]))
+        if not self.writes:
+            return
+        text = self.path.read_text(errors="replace") if self.path.exists() else ""
+        whole = filter(LOSS_LINE.fullmatch, text.split("\n")[:-1])  # the last one may be torn
+        kept = [line for line in whole if int(line.split(",")[0]) <= step]
+        if len(kept) < step:
+            print(f"{self.path} lacks {step - len(kept)} of {step} steps.", file=sys.stderr)
+        with atomic_file(self.path) as unfinished:
+            unfinished.write_text("".join(f"{line}\n" for line in ["step,loss,lr", *kept]))
 
 
 def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
@@ -413,11 +426,13 @@ def report_health(training: Training) -> None:
     )
 
 
-def main() -> None:
-    """Read the options, train, and write the result."""
-    options, further = HfArgumentParser(
-        (Options, FurtherOptions), description=__doc__
-    ).parse_args_into_dataclasses()
+def prepare(options: Options, further: FurtherOptions) -> Training:
+    """Read data and model, and the checkpoint to resume from.
+
+    Raises:
+        ValueError, OSError, ImportError: if options, data or model don't allow the training.
+    """
+    check_options(options, further)
     accelerator = Accelerator(
         # Required for several processes on CPUs.
         cpu=not torch.accelerator.is_available(),
@@ -428,10 +443,9 @@ def main() -> None:
     )
     checkpoints = options.output / "checkpoints"
     if not options.resume and any(checkpoints.glob("checkpoint-*")):
-        sys.exit(f"{checkpoints} contains a training; use --resume or another --output.")
+        raise ValueError(f"{checkpoints} contains a training; use --resume or another --output.")
     torch.manual_seed(options.seed)
-    train_data = read_split(options.data, "train", further.panoptic, options.seed)
-    val_data = read_split(options.data, "val", further.panoptic, options.seed)
+    train_data, val_data = read_splits(options.data, further.panoptic, options.seed)
     if options.overfit:
         train_data = val_data = train_data.first(options.overfit)
     model, processor = make_model(options, further, train_data)
@@ -444,10 +458,23 @@ def main() -> None:
     training = Training(accelerator, model, processor, train_data, val_data, options, further)
     if options.resume:
         training.resume()
+    return training
+
+
+def main() -> None:
+    """Read the options, train, and write the result."""
+    options, further = HfArgumentParser(
+        (Options, FurtherOptions), description=__doc__
+    ).parse_args_into_dataclasses()
+    try:
+        training = prepare(options, further)
+    except (ValueError, OSError, ImportError) as error:
+        sys.exit(f"ERROR: {error}")
     try:
         training.run()
     except (NonFiniteLossError, OSError) as error:
         sys.exit(f"Training has stopped. {error}")
+    accelerator = training.accelerator
     accelerator.end_training()
     if options.overfit:
         report_health(training)

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from detection_folders import read_split
+from detection_folders import read_splits
 from torch import nn
-from training_options import FurtherOptions, Options
+from training_options import FurtherOptions, Options, check_options
 from training_setup import make_model, make_transform
 from transformers import (
     HfArgumentParser,
@@ -99,16 +99,14 @@ def main() -> None:
     )
     options, arguments = parser.parse_args_into_dataclasses()
     torch.manual_seed(arguments.seed)
-    train_data = read_split(options.data, "train", seed=arguments.seed)
-    val_data = read_split(options.data, "val")
-    if val_data.id2label != train_data.id2label:
-        parser.error(
-            f"the classes of train and val differ: {train_data.id2label} and {val_data.id2label}; "
-            "expected the same categories in both files."
-        )
     ours = Options(data=options.data, model=options.model)
     further = FurtherOptions(backbone_weights=options.backbone_weights)
-    model, processor = make_model(ours, further, train_data)
+    try:
+        check_options(ours, further)
+        train_data, val_data = read_splits(options.data, seed=arguments.seed)
+        model, processor = make_model(ours, further, train_data)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
     train_data.set_transform(make_transform(ours, further, processor))
     size = dict(processor.size)
     val_data.set_transform(

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from transformers.hf_argparser import HfArg
 
@@ -45,21 +45,26 @@ class Options:
     batch_size: int | None = HfArg(
         default=None, help="images per step, over all processes; default: the paper's"
     )
-    micro_batch_size: int = HfArg(
-        default=2, help="images per forward pass; gradients are accumulated over a step"
+    micro_batch_size: int | None = HfArg(
+        default=None,
+        help="images per forward pass, default 2, or 1 for an odd --batch_size; gradients are "
+        "accumulated over a step",
     )
     lr: float | None = HfArg(default=None, help="learning rate; default: the paper's")
-    schedule: Literal["step", "cosine"] = HfArg(
-        default="step", help="schedule of the learning rate"
+    schedule: Literal["step", "cosine"] | None = HfArg(
+        default=None, help="schedule of the learning rate; default: step, as in the papers"
     )
     image_size: int | None = HfArg(
         default=None, help="shortest edge in pixels; default: the model's, 800 in the papers"
     )
     precision: Literal["no", "bf16", "fp16"] = HfArg(default="no", help="mixed precision")
-    ema: float = HfArg(
-        default=0.0, help="decay of averaged weights, such as 0.999; 0 disables averaging"
+    ema: float | None = HfArg(
+        default=None,
+        help="decay of averaged weights, such as 0.999; default: 0, which disables averaging",
     )
-    workers: int = HfArg(default=2, help="workers that load images, per training process")
+    workers: int | None = HfArg(
+        default=None, help="workers that load images, per training process, default 2"
+    )
     seed: int = HfArg(default=0, help="seed of weights, order, augmentation and dropout")
     resume: bool = HfArg(default=False, help="resume from the newest complete checkpoint")
     overfit: int = HfArg(
@@ -74,7 +79,9 @@ class FurtherOptions:
     backbone_weights: Path | None = HfArg(
         default=None, help=".safetensors or .pth file with the weights of a new model's backbone"
     )
-    warmup_steps: int = HfArg(default=0, help="steps in which the learning rate increases linearly")
+    warmup_steps: int | None = HfArg(
+        default=None, help="steps in which the learning rate increases linearly, default 0"
+    )
     weight_decay: float = HfArg(default=1e-4, help="weight decay of AdamW")
     max_grad_norm: float = HfArg(default=0.1, help="norm at which gradients are clipped")
     slow_factor: float = HfArg(
@@ -94,7 +101,7 @@ class FurtherOptions:
     save_every: int = HfArg(
         default=1000, help="steps between checkpoints, in addition to each epoch"
     )
-    evaluate_every: int = HfArg(default=1, help="epochs between evaluations")
+    evaluate_every: int | None = HfArg(default=None, help="epochs between evaluations, default 1")
     skip_nonfinite: bool = HfArg(default=False, help="skip steps whose loss isn't finite")
     gradient_checkpointing: bool = HfArg(default=False, help="use less memory and more time")
     compile: bool = HfArg(default=False, help="torch.compile the model")
@@ -104,23 +111,59 @@ class FurtherOptions:
     )
 
 
-# Options that may differ when a training is resumed.
+# Options that may differ when a training is resumed
 MAY_CHANGE = (
     *("output", "resume", "workers", "push_to", "save_every", "skip_nonfinite", "tracker"),
     *("micro_batch_size", "gradient_checkpointing", "compile", "data"),
 )
+# Lowest values of options
+LOWEST = {
+    **dict.fromkeys(("epochs", "batch_size", "micro_batch_size", "image_size"), 1),
+    **dict.fromkeys(("save_every", "evaluate_every"), 1),
+    **dict.fromkeys(("workers", "seed", "overfit", "warmup_steps", "query_groups"), 0),
+}
+
+
+def check_options(options: Options, further: FurtherOptions) -> None:
+    """Check the options before anything is read.
+
+    Raises:
+        ValueError: if a number is too low, or an option has no effect with the others.
+    """
+    given = {**vars(options), **vars(further)}
+    for name, lowest in LOWEST.items():
+        if given[name] is not None and given[name] < lowest:
+            raise ValueError(f"--{name} is {given[name]}; expected at least {lowest}.")
+    is_new = options.model in RECIPES or options.model.endswith(".json")
+    if further.backbone_weights is not None and not is_new:
+        raise ValueError(
+            f"--backbone_weights is for a new model; {options.model} is loaded with its own."
+        )
+    if further.freeze_detector and not further.panoptic:
+        raise ValueError("--freeze_detector leaves nothing to train without --panoptic.")
 
 
 def fill_in(options: Options, further: FurtherOptions, model_type: str, num_images: int) -> None:
     """Set missing options to defaults of the paper, for small data or for the health check."""
     recipe = RECIPES[model_type]
-    options.lr = options.lr or recipe.lr * (5 if options.overfit else 1)
-    options.epochs = options.epochs or (300 if options.overfit else recipe.epochs)
+    defaults: dict[str, Any] = {
+        "lr": recipe.lr,
+        "epochs": recipe.epochs,
+        "batch_size": recipe.batch_size,
+        "schedule": "step",
+        "ema": 0.0,
+        "workers": 2,
+        "warmup_steps": 0,
+        "evaluate_every": 1,
+    }
     if options.small_data:
-        options.batch_size = options.batch_size or 8
-        options.ema, options.schedule = options.ema or 0.998, "cosine"
-        further.warmup_steps = further.warmup_steps or 200
-    options.batch_size = options.batch_size or recipe.batch_size
+        defaults |= {"batch_size": 8, "ema": 0.998, "schedule": "cosine", "warmup_steps": 200}
     if options.overfit:
-        options.batch_size = options.micro_batch_size = num_images
-        options.workers, further.evaluate_every = 0, options.epochs
+        defaults |= {"lr": 5 * recipe.lr, "epochs": 300, "workers": 0}
+        defaults |= {"batch_size": num_images, "evaluate_every": options.epochs or 300}
+    batch_size = options.batch_size or defaults["batch_size"]
+    defaults["micro_batch_size"] = batch_size if options.overfit else 2 - batch_size % 2
+    for group in (options, further):
+        for name in vars(group).keys() & defaults.keys():
+            if getattr(group, name) is None:
+                setattr(group, name, defaults[name])

@@ -3,6 +3,7 @@
 With --masks, a segmentation model's masks are evaluated too; with --segments, the folder of COCO's
 panoptic PNGs, also its panoptic quality. The results depend neither on the batch size nor on the
 number of processes, which torchrun starts: `torchrun --nproc-per-node 4 -m hf_detr evaluate …`.
+Without --split, it reads the validation split of --voc, --yolo or --hub.
 """
 
 import argparse
@@ -78,7 +79,7 @@ def _compute_metrics(parsed: argparse.Namespace, device: str | None) -> "Metrics
     from ..evaluation.evaluate import evaluate, evaluate_panoptic
     from ..inference.model_loading import load_model
 
-    dataset, has_segments = parsed.data.read(), parsed.data.segments is not None
+    dataset, has_segments = parsed.data.read_validation(), parsed.data.segments is not None
     needs_masks = dataset.masks or has_segments
     model, processor = load_model(parsed.model, device, needs_masks, parsed.dtype)
     given = model, processor, dataset, parsed.batch_size, parsed.num_workers

@@ -1,7 +1,9 @@
 """Find objects in images; write images with the objects drawn, and a JSON file.
 
-In a folder, files whose names aren't those of images are skipped and named on stderr; that isn't a
-failure. Files that are given by name must be images. Subfolders aren't read.
+predictions.jsonl gets a line of JSON as soon as an image is done, which stays if the process is
+killed; predictions.json has all results in the end. In a folder, files whose names aren't those of
+images are skipped and named on stderr; that isn't a failure. Files that are given by name must be
+images. Subfolders aren't read.
 """
 
 import argparse
@@ -10,11 +12,15 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from http.client import HTTPException
 from itertools import chain, count
 from os.path import realpath  # unlike Path.resolve, it accepts circular links
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import PIL.Image
 import PIL.ImageFile
@@ -24,12 +30,16 @@ from ..atomic_saving import atomic_file
 from .options import add_json_option, add_prediction_options
 
 ENDINGS = PICTURE, SEGMENTS = ".png", ".segments.png"  # of drawn images and segment maps
+Source = Path | str  # a file or an address
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     parser.add_argument(
-        "images", nargs="+", metavar="IMAGES", help="image files, folders or patterns like '*.jpg'"
+        "images",
+        nargs="+",
+        metavar="IMAGES",
+        help="image files, folders, patterns like '*.jpg' or http addresses",
     )
     add_prediction_options(parser)
     parser.add_argument(
@@ -38,7 +48,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="also write each image's segment map, a 16-bit PNG with 0 for no segment; needs a "
         "segmentation model",
     )
-    parser.add_argument("--no-pictures", action="store_true", help="write predictions.json only")
+    parser.add_argument("--no-pictures", action="store_true", help="write predictions only")
     add_json_option(parser)
 
 
@@ -59,15 +69,19 @@ def run(parsed: argparse.Namespace) -> int:
         _say(f"skipped: {file} doesn't have the name of an image")
     model, processor = load_model(parsed.model, parsed.device, parsed.masks or None, parsed.dtype)
     parsed.output.mkdir(parents=True, exist_ok=True)
-    writer = _Writer(parsed, model.name_or_path, model.config.id2label)
-    results = stream_predictions(
-        model, processor, parsed.files, parsed.threshold, parsed.batch_size, writer.note_failure
-    )
-    total = len(parsed.files)
+    writer, total = _Writer(parsed, model.name_or_path, model.config.id2label), len(parsed.files)
     try:
-        with tqdm(total=total, unit="image", delay=PROGRESS_AFTER, disable=None) as bar:
-            for index, result in results:
-                writer.write(index, result)
+        with (
+            TemporaryDirectory() as downloads,
+            json_lines(parsed.output / "predictions.jsonl") as write_line,
+            tqdm(total=total, unit="image", delay=PROGRESS_AFTER, disable=None) as bar,
+        ):
+            images = writer.open_all(Path(downloads))
+            for index, result in stream_predictions(
+                model, processor, images, parsed.threshold, parsed.batch_size, writer.note_failure
+            ):
+                if record := writer.write(index, result):
+                    write_line(record)
                 bar.update(len(writer.records) + len(writer.failures) - bar.n)
     finally:  # also after an error or an interrupt
         report = writer.finish()
@@ -78,24 +92,29 @@ def run(parsed: argparse.Namespace) -> int:
     return 0 if not writer.failures else 3 if writer.records else 1
 
 
-def find_images(names: list[str]) -> tuple[list[Path], list[Path]]:
-    """Return the image files that arguments name, in order and each once, and the skipped files.
+def find_images(names: list[str]) -> tuple[list[Source], list[Path]]:
+    """Return the images that arguments name, in order and each once, and the skipped files.
 
-    An argument is a file, a folder, whose images come in alphabetical order, or a pattern such as
-    `photos/*.jpg`.
+    An argument is a file, a folder, whose images come in alphabetical order, a pattern such as
+    `photos/*.jpg`, or an http address.
 
     Raises:
         FileNotFoundError: if an argument names nothing.
         ValueError: if there are no images.
     """
     suffixes = _image_suffixes()
-    images: dict[Path, None] = {}
+    images: dict[Source, None] = {}
     skipped: dict[Path, None] = {}
     for name in names:
+        if urlsplit(name).scheme.lower() in ("http", "https"):
+            images[name] = None
+            continue
         # An existing name with brackets isn't a pattern.
         matches = [] if Path(name).exists() else sorted(glob.glob(name, recursive=True))
         if not matches and not os.path.lexists(name):
-            raise FileNotFoundError(f"{name} doesn't exist; expected an image, folder or pattern.")
+            raise FileNotFoundError(
+                f"{name} doesn't exist; expected an image, folder, pattern or http address."
+            )
         for path in map(Path, matches or [name]):
             if not path.is_dir():
                 images[path] = None
@@ -120,11 +139,33 @@ def _image_suffixes() -> set[str]:
     return {suffix for suffix, kind in suffixes.items() if is_decoded(kind) and kind != "MPEG"}
 
 
-def _endangers(output: Path, files: list[Path]) -> bool:
+def _endangers(output: Path, sources: list[Source]) -> bool:
     """Return whether results would be written to an input folder, or over an input by a link."""
-    targets = {realpath(output / (name + end)) for name in _distinct(files) for end in ENDINGS}
+    targets = {realpath(output / (name + end)) for name in _distinct(sources) for end in ENDINGS}
+    files = [source for source in sources if isinstance(source, Path)]
     is_among = realpath(output) in {realpath(file.parent) for file in files}
     return is_among or bool(targets & {realpath(file) for file in files})
+
+
+@contextmanager
+def json_lines(file: Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """Give a function that writes a record as a line of JSON; lines stay if the process is killed.
+
+    The file is made, or replaces an earlier one, with the first record.
+    """
+    lines = None
+
+    def write(record: Mapping[str, Any]) -> None:
+        nonlocal lines
+        lines = lines or file.open("w", encoding="utf-8")
+        lines.write(json.dumps(record) + "\n")
+        lines.flush()
+
+    try:
+        yield write
+    finally:
+        if lines is not None:
+            lines.close()
 
 
 class _Writer:
@@ -134,37 +175,55 @@ class _Writer:
         self, parsed: argparse.Namespace, model_name: str, id2label: Mapping[int, str]
     ) -> None:
         self.parsed, self.model_name, self.id2label = parsed, model_name, id2label
-        self.files, self.names = parsed.files, _distinct(parsed.files)
+        self.sources, self.names = parsed.files, _distinct(parsed.files)
         self.records: dict[int, dict[str, Any]] = {}
         self.failures: dict[int, str] = {}
+        self.opened: list[tuple[int, Path]] = []  # index of the source, and the file to read
 
-    def note_failure(self, index: int, error: Exception) -> None:
-        """Record and print that a file failed."""
-        self.failures[index] = str(error)
-        _say(f"failed: {error}")
+    def open_all(self, folder: Path) -> Iterator[Path]:
+        """Yield the files of all sources; those of addresses are downloaded to a folder."""
+        for index, source in enumerate(self.sources):
+            try:
+                is_file = isinstance(source, Path)
+                file = source if is_file else _download(source, folder / str(index))
+            except (OSError, ValueError, HTTPException) as error:
+                self._fail(index, f"{source} can't be downloaded: {error}")
+                continue
+            self.opened.append((index, file))
+            yield file
 
-    def write(self, index: int, result: dict[str, Any]) -> None:
-        """Draw and record the objects in one file."""
-        file = self.files[index]
-        record = {"file": str(file), **describe(result, self.id2label)}
+    def note_failure(self, number: int, error: Exception) -> None:
+        """Record and print that an opened file failed."""
+        index, file = self.opened[number]
+        self._fail(index, str(error).replace(str(file), str(self.sources[index])))
+
+    def _fail(self, index: int, problem: str) -> None:
+        self.failures[index] = problem
+        _say(f"failed: {problem}")
+
+    def write(self, number: int, result: dict[str, Any]) -> dict[str, Any] | None:
+        """Draw the objects in an opened file; return their record, or None if that failed."""
+        index, file = self.opened[number]
+        record = {"file": str(self.sources[index]), **describe(result, self.id2label)}
         try:
-            record |= self._write_images(index, result)
+            record |= self._write_images(self.names[index], file, result)
         except (ValueError, OSError) as error:
-            self.note_failure(index, error)
-            return
+            self.note_failure(number, error)
+            return None
         self.records[index] = record
         counts = Counter(found["label"] for found in record["objects"])
         found = ", ".join(f"{count} {name}" for name, count in counts.items()) or "nothing"
-        _say(f"{file}: {found}", to_stdout=not self.parsed.json)
+        _say(f"{self.sources[index]}: {found}", to_stdout=not self.parsed.json)
+        return record
 
-    def _write_images(self, index: int, result: dict[str, Any]) -> dict[str, str]:
+    def _write_images(self, name: str, file: Path, result: dict[str, Any]) -> dict[str, str]:
         """Write the requested images of one file; return their paths."""
-        stem, written = self.parsed.output / self.names[index], {}
+        stem, written = self.parsed.output / name, {}
         if not self.parsed.no_pictures:
             written["picture"] = f"{stem}{PICTURE}"
             from ..inference.drawing import draw_predictions
 
-            image = draw_predictions(self.files[index], result, self.id2label)
+            image = draw_predictions(file, result, self.id2label)
             image.save(written["picture"], compress_level=1)
         if self.parsed.masks:
             written["segment_map"] = f"{stem}{SEGMENTS}"
@@ -179,7 +238,7 @@ class _Writer:
             "threshold": self.parsed.threshold,
             "images": [self.records[index] for index in sorted(self.records)],
             "failed": [
-                {"file": str(self.files[index]), "error": error}
+                {"file": str(self.sources[index]), "error": error}
                 for index, error in sorted(self.failures.items())
             ],
             "skipped": [str(file) for file in self.parsed.skipped],
@@ -215,12 +274,21 @@ def describe(result: Mapping[str, Any], id2label: Mapping[int, str]) -> dict[str
     return {"objects": objects, "segments": segments}
 
 
-def _distinct(files: list[Path]) -> list[str]:
+def _download(address: str, file: Path) -> Path:
+    from ..image_processing.image_reading import download
+
+    file.write_bytes(download(address))
+    return file
+
+
+def _distinct(files: list[Source]) -> list[str]:
     """Return the files' stems, with numbers added where results of an earlier one have the name."""
     taken: set[str] = set()
     names = []
     for file in files:
-        candidates = chain([file.stem], (f"{file.stem}-{number}" for number in count(2)))
+        path = file if isinstance(file, Path) else Path(unquote(urlsplit(file).path))
+        stem = path.stem or "image"
+        candidates = chain([stem], (f"{stem}-{number}" for number in count(2)))
         for name in candidates:
             results = {(name + ending).lower() for ending in ENDINGS}  # some systems ignore case
             if not results & taken:

@@ -6,7 +6,6 @@ stay. The command needs `pip install 'hf_detr[video]'`.
 """
 
 import argparse
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ import PIL.Image
 from tqdm.auto import tqdm
 
 from .options import add_prediction_options, positive
-from .predict import describe
+from .predict import describe, json_lines
 
 try:
     import av
@@ -77,14 +76,14 @@ def _write(frames: "_Frames", parsed: argparse.Namespace) -> Counter[str]:
     first = next(results)  # raises before files of an earlier run are overwritten
     parsed.output.mkdir(parents=True, exist_ok=True)
     bar = tqdm(total=frames.total, unit="frame", delay=PROGRESS_AFTER, disable=None)
-    records = parsed.lines.open("w", encoding="utf-8")
-    with records, _drawn_video(parsed.drawn, frames.rate) as add_frame, bar:
+    drawn, records = _drawn_video(parsed.drawn, frames.rate), json_lines(parsed.lines)
+    with records as write_line, drawn as add_frame, bar:
         for index, result in chain([first], results):  # in order, since all have one size
             image, pts, time_base = frames.waiting.pop(index)
             record = describe(result, id2label)
             counts.update(found["label"] for found in record["objects"])
             time = round(float(pts * time_base), 4)
-            records.write(json.dumps({"frame": index, "time": time, **record}) + "\n")
+            write_line({"frame": index, "time": time, **record})
             add_frame(np.asarray(draw_predictions(image, result, id2label)), pts, time_base)
             bar.update()
     return counts

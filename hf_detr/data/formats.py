@@ -1,5 +1,7 @@
 """How a command line names a data set; nothing here needs torch before the data is read."""
 
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -7,7 +9,19 @@ from typing import TYPE_CHECKING
 from .box_formats import checked_box_format
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from .dataset import DetectionDataset
+
+# Data formats, and the options that only some of them have.
+OPTIONS = {
+    "coco": ("images", "segments", "box_format", "masks"),
+    "voc": ("split",),
+    "yolo": ("split", "masks"),
+    "hub": ("split", "box_format"),
+}
+# Splits to evaluate on: the first that there is.
+VALIDATION = {"voc": ["val"], "yolo": ["val"], "hub": ["validation", "test"]}
 
 
 @dataclass
@@ -24,7 +38,13 @@ class DataArguments:
     hub: str | None = field(
         default=None, metadata={"help": "Data set on the Hub, or folder of a saved one."}
     )
-    split: str = field(default="train", metadata={"help": "Split of --voc, --yolo or --hub."})
+    split: str | None = field(
+        default=None,
+        metadata={
+            "help": "Split of --voc, --yolo or --hub. Default: train; where a model is evaluated, "
+            "val, and validation or test of --hub."
+        },
+    )
     box_format: str | None = field(
         default=None,
         metadata={"help": "coco_xywh (default for --coco), xyxy or cxcywh_normalized."},
@@ -38,7 +58,7 @@ class DataArguments:
             ValueError: if options are missing or contradict each other.
             FileNotFoundError: if a file or folder doesn't exist.
         """
-        given = [name for name in ("coco", "voc", "yolo", "hub") if getattr(self, name)]
+        given = [name for name in OPTIONS if getattr(self, name)]
         if len(given) != 1:
             raise ValueError(f"expected one of --coco, --voc, --yolo and --hub, got {given}.")
         if self.coco and not self.images:
@@ -49,8 +69,10 @@ class DataArguments:
             raise ValueError(
                 "--box_format can't be used with --voc and --yolo, whose format is fixed."
             )
-        if self.masks and (self.voc or self.hub):
-            raise ValueError("--masks can only be used with --coco and --yolo.")
+        for name in dict.fromkeys(option for options in OPTIONS.values() for option in options):
+            formats = [f"--{kind}" for kind, options in OPTIONS.items() if name in options]
+            if getattr(self, name) and f"--{given[0]}" not in formats:
+                raise ValueError(f"--{name} can only be used with {' and '.join(formats)}.")
         if self.box_format:
             checked_box_format(self.box_format)
         for name in ("coco", "images", "segments", "voc", "yolo"):
@@ -59,27 +81,57 @@ class DataArguments:
                 raise FileNotFoundError(f"--{name} {path} doesn't exist.")
 
     def read(self, split: str | None = None, seed: int = 0) -> "DetectionDataset":
-        """Read the data set; `split` overrides `self.split`.
+        """Read the data set; `split` overrides `self.split`, which is "train" by default.
 
         Raises:
             ValueError, FileNotFoundError: if the arguments or the data are invalid.
         """
+        return self._read([split or self.split or "train"], seed)
+
+    def read_validation(self, seed: int = 0) -> "DetectionDataset":
+        """Read the data set to evaluate on: `self.split`, or by default the validation split.
+
+        Raises:
+            ValueError, FileNotFoundError: if the arguments or the data are invalid.
+        """
+        splits = next((VALIDATION[name] for name in VALIDATION if getattr(self, name)), ())
+        return self._read([self.split] if self.split else splits, seed)
+
+    def _read(self, splits: Sequence[str], seed: int) -> "DetectionDataset":
+        """Read one of the splits: the first that the data set has."""
         from .coco import read_coco, read_coco_panoptic
-        from .hub import load_hf_dataset, read_hf_dataset
+        from .hub import read_hf_dataset
         from .voc import read_voc
         from .yolo import read_yolo
 
         self.check()
-        split = split or self.split
         if self.voc:
-            return read_voc(self.voc, split, seed=seed)
+            return read_voc(self.voc, splits[0], seed=seed)
         if self.yolo:
-            return read_yolo(self.yolo, split, self.masks, seed)
+            return read_yolo(self.yolo, splits[0], self.masks, seed)
         if self.hub:
-            return read_hf_dataset(load_hf_dataset(self.hub, split), self.box_format, seed=seed)
+            return read_hf_dataset(_load_first(self.hub, splits), self.box_format, seed=seed)
         box_format = self.box_format or "coco_xywh"
         if self.segments:
             return read_coco_panoptic(
                 self.coco, self.images, self.segments, box_format, self.masks, seed
             )
         return read_coco(self.coco, self.images, box_format, self.masks, seed)
+
+
+def _load_first(name: str, splits: Sequence[str]) -> "Dataset":
+    from .hub import load_hf_dataset
+
+    problems = []
+    for split in splits:
+        try:
+            rows = load_hf_dataset(name, split)
+        except (ValueError, KeyError) as error:
+            problems.append(str(error))
+            continue
+        if problems:
+            warnings.warn(f"{name} has no split {splits[0]!r}; {split!r} is read.", stacklevel=2)
+        return rows
+    raise ValueError(
+        f"The split {' or '.join(splits)} of {name} can't be loaded ({problems[-1]}); give --split."
+    )

@@ -155,7 +155,7 @@ def _open_image(source: str | os.PathLike, name: str) -> PIL.Image.Image:
             return PIL.Image.open(source)
         # Not transformers' load_image, which converts to RGB: 16 bits become white, alpha is lost.
         if source.startswith(("http://", "https://")):
-            return PIL.Image.open(io.BytesIO(_download(source)))
+            return PIL.Image.open(io.BytesIO(download(source)))
         encoded = source.split(",")[1] if source.startswith("data:image/") else source
         return PIL.Image.open(io.BytesIO(base64.decodebytes(encoded.encode())))
     except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
@@ -170,7 +170,8 @@ def _open_image(source: str | os.PathLike, name: str) -> PIL.Image.Image:
         ) from error
 
 
-def _download(url: str) -> bytes:
+def download(url: str) -> bytes:
+    """Download a file."""
     address = quote(url, safe=string.punctuation)  # spaces and umlauts only
     request = Request(address, headers={"User-Agent": "hf_detr"})
     with urlopen(request, timeout=SECONDS_PER_DOWNLOAD) as response:

@@ -15,6 +15,7 @@ from transformers.utils.hub import has_file
 from ..wording import some_of
 
 SHOWN = 3
+SAFE_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 PICKLED_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 CONVERT_PICKLES = (
     "To convert weights that you trust, load them with transformers in a process without hf_detr, "
@@ -108,18 +109,24 @@ def check_finite(model: PreTrainedModel) -> None:
         )
 
 
-def has_pickled_weights(name: str | os.PathLike | None, options: Mapping[str, Any]) -> bool:
-    """Whether a folder or a repository on the Hub has weights in a pickle.
+def has_only_pickled_weights(name: str | os.PathLike | None, options: Mapping[str, Any]) -> bool:
+    """Whether a folder or a repository on the Hub has weights in a pickle, and no safetensors.
 
     Args:
         name: the folder or repository.
         options: those of `from_pretrained`; of them, `subfolder`, `revision`, `token` and
             `cache_dir` say where on the Hub.
     """
+    if name is None:
+        return False
     where = {k: options[k] for k in ("revision", "token", "cache_dir") if options.get(k)}
-    files = [os.path.join(options.get("subfolder") or "", file) for file in PICKLED_WEIGHTS]
+
+    def has_one_of(files: tuple[str, ...]) -> bool:
+        folder = options.get("subfolder") or ""
+        return any(has_file(str(name), os.path.join(folder, file), **where) for file in files)
+
     try:
-        return name is not None and any(has_file(str(name), file, **where) for file in files)
+        return has_one_of(PICKLED_WEIGHTS) and not has_one_of(SAFE_WEIGHTS)
     except (OSError, ValueError):  # no such repository, or no network
         return False
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,8 +13,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import CONFIG_NAME
 
-from ..atomic_saving import atomic_folder, finish_interrupted_save
+from ..atomic_saving import atomic_folder, read_between_saves
 from ..distributed import process_index
 from ..layers.backbone import reset_timm_module
 from .loading_checks import (
@@ -21,7 +23,7 @@ from .loading_checks import (
     check_finite,
     check_shapes,
     check_weight_files,
-    has_pickled_weights,
+    has_only_pickled_weights,
     read_shapes,
     unreadable,
 )
@@ -69,14 +71,18 @@ class DetectionPreTrainedModel(PreTrainedModel):
                 f"code; hf_detr loads safetensors only. {CONVERT_PICKLES}"
             )
         kwargs["use_safetensors"] = True
-        if name is not None:
-            _end_interrupted_save(Path(name, kwargs.get("subfolder") or ""), kwargs.get("config"))
+        read = partial(super().from_pretrained, name, *args, **kwargs)
         try:
-            loaded = super().from_pretrained(name, *args, **kwargs)
+            if name is None:
+                loaded = read()
+            else:
+                folder = Path(name, kwargs.get("subfolder") or "")
+                has_config = isinstance(kwargs.get("config"), PreTrainedConfig)
+                loaded = read_between_saves(folder, read, CONFIG_NAME if has_config else None)
         except SafetensorError as error:
             raise unreadable(name, error) from error
         except OSError as error:
-            if not has_pickled_weights(name, kwargs):
+            if not has_only_pickled_weights(name, kwargs):
                 raise
             raise OSError(
                 f"{name} has weights only as pytorch_model.bin, a pickle, which can run code; "
@@ -282,12 +288,3 @@ def without_auxiliary_loss(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         model.config.auxiliary_loss = trained_so
-
-
-def _end_interrupted_save(folder: Path, config: Any) -> None:
-    """End a save that a kill interrupted; raise if the old configuration has been read already."""
-    if finish_interrupted_save(folder) and isinstance(config, PreTrainedConfig):
-        raise OSError(
-            f"Saving to {folder} was interrupted. It is complete now, but its configuration was "
-            "read before that: load once more."
-        )

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..atomic_saving import atomic_folder, finish_interrupted_save, unfinished_folder
+from ..atomic_saving import atomic_folder, finish_interrupted_save, remove_interrupted_saves
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
@@ -73,8 +73,7 @@ def save_checkpoint(
     if keep < 1:
         raise ValueError(f"keep is {keep}; expected 1 or more, to keep the newest checkpoint.")
     final = checkpoint_folder(folder, step)
-    for killed in folder.glob(unfinished_folder(folder / "checkpoint-*").name):
-        shutil.rmtree(killed, ignore_errors=True)
+    remove_interrupted_saves(folder / "checkpoint-*")
     with atomic_folder(final) as unfinished:
         for group, named in tensors.items():
             # safetensors refuses tensors that share memory, as tied ones do; copies are accepted.

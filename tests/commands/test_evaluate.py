@@ -10,6 +10,7 @@ from hf_detr import DeformableDetrImageProcessor, evaluate, read_coco
 from hf_detr.commands.evaluate import _report
 from hf_detr_command_line import main as run
 
+from ..data.test_yolo import BOX, write_yolo
 from ..some_data import entry, write_coco
 from ..tiny import tiny_detector
 
@@ -45,12 +46,27 @@ def test_evaluate_prints_and_writes_what_evaluate_returns(
     assert "is not a JSON file" in capsys.readouterr().err
 
 
+def test_validation_split_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without --split, YOLO's training images aren't read."""
+    folder = write_yolo(tmp_path / "data", {"a": BOX, "b": BOX}, val="list.txt")
+    (folder / "list.txt").write_text("images/train/a.png\n")
+    sizes = []
+    monkeypatch.setattr(
+        "hf_detr.evaluation.evaluate.evaluate",
+        lambda model, processor, data, *others, **more: sizes.append(len(data)) or {"AP": 0.5},
+    )
+    for given in ([], ["--split", "train"]):
+        assert main(["--yolo", str(folder), "--json", *given]) == 0
+    assert sizes == [1, 2]
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         (["--coco", "a.json"], "--images"),
         (["--coco", "a.json", "--images", "b", "--bogus"], "unrecognized arguments: --bogus"),
         (["--coco", "a.json", "--images", "b"], "--coco a.json doesn't exist"),
+        (["--coco", "a.json", "--images", "b", "--split", "val"], "--split can only be used"),
         (["--yolo", ".", "--json", "."], "can't be written"),
         (["--yolo", ".", "--model", "./nowhere"], "nowhere doesn't exist"),
     ],

@@ -1,6 +1,9 @@
 """`hf-detr predict` on real folders: broken files, huge photos, equal names."""
 
+import http.server
 import json
+import threading
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -68,8 +71,10 @@ def test_finds_what_the_embedded_model_knows(
     assert main([pattern, *options]) == 0
     out = capsys.readouterr().out
     assert all(f"1 {name}" in out for name in ("bag", "trouser", "coat"))
-    assert [path.name for path in tmp_path.iterdir()] == ["predictions.json"]
+    assert {path.name for path in tmp_path.iterdir()} == {"predictions.json", "predictions.jsonl"}
     report = json.loads((tmp_path / "predictions.json").read_text())
+    [line] = (tmp_path / "predictions.jsonl").read_text().splitlines()
+    assert json.loads(line) == report["images"][0]
     best = report["images"][0]["objects"][0]
     assert best["label"] == "bag" and best["score"] > 0.7
     assert best["box"] == pytest.approx([20, 31, 129, 118], abs=4)
@@ -156,6 +161,71 @@ def test_results_stay_after_interruption(
     assert [Path(one["file"]).name for one in report["images"]] == ["a.png"]
 
 
+def test_results_are_written_as_they_come(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill leaves the results of the images before: each is on the disk before the next one."""
+    files = [str(write_image(tmp_path / f"{name}.png")) for name in "abc"]
+    output, written = tmp_path / "output", []
+    output.mkdir()
+    (output / "predictions.jsonl").write_text("of an earlier run")
+    draw = drawing.draw_predictions
+
+    def draw_and_look(*given: object) -> PIL.Image.Image:
+        written.append((output / "predictions.jsonl").read_text())
+        return draw(*given)
+
+    monkeypatch.setattr(drawing, "draw_predictions", draw_and_look)
+    assert main([*files, "--output", str(output), "--model", model]) == 0
+    images = json.loads((output / "predictions.json").read_text())["images"]
+    lines = [json.dumps(image) + "\n" for image in images]
+    assert written == ["of an earlier run", lines[0], lines[0] + lines[1]]
+    assert (output / "predictions.jsonl").read_text() == "".join(lines)
+
+
+def test_addresses(
+    model: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    """Images of addresses are downloaded once; what fails is named by its address."""
+    served, output, asked = tmp_path / "served", tmp_path / "output", []
+    write_image(served / "sub" / "a cat.png")
+    (served / "page.html").write_text("no image")
+
+    class Server(http.server.SimpleHTTPRequestHandler):
+        def log_request(self, code: object = "", size: object = "") -> None:
+            asked.append(self.path)
+
+        def log_error(self, *message: object) -> None:
+            pass
+
+    monkeypatch.setenv("no_proxy", "*")
+    handler = partial(Server, directory=str(served))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        root = f"http://127.0.0.1:{server.server_address[1]}"
+        given = [f"{root}/{name}" for name in ("none.png", "sub/a cat.png?size=1", "page.html")]
+        try:
+            assert main([*given, "--output", str(output), "--model", model, "--json"]) == 3
+        finally:
+            server.shutdown()
+            thread.join()
+    out, err = capsys.readouterr()
+    report = json.loads(out)
+    assert [one["file"] for one in report["images"]] == given[1:2]
+    assert report["images"][0]["picture"] == str(output / "a cat.png")
+    with PIL.Image.open(output / "a cat.png") as picture:
+        assert picture.size == (50, 40)
+    missing, page = report["failed"]
+    assert [missing["file"], page["file"]] == [given[0], given[2]]
+    assert missing["error"].startswith(f"{given[0]} can't be downloaded: HTTP Error 404")
+    assert f"({given[2]!r}) can't be opened" in page["error"] and "failed: " in err
+    assert asked == ["/none.png", "/sub/a%20cat.png?size=1", "/page.html"]
+
+
 def test_images_that_cannot_be_written(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -186,7 +256,7 @@ def test_masks_and_equal_names(tmp_path: Path) -> None:
     names = {path.name for path in output.iterdir()}
     pictures = {"1.png", "1-2.png", "1.segments.png", "1-2.segments.png"}
     pictures |= {"1.segments-2.png", "1.segments-2.segments.png"}
-    assert names == pictures | {"predictions.json"}
+    assert names == pictures | {"predictions.json", "predictions.jsonl"}
     report = json.loads((output / "predictions.json").read_text())
     for one in report["images"]:
         with PIL.Image.open(one["segment_map"]) as segment_map:
@@ -207,5 +277,10 @@ def test_find_images(tmp_path: Path) -> None:
     assert bracket.name == "[1].png"
     found, _ = find_images([str(tmp_path / "**" / "c.png")])
     assert [path.name for path in found] == ["c.png"]
+    address = "https://example.com/a*.jpg?b"
+    assert find_images([address, str(tmp_path / "a.JPG"), address])[0] == [
+        address,
+        tmp_path / "a.JPG",
+    ]
     with pytest.raises(FileNotFoundError, match=r"no\*such doesn't exist"):
         find_images([str(tmp_path), "no*such"])

@@ -54,6 +54,45 @@ def test_split_can_be_overridden(tmp_path: Path):
     assert len(parse("--yolo", folder).read("val")) == 1
 
 
+def test_validation_split(tmp_path: Path):
+    """A model isn't evaluated on the training split, unless it is asked for."""
+    yolo = write_yolo(tmp_path / "yolo", {"a": BOX, "b": BOX}, val="list.txt")
+    (yolo / "list.txt").write_text("images/train/a.png\n")
+    voc = write_voc(tmp_path / "voc", {"a": voc_object(), "b": voc_object()})
+    (voc / "ImageSets" / "Main" / "val.txt").write_text("a\n")
+    for kind, folder in (("--yolo", yolo), ("--voc", voc)):
+        assert len(parse(kind, folder).read_validation()) == 1
+        assert len(parse(kind, folder, "--split", "train").read_validation()) == 2
+        assert len(parse(kind, folder).read()) == 2
+    file, images = write_coco(tmp_path / "coco", [entry(1)])
+    assert len(parse("--coco", file, "--images", images).read_validation()) == 2
+    with pytest.raises(ValueError, match="no 'val'; its splits are"):
+        parse("--yolo", write_yolo(tmp_path / "other", {"a": BOX})).read_validation()
+
+
+def test_validation_split_of_the_hub(tmp_path: Path):
+    """`validation` is preferred to `test`, which is named; without both, --split is required."""
+    datasets = pytest.importorskip("datasets")
+    from .test_hub import DICT_OF_LISTS, ROWS, make
+
+    rows = make(ROWS, DICT_OF_LISTS)
+    splits = {"train": rows, "test": rows.select([0]), "validation": rows.select([1])}
+
+    def save(*names: str) -> DataArguments:
+        folder = tmp_path / "-".join(names)
+        datasets.DatasetDict({name: splits[name] for name in names}).save_to_disk(folder)
+        return parse("--hub", folder, "--box_format", "coco_xywh")
+
+    assert len(save("train", "test", "validation").read_validation()[0][1]["boxes"]) == 0
+    with pytest.warns(UserWarning, match="no split 'validation'; 'test' is read"):
+        assert len(save("train", "test").read_validation()[0][1]["boxes"]) == 2
+    with pytest.raises(ValueError, match="split validation or test of .* give --split"):
+        save("train").read_validation()
+    assert len(save("train").read()) == 2
+    with pytest.raises(ValueError, match="split tests of"):
+        save("train").read("tests")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -64,6 +103,13 @@ def test_split_can_be_overridden(tmp_path: Path):
         (["--hub", "a", "--box_format", "voc"], "box_format is 'voc'"),
         (["--voc", "a", "--box_format", "xyxy"], "can't be used with --voc and --yolo"),
         (["--voc", "a", "--masks"], "--masks can only be used with --coco and --yolo"),
+        (["--hub", "a", "--box_format", "xyxy", "--masks"], "--masks can only be used with"),
+        (["--yolo", "a", "--images", "b"], "--images can only be used with --coco"),
+        (["--voc", "a", "--segments", "b"], "--segments can only be used with --coco"),
+        (
+            ["--coco", "a", "--images", "b", "--split", "val"],
+            "--split can only be used with --voc and --yolo and --hub",
+        ),
     ],
 )
 def test_conflicting_arguments_raise(arguments: list[str], message: str):

@@ -171,6 +171,16 @@ def test_missing_weights(folder: Path) -> None:
         load(folder / "nothing")
 
 
+def test_a_missing_shard_beside_a_pickle(folder: Path) -> None:
+    """The advice to convert a pickle is for folders without safetensors."""
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    index = {"metadata": {}, "weight_map": {"a": "model-00001-of-00001.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises((OSError, ValueError), match="model-00001-of-00001") as error:
+        load(folder)
+    assert "pickle" not in str(error.value)
+
+
 def test_other_architectures(folder: Path) -> None:
     """Weights of Table Transformer have the names of DETR's, but another meaning."""
     config = json.loads((folder / "config.json").read_text())
