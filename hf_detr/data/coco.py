@@ -3,15 +3,17 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from tqdm.auto import tqdm
 
 from .annotation_table import AnnotationTable, Problem, is_integer, make_table
 from .box_formats import checked_box_format
 from .dataset import DetectionDataset
-from .image_source import ImageFolder, fill_in_sizes_hw, with_boxes
+from .image_source import ImageFolder, fill_in_sizes_hw, turned_size_hw, with_boxes
 
 StrPath = str | os.PathLike[str]
 
@@ -25,9 +27,13 @@ def read_coco(
 ) -> DetectionDataset:
     """Read COCO detection data.
 
+    A category without objects that has the name of another one is dropped: Roboflow writes such a
+    root of all categories.
+
     Args:
         annotation_file: JSON file with `images`, `annotations` and `categories`.
-        image_folder: folder that the images' `file_name` is relative to.
+        image_folder: folder that the images' `file_name` is relative to; for LVIS, whose images
+            only have a `coco_url`, the folder of `train2017` and `val2017`.
         box_format: format of the boxes in the file, by default that of COCO.
         masks: whether to read the segmentations too, for targets with masks.
         seed: seed of the transform's random numbers.
@@ -69,7 +75,7 @@ def read_coco_panoptic(
         ValueError: as in `read_coco`.
     """
     file = _CocoFile(annotation_file, image_folder, box_format)
-    map_names = [f"{Path(record['file_name']).stem}.png" for record in file.records]
+    map_names = [f"{Path(name).stem}.png" for name in file.names]
     for number, annotation in enumerate(file.entries):
         if not isinstance(annotation.get("segments_info"), list):
             raise ValueError(
@@ -79,6 +85,7 @@ def read_coco_panoptic(
         index = file.index_of_id[annotation["image_id"]]
         map_names[index] = annotation.get("file_name", map_names[index])
     segment_maps = ImageFolder(segment_folder, map_names)
+    file.problems += segment_maps.notes
 
     images, entries = [], []
     for annotation in tqdm(file.entries, desc="segments", unit="image", disable=None):
@@ -114,7 +121,7 @@ class _CocoFile:
         content = _read_json(file)
         self.records, self.categories = content["images"], content["categories"]
         for number, record in enumerate(self.records):
-            if not is_integer(record.get("id")) or not isinstance(record.get("file_name"), str):
+            if not is_integer(record.get("id")) or _file_name(record) is None:
                 raise ValueError(
                     f"{file}: image {number} is {record!r}; expected an integer 'id' and a "
                     "'file_name'."
@@ -124,9 +131,10 @@ class _CocoFile:
         if len(self.index_of_id) < len(self.ids):
             repeated = next(i for n, i in enumerate(self.ids) if self.index_of_id[i] != n)
             raise ValueError(f"{file}: two images have the id {repeated}; ids must be unique.")
-        self.images = ImageFolder(folder, [record["file_name"] for record in self.records])
+        self.names = list(map(_file_name, self.records))
+        self.images = ImageFolder(folder, self.names)
         self.entries: list[Mapping[str, Any]] = []
-        self.problems: list[Problem] = []
+        self.problems: list[Problem] = list(self.images.notes)
         for number, entry in enumerate(content["annotations"]):
             image_id = entry.get("image_id")
             if is_integer(image_id) and image_id in self.index_of_id:
@@ -144,7 +152,7 @@ class _CocoFile:
     ) -> AnnotationTable:
         """Make the table of entries with COCO's keys; missing sizes are those of the images."""
         names: dict[int, str] = {}
-        for number, record in enumerate(self.categories):
+        for number, record in enumerate(self._categories_in_use(entries)):
             category_id, name = record.get("id"), record.get("name")
             if not is_integer(category_id) or not isinstance(name, str) or category_id in names:
                 raise ValueError(
@@ -163,4 +171,30 @@ class _CocoFile:
             stuff_ids,
             self.problems,
             masks,
+            partial(turned_size_hw, self.images),
         )
+
+    def _categories_in_use(self, entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Return the categories without Roboflow's root, which has the name of one of them."""
+        below = [r.get("name") for r in self.categories if r.get("supercategory") != "none"]
+        used = set(filter(is_integer, (entry.get("category_id") for entry in entries)))
+        kept = []
+        for record in self.categories:
+            is_root = record.get("supercategory") == "none" and record.get("name") in below
+            if not is_root or record.get("id") in used:
+                kept.append(record)
+                continue
+            text = (
+                f"category {record.get('id')} is dropped: it has no objects and the name of "
+                f"another category, {record.get('name')!r}"
+            )
+            self.problems.append(Problem("empty root category", None, text, False))
+        return kept
+
+
+def _file_name(record: Mapping[str, Any]) -> str | None:
+    """Return an image's `file_name`, or for LVIS the last folder and name of its `coco_url`."""
+    name, url = record.get("file_name"), record.get("coco_url")
+    if name is None and isinstance(url, str):
+        name = "/".join(urlsplit(url).path.split("/")[-2:])
+    return name if isinstance(name, str) else None

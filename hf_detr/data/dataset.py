@@ -13,7 +13,7 @@ from torchvision import tv_tensors
 from ..image_processing.coco_masks import rle_from_mask, stack_masks
 from ..image_processing.coco_targets import prepare_detection_target
 from .annotation_table import AnnotationTable
-from .image_source import ImageSource, read_pixels, read_segment_ids
+from .image_source import ImageSource, read_pixels, read_segment_ids, size_reason
 
 Example = tuple[tv_tensors.Image, dict[str, Tensor]]
 
@@ -109,7 +109,7 @@ class DetectionDataset(Dataset):
             raise ValueError(
                 f"{self.images.name(index)} has {image.shape[2]} x {image.shape[1]} pixels (width "
                 f"x height, upright), but its annotations are for {width} x {height}; fix the "
-                "image or the annotations."
+                f"image or the annotations{size_reason(self.images, index, (height, width))}."
             )
         target = self._target(index)
         if self.transform is None:
