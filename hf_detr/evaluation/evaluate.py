@@ -20,7 +20,8 @@ from ..distributed import num_processes, process_index
 from ..image_processing.image_processor import DetectionImageProcessor
 from ..image_processing.image_settings import resized_hw
 from ..inference.prediction import in_eval_mode
-from .coco_evaluator import CocoEvaluator, Metrics
+from ..losses.classification import SigmoidFocalClassification
+from .coco_evaluator import MAX_DETECTIONS, CocoEvaluator, Metrics
 from .panoptic_quality import PanopticQuality
 
 Batch = tuple[list[int], list[tuple[int, int]], Any]  # image ids, original (height, width), inputs
@@ -38,6 +39,7 @@ def evaluate(
     num_workers: int = 0,
     iou_types: Sequence[str] = ("bbox",),
     progress: bool = True,
+    max_detections: int = MAX_DETECTIONS,
 ) -> Metrics:
     """Evaluate a model on a data set with COCO metrics.
 
@@ -54,6 +56,9 @@ def evaluate(
         num_workers: number of processes that load images.
         iou_types: "bbox", "segm" or both.
         progress: whether to show a progress bar on a terminal.
+        max_detections: number of detections that count per image and class. More than COCO's 100
+            are needed for images with more objects; models with a score for each query and class
+            then return as many per image.
 
     Returns:
         The result of `CocoEvaluator.compute`.
@@ -61,10 +66,9 @@ def evaluate(
     Raises:
         ValueError: if the model and the data set have no class in common.
     """
-    evaluator = CocoEvaluator(dataset.ground_truth(), iou_types)
-    for image_ids, detections in detect(
-        model, processor, dataset, batch_size, num_workers, "segm" in iou_types, progress
-    ):
+    evaluator = CocoEvaluator(dataset.ground_truth(), iou_types, max_detections)
+    given = model, processor, dataset, batch_size, num_workers, "segm" in iou_types, progress
+    for image_ids, detections in detect(*given, max_detections):
         evaluator.update(image_ids, detections)
     return evaluator.compute()
 
@@ -77,6 +81,7 @@ def detect(
     num_workers: int = 0,
     masks: bool = False,
     progress: bool = True,
+    max_detections: int = MAX_DETECTIONS,
 ) -> Iterator[tuple[list[int], list[dict[str, Tensor]]]]:
     """Detect objects in this process's part of the images of a data set.
 
@@ -91,14 +96,17 @@ def detect(
     for (image_ids, sizes_hw, inputs), outputs in _run(
         model, processor, dataset, batch_size, num_workers, progress
     ):
-        detections = every_detection(processor, outputs, sizes_hw)
+        detections = every_detection(processor, outputs, sizes_hw, max_detections)
         if masks:
-            _add_masks(detections, outputs, processor, inputs, sizes_hw)
+            _add_masks(detections, outputs, processor, inputs, sizes_hw, max_detections)
         yield image_ids, [_relabelled(found, labels) for found in detections]
 
 
 def every_detection(
-    processor: DetectionImageProcessor, outputs: Any, sizes_hw: Any
+    processor: DetectionImageProcessor,
+    outputs: Any,
+    sizes_hw: Any,
+    max_detections: int = MAX_DETECTIONS,
 ) -> list[dict[str, Tensor]]:
     """Return all detections of a batch with any score; warns if the logits are NaN."""
     if outputs.logits.isnan().any():
@@ -107,7 +115,14 @@ def every_detection(
             "with a larger range.",
             stacklevel=2,
         )
-    return processor.post_process_object_detection(outputs, EVERY_SCORE, sizes_hw)
+    top_k = _top_k(processor, max_detections)
+    return processor.post_process_object_detection(outputs, EVERY_SCORE, sizes_hw, **top_k)
+
+
+def _top_k(processor: DetectionImageProcessor, max_detections: int) -> dict[str, int]:
+    # With a softmax, every query is one detection. For fewer, COCO's rule is per class, too.
+    is_sigmoid = issubclass(processor.classification, SigmoidFocalClassification)
+    return {"top_k": max_detections} if is_sigmoid and max_detections > MAX_DETECTIONS else {}
 
 
 def evaluate_panoptic(
@@ -277,10 +292,12 @@ def _add_masks(
     processor: DetectionImageProcessor,
     inputs: Mapping[str, Tensor],
     sizes_hw: list[tuple[int, int]],
+    max_detections: int,
 ) -> None:
     """Add `masks` (n, height, width) bool of each image's original size to its detections."""
     canvas_hw = tuple(inputs["pixel_values"].shape[-2:])
-    _, _, queries = processor.classification.detections(outputs.logits)
+    top_k = _top_k(processor, max_detections)
+    _, _, queries = processor.classification.detections(outputs.logits, **top_k)
     for index, (found, size_hw) in enumerate(zip(detections, sizes_hw, strict=True)):
         height, width = canvas_hw
         if "pixel_mask" in inputs:

@@ -295,6 +295,20 @@ def test_nan_logits_warn(variant: str, tmp_path: Path) -> None:
         evaluate(model, processor_of(variant), write_data(tmp_path), progress=False)
 
 
+@pytest.mark.parametrize("variant", ["detr", "deformable_detr"])
+def test_more_detections_than_in_coco(variant: str, tmp_path: Path) -> None:
+    """`max_detections` also reaches the post-processing, which is limited to 100 by default."""
+    dataset = write_data(tmp_path).first(1)
+    model, processor = tiny_detector(variant, num_queries=40, num_labels=5), processor_of(variant)
+    counts = [
+        len(found["scores"])
+        for number in (100, 150)
+        for _, (found,) in detect(model, processor, dataset, max_detections=number)
+    ]
+    assert counts == ([40, 40] if variant == "detr" else [100, 150])
+    assert "AR_150" in evaluate(model, processor, dataset, max_detections=150)
+
+
 def test_panoptic_quality_requires_panoptic_data(tmp_path: Path) -> None:
     """Data without maps raise."""
     with pytest.raises(ValueError, match="use read_coco_panoptic"):
