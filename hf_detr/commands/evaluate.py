@@ -107,4 +107,4 @@ def _report(metrics: "Metrics", file: Path | None) -> None:
         print("\n" + "  ".join(f"{part} {100 * quality[part]:.1f}" for part in PANOPTIC_PARTS))
     if file is not None:
         with atomic_file(file) as unfinished:
-            unfinished.write_text(text)
+            unfinished.write_text(text, encoding="utf-8")
