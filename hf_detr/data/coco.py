@@ -12,7 +12,9 @@ from tqdm.auto import tqdm
 
 from .annotation_table import AnnotationTable, Problem, is_integer, make_table
 from .box_formats import checked_box_format
+from .coco_layouts import LAYOUTS, find_coco
 from .dataset import DetectionDataset
+from .file_names import check_stays_inside
 from .image_source import ImageFolder, fill_in_sizes_hw, turned_size_hw, with_boxes
 
 StrPath = str | os.PathLike[str]
@@ -20,10 +22,11 @@ StrPath = str | os.PathLike[str]
 
 def read_coco(
     annotation_file: StrPath,
-    image_folder: StrPath,
+    image_folder: StrPath | None = None,
     box_format: str = "coco_xywh",
     masks: bool = False,
     seed: int = 0,
+    split: str = "train",
 ) -> DetectionDataset:
     """Read COCO detection data.
 
@@ -31,18 +34,25 @@ def read_coco(
     root of all categories.
 
     Args:
-        annotation_file: JSON file with `images`, `annotations` and `categories`.
+        annotation_file: JSON file with `images`, `annotations` and `categories`; or, without
+            `image_folder`, the folder of a data set as COCO, LVIS, CVAT, FiftyOne, Label Studio or
+            Roboflow write it.
         image_folder: folder that the images' `file_name` is relative to; for LVIS, whose images
             only have a `coco_url`, the folder of `train2017` and `val2017`.
         box_format: format of the boxes in the file, by default that of COCO.
         masks: whether to read the segmentations too, for targets with masks.
         seed: seed of the transform's random numbers.
+        split: name of the split in the folder of a data set; data without splits only have the
+            split "train", of all images.
 
     Raises:
-        ValueError: if the file isn't a COCO file or a file name points outside the folder. Errors
-            in single annotations are stored in `table.problems` and reported by a warning.
+        ValueError: if the file isn't a COCO file, a folder has no known layout, or a file name
+            points outside the folder. Errors in single annotations are stored in `table.problems`
+            and reported by a warning.
     """
+    annotation_file, image_folder, notes = _find_files(annotation_file, image_folder, split)
     file = _CocoFile(annotation_file, image_folder, box_format)
+    file.problems += notes
     images = [file.index_of_id[entry["image_id"]] for entry in file.entries]
     return DetectionDataset(
         file.table(file.entries, images, masks=masks), file.images, None, masks, seed
@@ -96,6 +106,29 @@ def read_coco_panoptic(
     stuff_ids = [record.get("id") for record in file.categories if not record.get("isthing")]
     table = file.table(entries, images, stuff_ids)
     return DetectionDataset(table, file.images, segment_maps, masks, seed)
+
+
+def _find_files(
+    file: StrPath, image_folder: StrPath | None, split: str
+) -> tuple[StrPath, StrPath, list[Problem]]:
+    """Return the annotation file and the image folder, in the folder of a data set if need be."""
+    folder = Path(file)
+    if not folder.is_dir():
+        if image_folder is None:
+            raise ValueError(f"image_folder is missing; expected the folder of {file}'s images.")
+        return file, image_folder, []
+    if image_folder is not None:
+        raise ValueError(f"{file} is a folder, in which the images are found; omit image_folder.")
+    check_stays_inside([split])
+    found = find_coco(folder, split)
+    if found is None:
+        expected = ", ".join(layout[0].format(split=split) for layout in LAYOUTS)
+        raise ValueError(
+            f"{folder} has no COCO data of the split {split!r} in a known layout; pass the "
+            f"annotation file and the image folder, or rename them, such as {expected}."
+        )
+    text = f"{folder} has no splits; {split!r} has all of its images"
+    return found[0], found[1], [Problem("no splits", None, text, False)] if found[2] else []
 
 
 def _read_json(file: StrPath) -> dict[str, list[dict[str, Any]]]:

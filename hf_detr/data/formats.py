@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 class DataArguments:
     """Arguments of a data set for `HfArgumentParser`: one of coco, voc, yolo and hub."""
 
-    coco: str | None = field(default=None, metadata={"help": "COCO JSON file."})
-    images: str | None = field(default=None, metadata={"help": "Image folder of --coco."})
+    coco: str | None = field(default=None, metadata={"help": "COCO JSON file, or its folder."})
+    images: str | None = field(default=None, metadata={"help": "Image folder of a --coco file."})
     segments: str | None = field(
         default=None, metadata={"help": "PNG folder of COCO panoptic data."}
     )
@@ -24,7 +24,9 @@ class DataArguments:
     hub: str | None = field(
         default=None, metadata={"help": "Data set on the Hub, or folder of a saved one."}
     )
-    split: str = field(default="train", metadata={"help": "Split of --voc, --yolo or --hub."})
+    split: str = field(
+        default="train", metadata={"help": "Split of --voc, --yolo, --hub or a folder of --coco."}
+    )
     box_format: str | None = field(
         default=None,
         metadata={"help": "coco_xywh (default for --coco), xyxy or cxcywh_normalized."},
@@ -41,8 +43,14 @@ class DataArguments:
         given = [name for name in ("coco", "voc", "yolo", "hub") if getattr(self, name)]
         if len(given) != 1:
             raise ValueError(f"expected one of --coco, --voc, --yolo and --hub, got {given}.")
-        if self.coco and not self.images:
+        is_folder = self.coco is not None and Path(self.coco).is_dir()
+        if self.coco and not self.images and not is_folder:
             raise ValueError("--coco requires --images, the folder of its images.")
+        if is_folder and (self.images or self.segments):
+            raise ValueError(
+                f"--coco {self.coco} is a folder, in which the images are found; give a file, or "
+                "omit --images and --segments."
+            )
         if self.hub and not self.box_format:
             raise ValueError("--hub requires --box_format: coco_xywh, xyxy or cxcywh_normalized.")
         if self.box_format and (self.voc or self.yolo):
@@ -82,4 +90,4 @@ class DataArguments:
             return read_coco_panoptic(
                 self.coco, self.images, self.segments, box_format, self.masks, seed
             )
-        return read_coco(self.coco, self.images, box_format, self.masks, seed)
+        return read_coco(self.coco, self.images, box_format, self.masks, seed, split)

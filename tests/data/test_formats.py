@@ -24,12 +24,14 @@ def test_every_format_can_be_selected(tmp_path: Path):
     """The data check and the training script use the same arguments."""
     file, images = write_coco(tmp_path / "coco", [entry(1)])
     panoptic_file, panoptic_images, maps = write_panoptic(tmp_path / "panoptic", SEGMENTS)
+    write_coco(tmp_path / "splits" / "valid", [entry(1)])
     voc = write_voc(tmp_path / "voc", {"a": voc_object()})
     yolo = write_yolo(tmp_path / "yolo", {"a": BOX})
     for arguments, classes, masks in (
         (["--coco", file, "--images", images, "--masks"], 2, True),
         (["--coco", file, "--images", images, "--box-format", "coco_xywh"], 2, False),
         (["--coco", panoptic_file, "--images", panoptic_images, "--segments", maps], 2, False),
+        (["--coco", tmp_path / "splits", "--split", "valid"], 2, False),
         (["--voc", voc], 1, False),
         (["--yolo", yolo], 2, False),
     ):
@@ -60,6 +62,7 @@ def test_split_can_be_overridden(tmp_path: Path):
         ([], r"expected one of .*got \[\]"),
         (["--voc", "a", "--yolo", "b"], r"got \['voc', 'yolo'\]"),
         (["--coco", "a"], "requires --images"),
+        (["--coco", ".", "--images", "a"], "is a folder, in which the images are found"),
         (["--hub", "a"], "requires --box_format"),
         (["--hub", "a", "--box_format", "voc"], "box_format is 'voc'"),
         (["--voc", "a", "--box_format", "xyxy"], "can't be used with --voc and --yolo"),
