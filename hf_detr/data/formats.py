@@ -22,7 +22,10 @@ class DataArguments:
     voc: str | None = field(default=None, metadata={"help": "Pascal VOC folder, such as VOC2012."})
     yolo: str | None = field(default=None, metadata={"help": "YOLO data.yaml or its folder."})
     hub: str | None = field(
-        default=None, metadata={"help": "Data set on the Hub, or folder of a saved one."}
+        default=None,
+        metadata={
+            "help": "Data set on the Hub, or folder of one: of save_to_disk, Parquet, or images."
+        },
     )
     split: str = field(
         default="train", metadata={"help": "Split of --voc, --yolo, --hub or a folder of --coco."}
@@ -32,6 +35,10 @@ class DataArguments:
         metadata={"help": "coco_xywh (default for --coco), xyxy or cxcywh_normalized."},
     )
     masks: bool = field(default=False, metadata={"help": "Read masks too."})
+    names: str | None = field(
+        default=None,
+        metadata={"help": "Class names of --hub: cat,dog for 0 and 1, or 7=cat,9=dog."},
+    )
 
     def check(self) -> None:
         """Check that the arguments select one data set, before anything is read.
@@ -59,6 +66,10 @@ class DataArguments:
             )
         if self.masks and (self.voc or self.hub):
             raise ValueError("--masks can only be used with --coco and --yolo.")
+        if self.names is not None and not self.hub:
+            raise ValueError("--names can only be used with --hub; other formats have names.")
+        if self.names is not None:
+            parsed_names(self.names)
         if self.box_format:
             checked_box_format(self.box_format)
         for name in ("coco", "images", "segments", "voc", "yolo"):
@@ -84,10 +95,31 @@ class DataArguments:
         if self.yolo:
             return read_yolo(self.yolo, split, self.masks, seed)
         if self.hub:
-            return read_hf_dataset(load_hf_dataset(self.hub, split), self.box_format, seed=seed)
+            names = None if self.names is None else parsed_names(self.names)
+            rows = load_hf_dataset(self.hub, split)
+            return read_hf_dataset(rows, self.box_format, names, seed=seed)
         box_format = self.box_format or "coco_xywh"
         if self.segments:
             return read_coco_panoptic(
                 self.coco, self.images, self.segments, box_format, self.masks, seed
             )
         return read_coco(self.coco, self.images, box_format, self.masks, seed, split)
+
+
+def parsed_names(text: str) -> dict[int, str]:
+    """Parse the names of category ids, `cat,dog` from 0 or `7=cat,9=dog`.
+
+    Raises:
+        ValueError: if a name is empty or repeated.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    pairs = [part.partition("=") for part in parts]
+    if all(number.isdecimal() and equals for number, equals, _ in pairs):
+        names = {int(number): name.strip() for number, _, name in pairs}
+    else:
+        names = dict(enumerate(parts))
+    if not all(names.values()) or len(set(names.values())) < len(parts):
+        raise ValueError(
+            f"--names is {text!r}; expected different names such as cat,dog or 7=cat,9=dog."
+        )
+    return names

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from transformers import HfArgumentParser
 
-from hf_detr.data.formats import DataArguments
+from hf_detr.data.formats import DataArguments, parsed_names
 
 from ..some_data import entry, write_coco
 from .test_coco import SEGMENTS, write_panoptic
@@ -66,6 +66,9 @@ def test_split_can_be_overridden(tmp_path: Path):
         (["--hub", "a"], "requires --box_format"),
         (["--hub", "a", "--box_format", "voc"], "box_format is 'voc'"),
         (["--voc", "a", "--box_format", "xyxy"], "can't be used with --voc and --yolo"),
+        (["--yolo", "a", "--names", "b"], "--names can only be used with --hub"),
+        (["--hub", "a", "--box_format", "xyxy", "--names", "b,b"], "expected different names"),
+        (["--hub", "a", "--box_format", "xyxy", "--names", "b,,c"], "expected different names"),
         (["--voc", "a", "--masks"], "--masks can only be used with --coco and --yolo"),
     ],
 )
@@ -73,3 +76,10 @@ def test_conflicting_arguments_raise(arguments: list[str], message: str):
     """No argument is ignored silently."""
     with pytest.raises(ValueError, match=message):
         parse(*arguments).read()
+
+
+def test_names_of_category_ids():
+    """Names are numbered from 0, or have numbers; other equals signs are part of a name."""
+    assert parsed_names("cat,big dog") == {0: "cat", 1: "big dog"}
+    assert parsed_names("9=dog, 7=cat") == {9: "dog", 7: "cat"}
+    assert parsed_names("a=b,c") == {0: "a=b", 1: "c"}
