@@ -9,7 +9,7 @@ import marshal
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -84,19 +84,6 @@ class AnnotationTable:
     def rows(self, image: int) -> range:
         """Return the rows of an image's objects."""
         return range(int(self.offsets[image]), int(self.offsets[image + 1]))
-
-    def first(self, num_images: int) -> "AnnotationTable":
-        """Return the table of the first `num_images` images, with all classes."""
-        rows = slice(int(self.offsets[min(num_images, len(self))]))
-        per_object = ("ids", "class_labels", "boxes_xywh", "areas", "is_crowd")
-        return replace(
-            self,
-            image_ids=self.image_ids[:num_images],
-            image_hw=self.image_hw[:num_images],
-            offsets=self.offsets[: num_images + 1],
-            problems=tuple(p for p in self.problems if p.image is None or p.image < num_images),
-            **{name: getattr(self, name)[rows] for name in per_object},
-        )
 
     def image_of_rows(self) -> np.ndarray:
         """Return the index of each object's image, (n,) int64."""

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from ..atomic_saving import atomic_file
 from .annotation_table import Problem
-from .dataset import DetectionDataset
+from .dataset import DetectionDataset, as_detection_dataset
 from .image_source import ImageSource
 from .problems import (
     box_problems,
@@ -91,12 +91,14 @@ def check_dataset(
     sizes or times change.
 
     Args:
-        dataset: the data set; masks are checked if it has masks.
+        dataset: the data set, or torch's `Subset` or `ConcatDataset`; masks are checked if it has
+            masks.
         num_queries: of the model; None skips the check for too many objects.
         decode: decode the images as in training, which is the only way to find truncated ones and
             pixels that can't be used, such as floats; otherwise only their headers are read.
         use_cache: use and cache results.
     """
+    dataset = as_detection_dataset(dataset)
     file = cache_folder() / f"{_digest(dataset, num_queries, decode)}.json" if use_cache else None
     if file and file.is_file():
         try:

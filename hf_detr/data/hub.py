@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from tqdm.auto import tqdm
 from .annotation_table import Problem, is_integer, make_table
 from .box_formats import checked_box_format
 from .dataset import DetectionDataset
-from .image_source import fill_in_sizes_hw, with_boxes
+from .image_source import fill_in_sizes_hw, turned_size_hw, with_boxes
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -264,7 +265,17 @@ def _read(
             entry["category_id"] = id_of_name.get(entry["category_id"], entry["category_id"])
     problems: list[Problem] = []
     image_ids, sizes_hw = _image_ids_and_sizes(dataset, images, problems)
-    table = make_table(names, image_ids, sizes_hw, entries, owners, box_format, stuff_ids, problems)
+    table = make_table(
+        names,
+        image_ids,
+        sizes_hw,
+        entries,
+        owners,
+        box_format,
+        stuff_ids,
+        problems,
+        turned_hw=partial(turned_size_hw, images),
+    )
     return DetectionDataset(table, images, maps, masks, seed)
 
 

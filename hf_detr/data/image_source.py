@@ -1,5 +1,7 @@
 """Image sources of data sets: image and segment map files in a folder, or similar."""
 
+import bisect
+import itertools
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -72,6 +74,56 @@ class ImageFolder:
     def stamp(self, index: int) -> str:
         stat = os.stat(self.name(index))
         return f"{self._file_names[index]} {stat.st_size} {stat.st_mtime_ns}"
+
+
+class SelectedImages:
+    """Some images of another source, by their index in it."""
+
+    def __init__(self, source: ImageSource, indices: Sequence[int]) -> None:
+        self._source, self._indices = source, np.array(indices, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def name(self, index: int) -> str:
+        return self._source.name(int(self._indices[index]))
+
+    def open(self, index: int) -> PIL.Image.Image:
+        return self._source.open(int(self._indices[index]))
+
+    def stamp(self, index: int) -> str:
+        return self._source.stamp(int(self._indices[index]))
+
+
+class JoinedImages:
+    """The images of several sources.
+
+    Args:
+        sources: the sources.
+        lengths: number of images of each source, which are its first ones.
+    """
+
+    def __init__(self, sources: Sequence[ImageSource], lengths: Sequence[int]) -> None:
+        self._sources, self._ends = list(sources), list(itertools.accumulate(lengths))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def name(self, index: int) -> str:
+        source, index = self._find(index)
+        return source.name(index)
+
+    def open(self, index: int) -> PIL.Image.Image:
+        source, index = self._find(index)
+        return source.open(index)
+
+    def stamp(self, index: int) -> str:
+        source, index = self._find(index)
+        return source.stamp(index)
+
+    def _find(self, index: int) -> tuple[ImageSource, int]:
+        number = bisect.bisect_right(self._ends, index)
+        return self._sources[number], index - (self._ends[number - 1] if number else 0)
 
 
 def read_pixels(source: ImageSource, index: int) -> Tensor:

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from transformers.image_utils import SizeDict
 
 from ..data.batches import SizeGroupedBatches
-from ..data.dataset import DetectionDataset
+from ..data.dataset import DetectionDataset, as_detection_dataset
 from ..data.image_source import read_segment_ids
 from ..distributed import num_processes, process_index
 from ..image_processing.image_processor import DetectionImageProcessor
@@ -50,7 +50,8 @@ def evaluate(
     Args:
         model: a detector, or a segmentation model for "segm", in any mode.
         processor: prepares images and post-processes outputs.
-        dataset: the data set, read with `masks=True` for "segm".
+        dataset: the data set, read with `masks=True` for "segm"; or torch's `Subset` or
+            `ConcatDataset` of such.
         batch_size: maximum number of images, of equal size, in a batch; the result doesn't depend
             on it.
         num_workers: number of processes that load images.
@@ -66,6 +67,7 @@ def evaluate(
     Raises:
         ValueError: if the model and the data set have no class in common.
     """
+    dataset = as_detection_dataset(dataset)
     evaluator = CocoEvaluator(dataset.ground_truth(), iou_types, max_detections)
     given = model, processor, dataset, batch_size, num_workers, "segm" in iou_types, progress
     for image_ids, detections in detect(*given, max_detections):
@@ -92,6 +94,7 @@ def detect(
         set, `boxes` (n, 4) as (x0, y0, x1, y1) in pixels of the original image, and optionally
         `masks` (n, height, width) bool of its size.
     """
+    dataset = as_detection_dataset(dataset)
     labels = label_map(_unwrapped(model).config.id2label, dataset.id2label)
     for (image_ids, sizes_hw, inputs), outputs in _run(
         model, processor, dataset, batch_size, num_workers, progress
@@ -145,6 +148,7 @@ def evaluate_panoptic(
     Raises:
         ValueError: if the data set isn't panoptic, or has no class in common with the model.
     """
+    dataset = as_detection_dataset(dataset)
     if dataset.segment_maps is None:
         raise ValueError("The data set has no panoptic maps; use read_coco_panoptic.")
     stuff = dataset.label_ids_of_stuff

@@ -130,6 +130,14 @@ def test_panoptic_segments_have_masks_and_boxes(tmp_path: Path, with_boxes: bool
     assert [sum(e["segmentation"]["counts"][1::2]) for e in truth] == [1840, 160]
 
 
+def test_parts_of_panoptic_data_keep_their_maps(tmp_path: Path):
+    """Masks of a subset and of joined data sets are those of their images."""
+    dataset = read_coco_panoptic(*write_panoptic(tmp_path, SEGMENTS))
+    for part, index in ((dataset.subset([1, 0]), 1), (dataset + dataset, 2)):
+        assert torch.equal(part[index][1]["masks"], dataset[0][1]["masks"])
+        assert part.label_ids_of_stuff == {1}
+
+
 def test_panoptic_file_names_outside_the_folder_raise(tmp_path: Path):
     """Untrusted data sets can't read other files of the user."""
     files = write_panoptic(tmp_path, SEGMENTS, file_name="../../one.png")

@@ -298,3 +298,15 @@ def test_missing_split_of_a_saved_data_set_is_named(tmp_path: Path):
     splits.save_to_disk(tmp_path / "data")
     with pytest.raises(ValueError, match=r"no split 'val'; its splits are \['train'\]"):
         load_hf_dataset(str(tmp_path / "data"), "val")
+
+
+def test_sizes_before_exif_orientation():
+    """The columns may have the size of the file instead of that of the upright image."""
+    exif, stream = PIL.Image.Exif(), io.BytesIO()
+    exif[0x0112] = 6
+    make_image().save(stream, "JPEG", exif=exif)
+    columns = {"image": [stream.getvalue()], "bbox": [[[10, 5, 20, 44]]], "label": [[0]]}
+    data = datasets.Dataset.from_dict({**columns, "width": [50], "height": [40]})
+    with pytest.warns(UserWarning, match="upright size is used"):
+        dataset = read_hf_dataset(data, "coco_xywh", id2label={0: "owl"})
+    assert dataset.image_hw(0) == (50, 40) and boxes_of(dataset) == [[10, 5, 30, 49]]

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import Subset
 
 from hf_detr import (
     DetrForSegmentation,
@@ -293,6 +294,16 @@ def test_nan_logits_warn(variant: str, tmp_path: Path) -> None:
         parameter.data.fill_(math.nan)
     with pytest.warns(UserWarning, match="logits are NaN"):
         evaluate(model, processor_of(variant), write_data(tmp_path), progress=False)
+
+
+def test_part_of_a_data_set(tmp_path: Path) -> None:
+    """torch's Subset is evaluated on its images only."""
+    box = {"category_id": 0, "bbox": [5, 5, 20, 20], "area": 400}
+    dataset = write_data(tmp_path, [{**box, "image_id": image_id} for image_id in (2, 7, 7)])
+    model, processor = tiny_detector(num_labels=5), processor_of()
+    metrics = evaluate(model, processor, Subset(dataset, [1, 4]))
+    assert metrics == evaluate(model, processor, dataset.subset([1, 4]))
+    assert metrics["per_class"]["kind 0"]["num_objects"] == 2
 
 
 @pytest.mark.parametrize("variant", ["detr", "deformable_detr"])
