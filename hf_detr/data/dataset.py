@@ -133,8 +133,8 @@ class DetectionDataset(Dataset):
         order = np.random.default_rng(seed).permutation(len(self)).tolist()
         return self.subset(sorted(order[number:])), self.subset(sorted(order[:number]))
 
-    def __add__(self, other: "DetectionDataset") -> "DetectionDataset":
-        return join_datasets([self, other])
+    def __add__(self, other: Dataset) -> "DetectionDataset":
+        return join_datasets([self, as_detection_dataset(other)])
 
     def image_hw(self, index: int) -> tuple[int, int]:
         """Return the height and width of an image in pixels, without opening it."""

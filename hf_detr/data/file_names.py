@@ -10,8 +10,8 @@ from urllib.parse import unquote
 
 import PIL.Image
 
-# What PIL opens, but isn't an image: EPS runs Ghostscript, and the others are parts of documents,
-# films or numbers that PIL only recognizes.
+# What PIL registers, but isn't read as an image: EPS runs Ghostscript, and the others are icons,
+# animations, documents and formats that PIL only recognizes.
 NOT_IMAGES = {"BUFR", "CUR", "EPS", "FLI", "GRIB", "HDF5", "ICNS", "MPEG", "PDF", "WMF"}
 # Only names like these are looked up in other spellings, because each look-up takes time.
 UNUSUAL = re.compile(r"[\\%:?]|//|^/|[^\x00-\x7f]|(?:^|/)(?:[0-9a-f]{8}-|upload/)")

@@ -101,7 +101,7 @@ def test_other_encodings_are_named(tmp_path: Path):
 
 
 def test_endings_are_those_of_images_that_can_be_opened():
-    """Unusual formats of photos count, documents and films don't."""
+    """Unusual formats of photos count, documents and videos don't."""
     usual = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
     unusual = {".jfif", ".jpe", ".gif", ".jp2", ".ppm", ".pgm", ".tga", ".mpo", ".apng"}
     assert usual | unusual <= image_endings()
