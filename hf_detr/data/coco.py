@@ -122,7 +122,8 @@ def _find_files(
     check_stays_inside([split])
     found = find_coco(folder, split)
     if found is None:
-        expected = ", ".join(layout[0].format(split=split) for layout in LAYOUTS)
+        files = dict.fromkeys(file.format(split=split) for file, _ in LAYOUTS)
+        expected = ", ".join(files)
         raise ValueError(
             f"{folder} has no COCO data of the split {split!r} in a known layout; pass the "
             f"annotation file and the image folder, or rename them, such as {expected}."

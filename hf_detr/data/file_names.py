@@ -11,8 +11,11 @@ from urllib.parse import unquote
 import PIL.Image
 
 # What PIL registers, but isn't read as an image: EPS runs Ghostscript, and the others are icons,
-# animations, documents and formats that PIL only recognizes.
-NOT_IMAGES = {"BUFR", "CUR", "EPS", "FLI", "GRIB", "HDF5", "ICNS", "MPEG", "PDF", "WMF"}
+# animations, documents, working files of editors, and formats that PIL only recognizes.
+NOT_IMAGES = {
+    *("BUFR", "CUR", "EPS", "FLI", "GBR", "GRIB", "HDF5", "ICNS", "ICO", "IPTC", "MPEG", "PDF"),
+    *("PSD", "WMF"),
+}
 # Only names like these are looked up in other spellings, because each look-up takes time.
 UNUSUAL = re.compile(r"[\\%:?]|//|^/|[^\x00-\x7f]|(?:^|/)(?:[0-9a-f]{8}-|upload/)")
 LABEL_STUDIO = re.compile(r"^.*/local-files/\?d=|^(?:.*/)?data/(?:media/)?upload/(?:\d+/)?")

@@ -158,10 +158,10 @@ def _image_paths(
 def _existing(root: Path, location: str, home: Path, problems: list[Problem]) -> Path:
     """Return the path of a file or folder, by another spelling inside `home` if necessary."""
     source = root / location
-    if source.exists():
+    if os.path.exists(source):  # unlike Path.exists, also for names that are too long
         return source
     location = location.replace("\\", "/")
-    if location.startswith("../") and (root / location[3:]).exists():
+    if location.startswith("../") and os.path.exists(root / location[3:]):
         return root / location[3:]  # some tools write paths relative to a subfolder
     found = find_inside(home, location) or find_inside(home, location, is_folder=True)
     if found is None:
@@ -220,7 +220,7 @@ def _label_file(image: Path) -> Path:
 def _label_lines(image: Path) -> list[tuple[int, str]]:
     """Return the number, from 1, and the text of all lines that aren't empty."""
     file = _label_file(image)
-    if not file.is_file():
+    if not os.path.isfile(file):
         return []
     lines = enumerate(read_lines(file), start=1)
     return [(number, line) for number, line in lines if line.strip()]

@@ -105,5 +105,15 @@ def test_endings_are_those_of_images_that_can_be_opened():
     usual = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
     unusual = {".jfif", ".jpe", ".gif", ".jp2", ".ppm", ".pgm", ".tga", ".mpo", ".apng"}
     assert usual | unusual <= image_endings()
-    assert not image_endings() & {".pdf", ".eps", ".ps", ".mpg", ".txt", ".json", ".h5"}
+    assert not image_endings() & {
+        ".pdf",
+        ".eps",
+        ".ps",
+        ".mpg",
+        ".txt",
+        ".json",
+        ".h5",
+        ".psd",
+        ".ico",
+    }
     assert (".avif" in image_endings()) == PIL.features.check("avif")

@@ -221,6 +221,15 @@ def test_byte_order_marks(tmp_path: Path):
         read_yolo(folder)
 
 
+def test_lines_that_are_no_paths_are_errors_of_their_image(tmp_path: Path):
+    """One broken line of a list doesn't prevent reading the others."""
+    folder = write_yolo(tmp_path, {"a": BOX}, train="train.txt")
+    (folder / "train.txt").write_text(f"images/train/a.png\n{'a' * 300}.png\nb.png")
+    with pytest.warns(UserWarning, match="2 problems that prevent training"):
+        dataset = read_yolo(folder)
+    assert len(dataset) == 3 and len(dataset[0][1]["boxes"]) == 1
+
+
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
