@@ -32,9 +32,7 @@ try:
 except ImportError:  # on Windows
     fcntl = None
 
-UNFINISHED = ".unfinished-save"
-FINISHED = ".finished-save"
-MOVING = ".moving-save"
+UNFINISHED, FINISHED, MOVING = ".unfinished-save", ".finished-save", ".moving-save"
 # The weights of `model` or `model.<variant>`, one file or an index and its shards; an ONNX graph.
 WEIGHTS = re.compile(
     r"(?P<stem>model(\.\w+?)?)(?P<shard>-\d{5}-of-\d{5})?\.safetensors"
@@ -171,12 +169,8 @@ def read_between_saves(
 ) -> Result:
     """Read a folder's files, all of them before a save of another process or all after it.
 
-    An interrupted save is completed first.
-
-    Args:
-        folder: may be missing, for a name on the Hub.
-        read: reads the files; called again if a save has changed them meanwhile.
-        read_before: name of a file that was read before and isn't read again.
+    An interrupted save is completed first. `read` is called again if a save has changed files
+    meanwhile; the file `read_before` was read before, and isn't read again.
 
     Raises:
         OSError: if a save has changed that file.

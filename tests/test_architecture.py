@@ -100,6 +100,24 @@ def test_imports_within_the_package_are_relative_and_of_modules(module: str) -> 
         assert other in MODULES, f"{module} imports from {other}, which isn't a module"
 
 
+@pytest.mark.parametrize("module", MODULES)
+def test_text_files_have_an_encoding(module: str) -> None:
+    """The default is that of the user's locale: names with accents would differ on Windows."""
+    for node in ast.walk(parse(module)):
+        if not isinstance(node, ast.Call):
+            continue
+        name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+        is_text = name in ("read_text", "write_text") or (
+            # Not os.open, av.open, PIL.Image.open, or those with a mode of bytes.
+            (isinstance(node.func, ast.Name) and name == "open")
+            or (name == "open" and node.args and ast.unparse(node.args[0]) in ("'w'", "'a'", "'r'"))
+        )
+        is_bytes = any("b'" in ast.unparse(argument) for argument in node.args)
+        if is_text and not is_bytes:
+            named = {keyword.arg for keyword in node.keywords}
+            assert "encoding" in named, f"{module}:{node.lineno}: {name} without encoding"
+
+
 @pytest.mark.parametrize(("library", "modules"), ONLY_IN.items())
 def test_libraries_stay_where_they_belong(library: str, modules: set[str]) -> None:
     """timm, scipy and torchvision each serve one place."""

@@ -3,14 +3,9 @@
 from pathlib import Path
 
 from hf_detr import DetectionDataset, read_coco, read_coco_panoptic, read_voc, read_yolo
+from hf_detr.data.coco_layouts import LAYOUTS, find_coco
 
 SPLITS = {"train": ("train",), "val": ("val", "valid", "validation", "test")}
-# Annotation file and image folder, in COCO's format
-COCO = (
-    ("{split}/annotations.json", "{split}/images"),
-    ("{split}/_annotations.coco.json", "{split}"),
-    ("annotations/instances_{split}2017.json", "{split}2017"),
-)
 # Annotation file, image folder and folder of segmentation maps, in COCO's panoptic format
 PANOPTIC = (
     ("{split}/panoptic.json", "{split}/images", "{split}/panoptic"),
@@ -43,12 +38,15 @@ def read_split(folder: Path, split: str, panoptic: bool = False, seed: int = 0) 
     """
     tried = []
     for name in SPLITS[split]:
-        for layout in PANOPTIC if panoptic else COCO:
+        for layout in PANOPTIC if panoptic else LAYOUTS:
             paths = [folder / part.format(split=name) for part in layout]
             tried.append(str(paths[0]))
-            if paths[0].is_file():
-                return (read_coco_panoptic if panoptic else read_coco)(*paths, seed=seed)
-        if not panoptic and (folder / "ImageSets" / "Main" / f"{name}.txt").is_file():
+            if panoptic and paths[0].is_file():
+                return read_coco_panoptic(*paths, seed=seed)
+        if not panoptic and find_coco(folder, name):
+            return read_coco(folder, split=name, seed=seed)
+        is_voc_list = (folder / "ImageSets" / "Main" / f"{name}.txt").is_file()
+        if not panoptic and (is_voc_list or any((folder / name).glob("*.xml"))):
             return read_voc(folder, name, seed=seed)
     if not panoptic and (folder / "data.yaml").is_file():
         return read_yolo(folder, split, seed=seed)

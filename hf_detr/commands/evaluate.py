@@ -31,6 +31,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", "--batch_size", type=positive, default=8, help="default 8")
     help = "processes that load images, default 0"
     parser.add_argument("--num-workers", "--num_workers", type=int, default=0, help=help)
+    help = "detections that count per image and class, default COCO's 100; above 10"
+    names = "--max-detections", "--max_detections"
+    parser.add_argument(*names, type=positive, default=100, help=help)
     parser.add_argument(
         "--json",
         type=Path,
@@ -83,7 +86,8 @@ def _compute_metrics(parsed: argparse.Namespace, device: str | None) -> "Metrics
     needs_masks = dataset.masks or has_segments
     model, processor = load_model(parsed.model, device, needs_masks, parsed.dtype)
     given = model, processor, dataset, parsed.batch_size, parsed.num_workers
-    metrics = evaluate(*given, iou_types=("bbox", "segm") if dataset.masks else ("bbox",))
+    iou_types = ("bbox", "segm") if dataset.masks else ("bbox",)
+    metrics = evaluate(*given, iou_types=iou_types, max_detections=parsed.max_detections)
     if has_segments:
         metrics["panoptic"] = evaluate_panoptic(*given)
     return metrics
@@ -104,4 +108,4 @@ def _report(metrics: "Metrics", file: Path | None) -> None:
         print("\n" + "  ".join(f"{part} {100 * quality[part]:.1f}" for part in PANOPTIC_PARTS))
     if file is not None:
         with atomic_file(file) as unfinished:
-            unfinished.write_text(text)
+            unfinished.write_text(text, encoding="utf-8")

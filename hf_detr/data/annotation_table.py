@@ -9,12 +9,12 @@ import marshal
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from .box_formats import box_format_suspicion, boxes_to_coco_xywh
+from .box_formats import box_format_suspicion, boxes_to_coco_xywh, images_that_fit_turned
 
 
 @dataclass(frozen=True)
@@ -85,19 +85,6 @@ class AnnotationTable:
         """Return the rows of an image's objects."""
         return range(int(self.offsets[image]), int(self.offsets[image + 1]))
 
-    def first(self, num_images: int) -> "AnnotationTable":
-        """Return the table of the first `num_images` images, with all classes."""
-        rows = slice(int(self.offsets[min(num_images, len(self))]))
-        per_object = ("ids", "class_labels", "boxes_xywh", "areas", "is_crowd")
-        return replace(
-            self,
-            image_ids=self.image_ids[:num_images],
-            image_hw=self.image_hw[:num_images],
-            offsets=self.offsets[: num_images + 1],
-            problems=tuple(p for p in self.problems if p.image is None or p.image < num_images),
-            **{name: getattr(self, name)[rows] for name in per_object},
-        )
-
     def image_of_rows(self) -> np.ndarray:
         """Return the index of each object's image, (n,) int64."""
         return np.repeat(np.arange(len(self)), np.diff(self.offsets))
@@ -113,10 +100,12 @@ def make_table(
     stuff_ids: Iterable[int] = (),
     problems: Sequence[Problem] = (),
     masks: bool = False,
+    turned_hw: Callable[[int], tuple[int, int] | None] | None = None,
 ) -> AnnotationTable:
     """Sort objects by image, number the classes from 0 without gaps, and convert the boxes.
 
-    Warns about fatal problems, such as boxes that seem to have another format.
+    Warns about fatal problems, such as boxes that seem to have another format, and about problems
+    of the whole data set.
 
     Args:
         categories: category ids and names of the data set. The class labels follow the sorted ids.
@@ -130,6 +119,8 @@ def make_table(
         stuff_ids: ids of the stuff categories.
         problems: problems found while reading the data set.
         masks: whether to keep the segmentations.
+        turned_hw: returns the upright height and width of an image that its EXIF orientation turns.
+            They replace those before turning if all boxes of an image fit only them.
 
     Raises:
         ValueError: if `stuff_ids` has ids that aren't in `categories`.
@@ -150,6 +141,8 @@ def make_table(
     category_ids = np.array(sorted(categories), dtype=np.int64)
     image_hw = np.array(image_hw, dtype=np.int64).reshape(-1, 2)
     images = np.array(images, dtype=np.int64)
+    if turned_hw is not None:
+        _turn_sizes(image_hw, boxes, images, box_format, turned_hw, problems)
     class_labels = _class_labels(object_category_ids, category_ids)
     for row in np.flatnonzero(class_labels < 0):
         text = f"object {ids[row]} has the unknown category id {object_category_ids[row]}"
@@ -157,7 +150,7 @@ def make_table(
     suspicion = box_format_suspicion(boxes, box_format, image_hw[images])
     if suspicion:
         problems.insert(0, Problem("box format", None, suspicion, True))
-    _warn_of_fatal(problems)
+    _warn_of_problems(problems)
 
     order = np.argsort(images, kind="stable")
     packed = PackedValues.pack(entries[row].get("segmentation") for row in order) if masks else None
@@ -228,7 +221,34 @@ def _class_labels(ids: np.ndarray, category_ids: np.ndarray) -> np.ndarray:
     return np.where(category_ids[index] == ids, index, -1)
 
 
-def _warn_of_fatal(problems: Sequence[Problem]) -> None:
+def _turn_sizes(
+    image_hw: np.ndarray,
+    boxes: np.ndarray,
+    images: np.ndarray,
+    box_format: str,
+    turned_hw: Callable[[int], tuple[int, int] | None],
+    problems: list[Problem],
+) -> None:
+    """Replace sizes before EXIF orientation in `image_hw` where all boxes fit only upright."""
+    turned = []
+    for image in images_that_fit_turned(boxes, images, box_format, image_hw).tolist():
+        upright_hw = image_hw[image, ::-1].copy()
+        if turned_hw(image) == tuple(upright_hw.tolist()):
+            image_hw[image] = upright_hw
+            turned.append(image)
+    if turned:
+        text = (
+            f"{len(turned)} images, such as image {turned[0]}, have the width and height of the "
+            "file before its EXIF orientation, but boxes that fit only the upright image; the "
+            "upright size is used"
+        )
+        problems.append(Problem("size before EXIF orientation", None, text, False))
+
+
+def _warn_of_problems(problems: Sequence[Problem]) -> None:
+    for problem in problems:
+        if problem.image is None and not problem.is_fatal:
+            warnings.warn(f"{problem.text}.", stacklevel=4)
     fatal = [problem for problem in problems if problem.is_fatal]
     if fatal:
         examples = "\n".join(f"  {problem.text}" for problem in fatal[:3])

@@ -84,6 +84,29 @@ def box_format_suspicion(boxes: np.ndarray, box_format: str, image_hw: np.ndarra
     )
 
 
+def images_that_fit_turned(
+    boxes: np.ndarray, images: np.ndarray, box_format: str, image_hw: np.ndarray
+) -> np.ndarray:
+    """Find images whose boxes all fit if width and height are swapped, but not as they are.
+
+    Args:
+        boxes: (n, 4) as in the data set.
+        images: (n,) index of each box's image.
+        box_format: format of the boxes; normalized ones give no evidence.
+        image_hw: (I, 2) height and width in pixels.
+
+    Returns:
+        (k,) indices of images.
+    """
+    if box_format.endswith("_normalized"):
+        return np.zeros(0, dtype=np.int64)
+    misfits, turned_misfits = (
+        np.bincount(images[~_fits(boxes, box_format, sizes[images])], minlength=len(sizes))
+        for sizes in (image_hw, image_hw[:, ::-1])
+    )
+    return np.flatnonzero((misfits > 0) & (turned_misfits == 0))
+
+
 def _fits(boxes: np.ndarray, box_format: str, image_hw: np.ndarray) -> np.ndarray:
     """Whether boxes, read in a format, have an area and are inside their image; (n,)."""
     corners = _corners(boxes, box_format, image_hw)

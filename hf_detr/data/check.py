@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from ..atomic_saving import atomic_file
 from .annotation_table import Problem
-from .dataset import DetectionDataset
+from .dataset import DetectionDataset, as_detection_dataset
 from .image_source import ImageSource
 from .problems import (
     box_problems,
@@ -26,7 +26,7 @@ from .problems import (
     repeated_image_problems,
 )
 
-VERSION = "2"  # of the checks; results cached by another version aren't used
+VERSION = "3"  # of the checks; results cached by another version aren't used
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,12 @@ class CheckReport:
     def save(self, file: str | os.PathLike[str]) -> None:
         """Write the report to a file, for `load`."""
         with atomic_file(file) as unfinished:
-            unfinished.write_text(self.to_json())
+            unfinished.write_text(self.to_json(), encoding="utf-8")
 
     @classmethod
     def load(cls, file: str | os.PathLike[str]) -> "CheckReport":
         """Read a report that `save` wrote."""
-        content = json.loads(Path(file).read_text())
+        content = json.loads(Path(file).read_text(encoding="utf-8"))
         content["problems"] = tuple(Problem(**problem) for problem in content["problems"])
         content["image_names"] = {int(key): name for key, name in content["image_names"].items()}
         return cls(**content)
@@ -91,12 +91,14 @@ def check_dataset(
     sizes or times change.
 
     Args:
-        dataset: the data set; masks are checked if it has masks.
+        dataset: the data set, or torch's `Subset` or `ConcatDataset`; masks are checked if it has
+            masks.
         num_queries: of the model; None skips the check for too many objects.
-        decode: decode the images, which is the only way to find truncated ones; otherwise only
-            their headers are read.
+        decode: decode the images as in training, which is the only way to find truncated ones and
+            pixels that can't be used, such as floats; otherwise only their headers are read.
         use_cache: use and cache results.
     """
+    dataset = as_detection_dataset(dataset)
     file = cache_folder() / f"{_digest(dataset, num_queries, decode)}.json" if use_cache else None
     if file and file.is_file():
         try:

@@ -1,19 +1,27 @@
 """The data set class for training and evaluation, independent of the annotations' format."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import ConcatDataset, Dataset, Subset
 from torchvision import tv_tensors
 
 from ..image_processing.coco_masks import rle_from_mask, stack_masks
 from ..image_processing.coco_targets import prepare_detection_target
 from .annotation_table import AnnotationTable
-from .image_source import ImageSource, read_pixels, read_segment_ids
+from .image_source import (
+    ImageSource,
+    JoinedImages,
+    SelectedImages,
+    read_pixels,
+    read_segment_ids,
+    size_reason,
+)
+from .table_parts import join_tables, select_images
 
 Example = tuple[tv_tensors.Image, dict[str, Tensor]]
 
@@ -80,8 +88,53 @@ class DetectionDataset(Dataset):
 
     def first(self, num_images: int) -> "DetectionDataset":
         """Return a data set of the first `num_images` images, with all classes and no transform."""
-        table = self.table.first(num_images)
-        return DetectionDataset(table, self.images, self.segment_maps, self.masks, self.seed)
+        return self.subset(range(min(num_images, len(self))))
+
+    def subset(self, indices: Sequence[int]) -> "DetectionDataset":
+        """Return a data set of some images, with all classes and no transform.
+
+        Raises:
+            ValueError: if an index is repeated.
+            IndexError: if an index is outside the data set.
+        """
+        indices = [range(len(self))[index] for index in indices]
+        if len(set(indices)) < len(indices):
+            raise ValueError("indices has repeated images; expected each at most once.")
+        images = SelectedImages(self.images, indices)
+        maps = self.segment_maps
+        maps = None if maps is None else SelectedImages(maps, indices)
+        table = select_images(self.table, indices)
+        return DetectionDataset(table, images, maps, self.masks, self.seed)
+
+    def split(
+        self, fraction: float, seed: int = 0
+    ) -> tuple["DetectionDataset", "DetectionDataset"]:
+        """Divide the images at random, for example into training and validation data.
+
+        Both parts have all classes and no transform. Unlike those of torch's `random_split`, each
+        can have a transform of its own.
+
+        Args:
+            fraction: part of the images in the second data set, at least one.
+            seed: the division depends on it only.
+
+        Returns:
+            The data set of the remaining images, and that of the fraction.
+
+        Raises:
+            ValueError: if one of them would have no images.
+        """
+        number = max(1, round(fraction * len(self))) if 0 < fraction < 1 else 0
+        if not 0 < number < len(self):
+            raise ValueError(
+                f"fraction is {fraction} of {len(self)} images; expected a number between 0 and 1 "
+                "that leaves images in both parts."
+            )
+        order = np.random.default_rng(seed).permutation(len(self)).tolist()
+        return self.subset(sorted(order[number:])), self.subset(sorted(order[:number]))
+
+    def __add__(self, other: Dataset) -> "DetectionDataset":
+        return join_datasets([self, as_detection_dataset(other)])
 
     def image_hw(self, index: int) -> tuple[int, int]:
         """Return the height and width of an image in pixels, without opening it."""
@@ -109,7 +162,7 @@ class DetectionDataset(Dataset):
             raise ValueError(
                 f"{self.images.name(index)} has {image.shape[2]} x {image.shape[1]} pixels (width "
                 f"x height, upright), but its annotations are for {width} x {height}; fix the "
-                "image or the annotations."
+                f"image or the annotations{size_reason(self.images, index, (height, width))}."
             )
         target = self._target(index)
         if self.transform is None:
@@ -209,6 +262,46 @@ class DetectionDataset(Dataset):
         if self.segment_maps is None:
             return [self.table.segmentations[row] for row in rows]
         return list(map(rle_from_mask, self.object_masks(index, rows)))
+
+
+def join_datasets(datasets: Sequence[DetectionDataset]) -> DetectionDataset:
+    """Return a data set of the images of several, without transform.
+
+    Image ids become 0, 1, 2, … if an id is in several data sets.
+
+    Raises:
+        ValueError: if the data sets differ in their classes or in whether they have masks.
+    """
+    if len({(data.masks, data.segment_maps is None) for data in datasets}) > 1:
+        raise ValueError("Some of the data sets have masks or segment maps, others don't.")
+    lengths = list(map(len, datasets))
+    maps = [data.segment_maps for data in datasets if data.segment_maps is not None]
+    return DetectionDataset(
+        join_tables([data.table for data in datasets]),
+        JoinedImages([data.images for data in datasets], lengths),
+        JoinedImages(maps, lengths) if maps else None,
+        datasets[0].masks,
+        datasets[0].seed,
+    )
+
+
+def as_detection_dataset(dataset: Dataset) -> DetectionDataset:
+    """Convert torch's `Subset`, as of `random_split`, and `ConcatDataset` to a data set of ours.
+
+    Raises:
+        TypeError: if it contains other data sets.
+        ValueError: as in `join_datasets`, or if a subset has an image twice.
+    """
+    if isinstance(dataset, DetectionDataset):
+        return dataset
+    if isinstance(dataset, Subset):
+        return as_detection_dataset(dataset.dataset).subset(dataset.indices)
+    if isinstance(dataset, ConcatDataset):
+        return join_datasets(list(map(as_detection_dataset, dataset.datasets)))
+    raise TypeError(
+        f"The data set is a {type(dataset).__name__}; expected a DetectionDataset, such as that of "
+        "read_coco, or a Subset or ConcatDataset of these."
+    )
 
 
 @contextmanager

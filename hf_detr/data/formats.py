@@ -15,34 +15,42 @@ if TYPE_CHECKING:
 
 # Data formats, and the options that only some of them have.
 OPTIONS = {
-    "coco": ("images", "segments", "box_format", "masks"),
+    "coco": ("images", "segments", "box_format", "masks", "split"),
     "voc": ("split",),
     "yolo": ("split", "masks"),
-    "hub": ("split", "box_format"),
+    "hub": ("split", "box_format", "names"),
 }
 # Splits to evaluate on: the first that there is.
-VALIDATION = {"voc": ["val"], "yolo": ["val"], "hub": ["validation", "test"]}
+VALIDATION = {
+    "coco": ["val", "valid"],
+    "voc": ["val"],
+    "yolo": ["val"],
+    "hub": ["validation", "test"],
+}
 
 
 @dataclass
 class DataArguments:
     """Arguments of a data set for `HfArgumentParser`: one of coco, voc, yolo and hub."""
 
-    coco: str | None = field(default=None, metadata={"help": "COCO JSON file."})
-    images: str | None = field(default=None, metadata={"help": "Image folder of --coco."})
+    coco: str | None = field(default=None, metadata={"help": "COCO JSON file, or its folder."})
+    images: str | None = field(default=None, metadata={"help": "Image folder of a --coco file."})
     segments: str | None = field(
         default=None, metadata={"help": "PNG folder of COCO panoptic data."}
     )
     voc: str | None = field(default=None, metadata={"help": "Pascal VOC folder, such as VOC2012."})
     yolo: str | None = field(default=None, metadata={"help": "YOLO data.yaml or its folder."})
     hub: str | None = field(
-        default=None, metadata={"help": "Data set on the Hub, or folder of a saved one."}
+        default=None,
+        metadata={
+            "help": "Data set on the Hub, or folder of one: of save_to_disk, Parquet, or images."
+        },
     )
     split: str | None = field(
         default=None,
         metadata={
-            "help": "Split of --voc, --yolo or --hub. Default: train; where a model is evaluated, "
-            "val, and validation or test of --hub."
+            "help": "Split of --voc, --yolo, --hub or a folder of --coco. Default: train; where a "
+            "model is evaluated, val, and validation or test of --hub."
         },
     )
     box_format: str | None = field(
@@ -50,6 +58,10 @@ class DataArguments:
         metadata={"help": "coco_xywh (default for --coco), xyxy or cxcywh_normalized."},
     )
     masks: bool = field(default=False, metadata={"help": "Read masks too."})
+    names: str | None = field(
+        default=None,
+        metadata={"help": "Class names of --hub: cat,dog for 0 and 1, or 7=cat,9=dog."},
+    )
 
     def check(self) -> None:
         """Check that the arguments select one data set, before anything is read.
@@ -61,8 +73,14 @@ class DataArguments:
         given = [name for name in OPTIONS if getattr(self, name)]
         if len(given) != 1:
             raise ValueError(f"expected one of --coco, --voc, --yolo and --hub, got {given}.")
-        if self.coco and not self.images:
+        is_folder = self.coco is not None and Path(self.coco).is_dir()
+        if self.coco and not self.images and not is_folder:
             raise ValueError("--coco requires --images, the folder of its images.")
+        if is_folder and (self.images or self.segments):
+            raise ValueError(
+                f"--coco {self.coco} is a folder, in which the images are found; give a file, or "
+                "omit --images and --segments."
+            )
         if self.hub and not self.box_format:
             raise ValueError("--hub requires --box_format: coco_xywh, xyxy or cxcywh_normalized.")
         if self.box_format and (self.voc or self.yolo):
@@ -71,8 +89,12 @@ class DataArguments:
             )
         for name in dict.fromkeys(option for options in OPTIONS.values() for option in options):
             formats = [f"--{kind}" for kind, options in OPTIONS.items() if name in options]
-            if getattr(self, name) and f"--{given[0]}" not in formats:
+            if getattr(self, name) not in (None, False) and f"--{given[0]}" not in formats:
                 raise ValueError(f"--{name} can only be used with {' and '.join(formats)}.")
+        if self.split is not None and self.coco and not is_folder:
+            raise ValueError("--split needs a folder of --coco; a file has all of its images.")
+        if self.names is not None:
+            parsed_names(self.names)
         if self.box_format:
             checked_box_format(self.box_format)
         for name in ("coco", "images", "segments", "voc", "yolo"):
@@ -100,6 +122,7 @@ class DataArguments:
     def _read(self, splits: Sequence[str], seed: int) -> "DetectionDataset":
         """Read one of the splits: the first that the data set has."""
         from .coco import read_coco, read_coco_panoptic
+        from .coco_layouts import find_coco
         from .hub import read_hf_dataset
         from .voc import read_voc
         from .yolo import read_yolo
@@ -110,13 +133,18 @@ class DataArguments:
         if self.yolo:
             return read_yolo(self.yolo, splits[0], self.masks, seed)
         if self.hub:
-            return read_hf_dataset(_load_first(self.hub, splits), self.box_format, seed=seed)
+            names = None if self.names is None else parsed_names(self.names)
+            rows = _load_first(self.hub, splits)
+            return read_hf_dataset(rows, self.box_format, names, seed=seed)
         box_format = self.box_format or "coco_xywh"
         if self.segments:
             return read_coco_panoptic(
                 self.coco, self.images, self.segments, box_format, self.masks, seed
             )
-        return read_coco(self.coco, self.images, box_format, self.masks, seed)
+        folder = Path(self.coco)
+        found = [split for split in splits if find_coco(folder, split)]
+        split = (found or splits)[0]
+        return read_coco(self.coco, self.images, box_format, self.masks, seed, split)
 
 
 def _load_first(name: str, splits: Sequence[str]) -> "Dataset":
@@ -135,3 +163,22 @@ def _load_first(name: str, splits: Sequence[str]) -> "Dataset":
     raise ValueError(
         f"The split {' or '.join(splits)} of {name} can't be loaded ({problems[-1]}); give --split."
     )
+
+
+def parsed_names(text: str) -> dict[int, str]:
+    """Parse the names of category ids, `cat,dog` from 0 or `7=cat,9=dog`.
+
+    Raises:
+        ValueError: if a name is empty or repeated.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    pairs = [part.partition("=") for part in parts]
+    if all(number.isdecimal() and equals for number, equals, _ in pairs):
+        names = {int(number): name.strip() for number, _, name in pairs}
+    else:
+        names = dict(enumerate(parts))
+    if not all(names.values()) or len(set(names.values())) < len(parts):
+        raise ValueError(
+            f"--names is {text!r}; expected different names such as cat,dog or 7=cat,9=dog."
+        )
+    return names

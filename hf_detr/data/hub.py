@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from tqdm.auto import tqdm
 from .annotation_table import Problem, is_integer, make_table
 from .box_formats import checked_box_format
 from .dataset import DetectionDataset
-from .image_source import fill_in_sizes_hw, with_boxes
+from .image_source import fill_in_sizes_hw, turned_size_hw, with_boxes
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 BOX_KEYS = ("bbox", "bboxes", "boxes")
 CATEGORY_KEYS = ("category", "category_id", "categories", "label", "labels")
 CROWD_KEYS = ("iscrowd", "is_crowd")
+SAVED = ("dataset_dict.json", "state.json")  # one of these is in the folders of `save_to_disk`
 
 
 class HubImages:
@@ -34,7 +36,11 @@ class HubImages:
                 "datasets.Dataset, such as load_dataset(..., split='train')."
             )
         image_feature = datasets.Image
-        if not isinstance(dataset.features.get(column), image_feature):
+        found = dataset.features.get(column)
+        # Other programs' Parquet files have the bytes of image files, without saying so.
+        is_bytes = isinstance(found, datasets.Value) and "binary" in found.dtype
+        self._needs_bytes = is_bytes or (isinstance(found, Mapping) and "bytes" in found)
+        if not self._needs_bytes and not isinstance(found, image_feature):
             columns = [name for name, f in dataset.features.items() if isinstance(f, image_feature)]
             raise ValueError(
                 f"The data set has no image column {column!r}; its image columns are {columns}."
@@ -51,7 +57,7 @@ class HubImages:
 
     def open(self, index: int) -> PIL.Image.Image:
         value = self._dataset[index][self._column]
-        if value is None:
+        if value is None or (self._needs_bytes and value["bytes"] is None):
             raise ValueError("the row has no image")
         return PIL.Image.open(
             value["path"] if value["bytes"] is None else io.BytesIO(value["bytes"])
@@ -72,8 +78,8 @@ def read_hf_dataset(
     """Read a `datasets.Dataset` in the layout for object detection.
 
     Each row has an image and `objects`: a dict of lists or a list of dicts with `bbox`, `category`
-    and optionally `id`, `area` and `iscrowd`. The optional columns `width`, `height` and `image_id`
-    are used if present.
+    and optionally `id`, `area` and `iscrowd`; these lists may be columns of their own instead. The
+    optional columns `width`, `height` and `image_id` are used if present.
 
     Args:
         dataset: one split.
@@ -93,12 +99,27 @@ def read_hf_dataset(
 
 
 def load_hf_dataset(name: str, split: str) -> "Dataset":
-    """Load one split of a data set on the Hub, or of one saved with `save_to_disk`."""
-    datasets = _datasets()
-    if not Path(name).is_dir():
+    """Load one split of a data set on the Hub or on disk.
+
+    Args:
+        name: name on the Hub; a folder that `save_to_disk` wrote, of Parquet files, or of images
+            with `metadata.jsonl`; or a Parquet file, which is the split.
+        split: name of the split.
+
+    Raises:
+        ValueError: if there is no such split.
+    """
+    datasets, path = _datasets(), Path(name)
+    if path.is_file():
+        return datasets.load_dataset("parquet", data_files={split: name}, split=split)
+    if not any((path / file).is_file() for file in SAVED):
         return datasets.load_dataset(name, split=split)
     loaded = datasets.load_from_disk(name)
-    return loaded[split] if isinstance(loaded, datasets.DatasetDict) else loaded
+    if not isinstance(loaded, datasets.DatasetDict):
+        return loaded
+    if split not in loaded:
+        raise ValueError(f"{name} has no split {split!r}; its splits are {sorted(loaded)}.")
+    return loaded[split]
 
 
 def read_hf_segmentation(
@@ -193,7 +214,7 @@ def _names(feature: Any, entries: list[dict[str, Any]]) -> dict[int, str]:
         return dict(enumerate(sorted(categories)))
     raise ValueError(
         f"The categories are numbers without names, such as {sorted(map(str, categories))[:5]}; "
-        "pass id2label={0: 'name', ...}."
+        "pass id2label={0: 'name', ...} (--names on the command line)."
     )
 
 
@@ -221,19 +242,22 @@ def _read(
 ) -> DetectionDataset:
     """Read the objects in a column; those without box have one from their segment map."""
     checked_box_format(box_format)
-    if column not in dataset.column_names:
+    columns = [column] if column in dataset.column_names else _object_columns(dataset)
+    if not columns:
         raise ValueError(
-            f"The data set has no column {column!r}; its columns are {dataset.column_names}."
+            f"The data set has no column {column!r}; its columns are {dataset.column_names}. "
+            f"Expected it, or lists {BOX_KEYS[0]!r} and {CATEGORY_KEYS[0]!r} as columns."
         )
     entries, owners = [], []
-    rows = dataset.select_columns([column]).with_format(None)  # without decoding images
+    rows = dataset.select_columns(columns).with_format(None)  # without decoding images
     for row, values in enumerate(tqdm(rows, desc=column, unit="row", disable=None)):
-        found = _entries(values[column], row)
+        found = _entries(values[column] if columns == [column] else values, row)
         if maps is not None:
             found = with_boxes(found, maps, row, box_format)
         entries += found
         owners += [row] * len(found)
-    names = id2label or _names(dataset.features[column], entries)
+    features = {name: dataset.features[name] for name in columns}
+    names = id2label or _names(features.get(column, features), entries)
     names = {int(key): name for key, name in names.items()}  # keys are text in JSON
     id_of_name = {name: key for key, name in names.items()}
     for entry in entries:
@@ -241,8 +265,27 @@ def _read(
             entry["category_id"] = id_of_name.get(entry["category_id"], entry["category_id"])
     problems: list[Problem] = []
     image_ids, sizes_hw = _image_ids_and_sizes(dataset, images, problems)
-    table = make_table(names, image_ids, sizes_hw, entries, owners, box_format, stuff_ids, problems)
+    table = make_table(
+        names,
+        image_ids,
+        sizes_hw,
+        entries,
+        owners,
+        box_format,
+        stuff_ids,
+        problems,
+        turned_hw=partial(turned_size_hw, images),
+    )
     return DetectionDataset(table, images, maps, masks, seed)
+
+
+def _object_columns(dataset: "Dataset") -> list[str]:
+    """Return the columns of lists of the objects' values; none without boxes or classes."""
+    keys = (*BOX_KEYS, *CATEGORY_KEYS, *CROWD_KEYS, "area")
+    features = dataset.features
+    columns = [key for key in keys if key in features and hasattr(features[key], "feature")]
+    has_all = set(columns) & set(BOX_KEYS) and set(columns) & set(CATEGORY_KEYS)
+    return columns if has_all else []
 
 
 def _image_ids_and_sizes(

@@ -1,9 +1,11 @@
 """Image sources of data sets: image and segment map files in a folder, or similar."""
 
+import bisect
+import itertools
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,11 +16,14 @@ from tqdm.auto import tqdm
 
 from ..image_processing.image_reading import EXIF_ORIENTATION, read_images
 from .annotation_table import PackedValues, Problem, is_integer
+from .file_names import names_inside
 
-IMAGE_ENDINGS = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 # What PIL raises for files that are missing, truncated, too large or not images. RuntimeError is
 # raised by the AVIF reader.
-READING_ERRORS = (OSError, ValueError, SyntaxError, RuntimeError, PIL.Image.DecompressionBombError)
+READING_ERRORS = (
+    *(OSError, ValueError, SyntaxError, RuntimeError),
+    *(PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning),
+)
 
 
 class ImageSource(Protocol):
@@ -41,7 +46,8 @@ class ImageFolder:
 
     Args:
         folder: the folder.
-        file_names: names of the images, relative to the folder.
+        file_names: names of the images, relative to the folder. `notes` tells which of them have
+            another spelling in the folder, see `names_inside`.
 
     Raises:
         ValueError: if a file name points outside the folder.
@@ -52,8 +58,9 @@ class ImageFolder:
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise FileNotFoundError(f"The image folder {str(folder)!r} doesn't exist.")
-        check_stays_inside(file_names)
-        self._file_names = PackedValues.pack(file_names)
+        names, note = names_inside(self.folder, file_names)
+        self._file_names = PackedValues.pack(names)
+        self.notes = [Problem("file names", None, note, False)] if note else []
 
     def __len__(self) -> int:
         return len(self._file_names)
@@ -69,27 +76,54 @@ class ImageFolder:
         return f"{self._file_names[index]} {stat.st_size} {stat.st_mtime_ns}"
 
 
-def check_stays_inside(file_names: Sequence[str]) -> None:
-    """Check that file names can't be used to read files outside their folder.
+class SelectedImages:
+    """Some images of another source, by their index in it."""
 
-    Raises:
-        ValueError: for absolute paths and `..`, in the syntax of Linux or Windows.
+    def __init__(self, source: ImageSource, indices: Sequence[int]) -> None:
+        self._source, self._indices = source, np.array(indices, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def name(self, index: int) -> str:
+        return self._source.name(int(self._indices[index]))
+
+    def open(self, index: int) -> PIL.Image.Image:
+        return self._source.open(int(self._indices[index]))
+
+    def stamp(self, index: int) -> str:
+        return self._source.stamp(int(self._indices[index]))
+
+
+class JoinedImages:
+    """The images of several sources.
+
+    Args:
+        sources: the sources.
+        lengths: number of images of each source, which are its first ones.
     """
-    for name in file_names:
-        # PureWindowsPath splits at slashes and backslashes, and parses drives.
-        path = PureWindowsPath(name) if isinstance(name, str) else None
-        if (
-            path is None
-            or not path.parts
-            or path.anchor
-            or ".." in path.parts
-            or PurePosixPath(name).is_absolute()
-            or "\0" in name
-        ):
-            raise ValueError(
-                f"The file name {name!r} in the annotations is not a path inside the image folder; "
-                "expected a path relative to that folder, without '..'."
-            )
+
+    def __init__(self, sources: Sequence[ImageSource], lengths: Sequence[int]) -> None:
+        self._sources, self._ends = list(sources), list(itertools.accumulate(lengths))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def name(self, index: int) -> str:
+        source, index = self._find(index)
+        return source.name(index)
+
+    def open(self, index: int) -> PIL.Image.Image:
+        source, index = self._find(index)
+        return source.open(index)
+
+    def stamp(self, index: int) -> str:
+        source, index = self._find(index)
+        return source.stamp(index)
+
+    def _find(self, index: int) -> tuple[ImageSource, int]:
+        number = bisect.bisect_right(self._ends, index)
+        return self._sources[number], index - (self._ends[number - 1] if number else 0)
 
 
 def read_pixels(source: ImageSource, index: int) -> Tensor:
@@ -103,7 +137,7 @@ def read_pixels(source: ImageSource, index: int) -> Tensor:
     """
     try:
         with source.open(index) as image:
-            pixels = read_images(image)[0]
+            pixels = read_images(image, first_index=index)[0]
     except READING_ERRORS as error:
         raise ValueError(f"{source.name(index)} can't be read: {error}") from error
     if pixels.is_floating_point():
@@ -141,11 +175,35 @@ def fill_in_sizes_hw(
 
 def upright_size_hw(image: PIL.Image.Image) -> tuple[int, int]:
     """Return the height and width of an image with its EXIF orientation applied."""
-    if image.format == "TIFF":
+    if image.format == "TIFF" or not _is_turned(image):
         return image.height, image.width  # PIL applies the orientation of TIFF files
+    return image.width, image.height
+
+
+def turned_size_hw(source: ImageSource, index: int) -> tuple[int, int] | None:
+    """Return the upright size of an image that its EXIF orientation turns by 90°, else None."""
+    try:
+        with source.open(index) as image:
+            return upright_size_hw(image) if _is_turned(image) else None
+    except READING_ERRORS:
+        return None
+
+
+def size_reason(source: ImageSource, index: int, annotated_hw: tuple[int, int]) -> str:
+    """Explain an annotated size that is that of the image before its EXIF orientation; or ""."""
+    if turned_size_hw(source, index) != annotated_hw[::-1]:
+        return ""
+    return (
+        "; its EXIF orientation turns it by 90°, and the annotated size is that before it. If the "
+        "boxes are those of the upright image, swap width and height in the annotations; "
+        "otherwise remove the orientation from the file"
+    )
+
+
+def _is_turned(image: PIL.Image.Image) -> bool:
     # Not image.getexif(): for PNG it decodes the whole file to find EXIF data at the end.
-    is_rotated = PIL.Image.Image.getexif(image).get(EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
-    return (image.width, image.height) if is_rotated else (image.height, image.width)
+    tags = image.tag_v2 if image.format == "TIFF" else PIL.Image.Image.getexif(image)
+    return tags.get(EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
 
 
 def read_segment_ids(source: ImageSource, index: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from itertools import islice, pairwise
 
 import numpy as np
 import torch
@@ -10,7 +11,13 @@ from ..image_processing.coco_records import FLOAT32_MAX
 from ..wording import some_of
 from .annotation_table import AnnotationTable, Problem
 from .dataset import DetectionDataset
-from .image_source import READING_ERRORS, read_segment_ids, upright_size_hw
+from .image_source import (
+    READING_ERRORS,
+    read_pixels,
+    read_segment_ids,
+    size_reason,
+    upright_size_hw,
+)
 
 BORDER = 1.0  # pixels that a box may extend beyond its image, because annotations are rounded
 
@@ -24,9 +31,13 @@ def class_problems(table: AnnotationTable) -> Iterator[Problem]:
     if not ids:
         yield Problem("classes", None, "there are no classes", True)
         return
-    missing = sorted(set(range(ids[0], ids[-1])) - set(ids))
-    if missing or ids[0] != 0:
-        gaps = f", without {some_of(missing)}" if missing else ""
+    # The gaps aren't listed: ids can be anything up to 2 ** 63.
+    missing = (i for before, after in pairwise(ids) for i in range(before + 1, after))
+    num_missing = ids[-1] - ids[0] + 1 - len(ids)
+    if num_missing or ids[0] != 0:
+        first = some_of(list(islice(missing, 5)))
+        more = f" and {num_missing - 5} more" if num_missing > 5 else ""
+        gaps = f", without {first}{more}" if num_missing else ""
         text = f"ids from {ids[0]} to {ids[-1]}{gaps} become labels from 0 to {len(ids) - 1}"
         yield Problem("category ids renumbered", None, text, False)
     for name, count in Counter(table.id2label.values()).items():
@@ -107,22 +118,23 @@ def image_problems(dataset: DetectionDataset, image: int, decode: bool) -> list[
     """Check an image's file, and its masks if the data set has masks.
 
     Args:
-        decode: whether to read the whole file, which finds truncated files, or only its header.
+        decode: whether to decode the image as in training, which finds truncated files and kinds
+            of pixels that can't be used, or to read only its header.
     """
     size_hw = dataset.image_hw(image)
     try:
         with dataset.images.open(image) as opened:
             found_hw = upright_size_hw(opened)
-            if decode:
-                # JPEG can be decoded at an eighth of the size; the whole file is read anyway.
-                opened.draft(None, (1, 1))
-                opened.load()
+        if decode:
+            found_hw = tuple(read_pixels(dataset.images, image).shape[1:])
     except FileNotFoundError:
         return [Problem("missing image", image, "the file doesn't exist", True)]
     except READING_ERRORS as error:
-        return [Problem("unreadable image", image, str(error), True)]
+        text = str(error).removeprefix(f"{dataset.images.name(image)} ")
+        return [Problem("unreadable image", image, text, True)]
     if found_hw != size_hw:
         text = f"it has {found_hw} pixels (height, width), but its annotations are for {size_hw}"
+        text += size_reason(dataset.images, image, size_hw)
         return [Problem("image of another size", image, text, True)]
     return _mask_problems(dataset, image) if dataset.masks else []
 

@@ -4,16 +4,22 @@ import math
 import os
 import re
 import xml.parsers.expat
+from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from xml.etree.ElementTree import Element, TreeBuilder
 
 from tqdm.auto import tqdm
 
 from .annotation_table import Problem, make_table
 from .dataset import DetectionDataset
-from .image_source import IMAGE_ENDINGS, ImageFolder, check_stays_inside, image_size_hw
+from .file_names import check_stays_inside, image_endings, read_lines
+from .image_source import ImageFolder, fill_in_sizes_hw, turned_size_hw
 
+ANNOTATION_FOLDERS = ("Annotations", "annotations")
+IMAGE_FOLDERS = ("JPEGImages", "images")
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -30,8 +36,11 @@ def read_voc(
     ymax). The ids of images and objects are their index in the list and in the file.
 
     Args:
-        folder: folder with `Annotations`, `ImageSets/Main` and `JPEGImages`.
-        split: name of a list in `ImageSets/Main`, without `.txt`.
+        folder: folder with `Annotations`, `ImageSets/Main` and `JPEGImages`. Other tools' layouts
+            are read too: a folder per split with the XML files beside their images, and data
+            without splits, in folders `annotations` and `images` or in one folder.
+        split: name of a list in `ImageSets/Main`, without `.txt`, or of a split's folder. Data
+            without splits only have the split "train", of all images.
         class_names: names of the classes in the order of their labels. Defaults to the sorted names
             in all of `Annotations`, which are the same for all splits.
         keep_difficult: whether to use objects marked as difficult. By default they are crowds:
@@ -42,22 +51,23 @@ def read_voc(
         ValueError: if the list is missing or empty. Errors in single files are stored in
             `table.problems` and reported by a warning.
     """
-    folder = Path(folder)
-    stems = _split_stems(folder, split)
     problems: list[Problem] = []
+    layout = _find_layout(Path(folder), split, problems)
     if class_names is None:
-        class_names = _all_class_names(folder / "Annotations")
+        class_names = _all_class_names(layout.all_annotations)
     labels = {name: label for label, name in enumerate(class_names)}
-    paths = (folder / "JPEGImages").iterdir()  # may have other files of annotation tools
-    files = {path.stem: path.name for path in paths if path.suffix.lower() in IMAGE_ENDINGS}
-    images = ImageFolder(folder / "JPEGImages", [files.get(stem, f"{stem}.jpg") for stem in stems])
-    entries, entry_images, sizes_hw = [], [], []
-    for index, stem in enumerate(tqdm(stems, desc=f"VOC {split}", unit="file", disable=None)):
-        file = folder / "Annotations" / f"{stem}.xml"
-        size_hw = None
+    files = _image_files(layout.images)
+    image_names, entries, entry_images, sizes_hw = [], [], [], []
+    bar = tqdm(layout.stems, desc=f"VOC {split}", unit="file", disable=None)
+    for index, stem in enumerate(bar):
+        file = layout.annotations / f"{stem}.xml"
+        image_names.append(files.get(stem, [f"{stem}.jpg"])[0])
+        sizes_hw.append((None, None))
         try:
             root = parse_xml(file)
-            size_hw = _size_hw(root)
+            sizes_hw[-1] = _size_hw(root)
+            if len(files.get(stem, [])) > 1:
+                image_names[-1] = _named_image(root, files[stem], file)
             for number, found in enumerate(root.iter("object")):
                 name, box, is_difficult = _object(found, file)
                 if name not in labels:
@@ -70,11 +80,78 @@ def read_voc(
                 entry_images.append(index)
         except (OSError, ValueError) as error:
             problems.append(Problem("annotation file", index, str(error), True))
-        sizes_hw.append(size_hw or image_size_hw(images, index, problems))
-    categories = dict(enumerate(class_names))
-    ids = range(len(stems))
-    table = make_table(categories, ids, sizes_hw, entries, entry_images, "xyxy", problems=problems)
+    images = ImageFolder(layout.images, image_names)
+    problems += images.notes
+    table = make_table(
+        dict(enumerate(class_names)),
+        range(len(image_names)),
+        fill_in_sizes_hw(sizes_hw, images, problems),
+        entries,
+        entry_images,
+        "xyxy",
+        problems=problems,
+        turned_hw=partial(turned_size_hw, images),
+    )
     return DetectionDataset(table, images, seed=seed)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where a split's files are; `stems` are their names without ending."""
+
+    annotations: Path
+    images: Path
+    stems: list[str]
+    all_annotations: Path  # of all splits
+
+
+def _find_layout(folder: Path, split: str, problems: list[Problem]) -> _Layout:
+    check_stays_inside([split])
+    if (folder / "ImageSets" / "Main").is_dir():
+        annotations, images = folder / "Annotations", _subfolder(folder, IMAGE_FOLDERS)
+        return _Layout(annotations, images, _split_stems(folder, split), annotations)
+    home = folder / split if (folder / split).is_dir() else folder
+    annotations, images = _subfolder(home, ANNOTATION_FOLDERS), _subfolder(home, IMAGE_FOLDERS)
+    files = annotations.glob("*.xml") if annotations == folder else annotations.rglob("*.xml")
+    stems = sorted(file.relative_to(annotations).with_suffix("").as_posix() for file in files)
+    if not stems or (home == folder and split != "train"):
+        found = sorted(path.name for path in folder.iterdir() if path.is_dir())
+        raise ValueError(
+            f"{folder} has no split {split!r}: it has no lists in ImageSets/Main, and no folder of "
+            f"this name with XML files; its folders are {found}. Data without splits only have the "
+            "split 'train', of all images."
+        )
+    if home == folder:
+        text = f"{folder} has no ImageSets/Main; the split 'train' has all of its images"
+        problems.append(Problem("no splits", None, text, False))
+    return _Layout(annotations, images, stems, annotations if home == folder else folder)
+
+
+def _subfolder(folder: Path, names: Sequence[str]) -> Path:
+    """Return the first of the folders that exists, or the folder itself."""
+    return next((folder / name for name in names if (folder / name).is_dir()), folder)
+
+
+def _image_files(folder: Path) -> dict[str, list[str]]:
+    """Return the sorted names of the images with each name without ending."""
+    endings, files = image_endings(), defaultdict(list)
+    for path in sorted(folder.rglob("*")):  # may have other files of annotation tools
+        if path.suffix.lower() in endings:
+            name = path.relative_to(folder)
+            files[name.with_suffix("").as_posix()].append(name.as_posix())
+    return files
+
+
+def _named_image(root: Element, names: Sequence[str], file: Path) -> str:
+    """Return the one of several images that an XML file belongs to."""
+    named = PureWindowsPath(root.findtext("filename", "").strip()).name
+    found = [name for name in names if PurePosixPath(name).name == named]
+    if not found:
+        raise ValueError(
+            f"{file} could be of any of the images {list(names)}, and its 'filename' is {named!r}; "
+            "rename or remove the others"
+        )
+    return found[0]
 
 
 def parse_xml(file: str | os.PathLike[str]) -> Element:
@@ -108,12 +185,11 @@ def parse_xml(file: str | os.PathLike[str]) -> Element:
 def _split_stems(folder: Path, split: str) -> list[str]:
     """Read the names of a split's images, without file endings."""
     lists = folder / "ImageSets" / "Main"
-    check_stays_inside([split])
     file = lists / f"{split}.txt"
     if not file.is_file():
         known = sorted(path.stem for path in lists.glob("*.txt"))
         raise ValueError(f"{file} doesn't exist; the splits in {lists} are {known}.")
-    lines = [line.strip() for line in file.read_text().splitlines()]
+    lines = [line.strip() for line in read_lines(file)]
     stems = [_stem(folder, line) for line in lines if line]
     if not stems:
         raise ValueError(f"{file} lists no images.")
@@ -122,15 +198,19 @@ def _split_stems(folder: Path, split: str) -> list[str]:
 
 
 def _stem(folder: Path, line: str) -> str:
-    """Remove the second column, which the lists of single classes have."""
+    """Remove the second column of the lists of single classes, or an image's folder and ending."""
+    if os.path.isfile(folder / "Annotations" / f"{line}.xml"):
+        return line  # names may contain spaces and numbers
     without = re.sub(r"\s+-?[01]$", "", line)
-    is_name = without != line and (folder / "Annotations" / f"{line}.xml").is_file()
-    return line if is_name else without  # names may contain spaces and numbers
+    path = PurePosixPath(without.replace("\\", "/"))
+    if path.suffix.lower() in image_endings():
+        return path.with_suffix("").as_posix().removeprefix("JPEGImages/")
+    return without
 
 
 def _all_class_names(folder: Path) -> list[str]:
     names = set()
-    for file in tqdm(sorted(folder.glob("*.xml")), desc="VOC names", unit="file", disable=None):
+    for file in tqdm(sorted(folder.rglob("*.xml")), desc="VOC names", unit="file", disable=None):
         try:
             names |= {
                 found.findtext("name", "").strip() for found in parse_xml(file).iter("object")
@@ -140,11 +220,11 @@ def _all_class_names(folder: Path) -> list[str]:
     return sorted(names - {""})
 
 
-def _size_hw(root: Element) -> tuple[int, int] | None:
-    """Return the height and width; None if the file has none."""
+def _size_hw(root: Element) -> tuple[int | None, int | None]:
+    """Return the height and width, None if the file has none."""
     values = [root.findtext(f"size/{key}", "").strip() for key in ("height", "width")]
     if not all(value.isdecimal() and int(value) for value in values):
-        return None
+        return None, None
     return int(values[0]), int(values[1])
 
 

@@ -1,8 +1,10 @@
 """Reader of YOLO data: a `data.yaml`, and a folder of label files for each image folder."""
 
+import codecs
 import math
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,43 +13,61 @@ from tqdm.auto import tqdm
 
 from .annotation_table import Problem, make_table
 from .dataset import DetectionDataset
-from .image_source import IMAGE_ENDINGS, ImageFolder, image_size_hw
+from .file_names import find_inside, image_endings, read_lines
+from .image_source import ImageFolder, image_size_hw
+
+NOTHING = ("", "~", "null")  # a YAML key without value, as text
 
 
 def read_yolo(
     path: str | os.PathLike[str], split: str = "train", masks: bool = False, seed: int = 0
 ) -> DetectionDataset:
-    """Read YOLO detection or segmentation data.
+    """Read YOLO detection, segmentation or pose data.
 
     A label file has a line per object, `class cx cy w h`, or `class x0 y0 x1 y1 x2 y2 ...` for a
-    polygon, divided by the image's size. An image without label file has no objects. The id of an
+    polygon, divided by the image's size. If the YAML file has `kpt_shape`, lines are `class cx cy w
+    h` and keypoints, which aren't read. An image without label file has no objects. The id of an
     object is its line number. The YAML file is trusted: its paths may point to any folder.
 
     Args:
         path: the YAML file, or a folder with `data.yaml`. It contains `names` (a list, or a dict
-            from class to name), `path` (the root folder, by default that of the file), and for
-            each split a folder of images, a text file that lists images, or a list of these.
+            from class to name, which are read as text even if YAML has another meaning for them),
+            `path` (the root folder, by default that of the file), and for each split a folder of
+            images, a text file that lists images, or a list of these.
         split: name of a split in the file, such as `train`, `val` or `test`.
         masks: whether targets have masks; all objects must be polygons then.
         seed: seed of the transform's random numbers.
 
     Raises:
-        ValueError: if the YAML file is invalid. Errors in label files are stored in
-            `table.problems`, with file and line, and reported by a warning.
+        ValueError: if the YAML file is invalid, or `masks` is True for pose data. Errors in label
+            files are stored in `table.problems`, with file and line, and reported by a warning.
     """
     file = Path(path) / "data.yaml" if Path(path).is_dir() else Path(path)
     content = _read_yaml(file)
     names = _names(content, file)
-    paths = _image_paths(content, file, split)
+    num_keypoint_values = _num_keypoint_values(content, file)
+    if masks and num_keypoint_values:
+        raise ValueError(f"{file} has kpt_shape; pose data have no masks, pass masks=False.")
+    problems: list[Problem] = []
+    paths = _image_paths(content, file, split, problems)
     root = os.path.commonpath([image.parent for image in paths])
     images = ImageFolder(root, [str(image.relative_to(root)) for image in paths])
-    problems: list[Problem] = []
+    problems += images.notes
+    _note_shared_label_files(paths, problems)
+    if num_keypoint_values:
+        text = "the keypoints of the objects aren't read, only their boxes"
+        problems.append(Problem("keypoints", None, text, False))
     entries, entry_images, sizes_hw = [], [], []
     for index, image in enumerate(tqdm(paths, desc=f"YOLO {split}", unit="image", disable=None)):
         sizes_hw.append(image_size_hw(images, index, problems))
-        for number, line in _label_lines(image):
+        try:
+            lines = _label_lines(image)
+        except ValueError as error:
+            problems.append(Problem("label file", index, str(error), True))
+            continue
+        for number, line in lines:
             try:
-                class_label, box, polygon = _parse_line(line, names)
+                class_label, box, polygon = _parse_line(line, names, num_keypoint_values)
             except ValueError as error:
                 text = f"{_label_file(image)}:{number}: {error}"
                 problems.append(Problem("label line", index, text, True))
@@ -66,7 +86,8 @@ def read_yolo(
 
 def _read_yaml(file: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(file.read_bytes())
+        # As text, because YAML's numbers, booleans and null can be names: 02146, on, no.
+        content = yaml.load(file.read_bytes(), Loader=yaml.BaseLoader)
     except FileNotFoundError:
         raise ValueError(f"{file} doesn't exist; pass the YAML file or its folder.") from None
     except yaml.YAMLError as error:  # has line and column
@@ -79,37 +100,111 @@ def _read_yaml(file: Path) -> dict[str, Any]:
 def _names(content: Mapping[str, Any], file: Path) -> dict[int, str]:
     """Class -> name."""
     names = content.get("names")
+    names = None if names in NOTHING else names
     names = dict(enumerate(names)) if isinstance(names, list) else names
-    if not isinstance(names, dict) or not names or any(type(key) is not int for key in names):
+    is_dict = isinstance(names, dict) and all(str(key).isdecimal() for key in names)
+    if not is_dict or not names or any(type(name) is not str for name in names.values()):
         raise ValueError(
-            f"{file}: names is {names!r}; expected a list, or a dict from class to name."
+            f"{file}: names is {names!r}; expected a list, or a dict from class to name. Names "
+            "with special characters, such as a colon, need quotes."
         )
-    return {key: str(name) for key, name in names.items()}
+    return {int(key): name for key, name in names.items()}
 
 
-def _image_paths(content: Mapping[str, Any], file: Path, split: str) -> list[Path]:
+def _num_keypoint_values(content: Mapping[str, Any], file: Path) -> int:
+    """Return how many numbers of a line are keypoints: their number x 2 or 3, or 0."""
+    shape = content.get("kpt_shape")
+    if shape in (None, *NOTHING):
+        return 0
+    is_pair = isinstance(shape, list) and len(shape) == 2
+    if not is_pair or not str(shape[0]).isdecimal() or shape[1] not in ("2", "3"):
+        raise ValueError(
+            f"{file}: kpt_shape is {shape!r}; expected [number of keypoints, 2 or 3], 3 with "
+            "their visibility."
+        )
+    return int(shape[0]) * int(shape[1])
+
+
+def _image_paths(
+    content: Mapping[str, Any], file: Path, split: str, problems: list[Problem]
+) -> list[Path]:
     """Return the absolute paths of a split's images, sorted within each folder."""
     locations = content.get(split)
-    if not locations:
-        known = sorted(set(content) - {"names", "nc", "path"})
+    if not locations or locations in NOTHING:
+        known = sorted(set(content) - {"names", "nc", "path", "kpt_shape", "flip_idx"})
         raise ValueError(f"{file} has no {split!r}; its splits are {known}.")
-    root = file.parent / str(content.get("path", ""))
+    root = content.get("path")
+    root = file.parent / ("" if root in (None, *NOTHING) else str(root))
     paths: list[Path] = []
     for location in locations if isinstance(locations, list) else [locations]:
-        source = root / str(location)
-        if not source.exists() and str(location).startswith("../"):
-            source = root / str(location)[3:]  # some tools write paths relative to a subfolder
+        source = _existing(root, str(location), file.parent, problems)
         if source.is_dir():
-            found = (path for path in source.rglob("*") if path.suffix.lower() in IMAGE_ENDINGS)
-            paths += sorted(found)
+            endings = image_endings()
+            found = sorted(path for path in source.rglob("*") if path.suffix.lower() in endings)
+            _note_labels_without_image(source, found, problems)
+            paths += found
         elif source.is_file():
-            listed = [line.strip() for line in source.read_text().splitlines()]
-            paths += [source.parent / line for line in listed if line]
+            listed = [line.strip() for line in read_lines(source)]
+            paths += [
+                _existing(source.parent, line, file.parent, problems) for line in listed if line
+            ]
         else:
             raise ValueError(f"{file}: {split} is {location!r}, but {source} doesn't exist.")
     if not paths:
         raise ValueError(f"{file}: {split} is {locations!r}, which has no images.")
     return [Path(os.path.abspath(path)) for path in paths]
+
+
+def _existing(root: Path, location: str, home: Path, problems: list[Problem]) -> Path:
+    """Return the path of a file or folder, by another spelling inside `home` if necessary."""
+    source = root / location
+    if os.path.exists(source):  # unlike Path.exists, also for names that are too long
+        return source
+    location = location.replace("\\", "/")
+    if location.startswith("../") and os.path.exists(root / location[3:]):
+        return root / location[3:]  # some tools write paths relative to a subfolder
+    found = find_inside(home, location) or find_inside(home, location, is_folder=True)
+    if found is None:
+        return source
+    if all(problem.kind != "paths" for problem in problems):
+        text = f"{location} doesn't exist; {found} in {home} is used, and likewise for others"
+        problems.append(Problem("paths", None, text, False))
+    return home / found
+
+
+def _note_labels_without_image(
+    folder: Path, images: Sequence[Path], problems: list[Problem]
+) -> None:
+    """Report label files without an image, which is missing or has an unknown ending."""
+    label_folder = _label_file(Path(os.path.abspath(folder)) / "any").parent
+    known = {_label_file(Path(os.path.abspath(image))) for image in images}
+    lost = [file for file in label_folder.rglob("*.txt") if file not in known and _is_labels(file)]
+    if lost:
+        text = (
+            f"{len(lost)} label files in {label_folder} have no image, such as "
+            f"{min(lost).relative_to(label_folder)}; images need an ending of a format that PIL "
+            "opens, such as .jpg or .png"
+        )
+        problems.append(Problem("label files without image", None, text, False))
+
+
+def _is_labels(file: Path) -> bool:
+    """Whether the first line of a text file is that of an object."""
+    with file.open("rb") as opened:
+        words = opened.readline(2000).lstrip(codecs.BOM_UTF8).split()
+    return len(words) >= 5 and all(re.fullmatch(rb"[\d.eE+-]+", word) for word in words)
+
+
+def _note_shared_label_files(images: Sequence[Path], problems: list[Problem]) -> None:
+    owners: dict[Path, Path] = {}
+    shared = [i for i in images if owners.setdefault(i.with_suffix(""), i).suffix != i.suffix]
+    if shared:
+        first = owners[shared[0].with_suffix("")]
+        text = (
+            f"{len(shared)} images have the label file of another image with the same name, such "
+            f"as {first} and {shared[0].name}"
+        )
+        problems.append(Problem("shared label files", None, text, False))
 
 
 def _label_file(image: Path) -> Path:
@@ -125,28 +220,33 @@ def _label_file(image: Path) -> Path:
 def _label_lines(image: Path) -> list[tuple[int, str]]:
     """Return the number, from 1, and the text of all lines that aren't empty."""
     file = _label_file(image)
-    if not file.is_file():
+    if not os.path.isfile(file):
         return []
-    lines = enumerate(file.read_text(errors="replace").splitlines(), start=1)
+    lines = enumerate(read_lines(file), start=1)
     return [(number, line) for number, line in lines if line.strip()]
 
 
-def _parse_line(line: str, names: Mapping[int, str]) -> tuple[int, list[float], list[float]]:
+def _parse_line(
+    line: str, names: Mapping[int, str], num_keypoint_values: int
+) -> tuple[int, list[float], list[float]]:
     """Parse the class, the box (cx, cy, w, h) and the polygon, empty for a box; in [0, 1]."""
     words = line.split()
     try:
         numbers = [float(word) for word in words]
     except ValueError:
         numbers = [math.nan]
-    if not all(map(math.isfinite, numbers)) or len(numbers) < 5 or len(numbers) % 2 == 0:
-        raise ValueError(
-            f"got {line.strip()[:100]!r}; expected 'class cx cy w h' or "
-            "'class x0 y0 x1 y1 x2 y2 ...'"
-        )
+    if num_keypoint_values:
+        is_valid = len(numbers) in (5, 5 + num_keypoint_values)
+        expected = f"'class cx cy w h' and {num_keypoint_values} numbers of keypoints"
+    else:
+        is_valid = len(numbers) >= 5 and len(numbers) % 2 == 1
+        expected = "'class cx cy w h' or 'class x0 y0 x1 y1 x2 y2 ...'"
+    if not all(map(math.isfinite, numbers)) or not is_valid:
+        raise ValueError(f"got {line.strip()[:100]!r}; expected {expected}")
     class_label, values = numbers[0], numbers[1:]
     if class_label not in names:
         raise ValueError(f"class {words[0]} is not one of the {len(names)} in 'names'")
-    if len(values) == 4:
-        return int(class_label), values, []
+    if len(values) == 4 or num_keypoint_values:
+        return int(class_label), values[:4], []
     x0, y0, x1, y1 = min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2])
     return int(class_label), [(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0], values

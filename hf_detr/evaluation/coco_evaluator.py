@@ -1,6 +1,7 @@
 """COCO average precision and recall, also in distributed runs, equal to pycocotools."""
 
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,8 @@ from ..distributed import gather_from_processes
 
 IOU_TYPES = ("bbox", "segm")
 AREAS = ("all", "small", "medium", "large")
-MAX_DETECTIONS = (1, 10, 100)
+MAX_DETECTIONS = 100  # per image and class, as in COCO
+RECALL_DETECTIONS = (1, 10)  # numbers of detections that recall is computed for besides
 Metrics = dict[str, Any]
 
 
@@ -25,16 +27,25 @@ class CocoEvaluator:
             (left, top, width, height) in pixels, optionally `area` and `iscrowd`, and
             `segmentation` for "segm").
         iou_types: "bbox" compares boxes, "segm" masks.
+        max_detections: number of detections that count, the best ones of each image and class. A
+            warning reports images with more objects.
 
     Raises:
-        ValueError: if two categories have the same name, or a segmentation is missing.
+        ValueError: if two categories have the same name, a segmentation is missing, or
+            `max_detections` isn't above 10.
         ImportError: if faster-coco-eval isn't installed.
     """
 
     def __init__(
-        self, ground_truth: Mapping[str, Any], iou_types: Sequence[str] = ("bbox",)
+        self,
+        ground_truth: Mapping[str, Any],
+        iou_types: Sequence[str] = ("bbox",),
+        max_detections: int = MAX_DETECTIONS,
     ) -> None:
         _backend()
+        if type(max_detections) is not int or max_detections <= max(RECALL_DETECTIONS):
+            raise ValueError(f"max_detections is {max_detections!r}; expected an integer above 10.")
+        self.max_detections = max_detections
         if isinstance(iou_types, str) or not iou_types or set(iou_types) - set(IOU_TYPES):
             raise ValueError(f"iou_types is {iou_types!r}; expected a sequence of {IOU_TYPES}.")
         self.iou_types = tuple(iou_types)
@@ -47,6 +58,7 @@ class CocoEvaluator:
             for number, annotation in enumerate(ground_truth["annotations"], 1)
         ]
         self._found: dict[int, dict[str, Any]] = {}
+        self._warn_of_many_objects()
 
     def update(
         self, image_ids: Iterable[int | Tensor], detections: Iterable[Mapping[str, Tensor]]
@@ -78,7 +90,8 @@ class CocoEvaluator:
 
         Returns:
             `AP` (mean over IoU 0.50 … 0.95 and classes), `AP50`, `AP75`, `AP_small`, `AP_medium`,
-            `AP_large`, `AR_1`, `AR_10`, `AR_100` (recall with this number of detections per image),
+            `AP_large`, `AR_1`, `AR_10`, `AR_100` (recall with this number of detections per image
+            and class; the last number is `max_detections`),
             `AR_small`, `AR_medium`, `AR_large`, in [0, 1], or -1 without objects; the same for
             masks as `segm_AP`, …; and `per_class`, for each class name `num_objects`, `AP`, `AP50`,
             `AP75` and `AR_100`.
@@ -103,14 +116,27 @@ class CocoEvaluator:
         for iou_type in self.iou_types:
             precision, recall, labels = self._accumulate(found, iou_type)
             prefix = "" if iou_type == "bbox" else f"{iou_type}_"
-            summary = _summarize(precision, recall)
+            numbers = (*RECALL_DETECTIONS, self.max_detections)
+            summary = _summarize(precision, recall, numbers)
             metrics |= {prefix + name: value for name, value in summary.items()}
             for index, label in enumerate(labels):
-                one = _summarize(precision[:, :, [index]], recall[:, [index]])
-                per_class[self.names[label]] |= {
-                    prefix + name: one[name] for name in ("AP", "AP50", "AP75", "AR_100")
-                }
+                one = _summarize(precision[:, :, [index]], recall[:, [index]], numbers)
+                names = "AP", "AP50", "AP75", f"AR_{self.max_detections}"
+                per_class[self.names[label]] |= {prefix + name: one[name] for name in names}
         return {**metrics, "per_class": per_class}
+
+    def _warn_of_many_objects(self) -> None:
+        counts = Counter(a["image_id"] for a in self._annotations if not a["iscrowd"])
+        crowded = {image: count for image, count in counts.items() if count > self.max_detections}
+        if crowded:
+            image, most = max(crowded.items(), key=lambda pair: pair[1])
+            warnings.warn(
+                f"{len(crowded)} images have more than {self.max_detections} objects, up to {most} "
+                f"(image_id {image}), but only {self.max_detections} detections per image and "
+                "class count, so AP can be too low for them. This is COCO's rule; max_detections="
+                f"{most} (--max-detections {most}) counts more.",
+                stacklevel=3,
+            )
 
     def _read(self, image_id: int, found: Mapping[str, Tensor]) -> dict[str, Any]:
         """Check an image's detections and convert them to arrays, and masks to run lengths."""
@@ -173,6 +199,7 @@ class CocoEvaluator:
                 for label, score, shape in zip(*columns, shapes, strict=True)
             ]
         evaluation = backend.COCOeval_faster(truth, truth.loadRes(entries), iou_type)
+        evaluation.params.maxDets = [*RECALL_DETECTIONS, self.max_detections]
         evaluation.evaluate()
         evaluation.accumulate()
         counts = evaluation.eval["counts"]  # T, R, K, A, M
@@ -202,9 +229,11 @@ def metrics_table(metrics: Metrics) -> str:
     return f"{_aligned(rows)}\n\n{_aligned(per_class)}\n(all but objects in percent)"
 
 
-def _summarize(precision: np.ndarray, recall: np.ndarray) -> dict[str, float]:
+def _summarize(
+    precision: np.ndarray, recall: np.ndarray, max_detections: Sequence[int]
+) -> dict[str, float]:
     """Compute the twelve metrics of COCO's summary."""
-    best = {f"AR_{number}": recall[:, :, 0, m] for m, number in enumerate(MAX_DETECTIONS)}
+    best = {f"AR_{number}": recall[:, :, 0, m] for m, number in enumerate(max_detections)}
     parts = {
         "AP": precision[:, :, :, 0, -1],
         "AP50": precision[0, :, :, 0, -1],

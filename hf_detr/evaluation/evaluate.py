@@ -14,14 +14,15 @@ from tqdm.auto import tqdm
 from transformers.image_utils import SizeDict
 
 from ..data.batches import SizeGroupedBatches
-from ..data.dataset import DetectionDataset
+from ..data.dataset import DetectionDataset, as_detection_dataset
 from ..data.image_source import read_segment_ids
 from ..distributed import num_processes, process_index
 from ..image_processing.image_processor import DetectionImageProcessor
 from ..image_processing.image_settings import resized_hw
 from ..image_processing.postprocess import are_finite
 from ..inference.prediction import in_eval_mode
-from .coco_evaluator import CocoEvaluator, Metrics
+from ..losses.classification import SigmoidFocalClassification
+from .coco_evaluator import MAX_DETECTIONS, CocoEvaluator, Metrics
 from .panoptic_quality import PanopticQuality
 
 Batch = tuple[list[int], list[tuple[int, int]], Any]  # image ids, original (height, width), inputs
@@ -39,6 +40,7 @@ def evaluate(
     num_workers: int = 0,
     iou_types: Sequence[str] = ("bbox",),
     progress: bool = True,
+    max_detections: int = MAX_DETECTIONS,
 ) -> Metrics:
     """Evaluate a model on a data set with COCO metrics.
 
@@ -49,12 +51,16 @@ def evaluate(
     Args:
         model: a detector, or a segmentation model for "segm", in any mode.
         processor: prepares images and post-processes outputs.
-        dataset: the data set, read with `masks=True` for "segm".
+        dataset: the data set, read with `masks=True` for "segm"; or torch's `Subset` or
+            `ConcatDataset` of such.
         batch_size: maximum number of images, of equal size, in a batch; the result doesn't depend
             on it.
         num_workers: number of processes that load images.
         iou_types: "bbox", "segm" or both.
         progress: whether to show a progress bar on a terminal.
+        max_detections: number of detections that count per image and class. More than COCO's 100
+            are needed for images with more objects; models with a score for each query and class
+            then return as many per image.
 
     Returns:
         The result of `CocoEvaluator.compute`.
@@ -62,10 +68,10 @@ def evaluate(
     Raises:
         ValueError: if the model and the data set have no class in common.
     """
-    evaluator = CocoEvaluator(dataset.ground_truth(), iou_types)
-    for image_ids, detections in detect(
-        model, processor, dataset, batch_size, num_workers, "segm" in iou_types, progress
-    ):
+    dataset = as_detection_dataset(dataset)
+    evaluator = CocoEvaluator(dataset.ground_truth(), iou_types, max_detections)
+    given = model, processor, dataset, batch_size, num_workers, "segm" in iou_types, progress
+    for image_ids, detections in detect(*given, max_detections):
         evaluator.update(image_ids, detections)
     return evaluator.compute()
 
@@ -78,6 +84,7 @@ def detect(
     num_workers: int = 0,
     masks: bool = False,
     progress: bool = True,
+    max_detections: int = MAX_DETECTIONS,
 ) -> Iterator[tuple[list[int], list[dict[str, Tensor]]]]:
     """Detect objects in this process's part of the images of a data set.
 
@@ -88,21 +95,32 @@ def detect(
         set, `boxes` (n, 4) as (x0, y0, x1, y1) in pixels of the original image, and optionally
         `masks` (n, height, width) bool of its size.
     """
+    dataset = as_detection_dataset(dataset)
     labels = label_map(_unwrapped(model).config.id2label, dataset.id2label)
     for (image_ids, sizes_hw, inputs), outputs in _run(
         model, processor, dataset, batch_size, num_workers, progress
     ):
-        detections = every_detection(processor, outputs, sizes_hw)
+        detections = every_detection(processor, outputs, sizes_hw, max_detections)
         if masks:
-            _add_masks(detections, outputs, processor, inputs, sizes_hw)
+            _add_masks(detections, outputs, processor, inputs, sizes_hw, max_detections)
         yield image_ids, [_relabelled(found, labels) for found in detections]
 
 
 def every_detection(
-    processor: DetectionImageProcessor, outputs: Any, sizes_hw: Any
+    processor: DetectionImageProcessor,
+    outputs: Any,
+    sizes_hw: Any,
+    max_detections: int = MAX_DETECTIONS,
 ) -> list[dict[str, Tensor]]:
     """Return all detections of a batch with any score."""
-    return processor.post_process_object_detection(outputs, EVERY_SCORE, sizes_hw)
+    top_k = _top_k(processor, max_detections)
+    return processor.post_process_object_detection(outputs, EVERY_SCORE, sizes_hw, **top_k)
+
+
+def _top_k(processor: DetectionImageProcessor, max_detections: int) -> dict[str, int]:
+    # With a softmax, every query is one detection. For fewer, COCO's rule is per class, too.
+    is_sigmoid = issubclass(processor.classification, SigmoidFocalClassification)
+    return {"top_k": max_detections} if is_sigmoid and max_detections > MAX_DETECTIONS else {}
 
 
 def evaluate_panoptic(
@@ -125,6 +143,7 @@ def evaluate_panoptic(
     Raises:
         ValueError: if the data set isn't panoptic, or has no class in common with the model.
     """
+    dataset = as_detection_dataset(dataset)
     if dataset.segment_maps is None:
         raise ValueError("The data set has no panoptic maps; use read_coco_panoptic.")
     stuff = dataset.label_ids_of_stuff
@@ -272,10 +291,12 @@ def _add_masks(
     processor: DetectionImageProcessor,
     inputs: Mapping[str, Tensor],
     sizes_hw: list[tuple[int, int]],
+    max_detections: int,
 ) -> None:
     """Add `masks` (n, height, width) bool of each image's original size to its detections."""
     canvas_hw = tuple(inputs["pixel_values"].shape[-2:])
-    scores, _, queries = processor.classification.detections(outputs.logits)
+    top_k = _top_k(processor, max_detections)
+    scores, _, queries = processor.classification.detections(outputs.logits, **top_k)
     boxes = outputs.pred_boxes.gather(1, queries[..., None].expand(-1, -1, 4))
     is_kept = are_finite(scores, boxes)  # as in `detections`
     for index, (found, size_hw) in enumerate(zip(detections, sizes_hw, strict=True)):

@@ -9,12 +9,15 @@ from transformers import EvalPrediction
 
 from ..image_processing.image_processor import DetectionImageProcessor
 from ..models.outputs import ObjectDetectionOutput
-from .coco_evaluator import CocoEvaluator
+from .coco_evaluator import MAX_DETECTIONS, CocoEvaluator
 from .evaluate import every_detection
 
 
 def make_compute_metrics(
-    processor: DetectionImageProcessor, ground_truth: Mapping[str, Any], per_class: bool = False
+    processor: DetectionImageProcessor,
+    ground_truth: Mapping[str, Any],
+    per_class: bool = False,
+    max_detections: int = MAX_DETECTIONS,
 ) -> Callable[[EvalPrediction], dict[str, float]]:
     """Make `compute_metrics` for transformers' `Trainer`: COCO AP and AR of boxes.
 
@@ -26,13 +29,14 @@ def make_compute_metrics(
         ground_truth: `dataset.ground_truth()` of the evaluation data; its category ids are the
             model's labels.
         per_class: whether to add `AP_<class>` of each class.
+        max_detections: as in `evaluate`.
 
     Raises:
         ValueError: when called with predictions that weren't prepared by `keep_detections`.
     """
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
-        evaluator = CocoEvaluator(ground_truth)
+        evaluator = CocoEvaluator(ground_truth, max_detections=max_detections)
         batches = prediction.predictions
         # A tuple for the whole data set, or a list of batches (`eval_do_concat_batches=False`).
         for batch in batches if isinstance(batches, list) else [batches]:
@@ -43,7 +47,8 @@ def make_compute_metrics(
                 )
             logits, boxes, image_ids, sizes_hw = map(torch.from_numpy, batch)
             outputs = ObjectDetectionOutput(logits=logits, pred_boxes=boxes)
-            evaluator.update(image_ids, every_detection(processor, outputs, sizes_hw))
+            detections = every_detection(processor, outputs, sizes_hw, max_detections)
+            evaluator.update(image_ids, detections)
         metrics = evaluator.compute()
         classes = metrics.pop("per_class")
         if per_class:

@@ -136,7 +136,7 @@ def build_library(recipe: Recipe, folder: Path, log: Path) -> Path:
     for path in [*folder.glob("*.o"), *folder.glob("*.log")]:
         path.unlink()
     library = folder / LIBRARY
-    (folder / CHECKSUM).write_text(digest_of(library.read_bytes()))
+    (folder / CHECKSUM).write_text(digest_of(library.read_bytes()), encoding="utf-8")
     # A library that other users may write is not loaded, so the umask must not allow it.
     for path in (library, folder):
         path.chmod(0o755)
@@ -208,7 +208,7 @@ def _run_commands(
     running: dict[str, subprocess.Popen] = {}
     try:
         for name, command in commands.items():
-            with open(folder / f"{name}.log", "w") as output:
+            with open(folder / f"{name}.log", "w", encoding="utf-8") as output:
                 # In its own session, which ends the compiler's children with it.
                 running[name] = subprocess.Popen(
                     command,
@@ -232,7 +232,7 @@ def _run_commands(
 
 def _failure(name: str, command: list[str], folder: Path, log: Path) -> str:
     """The reason of a failure, with the compiler's last lines; keeps the rest in the log."""
-    output = (folder / f"{name}.log").read_text(errors="replace")
-    log.write_text(f"$ {shlex.join(command)}\n{output}")
+    output = (folder / f"{name}.log").read_text(encoding="utf-8", errors="replace")
+    log.write_text(f"$ {shlex.join(command)}\n{output}", encoding="utf-8")
     last = " | ".join(line.strip() for line in output.splitlines()[-3:]) or "it printed nothing"
     return f"{command[0]} failed on {name}: {last} (full log: {log})"

@@ -198,7 +198,7 @@ def _find_entry(folder: Path, recipe: Recipe, compiler: str | None) -> Path | No
         try:
             _check_owner(entry)
             _check_owner(library)
-            if (entry / CHECKSUM).read_text() != digest_of(library.read_bytes()):
+            if (entry / CHECKSUM).read_text(encoding="utf-8") != digest_of(library.read_bytes()):
                 raise OSError(f"{library} does not match its checksum")
             return library
         except OSError as error:

@@ -65,7 +65,7 @@ def draw_comparison(curves: Mapping[str, Sequence[tuple[int, float]]]) -> Figure
 
 def read_losses(path: str | os.PathLike[str]) -> tuple[list[int], list[float]]:
     """Steps and losses of a training."""
-    with open(path, newline="") as lines:
+    with open(path, newline="", encoding="utf-8") as lines:
         reader = csv.DictReader(lines)
         if not {"step", "loss"} <= set(reader.fieldnames or ()):
             raise ValueError(
@@ -86,4 +86,4 @@ def read_history(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
         folder: the output folder of `examples/training/train_detection.py`.
     """
     states = sorted(Path(folder).glob(f"checkpoints/checkpoint-*/{STATE}"))
-    return json.loads(states[-1].read_text())["history"] if states else []
+    return json.loads(states[-1].read_text(encoding="utf-8"))["history"] if states else []

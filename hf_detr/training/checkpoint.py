@@ -82,12 +82,14 @@ def save_checkpoint(
                 for name, tensor in named.items()
             }
             save_file(copies, unfinished / f"{group}.safetensors", metadata={"format": "pt"})
-        (unfinished / STATE).write_text(json.dumps({**state, "step": step}, indent=1))
+        (unfinished / STATE).write_text(
+            json.dumps({**state, "step": step}, indent=1), encoding="utf-8"
+        )
         if write_more is not None:
             write_more(unfinished)
         files = sorted(path for path in unfinished.rglob("*") if path.is_file())
         sums = {path.relative_to(unfinished).as_posix(): _digest(path) for path in files}
-        (unfinished / MANIFEST).write_text(json.dumps(sums, indent=1))
+        (unfinished / MANIFEST).write_text(json.dumps(sums, indent=1), encoding="utf-8")
     steps = _steps(folder)
     # Later steps are of an abandoned training, for example after resuming before corrupted ones.
     kept = [one for one in steps if one <= step][:keep]
@@ -120,8 +122,8 @@ def load_checkpoint(folder: Path) -> TrainingCheckpoint:
     problem = _problem(folder)
     if problem is not None:
         raise ValueError(f"the checkpoint {folder} is corrupted: {problem}.")
-    state = json.loads((folder / STATE).read_text())
-    names = json.loads((folder / MANIFEST).read_text())  # other files aren't read
+    state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    names = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))  # other files aren't read
     files = [folder / name for name in names if name.endswith(".safetensors")]
     tensors = {path.stem: load_file(path) for path in files}
     return TrainingCheckpoint(folder, state.pop("step"), tensors, state)
@@ -147,7 +149,7 @@ def _digest(path: Path) -> str:
 def _problem(folder: Path) -> str | None:
     """Return why a checkpoint can't be used, or None."""
     try:
-        sums = json.loads((folder / MANIFEST).read_text())
+        sums = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         for name, expected in sums.items():
             path = folder / name
             if not path.resolve().is_relative_to(folder.resolve()):

@@ -38,6 +38,8 @@ def test_evaluate_prints_and_writes_what_evaluate_returns(
     assert "AP50" in out and "dog" in out
     assert main([*data, "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == expected
+    assert main([*data, "--json", "--max-detections", "150"]) == 0
+    assert "AR_150" in json.loads(capsys.readouterr().out)
     assert main([*data, "--dtype", "bfloat16"]) == 0
     assert main([*data, "--masks"]) == 1
     assert "has no mask head" in capsys.readouterr().err

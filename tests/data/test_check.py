@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+from torch.utils.data import Subset
 
 from hf_detr.data import check as data_check
 from hf_detr.data.check import CheckReport, check_dataset
@@ -166,3 +167,11 @@ def test_cache_that_cannot_be_written_is_a_warning(tmp_path: Path, cache: Path):
     dataset = read_coco(*write_coco(tmp_path, SOUND))
     with pytest.warns(UserWarning, match="result of the check can't be cached"):
         assert check_dataset(dataset).may_train
+
+
+def test_part_of_a_data_set(tmp_path: Path):
+    """What torch's random_split returns is checked like a data set, only with its images."""
+    dataset = read_coco(*write_coco(tmp_path, [entry(1), entry(2, 2, bbox=[5, 5, -2, 5])]))
+    assert check_dataset(Subset(dataset, [0])).may_train
+    report = check_dataset(Subset(dataset, [1]))
+    assert not report.may_train and report.image_names[0].endswith("2.png")

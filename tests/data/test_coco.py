@@ -1,5 +1,6 @@
 """COCO files: contents of valid files, and errors for invalid ones."""
 
+import codecs
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from hf_detr.data.coco import read_coco, read_coco_panoptic
+from hf_detr.data.problems import image_problems
 
 from ..some_data import CATEGORIES, entry, write_coco, write_image
 
@@ -128,6 +130,14 @@ def test_panoptic_segments_have_masks_and_boxes(tmp_path: Path, with_boxes: bool
     assert [sum(e["segmentation"]["counts"][1::2]) for e in truth] == [1840, 160]
 
 
+def test_parts_of_panoptic_data_keep_their_maps(tmp_path: Path):
+    """Masks of a subset and of joined data sets are those of their images."""
+    dataset = read_coco_panoptic(*write_panoptic(tmp_path, SEGMENTS))
+    for part, index in ((dataset.subset([1, 0]), 1), (dataset + dataset, 2)):
+        assert torch.equal(part[index][1]["masks"], dataset[0][1]["masks"])
+        assert part.label_ids_of_stuff == {1}
+
+
 def test_panoptic_file_names_outside_the_folder_raise(tmp_path: Path):
     """Untrusted data sets can't read other files of the user."""
     files = write_panoptic(tmp_path, SEGMENTS, file_name="../../one.png")
@@ -168,3 +178,78 @@ def test_ground_truth_can_be_read_by_pycocotools(tmp_path: Path):
     (found,) = truth["annotations"]
     decoded = mask.decode(mask.merge(mask.frPyObjects(found["segmentation"], 40, 50)))
     assert np.array_equal(decoded.astype(bool), dataset[0][1]["masks"][0].numpy())
+
+
+def test_roboflows_root_category_is_dropped(tmp_path: Path):
+    """Two classes of one name can't be trained; the empty one isn't a class."""
+    root = {"id": 0, "name": "car", "supercategory": "none"}
+    car, dog = ({**record, "supercategory": "car"} for record in CATEGORIES[::-1])
+    with pytest.warns(UserWarning, match="category 0 is dropped: it has no objects .*'car'"):
+        dataset = read_coco(*write_coco(tmp_path, [entry(1)], categories=[root, car, dog]))
+    assert dataset.id2label == {0: "car", 1: "dog"}
+    assert [p.is_fatal for p in dataset.table.problems] == [False]
+    # A root that is used, or of another name, is a class.
+    used = [entry(1), entry(2, category_id=0)]
+    assert len(read_coco(*write_coco(tmp_path, used, categories=[root, car])).id2label) == 2
+    other = {**root, "name": "vehicles"}
+    assert len(read_coco(*write_coco(tmp_path, [entry(1)], categories=[other, car])).id2label) == 2
+
+
+@pytest.mark.filterwarnings("ignore:1 of 1 file names:UserWarning")
+@pytest.mark.parametrize("folder", ["coco", "coco/train2017"])
+def test_lvis_has_urls_instead_of_names(tmp_path: Path, folder: str):
+    """The image folder may be that of all splits, or that of one."""
+    url = "http://images.cocodataset.org/train2017/000000000001.jpg"
+    images = [{"id": 1, "coco_url": url, "height": 40, "width": 50}]
+    file, _ = write_coco(tmp_path, [entry(1)], images=images)
+    folder = tmp_path / folder
+    write_image(folder / "train2017" / "000000000001.jpg")
+    if folder.name == "train2017":
+        (folder / "train2017" / "000000000001.jpg").rename(folder / "000000000001.jpg")
+    assert len(read_coco(file, folder)[0][1]["boxes"]) == 1
+
+
+def turned_photo(path: Path) -> None:
+    """Write a photo that is stored with 40 x 50 pixels (height, width) and upright 50 x 40."""
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    PIL.Image.new("RGB", (50, 40)).save(path, exif=exif)
+
+
+@pytest.mark.parametrize(
+    ("bbox", "is_upright"),
+    [([10, 5, 20, 44], True), ([10, 5, 39, 8], False), ([10, 5, 20, 8], False)],
+)
+@pytest.mark.parametrize("ending", ["jpg", "tif"])
+def test_sizes_before_exif_orientation(
+    tmp_path: Path, bbox: list[int], is_upright: bool, ending: str
+):
+    """The upright size is used where the boxes fit only it; otherwise the error explains it."""
+    images = [{**image(), "file_name": f"turned.{ending}"}, image(2)]
+    files = write_coco(tmp_path, [entry(1, bbox=bbox), entry(2, 2)], images=images)
+    turned_photo(tmp_path / "images" / f"turned.{ending}")
+    if not is_upright:
+        dataset = read_coco(*files)
+        with pytest.raises(ValueError, match="EXIF orientation turns it .* swap width and height"):
+            dataset[0]
+        (problem,) = image_problems(dataset, 0, decode=False)
+        assert problem.is_fatal and "EXIF orientation turns it" in problem.text
+        return
+    with pytest.warns(UserWarning, match="1 images, such as image 0, .*upright size is used"):
+        dataset = read_coco(*files)
+    assert dataset.image_hw(0) == (50, 40) and dataset.image_hw(1) == (40, 50)
+    assert dataset[0][1]["boxes"].tolist() == [[10, 5, 30, 49]]
+    assert not image_problems(dataset, 0, decode=True)
+
+
+def test_boxes_outside_without_exif_orientation_are_no_reason_to_turn(tmp_path: Path):
+    """Sizes are only swapped if the file says so."""
+    dataset = read_coco(*write_coco(tmp_path, [entry(1, bbox=[10, 5, 20, 44])]))
+    assert dataset.image_hw(0) == (40, 50) and not dataset.table.problems
+
+
+def test_byte_order_mark(tmp_path: Path):
+    """Editors on Windows write it."""
+    file, folder = write_coco(tmp_path, [entry(1)])
+    file.write_bytes(codecs.BOM_UTF8 + file.read_bytes())
+    assert len(read_coco(file, folder)[0][1]["boxes"]) == 1

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset, random_split
 from torchvision import tv_tensors
 
 from hf_detr.data.coco import read_coco
-from hf_detr.data.dataset import DetectionDataset
+from hf_detr.data.dataset import DetectionDataset, as_detection_dataset
 
 from ..some_data import entry, write_coco, write_image
 
@@ -177,3 +177,56 @@ def test_index_outside_the_data_is_an_index_error(dataset: DetectionDataset):
     assert len(list(dataset)) == 3
     with pytest.raises(IndexError):
         dataset[3]
+
+
+def ids_and_boxes(dataset: DetectionDataset) -> list[tuple[int, list]]:
+    return [(int(target["image_id"]), target["boxes"].tolist()) for _, target in dataset]
+
+
+def test_split_divides_the_images(dataset: DetectionDataset):
+    """Each image is in one part, with its own pixels and objects, and the seed decides which."""
+    rest, part = dataset.split(0.4, seed=1)
+    assert len(rest) == 2 and len(part) == 1 and rest.id2label == part.id2label == dataset.id2label
+    assert sorted(ids_and_boxes(rest) + ids_and_boxes(part)) == ids_and_boxes(dataset)
+    index = int(part[0][1]["image_id"]) - 1
+    assert torch.equal(part[0][0], dataset[index][0])
+    assert torch.equal(part[0][1]["masks"], dataset[index][1]["masks"])
+    assert part.images.name(0) == dataset.images.name(index)
+    assert ids_and_boxes(dataset.split(0.4, seed=1)[1]) == ids_and_boxes(part)
+    assert len({ids_and_boxes(dataset.split(0.4, seed)[1])[0][0] for seed in range(20)}) == 3
+    rest.set_transform(noisy)
+    assert "drawn" in rest[0][1] and "drawn" not in part[0][1]
+    for fraction in (0, 1, 1.5, 0.99, -0.2, float("nan")):
+        with pytest.raises(ValueError, match="fraction is .* of 3 images"):
+            dataset.split(fraction)
+
+
+def test_subsets_of_torch_are_data_sets(dataset: DetectionDataset):
+    """What random_split returns can be evaluated and checked, nested too."""
+    one, _ = random_split(dataset, [2, 1], torch.Generator().manual_seed(0))
+    converted = as_detection_dataset(Subset(one, [1]))
+    assert ids_and_boxes(converted) == ids_and_boxes(dataset)[one.indices[1] :][:1]
+    assert len(converted.ground_truth()["images"]) == 1
+    assert as_detection_dataset(dataset) is dataset
+    with pytest.raises(ValueError, match="repeated images"):
+        as_detection_dataset(Subset(dataset, [0, 0]))
+    with pytest.raises(TypeError, match="a TensorDataset; expected a DetectionDataset"):
+        as_detection_dataset(Subset(TensorDataset(torch.zeros(3)), [0]))
+
+
+def test_joined_data_sets(dataset: DetectionDataset, tmp_path: Path):
+    """ConcatDataset and + give a data set whose image ids differ, if the classes are equal."""
+    rest, part = dataset.split(0.4)
+    for joined in (rest + part, as_detection_dataset(ConcatDataset([rest, part]))):
+        assert ids_and_boxes(joined) == ids_and_boxes(rest) + ids_and_boxes(part)
+        assert joined.masks and torch.equal(joined[2][0], part[0][0])
+        assert Path(joined.images.name(2)).name == Path(part.images.name(0)).name
+    twice = dataset + dataset
+    assert [image_id for image_id, _ in ids_and_boxes(twice)] == list(range(6))
+    boxes = read_coco(*write_coco(tmp_path / "other", ENTRIES))
+    with pytest.raises(ValueError, match="masks or segment maps, others don't"):
+        dataset + boxes
+    cats = [{"id": 3, "name": "cat"}, {"id": 18, "name": "dog"}]
+    other = read_coco(*write_coco(tmp_path / "cats", ENTRIES, categories=cats))
+    with pytest.raises(ValueError, match="different classes"):
+        boxes + other

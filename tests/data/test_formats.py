@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from transformers import HfArgumentParser
 
-from hf_detr.data.formats import DataArguments
+from hf_detr.data.formats import DataArguments, parsed_names
 
 from ..some_data import entry, write_coco
 from .test_coco import SEGMENTS, write_panoptic
@@ -24,12 +24,14 @@ def test_every_format_can_be_selected(tmp_path: Path):
     """The data check and the training script use the same arguments."""
     file, images = write_coco(tmp_path / "coco", [entry(1)])
     panoptic_file, panoptic_images, maps = write_panoptic(tmp_path / "panoptic", SEGMENTS)
+    write_coco(tmp_path / "splits" / "valid", [entry(1)])
     voc = write_voc(tmp_path / "voc", {"a": voc_object()})
     yolo = write_yolo(tmp_path / "yolo", {"a": BOX})
     for arguments, classes, masks in (
         (["--coco", file, "--images", images, "--masks"], 2, True),
         (["--coco", file, "--images", images, "--box-format", "coco_xywh"], 2, False),
         (["--coco", panoptic_file, "--images", panoptic_images, "--segments", maps], 2, False),
+        (["--coco", tmp_path / "splits", "--split", "valid"], 2, False),
         (["--voc", voc], 1, False),
         (["--yolo", yolo], 2, False),
     ):
@@ -99,9 +101,13 @@ def test_validation_split_of_the_hub(tmp_path: Path):
         ([], r"expected one of .*got \[\]"),
         (["--voc", "a", "--yolo", "b"], r"got \['voc', 'yolo'\]"),
         (["--coco", "a"], "requires --images"),
+        (["--coco", ".", "--images", "a"], "is a folder, in which the images are found"),
         (["--hub", "a"], "requires --box_format"),
         (["--hub", "a", "--box_format", "voc"], "box_format is 'voc'"),
         (["--voc", "a", "--box_format", "xyxy"], "can't be used with --voc and --yolo"),
+        (["--yolo", "a", "--names", "b"], "--names can only be used with --hub"),
+        (["--hub", "a", "--box_format", "xyxy", "--names", "b,b"], "expected different names"),
+        (["--hub", "a", "--box_format", "xyxy", "--names", "b,,c"], "expected different names"),
         (["--voc", "a", "--masks"], "--masks can only be used with --coco and --yolo"),
         (["--hub", "a", "--box_format", "xyxy", "--masks"], "--masks can only be used with"),
         (["--yolo", "a", "--images", "b"], "--images can only be used with --coco"),
@@ -116,3 +122,10 @@ def test_conflicting_arguments_raise(arguments: list[str], message: str):
     """No argument is ignored silently."""
     with pytest.raises(ValueError, match=message):
         parse(*arguments).read()
+
+
+def test_names_of_category_ids():
+    """Names are numbered from 0, or have numbers; other equals signs are part of a name."""
+    assert parsed_names("cat,big dog") == {0: "cat", 1: "big dog"}
+    assert parsed_names("9=dog, 7=cat") == {9: "dog", 7: "cat"}
+    assert parsed_names("a=b,c") == {0: "a=b", 1: "c"}

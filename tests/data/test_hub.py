@@ -1,6 +1,7 @@
 """Data sets of the library `datasets` in the layouts used on the Hub."""
 
 import io
+import json
 import pickle
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import PIL.Image
 import pytest
 import torch
 
+from hf_detr.data.formats import DataArguments
 from hf_detr.data.hub import load_hf_dataset, read_hf_dataset, read_hf_segmentation
 
 datasets = pytest.importorskip("datasets")
@@ -218,3 +220,93 @@ def test_segments_have_masks_and_boxes(mode: str, boxes: bool):
     assert target["class_labels"].tolist() == [1, 0]
     assert target["boxes"].tolist() == [[0, 0, 50, 40], [10, 5, 30, 13]]
     assert target["masks"].sum(dim=(1, 2)).tolist() == [1840, 160]
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A temporary folder for what `datasets` makes of local files."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def png() -> bytes:
+    stream = io.BytesIO()
+    make_image().save(stream, "PNG")
+    return stream.getvalue()
+
+
+@pytest.mark.usefixtures("cache")
+def test_local_parquet(tmp_path: Path):
+    """A folder of Parquet files, and a single file, which is the split that is asked for."""
+    (tmp_path / "data").mkdir()
+    file = tmp_path / "data" / "validation-00000-of-00001.parquet"
+    make(ROWS, DICT_OF_LISTS).to_parquet(file)
+    for name, split in ((tmp_path / "data", "validation"), (file, "test")):
+        dataset = read_hf_dataset(load_hf_dataset(str(name), split), "coco_xywh")
+        assert dataset.id2label == {0: "cat", 1: "dog"} and len(boxes_of(dataset)) == 2
+
+
+@pytest.mark.parametrize("image", [png(), {"bytes": png(), "path": None}])
+def test_parquet_of_other_programs(image: Any):
+    """They have bytes instead of images, and lists that are columns of their own."""
+    columns = {"image": [image], "bbox": [[[10, 5, 20, 8]]], "label": [[7]], "width": [50]}
+    data = datasets.Dataset.from_dict({**columns, "height": [40], "id": [3]})
+    dataset = read_hf_dataset(data, "coco_xywh", id2label={7: "owl"})
+    assert boxes_of(dataset) == [[10, 5, 30, 13]] and dataset.image_hw(0) == (40, 50)
+
+
+def test_bytes_are_never_read_from_a_path(tmp_path: Path):
+    """Data of unknown origin can't read other files of the user."""
+    make_image().save(tmp_path / "secret.png")
+    image = {"bytes": None, "path": str(tmp_path / "secret.png")}
+    features = {"image": {"bytes": Value("binary"), "path": TEXT}, "objects": DICT_OF_LISTS}
+    data = datasets.Dataset.from_dict(
+        {"image": [image], "objects": ROWS[:1]}, features=Features(features)
+    )
+    with pytest.warns(UserWarning, match="the row has no image"):
+        read_hf_dataset(data, "coco_xywh")
+
+
+def test_labels_of_images_are_not_classes_of_objects():
+    """A column of numbers beside `objects`, or without boxes, isn't mistaken for lists."""
+    data = make(ROWS, DICT_OF_LISTS, label=([0, 1], NUMBER))
+    assert read_hf_dataset(data, "coco_xywh")[0][1]["class_labels"].tolist() == [1, 0]
+    with pytest.raises(ValueError, match="no column 'objects'.*or lists 'bbox' and 'category'"):
+        read_hf_dataset(data.remove_columns("objects"), "coco_xywh")
+
+
+@pytest.mark.usefixtures("cache")
+def test_image_folder_with_metadata(tmp_path: Path):
+    """`metadata.jsonl` has the objects of each image; the names come from the command line."""
+    folder = tmp_path / "data" / "train"
+    folder.mkdir(parents=True)
+    lines = []
+    for number in range(2):
+        make_image().save(folder / f"{number}.png")
+        objects = {"bbox": [[10, 5, 20, 8]], "categories": [number + 7]}
+        lines.append(json.dumps({"file_name": f"{number}.png", "objects": objects}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    arguments = {"hub": str(tmp_path / "data"), "box_format": "coco_xywh"}
+    dataset = DataArguments(**arguments, names="7=owl, 8=red kite").read()
+    assert dataset.id2label == {0: "owl", 1: "red kite"} and len(boxes_of(dataset, 1)) == 1
+    with pytest.raises(ValueError, match=r"numbers without names, .*\(--names on the command"):
+        DataArguments(**arguments).read()
+
+
+def test_missing_split_of_a_saved_data_set_is_named(tmp_path: Path):
+    """The error lists the splits."""
+    splits = datasets.DatasetDict({"train": make(ROWS, DICT_OF_LISTS)})
+    splits.save_to_disk(tmp_path / "data")
+    with pytest.raises(ValueError, match=r"no split 'val'; its splits are \['train'\]"):
+        load_hf_dataset(str(tmp_path / "data"), "val")
+
+
+def test_sizes_before_exif_orientation():
+    """The columns may have the size of the file instead of that of the upright image."""
+    exif, stream = PIL.Image.Exif(), io.BytesIO()
+    exif[0x0112] = 6
+    make_image().save(stream, "JPEG", exif=exif)
+    columns = {"image": [stream.getvalue()], "bbox": [[[10, 5, 20, 44]]], "label": [[0]]}
+    data = datasets.Dataset.from_dict({**columns, "width": [50], "height": [40]})
+    with pytest.warns(UserWarning, match="upright size is used"):
+        dataset = read_hf_dataset(data, "coco_xywh", id2label={0: "owl"})
+    assert dataset.image_hw(0) == (50, 40) and boxes_of(dataset) == [[10, 5, 30, 49]]

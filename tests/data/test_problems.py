@@ -189,3 +189,39 @@ def test_segment_maps(tmp_path: Path):
     assert found(image_problems(dataset, 0, decode=True)) == [("segment map", 0, True)]
     (maps / "one.png").unlink()
     assert found(image_problems(dataset, 0, decode=True)) == [("segment map", 0, True)]
+
+
+def test_ids_with_huge_gaps_need_no_memory():
+    """Ids may be hashes; the numbers between them are never listed."""
+    sparse = table([1, 1, 5, 5], names={-(2**62): "cat", 2**62: "dog", 2**62 + 2: "owl"})
+    ids = next(iter(class_problems(sparse)))
+    assert f"ids from {-(2**62)} to {2**62 + 2}, without {1 - 2**62}, {2 - 2**62}, " in ids.text
+    assert f" and {2**63 - 5} more become labels from 0 to 2" in ids.text
+
+
+def unusual_image(path: Path, kind: str) -> None:
+    """Write an image of 40 x 50 pixels whose header is fine."""
+    values = np.arange(2000).reshape(40, 50) * (30 if kind == "int32" else 1)
+    if kind in ("float", "int32"):
+        PIL.Image.fromarray(values.astype(np.float32 if kind == "float" else np.int32)).save(path)
+    else:
+        write_image(path)
+
+
+@pytest.mark.filterwarnings("ignore:Image size .* exceeds:PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("kind", ["float", "int32", "large"])
+def test_what_training_cannot_read_is_a_problem(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+):
+    """The check decodes as training does: floats, integers of 32 bits, too many pixels."""
+    images = [{"id": 1, "file_name": "1.tif", "height": 40, "width": 50}]
+    files = write_coco(tmp_path, [entry(1)], images=images)
+    unusual_image(tmp_path / "images" / "1.tif", kind)
+    if kind == "large":
+        monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 1999)
+    dataset = read_coco(*files)
+    (problem,) = image_problems(dataset, 0, decode=True)
+    assert (problem.kind, problem.is_fatal) == ("unreadable image", True)
+    with pytest.raises(ValueError) as raised:
+        dataset[0]
+    assert problem.text in str(raised.value)

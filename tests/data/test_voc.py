@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import PIL.Image
 import pytest
 
 from hf_detr.data.voc import parse_xml, read_voc
@@ -139,3 +140,73 @@ def test_missing_split_raises_with_the_known_ones(tmp_path: Path):
         ValueError, match=r"trainval.txt doesn't exist; the splits .* are \['train'\]"
     ):
         read_voc(folder, "trainval")
+
+
+def write_files(folder: Path, annotations: str, images: str, stem: str = "a") -> None:
+    """Write an image and its XML file to folders."""
+    write_image(folder / images / f"{stem}.jpg")
+    file = folder / annotations / f"{stem}.xml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(f"<annotation>{SIZE}{voc_object()}</annotation>")
+
+
+@pytest.mark.parametrize(
+    ("annotations", "images"),
+    [("Annotations", "JPEGImages"), ("annotations", "images"), (".", ".")],
+)
+def test_data_without_lists_have_one_split(tmp_path: Path, annotations: str, images: str):
+    """All images are `train`, which a note says; no other split silently has the same images."""
+    write_files(tmp_path, annotations, images)
+    with pytest.warns(UserWarning, match="no ImageSets/Main; the split 'train' has all"):
+        dataset = read_voc(tmp_path)
+    assert dataset[0][1]["boxes"].tolist() == [[10, 5, 30, 13]]
+    with pytest.raises(ValueError, match="no split 'val'.*only have the split 'train'"):
+        read_voc(tmp_path, "val")
+
+
+def test_a_folder_per_split(tmp_path: Path):
+    """Roboflow's layout, with the classes of all splits."""
+    write_files(tmp_path, "train", "train")
+    write_files(tmp_path, "valid/annotations", "valid/images", "b")
+    file = tmp_path / "valid" / "annotations" / "b.xml"
+    file.write_text(file.read_text().replace("dog", "cat"))
+    for split, labels in (("train", [1]), ("valid", [0])):
+        dataset = read_voc(tmp_path, split)
+        assert dataset.id2label == {0: "cat", 1: "dog"} and not dataset.table.problems
+        assert dataset[0][1]["class_labels"].tolist() == labels
+    with pytest.raises(ValueError, match=r"no split 'val'.*folders are \['train', 'valid'\]"):
+        read_voc(tmp_path, "val")
+
+
+def test_lists_with_byte_order_mark_folders_and_endings(tmp_path: Path):
+    """Lists of other tools have more than the name of the image."""
+    folder = write_voc(tmp_path, {"ä": voc_object(), "b": voc_object()})
+    write_files(folder, "Annotations/sub", "JPEGImages/sub", "c")
+    lines = "ä.jpg\nJPEGImages/b.jpg\nsub/c\n"
+    (folder / "ImageSets" / "Main" / "train.txt").write_text(lines, encoding="utf-8-sig")
+    dataset = read_voc(folder)
+    assert [len(dataset[i][1]["boxes"]) for i in range(3)] == [1, 1, 1]
+
+
+def test_two_images_of_one_name(tmp_path: Path):
+    """The XML file's own `filename` decides, not the folder's order; otherwise it's an error."""
+    folder = write_voc(tmp_path, {"a": voc_object(), "b": "<filename>b.jpg</filename>"})
+    for stem in "ab":
+        for ending in ("bmp", "png"):  # of another size
+            write_image(folder / "JPEGImages" / f"{stem}.{ending}", width=70)
+    with pytest.warns(UserWarning, match=r"a.xml could be of any of .*'a.bmp', 'a.jpg', 'a.png'"):
+        dataset = read_voc(folder)
+    assert Path(dataset.images.name(1)).name == "b.jpg" and len(dataset[1][1]["boxes"]) == 0
+    with pytest.raises(ValueError, match="rename or remove the others"):
+        dataset[0]
+
+
+def test_size_before_exif_orientation(tmp_path: Path):
+    """Annotation tools show the upright photo, but some write the size of the file."""
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    folder = write_voc(tmp_path, {"a": voc_object().replace("13<", "49<")})
+    PIL.Image.new("RGB", (50, 40)).save(folder / "JPEGImages" / "a.jpg", exif=exif)
+    with pytest.warns(UserWarning, match="upright size is used"):
+        dataset = read_voc(folder)
+    assert dataset.image_hw(0) == (50, 40) and dataset[0][1]["boxes"].tolist() == [[10, 5, 30, 49]]

@@ -1,5 +1,6 @@
 """YOLO data: locations of images, label files, polygons."""
 
+import codecs
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 import yaml
 
+from hf_detr.data.file_names import image_endings
 from hf_detr.data.yolo import read_yolo
 
 from ..some_data import write_image
@@ -122,3 +124,129 @@ def test_missing_and_invalid_yaml_raise(tmp_path: Path):
     (tmp_path / "data.yaml").write_text("names: [a\ntrain: b: c")
     with pytest.raises(ValueError, match="(?s)is not a YAML file: .*line 2"):
         read_yolo(tmp_path)
+
+
+@pytest.mark.parametrize("shape", [[2, 3], [3, 2], [2, 2]])
+def test_pose_labels_give_boxes_without_keypoints(tmp_path: Path, shape: list[int]):
+    """Keypoints aren't read as corners of a polygon, and a note says that they are ignored."""
+    line = f"{BOX} {'0.9 ' * (shape[0] * shape[1])}"
+    folder = write_yolo(tmp_path, {"a": f"{line}\n{BOX}"}, kpt_shape=shape)
+    with pytest.warns(UserWarning, match="keypoints of the objects aren't read"):
+        dataset = read_yolo(folder)
+    torch.testing.assert_close(
+        dataset[0][1]["boxes"].as_subclass(torch.Tensor), torch.tensor([[10.0, 5, 30, 13]] * 2)
+    )
+    with pytest.raises(ValueError, match="pose data have no masks"):
+        read_yolo(folder, masks=True)
+
+
+@pytest.mark.filterwarnings("ignore:the keypoints:UserWarning")
+def test_pose_labels_of_another_length_are_errors(tmp_path: Path):
+    """Lines that don't have the declared keypoints aren't guessed."""
+    folder = write_yolo(tmp_path, {"a": f"{BOX} 0.5 0.5"}, kpt_shape=[2, 3])
+    with pytest.warns(UserWarning, match=r"a.txt:1: .*expected 'class cx cy w h' and 6 numbers"):
+        read_yolo(folder)
+    with pytest.raises(ValueError, match=r"kpt_shape is \['2'\]; expected \[number"):
+        read_yolo(write_yolo(tmp_path, {"a": BOX}, kpt_shape=[2]))
+
+
+@pytest.mark.parametrize("is_list", [True, False])
+def test_names_are_text(tmp_path: Path, is_list: bool):
+    """Names that mean booleans, numbers, dates or nothing in YAML are kept as they are written."""
+    folder = write_yolo(tmp_path, {"a": BOX})
+    names = ["on", "no", "02146", "1.50", "null", "~", "2024-01-01", "0x1F", "1_000"]
+    lines = [f"  {'-' if is_list else f'{i}:'} {name}" for i, name in enumerate(names)]
+    text = "\n".join(["train: images/train", "val:", "nc: 9", "names:", *lines])
+    (folder / "data.yaml").write_text(text)
+    assert list(read_yolo(folder).id2label.values()) == names
+    with pytest.raises(ValueError, match="no 'val'"):
+        read_yolo(folder, "val")
+    (folder / "data.yaml").write_text("train: images/train\nnames: [a, b: c]")
+    with pytest.raises(ValueError, match="names is .*need quotes"):
+        read_yolo(folder)
+
+
+@pytest.mark.parametrize("ending", ["jfif", "gif", "ppm", "tga", "JPG", "avif", "jp2"])
+def test_every_ending_of_an_image_is_read(tmp_path: Path, ending: str):
+    """Labelled images of unusual formats aren't left out."""
+    if f".{ending.lower()}" not in image_endings():
+        pytest.skip("PIL was built without this format")
+    folder = write_yolo(tmp_path, {"a": BOX, "b": BOX})
+    write_image(folder / "images" / "train" / f"b.{ending}")
+    (folder / "images" / "train" / "b.png").unlink()
+    dataset = read_yolo(folder)
+    assert [len(dataset[i][1]["boxes"]) for i in range(len(dataset))] == [1, 1]
+
+
+@pytest.mark.parametrize("is_beside", [True, False])
+def test_label_files_without_image_are_reported_once(tmp_path: Path, is_beside: bool):
+    """Images of unknown formats or missing ones don't vanish silently; other text files may."""
+    folder = write_yolo(tmp_path, {"a": BOX})
+    labels = folder / "labels" / "train"
+    if is_beside:
+        (folder / "data.yaml").write_text("names: [cat, dog]\ntrain: all")
+        labels.rename(folder / "all")
+        (folder / "images" / "train" / "a.png").rename(folder / "all" / "a.png")
+        labels = folder / "all"
+    (labels / "classes.txt").write_text("cat\ndog\n")
+    (labels / "empty.txt").write_text("")
+    assert not read_yolo(folder).table.problems
+    for name in ("b", "c"):
+        (labels / f"{name}.txt").write_text(BOX)
+    with pytest.warns(
+        UserWarning, match="2 label files in .* have no image, such as b.txt"
+    ) as all_:
+        dataset = read_yolo(folder)
+    assert len(all_) == 1 and len(dataset) == 1
+    assert [(p.image, p.is_fatal) for p in dataset.table.problems] == [(None, False)]
+
+
+def test_images_with_the_same_label_file_are_reported(tmp_path: Path):
+    """Two images of one name share their boxes, which is rarely intended."""
+    folder = write_yolo(tmp_path, {"a": BOX})
+    write_image(folder / "images" / "train" / "a.jpg")
+    with pytest.warns(UserWarning, match="1 images have the label file of another .*a.jpg and a.p"):
+        assert len(read_yolo(folder)) == 2
+
+
+def test_byte_order_marks(tmp_path: Path):
+    """Editors on Windows write them into label files, lists and the YAML file."""
+    folder = write_yolo(tmp_path, {"a": BOX}, train="train.txt")
+    (folder / "train.txt").write_text("images/train/a.png\n", encoding="utf-8-sig")
+    for file in (folder / "data.yaml", folder / "labels" / "train" / "a.txt"):
+        file.write_bytes(codecs.BOM_UTF8 + file.read_bytes())
+    assert len(read_yolo(folder)[0][1]["boxes"]) == 1
+    (folder / "labels" / "train" / "a.txt").write_bytes("größe".encode("latin-1"))
+    with pytest.warns(UserWarning, match="a.txt isn't UTF-8 text"):
+        read_yolo(folder)
+
+
+def test_lines_that_are_no_paths_are_errors_of_their_image(tmp_path: Path):
+    """One broken line of a list doesn't prevent reading the others."""
+    folder = write_yolo(tmp_path, {"a": BOX}, train="train.txt")
+    (folder / "train.txt").write_text(f"images/train/a.png\n{'a' * 300}.png\nb.png")
+    with pytest.warns(UserWarning, match="2 problems that prevent training"):
+        dataset = read_yolo(folder)
+    assert len(dataset) == 3 and len(dataset[0][1]["boxes"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"train": "images\\train"}, None),
+        ({"train": "..\\images\\train"}, None),
+        ({"path": "/content/data", "train": "images/train"}, None),
+        ({"train": "/content/data/images/train"}, None),
+        ({"train": "C:\\data\\images\\train"}, None),
+        ({"train": "train.txt"}, "images\\train\\a.png"),
+        ({"train": "train.txt"}, "/content/data/images/train/a.png"),
+        ({"train": "train.txt"}, "C:\\data\\images\\train\\a.png"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.* doesn't exist; .* is used:UserWarning")
+def test_paths_of_other_computers(tmp_path: Path, changes: dict, line: str | None):
+    """Paths of Windows and of notebooks are found in the folder of the YAML file."""
+    folder = write_yolo(tmp_path, {"a": BOX}, **changes)
+    if line:
+        (folder / "train.txt").write_text(line)
+    assert len(read_yolo(folder)[0][1]["boxes"]) == 1

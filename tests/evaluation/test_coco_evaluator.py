@@ -162,6 +162,51 @@ def test_perfect_and_empty() -> None:
     assert perfect.compute()["AP"] == pytest.approx(1.0) and blind.compute()["AP"] == 0.0
 
 
+def many_objects(number: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Make an image with this many objects of a class, all of them detected."""
+    corners = torch.cartesian_prod(torch.arange(16), torch.arange(16))[:number] * 10.0
+    boxes = torch.cat([corners, corners + 8], dim=1)
+    truth = {
+        "images": [{"id": 5, "height": 160, "width": 160}],
+        "categories": [{"id": 0, "name": "dot"}],
+        "annotations": [
+            {"image_id": 5, "category_id": 0, "bbox": [x, y, 8, 8]} for x, y in corners.tolist()
+        ],
+    }
+    labels = torch.zeros(number, dtype=torch.int64)
+    return truth, {"scores": torch.linspace(0.9, 0.1, number), "labels": labels, "boxes": boxes}
+
+
+def test_more_objects_than_detections_that_count() -> None:
+    """COCO's rule is the default, with a warning; more detections count if asked for."""
+    truth, found = many_objects(250)
+    with pytest.warns(UserWarning, match=r"1 images have more than 100 objects, up to 250 .*=250"):
+        limited = CocoEvaluator(truth)
+    limited.update([5], [found])
+    assert limited.compute()["AP"] == pytest.approx(0.406, abs=1e-3)
+    whole = CocoEvaluator(truth, max_detections=250)
+    whole.update([5], [found])
+    metrics = whole.compute()
+    assert metrics["AP"] == pytest.approx(1) and metrics["AR_250"] == pytest.approx(1)
+    assert metrics["AR_10"] == pytest.approx(0.04) and "AR_100" not in metrics
+    assert metrics["per_class"]["dot"]["AR_250"] == pytest.approx(1)
+    assert "AR_250" in metrics_table(metrics)
+    CocoEvaluator(many_objects(100)[0])  # without a warning
+    for wrong in (10, 0, 300.0, True, None):
+        with pytest.raises(ValueError, match="max_detections is .*expected an integer above 10"):
+            CocoEvaluator(truth, max_detections=wrong)
+
+
+def test_category_ids_may_be_any_number() -> None:
+    """Sparse ids need no memory for the numbers between them."""
+    truth, found = many_objects(3)
+    sparse = [{"id": 2**40, "name": "dot"}, {"id": 7, "name": "line"}]
+    objects = [{**a, "category_id": 2**40} for a in truth["annotations"]]
+    evaluator = CocoEvaluator({**truth, "categories": sparse, "annotations": objects})
+    evaluator.update([5], [{**found, "labels": found["labels"] + 2**40}])
+    assert evaluator.compute()["AP"] == pytest.approx(1)
+
+
 def test_no_objects_at_all() -> None:
     """Metrics without objects are -1 as in pycocotools."""
     truth, detections = some_results()

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import Subset
 
 from hf_detr import (
     DetrForSegmentation,
@@ -315,6 +316,30 @@ def test_nan_logits_warn(variant: str, tmp_path: Path) -> None:
         parameter.data.fill_(math.nan)
     with pytest.warns(UserWarning, match="outputs have NaN or infinite values"):
         evaluate(model, processor_of(variant), write_data(tmp_path), progress=False)
+
+
+def test_part_of_a_data_set(tmp_path: Path) -> None:
+    """torch's Subset is evaluated on its images only."""
+    box = {"category_id": 0, "bbox": [5, 5, 20, 20], "area": 400}
+    dataset = write_data(tmp_path, [{**box, "image_id": image_id} for image_id in (2, 7, 7)])
+    model, processor = tiny_detector(num_labels=5), processor_of()
+    metrics = evaluate(model, processor, Subset(dataset, [1, 4]))
+    assert metrics == evaluate(model, processor, dataset.subset([1, 4]))
+    assert metrics["per_class"]["kind 0"]["num_objects"] == 2
+
+
+@pytest.mark.parametrize("variant", ["detr", "deformable_detr"])
+def test_more_detections_than_in_coco(variant: str, tmp_path: Path) -> None:
+    """`max_detections` also reaches the post-processing, which is limited to 100 by default."""
+    dataset = write_data(tmp_path).first(1)
+    model, processor = tiny_detector(variant, num_queries=40, num_labels=5), processor_of(variant)
+    counts = [
+        len(found["scores"])
+        for number in (100, 150)
+        for _, (found,) in detect(model, processor, dataset, max_detections=number)
+    ]
+    assert counts == ([40, 40] if variant == "detr" else [100, 150])
+    assert "AR_150" in evaluate(model, processor, dataset, max_detections=150)
 
 
 def test_panoptic_quality_requires_panoptic_data(tmp_path: Path) -> None:

@@ -1,0 +1,119 @@
+"""Names of files: other spellings inside the folder, encodings of lists, endings of images."""
+
+from pathlib import Path
+
+import PIL.Image
+import pytest
+
+from hf_detr.data.file_names import image_endings, names_inside, read_lines
+from hf_detr.data.image_source import ImageFolder
+
+from ..some_data import write_image
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("sub\\a b.png", "sub/a b.png"),
+        (".\\sub\\a b.png", "sub/a b.png"),
+        ("sub/a%20b.png", "sub/a b.png"),
+        ("C:\\Users\\me\\images\\sub\\a b.png", "sub/a b.png"),
+        ("/home/me/images/1.png", "1.png"),
+        ("file:///home/me/images/1.png", "1.png"),
+        ("file:///C:/images/sub/a%20b.png", "sub/a b.png"),
+        ("https://example.com/images/1.png?token=/2.png", "1.png"),
+        ("s3://bucket/sub/a b.png", "sub/a b.png"),
+        ("images/1.png", "1.png"),
+        ("images\\1.png", "1.png"),
+        ("/data/upload/3/1.png", "1.png"),
+        ("/data/upload/3/0a1b2c3d-1.png", "1.png"),
+        ("images/0a1b2c3d-1.png", "1.png"),
+        ("../../label-studio/data/media/upload/3/1.png", "1.png"),
+        ("/data/local-files/?d=images/sub/a%20b.png", "sub/a b.png"),
+        ("http://localhost:8080/data/local-files/?d=images%5Csub%5Ca b.png", "sub/a b.png"),
+        ("u\u0308.png", "\u00fc.png"),
+    ],
+)
+def test_other_spellings_are_found_inside_the_folder(tmp_path: Path, name: str, file: str):
+    """Names of Windows, URLs, other computers and Label Studio mean the files here, with a note."""
+    folder = tmp_path / "images"
+    for existing in ("1.png", "2.png", "sub/a b.png", "\u00fc.png"):
+        write_image(folder / existing)
+    images = ImageFolder(folder, ["2.png", name])
+    assert images.name(1) == str(folder / file)
+    (note,) = images.notes
+    assert not note.is_fatal and repr(name) in note.text and repr(file) in note.text
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "/etc/../1.png",
+        "../1.png",
+        "..\\1.png",
+        "..%2F1.png",
+        "/data/upload/../secret.png",
+        "file:///../secret.png",
+        "/data/local-files/?d=../secret.png",
+        "%2e%2e/secret.png",
+        "/etc/passwd",
+    ],
+)
+def test_no_spelling_leaves_the_folder(tmp_path: Path, name: str):
+    """A file beside the folder is never read, even though it exists."""
+    write_image(tmp_path / "secret.png")
+    write_image(tmp_path / "images" / "1.png")
+    try:
+        images = ImageFolder(tmp_path / "images", [name])
+    except ValueError as error:
+        assert "not a path inside the image folder" in str(error)
+    else:  # a name inside, whose file is missing
+        assert ".." not in Path(images.name(0)).parts and not Path(images.name(0)).exists()
+
+
+def test_existing_names_win(tmp_path: Path):
+    """A file that really has such a name isn't replaced by another."""
+    for name in ("a%20b.png", "a b.png", "0a1b2c3d-1.png", "1.png"):
+        write_image(tmp_path / name)
+    names = ["a%20b.png", "a b.png", "0a1b2c3d-1.png", "missing%20.png"]
+    assert names_inside(tmp_path, names) == (names, None)
+
+
+def test_two_names_of_one_file_raise(tmp_path: Path):
+    """Boxes of two images aren't drawn on the same one."""
+    write_image(tmp_path / "1.png")
+    with pytest.raises(ValueError, match="'/train/1.png' and '/val/1.png' .* both mean '1.png'"):
+        ImageFolder(tmp_path, ["/train/1.png", "/val/1.png"])
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_lists_of_every_encoding(tmp_path: Path, encoding: str):
+    """Editors on Windows write byte-order marks."""
+    (tmp_path / "list.txt").write_text("größe.png\n2.png\n", encoding=encoding)
+    assert read_lines(tmp_path / "list.txt") == ["größe.png", "2.png"]
+
+
+def test_other_encodings_are_named(tmp_path: Path):
+    """Names aren't guessed from a wrong encoding."""
+    (tmp_path / "list.txt").write_text("größe.png", encoding="latin-1")
+    with pytest.raises(ValueError, match="list.txt isn't UTF-8 text: .*; save it as UTF-8"):
+        read_lines(tmp_path / "list.txt")
+
+
+def test_endings_are_those_of_images_that_can_be_opened():
+    """Unusual formats of photos count, documents and videos don't."""
+    usual = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+    unusual = {".jfif", ".jpe", ".gif", ".jp2", ".ppm", ".pgm", ".tga", ".mpo", ".apng"}
+    assert usual | unusual <= image_endings()
+    assert not image_endings() & {
+        ".pdf",
+        ".eps",
+        ".ps",
+        ".mpg",
+        ".txt",
+        ".json",
+        ".h5",
+        ".psd",
+        ".ico",
+    }
+    assert (".avif" in image_endings()) == PIL.features.check("avif")
