@@ -68,7 +68,7 @@ def test_validation_split_is_measured(tmp_path: Path, monkeypatch: pytest.Monkey
         (["--coco", "a.json"], "--images"),
         (["--coco", "a.json", "--images", "b", "--bogus"], "unrecognized arguments: --bogus"),
         (["--coco", "a.json", "--images", "b"], "--coco a.json doesn't exist"),
-        (["--coco", "a.json", "--images", "b", "--split", "val"], "--split can only be used"),
+        (["--coco", "a.json", "--images", "b", "--split", "val"], "--split needs a folder"),
         (["--yolo", ".", "--json", "."], "can't be written"),
         (["--yolo", ".", "--model", "./nowhere"], "nowhere doesn't exist"),
     ],

@@ -114,7 +114,7 @@ def test_validation_split_of_the_hub(tmp_path: Path):
         (["--voc", "a", "--segments", "b"], "--segments can only be used with --coco"),
         (
             ["--coco", "a", "--images", "b", "--split", "val"],
-            "--split can only be used with --voc and --yolo and --hub",
+            "--split needs a folder of --coco",
         ),
     ],
 )
