@@ -19,6 +19,7 @@ from .configuration_checks import (
     check_range,
     check_stored,
     check_transformer,
+    warn_about_contradiction,
     warn_about_misspelt,
 )
 
@@ -113,8 +114,8 @@ class DetectionConfig(PreTrainedConfig):
             if isinstance(value, float) and value.is_integer():
                 setattr(self, name, int(value))
         super().__post_init__(**kwargs)
-        if self.label2id is None or set(self.label2id.values()) != set(self.id2label):
-            self.label2id = {label: index for index, label in self.id2label.items()}
+        warn_about_contradiction(self.id2label, self.label2id)
+        self.label2id = {label: index for index, label in self.id2label.items()}
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:

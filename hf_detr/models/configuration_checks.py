@@ -10,6 +10,8 @@ import torch
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
+from ..wording import some_of
+
 # Limits that protect the memory from invalid files.
 MOST, MOST_LAYERS = 2**16, 1000
 
@@ -25,6 +27,18 @@ def warn_about_misspelt(kwargs: dict[str, Any], config_class: type[PreTrainedCon
                 f"mean {close[0]!r}?",
                 stacklevel=2,
             )
+
+
+def warn_about_contradiction(id2label: dict[int, str], label2id: dict[str, int] | None) -> None:
+    """Warn if `label2id` has other numbers than `id2label`, which is used."""
+    numbers = {str(index): name for index, name in id2label.items()}  # files may have texts
+    wrong = [f"{n!r}: {i}" for n, i in (label2id or {}).items() if numbers.get(str(i)) != n]
+    if wrong:
+        warnings.warn(
+            f"label2id contradicts id2label in {some_of(wrong)}; id2label is used. Leave label2id "
+            "out, or correct it.",
+            stacklevel=2,
+        )
 
 
 def check_stored(stored: Any, config_class: type[PreTrainedConfig]) -> None:

@@ -316,6 +316,15 @@ def test_overrides_are_checked_as_values_of_the_file(tmp_path: Path) -> None:
             DetrConfig.from_pretrained(tmp_path, **wrong)
 
 
+def test_label2id_against_id2label() -> None:
+    """A contradiction is named, and the names that are shown count; equal names are none."""
+    id2label = {0: "cup", 1: "spoon", 2: "spoon"}
+    with pytest.warns(UserWarning, match="contradicts id2label in 'cup': 1, 'fork': 3; id2label"):
+        config = DetrConfig(id2label=id2label, label2id={"cup": 1, "spoon": 2, "fork": 3})
+    assert config.label2id == {"cup": 0, "spoon": 2}
+    DetrConfig(id2label=id2label, label2id={"cup": "0", "spoon": 1})
+
+
 def test_label2id_follows_id2label(tmp_path: Path) -> None:
     """label2id is updated if only id2label is given."""
     assert DetrConfig(id2label={0: "cup", 1: "spoon"}).label2id == {"cup": 0, "spoon": 1}
