@@ -239,7 +239,7 @@ WRONG = {
         "'resnet18'.*'resnet50'; set only one",
     ),
     "transformers' backbone": (
-        {"backbone_config": {"model_type": "resnet"}},
+        {"backbone_config": {"model_type": "convnext"}},
         "only backbones from timm",
     ),
     "no timm": ({"backbone": "resnet50", "use_timm_backbone": False}, "only backbones from timm"),
