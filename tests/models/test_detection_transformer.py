@@ -167,6 +167,30 @@ def test_half_precision_inference(variant: str, dtype: torch.dtype, atol: float)
     assert_close(autocast.logits.float(), expected.logits, atol=0.1, rtol=0)
 
 
+REFERENCES = [  # of Conditional DETR two layers in bf16 predict the logits
+    ("conditional_detr", {}, 2e-3),
+    ("deformable_detr", {}, 1e-3),
+    ("deformable_detr", {"with_box_refine": True, "two_stage": True}, 1e-5),
+]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("variant", "changes", "atol"), REFERENCES)
+def test_references_of_bf16_models(variant: str, changes: dict, atol: float) -> None:
+    """Reference points and proposals take their sigmoid in float32, where a pixel is a number."""
+    model = tiny_detector(variant, num_queries=200, **changes).bfloat16()
+    exact = tiny_detector(variant, num_queries=200, **changes)
+    exact.load_state_dict(model.state_dict())
+    batch = padded_batch(height=128, width=160)
+    references = []
+    for detector in (model, exact):
+        output = detector.model(*batch, output_attentions=True)
+        logits = output.enc_outputs_coord_logits
+        references.append(output.reference_points[0] if logits is None else logits.sigmoid())
+        assert output.reference_points[0].dtype == torch.float32
+    assert_close(*references, atol=atol, rtol=0)
+
+
 @pytest.mark.parametrize("autocast", [False, True])
 def test_bf16_training(variant: str, autocast: bool) -> None:
     """Pure bf16 and autocast training give finite gradients, the loss in float32."""

@@ -14,7 +14,7 @@ from ...layers.position_encoding import encode_points
 from ...layers.transformer import TransformerLayer, XavierLinear
 from ...losses.classification import SigmoidFocalClassification
 from ...losses.criterion import make_criterion
-from ...ops.box_ops import boxes_from_deltas
+from ...ops.box_ops import boxes_from_deltas, points_from_logits
 from ..detection_transformer import DetectionTransformer, ObjectDetector
 from ..heads import MLP, make_box_head, make_class_head
 from ..outputs import DecoderOutput
@@ -139,6 +139,7 @@ class ConditionalDetrDecoder(nn.Module):
         """Decode queries (B, Q, D) at points (B, Q, 2), with memory and positions (B, S, D)."""
         hidden_states = queries.contents
         sines = encode_points(queries.reference_points, hidden_states.shape[-1])
+        sines = sines.to(hidden_states.dtype)
         trace = [(hidden_states, None, None)]
         for index, layer in enumerate(self.layers):
             # The paper's T(f): how the content stretches the spatial query; the first has none.
@@ -178,7 +179,7 @@ class ConditionalDetrModel(DetectionTransformer):
         self.post_init()
 
     def prepare_queries(self, embeddings: Tensor) -> Queries:
-        reference_points = self.decoder.ref_point_head(embeddings).sigmoid()  # (B, Q, 2)
+        reference_points = points_from_logits(self.decoder.ref_point_head(embeddings))  # (B, Q, 2)
         return Queries(torch.zeros_like(embeddings), embeddings, reference_points)
 
 

@@ -26,7 +26,7 @@ from ...layers.position_encoding import encode_points, make_position_encoding, s
 from ...layers.transformer import TransformerLayer, XavierLinear
 from ...losses.classification import SigmoidFocalClassification
 from ...losses.criterion import make_criterion
-from ...ops.box_ops import boxes_from_deltas
+from ...ops.box_ops import boxes_from_deltas, points_from_logits
 from ..detection_transformer import DetectionTransformer, ObjectDetector
 from ..heads import make_box_head, make_class_head
 from ..outputs import DecoderOutput
@@ -221,7 +221,8 @@ class DeformableDetrModel(DetectionTransformer):
 
     def prepare_queries(self, embeddings: Tensor) -> Queries:
         positions, contents = embeddings.chunk(2, dim=-1)  # (B, Q, D) each
-        return Queries(contents, positions, self.reference_points(positions).sigmoid())
+        reference_points = points_from_logits(self.reference_points(positions))
+        return Queries(contents, positions, reference_points)
 
     @property
     def num_queries(self) -> int:
@@ -247,7 +248,7 @@ class DeformableDetrModel(DetectionTransformer):
         # Clamped first: beyond 1 the logit is NaN, whose gradient would survive the filling.
         anchor_logits = anchors.clamp(0.01, 0.99).logit().masked_fill(~valid, torch.inf)
         tokens = self.enc_output_norm(self.enc_output(memory.masked_fill(~valid, 0)))
-        box_logits = self.decoder.bbox_embed[-1](tokens) + anchor_logits.to(tokens.dtype)
+        box_logits = self.decoder.bbox_embed[-1](tokens) + anchor_logits  # at least float32
         return self.decoder.class_embed[-1](tokens), box_logits
 
     def queries_from(self, class_logits: Tensor, box_logits: Tensor) -> Queries:
@@ -258,10 +259,10 @@ class DeformableDetrModel(DetectionTransformer):
         num_queries = min(self.config.two_stage_num_proposals, class_logits.shape[1])
         best = class_logits[..., 0].topk(num_queries, dim=1).indices
         best = best[..., None].expand(-1, -1, 4)
-        reference_points = box_logits.detach().gather(1, best).sigmoid()
+        reference_points = points_from_logits(box_logits.detach().gather(1, best))
         angles = reference_points.float() * (2 * math.pi)
         encoding = sines(angles, self.config.d_model // 2).flatten(-2)  # (B, Q, 2D)
-        embeddings = self.pos_trans_norm(self.pos_trans(encoding.to(box_logits.dtype)))
+        embeddings = self.pos_trans_norm(self.pos_trans(encoding.to(class_logits.dtype)))
         positions, contents = embeddings.chunk(2, dim=-1)
         return Queries(contents, positions, reference_points)
 
@@ -398,8 +399,8 @@ class DeformableDetrForSegmentation(Segmenter):
         self, queries: Tensor, memory: Tensor, pred_boxes: Tensor, centers: Tensor
     ) -> tuple[Tensor, Tensor]:
         width = self.config.d_model
-        places = encode_points(pred_boxes[..., :2].detach(), width)
-        return queries + places, memory + encode_points(centers.to(memory.dtype), width)
+        places = encode_points(pred_boxes[..., :2].detach(), width).to(queries.dtype)
+        return queries + places, memory + encode_points(centers, width).to(memory.dtype)
 
 
 def with_mask_levels(config: DeformableDetrConfig) -> DeformableDetrConfig:
