@@ -144,6 +144,7 @@ class DeformableDetrModel(DetectionTransformer):
 
     config_class = DeformableDetrConfig
     _no_split_modules = ["Backbone", "EncoderLayer", "DeformableDetrDecoderLayer"]
+    needs_corner = True  # as the ratios of `FeaturePyramid`
 
     def __init__(self, config: DeformableDetrConfig) -> None:
         super().__init__(config)
