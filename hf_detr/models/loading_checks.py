@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from ..wording import some_of
 
 SHOWN = 3
+FLOATING = ("F64", "F32", "F16", "BF16")  # safetensors' names
 
 
 def check_weight_files(files: Collection[str], source: str | os.PathLike) -> None:
@@ -43,29 +44,53 @@ def check_weight_files(files: Collection[str], source: str | os.PathLike) -> Non
         _check_digest(Path(file).resolve())
 
 
-def check_shapes(model: PreTrainedModel, files: Collection[str]) -> None:
-    """Compare the shapes in the files' headers with the model's.
+def check_headers(
+    model: PreTrainedModel, files: Collection[str], any_shape: bool, any_dtype: bool
+) -> None:
+    """Compare shapes and dtypes in the files' headers with the model's.
+
+    Args:
+        model: on any device.
+        files: safetensors.
+        any_shape: allow other shapes.
+        any_dtype: allow integers where the model has floating-point numbers.
 
     Raises:
-        ValueError: if shapes differ, or a file isn't a complete safetensors file.
+        ValueError: if they differ, or a file isn't a complete safetensors file.
     """
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    different = []
+    expected = model.state_dict()
+    different, integers = [], []
     for file in files:
-        try:
-            with safe_open(file, framework="pt") as opened:
-                for name in opened.keys():  # noqa: SIM118 (not a dictionary)
-                    shape = tuple(opened.get_slice(name).get_shape())
-                    if shape != expected.get(name, shape):
-                        different.append(f"{name} is {shape}, expected {expected[name]}")
-        except SafetensorError as error:
-            raise unreadable(file, error) from error
+        for name, (shape, dtype) in _read_header(file).items():
+            if name not in expected:
+                continue
+            wanted = tuple(expected[name].shape)
+            if shape != wanted and not any_shape:
+                different.append(f"{name} is {shape}, expected {wanted}")
+            if expected[name].is_floating_point() and dtype not in FLOATING and not any_dtype:
+                integers.append(f"{name} ({dtype})")
+    if integers:
+        raise ValueError(
+            f"The weights contain {some_of(integers, SHOWN)}, expected one of "
+            f"{', '.join(FLOATING)}: quantized weights mean nothing without their scales. Load the "
+            "weights from before the quantization."
+        )
     if different:
         raise ValueError(
             f"The weights don't match the configuration: {some_of(different, SHOWN, '; ')}. Use "
             "the configuration of the weights, or ignore_mismatched_sizes=True to initialize "
             "these weights randomly, for example for other classes."
         )
+
+
+def _read_header(file: str) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and dtype of each tensor in a file."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+            return {name: (tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
+    except SafetensorError as error:
+        raise unreadable(file, error) from error
 
 
 def check_finite(model: PreTrainedModel) -> None:

@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ..atomic_saving import atomic_folder, finish_interrupted_save
 from ..distributed import process_index
 from ..layers.backbone import reset_timm_module
-from .loading_checks import check_finite, check_shapes, check_weight_files, unreadable
+from .loading_checks import check_finite, check_headers, check_weight_files, unreadable
 from .training_queries import QueryGroups
 
 
@@ -123,8 +123,10 @@ class DetectionPreTrainedModel(PreTrainedModel):
         if checkpoint_files:
             # An index may name any file, and transformers unpickles by the name's ending.
             check_weight_files(checkpoint_files, load_config.pretrained_model_name_or_path)
-            if not load_config.ignore_mismatched_sizes:
-                check_shapes(model, checkpoint_files)
+            is_quantized = load_config.hf_quantizer is not None
+            check_headers(
+                model, checkpoint_files, load_config.ignore_mismatched_sizes, is_quantized
+            )
         return PreTrainedModel._load_pretrained_model(
             model, state_dict, checkpoint_files, load_config, *args, **kwargs
         )
