@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from .initial_weights import starting
+
 
 class SinePositionEncoding(nn.Module):
     """Fixed sines of a cell's place among the real pixels (DETR, appendix A.4).
@@ -64,12 +66,9 @@ def encode_points(points: Tensor, width: int, temperature: float = 10000) -> Ten
     return torch.cat(parts, dim=-1).to(points.dtype)
 
 
-class UniformEmbedding(nn.Embedding):
-    """Table of vectors that start uniform in [0, 1], as in the original."""
-
-    def reset_parameters(self) -> None:
-        """Draw the table again."""
-        nn.init.uniform_(self.weight)
+def draw_uniform(table: nn.Embedding) -> None:
+    """Vectors uniform in [0, 1], as in the original."""
+    nn.init.uniform_(table.weight)
 
 
 class LearnedPositionEncoding(nn.Module):
@@ -83,8 +82,9 @@ class LearnedPositionEncoding(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.row_embeddings = UniformEmbedding(self.NUM_CELLS, width // 2)
-        self.column_embeddings = UniformEmbedding(self.NUM_CELLS, width // 2)
+        self.row_embeddings, self.column_embeddings = (
+            starting(nn.Embedding(self.NUM_CELLS, width // 2), draw_uniform) for _ in range(2)
+        )
 
     def forward(self, mask: Tensor, all_real: bool = False) -> Tensor:
         """Encode a mask (B, h, w) as (B, D, h, w), x before y; what is real doesn't matter.

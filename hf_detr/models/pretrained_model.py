@@ -149,7 +149,9 @@ class DetectionPreTrainedModel(PreTrainedModel):
         weights = list(module.parameters(recurse=False))
         if weights and all(getattr(weight, "_is_hf_initialized", False) for weight in weights):
             return
-        if hasattr(module, "reset_parameters"):
+        if hasattr(module, "draw_weights"):
+            module.draw_weights(module)
+        elif hasattr(module, "reset_parameters"):
             module.reset_parameters()
         else:
             reset_timm_module(module)

@@ -1,9 +1,14 @@
 """Protects what libraries around the models expect of every one of them."""
 
+from pathlib import Path
+
+import accelerate
 import pytest
 import torch
+from torch import nn
+from torch.testing import assert_close
 
-from ..tiny import padded_batch, tiny_detector
+from ..tiny import padded_batch, tiny_config, tiny_detector
 
 VARIANTS = [
     ("detr", {}),
@@ -30,3 +35,80 @@ def test_low_rank_adapters_learn(variant: str, changes: dict) -> None:
     with torch.no_grad():
         again = merged(pixel_values, pixel_mask).logits
     torch.testing.assert_close(again, logits, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.ao
+@pytest.mark.parametrize("variant, changes", VARIANTS)
+def test_dynamic_quantization(variant: str, changes: dict) -> None:
+    """Protects tools that look for `nn.Linear` itself: every linear layer becomes one of int8."""
+    model = tiny_detector(variant, **changes)
+    assert all(type(m) is nn.Linear for m in model.modules() if isinstance(m, nn.Linear))
+    quantized = torch.ao.quantization.quantize_dynamic(model, {nn.Linear})
+    assert not any(type(module) is nn.Linear for module in quantized.modules())
+    batch = padded_batch()
+    got, expected = (one.model(*batch).encoder_last_hidden_state for one in (quantized, model))
+    assert_close(got, expected, atol=0.2, rtol=0)
+    assert quantized(*batch).pred_boxes.isfinite().all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("include_buffers", [False, True])
+@pytest.mark.parametrize("variant, changes", VARIANTS)
+def test_accelerate_loads_empty_models(
+    variant: str, changes: dict, include_buffers: bool, tmp_path: Path
+) -> None:
+    """Protects Accelerate's own way to load: empty, then from a file; nothing is downloaded."""
+    model = tiny_detector(variant, **changes)
+    model.save_pretrained(tmp_path)
+    config = tiny_config(variant, use_pretrained_backbone=True, **changes)
+    with accelerate.init_empty_weights(include_buffers=include_buffers):
+        empty = type(model)(config)
+    assert all(parameter.is_meta for parameter in empty.parameters())
+    empty.tie_weights()
+    devices = accelerate.infer_auto_device_map(empty, max_memory={"cpu": 10**9})
+    assert set(devices.values()) == {"cpu"}
+    loaded = accelerate.load_checkpoint_and_dispatch(
+        empty, tmp_path / "model.safetensors", device_map={"": "cpu"}
+    )
+    batch = padded_batch()
+    assert torch.equal(loaded.eval()(*batch).logits, model(*batch).logits)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("variant, changes", [*VARIANTS[:2], ("deformable_detr", {})])
+def test_accelerate_splits_a_model_between_memory_and_disk(
+    variant: str, changes: dict, tmp_path: Path
+) -> None:
+    """Protects `load_checkpoint_and_dispatch` with a map for less memory than the weights take."""
+    model = tiny_detector(variant, **changes)
+    model.save_pretrained(tmp_path)
+    with accelerate.init_empty_weights():
+        empty = type(model)(tiny_config(variant, **changes))
+    memory = {"cpu": int(0.9 * 4 * model.num_parameters()), "disk": 10**9}
+    devices = accelerate.infer_auto_device_map(
+        empty, memory, no_split_module_classes=empty._no_split_modules
+    )
+    assert set(devices.values()) == {"cpu", "disk"}
+    loaded = accelerate.load_checkpoint_and_dispatch(
+        empty, tmp_path / "model.safetensors", devices, offload_folder=tmp_path / "offloaded"
+    )
+    batch = padded_batch()
+    assert_close(loaded.eval()(*batch).logits, model(*batch).logits, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("variant, changes", VARIANTS)
+def test_offloading_to_disk(variant: str, changes: dict, tmp_path: Path) -> None:
+    """Protects models whose weights are on disk, by Accelerate itself and by `from_pretrained`."""
+    model = tiny_detector(variant, **changes)
+    model.save_pretrained(tmp_path / "model")
+    batch = padded_batch()
+    expected = model(*batch).logits
+    loaded = type(model).from_pretrained(
+        tmp_path / "model", device_map={"": "disk"}, offload_folder=tmp_path / "loaded"
+    )
+    offloaded = accelerate.disk_offload(model, tmp_path / "offloaded")
+    for one in (loaded, offloaded):
+        assert any(parameter.is_meta for parameter in one.parameters())
+        assert_close(one(*batch).logits, expected, atol=1e-5, rtol=0)

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from ...layers.attention import ProjectedAttention
 from ...layers.feature_pyramid import FeaturePyramid
+from ...layers.initial_weights import xavier_linear
 from ...layers.position_encoding import encode_points
-from ...layers.transformer import TransformerLayer, XavierLinear
+from ...layers.transformer import TransformerLayer
 from ...losses.classification import SigmoidFocalClassification
 from ...losses.criterion import make_criterion
 from ...ops.box_ops import boxes_from_deltas, points_from_logits
@@ -36,20 +37,20 @@ class ConditionalDetrDecoderLayer(TransformerLayer):
         super().__init__(config, config.decoder_ffn_dim)
         width, num_heads = config.d_model, config.decoder_attention_heads
         self.num_heads = num_heads
-        self.sa_qcontent_proj = XavierLinear(width, width)
-        self.sa_qpos_proj = XavierLinear(width, width)
-        self.sa_kcontent_proj = XavierLinear(width, width)
-        self.sa_kpos_proj = XavierLinear(width, width)
-        self.sa_v_proj = XavierLinear(width, width)
+        self.sa_qcontent_proj = xavier_linear(width, width)
+        self.sa_qpos_proj = xavier_linear(width, width)
+        self.sa_kcontent_proj = xavier_linear(width, width)
+        self.sa_kpos_proj = xavier_linear(width, width)
+        self.sa_v_proj = xavier_linear(width, width)
         self.self_attn = ProjectedAttention(width, num_heads, config.attention_dropout)
         self.self_attn_layer_norm = nn.LayerNorm(width)
 
-        self.ca_qcontent_proj = XavierLinear(width, width)
-        self.ca_qpos_proj = XavierLinear(width, width) if is_first else None
-        self.ca_kcontent_proj = XavierLinear(width, width)
-        self.ca_kpos_proj = XavierLinear(width, width)
-        self.ca_v_proj = XavierLinear(width, width)
-        self.ca_qpos_sine_proj = XavierLinear(width, width)
+        self.ca_qcontent_proj = xavier_linear(width, width)
+        self.ca_qpos_proj = xavier_linear(width, width) if is_first else None
+        self.ca_kcontent_proj = xavier_linear(width, width)
+        self.ca_kpos_proj = xavier_linear(width, width)
+        self.ca_v_proj = xavier_linear(width, width)
+        self.ca_qpos_sine_proj = xavier_linear(width, width)
         self.encoder_attn = ProjectedAttention(width, num_heads, config.attention_dropout)
         self.encoder_attn_layer_norm = nn.LayerNorm(width)
 
@@ -124,8 +125,8 @@ class ConditionalDetrDecoder(nn.Module):
             for index in range(config.decoder_layers)
         )
         self.layernorm = nn.LayerNorm(width)
-        self.query_scale = MLP(width, width, width, num_layers=2, linear=XavierLinear)
-        self.ref_point_head = MLP(width, width, 2, num_layers=2, linear=XavierLinear)
+        self.query_scale = MLP(width, width, width, num_layers=2, linear=xavier_linear)
+        self.ref_point_head = MLP(width, width, 2, num_layers=2, linear=xavier_linear)
 
     def forward(
         self,

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...layers.attention import MultiHeadAttention, OutputProjection
+from ...layers.attention import MultiHeadAttention
 from ...layers.deformable_attention import (
     MultiScaleDeformableAttention,
     MultiScaleDeformableSelfAttention,
@@ -22,8 +22,9 @@ from ...layers.deformable_attention import (
     scale_to_levels,
 )
 from ...layers.feature_pyramid import FeaturePyramid, token_centers
+from ...layers.initial_weights import draw_xavier, output_projection, starting, xavier_linear
 from ...layers.position_encoding import encode_points, make_position_encoding, sines
-from ...layers.transformer import TransformerLayer, XavierLinear
+from ...layers.transformer import TransformerLayer
 from ...losses.classification import SigmoidFocalClassification
 from ...losses.criterion import make_criterion
 from ...ops.box_ops import boxes_from_deltas, points_from_logits
@@ -155,13 +156,13 @@ class DeformableDetrModel(DetectionTransformer):
         self.level_embed = nn.Parameter(torch.empty(config.num_feature_levels, width))
         self.decoder = DeformableDetrDecoder(config)
         if config.two_stage:
-            self.enc_output = XavierLinear(width, width)
+            self.enc_output = xavier_linear(width, width)
             self.enc_output_norm = nn.LayerNorm(width)
-            self.pos_trans = XavierLinear(2 * width, 2 * width)
+            self.pos_trans = xavier_linear(2 * width, 2 * width)
             self.pos_trans_norm = nn.LayerNorm(2 * width)
         else:
             self.query_position_embeddings = nn.Embedding(config.num_queries, 2 * width)
-            self.reference_points = OutputProjection(width, 2)
+            self.reference_points = output_projection(width, 2)
         self.post_init()
 
     def reset_parameters(self) -> None:
@@ -318,24 +319,17 @@ class DeformableDetrForObjectDetection(ObjectDetector):
         return torch.stack(logits), torch.stack(boxes)
 
 
-class ProjectionConv(nn.Conv2d):
-    """Convolution to the transformer's width that starts as the original's."""
-
-    def reset_parameters(self) -> None:
-        """Xavier, and zero bias."""
-        nn.init.xavier_uniform_(self.weight)
-        nn.init.zeros_(self.bias)
-
-
 def make_projections(num_channels: list[int], config: DeformableDetrConfig) -> nn.ModuleList:
     """1x1 convolutions for the backbone's maps, strided 3x3 ones for further levels."""
     width = config.d_model
-    convolutions = [ProjectionConv(channels, width, kernel_size=1) for channels in num_channels]
+    convolutions = [nn.Conv2d(channels, width, kernel_size=1) for channels in num_channels]
     channels = num_channels[-1]
     for _ in range(config.num_feature_levels - len(num_channels)):
-        convolutions.append(ProjectionConv(channels, width, kernel_size=3, stride=2, padding=1))
+        convolutions.append(nn.Conv2d(channels, width, kernel_size=3, stride=2, padding=1))
         channels = width
-    return nn.ModuleList(nn.Sequential(conv, nn.GroupNorm(32, width)) for conv in convolutions)
+    return nn.ModuleList(
+        nn.Sequential(starting(conv, draw_xavier), nn.GroupNorm(32, width)) for conv in convolutions
+    )
 
 
 def make_class_heads(config: DeformableDetrConfig) -> nn.ModuleList:
