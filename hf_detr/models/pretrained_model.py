@@ -15,6 +15,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ..atomic_saving import atomic_folder, finish_interrupted_save
 from ..distributed import process_index
 from ..layers.backbone import reset_timm_module
+from ..wording import some_of
+from .adapters import check_adapter_weights, load_adapter_file
 from .loading_checks import check_finite, check_headers, check_weight_files, unreadable
 from .training_queries import QueryGroups
 
@@ -30,6 +32,13 @@ class DetectionPreTrainedModel(PreTrainedModel):
     # Frozen batch norm has no use for the first, but files hold them; a training's own checkpoints
     # hold the second.
     _keys_to_ignore_on_load_unexpected = [r"num_batches_tracked", r"query_groups"]
+    # Names of modules in transformers, as its adapters have them, and ours. PEFT reads them too,
+    # and applies the first that fits.
+    _checkpoint_conversion_mapping = {
+        r"(layers\.\d+)\.mlp\.(fc[12])\b": r"\1.\2",
+        r"\bo_proj\b": "out_proj",
+        r"\bbackbone\.model\b": "backbone.conv_encoder.model",
+    }
     # Without it the Trainer would not average the loss over accumulated batches.
     accepts_loss_kwargs = False
 
@@ -98,6 +107,43 @@ class DetectionPreTrainedModel(PreTrainedModel):
         """As in transformers, but with `auxiliary_loss` off in the published configuration."""
         with without_auxiliary_loss(self):
             return super().push_to_hub(*args, **kwargs)
+
+    def load_adapter(
+        self,
+        peft_model_id: str | None = None,
+        adapter_name: str | None = None,
+        peft_config: Any = None,
+        adapter_state_dict: dict[str, Tensor] | None = None,
+        adapter_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As in transformers; the adapter may have been trained on transformers' own model.
+
+        Raises:
+            OSError: if the adapter isn't safetensors.
+            ValueError: if it doesn't fit the model.
+        """
+        download = dict(adapter_kwargs or {})
+        if kwargs.get("local_files_only"):
+            download["local_files_only"] = True
+        if adapter_state_dict is None and peft_model_id is not None:
+            config, adapter_state_dict = load_adapter_file(
+                peft_model_id, self._checkpoint_conversion_mapping, **download
+            )
+            peft_config = peft_config or config
+            peft_model_id = None
+        info = super().load_adapter(
+            peft_model_id, adapter_name, peft_config, adapter_state_dict, **kwargs
+        )
+        if lost := {*info.missing_keys, *info.unexpected_keys}:
+            raise ValueError(f"The adapter doesn't fit the model: {some_of(sorted(lost))}.")
+        return info
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        check_adapter_weights(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def get_input_embeddings(self) -> nn.Module:
         """Nothing is looked up in a table, but PEFT asks, and looks for its weights elsewhere."""

@@ -19,6 +19,7 @@ from ...ops.box_ops import boxes_from_deltas, points_from_logits
 from ..detection_transformer import DetectionTransformer, ObjectDetector
 from ..heads import MLP, make_box_head, make_class_head
 from ..outputs import DecoderOutput
+from ..pretrained_model import DetectionPreTrainedModel
 from ..segmentation import Segmenter
 from ..training_queries import Queries
 from .configuration_conditional_detr import ConditionalDetrConfig
@@ -165,10 +166,22 @@ class ConditionalDetrDecoder(nn.Module):
         )
 
 
+# Names of the decoder's projections in transformers, and ours.
+PROJECTION_NAMES = {
+    r"(decoder\.layers\.\d+)\.self_attn\.v_proj\b": r"\1.sa_v_proj",
+    r"(decoder\.layers\.\d+)\.encoder_attn\.v_proj\b": r"\1.ca_v_proj",
+    r"(decoder\.layers\.\d+)\.self_attn\.([qk])_(content|pos)_proj\b": r"\1.sa_\2\3_proj",
+    r"(decoder\.layers\.\d+)\.encoder_attn\.([qk])_(content|pos)_proj\b": r"\1.ca_\2\3_proj",
+    r"(decoder\.layers\.\d+)\.encoder_attn\.q_pos_sine_proj\b": r"\1.ca_qpos_sine_proj",
+}
+ADAPTER_NAMES = {**DetectionPreTrainedModel._checkpoint_conversion_mapping, **PROJECTION_NAMES}
+
+
 class ConditionalDetrModel(DetectionTransformer):
     """Conditional DETR without heads: from pixels to the states of the object queries."""
 
     config_class = ConditionalDetrConfig
+    _checkpoint_conversion_mapping = ADAPTER_NAMES
     _no_split_modules = ["Backbone", "EncoderLayer", "ConditionalDetrDecoderLayer"]
 
     def __init__(self, config: ConditionalDetrConfig) -> None:
@@ -188,6 +201,7 @@ class ConditionalDetrForObjectDetection(ObjectDetector):
     """Conditional DETR with its heads: from pixels to classes, boxes and loss."""
 
     config_class = ConditionalDetrConfig
+    _checkpoint_conversion_mapping = ADAPTER_NAMES
 
     def __init__(self, config: ConditionalDetrConfig) -> None:
         super().__init__(config)
@@ -212,5 +226,6 @@ class ConditionalDetrForSegmentation(Segmenter):
     # Deviation: transformers, whose files these are, leaves the reference points out of the boxes,
     # and matches and scores by softmax what the focal loss trains as sigmoids.
     config_class = ConditionalDetrConfig
+    _checkpoint_conversion_mapping = ADAPTER_NAMES
     base_model_prefix = "conditional_detr"
     detector_class = ConditionalDetrForObjectDetection
