@@ -57,6 +57,17 @@ def draw_kaiming(conv: nn.Conv2d) -> None:
     nn.init.zeros_(conv.bias)
 
 
+class FirstConv(nn.Conv2d):
+    """Convolution of an object's features and maps, whose larger part is the image's own."""
+
+    def forward(self, features: Tensor, attention_maps: Tensor, image: Tensor) -> Tensor:
+        """Of features (B, D, h, w) and maps (P, M, h, w) of objects in images (P,)."""
+        width = features.shape[1]
+        shared = F.conv2d(features, self.weight[:, :width], self.bias, padding=self.padding)
+        own = F.conv2d(attention_maps, self.weight[:, width:], padding=self.padding)
+        return shared[image] + own
+
+
 class MaskHead(nn.Module):
     """Turns attention maps into masks, with the help of ever finer feature maps.
 
@@ -83,7 +94,7 @@ class MaskHead(nn.Module):
                 f"{num_heads} heads give {widths}"
             )
         # Names on disk: lay1 ... lay5, gn1 ... gn5, out_lay, adapter1 ... adapter3.
-        self.lay1 = make_conv(first, first, kernel_size=3)
+        self.lay1 = starting(FirstConv(first, first, kernel_size=3, padding=1), draw_kaiming)
         self.gn1 = nn.GroupNorm(NUM_GROUPS, first)
         for index, (before, after) in enumerate(zip(widths, widths[1:], strict=False), start=2):
             self.add_module(f"lay{index}", make_conv(before, after, kernel_size=3))
@@ -105,7 +116,7 @@ class MaskHead(nn.Module):
             image: (P,), which image each object is in.
             pyramid: three finer maps (B, C_l, h_l, w_l), the coarsest of them first.
         """
-        hidden = F.relu(self.gn1(self._first(features, attention_maps, image)))
+        hidden = F.relu(self.gn1(self.lay1(features, attention_maps, image)))
         hidden = F.relu(self.gn2(self.lay2(hidden)))
         stages = (
             (self.adapter1, self.lay3, self.gn3),
@@ -117,9 +128,3 @@ class MaskHead(nn.Module):
             hidden = adapter(level)[image] + F.interpolate(hidden, size=size, mode="nearest")
             hidden = F.relu(norm(layer(hidden)))
         return self.out_lay(hidden)[:, 0]
-
-    def _first(self, features: Tensor, attention_maps: Tensor, image: Tensor) -> Tensor:
-        """`lay1` of an object's features and maps: a sum, whose larger part is the image's own."""
-        weight, width = self.lay1.weight, features.shape[1]
-        shared = F.conv2d(features, weight[:, :width], self.lay1.bias, padding=1)
-        return shared[image] + F.conv2d(attention_maps, weight[:, width:], padding=1)

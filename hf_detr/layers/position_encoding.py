@@ -98,8 +98,10 @@ class LearnedPositionEncoding(nn.Module):
                 f"The feature map has {height} x {width} cells, but learned positions end at "
                 f"{self.NUM_CELLS}; use smaller images or position_embedding_type='sine'."
             )
-        x = self.column_embeddings.weight[None, :width].expand(height, -1, -1)
-        y = self.row_embeddings.weight[:height, None].expand(-1, width, -1)
+        # Called, not read: Accelerate may keep the tables elsewhere until then.
+        columns, rows = (torch.arange(size, device=mask.device) for size in (width, height))
+        x = self.column_embeddings(columns)[None].expand(height, -1, -1)
+        y = self.row_embeddings(rows)[:, None].expand(-1, width, -1)
         encoding = torch.cat([x, y], dim=-1)  # (h, w, D)
         return encoding.permute(2, 0, 1).expand(batch_size, -1, -1, -1)
 
