@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .initial_weights import input_projection, output_projection
+
 
 def multi_head_attention(
     query: Tensor,
@@ -63,23 +65,6 @@ def _fused_attention(
     return F.scaled_dot_product_attention(query, key, value, mask, dropout)[..., :width]
 
 
-class OutputProjection(nn.Linear):
-    """Projection of the heads' joined outputs."""
-
-    gain = 1.0
-
-    def reset_parameters(self) -> None:
-        """Xavier, and zero bias."""
-        nn.init.xavier_uniform_(self.weight, self.gain)
-        nn.init.zeros_(self.bias)
-
-
-class InputProjection(OutputProjection):
-    """Projection of queries, keys or values; starts as a third of the original's fused one."""
-
-    gain = 1 / math.sqrt(2)  # a (3D, D) matrix starts smaller than (D, D)
-
-
 class ProjectedAttention(nn.Module):
     """Attention of queries, keys and values that are already projected.
 
@@ -93,7 +78,7 @@ class ProjectedAttention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.dropout = dropout
-        self.out_proj = OutputProjection(d_model, d_model)
+        self.out_proj = output_projection(d_model, d_model)
 
     def forward(
         self,
@@ -122,9 +107,9 @@ class MultiHeadAttention(ProjectedAttention):
 
     def __init__(self, d_model: int, num_heads: int, dropout: float) -> None:
         super().__init__(d_model, num_heads, dropout)
-        self.q_proj = InputProjection(d_model, d_model)
-        self.k_proj = InputProjection(d_model, d_model)
-        self.v_proj = InputProjection(d_model, d_model)
+        self.q_proj = input_projection(d_model, d_model)
+        self.k_proj = input_projection(d_model, d_model)
+        self.v_proj = input_projection(d_model, d_model)
 
     def forward(
         self,

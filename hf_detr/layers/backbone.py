@@ -33,11 +33,10 @@ class Backbone(nn.Module):
     def __init__(self, config: TimmBackboneConfig) -> None:
         super().__init__()
         self.config = config
-        # On the meta device a checkpoint is about to be loaded over the weights.
-        pretrained = config.use_pretrained_backbone and torch.get_default_device().type != "meta"
-        model = _make_timm_model(config, pretrained)
-        with next(model.parameters()).device:
-            model = _freeze_batch_norm(model)
+        # On the meta device a checkpoint is about to be loaded over the weights. A module shows
+        # whether it is, because accelerate's init_empty_weights() moves only parameters there.
+        pretrained = config.use_pretrained_backbone and not nn.LayerNorm(1).weight.is_meta
+        model = _freeze_batch_norm(_make_timm_model(config, pretrained))
         # Names on disk: backbone.conv_encoder.model.<timm's names>
         self.conv_encoder = nn.ModuleDict({"model": model})
         self.num_channels: list[int] = model.feature_info.channels()
@@ -113,7 +112,12 @@ class OneStepBatchNormAct2d(FrozenBatchNormAct2d):
 
 
 def _freeze_batch_norm(model: nn.Module) -> nn.Module:
-    model = freeze_batch_norm_2d(model)
+    device = next(model.parameters()).device
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.to(device)  # parameters become buffers, so both must be on one device
+    with device:
+        model = freeze_batch_norm_2d(model)
     faster = {FrozenBatchNorm2d: OneStepBatchNorm2d, FrozenBatchNormAct2d: OneStepBatchNormAct2d}
     for module in model.modules():
         if type(module) in faster:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -15,46 +16,26 @@ from ..ops.multi_scale_deformable_attention import (
     multi_scale_deformable_attention,
     normalize,
 )
-from .attention import OutputProjection
 from .feature_pyramid import FeaturePyramid, token_centers
+from .initial_weights import draw_zeros, output_projection, starting
 
 SamplingPoints = tuple[Tensor, Tensor]  # weights (B, Q, M, L, K), locations (B, Q, M, L, K, 2)
 
 
-class OffsetProjection(nn.Linear):
-    """Predicts sampling offsets in pixels; starts with a ring of directions, one a head.
+def draw_offsets(layer: nn.Linear, layout: tuple[int, int, int]) -> None:
+    """Zero weight; biases are a ring of directions in pixels, one a head.
 
-    Args:
-        d_model: width D of the queries.
-        num_heads: M.
-        num_levels: L.
-        num_points: K.
+    Point k starts k pixels away (along the longer axis) on every level. The layout is (M, L, K).
     """
-
-    def __init__(self, d_model: int, num_heads: int, num_levels: int, num_points: int) -> None:
-        self.layout = (num_heads, num_levels, num_points, 2)
-        super().__init__(d_model, math.prod(self.layout))
-
-    def reset_parameters(self) -> None:
-        """Zero weight; point k starts k pixels away (along the longer axis) on every level."""
-        nn.init.zeros_(self.weight)
-        num_heads, _, num_points, _ = self.layout
-        device, dtype = self.bias.device, self.bias.dtype
-        angles = torch.arange(num_heads, device=device) * (2 * math.pi / num_heads)
-        ring = torch.stack([angles.cos(), angles.sin()], dim=-1)
-        ring = ring / ring.abs().amax(dim=-1, keepdim=True)
-        distances = torch.arange(1, num_points + 1, device=device)
-        offsets = ring[:, None, None] * distances[:, None]  # (M, 1, K, 2)
-        init.copy_(self.bias, offsets.expand(self.layout).flatten().to(dtype))
-
-
-class WeightProjection(nn.Linear):
-    """Predicts attention weights before the softmax; all equal at first."""
-
-    def reset_parameters(self) -> None:
-        """Zero weight, and zero bias."""
-        nn.init.zeros_(self.weight)
-        nn.init.zeros_(self.bias)
+    num_heads, _, num_points = layout
+    nn.init.zeros_(layer.weight)
+    device, dtype = layer.bias.device, layer.bias.dtype
+    angles = torch.arange(num_heads, device=device) * (2 * math.pi / num_heads)
+    ring = torch.stack([angles.cos(), angles.sin()], dim=-1)
+    ring = ring / ring.abs().amax(dim=-1, keepdim=True)
+    distances = torch.arange(1, num_points + 1, device=device)
+    offsets = ring[:, None, None] * distances[:, None]  # (M, 1, K, 2)
+    init.copy_(layer.bias, offsets.expand(*layout, 2).flatten().to(dtype))
 
 
 class MultiScaleDeformableAttention(nn.Module):
@@ -86,10 +67,13 @@ class MultiScaleDeformableAttention(nn.Module):
         self.num_levels = num_levels
         self.num_points = num_points
         self.kernel = kernel
-        self.sampling_offsets = OffsetProjection(d_model, num_heads, num_levels, num_points)
-        self.attention_weights = WeightProjection(d_model, num_heads * num_levels * num_points)
-        self.value_proj = OutputProjection(d_model, d_model)
-        self.output_proj = OutputProjection(d_model, d_model)
+        layout = (num_heads, num_levels, num_points)
+        self.sampling_offsets = starting(
+            nn.Linear(d_model, 2 * math.prod(layout)), partial(draw_offsets, layout=layout)
+        )
+        self.attention_weights = starting(nn.Linear(d_model, math.prod(layout)), draw_zeros)
+        self.value_proj = output_projection(d_model, d_model)
+        self.output_proj = output_projection(d_model, d_model)
 
     def forward(
         self,

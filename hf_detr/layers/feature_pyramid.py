@@ -7,6 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..wording import some_of
+from .folded_backbone import is_readable
+
 
 @dataclass(frozen=True)
 class FeaturePyramid:
@@ -36,22 +39,88 @@ class FeaturePyramid:
 
 
 def check_images(pixel_values: Tensor, pixel_mask: Tensor | None, num_channels: int) -> None:
-    """Refuse a batch whose shapes don't fit.
+    """Refuse a batch that the model can't use.
+
+    The mask's values are checked if it is on the CPU: an accelerator would have to be waited for.
+
+    Args:
+        pixel_values: (B, C, H, W), floating-point numbers.
+        pixel_mask: (B, H, W), 1 or True on real pixels, else 0 or False; None if all are real.
+        num_channels: C.
 
     Raises:
-        ValueError: naming the shape that was got and the one that was expected.
+        TypeError, ValueError: naming what was got and what was expected.
     """
+    if not isinstance(pixel_values, Tensor) or not pixel_values.is_floating_point():
+        raise TypeError(
+            f"pixel_values is {_kind(pixel_values)}; expected a tensor of floating-point numbers, "
+            "normalized as the image processor returns it."
+        )
     if pixel_values.ndim != 4 or pixel_values.shape[1] != num_channels:
         raise ValueError(
             f"pixel_values has shape {tuple(pixel_values.shape)}; expected (batch, "
             f"{num_channels}, height, width), as the image processor returns it."
         )
     batch_size, _, height, width = pixel_values.shape
-    if pixel_mask is not None and pixel_mask.shape != (batch_size, height, width):
+    if pixel_mask is None:
+        return
+    if not isinstance(pixel_mask, Tensor) or pixel_mask.is_complex():
+        raise TypeError(
+            f"pixel_mask is {_kind(pixel_mask)}; expected a tensor, 1 or True on real pixels and 0 "
+            "or False on padding."
+        )
+    if pixel_mask.shape != (batch_size, height, width):
         raise ValueError(
             f"pixel_mask has shape {tuple(pixel_mask.shape)}; expected (batch, height, width) = "
             f"{(batch_size, height, width)}, 1 on real pixels and 0 on padding."
         )
+    if is_readable(pixel_mask):
+        _check_mask_values(pixel_mask)
+
+
+def _check_mask_values(pixel_mask: Tensor) -> None:
+    if pixel_mask.numel() and not pixel_mask.is_floating_point():
+        low, high = pixel_mask.aminmax()  # a tenth of the time of a comparison
+        if low >= 0 and high <= 1:
+            return
+    wrong = pixel_mask != pixel_mask.bool()
+    if wrong.any():
+        raise ValueError(
+            f"pixel_mask contains {pixel_mask[wrong][0].item()}; expected 1 or True on real pixels "
+            "and 0 or False on padding."
+        )
+
+
+def _check_real_cells(masks: list[Tensor], needs_corner: bool) -> None:
+    """Refuse images without real cells, or with others than the geometry describes.
+
+    Args:
+        masks: of each level, (B, h, w), True on real cells.
+        needs_corner: real cells must begin in the upper left corner.
+    """
+    is_empty = ~torch.stack([mask.flatten(1).any(1) for mask in masks]).any(0)
+    if is_empty.any():
+        raise ValueError(
+            f"pixel_mask has no real pixel in image {_indices(is_empty)}, or none that is left on "
+            "the feature maps; leave such images out of the batch."
+        )
+    for mask in masks if needs_corner else ():
+        for real, first in ((mask.any(1), mask[:, 0]), (mask.any(2), mask[:, :, 0])):
+            is_wrong = (real != first).any(1) | (first[:, 1:] > first[:, :-1]).any(1)
+            if is_wrong.any():
+                raise ValueError(
+                    f"In pixel_mask, the real pixels of image {_indices(is_wrong)} don't begin in "
+                    "the upper left corner, or have gaps in the first row or column. This model "
+                    "needs images that are padded at the bottom and the right only."
+                )
+
+
+def _indices(chosen: Tensor) -> str:
+    return some_of(chosen.nonzero()[:, 0].tolist())
+
+
+def _kind(value: Any) -> str:
+    return f"of {value.dtype}" if isinstance(value, Tensor) else f"of type {type(value).__name__}"
 
 
 def build_pyramid(
@@ -59,6 +128,7 @@ def build_pyramid(
     pixel_mask: Tensor | None,
     position_encoding: nn.Module,
     level_embed: Tensor | None = None,
+    needs_corner: bool = False,
 ) -> tuple[Tensor, Tensor, FeaturePyramid]:
     """Flatten projected feature maps and encode the position of every token.
 
@@ -68,9 +138,15 @@ def build_pyramid(
         position_encoding: turns a mask (B, h, w), and whether all of it is real, into
             (B, D, h, w).
         level_embed: (L, D), added to the positions of each level.
+        needs_corner: refuse masks whose real pixels don't begin in the upper left corner, which
+            `valid_ratios` can't describe.
 
     Returns:
         Tokens (B, S, D), their position embeddings (B, S, D) in the same dtype, and the geometry.
+
+    Raises:
+        ValueError: for images without real cells, and as `needs_corner` says. Masks on an
+            accelerator aren't checked: it would have to be waited for.
     """
     masks = [resize_mask(pixel_mask, feature_map) for feature_map in feature_maps]
     hidden_states = torch.cat([_flatten(feature_map) for feature_map in feature_maps], dim=1)
@@ -78,6 +154,8 @@ def build_pyramid(
     positions = [_flatten(position_encoding(m, all_real)).to(hidden_states.dtype) for m in masks]
     if level_embed is not None:
         positions = [p + embed for p, embed in zip(positions, level_embed, strict=True)]
+    if pixel_mask is not None and is_readable(pixel_mask):
+        _check_real_cells(masks, needs_corner)
     pyramid = FeaturePyramid(
         mask=None if all_real else torch.cat([m.flatten(1) for m in masks], dim=1),
         spatial_shapes=[tuple(feature_map.shape[-2:]) for feature_map in feature_maps],

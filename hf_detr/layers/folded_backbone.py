@@ -223,15 +223,21 @@ def _to_meta(tensor: Tensor) -> Tensor:
 
 
 def inference_only(tensor: Tensor) -> bool:
-    """Whether `tensor` is on the CPU, without gradients, and operators aren't traced or recorded.
+    """Whether values of `tensor` can be read (see `is_readable`), and no gradients are computed.
 
     Only then may a forward pass take short cuts. Compiled and exported graphs, and tools that
-    record operators (FLOP counters, fake tensors), need the original model; on accelerators,
-    reading values waits for the device.
+    record operators (FLOP counters, fake tensors), need the original model.
+    """
+    return is_readable(tensor) and not torch.is_grad_enabled()
+
+
+def is_readable(tensor: Tensor) -> bool:
+    """Whether `tensor` is on the CPU, and operators aren't traced or recorded.
+
+    Graphs can't depend on values, and on accelerators reading them waits for the device.
     """
     return (
         not torch.compiler.is_compiling()  # first: a compiler evaluates nothing after it
-        and not torch.is_grad_enabled()
         and not torch.jit.is_tracing()
         and _get_current_dispatch_mode() is None
         and isinstance(tensor, Tensor)

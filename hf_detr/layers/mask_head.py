@@ -3,9 +3,8 @@
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import initialization as init
 
-from .attention import OutputProjection
+from .initial_weights import output_projection, starting
 
 NUM_GROUPS = 8
 
@@ -26,8 +25,8 @@ class AttentionMaps(nn.Module):
         if d_model % num_heads:
             raise ValueError(f"d_model {d_model} must be divisible by num_heads {num_heads}")
         self.num_heads = num_heads
-        self.q_linear = OutputProjection(d_model, d_model)
-        self.k_linear = OutputProjection(d_model, d_model)
+        self.q_linear = output_projection(d_model, d_model)
+        self.k_linear = output_projection(d_model, d_model)
 
     def forward(self, queries: Tensor, memory: Tensor, mask: Tensor | None) -> Tensor:
         """Weights (B, Q, M, S) that sum to 1 over all heads and tokens of a query.
@@ -46,13 +45,27 @@ class AttentionMaps(nn.Module):
         return scores.flatten(2).softmax(-1).view(scores.shape)
 
 
-class MaskConv(nn.Conv2d):
-    """Convolution that starts as the original's."""
+def make_conv(channels: int, width: int, kernel_size: int) -> nn.Conv2d:
+    """Convolution that keeps the size and starts as the original's."""
+    conv = nn.Conv2d(channels, width, kernel_size, padding=kernel_size // 2)
+    return starting(conv, draw_kaiming)
 
-    def reset_parameters(self) -> None:
-        """Kaiming for linear layers, and zero bias."""
-        nn.init.kaiming_uniform_(self.weight, a=1)
-        init.zeros_(self.bias)
+
+def draw_kaiming(conv: nn.Conv2d) -> None:
+    """Kaiming for linear layers, and zero bias."""
+    nn.init.kaiming_uniform_(conv.weight, a=1)
+    nn.init.zeros_(conv.bias)
+
+
+class FirstConv(nn.Conv2d):
+    """Convolution of an object's features and maps, whose larger part is the image's own."""
+
+    def forward(self, features: Tensor, attention_maps: Tensor, image: Tensor) -> Tensor:
+        """Of features (B, D, h, w) and maps (P, M, h, w) of objects in images (P,)."""
+        width = features.shape[1]
+        shared = F.conv2d(features, self.weight[:, :width], self.bias, padding=self.padding)
+        own = F.conv2d(attention_maps, self.weight[:, width:], padding=self.padding)
+        return shared[image] + own
 
 
 class MaskHead(nn.Module):
@@ -81,16 +94,16 @@ class MaskHead(nn.Module):
                 f"d_model {d_model} and {num_heads} heads give {widths}"
             )
         # Names on disk: lay1 ... lay5, gn1 ... gn5, out_lay, adapter1 ... adapter3.
-        self.lay1 = MaskConv(first, first, kernel_size=3, padding=1)
+        self.lay1 = starting(FirstConv(first, first, kernel_size=3, padding=1), draw_kaiming)
         self.gn1 = nn.GroupNorm(_num_groups(first), first)
         for index, (before, after) in enumerate(zip(widths, widths[1:], strict=False), start=2):
-            self.add_module(f"lay{index}", MaskConv(before, after, kernel_size=3, padding=1))
+            self.add_module(f"lay{index}", make_conv(before, after, kernel_size=3))
             self.add_module(f"gn{index}", nn.GroupNorm(_num_groups(after), after))
-        self.out_lay = MaskConv(widths[-1], 1, kernel_size=3, padding=1)
+        self.out_lay = make_conv(widths[-1], 1, kernel_size=3)
         for index, (channels, width) in enumerate(
             zip(pyramid_channels, widths[1:], strict=False), start=1
         ):
-            self.add_module(f"adapter{index}", MaskConv(channels, width, kernel_size=1))
+            self.add_module(f"adapter{index}", make_conv(channels, width, kernel_size=1))
 
     def forward(
         self, features: Tensor, attention_maps: Tensor, image: Tensor, pyramid: list[Tensor]
@@ -103,7 +116,7 @@ class MaskHead(nn.Module):
             image: (P,), which image each object is in.
             pyramid: three finer maps (B, C_l, h_l, w_l), the coarsest of them first.
         """
-        hidden = F.relu(self.gn1(self._first(features, attention_maps, image)))
+        hidden = F.relu(self.gn1(self.lay1(features, attention_maps, image)))
         hidden = F.relu(self.gn2(self.lay2(hidden)))
         stages = (
             (self.adapter1, self.lay3, self.gn3),
@@ -115,12 +128,6 @@ class MaskHead(nn.Module):
             hidden = adapter(level)[image] + F.interpolate(hidden, size=size, mode="nearest")
             hidden = F.relu(norm(layer(hidden)))
         return self.out_lay(hidden)[:, 0]
-
-    def _first(self, features: Tensor, attention_maps: Tensor, image: Tensor) -> Tensor:
-        """`lay1` of an object's features and maps: a sum, whose larger part is the image's own."""
-        weight, width = self.lay1.weight, features.shape[1]
-        shared = F.conv2d(features, weight[:, :width], self.lay1.bias, padding=1)
-        return shared[image] + F.conv2d(attention_maps, weight[:, width:], padding=1)
 
 
 def _num_groups(width: int) -> int:

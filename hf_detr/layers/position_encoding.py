@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from .initial_weights import starting
+
 
 class SinePositionEncoding(nn.Module):
     """Fixed sines of a cell's place among the real pixels (DETR, appendix A.4).
@@ -64,12 +66,9 @@ def encode_points(points: Tensor, width: int, temperature: float = 10000) -> Ten
     return torch.cat(parts, dim=-1).to(points.dtype)
 
 
-class UniformEmbedding(nn.Embedding):
-    """Table of vectors that start uniform in [0, 1], as in the original."""
-
-    def reset_parameters(self) -> None:
-        """Draw the table again."""
-        nn.init.uniform_(self.weight)
+def draw_uniform(table: nn.Embedding) -> None:
+    """Vectors uniform in [0, 1], as in the original."""
+    nn.init.uniform_(table.weight)
 
 
 class LearnedPositionEncoding(nn.Module):
@@ -83,8 +82,9 @@ class LearnedPositionEncoding(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.row_embeddings = UniformEmbedding(self.NUM_CELLS, width // 2)
-        self.column_embeddings = UniformEmbedding(self.NUM_CELLS, width // 2)
+        self.row_embeddings, self.column_embeddings = (
+            starting(nn.Embedding(self.NUM_CELLS, width // 2), draw_uniform) for _ in range(2)
+        )
 
     def forward(self, mask: Tensor, all_real: bool = False) -> Tensor:
         """Encode a mask (B, h, w) as (B, D, h, w), x before y; what is real doesn't matter.
@@ -98,8 +98,10 @@ class LearnedPositionEncoding(nn.Module):
                 f"The feature map has {height} x {width} cells, but learned positions end at "
                 f"{self.NUM_CELLS}; use smaller images or position_embedding_type='sine'."
             )
-        x = self.column_embeddings.weight[None, :width].expand(height, -1, -1)
-        y = self.row_embeddings.weight[:height, None].expand(-1, width, -1)
+        # Called, not read: Accelerate may keep the tables elsewhere until then.
+        columns, rows = (torch.arange(size, device=mask.device) for size in (width, height))
+        x = self.column_embeddings(columns)[None].expand(height, -1, -1)
+        y = self.row_embeddings(rows)[:, None].expand(-1, width, -1)
         encoding = torch.cat([x, y], dim=-1)  # (h, w, D)
         return encoding.permute(2, 0, 1).expand(batch_size, -1, -1, -1)
 

@@ -11,15 +11,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .attention import MultiHeadAttention
 from .feature_pyramid import FeaturePyramid
-
-
-class XavierLinear(nn.Linear):
-    """Linear layer with Xavier weights and torch's bias, as the original's feed-forward network."""
-
-    def reset_parameters(self) -> None:
-        """Draw the weights again."""
-        super().reset_parameters()
-        nn.init.xavier_uniform_(self.weight)
+from .initial_weights import xavier_linear
 
 
 class TransformerLayer(GradientCheckpointingLayer):
@@ -37,8 +29,8 @@ class TransformerLayer(GradientCheckpointingLayer):
         self.activation = ACT2FN[config.activation_function]
         if isinstance(self.activation, nn.ReLU):
             self.activation.inplace = True  # its input isn't used again
-        self.fc1 = XavierLinear(config.d_model, ffn_dim)
-        self.fc2 = XavierLinear(ffn_dim, config.d_model)
+        self.fc1 = xavier_linear(config.d_model, ffn_dim)
+        self.fc2 = xavier_linear(ffn_dim, config.d_model)
         self.final_layer_norm = nn.LayerNorm(config.d_model)
 
     def add_and_norm(self, hidden_states: Tensor, update: Tensor, norm: nn.LayerNorm) -> Tensor:

@@ -147,7 +147,7 @@ def _check_finite(finite: np.ndarray) -> None:
             f"The {name} of image {image} hold NaN or infinity, first at decoder layer {layer} of "
             f"those in the loss (0 … {len(finite) - 1}). Usual reasons: a learning rate that is "
             "too high, no gradient clipping (the papers clip the norm at 0.1), overflow in "
-            "float16, or pixel_values that aren't finite.",
+            "float16, pixel_values that aren't finite, or a pixel_mask that the model can't use.",
             sorted(set(bad[:, 2].tolist())),
         )
 

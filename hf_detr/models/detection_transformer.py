@@ -36,6 +36,7 @@ class DetectionTransformer(DetectionPreTrainedModel):
     """
 
     _keys_to_ignore_on_save = ["query_groups.embeddings.weight"]
+    needs_corner = False  # real pixels must begin in the upper left corner
     input_projection: nn.Conv2d
     query_position_embeddings: nn.Embedding
     decoder: nn.Module
@@ -150,7 +151,7 @@ class DetectionTransformer(DetectionPreTrainedModel):
             labels: as for the detector; training queries may be made of them.
 
         Raises:
-            ValueError: if the shapes don't fit each other or the configuration.
+            TypeError, ValueError: if images or mask can't be used, see `check_images`.
         """
         asked_for = (
             _given(output_hidden_states, self.config.output_hidden_states),
@@ -163,7 +164,7 @@ class DetectionTransformer(DetectionPreTrainedModel):
         feature_maps = self.backbone(pixel_values.to(self.dtype))
         projected = self.project(feature_maps)
         tokens, positions, pyramid = build_pyramid(
-            projected, pixel_mask, self.position_embedding, self.level_embed
+            projected, pixel_mask, self.position_embedding, self.level_embed, self.needs_corner
         )
         encoded = self.encoder(tokens, positions, pyramid, *asked_for)
         memory = encoded.last_hidden_state

@@ -21,6 +21,8 @@ CONVERT_PICKLES = (
     "To convert weights that you trust, load them with transformers in a process without hf_detr, "
     "and save them with save_pretrained."
 )
+Header = tuple[tuple[int, ...], str]  # shape and dtype, by safetensors' names
+FLOATING = ("F64", "F32", "F16", "BF16")
 
 
 def check_weight_files(files: Collection[str], source: str | os.PathLike) -> None:
@@ -51,35 +53,53 @@ def check_weight_files(files: Collection[str], source: str | os.PathLike) -> Non
         _check_digest(Path(file).resolve())
 
 
-def read_shapes(files: Collection[str]) -> dict[str, tuple[int, ...]]:
-    """Read the shapes of all tensors from the headers of safetensors files.
+def read_headers(files: Collection[str]) -> dict[str, Header]:
+    """Read the shape and dtype of each tensor in safetensors files.
 
     Raises:
         ValueError: if a file isn't a complete safetensors file.
     """
-    shapes = {}
+    headers: dict[str, Header] = {}
     for file in files:
         try:
             with safe_open(file, framework="pt") as opened:
-                for name in opened.keys():  # noqa: SIM118 (not a dictionary)
-                    shapes[name] = tuple(opened.get_slice(name).get_shape())
+                slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+                headers |= {n: (tuple(s.get_shape()), s.get_dtype()) for n, s in slices.items()}
         except SafetensorError as error:
             raise unreadable(file, error) from error
-    return shapes
+    return headers
 
 
-def check_shapes(model: PreTrainedModel, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Compare the shapes of the files' tensors with the model's.
+def check_headers(
+    model: PreTrainedModel, headers: Mapping[str, Header], any_shape: bool, any_dtype: bool
+) -> None:
+    """Compare the shapes and dtypes of the files' tensors with the model's.
+
+    Args:
+        model: on any device.
+        headers: of the files, by the model's names.
+        any_shape: allow other shapes.
+        any_dtype: allow integers where the model has floating-point numbers.
 
     Raises:
-        ValueError: if shapes differ.
+        ValueError: if they differ.
     """
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    different = [
-        f"{name} is {shape}, expected {expected[name]}"
-        for name, shape in shapes.items()
-        if shape != expected.get(name, shape)
-    ]
+    expected = model.state_dict()
+    different, integers = [], []
+    for name, (shape, dtype) in headers.items():
+        if name not in expected:
+            continue
+        wanted = tuple(expected[name].shape)
+        if shape != wanted and not any_shape:
+            different.append(f"{name} is {shape}, expected {wanted}")
+        if expected[name].is_floating_point() and dtype not in FLOATING and not any_dtype:
+            integers.append(f"{name} ({dtype})")
+    if integers:
+        raise ValueError(
+            f"The weights contain {some_of(integers, SHOWN)}, expected one of "
+            f"{', '.join(FLOATING)}: quantized weights mean nothing without their scales. Load the "
+            "weights from before the quantization."
+        )
     if different:
         raise ValueError(
             f"The weights don't match the configuration: {some_of(different, SHOWN, '; ')}. Use "
@@ -109,16 +129,33 @@ def check_finite(model: PreTrainedModel) -> None:
         )
 
 
-def has_only_pickled_weights(name: str | os.PathLike | None, options: Mapping[str, Any]) -> bool:
-    """Whether a folder or a repository on the Hub has weights in a pickle, and no safetensors.
+def check_safe_options(options: Mapping[str, Any]) -> None:
+    """Check that the options of `from_pretrained` don't ask for a pickle.
+
+    Raises:
+        ValueError: if they do.
+    """
+    if options.get("use_safetensors") is False or options.get("weights_only") is False:
+        raise ValueError(
+            "use_safetensors=False or weights_only=False would unpickle weights, which can run "
+            f"code; hf_detr loads safetensors only. {CONVERT_PICKLES}"
+        )
+
+
+def check_not_only_pickled(
+    name: str | os.PathLike | None, options: Mapping[str, Any], error: OSError
+) -> None:
+    """Check whether a model can't be loaded because its weights are a pickle.
 
     Args:
-        name: the folder or repository.
+        name: its folder, or its repository on the Hub.
         options: those of `from_pretrained`; of them, `subfolder`, `revision`, `token` and
             `cache_dir` say where on the Hub.
+        error: that of loading.
+
+    Raises:
+        OSError: if there is a pickle, and no safetensors.
     """
-    if name is None:
-        return False
     where = {k: options[k] for k in ("revision", "token", "cache_dir") if options.get(k)}
 
     def has_one_of(files: tuple[str, ...]) -> bool:
@@ -126,9 +163,14 @@ def has_only_pickled_weights(name: str | os.PathLike | None, options: Mapping[st
         return any(has_file(str(name), os.path.join(folder, file), **where) for file in files)
 
     try:
-        return has_one_of(PICKLED_WEIGHTS) and not has_one_of(SAFE_WEIGHTS)
-    except (OSError, ValueError):  # no such repository, or no network
-        return False
+        if name is None or not has_one_of(PICKLED_WEIGHTS) or has_one_of(SAFE_WEIGHTS):
+            return
+    except (ValueError, OSError):  # no such repository, or no network
+        return
+    raise OSError(
+        f"{name} has weights only as pytorch_model.bin, a pickle, which can run code; hf_detr "
+        f"loads safetensors only. {CONVERT_PICKLES}"
+    ) from error
 
 
 def unreadable(name: str | os.PathLike, error: SafetensorError) -> ValueError:

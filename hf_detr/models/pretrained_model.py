@@ -18,13 +18,15 @@ from transformers.utils import CONFIG_NAME
 from ..atomic_saving import atomic_folder, read_between_saves
 from ..distributed import process_index
 from ..layers.backbone import reset_timm_module
+from ..wording import some_of
+from .adapters import TRANSFORMERS_NAMES, check_adapter_weights, load_adapter_file
 from .loading_checks import (
-    CONVERT_PICKLES,
     check_finite,
-    check_shapes,
+    check_headers,
+    check_not_only_pickled,
+    check_safe_options,
     check_weight_files,
-    has_only_pickled_weights,
-    read_shapes,
+    read_headers,
     unreadable,
 )
 from .training_queries import QueryGroups
@@ -42,6 +44,8 @@ class DetectionPreTrainedModel(PreTrainedModel):
     # Frozen batch norm has no use for the first, but files hold them; a training's own checkpoints
     # hold the second.
     _keys_to_ignore_on_load_unexpected = [r"num_batches_tracked", r"query_groups"]
+    # For adapters; PEFT reads it too, and applies the first that fits.
+    _checkpoint_conversion_mapping = TRANSFORMERS_NAMES
     # Without it the Trainer would not average the loss over accumulated batches.
     accepts_loss_kwargs = False
 
@@ -65,29 +69,19 @@ class DetectionPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def _load_checked(cls, name: str | os.PathLike | None, *args: Any, **kwargs: Any) -> Any:
-        if kwargs.get("use_safetensors") is False or kwargs.get("weights_only") is False:
-            raise ValueError(
-                "use_safetensors=False or weights_only=False would unpickle weights, which can run "
-                f"code; hf_detr loads safetensors only. {CONVERT_PICKLES}"
-            )
+        check_safe_options(kwargs)
         kwargs["use_safetensors"] = True
         read = partial(super().from_pretrained, name, *args, **kwargs)
+        has_config = isinstance(kwargs.get("config"), PreTrainedConfig)
+        known = CONFIG_NAME if has_config else None
         try:
-            if name is None:
-                loaded = read()
-            else:
-                folder = Path(name, kwargs.get("subfolder") or "")
-                has_config = isinstance(kwargs.get("config"), PreTrainedConfig)
-                loaded = read_between_saves(folder, read, CONFIG_NAME if has_config else None)
+            folder = None if name is None else Path(name, kwargs.get("subfolder") or "")
+            loaded = read_between_saves(folder, read, known) if folder else read()
         except SafetensorError as error:
             raise unreadable(name, error) from error
         except OSError as error:
-            if not has_only_pickled_weights(name, kwargs):
-                raise
-            raise OSError(
-                f"{name} has weights only as pytorch_model.bin, a pickle, which can run code; "
-                f"hf_detr loads safetensors only. {CONVERT_PICKLES}"
-            ) from error
+            check_not_only_pickled(name, kwargs, error)
+            raise
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
         # Loading makes new tensors, without what the constructor did to the old ones.
         model.detection_transformer.backbone.restore_buffers()
@@ -129,6 +123,38 @@ class DetectionPreTrainedModel(PreTrainedModel):
         with without_auxiliary_loss(self):
             return super().push_to_hub(*args, **kwargs)
 
+    def load_adapter(
+        self,
+        peft_model_id: str | None = None,
+        adapter_name: str | None = None,
+        peft_config: Any = None,
+        adapter_state_dict: dict[str, Tensor] | None = None,
+        adapter_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As in transformers; the adapter may have been trained on transformers' own model.
+
+        Raises:
+            OSError: if the adapter isn't safetensors.
+            ValueError: if it doesn't fit the model.
+        """
+        offline = bool(kwargs.get("local_files_only"))
+        if adapter_state_dict is None and peft_model_id is not None:
+            download = {"local_files_only": offline, **(adapter_kwargs or {})}
+            names = self._checkpoint_conversion_mapping
+            config, adapter_state_dict = load_adapter_file(peft_model_id, names, **download)
+            peft_config, peft_model_id = peft_config or config, None
+        info = super().load_adapter(
+            peft_model_id, adapter_name, peft_config, adapter_state_dict, **kwargs
+        )
+        if lost := {*info.missing_keys, *info.unexpected_keys}:
+            raise ValueError(f"The adapter doesn't fit the model: {some_of(sorted(lost))}.")
+        return info
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> Any:
+        check_adapter_weights(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
     def get_input_embeddings(self) -> nn.Module:
         """Nothing is looked up in a table, but PEFT asks, and looks for its weights elsewhere."""
         return nn.Identity()
@@ -153,13 +179,13 @@ class DetectionPreTrainedModel(PreTrainedModel):
         if checkpoint_files:
             # An index may name any file, and transformers unpickles by the name's ending.
             check_weight_files(checkpoint_files, load_config.pretrained_model_name_or_path)
-            shapes = read_shapes(checkpoint_files)
-            if has_transformers_names(shapes):
+            headers = read_headers(checkpoint_files)
+            if has_transformers_names(headers):
                 tensors = [load_file(file) for file in checkpoint_files]
                 state_dict = timm_names({k: v for part in tensors for k, v in part.items()})
-                shapes, checkpoint_files = timm_names(shapes), None
-            if not load_config.ignore_mismatched_sizes:
-                check_shapes(model, shapes)
+                headers, checkpoint_files = timm_names(headers), None
+            is_quantized = load_config.hf_quantizer is not None
+            check_headers(model, headers, load_config.ignore_mismatched_sizes, is_quantized)
         return PreTrainedModel._load_pretrained_model(
             model, state_dict, checkpoint_files, load_config, *args, **kwargs
         )
@@ -182,7 +208,9 @@ class DetectionPreTrainedModel(PreTrainedModel):
         weights = list(module.parameters(recurse=False))
         if weights and all(getattr(weight, "_is_hf_initialized", False) for weight in weights):
             return
-        if hasattr(module, "reset_parameters"):
+        if hasattr(module, "draw_weights"):
+            module.draw_weights(module)
+        elif hasattr(module, "reset_parameters"):
             module.reset_parameters()
         else:
             reset_timm_module(module)

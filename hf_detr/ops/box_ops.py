@@ -82,6 +82,11 @@ def inverse_sigmoid(probabilities: Tensor, eps: float = 1e-5) -> Tensor:
     return torch.log(probabilities.clamp(min=eps) / (1 - probabilities).clamp(min=eps))
 
 
+def points_from_logits(logits: Tensor) -> Tensor:
+    """Points or boxes in [0, 1], the sigmoid of logits, at least in float32."""
+    return _at_least_float32(logits).sigmoid()
+
+
 def boxes_from_deltas(deltas: Tensor, reference_points: Tensor | None = None) -> Tensor:
     """The box formula of all variants: `sigmoid(delta + logit(reference))`.
 
@@ -94,11 +99,16 @@ def boxes_from_deltas(deltas: Tensor, reference_points: Tensor | None = None) ->
         (..., 4) boxes as (cx, cy, w, h) in [0, 1], relative to the image without its padding; at
         least in float32.
     """
-    # bfloat16 has steps of 1/256 below 1: the logit 6.5 would become 1, with no way back.
-    deltas = deltas.to(torch.promote_types(deltas.dtype, torch.float32))
+    deltas = _at_least_float32(deltas)
     if reference_points is None:
         return deltas.sigmoid()
     offset = inverse_sigmoid(reference_points.to(deltas.dtype))
     if offset.shape[-1] == 2:
         offset = torch.cat([offset, torch.zeros_like(offset)], dim=-1)
     return (deltas + offset).sigmoid()
+
+
+def _at_least_float32(logits: Tensor) -> Tensor:
+    # bfloat16 has steps of 1/256 below 1, more than a pixel of an image, and the sigmoid of 6.5
+    # would become 1, with no way back.
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

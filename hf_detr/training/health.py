@@ -244,7 +244,7 @@ def _describe_nonfinite(
     return (
         f"NaN or infinity in {where} of {names}, whose pixels are finite. Common causes: a high "
         "learning rate, gradients that aren't clipped (at norm 0.1 in the papers), overflow in "
-        "float16."
+        "float16, a pixel_mask that the model can't use."
     )
 
 
@@ -258,7 +258,7 @@ def describe_nonfinite_gradients(model: nn.Module) -> str:
     return (
         f"The loss is finite, but the gradients of {len(names)} of {len(gradients)} parameters "
         f"aren't: {some_of(names, NAMED)}. Common causes: overflow in float16, a high learning "
-        "rate."
+        "rate, a pixel_mask without real pixels."
     )
 
 

@@ -119,12 +119,12 @@ def test_initialisation_from_meta_and_of_loaded_weights() -> None:
         attention = MultiScaleDeformableAttention(16, 4, num_levels=2, num_points=3)
     attention = attention.to_empty(device="cpu")
     offsets = attention.sampling_offsets
-    offsets.reset_parameters()
+    offsets.draw_weights(offsets)
     fresh = MultiScaleDeformableAttention(16, 4, num_levels=2, num_points=3)
     torch.testing.assert_close(offsets.bias, fresh.sampling_offsets.bias, atol=0, rtol=0)
     nn.init.ones_(offsets.bias)
     offsets.bias._is_hf_initialized = True
-    offsets.reset_parameters()
+    offsets.draw_weights(offsets)
     assert (offsets.bias == 1).all()
 
 

@@ -119,6 +119,90 @@ def test_wrong_shapes_are_refused(
         tiny_detector(variant)(pixel_values, pixel_mask)
 
 
+WRONG_IMAGES = [
+    (None, "of type NoneType"),
+    ([[0.5]], "of type list"),
+    (torch.zeros(1, 3, 64, 64, dtype=torch.uint8), "of torch.uint8; expected .*floating-point"),
+    (torch.zeros(1, 3, 64, 64, dtype=torch.bool), "of torch.bool"),
+    (torch.zeros(1, 3, 64, 64, dtype=torch.complex64), "of torch.complex64"),
+]
+
+
+@pytest.mark.parametrize(("pixel_values", "message"), WRONG_IMAGES)
+def test_wrong_types_of_images_are_refused(
+    variant: str, pixel_values: object, message: str
+) -> None:
+    """Integers, booleans and complex numbers aren't cast to floating-point numbers silently."""
+    with pytest.raises(TypeError, match=f"pixel_values is {message}"):
+        tiny_detector(variant)(pixel_values)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("value", [0.5, float("nan"), 255, -1])
+def test_wrong_values_of_masks_are_refused(variant: str, value: float, grad: bool) -> None:
+    """A mask has values 0 and 1 only; others, also NaN, would count as real pixels."""
+    pixel_values, pixel_mask = padded_batch()
+    pixel_mask = pixel_mask.to(torch.tensor(value).dtype)
+    pixel_mask[1, -1, -1] = value
+    with torch.set_grad_enabled(grad), pytest.raises(ValueError, match=f"mask contains {value};"):
+        tiny_detector(variant)(pixel_values, pixel_mask)
+
+
+def test_wrong_types_of_masks_are_refused(variant: str) -> None:
+    """A mask is a tensor that isn't complex."""
+    pixel_values, pixel_mask = padded_batch()
+    for wrong, message in ((pixel_mask.tolist(), "type list"), (pixel_mask + 0j, "complex64")):
+        with pytest.raises(TypeError, match=f"pixel_mask is of .*{message}; expected a tensor"):
+            tiny_detector(variant)(pixel_values, wrong)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int32, torch.float16])
+def test_dtypes_of_masks(variant: str, dtype: torch.dtype) -> None:
+    """Boolean, integer and floating-point masks mean the same."""
+    model = tiny_detector(variant)
+    pixel_values, pixel_mask = padded_batch()
+    expected = model(pixel_values, pixel_mask).logits
+    assert torch.equal(model(pixel_values, pixel_mask.to(dtype)).logits, expected)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_images_without_real_pixels_are_refused(variant: str, training: bool) -> None:
+    """Attention to nothing is NaN; Deformable DETR had a finite loss and NaN gradients."""
+    model = tiny_detector(variant).train(training)
+    pixel_values, pixel_mask = padded_batch()
+    pixel_mask[1] = 0
+    with pytest.raises(ValueError, match="no real pixel in image 1,"):
+        model(pixel_values, pixel_mask, some_labels() if training else None)
+    if variant != "deformable_detr":
+        # Between the pixels that the map keeps, which are 32 apart.
+        pixel_mask[1, 33:40, 33:40] = 1
+        with pytest.raises(ValueError, match="none that is left on the feature maps"):
+            model(pixel_values, pixel_mask)
+
+
+def test_padding_at_the_top_or_left(variant: str) -> None:
+    """Global attention takes any mask; Deformable DETR, whose geometry can't, refuses it."""
+    model = tiny_detector(variant)
+    pixel_values, pixel_mask = padded_batch()
+    for flipped in ((1,), (2,), (1, 2)):
+        mask = pixel_mask.flip(flipped)
+        if variant == "deformable_detr":
+            with pytest.raises(ValueError, match=r"image 1 don't begin in .*upper left corner"):
+                model(pixel_values, mask)
+        else:
+            loss = model(pixel_values, mask, some_labels()).loss
+            loss.backward()
+            assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+    hole = pixel_mask.clone()
+    hole[:, 16:40, 16:40] = 0
+    assert model(pixel_values, hole).logits.isfinite().all()
+    hole[:, 0, 16:40] = 0
+    if variant == "deformable_detr":
+        with pytest.raises(ValueError, match="gaps in the first row or column"):
+            model(pixel_values, hole)
+
+
 def test_bad_labels_are_refused(variant: str) -> None:
     """The loss refuses fewer labels than images, pixels for boxes, and unknown classes."""
     model = tiny_detector(variant)
@@ -165,6 +249,30 @@ def test_half_precision_inference(variant: str, dtype: torch.dtype, atol: float)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         autocast = tiny_detector(variant)(*batch)
     assert_close(autocast.logits.float(), expected.logits, atol=0.1, rtol=0)
+
+
+REFERENCES = [  # of Conditional DETR two layers in bf16 predict the logits
+    ("conditional_detr", {}, 2e-3),
+    ("deformable_detr", {}, 1e-3),
+    ("deformable_detr", {"with_box_refine": True, "two_stage": True}, 1e-5),
+]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("variant", "changes", "atol"), REFERENCES)
+def test_references_of_bf16_models(variant: str, changes: dict, atol: float) -> None:
+    """Reference points and proposals take their sigmoid in float32, where a pixel is a number."""
+    model = tiny_detector(variant, num_queries=200, **changes).bfloat16()
+    exact = tiny_detector(variant, num_queries=200, **changes)
+    exact.load_state_dict(model.state_dict())
+    batch = padded_batch(height=128, width=160)
+    references = []
+    for detector in (model, exact):
+        output = detector.model(*batch, output_attentions=True)
+        logits = output.enc_outputs_coord_logits
+        references.append(output.reference_points[0] if logits is None else logits.sigmoid())
+        assert output.reference_points[0].dtype == torch.float32
+    assert_close(*references, atol=atol, rtol=0)
 
 
 @pytest.mark.parametrize("autocast", [False, True])

@@ -94,6 +94,18 @@ def test_other_shapes(folder: Path) -> None:
     assert loaded.model.query_position_embeddings.weight.shape == (9, 64)
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.bool, torch.float8_e4m3fn])
+@pytest.mark.parametrize("ignore", [True, False])
+def test_quantized_weights(folder: Path, dtype: torch.dtype, ignore: bool) -> None:
+    """Numbers that need a scale aren't cast to floating-point numbers silently."""
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.encoder.layers.0.fc1.weight"] = torch.ones(64, 64).to(dtype)
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"layers.0.fc1.weight \((I8|U8|BOOL|F8_E4M3)\).*before"):
+        load(folder, ignore_mismatched_sizes=ignore)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_nonfinite_weights(folder: Path, value: float, dtype: torch.dtype) -> None:

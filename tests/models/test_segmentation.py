@@ -394,6 +394,16 @@ def test_half_precision_and_gradients() -> None:
         assert_close(got, expected, atol=0, rtol=0)
 
 
+@torch.no_grad()
+def test_bf16_models(variant: str) -> None:
+    """Protects masks of bfloat16 models, whose positions of boxes are computed in float32."""
+    model = tiny_segmenter(variant)
+    batch = padded_batch()
+    expected = model(*batch).pred_masks
+    masks = model.bfloat16()(*batch).pred_masks
+    assert_close(masks.float() / expected.std(), expected / expected.std(), atol=0.2, rtol=0)
+
+
 def test_scores_of_sigmoid_models() -> None:
     """Protects variants without a class "no object", whose last class is one like any other."""
     outputs = transformers.utils.ModelOutput(

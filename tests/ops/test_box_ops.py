@@ -17,6 +17,7 @@ from hf_detr.ops.box_ops import (
     generalized_box_iou,
     inverse_sigmoid,
     masks_to_boxes,
+    points_from_logits,
 )
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -134,6 +135,16 @@ def test_gradients_of_generalised_iou() -> None:
     apart = torch.tensor([0.0, 0.0, 0.1, 0.1], requires_grad=True)
     generalized_box_iou(apart, torch.tensor([0.8, 0.8, 0.9, 0.9])).backward()
     assert apart.grad[2] > 0 and apart.grad[3] > 0  # growing towards the other box helps
+
+
+def test_points_from_logits() -> None:
+    """Protects points of half-precision logits from steps of 1/256 (2.6 pixels of 1333)."""
+    logits = torch.linspace(-8, 8, 101)
+    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        given = logits.to(dtype)
+        expected = given.double().sigmoid()
+        torch.testing.assert_close(points_from_logits(given).double(), expected, atol=1e-7, rtol=0)
+    assert points_from_logits(logits.double()).dtype == torch.float64
 
 
 def test_inverse_sigmoid() -> None:

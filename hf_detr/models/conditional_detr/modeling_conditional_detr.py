@@ -10,11 +10,13 @@ from torch import Tensor, nn
 
 from ...layers.attention import ProjectedAttention
 from ...layers.feature_pyramid import FeaturePyramid
+from ...layers.initial_weights import xavier_linear
 from ...layers.position_encoding import encode_points
-from ...layers.transformer import TransformerLayer, XavierLinear
+from ...layers.transformer import TransformerLayer
 from ...losses.classification import SigmoidFocalClassification
 from ...losses.criterion import make_criterion
-from ...ops.box_ops import boxes_from_deltas
+from ...ops.box_ops import boxes_from_deltas, points_from_logits
+from ..adapters import TRANSFORMERS_NAMES
 from ..detection_transformer import DetectionTransformer, ObjectDetector
 from ..heads import MLP, make_box_head, make_class_head
 from ..outputs import DecoderOutput
@@ -36,20 +38,20 @@ class ConditionalDetrDecoderLayer(TransformerLayer):
         super().__init__(config, config.decoder_ffn_dim)
         width, num_heads = config.d_model, config.decoder_attention_heads
         self.num_heads = num_heads
-        self.sa_qcontent_proj = XavierLinear(width, width)
-        self.sa_qpos_proj = XavierLinear(width, width)
-        self.sa_kcontent_proj = XavierLinear(width, width)
-        self.sa_kpos_proj = XavierLinear(width, width)
-        self.sa_v_proj = XavierLinear(width, width)
+        self.sa_qcontent_proj = xavier_linear(width, width)
+        self.sa_qpos_proj = xavier_linear(width, width)
+        self.sa_kcontent_proj = xavier_linear(width, width)
+        self.sa_kpos_proj = xavier_linear(width, width)
+        self.sa_v_proj = xavier_linear(width, width)
         self.self_attn = ProjectedAttention(width, num_heads, config.attention_dropout)
         self.self_attn_layer_norm = nn.LayerNorm(width)
 
-        self.ca_qcontent_proj = XavierLinear(width, width)
-        self.ca_qpos_proj = XavierLinear(width, width) if is_first else None
-        self.ca_kcontent_proj = XavierLinear(width, width)
-        self.ca_kpos_proj = XavierLinear(width, width)
-        self.ca_v_proj = XavierLinear(width, width)
-        self.ca_qpos_sine_proj = XavierLinear(width, width)
+        self.ca_qcontent_proj = xavier_linear(width, width)
+        self.ca_qpos_proj = xavier_linear(width, width) if is_first else None
+        self.ca_kcontent_proj = xavier_linear(width, width)
+        self.ca_kpos_proj = xavier_linear(width, width)
+        self.ca_v_proj = xavier_linear(width, width)
+        self.ca_qpos_sine_proj = xavier_linear(width, width)
         self.encoder_attn = ProjectedAttention(width, num_heads, config.attention_dropout)
         self.encoder_attn_layer_norm = nn.LayerNorm(width)
 
@@ -124,8 +126,8 @@ class ConditionalDetrDecoder(nn.Module):
             for index in range(config.decoder_layers)
         )
         self.layernorm = nn.LayerNorm(width)
-        self.query_scale = MLP(width, width, width, num_layers=2, linear=XavierLinear)
-        self.ref_point_head = MLP(width, width, 2, num_layers=2, linear=XavierLinear)
+        self.query_scale = MLP(width, width, width, num_layers=2, linear=xavier_linear)
+        self.ref_point_head = MLP(width, width, 2, num_layers=2, linear=xavier_linear)
 
     def forward(
         self,
@@ -139,6 +141,7 @@ class ConditionalDetrDecoder(nn.Module):
         """Decode queries (B, Q, D) at points (B, Q, 2), with memory and positions (B, S, D)."""
         hidden_states = queries.contents
         sines = encode_points(queries.reference_points, hidden_states.shape[-1])
+        sines = sines.to(hidden_states.dtype)
         trace = [(hidden_states, None, None)]
         for index, layer in enumerate(self.layers):
             # The paper's T(f): how the content stretches the spatial query; the first has none.
@@ -163,10 +166,22 @@ class ConditionalDetrDecoder(nn.Module):
         )
 
 
+# Names of the decoder's projections in transformers, and ours.
+PROJECTION_NAMES = {
+    r"(decoder\.layers\.\d+)\.self_attn\.v_proj\b": r"\1.sa_v_proj",
+    r"(decoder\.layers\.\d+)\.encoder_attn\.v_proj\b": r"\1.ca_v_proj",
+    r"(decoder\.layers\.\d+)\.self_attn\.([qk])_(content|pos)_proj\b": r"\1.sa_\2\3_proj",
+    r"(decoder\.layers\.\d+)\.encoder_attn\.([qk])_(content|pos)_proj\b": r"\1.ca_\2\3_proj",
+    r"(decoder\.layers\.\d+)\.encoder_attn\.q_pos_sine_proj\b": r"\1.ca_qpos_sine_proj",
+}
+ADAPTER_NAMES = {**TRANSFORMERS_NAMES, **PROJECTION_NAMES}
+
+
 class ConditionalDetrModel(DetectionTransformer):
     """Conditional DETR without heads: from pixels to the states of the object queries."""
 
     config_class = ConditionalDetrConfig
+    _checkpoint_conversion_mapping = ADAPTER_NAMES
     _no_split_modules = ["Backbone", "EncoderLayer", "ConditionalDetrDecoderLayer"]
 
     def __init__(self, config: ConditionalDetrConfig) -> None:
@@ -178,7 +193,7 @@ class ConditionalDetrModel(DetectionTransformer):
         self.post_init()
 
     def prepare_queries(self, embeddings: Tensor) -> Queries:
-        reference_points = self.decoder.ref_point_head(embeddings).sigmoid()  # (B, Q, 2)
+        reference_points = points_from_logits(self.decoder.ref_point_head(embeddings))  # (B, Q, 2)
         return Queries(torch.zeros_like(embeddings), embeddings, reference_points)
 
 
@@ -186,6 +201,7 @@ class ConditionalDetrForObjectDetection(ObjectDetector):
     """Conditional DETR with its heads: from pixels to classes, boxes and loss."""
 
     config_class = ConditionalDetrConfig
+    _checkpoint_conversion_mapping = ADAPTER_NAMES
 
     def __init__(self, config: ConditionalDetrConfig) -> None:
         super().__init__(config)
@@ -210,5 +226,6 @@ class ConditionalDetrForSegmentation(Segmenter):
     # Deviation: transformers, whose files these are, leaves the reference points out of the boxes,
     # and matches and scores by softmax what the focal loss trains as sigmoids.
     config_class = ConditionalDetrConfig
+    _checkpoint_conversion_mapping = ADAPTER_NAMES
     base_model_prefix = "conditional_detr"
     detector_class = ConditionalDetrForObjectDetection

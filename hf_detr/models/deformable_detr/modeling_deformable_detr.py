@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...layers.attention import MultiHeadAttention, OutputProjection
+from ...layers.attention import MultiHeadAttention
 from ...layers.deformable_attention import (
     MultiScaleDeformableAttention,
     MultiScaleDeformableSelfAttention,
@@ -22,11 +22,12 @@ from ...layers.deformable_attention import (
     scale_to_levels,
 )
 from ...layers.feature_pyramid import FeaturePyramid, token_centers
+from ...layers.initial_weights import draw_xavier, output_projection, starting, xavier_linear
 from ...layers.position_encoding import encode_points, make_position_encoding, sines
-from ...layers.transformer import TransformerLayer, XavierLinear
+from ...layers.transformer import TransformerLayer
 from ...losses.classification import SigmoidFocalClassification
 from ...losses.criterion import make_criterion
-from ...ops.box_ops import boxes_from_deltas
+from ...ops.box_ops import boxes_from_deltas, points_from_logits
 from ..detection_transformer import DetectionTransformer, ObjectDetector
 from ..heads import make_box_head, make_class_head
 from ..outputs import DecoderOutput
@@ -144,6 +145,7 @@ class DeformableDetrModel(DetectionTransformer):
 
     config_class = DeformableDetrConfig
     _no_split_modules = ["Backbone", "EncoderLayer", "DeformableDetrDecoderLayer"]
+    needs_corner = True  # as the ratios of `FeaturePyramid`
 
     def __init__(self, config: DeformableDetrConfig) -> None:
         super().__init__(config)
@@ -154,13 +156,13 @@ class DeformableDetrModel(DetectionTransformer):
         self.level_embed = nn.Parameter(torch.empty(config.num_feature_levels, width))
         self.decoder = DeformableDetrDecoder(config)
         if config.two_stage:
-            self.enc_output = XavierLinear(width, width)
+            self.enc_output = xavier_linear(width, width)
             self.enc_output_norm = nn.LayerNorm(width)
-            self.pos_trans = XavierLinear(2 * width, 2 * width)
+            self.pos_trans = xavier_linear(2 * width, 2 * width)
             self.pos_trans_norm = nn.LayerNorm(2 * width)
         else:
             self.query_position_embeddings = nn.Embedding(config.num_queries, 2 * width)
-            self.reference_points = OutputProjection(width, 2)
+            self.reference_points = output_projection(width, 2)
         self.post_init()
 
     def reset_parameters(self) -> None:
@@ -221,7 +223,8 @@ class DeformableDetrModel(DetectionTransformer):
 
     def prepare_queries(self, embeddings: Tensor) -> Queries:
         positions, contents = embeddings.chunk(2, dim=-1)  # (B, Q, D) each
-        return Queries(contents, positions, self.reference_points(positions).sigmoid())
+        reference_points = points_from_logits(self.reference_points(positions))
+        return Queries(contents, positions, reference_points)
 
     @property
     def num_queries(self) -> int:
@@ -247,7 +250,7 @@ class DeformableDetrModel(DetectionTransformer):
         # Clamped first: beyond 1 the logit is NaN, whose gradient would survive the filling.
         anchor_logits = anchors.clamp(0.01, 0.99).logit().masked_fill(~valid, torch.inf)
         tokens = self.enc_output_norm(self.enc_output(memory.masked_fill(~valid, 0)))
-        box_logits = self.decoder.bbox_embed[-1](tokens) + anchor_logits.to(tokens.dtype)
+        box_logits = self.decoder.bbox_embed[-1](tokens) + anchor_logits  # at least float32
         return self.decoder.class_embed[-1](tokens), box_logits
 
     def queries_from(self, class_logits: Tensor, box_logits: Tensor) -> Queries:
@@ -258,10 +261,10 @@ class DeformableDetrModel(DetectionTransformer):
         num_queries = min(self.config.two_stage_num_proposals, class_logits.shape[1])
         best = class_logits[..., 0].topk(num_queries, dim=1).indices
         best = best[..., None].expand(-1, -1, 4)
-        reference_points = box_logits.detach().gather(1, best).sigmoid()
+        reference_points = points_from_logits(box_logits.detach().gather(1, best))
         angles = reference_points.float() * (2 * math.pi)
         encoding = sines(angles, self.config.d_model // 2).flatten(-2)  # (B, Q, 2D)
-        embeddings = self.pos_trans_norm(self.pos_trans(encoding.to(box_logits.dtype)))
+        embeddings = self.pos_trans_norm(self.pos_trans(encoding.to(class_logits.dtype)))
         positions, contents = embeddings.chunk(2, dim=-1)
         return Queries(contents, positions, reference_points)
 
@@ -316,24 +319,17 @@ class DeformableDetrForObjectDetection(ObjectDetector):
         return torch.stack(logits), torch.stack(boxes)
 
 
-class ProjectionConv(nn.Conv2d):
-    """Convolution to the transformer's width that starts as the original's."""
-
-    def reset_parameters(self) -> None:
-        """Xavier, and zero bias."""
-        nn.init.xavier_uniform_(self.weight)
-        nn.init.zeros_(self.bias)
-
-
 def make_projections(num_channels: list[int], config: DeformableDetrConfig) -> nn.ModuleList:
     """1x1 convolutions for the backbone's maps, strided 3x3 ones for further levels."""
     width = config.d_model
-    convolutions = [ProjectionConv(channels, width, kernel_size=1) for channels in num_channels]
+    convolutions = [nn.Conv2d(channels, width, kernel_size=1) for channels in num_channels]
     channels = num_channels[-1]
     for _ in range(config.num_feature_levels - len(num_channels)):
-        convolutions.append(ProjectionConv(channels, width, kernel_size=3, stride=2, padding=1))
+        convolutions.append(nn.Conv2d(channels, width, kernel_size=3, stride=2, padding=1))
         channels = width
-    return nn.ModuleList(nn.Sequential(conv, nn.GroupNorm(32, width)) for conv in convolutions)
+    return nn.ModuleList(
+        nn.Sequential(starting(conv, draw_xavier), nn.GroupNorm(32, width)) for conv in convolutions
+    )
 
 
 def make_class_heads(config: DeformableDetrConfig) -> nn.ModuleList:
@@ -398,8 +394,8 @@ class DeformableDetrForSegmentation(Segmenter):
         self, queries: Tensor, memory: Tensor, pred_boxes: Tensor, centers: Tensor
     ) -> tuple[Tensor, Tensor]:
         width = self.config.d_model
-        places = encode_points(pred_boxes[..., :2].detach(), width)
-        return queries + places, memory + encode_points(centers.to(memory.dtype), width)
+        places = encode_points(pred_boxes[..., :2].detach(), width).to(queries.dtype)
+        return queries + places, memory + encode_points(centers, width).to(memory.dtype)
 
 
 def with_mask_levels(config: DeformableDetrConfig) -> DeformableDetrConfig:
