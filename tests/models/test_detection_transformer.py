@@ -173,7 +173,7 @@ def test_images_without_real_pixels_are_refused(variant: str, training: bool) ->
     pixel_values, pixel_mask = padded_batch()
     pixel_mask[1] = 0
     with pytest.raises(ValueError, match="no real pixel in image 1,"):
-        model(pixel_values, pixel_mask, some_labels() if training else None)
+        model(pixel_values, pixel_mask, labels=some_labels() if training else None)
     if variant != "deformable_detr":
         # Between the pixels that the map keeps, which are 32 apart.
         pixel_mask[1, 33:40, 33:40] = 1
@@ -191,7 +191,7 @@ def test_padding_at_the_top_or_left(variant: str) -> None:
             with pytest.raises(ValueError, match=r"image 1 don't begin in .*upper left corner"):
                 model(pixel_values, mask)
         else:
-            loss = model(pixel_values, mask, some_labels()).loss
+            loss = model(pixel_values, mask, labels=some_labels()).loss
             loss.backward()
             assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
     hole = pixel_mask.clone()
@@ -212,7 +212,7 @@ def test_bad_labels_are_refused(variant: str) -> None:
     pixels = some_labels((1, 1))
     pixels[1]["boxes"] *= 300
     with pytest.raises(ValueError, match=r"labels\[1\], object 0.*not in pixels"):
-        model(*batch, pixels)
+        model(*batch, labels=pixels)
     with pytest.raises(ValueError, match=r"outside 0 … 4"):
         model(*batch, [{**t, "class_labels": t["class_labels"] * 0 + 5} for t in some_labels()])
 
