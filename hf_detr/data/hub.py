@@ -116,6 +116,8 @@ def load_hf_dataset(name: str, split: str) -> "Dataset":
         return datasets.load_dataset(name, split=split)
     loaded = datasets.load_from_disk(name)
     if not isinstance(loaded, datasets.DatasetDict):
+        if loaded.split is not None and str(loaded.split) != split:
+            raise ValueError(f"{name} is the split {str(loaded.split)!r}, not {split!r}.")
         return loaded
     if split not in loaded:
         raise ValueError(f"{name} has no split {split!r}; its splits are {sorted(loaded)}.")

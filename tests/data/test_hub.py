@@ -300,6 +300,16 @@ def test_missing_split_of_a_saved_data_set_is_named(tmp_path: Path):
         load_hf_dataset(str(tmp_path / "data"), "val")
 
 
+def test_a_saved_split_is_no_other_one(tmp_path: Path) -> None:
+    """A folder of training data isn't read where another split is asked for."""
+    rows = make(ROWS, DICT_OF_LISTS)
+    train = datasets.DatasetDict({"train": rows})["train"]
+    datasets.Dataset(train.data, split=datasets.Split.TRAIN).save_to_disk(tmp_path / "data")
+    assert len(load_hf_dataset(str(tmp_path / "data"), "train")) == len(rows)
+    with pytest.raises(ValueError, match="is the split 'train', not 'validation'"):
+        load_hf_dataset(str(tmp_path / "data"), "validation")
+
+
 def test_sizes_before_exif_orientation():
     """The columns may have the size of the file instead of that of the upright image."""
     exif, stream = PIL.Image.Exif(), io.BytesIO()
