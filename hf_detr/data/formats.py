@@ -25,7 +25,7 @@ VALIDATION = {
     "coco": ["val", "valid"],
     "voc": ["val"],
     "yolo": ["val"],
-    "hub": ["validation", "test"],
+    "hub": ["validation", "val", "valid", "test"],
 }
 
 
@@ -50,7 +50,7 @@ class DataArguments:
         default=None,
         metadata={
             "help": "Split of --voc, --yolo, --hub or a folder of --coco. Default: train; where a "
-            "model is evaluated, val, and validation or test of --hub."
+            "model is evaluated, val; of --hub the first of validation, val, valid and test."
         },
     )
     box_format: str | None = field(

@@ -116,7 +116,8 @@ def load_hf_dataset(name: str, split: str) -> "Dataset":
         return datasets.load_dataset(name, split=split)
     loaded = datasets.load_from_disk(name)
     if not isinstance(loaded, datasets.DatasetDict):
-        if loaded.split is not None and str(loaded.split) != split:
+        name_of_slice = str(loaded.split or split).partition("[")[0]  # "train" of "train[:100]"
+        if split not in (name_of_slice, str(loaded.split)):
             raise ValueError(f"{name} is the split {str(loaded.split)!r}, not {split!r}.")
         return loaded
     if split not in loaded:

@@ -73,12 +73,13 @@ def test_validation_split(tmp_path: Path):
 
 
 def test_validation_split_of_the_hub(tmp_path: Path):
-    """`validation` is preferred to `test`, which is named; without both, --split is required."""
+    """`validation`, `val` or `valid` is preferred to `test`, which is named; else --split is required."""
     datasets = pytest.importorskip("datasets")
     from .test_hub import DICT_OF_LISTS, ROWS, make
 
     rows = make(ROWS, DICT_OF_LISTS)
-    splits = {"train": rows, "test": rows.select([0]), "validation": rows.select([1])}
+    splits = {"train": rows, "test": rows.select([0])}
+    splits |= dict.fromkeys(("validation", "val", "valid"), rows.select([1]))
 
     def save(*names: str) -> DataArguments:
         folder = tmp_path / "-".join(names)
@@ -86,9 +87,12 @@ def test_validation_split_of_the_hub(tmp_path: Path):
         return parse("--hub", folder, "--box_format", "coco_xywh")
 
     assert len(save("train", "test", "validation").read_validation()[0][1]["boxes"]) == 0
+    for name in ("val", "valid"):  # names on the Hub, besides datasets' own
+        with pytest.warns(UserWarning, match=f"no split 'validation'; '{name}' is read"):
+            assert len(save("train", "test", name).read_validation()[0][1]["boxes"]) == 0
     with pytest.warns(UserWarning, match="no split 'validation'; 'test' is read"):
         assert len(save("train", "test").read_validation()[0][1]["boxes"]) == 2
-    with pytest.raises(ValueError, match="split validation or test of .* give --split"):
+    with pytest.raises(ValueError, match="split validation or val or valid or test of .* give --split"):
         save("train").read_validation()
     assert len(save("train").read()) == 2
     with pytest.raises(ValueError, match="split tests of"):

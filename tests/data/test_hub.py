@@ -308,6 +308,11 @@ def test_a_saved_split_is_no_other_one(tmp_path: Path) -> None:
     assert len(load_hf_dataset(str(tmp_path / "data"), "train")) == len(rows)
     with pytest.raises(ValueError, match="is the split 'train', not 'validation'"):
         load_hf_dataset(str(tmp_path / "data"), "validation")
+    part = datasets.Split("train[:2]")  # as of load_dataset(..., split="train[:2]")
+    datasets.Dataset(train.data, split=part).save_to_disk(tmp_path / "part")
+    assert len(load_hf_dataset(str(tmp_path / "part"), "train")) == len(rows)
+    with pytest.raises(ValueError, match="is the split 'train\\[:2\\]', not 'test'"):
+        load_hf_dataset(str(tmp_path / "part"), "test")
 
 
 def test_sizes_before_exif_orientation():
