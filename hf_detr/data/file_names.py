@@ -126,7 +126,8 @@ def _other_spellings(name: str, folder_name: str) -> Iterator[str]:
         if not parts or ".." in parts:
             continue
         is_absolute = path != text or path.startswith("/")
-        last_start = len(parts) - 1 if is_absolute else int(parts[0] == folder_name)
+        # Darknet's lists, as of CVAT and Datumaro, start with a folder data that isn't exported.
+        last_start = len(parts) - 1 if is_absolute else int(parts[0] in (folder_name, "data"))
         for start in range(min(last_start, len(parts) - 1) + 1):
             *folders, file = parts[start:]
             for final in dict.fromkeys((file, UPLOAD_PREFIX.sub("", file))):

@@ -167,7 +167,7 @@ def _existing(root: Path, location: str, home: Path, problems: list[Problem]) ->
     if found is None:
         return source
     if all(problem.kind != "paths" for problem in problems):
-        text = f"{location} doesn't exist; {found} in {home} is used, and likewise for others"
+        text = f"{source} doesn't exist; {home / found} is used, and likewise for others"
         problems.append(Problem("paths", None, text, False))
     return home / found
 

@@ -239,6 +239,7 @@ def test_lines_that_are_no_paths_are_errors_of_their_image(tmp_path: Path):
         ({"train": "/content/data/images/train"}, None),
         ({"train": "C:\\data\\images\\train"}, None),
         ({"train": "train.txt"}, "images\\train\\a.png"),
+        ({"train": "train.txt"}, "data/images/train/a.png"),
         ({"train": "train.txt"}, "/content/data/images/train/a.png"),
         ({"train": "train.txt"}, "C:\\data\\images\\train\\a.png"),
     ],
