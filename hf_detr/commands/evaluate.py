@@ -3,7 +3,7 @@
 With --masks, a segmentation model's masks are evaluated too; with --segments, the folder of COCO's
 panoptic PNGs, also its panoptic quality. The results depend neither on the batch size nor on the
 number of processes, which torchrun starts: `torchrun --nproc-per-node 4 -m hf_detr evaluate …`.
-Without --split, it reads the validation split of --voc, --yolo or --hub.
+Without --split, it reads the validation split of --voc, --yolo, --hub or a folder of --coco.
 """
 
 import argparse
@@ -45,6 +45,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def check(parsed: argparse.Namespace) -> None:
     """Check the arguments; `data` becomes those of the data set."""
+    if parsed.max_detections <= 10:  # not later, as an error of the evaluator
+        raise ValueError(f"--max-detections is {parsed.max_detections}; expected more than 10.")
     parsed.data = checked_data(parsed)
     if parsed.json not in (None, STDOUT):
         prepare_file(parsed.json)

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from .annotation_table import AnnotationTable, Problem, is_integer, make_table
 from .box_formats import checked_box_format
-from .coco_layouts import LAYOUTS, find_coco
+from .coco_layouts import LAYOUTS, ONLY_SPLIT, find_coco
 from .dataset import DetectionDataset
 from .file_names import check_stays_inside
 from .image_source import ImageFolder, fill_in_sizes_hw, turned_size_hw, with_boxes
@@ -121,6 +121,11 @@ def _find_files(
         raise ValueError(f"{file} is a folder, in which the images are found; omit image_folder.")
     check_stays_inside([split])
     found = find_coco(folder, split)
+    if found is None and find_coco(folder, ONLY_SPLIT):
+        raise ValueError(
+            f"{folder} has no COCO data of the split {split!r}, but of {ONLY_SPLIT!r}; pass "
+            f"split={ONLY_SPLIT!r} (--split {ONLY_SPLIT}) to read that."
+        )
     if found is None:
         files = dict.fromkeys(file.format(split=split) for file, _ in LAYOUTS)
         expected = ", ".join(files)

@@ -70,6 +70,7 @@ def test_validation_split_is_measured(tmp_path: Path, monkeypatch: pytest.Monkey
         (["--coco", "a.json", "--images", "b"], "--coco a.json doesn't exist"),
         (["--coco", "a.json", "--images", "b", "--split", "val"], "--split needs a folder"),
         (["--yolo", ".", "--json", "."], "can't be written"),
+        (["--yolo", ".", "--max-detections", "10"], "--max-detections is 10; expected more"),
         (["--yolo", ".", "--model", "./nowhere"], "nowhere doesn't exist"),
     ],
 )
