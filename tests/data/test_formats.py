@@ -73,7 +73,7 @@ def test_validation_split(tmp_path: Path):
 
 
 def test_validation_split_of_the_hub(tmp_path: Path):
-    """`validation`, `val` or `valid` is preferred to `test`, which is named; else --split is required."""
+    """`validation`, `val` or `valid` comes before `test`; without any, --split is required."""
     datasets = pytest.importorskip("datasets")
     from .test_hub import DICT_OF_LISTS, ROWS, make
 
@@ -92,7 +92,7 @@ def test_validation_split_of_the_hub(tmp_path: Path):
             assert len(save("train", "test", name).read_validation()[0][1]["boxes"]) == 0
     with pytest.warns(UserWarning, match="no split 'validation'; 'test' is read"):
         assert len(save("train", "test").read_validation()[0][1]["boxes"]) == 2
-    with pytest.raises(ValueError, match="split validation or val or valid or test of .* give --split"):
+    with pytest.raises(ValueError, match="split validation or .* or test of .* give --split"):
         save("train").read_validation()
     assert len(save("train").read()) == 2
     with pytest.raises(ValueError, match="split tests of"):
