@@ -11,7 +11,7 @@ import glob
 import json
 import os
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http.client import HTTPException
@@ -23,10 +23,10 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import PIL.Image
-import PIL.ImageFile
 from tqdm.auto import tqdm
 
 from ..atomic_saving import atomic_file
+from ..data.file_names import image_endings
 from .options import add_json_option, add_prediction_options
 
 ENDINGS = PICTURE, SEGMENTS = ".png", ".segments.png"  # of drawn images and segment maps
@@ -102,7 +102,7 @@ def find_images(names: list[str]) -> tuple[list[Source], list[Path]]:
         FileNotFoundError: if an argument names nothing.
         ValueError: if there are no images.
     """
-    suffixes = _image_suffixes()
+    endings = image_endings()
     images: dict[Source, None] = {}
     skipped: dict[Path, None] = {}
     for name in names:
@@ -122,21 +122,10 @@ def find_images(names: list[str]) -> tuple[list[Source], list[Path]]:
             for file in sorted(path.iterdir()):
                 if not (file.is_file() or file.is_symlink() and not file.exists()):
                     continue  # a broken link is an image that fails
-                (images if file.suffix.lower() in suffixes else skipped)[file] = None
+                (images if file.suffix.lower() in endings else skipped)[file] = None
     if not images:
         raise ValueError(f"there are no images in {', '.join(names)}.")
     return list(images), [file for file in skipped if file not in images]
-
-
-def _image_suffixes() -> set[str]:
-    """Return the endings of files that PIL can decode, not of those that it can only write."""
-    suffixes = PIL.Image.registered_extensions()  # fills PIL.Image.OPEN
-
-    def is_decoded(kind: str) -> bool:
-        reader = PIL.Image.OPEN.get(kind, [PIL.ImageFile.StubImageFile])[0]
-        return not (isinstance(reader, type) and issubclass(reader, PIL.ImageFile.StubImageFile))
-
-    return {suffix for suffix, kind in suffixes.items() if is_decoded(kind) and kind != "MPEG"}
 
 
 def _endangers(output: Path, sources: list[Source]) -> bool:
@@ -210,6 +199,9 @@ class _Writer:
         except (ValueError, OSError) as error:
             self.note_failure(number, error)
             return None
+        finally:
+            if not isinstance(self.sources[index], Path):
+                file.unlink()  # many downloads could fill the disk
         self.records[index] = record
         counts = Counter(found["label"] for found in record["objects"])
         found = ", ".join(f"{count} {name}" for name, count in counts.items()) or "nothing"
@@ -284,12 +276,11 @@ def _download(address: str, file: Path) -> Path:
 def _distinct(files: list[Source]) -> list[str]:
     """Return the files' stems, with numbers added where results of an earlier one have the name."""
     taken: set[str] = set()
-    names = []
+    names, numbers = [], defaultdict(lambda: count(2))  # not yet used for each stem
     for file in files:
         path = file if isinstance(file, Path) else Path(unquote(urlsplit(file).path))
         stem = path.stem or "image"
-        candidates = chain([stem], (f"{stem}-{number}" for number in count(2)))
-        for name in candidates:
+        for name in chain([stem], (f"{stem}-{number}" for number in numbers[stem])):
             results = {(name + ending).lower() for ending in ENDINGS}  # some systems ignore case
             if not results & taken:
                 break

@@ -11,7 +11,7 @@ import PIL.Image
 import pytest
 
 from hf_detr import DetrImageProcessor, embedded_model_folder
-from hf_detr.commands.predict import find_images
+from hf_detr.commands.predict import _Writer, find_images
 from hf_detr.inference import drawing
 from hf_detr_command_line import main as run
 
@@ -189,8 +189,8 @@ def test_addresses(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ) -> None:
-    """Images of addresses are downloaded once; what fails is named by its address."""
-    served, output, asked = tmp_path / "served", tmp_path / "output", []
+    """Images are downloaded once and removed when done; what fails is named by its address."""
+    served, output, asked, kept = tmp_path / "served", tmp_path / "output", [], []
     write_image(served / "sub" / "a cat.png")
     (served / "page.html").write_text("no image")
 
@@ -201,6 +201,14 @@ def test_addresses(
         def log_error(self, *message: object) -> None:
             pass
 
+    write = _Writer.write
+
+    def write_and_look(writer: _Writer, number: int, result: dict) -> dict | None:
+        record = write(writer, number, result)
+        kept.append(writer.opened[number][1].exists())
+        return record
+
+    monkeypatch.setattr(_Writer, "write", write_and_look)
     monkeypatch.setenv("no_proxy", "*")
     handler = partial(Server, directory=str(served))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
@@ -223,6 +231,7 @@ def test_addresses(
     assert [missing["file"], page["file"]] == [given[0], given[2]]
     assert missing["error"].startswith(f"{given[0]} can't be downloaded: HTTP Error 404")
     assert f"({given[2]!r}) can't be opened" in page["error"] and "failed: " in err
+    assert kept == [False]
     assert asked == ["/none.png", "/sub/a%20cat.png?size=1", "/page.html"]
 
 
@@ -266,13 +275,14 @@ def test_masks_and_equal_names(tmp_path: Path) -> None:
 
 def test_find_images(tmp_path: Path) -> None:
     """Folders in order of names, patterns, each file once; existing names aren't patterns."""
-    for name in ("b.png", "a.JPG", "notes.md", "scan.pdf", "film.mpg", "[1].png", "sub/c.png"):
+    others = "a.eps", "film.mpg", "notes.md", "scan.pdf"
+    for name in ("b.png", "a.JPG", *others, "[1].png", "sub/c.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "gone.png").symlink_to("gone.png")
     images, skipped = find_images([str(tmp_path), str(tmp_path / "*.png")])
     assert [path.name for path in images] == ["[1].png", "a.JPG", "b.png", "gone.png"]
-    assert [path.name for path in skipped] == ["film.mpg", "notes.md", "scan.pdf"]
+    assert [path.name for path in skipped] == list(others)
     (bracket,), _ = find_images([str(tmp_path / "[1].png")])
     assert bracket.name == "[1].png"
     found, _ = find_images([str(tmp_path / "**" / "c.png")])
