@@ -1,5 +1,6 @@
 """The data set class for training and evaluation, independent of the annotations' format."""
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -100,8 +101,7 @@ class DetectionDataset(Dataset):
         indices = [range(len(self))[index] for index in indices]
         if len(set(indices)) < len(indices):
             raise ValueError("indices has repeated images; expected each at most once.")
-        images = SelectedImages(self.images, indices)
-        maps = self.segment_maps
+        images, maps = SelectedImages(self.images, indices), self.segment_maps
         maps = None if maps is None else SelectedImages(maps, indices)
         table = select_images(self.table, indices)
         return DetectionDataset(table, images, maps, self.masks, self.seed)
@@ -134,7 +134,13 @@ class DetectionDataset(Dataset):
         return self.subset(sorted(order[number:])), self.subset(sorted(order[:number]))
 
     def __add__(self, other: Dataset) -> "DetectionDataset":
-        return join_datasets([self, as_detection_dataset(other)])
+        other = as_detection_dataset(other)
+        joined = join_datasets([self, other])
+        if self.transform is other.transform:
+            joined.transform = self.transform
+        else:
+            warnings.warn("The transforms differ, so that the sum has none.", stacklevel=2)
+        return joined
 
     def image_hw(self, index: int) -> tuple[int, int]:
         """Return the height and width of an image in pixels, without opening it."""
@@ -274,15 +280,12 @@ def join_datasets(datasets: Sequence[DetectionDataset]) -> DetectionDataset:
     """
     if len({(data.masks, data.segment_maps is None) for data in datasets}) > 1:
         raise ValueError("Some of the data sets have masks or segment maps, others don't.")
-    lengths = list(map(len, datasets))
+    first, lengths = datasets[0], list(map(len, datasets))
+    images = JoinedImages([data.images for data in datasets], lengths)
     maps = [data.segment_maps for data in datasets if data.segment_maps is not None]
-    return DetectionDataset(
-        join_tables([data.table for data in datasets]),
-        JoinedImages([data.images for data in datasets], lengths),
-        JoinedImages(maps, lengths) if maps else None,
-        datasets[0].masks,
-        datasets[0].seed,
-    )
+    maps = JoinedImages(maps, lengths) if maps else None
+    table = join_tables([data.table for data in datasets])
+    return DetectionDataset(table, images, maps, first.masks, first.seed)
 
 
 def as_detection_dataset(dataset: Dataset) -> DetectionDataset:

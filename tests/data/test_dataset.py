@@ -230,3 +230,13 @@ def test_joined_data_sets(dataset: DetectionDataset, tmp_path: Path):
     other = read_coco(*write_coco(tmp_path / "cats", ENTRIES, categories=cats))
     with pytest.raises(ValueError, match="different classes"):
         boxes + other
+
+
+def test_a_sum_keeps_the_transform_or_says_that_it_has_none(dataset: DetectionDataset):
+    """An augmentation isn't lost without a word."""
+    rest, part = dataset.split(0.4)
+    rest.set_transform(noisy)
+    with pytest.warns(UserWarning, match="transforms differ, so that the sum has none"):
+        assert (rest + part).transform is None
+    part.set_transform(noisy)
+    assert "drawn" in (rest + part)[2][1]
