@@ -207,7 +207,7 @@ class _CocoFile:
             entries,
             images,
             self.box_format,
-            stuff_ids,
+            [stuff_id for stuff_id in stuff_ids if stuff_id in names],  # others were dropped
             self.problems,
             masks,
             partial(turned_size_hw, self.images),

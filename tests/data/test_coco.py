@@ -191,6 +191,12 @@ def test_roboflows_root_category_is_dropped(tmp_path: Path):
     # A root that is used, or of another name, is a class.
     used = [entry(1), entry(2, category_id=0)]
     assert len(read_coco(*write_coco(tmp_path, used, categories=[root, car])).id2label) == 2
+    file, *folders = write_panoptic(tmp_path / "panoptic", SEGMENTS)
+    content = json.loads(file.read_text())
+    content["categories"].append({"id": 0, "name": "dog", "supercategory": "none"})
+    file.write_text(json.dumps(content))
+    with pytest.warns(UserWarning, match="category 0 is dropped"):
+        assert read_coco_panoptic(file, *folders).label_ids_of_stuff == {1}
     other = {**root, "name": "vehicles"}
     assert len(read_coco(*write_coco(tmp_path, [entry(1)], categories=[other, car])).id2label) == 2
 
