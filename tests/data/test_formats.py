@@ -133,3 +133,5 @@ def test_names_of_category_ids():
     assert parsed_names("cat,big dog") == {0: "cat", 1: "big dog"}
     assert parsed_names("9=dog, 7=cat") == {9: "dog", 7: "cat"}
     assert parsed_names("a=b,c") == {0: "a=b", 1: "c"}
+    with pytest.raises(ValueError, match="expected different names such as"):
+        parsed_names("7=cat,dog")
