@@ -178,16 +178,17 @@ def read_between_saves(
     known = _content(folder, read_before)
     while True:
         finish_interrupted_save(folder)
+        before = _versions(folder)
         if _content(folder, read_before) != known:
             raise OSError(
                 f"A save to {folder} was running or interrupted. It is complete now, but its "
                 f"{read_before} was read before that: load once more."
             )
-        before = _versions(folder)
         try:
             result = read()
         except Exception:
-            if _versions(folder) == before:
+            # A move that began just before `before` also hides files without changing others.
+            if not finish_interrupted_save(folder) and _versions(folder) == before:
                 raise
         else:
             if _versions(folder) == before:
