@@ -144,10 +144,14 @@ class DetectionPreTrainedModel(PreTrainedModel):
             names = self._checkpoint_conversion_mapping
             config, adapter_state_dict = load_adapter_file(peft_model_id, names, **download)
             peft_config, peft_model_id = peft_config or config, None
+        known = {id(parameter) for parameter in self.parameters()}  # other adapters' too
         info = super().load_adapter(
             peft_model_id, adapter_name, peft_config, adapter_state_dict, **kwargs
         )
-        if lost := {*info.missing_keys, *info.unexpected_keys}:
+        named = dict(self.named_parameters(remove_duplicate=False))
+        known |= {id(named[name]) for name in named.keys() - info.missing_keys}  # shared ones' too
+        missing = {n for n in info.missing_keys & named.keys() if id(named[n]) not in known}
+        if lost := missing | info.unexpected_keys:
             raise ValueError(f"The adapter doesn't fit the model: {some_of(sorted(lost))}.")
         return info
 
