@@ -221,6 +221,16 @@ def test_a_max_size_without_effect_warns():
     assert dict(DetrImageProcessor(size=600, max_size=None).size) == {"shortest_edge": 600}
 
 
+def test_another_size_than_in_an_old_file(tmp_path):
+    """The `max_size` of a file doesn't warn beside a new size, and limits a new number only."""
+    content = '{"size": 800, "max_size": 1333}'
+    (tmp_path / "preprocessor_config.json").write_text(content, encoding="utf-8")
+    for size in ({"shortest_edge": 600, "longest_edge": 1000}, {"height": 640, "width": 640}):
+        assert dict(DetrImageProcessor.from_pretrained(tmp_path, size=size).size) == size
+    processor = DetrImageProcessor.from_pretrained(tmp_path, size=600)
+    assert dict(processor.size) == {"shortest_edge": 600, "longest_edge": 1333}
+
+
 OTHER_FIELDS = (
     *("image_processor_type", "feature_extractor_type", "processor_class", "auto_map", "use_fast"),
     *("_valid_processor_keys", "crop_pct", "size_divisor", "do_reduce_labels", "reduce_labels"),
