@@ -80,7 +80,6 @@ def atomic_folder(folder: str | os.PathLike) -> Iterator[Path]:
         yield folder  # within another save, such as that of a model's configuration
         return
     with _clear_errors(folder), _locked_for_saving(folder) as unfinished:
-        is_new = unfinished.parent != folder
         _complete_move(folder)
         try:
             for path in unfinished.iterdir():  # of a killed process
@@ -88,7 +87,7 @@ def atomic_folder(folder: str | os.PathLike) -> Iterator[Path]:
             yield unfinished
             for path in (*unfinished.rglob("*"), unfinished):
                 flush(path)
-            os.rename(unfinished, folder if is_new else folder / FINISHED)
+            os.rename(unfinished, folder / FINISHED if unfinished.parent == folder else folder)
             flush(unfinished.parent)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
