@@ -80,7 +80,6 @@ def atomic_folder(folder: str | os.PathLike) -> Iterator[Path]:
         yield folder  # within another save, such as that of a model's configuration
         return
     with _clear_errors(folder), _locked_for_saving(folder) as unfinished:
-        is_new = unfinished.parent != folder
         _complete_move(folder)
         try:
             for path in unfinished.iterdir():  # of a killed process
@@ -88,7 +87,7 @@ def atomic_folder(folder: str | os.PathLike) -> Iterator[Path]:
             yield unfinished
             for path in (*unfinished.rglob("*"), unfinished):
                 flush(path)
-            os.rename(unfinished, folder if is_new else folder / FINISHED)
+            os.rename(unfinished, folder / FINISHED if unfinished.parent == folder else folder)
             flush(unfinished.parent)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -178,16 +177,17 @@ def read_between_saves(
     known = _content(folder, read_before)
     while True:
         finish_interrupted_save(folder)
+        before = _versions(folder)
         if _content(folder, read_before) != known:
             raise OSError(
                 f"A save to {folder} was running or interrupted. It is complete now, but its "
                 f"{read_before} was read before that: load once more."
             )
-        before = _versions(folder)
         try:
             result = read()
         except Exception:
-            if _versions(folder) == before:
+            # A move that began just before `before` also hides files without changing others.
+            if not finish_interrupted_save(folder) and _versions(folder) == before:
                 raise
         else:
             if _versions(folder) == before:

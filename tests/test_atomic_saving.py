@@ -268,6 +268,18 @@ def test_reading_is_repeated_after_a_save(tmp_path: Path) -> None:
         read_between_saves(tmp_path, lambda: {}["mine"])
 
 
+def test_reading_is_repeated_after_a_move_that_has_just_begun(tmp_path: Path) -> None:
+    """Such a move hid a file before the first look, and has changed nothing since."""
+
+    def read() -> str:
+        if not (tmp_path / "model.safetensors").exists():
+            (tmp_path / MOVING).mkdir()
+            (tmp_path / MOVING / "model.safetensors").write_text("new")
+        return (tmp_path / "model.safetensors").read_text()
+
+    assert read_between_saves(tmp_path, read) == "new"
+
+
 def test_load_from_a_read_only_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An interrupted save that may not be completed is a warning; the old model loads."""
     old, new = tiny_detector("detr"), tiny_detector("detr", num_queries=9)

@@ -104,8 +104,11 @@ class DetectionImageProcessor(ImageProcessorSteps):
         """As in transformers, but names of transformers 4 in `kwargs` aren't ignored."""
         warn_about_misspelt(kwargs, cls.valid_kwargs)
         _rename_old(kwargs)
+        stored = dict(image_processor_dict)
+        if not isinstance(kwargs.get("size"), int | None):  # it has its own longest edge, or none
+            stored.pop("max_size", None)
         old = {"max_size": kwargs.pop("max_size")} if "max_size" in kwargs else {}
-        return super().from_dict({**image_processor_dict, **old}, **kwargs)
+        return super().from_dict({**stored, **old}, **kwargs)
 
     def preprocess(
         self,

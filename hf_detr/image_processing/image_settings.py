@@ -130,7 +130,8 @@ def check_settings(settings: Mapping[str, Any]) -> None:
             raise ValueError(f"{key} is {settings[key]!r}; expected True or False.")
     _check_channels(settings)
     factor = settings["rescale_factor"]
-    if not isinstance(factor, numbers.Real) or not 0 < factor < math.inf:
+    is_unused = factor is None and not settings["do_rescale"]
+    if not is_unused and (not isinstance(factor, numbers.Real) or not 0 < factor < math.inf):
         raise ValueError(
             f"rescale_factor is {factor!r}; expected a positive number, such as 1/255."
         )
@@ -184,6 +185,8 @@ def warn_about_misspelt(names: Iterable[str], valid_kwargs: type[DetectionImageK
 
 def _check_channels(settings: Mapping[str, Any]) -> None:
     for key, lowest in (("image_mean", -math.inf), ("image_std", 0)):
+        if settings[key] is None and not settings["do_normalize"]:
+            continue
         values = _as_sequence(settings[key])
         is_valid = len(values) > 0 and all(
             isinstance(value, numbers.Real) and lowest < value < math.inf for value in values

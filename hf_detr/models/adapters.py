@@ -82,6 +82,20 @@ def check_adapter_weights(model: nn.Module, names: Collection[str], prefix: str)
         )
 
 
+def missing_weights(model: nn.Module, names: Collection[str], before: list[Tensor]) -> set[str]:
+    """Return the weights that an adapter has added to a model, but not loaded.
+
+    Args:
+        model: with the adapter.
+        names: of all tensors that weren't loaded, those of the model and of other adapters too.
+        before: the model's parameters before the adapter was added.
+    """
+    named = dict(model.named_parameters(remove_duplicate=False))
+    loaded = [tensor for name, tensor in named.items() if name not in names]
+    known = {id(tensor) for tensor in (*before, *loaded)}  # a shared one may have another name
+    return {name for name in names if name in named and id(named[name]) not in known}
+
+
 def _rename(key: str, new_names: Mapping[str, str]) -> str:
     for old, new in new_names.items():
         key = re.sub(old, new, key)

@@ -19,7 +19,7 @@ from ..atomic_saving import atomic_folder, read_between_saves
 from ..distributed import process_index
 from ..layers.backbone import reset_timm_module
 from ..wording import some_of
-from .adapters import TRANSFORMERS_NAMES, check_adapter_weights, load_adapter_file
+from .adapters import TRANSFORMERS_NAMES, check_adapter_weights, load_adapter_file, missing_weights
 from .loading_checks import (
     check_finite,
     check_headers,
@@ -144,10 +144,12 @@ class DetectionPreTrainedModel(PreTrainedModel):
             names = self._checkpoint_conversion_mapping
             config, adapter_state_dict = load_adapter_file(peft_model_id, names, **download)
             peft_config, peft_model_id = peft_config or config, None
+        before = list(self.parameters())
         info = super().load_adapter(
             peft_model_id, adapter_name, peft_config, adapter_state_dict, **kwargs
         )
-        if lost := {*info.missing_keys, *info.unexpected_keys}:
+        missing = missing_weights(self, info.missing_keys, before)
+        if lost := missing | info.unexpected_keys:
             raise ValueError(f"The adapter doesn't fit the model: {some_of(sorted(lost))}.")
         return info
 

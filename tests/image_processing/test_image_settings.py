@@ -221,6 +221,29 @@ def test_a_max_size_without_effect_warns():
     assert dict(DetrImageProcessor(size=600, max_size=None).size) == {"shortest_edge": 600}
 
 
+def test_another_size_than_in_an_old_file(tmp_path):
+    """The `max_size` of a file doesn't warn beside a new size, and limits a new number only."""
+    content = '{"size": 800, "max_size": 1333}'
+    (tmp_path / "preprocessor_config.json").write_text(content, encoding="utf-8")
+    for size in ({"shortest_edge": 600, "longest_edge": 1000}, {"height": 640, "width": 640}):
+        assert dict(DetrImageProcessor.from_pretrained(tmp_path, size=size).size) == size
+    processor = DetrImageProcessor.from_pretrained(tmp_path, size=600)
+    assert dict(processor.size) == {"shortest_edge": 600, "longest_edge": 1333}
+
+
+def test_unused_numbers_may_be_missing(tmp_path):
+    """Files without rescaling and normalization load without their numbers, as in transformers."""
+    steps = '"do_rescale": false, "do_normalize": false, "do_resize": false'
+    numbers = '"image_mean": null, "image_std": null, "rescale_factor": null'
+    (tmp_path / "preprocessor_config.json").write_text(f"{{{steps}, {numbers}}}", encoding="utf-8")
+    processor = DetrImageProcessor.from_pretrained(tmp_path)
+    image = np.arange(24, dtype=np.float32).reshape(2, 4, 3)
+    pixels = processor(image, return_tensors="np", input_data_format="channels_last")
+    np.testing.assert_array_equal(pixels["pixel_values"][0], image.transpose(2, 0, 1))
+    with pytest.raises(ValueError, match="image_mean is None"):
+        processor(image, do_normalize=True)
+
+
 OTHER_FIELDS = (
     *("image_processor_type", "feature_extractor_type", "processor_class", "auto_map", "use_fast"),
     *("_valid_processor_keys", "crop_pct", "size_divisor", "do_reduce_labels", "reduce_labels"),

@@ -120,6 +120,29 @@ def test_adapters_of_ours(variant: str, tmp_path: Path) -> None:
         assert_close(logits(again), expected, atol=1e-4, rtol=0)
 
 
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")
+@pytest.mark.parametrize("name", ["second", "model"])
+def test_several_adapters(name: str, tmp_path: Path) -> None:
+    """A second adapter needs no weights of the first or of the model, whatever its name is."""
+    model = tiny_detector("detr")
+    expected = save_adapter(model, tmp_path, target_modules=["fc1"])
+    again = tiny_detector("detr")
+    again.load_adapter(str(tmp_path / "adapter"))
+    again.load_adapter(str(tmp_path / "adapter"), adapter_name=name)
+    assert_close(logits(again), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore:Found missing adapter keys:UserWarning")  # shared, too
+@pytest.mark.parametrize("refine", [False, True])
+def test_adapters_of_shared_heads(refine: bool, tmp_path: Path) -> None:
+    """Deformable DETR's heads have several names, of which an adapter's file holds one."""
+    model = tiny_detector("deformable_detr", with_box_refine=refine)
+    expected = save_adapter(model, tmp_path, target_modules="all-linear")
+    again = tiny_detector("deformable_detr", with_box_refine=refine)
+    again.load_adapter(str(tmp_path / "adapter"))
+    assert_close(logits(again), expected, atol=1e-4, rtol=0)
+
+
 def test_transformers_loads_adapters_of_ours(detector: PreTrainedModel, tmp_path: Path) -> None:
     """Protects `load_adapter` of transformers' own models, for names that both have."""
     expected = save_adapter(detector, tmp_path, target_modules=["fc1", "fc2", "k_proj"])
