@@ -214,7 +214,8 @@ def test_bad_labels_are_refused(variant: str) -> None:
     with pytest.raises(ValueError, match=r"labels\[1\], object 0.*not in pixels"):
         model(*batch, labels=pixels)
     with pytest.raises(ValueError, match=r"outside 0 … 4"):
-        model(*batch, [{**t, "class_labels": t["class_labels"] * 0 + 5} for t in some_labels()])
+        wrong = [{**t, "class_labels": t["class_labels"] * 0 + 5} for t in some_labels()]
+        model(*batch, labels=wrong)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
