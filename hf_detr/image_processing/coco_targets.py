@@ -81,18 +81,15 @@ def prepare_detection_target(
             unknown type.
     """
     image_id, entries = checked_record(annotation, "annotations", RECORD)
-    boxes_xywh, fields, objects, names = [], [], [], []
+    boxes_xywh, fields, objects = [], [], []
     for index, entry in enumerate(entries):
         name = f"image_id {image_id}, annotation {index}"
-        entry_fields, box = (
-            checked_fields(entry, ("bbox", "category_id"), name),
-            checked_box(entry, name),
-        )
+        entry_fields = checked_fields(entry, ("bbox", "category_id"), name)
+        box = checked_box(entry, name)
         if not entry_fields.is_crowd:
             boxes_xywh.append(box)
             fields.append(entry_fields)
-            objects.append(entry)
-            names.append(name)
+            objects.append((entry, name))
 
     boxes_xyxy = _clipped_corners(
         torch.tensor(boxes_xywh, dtype=torch.float32).reshape(-1, 4), image_hw
@@ -101,24 +98,19 @@ def prepare_detection_target(
     target, keep = prepare_target(
         image_id, image_hw, fields, boxes_xyxy, box_area(boxes_xyxy), reason
     )
-    keypoints = stack_keypoints(
-        [entry.get("keypoints") for entry, is_kept in zip(objects, keep, strict=True) if is_kept]
-    )
+    kept = [pair for pair, is_kept in zip(objects, keep, strict=True) if is_kept]
+    keypoints = stack_keypoints([entry.get("keypoints") for entry, _ in kept])
     if keypoints is not None:
         target["keypoints"] = keypoints
     if return_masks:
-        kept = [
-            (entry.get("segmentation"), name)
-            for entry, name, is_kept in zip(objects, names, keep, strict=True)
-            if is_kept
-        ]
-        for segmentation, name in kept:
+        segmentations = [(entry.get("segmentation"), name) for entry, name in kept]
+        for segmentation, name in segmentations:
             if segmentation is None:
                 raise ValueError(
                     f"{name} has no 'segmentation', which return_segmentation_masks=True requires; "
                     f"expected {SEGMENTATION}."
                 )
-        target["masks"] = stack_masks(kept, image_hw)
+        target["masks"] = stack_masks(segmentations, image_hw)
     return target
 
 
