@@ -31,7 +31,7 @@ from .image_settings import (
     padded_hw,
     resized_hw,
     standard_size,
-    warn_about_misspelt,
+    warn_about_misspelt_settings,
 )
 from .mixed_models import warn_of_mixed_models
 from .postprocess_masks import encode_segments, merged_maps, segment_maps, semantic_maps
@@ -78,7 +78,7 @@ class DetectionImageProcessor(ImageProcessorSteps):
     format = "coco_detection"
 
     def __init__(self, **kwargs: Unpack[DetectionImageKwargs]) -> None:
-        warn_about_misspelt(kwargs, self.valid_kwargs)
+        warn_about_misspelt_settings(kwargs, self.valid_kwargs)
         _rename_old(kwargs)
         has_max_size, max_size = "max_size" in kwargs, kwargs.pop("max_size", DEFAULT_LONGEST_EDGE)
         kwargs["size"] = standard_size(kwargs.get("size"), max_size)
@@ -102,7 +102,7 @@ class DetectionImageProcessor(ImageProcessorSteps):
     @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As in transformers, but names of transformers 4 in `kwargs` aren't ignored."""
-        warn_about_misspelt(kwargs, cls.valid_kwargs)
+        warn_about_misspelt_settings(kwargs, cls.valid_kwargs)
         _rename_old(kwargs)
         stored = dict(image_processor_dict)
         if not isinstance(kwargs.get("size"), int | None):  # it has its own longest edge, or none

@@ -1,9 +1,7 @@
 """Settings of the image processor: checks, and the sizes of resized and padded images."""
 
-import difflib
 import math
 import numbers
-import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -11,6 +9,8 @@ from transformers.image_transforms import get_size_with_aspect_ratio
 from transformers.image_utils import AnnotationFormat, SizeDict, get_image_size_for_max_height_width
 from transformers.image_utils import pil_torch_interpolation_mapping as interpolations
 from transformers.processing_utils import ImagesKwargs
+
+from ..wording import warn_about_misspelt
 
 DEFAULT_SHORTEST_EDGE = 800
 DEFAULT_LONGEST_EDGE = 1333
@@ -170,17 +170,12 @@ def channel_values(values: Any, count: int) -> list[float]:
     return list(sequence) if len(sequence) > 1 else list(sequence) * count
 
 
-def warn_about_misspelt(names: Iterable[str], valid_kwargs: type[DetectionImageKwargs]) -> None:
+def warn_about_misspelt_settings(
+    names: Iterable[str], valid_kwargs: type[DetectionImageKwargs]
+) -> None:
     """Warn about names that are similar to a setting; the base class accepts and keeps any name."""
     fields = (*valid_kwargs.__annotations__, *OLD_NAMES)
-    for name in names:
-        close = difflib.get_close_matches(name, fields, n=1, cutoff=0.85)
-        if close and name != close[0]:
-            warnings.warn(
-                f"The image processor has no field {name!r}, so it has no effect; did you mean "
-                f"{close[0]!r}?",
-                stacklevel=4,
-            )
+    warn_about_misspelt(names, fields, "The image processor", stacklevel=5)
 
 
 def _check_channels(settings: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
 from ..atomic_saving import atomic_folder
+from ..wording import warn_about_misspelt
 from .configuration_backbone import SHORT_FORM, make_backbone_config
 from .configuration_checks import (
     MOST,
@@ -20,7 +21,6 @@ from .configuration_checks import (
     check_stored,
     check_transformer,
     warn_about_contradiction,
-    warn_about_misspelt,
 )
 
 Number = float | int  # JSON returns 0 for 0.0
@@ -106,7 +106,9 @@ class DetectionConfig(PreTrainedConfig):
         self.backbone_config = make_backbone_config(
             self.backbone_config, self.dilation, self.num_channels, self.num_backbone_levels, kwargs
         )
-        warn_about_misspelt(kwargs, type(self))
+        unknown = [name for name in kwargs if name not in self.attribute_map]
+        fields = [field.name for field in dataclasses.fields(self)]
+        warn_about_misspelt(unknown, fields, type(self).__name__)
         check_number_of_labels(kwargs.get("num_labels"))
         for name in WEIGHTS:
             # transformers requires integers in most of these fields.

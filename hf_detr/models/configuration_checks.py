@@ -1,7 +1,5 @@
 """Checks of configurations."""
 
-import dataclasses
-import difflib
 import math
 import warnings
 from typing import Any
@@ -14,19 +12,6 @@ from ..wording import some_of
 
 # Limits that protect the memory from invalid files.
 MOST, MOST_LAYERS = 2**16, 1000
-
-
-def warn_about_misspelt(kwargs: dict[str, Any], config_class: type[PreTrainedConfig]) -> None:
-    """Warn about unknown keys that are similar to a field; the base class accepts any key."""
-    fields = [field.name for field in dataclasses.fields(config_class)]
-    for key in kwargs:
-        close = difflib.get_close_matches(key, fields, n=1, cutoff=0.85)
-        if close and key not in config_class.attribute_map:
-            warnings.warn(
-                f"{config_class.__name__} has no field {key!r}, so it has no effect; did you "
-                f"mean {close[0]!r}?",
-                stacklevel=2,
-            )
 
 
 def warn_about_contradiction(id2label: dict[int, str], label2id: dict[str, int] | None) -> None:
