@@ -26,6 +26,7 @@ from types import ModuleType
 PACKAGE = "hf_detr"
 # What each module of hf_detr.commands does
 COMMANDS = {
+    "train": "train or fine-tune a detector on your own data",
     "predict": "find objects in images and draw them",
     "video": "find objects in the frames of a video",
     "evaluate": "AP, AR and panoptic quality on a data set",
@@ -87,13 +88,21 @@ def _parse(command: ModuleType, prog: str, arguments: list[str]) -> argparse.Nam
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_options(parser)
-    parsed = parser.parse_args(arguments)
+    parsed = parser.parse_args([_with_hyphens(argument) for argument in arguments])
     try:
         if hasattr(command, "check"):
             command.check(parsed)
     except (ValueError, OSError) as error:
         parser.exit(2, f"{prog}: error: {error}\n")
     return parsed
+
+
+def _with_hyphens(argument: str) -> str:
+    """Return an argument with an option's `_` as `-`, because transformers' scripts have those."""
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument.partition("=")
+    return name.replace("_", "-") + equals + value
 
 
 def _version() -> str:

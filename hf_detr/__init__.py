@@ -5,6 +5,7 @@ model types they cover; `HF_DETR_REGISTER=0` in the environment leaves transform
 """
 
 import os
+from typing import TYPE_CHECKING, Any
 
 from .checkpoints.model_card import CardResults, make_model_card
 from .checkpoints.official_checkpoints import (
@@ -54,6 +55,9 @@ from .models.detr.modeling_detr import DetrForObjectDetection, DetrForSegmentati
 from .ops.kernel_loader import kernel_status
 from .ops.multi_scale_deformable_attention import multi_scale_deformable_attention
 
+if TYPE_CHECKING:
+    from .training.train import TrainingResult, train
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -81,6 +85,7 @@ __all__ = [
     "SegmentationPipeline",
     "DetrModel",
     "SizeGroupedBatches",
+    "TrainingResult",
     "convert_official_checkpoint",
     "draw_predictions",
     "embedded_model_folder",
@@ -108,7 +113,17 @@ __all__ = [
     "read_voc",
     "read_yolo",
     "stream_predictions",
+    "train",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Not at once: training needs packages that prediction doesn't.
+    if name in ("TrainingResult", "train"):
+        from .training import train as module
+
+        return getattr(module, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 if os.environ.get("HF_DETR_REGISTER", "1") != "0":

@@ -20,7 +20,7 @@ MODULES = sorted(
 ROOT = ("atomic_saving", "distributed", "wording")
 ROOMS = (
     *("ops", "losses", "layers", "image_processing", "models", "data", "inference"),
-    *("checkpoints", "evaluation", "training", "plots", "commands"),
+    *("checkpoints", "evaluation", "plots", "training", "commands"),
 )
 NEVER = {"layers": {"losses"}}  # losses know tensors and targets only, layers nothing of them
 ONLY_IN = {

@@ -3,9 +3,11 @@
 import argparse
 import os
 import re
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
 
 from ..data.formats import DataArguments
 
@@ -63,6 +65,56 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(*names, action=action, default=field.default, help=help)
 
 
+def add_field_options(
+    parser: argparse.ArgumentParser, options: type, groups: Mapping[str, str]
+) -> None:
+    """Add an option for each field of a dataclass, with the field's type, default and help.
+
+    Args:
+        parser: of the command.
+        options: the dataclass.
+        groups: for the first option of each group its title.
+    """
+    types = get_type_hints(options)
+    group = parser
+    for field in fields(options):
+        if field.name in groups:
+            group = parser.add_argument_group(groups[field.name])
+        kinds = get_args(types[field.name]) or (types[field.name],)
+        kinds = [kind for kind in kinds if kind is not type(None)]
+        given: dict[str, Any] = {"help": field.metadata["help"], "default": argparse.SUPPRESS}
+        if kinds == [bool]:
+            given["action"] = "store_true"
+        elif get_origin(types[field.name]) is list:
+            given |= {"nargs": "+", "type": kinds[0], "metavar": "NAME"}
+        else:
+            literals = [value for kind in kinds for value in get_args(kind)]
+            literals = literals or [kind for kind in kinds if isinstance(kind, str)]
+            metavar = {int: "N", float: "X", Path: "FILE"}.get(kinds[0], "NAME")
+            parse = {"type": _parser_of(kinds), "metavar": metavar}
+            given |= {"choices": literals} if literals else parse
+        if field.default not in (None, MISSING, False, 0):
+            given["help"] += f", default {field.default}"
+        group.add_argument(f"--{field.name.replace('_', '-')}", **given)
+
+
+def given_fields(parsed: argparse.Namespace, options: type) -> dict[str, Any]:
+    """Return the options of `add_field_options` that were given."""
+    return {f.name: vars(parsed)[f.name] for f in fields(options) if f.name in parsed}
+
+
+def _parser_of(kinds: Sequence[type]) -> Callable[[str], Any]:
+    """Return argparse's `type` for a value of one of some types, tried in this order."""
+
+    def parse(text: str) -> Any:
+        for kind in kinds:
+            with suppress(ValueError):
+                return kind(text)
+        raise argparse.ArgumentTypeError(f"{text!r} isn't {kinds[0].__name__}")
+
+    return parse
+
+
 def checked_data(parsed: argparse.Namespace) -> DataArguments:
     """Return the options of a data set.
 
@@ -86,6 +138,11 @@ def _score(text: str) -> float:
         if 0 <= float(text) <= 1:
             return float(text)
     raise argparse.ArgumentTypeError(f"{text!r} isn't a number from 0 to 1")
+
+
+def trainable_model(text: str) -> str:
+    """Return a name as in `model_name`, or the file of an architecture, as argparse's `type`."""
+    return text if text.endswith(".json") and Path(text).is_file() else model_name(text)
 
 
 def model_name(text: str) -> str:

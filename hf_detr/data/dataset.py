@@ -159,6 +159,10 @@ class DetectionDataset(Dataset):
         self._epoch.fill_(epoch)
 
     def __getitem__(self, index: int) -> Example:
+        return self.example(index, int(self._epoch))
+
+    def example(self, index: int, epoch: int) -> Example:
+        """Return an example as it is in an epoch, whatever was set."""
         index = range(len(self))[index]  # negative and invalid indices as in a list
         if index in self._fatal:
             raise ValueError(f"{self.images.name(index)}: {self._fatal[index]}.")
@@ -173,7 +177,7 @@ class DetectionDataset(Dataset):
         target = self._target(index)
         if self.transform is None:
             return tv_tensors.Image(image), target
-        with seeded(self.seed, int(self._epoch), index):
+        with seeded(self.seed, epoch, index):
             return self.transform(tv_tensors.Image(image), target)
 
     def _target(self, index: int) -> dict[str, Tensor]:

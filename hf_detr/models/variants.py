@@ -30,11 +30,21 @@ from .segmentation import Segmenter
 
 
 @dataclass(frozen=True)
+class Recipe:
+    """How a paper trains its model; all divide the learning rate by 10 after 80 % of the epochs."""
+
+    lr: float
+    epochs: int
+    batch_size: int
+
+
+@dataclass(frozen=True)
 class Variant:
-    """The classes of one variant, and how its official code names weights.
+    """The classes of one variant, its training, and how its official code names weights.
 
     Attributes:
         config, model, detector, segmenter, image_processor: its classes.
+        recipe: its paper's training.
         official_mark: a weight of the transformer that only its official checkpoints have.
         official_names: (pattern, replacement) from names on the Hub to official names, applied
             after those that all variants share.
@@ -47,6 +57,7 @@ class Variant:
     detector: type[ObjectDetector]
     segmenter: type[Segmenter]
     image_processor: type[DetectionImageProcessor]
+    recipe: Recipe
     official_mark: str
     official_names: tuple[tuple[str, str], ...]
     official_masks: bool = False
@@ -62,6 +73,7 @@ VARIANTS: dict[str, Variant] = {
             DetrForObjectDetection,
             DetrForSegmentation,
             DetrImageProcessor,
+            Recipe(lr=1e-4, epochs=500, batch_size=64),
             official_mark="decoder.layers.0.multihead_attn.in_proj_weight",
             official_names=(
                 (r"(\.decoder\.layers\.\d+\.)self_attn_layer_norm\.", r"\1norm1."),
@@ -76,6 +88,7 @@ VARIANTS: dict[str, Variant] = {
             ConditionalDetrForObjectDetection,
             ConditionalDetrForSegmentation,
             ConditionalDetrImageProcessor,
+            Recipe(lr=1e-4, epochs=50, batch_size=32),
             official_mark="decoder.ref_point_head.layers.0.weight",
             official_names=(
                 (r"(\.decoder\.layers\.\d+\.)self_attn_layer_norm\.", r"\1norm1."),
@@ -93,6 +106,7 @@ VARIANTS: dict[str, Variant] = {
             DeformableDetrForObjectDetection,
             DeformableDetrForSegmentation,
             DeformableDetrImageProcessor,
+            Recipe(lr=2e-4, epochs=50, batch_size=32),
             official_mark="level_embed",
             official_names=(
                 # The official code numbers its norms in another order than it uses them.

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from ..training.checkpoint import STATE
 from .figures import BLUE, FONT_SIZE, ORANGE, Figure, color_of, make_chart, name_values
 
 POINTS = 100  # the running mean covers this fraction of all steps
@@ -21,7 +20,7 @@ def draw_training_curves(
     """Loss of every step with its running mean, and AP and AP50 of every evaluation.
 
     Args:
-        losses: a file with the columns `step` and `loss`, as `train_detection.py` writes it; steps
+        losses: a file with the columns `step` and `loss`, as `hf-detr train` writes it; steps
             without a loss are skipped.
         history: metrics of every evaluation, with `step`, `AP` and `AP50`.
 
@@ -70,7 +69,7 @@ def read_losses(path: str | os.PathLike[str]) -> tuple[list[int], list[float]]:
         if not {"step", "loss"} <= set(reader.fieldnames or ()):
             raise ValueError(
                 f"{path} has the columns {reader.fieldnames}; it needs 'step' and 'loss', as "
-                "losses.csv of examples/training/train_detection.py has."
+                "losses.csv of `hf-detr train` has."
             )
         rows = [(int(row["step"]), float(row["loss"])) for row in reader if row["loss"]]
     if not rows:
@@ -83,7 +82,7 @@ def read_history(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Metrics of all evaluations of a training, from its newest checkpoint; may be empty.
 
     Args:
-        folder: the output folder of `examples/training/train_detection.py`.
+        folder: the output folder of `hf-detr train`.
     """
-    states = sorted(Path(folder).glob(f"checkpoints/checkpoint-*/{STATE}"))
+    states = sorted(Path(folder).glob("checkpoints/checkpoint-*/state.json"))
     return json.loads(states[-1].read_text(encoding="utf-8"))["history"] if states else []

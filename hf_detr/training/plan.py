@@ -32,23 +32,23 @@ class MicroBatch:
 def plan_epoch(
     num_images: int,
     batch_size: int,
+    micro_batch_size: int,
     *,
     epoch: int = 0,
     seed: int = 0,
-    accumulation_steps: int = 1,
     num_processes: int = 1,
     process_index: int = 0,
 ) -> list[list[MicroBatch]]:
     """Plan the micro-batches of one process for an epoch.
 
     Every image is in exactly one optimizer step; the last step may be smaller. All processes have
-    the same number of steps and micro-batches.
+    the same number of steps and micro-batches, also if the images of a step don't divide evenly.
 
     Args:
         num_images: size of the data set.
-        batch_size: maximum number of images in a micro-batch.
+        batch_size: number of images in an optimizer step, over all processes.
+        micro_batch_size: maximum number of images in a micro-batch.
         epoch, seed: determine the order of images.
-        accumulation_steps: number of micro-batches per process and optimizer step.
         num_processes, process_index: number of processes, and index of this process.
 
     Returns:
@@ -57,17 +57,16 @@ def plan_epoch(
     Raises:
         ValueError: if a number is less than 1, or `process_index` is out of range.
     """
-    if min(num_images, batch_size, accumulation_steps, num_processes) < 1:
+    if min(num_images, batch_size, micro_batch_size, num_processes) < 1:
         raise ValueError(
-            f"num_images is {num_images}, batch_size {batch_size}, accumulation_steps "
-            f"{accumulation_steps} and num_processes {num_processes}; expected at least 1 for each."
+            f"num_images is {num_images}, batch_size {batch_size}, micro_batch_size "
+            f"{micro_batch_size} and num_processes {num_processes}; expected at least 1 for each."
         )
     if not 0 <= process_index < num_processes:
         raise ValueError(f"process_index is {process_index}; expected 0 to {num_processes - 1}.")
     order = np.random.default_rng([seed, epoch]).permutation(num_images)
-    whole = batch_size * accumulation_steps * num_processes
-    steps = [order[start : start + whole] for start in range(0, num_images, whole)]
-    return [_share(images, batch_size, num_processes, process_index) for images in steps]
+    steps = [order[start : start + batch_size] for start in range(0, num_images, batch_size)]
+    return [_share(images, micro_batch_size, num_processes, process_index) for images in steps]
 
 
 def learning_rate_factor(
@@ -101,11 +100,11 @@ def learning_rate_factor(
 
 
 def _share(
-    images: np.ndarray, batch_size: int, num_processes: int, process_index: int
+    images: np.ndarray, most: int, num_processes: int, process_index: int
 ) -> list[MicroBatch]:
     """Micro-batches of one process in a step, as many as the process with most images needs."""
     largest = -(-len(images) // num_processes)
-    own = np.array_split(images[process_index::num_processes], -(-largest // batch_size))
+    own = np.array_split(images[process_index::num_processes], -(-largest // most))
     return [
         MicroBatch(part.tolist()) if len(part) else MicroBatch(images[:1].tolist(), counts=False)
         for part in own

@@ -19,20 +19,11 @@ def images_of_steps(num_images: int, num_processes: int, **options: int) -> list
 
 @pytest.mark.parametrize("num_images", [1, 7, 16, 17, 23])
 def test_steps_do_not_depend_on_processes(num_images: int) -> None:
-    """Steps have the same images with 1, 2 and 4 processes and with accumulation."""
-    options = {"epoch": 3, "seed": 5}
-    alone = images_of_steps(num_images, 1, batch_size=8, **options)
-    for processes, batch_size, accumulated in (
-        (2, 4, 1),
-        (4, 2, 1),
-        (2, 2, 2),
-        (4, 1, 2),
-        (1, 1, 8),
-    ):
-        spread = images_of_steps(
-            num_images, processes, batch_size=batch_size, accumulation_steps=accumulated, **options
-        )
-        assert spread == alone
+    """Steps have the same images with any number of processes, also if nothing divides evenly."""
+    options = {"batch_size": 8, "epoch": 3, "seed": 5}
+    alone = images_of_steps(num_images, 1, micro_batch_size=8, **options)
+    for processes, size in ((2, 4), (4, 2), (2, 2), (4, 1), (1, 1), (3, 2), (1, 3), (5, 3)):
+        assert images_of_steps(num_images, processes, micro_batch_size=size, **options) == alone
     assert sorted(sum(alone, [])) == list(range(num_images))
 
 
@@ -40,7 +31,7 @@ def test_steps_do_not_depend_on_processes(num_images: int) -> None:
 def test_processes_have_equal_numbers_of_micro_batches(num_images: int) -> None:
     """All processes have the same number of micro-batches, and none is empty."""
     plans = [
-        plan_epoch(num_images, 2, accumulation_steps=2, num_processes=3, process_index=index)
+        plan_epoch(num_images, 11, 2, num_processes=3, process_index=index)
         for index in range(3)
     ]
     lengths = [[len(parts) for parts in plan] for plan in plans]
@@ -51,23 +42,23 @@ def test_processes_have_equal_numbers_of_micro_batches(num_images: int) -> None:
 
 def test_fillers_do_not_count() -> None:
     """Repeated images in the last step don't count."""
-    plans = [plan_epoch(1, 2, num_processes=2, process_index=index) for index in range(2)]
+    plans = [plan_epoch(1, 4, 2, num_processes=2, process_index=index) for index in range(2)]
     assert plans == [[[MicroBatch([0])]], [[MicroBatch([0], counts=False)]]]
 
 
 def test_epochs_and_seeds_differ() -> None:
     """The order depends on epoch and seed only."""
-    plan = plan_epoch(50, 50)
-    assert plan == plan_epoch(50, 50)
-    assert plan != plan_epoch(50, 50, epoch=1) != plan_epoch(50, 50, seed=1) != plan
+    plan = plan_epoch(50, 50, 50)
+    assert plan == plan_epoch(50, 50, 50)
+    assert plan != plan_epoch(50, 50, 50, epoch=1) != plan_epoch(50, 50, 50, seed=1) != plan
 
 
 def test_invalid_numbers() -> None:
     """Empty data sets and invalid indices of processes are rejected."""
     with pytest.raises(ValueError, match="num_images is 0"):
-        plan_epoch(0, 2)
+        plan_epoch(0, 2, 2)
     with pytest.raises(ValueError, match="process_index is 2; expected 0 to 1"):
-        plan_epoch(5, 2, num_processes=2, process_index=2)
+        plan_epoch(5, 2, 2, num_processes=2, process_index=2)
 
 
 def test_the_papers_schedule() -> None:

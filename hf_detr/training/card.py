@@ -3,12 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-from training_options import RECIPES
 from transformers import AutoConfig, ObjectDetectionPipeline
 
-from hf_detr import plots
-from hf_detr.checkpoints.model_card import CardResults, make_model_card, markdown_table
-from hf_detr.data.dataset import DetectionDataset
+from ..checkpoints.model_card import CardResults, make_model_card, markdown_table
+from ..data.dataset import DetectionDataset
+from ..inference.record_attention import record_attention
+from ..plots.detection_plots import draw_detections
+from ..plots.training_plots import draw_training_curves
+from .model_setup import is_new
 
 SAMPLES = 4
 THRESHOLD = 0.5
@@ -22,6 +24,7 @@ def write_card(
     data: DetectionDataset,
     data_name: str,
     history: list[dict[str, Any]],
+    best: dict[str, Any],
     losses: Path,
     options: dict[str, Any],
 ) -> None:
@@ -34,11 +37,11 @@ def write_card(
         data: validation data; samples are the first images.
         data_name: name of the data set.
         history: metrics of all evaluations.
+        best: those of the model.
         losses: CSV file with the columns `step` and `loss`.
         options: options of the training.
     """
-    best = max(history, key=lambda entry: entry["AP"])
-    plots.draw_training_curves(losses, history).savefig(folder / "curve.png", dpi=120)
+    draw_training_curves(losses, history).savefig(folder / "curve.png", dpi=120)
     draw_samples(folder / "samples.png", detector, data)
     # A metric that can't be computed is -1.
     known = [metric for metric in SUMMARY if best.get(metric, -1) >= 0]
@@ -79,8 +82,7 @@ Detections with scores above {THRESHOLD} in the first validation images:
 
 def base_model(model: str) -> str | None:
     """The Hub's name of the fine-tuned model; None for new and local models."""
-    is_new = model in RECIPES or model.endswith(".json")
-    return None if is_new or Path(model).exists() else model
+    return None if is_new(model) or Path(model).exists() else model
 
 
 def draw_samples(file: Path, detector: ObjectDetectionPipeline, data: DetectionDataset) -> None:
@@ -88,11 +90,11 @@ def draw_samples(file: Path, detector: ObjectDetectionPipeline, data: DetectionD
     records = [
         record
         for index in range(min(SAMPLES, len(data)))
-        for record in plots.record_attention(
+        for record in record_attention(
             detector.model,
             detector.image_processor,
             data.images.open(index),
             attentions=False,
         )
     ]
-    plots.draw_detections(records, threshold=THRESHOLD).savefig(file, dpi=100)
+    draw_detections(records, threshold=THRESHOLD).savefig(file, dpi=100)

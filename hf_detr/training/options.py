@@ -1,0 +1,213 @@
+"""The options of a training; nothing here needs torch.
+
+Each is stated once: its type, default, help, lowest value, and whether it may change when a
+training is resumed.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field, fields, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+TRACKERS = ("tensorboard", "trackio", "wandb")
+# What a model can be chosen by; not all are computed for all models and data.
+AREAS = ("small", "medium", "large")
+METRICS = ("AP", "AP50", "AP75", "AR_1", "AR_10", "AR_100", "pq", "sq", "rq")
+METRICS += tuple(f"{kind}_{area}" for kind in ("AP", "AR") for area in AREAS)
+AUTO = "auto"
+# The first option of each group in the command's help
+GROUPS = {
+    "small_data": "recipe",
+    "image_size": "model",
+    "crop": "augmentation",
+    "evaluate_every": "evaluation",
+    "micro_batch_size": "speed and memory",
+    "resume": "saving and logging",
+}
+PACKAGES = ("accelerate", "matplotlib")  # of the extra "train"
+
+
+def _option(default: Any, help: str, lowest: float | None = None, may_change: bool = False) -> Any:
+    metadata = {"help": help, "lowest": lowest, "may_change": may_change}
+    if isinstance(default, list):
+        return field(default_factory=list, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How a model is trained; None means the value of its paper, or of `small_data`.
+
+    `micro_batch_size`, `workers` and other options of speed don't change the result.
+    """
+
+    small_data: bool = _option(
+        False,
+        "for a few thousand images or fewer: small batches, averaged weights, warm-up, cosine "
+        "schedule, and few queries in a new model",
+    )
+    epochs: int | None = _option(None, "default: the paper's", 1)
+    batch_size: int | None = _option(
+        None, "images per step, over all processes; default: the paper's", 1
+    )
+    lr: float | None = _option(None, "learning rate; default: the paper's", 0)
+    schedule: Literal["step", "cosine"] | None = _option(
+        None, "schedule of the learning rate; default: step, as in the papers"
+    )
+    warmup_steps: float | None = _option(
+        None,
+        "steps in which the learning rate increases linearly; below 1, a share of all steps, such "
+        "as 0.05; default: 0",
+        0,
+    )
+    weight_decay: float = _option(1e-4, "weight decay of AdamW", 0)
+    max_grad_norm: float = _option(0.1, "norm at which gradients are clipped", 0)
+    slow_factor: float = _option(
+        0.1,
+        "factor of the learning rate for backbone, sampling offsets and reference points",
+        0,
+    )
+    ema: float | None = _option(
+        None, "decay of averaged weights, such as 0.999; default: 0, which disables averaging", 0
+    )
+    query_groups: int = _option(
+        0,
+        "additional groups of queries in training, which aren't saved: faster convergence, slower "
+        "steps",
+        0,
+    )
+    patience: int | None = _option(
+        None, "stop after this number of evaluations without a better --metric", 1
+    )
+    seed: int = _option(0, "seed of weights, order, augmentation and dropout", 0)
+    image_size: int | None = _option(
+        None, "shortest edge in pixels; default: the model's, 800 in the papers", 1
+    )
+    backbone_weights: Path | None = _option(
+        None, ".safetensors or .pth file with the weights of a new model's backbone"
+    )
+    frozen_stages: int = _option(1, "number of frozen stages of the backbone", 0)
+    freeze: list[str] = _option(
+        [], "parts of the model that aren't trained, such as backbone or encoder"
+    )
+    lora: int = _option(
+        0, "rank of LoRA adapters, which are trained with the heads instead of all weights", 0
+    )
+    panoptic: bool = _option(False, "also train a mask head, with COCO panoptic data")
+    crop: float = _option(0.5, "probability of a random crop", 0)
+    no_augmentation: bool = _option(False, "train without augmentation")
+    evaluate_every: int | None = _option(None, "epochs between evaluations, default 1", 1)
+    metric: str | None = _option(
+        None, "metric by which the best weights are chosen, such as AP50; default: AP or pq"
+    )
+    eval_batch_size: int | None = _option(
+        None, "images per forward pass in evaluation; default: --micro-batch-size", 1, True
+    )
+    overfit: int = _option(
+        0, "health check: overfit this number of images and report whether it worked", 0
+    )
+    micro_batch_size: int | str | None = _option(
+        None,
+        "images per forward pass, default 2; gradients are accumulated over a step; auto: as many "
+        "as the GPU's memory holds",
+        1,
+        True,
+    )
+    workers: int | None = _option(
+        None, "workers that load images, per training process, default 2", 0, True
+    )
+    precision: Literal["no", "bf16", "fp16"] = _option("no", "mixed precision")
+    gradient_checkpointing: bool = _option(False, "use less memory and more time", None, True)
+    compile: bool = _option(False, "torch.compile the model", None, True)
+    resume: bool = _option(False, "resume from the newest complete checkpoint", None, True)
+    save_every: int = _option(1000, "steps between checkpoints, in addition to each epoch", 1, True)
+    skip_nonfinite: bool = _option(False, "skip steps whose loss isn't finite", None, True)
+    tracker: list[str] = _option([], f"trackers of metrics: {', '.join(TRACKERS)}", None, True)
+    push_to: str | None = _option(None, "repository on the Hub to publish the model", None, True)
+
+    def check(self) -> None:
+        """Check the options before anything is read.
+
+        Raises:
+            ValueError: if a value is too low or unknown, or has no effect with the others.
+            ImportError: if a package isn't installed.
+        """
+        for one in fields(self):
+            value, lowest = getattr(self, one.name), one.metadata["lowest"]
+            if one.name == "micro_batch_size" and value == AUTO:
+                continue
+            if lowest is not None and value is not None and not value >= lowest:
+                raise ValueError(f"{flag(one.name)} is {value}; expected at least {lowest}.")
+        if not 0 <= self.crop <= 1:
+            raise ValueError(f"--crop is {self.crop}; expected a probability from 0 to 1.")
+        if (self.warmup_steps or 0) > 1 and self.warmup_steps % 1:
+            raise ValueError(
+                f"--warmup-steps is {self.warmup_steps}; expected a whole number of steps, or a "
+                "share below 1."
+            )
+        if self.metric is not None and self.metric not in METRICS:
+            raise ValueError(f"--metric is {self.metric!r}; expected one of {METRICS}.")
+        if "detector" in self.freeze and not self.panoptic:
+            raise ValueError("--freeze detector leaves nothing to train without --panoptic.")
+        if self.patience is not None and self.overfit:
+            raise ValueError("--patience can't be used with --overfit, which evaluates once.")
+        for tracker in self.tracker:
+            if tracker not in TRACKERS:
+                raise ValueError(f"--tracker is {tracker!r}; expected some of {TRACKERS}.")
+        for package in (*PACKAGES, *self.tracker, *(["peft"] if self.lora else [])):
+            if find_spec(package) is None:
+                raise ImportError(
+                    f"This training needs {package}: `pip install {package}`, or "
+                    "`pip install 'hf_detr[train]'` for all that training always needs."
+                )
+
+    def filled(self, recipe: Any, num_images: int) -> "TrainingOptions":
+        """Set missing options to the defaults of a paper, of small data or of the health check.
+
+        Args:
+            recipe: the paper's `lr`, `epochs` and `batch_size`.
+            num_images: number of images for training.
+        """
+        defaults: dict[str, Any] = {
+            **{"lr": recipe.lr, "epochs": recipe.epochs, "batch_size": recipe.batch_size},
+            **{"schedule": "step", "ema": 0.0, "workers": 2, "warmup_steps": 0},
+            **{"evaluate_every": 1, "metric": "pq" if self.panoptic else "AP"},
+        }
+        if self.small_data:
+            defaults |= {"batch_size": 8, "ema": 0.998, "schedule": "cosine"}
+            defaults |= {"warmup_steps": 0.05}
+        if self.overfit:
+            defaults |= {"lr": 5 * recipe.lr, "epochs": 300, "workers": 0}
+            defaults |= {"batch_size": num_images, "evaluate_every": self.epochs or 300}
+        batch_size = self.batch_size or defaults["batch_size"]
+        defaults["micro_batch_size"] = batch_size if self.overfit else min(2, batch_size)
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        return replace(self, **{**defaults, **given})
+
+    def with_micro_batch_size(self, number: int) -> "TrainingOptions":
+        """Return the options with the number that was found for `auto`."""
+        return replace(self, micro_batch_size=number)
+
+    def recorded(self) -> dict[str, Any]:
+        """Return the options that affect the result, as in JSON."""
+        kept = {one.name for one in fields(self) if not one.metadata["may_change"]}
+        values = {name: value for name, value in asdict(self).items() if name in kept}
+        return json.loads(json.dumps(values, default=str))
+
+
+def check_output(output: Path, resume: bool) -> Path:
+    """Return the folder of checkpoints of a training.
+
+    Raises:
+        ValueError: if it has checkpoints which aren't to be resumed from.
+    """
+    checkpoints = output / "checkpoints"
+    if not resume and any(checkpoints.glob("checkpoint-*")):
+        raise ValueError(f"{checkpoints} contains a training; use --resume or another --output.")
+    return checkpoints
+
+
+def flag(name: str) -> str:
+    """Return an option's name on the command line."""
+    return f"--{name.replace('_', '-')}"

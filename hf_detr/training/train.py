@@ -1,0 +1,254 @@
+"""Train a detector from data to a model with its card: `hf_detr.train`."""
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from transformers import PreTrainedModel, pipeline
+
+from ..checkpoints.publishing import push_to_hub
+from ..data.check import check_dataset
+from ..data.dataset import DetectionDataset
+from ..data.formats import read_splits
+from ..distributed import process_index
+from ..evaluation.coco_evaluator import metrics_table
+from ..inference.model_loading import embedded_model_folder
+from ..models.variants import VARIANTS
+from .batch_size import find_micro_batch_size
+from .card import write_card
+from .checkpoint import checkpoint_folder, load_checkpoint
+from .lora import merge_lora
+from .model_setup import is_new, make_model, make_transform, prepare_model
+from .options import AUTO, TrainingOptions, check_output
+from .trainer import Training
+
+HEALTHY = 0.9  # AP50 on overfitted images
+FEW_STEPS = {True: 5000, False: 200}  # of a new and of a trained model
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a training gives.
+
+    Attributes:
+        folder: the model with its card, for `from_pretrained`; None after a health check.
+        metrics: those of the best evaluation, with its `epoch` and `step`.
+        history: the metrics of all evaluations.
+    """
+
+    folder: Path | None
+    metrics: dict[str, Any]
+    history: list[dict[str, Any]]
+
+
+def train(
+    model: str | os.PathLike[str] | PreTrainedModel | None,
+    data: Any,
+    output: str | os.PathLike[str] = "trained",
+    *,
+    processor: Any = None,
+    data_name: str | None = None,
+    data_options: dict[str, Any] | None = None,
+    **options: Any,
+) -> TrainingResult:
+    """Train a detector, alone or in each process of `accelerate launch` or `torchrun`.
+
+    The output folder has the best `model` with its card, `losses.csv`, and `checkpoints`, from
+    which an interrupted training resumes exactly.
+
+    Args:
+        model: folder or Hub name of a trained model; a model type such as "deformable_detr", or a
+            `.json` file of an architecture, for a new one; or a model. None: the small detector
+            that comes with hf_detr.
+        data: data for training and validation, as for `read_splits`: a folder, a file, a name on
+            the Hub, a data set, or a pair of data sets.
+        output: folder for the results.
+        processor: of a model that is given as an object.
+        data_name: name of the data in the card; default: that of the folder.
+        data_options: arguments of `read_splits`, such as `val_fraction`.
+        options: those of `TrainingOptions`.
+
+    Returns:
+        Where the model is, and its metrics.
+
+    Raises:
+        ValueError, TypeError: if options, data or model don't allow the training, or a health check
+            fails.
+        NonFiniteLossError: if the loss isn't finite, without `skip_nonfinite`.
+    """
+    training = prepare(
+        model, data, Path(output), TrainingOptions(**options), processor, data_options or {}
+    )
+    training.run()
+    training.accelerator.end_training()
+    best, folder = training.best(), None
+    if training.options.overfit:
+        _report_health(training)
+    else:
+        folder = Path(output) / "model"
+        if training.accelerator.is_main_process:
+            _finish(training, folder, data_name or _name_of(data))
+        training.accelerator.wait_for_everyone()
+    return TrainingResult(folder, best, training.history)
+
+
+def prepare(
+    model: Any,
+    data: Any,
+    output: Path,
+    options: TrainingOptions,
+    processor: Any = None,
+    data_options: dict[str, Any] | None = None,
+) -> Training:
+    """Read data and model, and the checkpoint to resume from.
+
+    Arguments and errors are those of `train`.
+    """
+    options.check()
+    check_output(output, options.resume)
+    accelerator = _accelerator(options, output)
+    torch.manual_seed(options.seed)
+    train_data, val_data = read_splits(
+        data, seed=options.seed, panoptic=options.panoptic, **(data_options or {})
+    )
+    if options.overfit:
+        train_data = val_data = train_data.first(options.overfit)
+    is_trained = model is None or not is_new(str(model))
+    if isinstance(model, PreTrainedModel):
+        name = model.name_or_path or type(model).__name__
+        _check_given(model, processor, train_data)
+    else:
+        name = "embedded" if model is None else str(model)
+        source = str(embedded_model_folder()) if model is None else name
+        model, processor = make_model(source, options, train_data)
+    prepare_model(model, processor, options)
+    options = options.filled(VARIANTS[model.config.model_type].recipe, len(train_data))
+    for split, one in {"training": train_data, "validation": val_data}.items():
+        _check_data(one, split, model)
+    train_data.set_transform(make_transform(options, processor))
+    if options.micro_batch_size == AUTO:
+        found = find_micro_batch_size(accelerator, model, processor, train_data, options.batch_size)
+        options = options.with_micro_batch_size(found)
+    accelerator.init_trackers("hf_detr", config=options.recorded())
+    training = Training(
+        accelerator, model, processor, train_data, val_data, options, output, {"model": name}
+    )
+    if options.resume:
+        training.resume()
+    training.log.say(*_describe(training, is_trained))
+    return training
+
+
+def _accelerator(options: TrainingOptions, output: Path) -> Accelerator:
+    output.mkdir(parents=True, exist_ok=True)
+    return Accelerator(
+        # Required for several processes on CPUs.
+        cpu=not torch.accelerator.is_available(),
+        mixed_precision=options.precision,
+        log_with=options.tracker or None,
+        project_dir=output,
+        dynamo_backend="inductor" if options.compile else None,
+    )
+
+
+def _check_given(model: PreTrainedModel, processor: Any, data: DetectionDataset) -> None:
+    """Check that a model that is given as an object can be trained with the data."""
+    if processor is None:
+        raise TypeError("The model is an object; give its image processor too, as processor=.")
+    if model.config.id2label != data.id2label:
+        raise ValueError(
+            f"The model's classes are {model.config.id2label}, those of the data {data.id2label}. "
+            "Load it with from_pretrained(..., id2label=..., ignore_mismatched_sizes=True), or "
+            "give its name."
+        )
+
+
+def _check_data(data: DetectionDataset, name: str, model: PreTrainedModel) -> None:
+    """Print the errors of the data; raise if there are any.
+
+    No process waits for another here: checking much data takes longer than a barrier lasts.
+    """
+    config = model.config
+    num_queries = config.num_queries
+    if getattr(config, "two_stage", False):
+        num_queries = config.two_stage_num_proposals
+    report = check_dataset(data, num_queries)
+    if process_index() == 0:
+        print(f"{name} data: {report.text()}", file=sys.stderr)
+    if not report.may_train:
+        raise ValueError(f"The {name} data have errors; fix the problems marked ERROR above.")
+
+
+def _describe(training: Training, is_trained: bool) -> list[str]:
+    """Say how many steps there will be, and whether they are few."""
+    options, images = training.options, len(training.train_data)
+    lines = [
+        f"{training.total_steps} steps: {options.epochs} epochs of {training.steps_per_epoch}, "
+        f"with {images} images in batches of {options.batch_size}, evaluated on "
+        f"{len(training.val_data)} images."
+    ]
+    few = FEW_STEPS[not is_trained]
+    if training.total_steps < few and not options.overfit:
+        kind = "fine-tuning" if is_trained else "a new model"
+        lines.append(
+            f"These are few steps: {kind} usually needs at least {few}. More --epochs or a smaller "
+            "--batch-size give more."
+        )
+    return lines
+
+
+def _finish(training: Training, folder: Path, data_name: str) -> None:
+    """Save the best checkpoint's weights, averaged if available, as the model, with a card."""
+    options, best = training.options, training.best()
+    checkpoint = load_checkpoint(checkpoint_folder(training.checkpoints, best["step"]))
+    model = training.plain_model
+    model.load_state_dict(checkpoint.tensors.get("ema", checkpoint.tensors["model"]))
+    if options.lora:
+        merge_lora(model)
+    model.config.auxiliary_loss = False
+    model.save_pretrained(folder)
+    training.processor.save_pretrained(folder)
+    write_card(
+        folder,
+        options.push_to or folder.as_posix(),
+        pipeline(
+            "object-detection",
+            model=model.detector if options.panoptic else model,
+            image_processor=training.processor,
+        ),
+        training.val_data,
+        data_name,
+        training.history,
+        best,
+        training.log.losses.path,
+        training.recorded_options(),
+    )
+    training.log.say(metrics_table({n: v for n, v in best.items() if n not in ("epoch", "step")}))
+    print(f"Saved the best model (step {best['step']}) in {folder}.")
+    if options.push_to is not None:
+        card = (folder / "README.md").read_text(encoding="utf-8")
+        images = sorted(folder.glob("*.png"))
+        push_to_hub(model, training.processor, options.push_to, card=card, files=images)
+
+
+def _report_health(training: Training) -> None:
+    """Print the result of the health check; raise if it failed."""
+    metrics, options = training.history[-1], training.options
+    if metrics["AP50"] < HEALTHY:
+        raise ValueError(
+            f"NOT healthy: after {training.step} steps AP50 is {metrics['AP50']:.2f} on the "
+            f"overfitted images; expected more than {HEALTHY}. Check the boxes and class names of "
+            "the data with `hf-detr check`, or use more --epochs or another --lr."
+        )
+    if training.accelerator.is_main_process:
+        number = options.overfit
+        print(f"Healthy: AP50 is {metrics['AP50']:.2f} on {number} overfitted images.")
+
+
+def _name_of(data: Any) -> str:
+    is_path = isinstance(data, str | os.PathLike)
+    return Path(data).stem if is_path else type(data).__name__

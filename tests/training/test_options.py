@@ -1,0 +1,85 @@
+"""Tests the options of a training."""
+
+from dataclasses import fields
+from typing import Any
+
+import pytest
+
+from hf_detr.models.variants import VARIANTS
+from hf_detr.training.options import GROUPS, TrainingOptions
+
+RECIPE = VARIANTS["detr"].recipe
+
+
+def filled(**given: Any) -> dict[str, Any]:
+    """The options with the defaults of DETR and three images."""
+    options = TrainingOptions(**given)
+    options.check()
+    return vars(options.filled(RECIPE, num_images=3))
+
+
+@pytest.mark.parametrize("more", [{}, {"small_data": True}, {"overfit": 3}])
+def test_given_options_are_kept(more: dict[str, Any]) -> None:
+    """`small_data` and `overfit` change defaults, not options that are given, 0 included."""
+    given = {"ema": 0.0, "schedule": "step", "warmup_steps": 0, "batch_size": 5, "lr": 0.5}
+    given |= {"micro_batch_size": 5, "workers": 3, "evaluate_every": 7, "epochs": 9}
+    assert given.items() <= filled(**given, **more).items()
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, {"ema": 0.0, "schedule": "step", "warmup_steps": 0, "micro_batch_size": 2}),
+        ({}, {"epochs": 500, "batch_size": 64, "lr": 1e-4, "metric": "AP"}),
+        ({"small_data": True}, {"ema": 0.998, "schedule": "cosine", "batch_size": 8}),
+        ({"overfit": 3}, {"batch_size": 3, "micro_batch_size": 3, "evaluate_every": 300}),
+        ({"batch_size": 3}, {"micro_batch_size": 2}),
+        ({"batch_size": 1}, {"micro_batch_size": 1}),
+        ({"panoptic": True}, {"metric": "pq"}),
+    ],
+)
+def test_defaults(given: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Defaults are the paper's, those for small data, or those of the health check."""
+    assert expected.items() <= filled(**given).items()
+    assert None not in {filled(**given)[name] for name in ("workers", "metric", "evaluate_every")}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"epochs": 0}, "--epochs is 0; expected at least 1"),
+        ({"save_every": 0}, "--save-every is 0"),
+        ({"lr": float("nan")}, "--lr is nan"),
+        ({"micro_batch_size": 0}, "--micro-batch-size is 0"),
+        ({"crop": 1.5}, "a probability from 0 to 1"),
+        ({"warmup_steps": 2.5}, "a whole number of steps, or a share below 1"),
+        ({"metric": "mAP"}, "--metric is 'mAP'; expected one of"),
+        ({"freeze": ["detector"]}, "without --panoptic"),
+        ({"patience": 2, "overfit": 4}, "--patience can't be used with --overfit"),
+        ({"tracker": ["logs"]}, "--tracker is 'logs'; expected some of"),
+    ],
+)
+def test_wrong_values(given: dict[str, Any], message: str) -> None:
+    """A value that can't be meant is refused before anything is read."""
+    with pytest.raises(ValueError, match=message):
+        TrainingOptions(**given).check()
+
+
+def test_packages_that_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tracker without its package is refused; Accelerate would only omit it."""
+    monkeypatch.setattr("hf_detr.training.options.find_spec", lambda name: name != "wandb" or None)
+    with pytest.raises(ImportError, match="This training needs wandb: `pip install wandb`"):
+        TrainingOptions(tracker=["wandb"]).check()
+
+
+def test_recorded_options_are_those_of_the_result() -> None:
+    """Options of speed may differ when a training is resumed, options of the result not."""
+    recorded = TrainingOptions(freeze=["backbone"]).recorded()
+    assert recorded["freeze"] == ["backbone"] and {"lr", "seed", "lora"} <= recorded.keys()
+    assert not {"workers", "micro_batch_size", "resume", "tracker"} & recorded.keys()
+
+
+def test_groups_are_of_options() -> None:
+    """The help's groups start at options that exist, and all options are in one."""
+    names = [field.name for field in fields(TrainingOptions)]
+    assert set(GROUPS) <= set(names) and names[0] in GROUPS
