@@ -2,14 +2,15 @@
 
 import argparse
 import os
-import re
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 
 from ..data.formats import DataArguments
+from ..data.layouts import HUB_NAME
 
-HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+VALUES = {str | None: str, float | None: float}  # field's type -> argparse's
+FORMER = ("--coco", "--voc", "--yolo", "--hub")
 
 
 def add_model_options(parser: argparse.ArgumentParser, several: bool = False) -> None:
@@ -58,19 +59,30 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of a data set, for `checked_data`."""
     for field in fields(DataArguments):
         names = dict.fromkeys((f"--{field.name.replace('_', '-')}", f"--{field.name}"))
-        action = "store_true" if field.type is bool else "store"
-        help = field.metadata["help"] + (f" Default: {field.default}." if field.default else "")
-        parser.add_argument(*names, action=action, default=field.default, help=help)
+        kind = {"action": "store_true"} if field.type is bool else {"type": VALUES[field.type]}
+        parser.add_argument(*names, default=field.default, help=field.metadata["help"], **kind)
+    for name in FORMER:
+        parser.add_argument(name, action=_FormerOption, nargs="?", help=argparse.SUPPRESS)
 
 
-def checked_data(parsed: argparse.Namespace) -> DataArguments:
-    """Return the options of a data set.
+class _FormerOption(argparse.Action):
+    """An option that `--data` has replaced."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, parsed: object, value: object, name: str | None
+    ) -> None:
+        """End with an error that names `--data`."""
+        parser.error(f"{name} is now --data, which finds the format; use --data {value or ''}")
+
+
+def checked_data(parsed: argparse.Namespace, **needed: bool) -> DataArguments:
+    """Return the options of a data set; `needed` are the arguments of `DataArguments.check`.
 
     Raises:
         ValueError, FileNotFoundError: as in `DataArguments.check`.
     """
     data = DataArguments(**{one.name: getattr(parsed, one.name) for one in fields(DataArguments)})
-    data.check()
+    data.check(**needed)
     return data
 
 
