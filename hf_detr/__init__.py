@@ -18,8 +18,9 @@ from .data.augmentation import make_evaluation_transform, make_training_transfor
 from .data.batches import DetectionCollator, SizeGroupedBatches
 from .data.coco import read_coco, read_coco_panoptic
 from .data.dataset import DetectionDataset
-from .data.formats import DataArguments
+from .data.formats import DataArguments, read_data, read_splits
 from .data.hub import read_hf_dataset, read_hf_segmentation
+from .data.torch_data import read_torch_dataset
 from .data.voc import read_voc
 from .data.yolo import read_yolo
 from .evaluation.coco_evaluator import CocoEvaluator, metrics_table
@@ -108,8 +109,11 @@ __all__ = [
     "push_to_hub",
     "read_coco",
     "read_coco_panoptic",
+    "read_data",
     "read_hf_dataset",
     "read_hf_segmentation",
+    "read_splits",
+    "read_torch_dataset",
     "read_voc",
     "read_yolo",
     "stream_predictions",

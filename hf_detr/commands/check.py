@@ -1,6 +1,6 @@
 """Read a data set and report its errors, image by image, before training starts.
 
-hf-detr check --coco annotations.json --images folder --num-queries 100
+hf-detr check --data FOLDER --num-queries 100
 """
 
 import argparse

@@ -3,7 +3,7 @@
 With --masks, a segmentation model's masks are evaluated too; with --segments, the folder of COCO's
 panoptic PNGs, also its panoptic quality. The results depend neither on the batch size nor on the
 number of processes, which torchrun starts: `torchrun --nproc-per-node 4 -m hf_detr evaluate …`.
-Without --split, it reads the validation split of --voc, --yolo, --hub or a folder of --coco.
+Without --split, it reads the first of the splits val, valid, validation and test.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def check(parsed: argparse.Namespace) -> None:
     """Check the arguments; `data` becomes those of the data set."""
     if parsed.max_detections <= 10:  # not later, as an error of the evaluator
         raise ValueError(f"--max-detections is {parsed.max_detections}; expected more than 10.")
-    parsed.data = checked_data(parsed)
+    parsed.data = checked_data(parsed, evaluation=True)
     if parsed.json not in (None, STDOUT):
         prepare_file(parsed.json)
 
@@ -84,7 +84,8 @@ def _compute_metrics(parsed: argparse.Namespace, device: str | None) -> "Metrics
     from ..evaluation.evaluate import evaluate, evaluate_panoptic
     from ..inference.model_loading import load_model
 
-    dataset, has_segments = parsed.data.read_validation(), parsed.data.segments is not None
+    dataset = parsed.data.read_validation()
+    has_segments = dataset.segment_maps is not None
     needs_masks = dataset.masks or has_segments
     model, processor = load_model(parsed.model, device, needs_masks, parsed.dtype)
     given = model, processor, dataset, parsed.batch_size, parsed.num_workers

@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, fields
@@ -10,8 +9,9 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from ..data.formats import DataArguments
+from ..data.layouts import HUB_NAME
 
-HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+FORMER = ("--coco", "--voc", "--yolo", "--hub")
 
 
 def add_model_options(parser: argparse.ArgumentParser, several: bool = False) -> None:
@@ -58,27 +58,25 @@ def add_json_option(parser: argparse.ArgumentParser) -> None:
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of a data set, for `checked_data`."""
-    for field in fields(DataArguments):
-        names = dict.fromkeys((f"--{field.name.replace('_', '-')}", f"--{field.name}"))
-        action = "store_true" if field.type is bool else "store"
-        help = field.metadata["help"] + (f" Default: {field.default}." if field.default else "")
-        parser.add_argument(*names, action=action, default=field.default, help=help)
+    add_field_options(parser, DataArguments)
+    for name in FORMER:
+        parser.add_argument(name, action=_FormerOption, nargs="?", help=argparse.SUPPRESS)
 
 
 def add_field_options(
-    parser: argparse.ArgumentParser, options: type, groups: Mapping[str, str]
+    parser: argparse.ArgumentParser, options: type, groups: Mapping[str, str] | None = None
 ) -> None:
     """Add an option for each field of a dataclass, with the field's type, default and help.
 
     Args:
         parser: of the command.
         options: the dataclass.
-        groups: for the first option of each group its title.
+        groups: for the first option of each group its title; None: `parser` is one.
     """
     types = get_type_hints(options)
     group = parser
     for field in fields(options):
-        if field.name in groups:
+        if groups and field.name in groups:
             group = parser.add_argument_group(groups[field.name])
         kinds = get_args(types[field.name]) or (types[field.name],)
         kinds = [kind for kind in kinds if kind is not type(None)]
@@ -115,14 +113,24 @@ def _parser_of(kinds: Sequence[type]) -> Callable[[str], Any]:
     return parse
 
 
-def checked_data(parsed: argparse.Namespace) -> DataArguments:
-    """Return the options of a data set.
+class _FormerOption(argparse.Action):
+    """An option that `--data` has replaced."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, parsed: object, value: object, name: str | None
+    ) -> None:
+        """End with an error that names `--data`."""
+        parser.error(f"{name} is now --data, which finds the format; use --data {value or ''}")
+
+
+def checked_data(parsed: argparse.Namespace, **needed: bool) -> DataArguments:
+    """Return the options of a data set; `needed` are the arguments of `DataArguments.check`.
 
     Raises:
         ValueError, FileNotFoundError: as in `DataArguments.check`.
     """
-    data = DataArguments(**{one.name: getattr(parsed, one.name) for one in fields(DataArguments)})
-    data.check()
+    data = DataArguments(**given_fields(parsed, DataArguments))
+    data.check(**needed)
     return data
 
 

@@ -43,7 +43,7 @@ def check(parsed: argparse.Namespace) -> None:
     parsed.options = given_fields(parsed, TrainingOptions)
     options = TrainingOptions(**parsed.options)
     options.check()
-    parsed.data = checked_data(parsed)
+    parsed.data = checked_data(parsed, training=True, panoptic=options.panoptic)
     check_output(Path(parsed.output), options.resume)
 
 

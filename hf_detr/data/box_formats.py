@@ -8,6 +8,10 @@
 import numpy as np
 
 BOX_FORMATS = ("coco_xywh", "xyxy", "cxcywh_normalized")
+DESCRIPTION = (
+    "'coco_xywh' (left, top, width, height in pixels), 'xyxy' (corners in pixels) or "
+    "'cxcywh_normalized' (centre and size divided by the image's size)"
+)
 # Formats found in data sets, which have to be converted first.
 OTHER_FORMATS = {
     "cxcywh": "(cx, cy, w, h) in pixels",
@@ -26,12 +30,60 @@ def checked_box_format(box_format: str) -> str:
         ValueError: if it isn't.
     """
     if box_format not in BOX_FORMATS:
-        raise ValueError(
-            f"box_format is {box_format!r}; expected 'coco_xywh' (left, top, width, height in "
-            "pixels), 'xyxy' (corners in pixels) or 'cxcywh_normalized' (centre and size divided "
-            "by the image's size)."
-        )
+        raise ValueError(f"box_format is {box_format!r}; expected {DESCRIPTION}.")
     return box_format
+
+
+def find_box_format(boxes: np.ndarray, areas: np.ndarray, image_hw: np.ndarray) -> tuple[str, str]:
+    """Find the only format that fits all boxes.
+
+    Areas that are width times height in one format only settle it. Otherwise every box has to have
+    an area and to be inside its image.
+
+    Args:
+        boxes: (n, 4) as in the data set.
+        areas: (n,) in square pixels, or divided by the image's; NaN if unknown.
+        image_hw: (n, 2) height and width in pixels of each box's image.
+
+    Returns:
+        One of `BOX_FORMATS`, and the reason.
+
+    Raises:
+        ValueError: if several formats fit all boxes, or none.
+    """
+    is_known = np.isfinite(boxes).all(-1) & (image_hw > 0).all(-1)
+    boxes, areas, image_hw = boxes[is_known], areas[is_known], image_hw[is_known]
+    fits = {name: _fits(boxes, name, image_hw) for name in BOX_FORMATS}
+    has_areas = [name for name in BOX_FORMATS if _have_areas(boxes, areas, name, image_hw)]
+    if len(has_areas) == 1:
+        return has_areas[0], "only then each object's area is the width times height of its box"
+    fitting = [name for name in has_areas or BOX_FORMATS if fits[name].all()]
+    if len(fitting) == 1:
+        return fitting[0], "only then all boxes have an area and are inside their image"
+    if fitting:
+        problem = f"all {len(boxes)} boxes fit {' and '.join(fitting)}"
+    else:
+        ratios = ", ".join(f"{fits[name].mean():.1%} {name}" for name in BOX_FORMATS)
+        problem = f"of {len(boxes)} boxes, {ratios} fit, but not all of them any format"
+    raise ValueError(
+        f"The box format isn't clear: {problem}. Pass box_format (--box-format): {DESCRIPTION}."
+    )
+
+
+def _have_areas(
+    boxes: np.ndarray, areas: np.ndarray, box_format: str, image_hw: np.ndarray
+) -> bool:
+    """Whether all areas are width times height of the boxes, read in a format."""
+    if not len(boxes) or not np.isfinite(areas).all():
+        return False
+    sizes = boxes_to_coco_xywh(boxes, box_format, image_hw)[:, 2:]
+    products, units = sizes.prod(-1), [np.ones(len(boxes))]
+    if box_format.endswith("_normalized"):
+        units.append(image_hw.prod(-1))
+    elif _are_fractions(boxes).any():
+        return False
+    close = [np.abs(areas * unit - products) <= TOLERANCE * products + 1 for unit in units]
+    return bool((sizes > 0).all() and any(one.all() for one in close))
 
 
 def boxes_to_coco_xywh(boxes: np.ndarray, box_format: str, image_hw: np.ndarray) -> np.ndarray:
@@ -115,9 +167,12 @@ def _fits(boxes: np.ndarray, box_format: str, image_hw: np.ndarray) -> np.ndarra
     is_inside = ((low >= -margin) & (high <= image_hw + margin) & (high > low)).all(-1)
     if box_format.endswith("_normalized"):
         return is_inside
-    # In pixels, fractions up to 1 would be a box within the top left pixel.
-    is_fraction = (boxes <= 1).all(-1) & (boxes % 1 != 0).any(-1)
-    return is_inside & ~is_fraction
+    return is_inside & ~_are_fractions(boxes)
+
+
+def _are_fractions(boxes: np.ndarray) -> np.ndarray:
+    """Whether boxes are fractions up to 1, which in pixels would be within the first pixel."""
+    return (boxes <= 1).all(-1) & (boxes % 1 != 0).any(-1)
 
 
 def _corners(boxes: np.ndarray, box_format: str, image_hw: np.ndarray) -> np.ndarray:

@@ -16,6 +16,13 @@ LAYOUTS = (
     ("annotations/instances_{split}.json", "images"),
     ("lvis_v1_{split}.json", "."),  # LVIS, beside the folders of COCO
     ("annotations/lvis_v1_{split}.json", "."),
+    ("annotations/{split}.json", "images/{split}"),
+    ("annotations/{split}.json", "{split}"),
+    ("annotations/{split}.json", "images"),
+    ("{split}.json", "images/{split}"),
+    ("{split}.json", "{split}"),
+    ("{split}.json", "images"),
+    ("{split}/annotations.json", "{split}"),
 )
 # Data without splits
 WHOLE = (
@@ -27,6 +34,16 @@ WHOLE = (
     ("result.json", "images"),  # Label Studio
 )
 ONLY_SPLIT = "train"
+# Annotation file, image folder and folder of segment maps, in COCO's panoptic format
+PANOPTIC = (
+    ("{split}/panoptic.json", "{split}/images", "{split}/panoptic"),
+    ("annotations/panoptic_{split}2017.json", "{split}2017", "annotations/panoptic_{split}2017"),
+    (
+        "annotations/panoptic_{split}2017.json",
+        "images/{split}2017",
+        "annotations/panoptic_{split}2017",
+    ),
+)
 
 
 def find_coco(folder: Path, split: str) -> tuple[Path, Path, bool] | None:
@@ -43,4 +60,13 @@ def find_coco(folder: Path, split: str) -> tuple[Path, Path, bool] | None:
         paths = folder / file.format(split=split), folder / images.format(split=split)
         if paths[0].is_file() and paths[1].is_dir():
             return *paths, is_whole
+    return None
+
+
+def find_panoptic(folder: Path, split: str) -> tuple[Path, Path, Path] | None:
+    """Find the annotation file, the image folder and the folder of segment maps of a split."""
+    for layout in PANOPTIC:
+        file, images, maps = (folder / part.format(split=split) for part in layout)
+        if file.is_file() and images.is_dir() and maps.is_dir():
+            return file, images, maps
     return None

@@ -1,106 +1,156 @@
-"""How a command line names a data set; nothing here needs torch before the data is read."""
+"""How a data set is named, on a command line and in Python; nothing here needs torch."""
 
-import warnings
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .box_formats import checked_box_format
+from .class_names import parsed_names
+from .layouts import COCO, DATASETS, ON_THE_HUB, PANOPTIC_COCO, YOLO, DataFiles, find_data
+from .splits import (
+    check_can_be_divided,
+    check_same_classes,
+    checked_split,
+    validation_split,
+    warn_of_test_split,
+)
 
 if TYPE_CHECKING:
-    from datasets import Dataset
-
     from .dataset import DetectionDataset
+    from .reading import OpenedData
 
-# Data formats, and the options that only some of them have.
-OPTIONS = {
-    "coco": ("images", "segments", "box_format", "masks", "split"),
-    "voc": ("split",),
-    "yolo": ("split", "masks"),
-    "hub": ("split", "box_format", "names"),
-}
-# Splits to evaluate on: the first that there is.
-VALIDATION = {
-    "coco": ["val", "valid"],
-    "voc": ["val"],
-    "yolo": ["val"],
-    "hub": ["validation", "val", "valid", "test"],
+# Formats that an option is for
+HAVE_OPTION = {
+    "images": (COCO,),
+    "segments": (COCO,),
+    "box_format": (COCO, PANOPTIC_COCO, DATASETS, ON_THE_HUB),
+    "masks": (COCO, PANOPTIC_COCO, YOLO),
+    "names": (DATASETS, ON_THE_HUB),
 }
 
 
 @dataclass
 class DataArguments:
-    """Arguments of a data set for `HfArgumentParser`: one of coco, voc, yolo and hub."""
+    """Arguments of a data set for `HfArgumentParser`; in Python `data` can be data sets too.
 
-    coco: str | None = field(default=None, metadata={"help": "COCO JSON file, or its folder."})
-    images: str | None = field(default=None, metadata={"help": "Image folder of a --coco file."})
-    segments: str | None = field(
-        default=None, metadata={"help": "PNG folder of COCO panoptic data."}
-    )
-    voc: str | None = field(default=None, metadata={"help": "Pascal VOC folder, such as VOC2012."})
-    yolo: str | None = field(default=None, metadata={"help": "YOLO data.yaml or its folder."})
-    hub: str | None = field(
+    See `read_data` for what `data` can be.
+    """
+
+    data: str | None = field(
         default=None,
         metadata={
-            "help": "Data set on the Hub, or folder of one: of save_to_disk, Parquet, or images."
+            "help": "Folder of COCO, YOLO or Pascal VOC data, or of the library datasets; YAML "
+            "file of YOLO; JSON file of COCO with --images; or a data set's name on the Hub."
         },
+    )
+    images: str | None = field(
+        default=None, metadata={"help": "Image folder, if --data is a JSON file of COCO."}
+    )
+    segments: str | None = field(
+        default=None,
+        metadata={"help": "PNG folder, if --data is a JSON file of COCO's panoptic format."},
     )
     split: str | None = field(
         default=None,
         metadata={
-            "help": "Split of --voc, --yolo, --hub or a folder of --coco. Default: train; where a "
-            "model is evaluated, val; of --hub the first of validation, val, valid and test."
+            "help": "Name of a split. Default: train for training; for evaluation the first of "
+            "val, valid, validation and test."
+        },
+    )
+    val_fraction: float | None = field(
+        default=None,
+        metadata={
+            "help": "Part of the training images for validation, such as 0.2, of data without "
+            "validation split."
         },
     )
     box_format: str | None = field(
         default=None,
-        metadata={"help": "coco_xywh (default for --coco), xyxy or cxcywh_normalized."},
+        metadata={
+            "help": "coco_xywh, xyxy or cxcywh_normalized. Default: that of the format of --data; "
+            "of datasets the one that fits all boxes."
+        },
     )
     masks: bool = field(default=False, metadata={"help": "Read masks too."})
     names: str | None = field(
         default=None,
-        metadata={"help": "Class names of --hub: cat,dog for 0 and 1, or 7=cat,9=dog."},
+        metadata={
+            "help": "Class names of a data set of datasets with numbers only: cat,dog for 0 and 1, "
+            "or 7=cat,9=dog."
+        },
     )
 
-    def check(self) -> None:
-        """Check that the arguments select one data set, before anything is read.
+    def check(
+        self, training: bool = False, evaluation: bool = False, panoptic: bool = False
+    ) -> None:
+        """Check the arguments as far as possible before anything is read.
+
+        Args:
+            training: whether training and validation data are needed, as by `read_splits`.
+            evaluation: whether validation data are needed, as by `read_validation`.
+            panoptic: as in `read_splits`.
 
         Raises:
-            ValueError: if options are missing or contradict each other.
+            ValueError: if options are missing or contradict each other, or if a folder has no known
+                layout or not the splits.
             FileNotFoundError: if a file or folder doesn't exist.
         """
-        given = [name for name in OPTIONS if getattr(self, name)]
-        if len(given) != 1:
-            raise ValueError(f"expected one of --coco, --voc, --yolo and --hub, got {given}.")
-        is_folder = self.coco is not None and Path(self.coco).is_dir()
-        if self.coco and not self.images and not is_folder:
-            raise ValueError("--coco requires --images, the folder of its images.")
-        if is_folder and (self.images or self.segments):
-            raise ValueError(
-                f"--coco {self.coco} is a folder, in which the images are found; give a file, or "
-                "omit --images and --segments."
-            )
-        if self.hub and not self.box_format:
-            raise ValueError("--hub requires --box_format: coco_xywh, xyxy or cxcywh_normalized.")
-        if self.box_format and (self.voc or self.yolo):
-            raise ValueError(
-                "--box_format can't be used with --voc and --yolo, whose format is fixed."
-            )
-        for name in dict.fromkeys(option for options in OPTIONS.values() for option in options):
-            formats = [f"--{kind}" for kind, options in OPTIONS.items() if name in options]
-            if getattr(self, name) not in (None, False) and f"--{given[0]}" not in formats:
-                raise ValueError(f"--{name} can only be used with {' and '.join(formats)}.")
-        if self.split is not None and self.coco and not is_folder:
-            raise ValueError("--split needs a folder of --coco; a file has all of its images.")
-        if self.names is not None:
-            parsed_names(self.names)
+        if self.data is None:
+            raise ValueError("--data is missing; expected a folder, a file or a name on the Hub.")
+        if self.val_fraction is not None and not 0 < self.val_fraction < 1:
+            raise ValueError(f"--val-fraction is {self.val_fraction}; expected 0.2, for example.")
+        self.id2label()
         if self.box_format:
             checked_box_format(self.box_format)
-        for name in ("coco", "images", "segments", "voc", "yolo"):
+        if not isinstance(self.data, str | os.PathLike):
+            return
+        files = find_data(os.fspath(self.data), self.split, panoptic)
+        self._check_options(files, panoptic)
+        if files.format in (DATASETS, ON_THE_HUB):
+            return  # the splits are known when it is loaded
+        if training or self.val_fraction is not None:
+            self._training_splits(files)
+        elif evaluation:
+            self._validation_split(files)
+        elif self.split:
+            checked_split(files.splits, self.split, files.name)
+
+    def _check_options(self, files: DataFiles, panoptic: bool) -> None:
+        is_json = files.format == COCO and files.splits is None
+        if is_json and not self.images:
+            raise ValueError(f"{files.name} requires --images, the folder of its images.")
+        if (self.images or self.segments) and not is_json:
+            raise ValueError(
+                f"--images and --segments can only be used with a JSON file of COCO, but --data "
+                f"{files.name} is {files.format} data, in which the images are found; omit them."
+            )
+        if panoptic and not self.segments and files.format != PANOPTIC_COCO:
+            raise ValueError(
+                f"{files.name} is {files.format} data; panoptic training needs a folder of COCO "
+                "panoptic data, or its JSON file with --images and --segments."
+            )
+        for name, formats in HAVE_OPTION.items():
+            if getattr(self, name) not in (None, False) and files.format not in formats:
+                raise ValueError(
+                    f"--{name.replace('_', '-')} can't be used with {files.format} data, "
+                    f"{files.name}; it is for {', '.join(formats)}."
+                )
+        for name in ("images", "segments"):
             path = getattr(self, name)
-            if path and not Path(path).exists():
-                raise FileNotFoundError(f"--{name} {path} doesn't exist.")
+            if path and not Path(path).is_dir():
+                raise FileNotFoundError(f"--{name} {path} isn't a folder.")
+
+    def id2label(self) -> dict[int, str] | None:
+        """Return category id -> name of `names`, None without them.
+
+        Raises:
+            ValueError: if `names` can't be parsed.
+        """
+        if self.names is None or isinstance(self.names, Mapping):
+            return self.names
+        return parsed_names(self.names if isinstance(self.names, str) else ",".join(self.names))
 
     def read(self, split: str | None = None, seed: int = 0) -> "DetectionDataset":
         """Read the data set; `split` overrides `self.split`, which is "train" by default.
@@ -108,78 +158,142 @@ class DataArguments:
         Raises:
             ValueError, FileNotFoundError: if the arguments or the data are invalid.
         """
-        return self._read([split or self.split or "train"], seed)
+        split = split or self.split
+        data = self._open(split, seed)
+        if split or data.splits is not None:
+            split = checked_split(data.splits, split or "train", data.name)
+        return data.read([split or "train"])[0]
 
     def read_validation(self, seed: int = 0) -> "DetectionDataset":
-        """Read the data set to evaluate on: `self.split`, or by default the validation split.
+        """Read the data set to evaluate on.
+
+        It is `self.split`, or by default the first of val, valid, validation and test, with a
+        warning if it is test; with `self.val_fraction` that part of the training split; or all of
+        data without splits.
 
         Raises:
             ValueError, FileNotFoundError: if the arguments or the data are invalid.
         """
-        splits = next((VALIDATION[name] for name in VALIDATION if getattr(self, name)), ())
-        return self._read([self.split] if self.split else splits, seed)
+        if self.val_fraction is not None:
+            return self.read_splits(seed)[1]
+        data = self._open(self.split, seed)
+        split = self._validation_split(data)
+        if not self.split:
+            warn_of_test_split(split, data.name)
+        return data.read([split])[0]
 
-    def _read(self, splits: Sequence[str], seed: int) -> "DetectionDataset":
-        """Read one of the splits: the first that the data set has."""
-        from .coco import read_coco, read_coco_panoptic
-        from .coco_layouts import find_coco
-        from .hub import read_hf_dataset
-        from .voc import read_voc
-        from .yolo import read_yolo
+    def read_splits(
+        self, seed: int = 0, panoptic: bool = False
+    ) -> tuple["DetectionDataset", "DetectionDataset"]:
+        """Read training and validation data.
 
-        self.check()
-        if self.voc:
-            return read_voc(self.voc, splits[0], seed=seed)
-        if self.yolo:
-            return read_yolo(self.yolo, splits[0], self.masks, seed)
-        if self.hub:
-            names = None if self.names is None else parsed_names(self.names)
-            rows = _load_first(self.hub, splits)
-            return read_hf_dataset(rows, self.box_format, names, seed=seed)
-        box_format = self.box_format or "coco_xywh"
-        if self.segments:
-            return read_coco_panoptic(
-                self.coco, self.images, self.segments, box_format, self.masks, seed
-            )
-        folder = Path(self.coco)
-        found = [split for split in splits if find_coco(folder, split)]
-        split = (found or splits)[0]
-        return read_coco(self.coco, self.images, box_format, self.masks, seed, split)
+        The training data are the split `self.split`, by default "train"; the validation data as in
+        `read_validation`.
+
+        Args:
+            seed: seed of the transform's random numbers and of the division by `val_fraction`.
+            panoptic: read COCO panoptic data with masks; of a folder with several annotations, the
+                panoptic ones.
+
+        Raises:
+            ValueError: as in `read`; or if there are no validation data, or `val_fraction` is given
+                and there are some, or the classes of both differ.
+        """
+        data = self._open(self.split, seed, panoptic)
+        train, val = self._training_splits(data)
+        if val is None:
+            return data.read([train])[0].split(self.val_fraction, seed)
+        warn_of_test_split(val, data.name)
+        read = data.read([train, val])
+        check_same_classes(*(one.id2label for one in read))
+        return tuple(read)
+
+    def _open(self, split: str | None, seed: int, panoptic: bool = False) -> "OpenedData":
+        from .reading import ReadingOptions, open_data
+
+        self.check(panoptic=panoptic)
+        given = self.images, self.segments, self.box_format, self.masks
+        options = ReadingOptions(*given, self.id2label(), panoptic, seed)
+        return open_data(self.data, options, split)
+
+    def _training_splits(self, data: "DataFiles | OpenedData") -> tuple[str, str | None]:
+        """Return the names of the training and the validation split; None to divide the former."""
+        train = self.split or "train"
+        if self.split or data.splits is not None:
+            checked_split(data.splits, train, data.name)
+        if self.val_fraction is None:
+            return train, validation_split(data.splits, data.name, train)
+        check_can_be_divided(data.splits, data.name, train)
+        return train, None
+
+    def _validation_split(self, data: "DataFiles | OpenedData") -> str:
+        if self.split:
+            return checked_split(data.splits, self.split, data.name)
+        return "train" if data.splits is None else validation_split(data.splits, data.name)
 
 
-def _load_first(name: str, splits: Sequence[str]) -> "Dataset":
-    from .hub import load_hf_dataset
+def read_data(
+    data: Any,
+    split: str | None = None,
+    *,
+    images: str | None = None,
+    segments: str | None = None,
+    box_format: str | None = None,
+    masks: bool = False,
+    names: str | Mapping[int, str] | Sequence[str] | None = None,
+    seed: int = 0,
+) -> "DetectionDataset":
+    """Read a data set of any kind.
 
-    problems = []
-    for split in splits:
-        try:
-            rows = load_hf_dataset(name, split)
-        except (ValueError, KeyError) as error:
-            problems.append(str(error))
-            continue
-        if problems:
-            warnings.warn(f"{name} has no split {splits[0]!r}; {split!r} is read.", stacklevel=2)
-        return rows
-    raise ValueError(
-        f"The split {' or '.join(splits)} of {name} can't be loaded ({problems[-1]}); give --split."
+    Args:
+        data: a folder of COCO, COCO panoptic, YOLO or Pascal VOC data, or of the library
+            `datasets` (of `save_to_disk`, Parquet files, or images with metadata); a YAML file of
+            YOLO; a JSON file of COCO; a Parquet file; a name on the Hub; a `DetectionDataset`; a
+            `datasets.Dataset`; a torch data set for `read_torch_dataset`, or `Subset` or
+            `ConcatDataset`; a `datasets.DatasetDict` or dict from split to one of these; or a pair
+            of them for "train" and "val".
+        split: name of the split, by default "train"; data without splits are read completely.
+        images: image folder of a JSON file of COCO.
+        segments: PNG folder of a JSON file of COCO's panoptic format.
+        box_format: one of `hf_detr.data.box_formats.BOX_FORMATS`; by default that of the format, or
+            for `datasets` the only one that fits all boxes.
+        masks: whether targets have masks.
+        names: category id -> name, or a list of names, where the data only have numbers.
+        seed: seed of the transform's random numbers.
+
+    Raises:
+        ValueError, FileNotFoundError: if the data can't be found or read.
+        TypeError: if `data` is something else.
+    """
+    return DataArguments(data, images, segments, split, None, box_format, masks, names).read(
+        seed=seed
     )
 
 
-def parsed_names(text: str) -> dict[int, str]:
-    """Parse the names of category ids, `cat,dog` from 0 or `7=cat,9=dog`.
+def read_splits(
+    data: Any,
+    split: str | None = None,
+    val_fraction: float | None = None,
+    *,
+    images: str | None = None,
+    segments: str | None = None,
+    box_format: str | None = None,
+    masks: bool = False,
+    names: str | Mapping[int, str] | Sequence[str] | None = None,
+    panoptic: bool = False,
+    seed: int = 0,
+) -> tuple["DetectionDataset", "DetectionDataset"]:
+    """Read training and validation data of any kind.
+
+    Args:
+        data: as in `read_data`.
+        split: name of the training split, by default "train".
+        val_fraction: part of the training images for validation, of data without validation split.
+        images, segments, box_format, masks, names: as in `read_data`.
+        panoptic, seed: as in `DataArguments.read_splits`.
 
     Raises:
-        ValueError: if a name is empty or repeated, or only some have numbers.
+        ValueError, FileNotFoundError, TypeError: as in `read_data` and `DataArguments.read_splits`.
     """
-    parts = [part.strip() for part in text.split(",")]
-    pairs = [part.partition("=") for part in parts]
-    are_numbered = {number.isdecimal() and bool(equals) for number, equals, _ in pairs}
-    if are_numbered == {True}:
-        names = {int(number): name.strip() for number, _, name in pairs}
-    else:
-        names = dict(enumerate(parts))
-    if len(are_numbered) > 1 or not all(names.values()) or len(set(names.values())) < len(parts):
-        raise ValueError(
-            f"--names is {text!r}; expected different names such as cat,dog or 7=cat,9=dog."
-        )
-    return names
+    arguments = DataArguments(data, images, segments, split, val_fraction, box_format, masks, names)
+    return arguments.read_splits(seed, panoptic)

@@ -1,18 +1,17 @@
 """Readers of data sets of the library `datasets`: boxes or panoptic segments."""
 
-import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-import PIL.Image
+import numpy as np
 from tqdm.auto import tqdm
 
-from .annotation_table import Problem, is_integer, make_table
-from .box_formats import checked_box_format
+from .annotation_table import AnnotationTable, Problem, is_integer, make_table
+from .box_formats import BOX_FORMATS, checked_box_format, find_box_format
 from .dataset import DetectionDataset
+from .hub_loading import HubImages, import_datasets
 from .image_source import fill_in_sizes_hw, turned_size_hw, with_boxes
 
 if TYPE_CHECKING:
@@ -22,54 +21,11 @@ if TYPE_CHECKING:
 BOX_KEYS = ("bbox", "bboxes", "boxes")
 CATEGORY_KEYS = ("category", "category_id", "categories", "label", "labels")
 CROWD_KEYS = ("iscrowd", "is_crowd")
-SAVED = ("dataset_dict.json", "state.json")  # one of these is in the folders of `save_to_disk`
-
-
-class HubImages:
-    """The images of a column, decoded on access."""
-
-    def __init__(self, dataset: "Dataset", column: str) -> None:
-        datasets = _datasets()
-        if not isinstance(dataset, datasets.Dataset):
-            raise TypeError(
-                f"The data set is a {type(dataset).__name__}; expected one split, a "
-                "datasets.Dataset, such as load_dataset(..., split='train')."
-            )
-        image_feature = datasets.Image
-        found = dataset.features.get(column)
-        # Other programs' Parquet files have the bytes of image files, without saying so.
-        is_bytes = isinstance(found, datasets.Value) and "binary" in found.dtype
-        self._needs_bytes = is_bytes or (isinstance(found, Mapping) and "bytes" in found)
-        if not self._needs_bytes and not isinstance(found, image_feature):
-            columns = [name for name, f in dataset.features.items() if isinstance(f, image_feature)]
-            raise ValueError(
-                f"The data set has no image column {column!r}; its image columns are {columns}."
-            )
-        undecoded = dataset.select_columns([column]).with_format(None)
-        self._dataset = undecoded.cast_column(column, image_feature(decode=False))
-        self._column = column
-
-    def __len__(self) -> int:
-        return len(self._dataset)
-
-    def name(self, index: int) -> str:
-        return f"row {index}, {self._column}"
-
-    def open(self, index: int) -> PIL.Image.Image:
-        value = self._dataset[index][self._column]
-        if value is None or (self._needs_bytes and value["bytes"] is None):
-            raise ValueError("the row has no image")
-        return PIL.Image.open(
-            value["path"] if value["bytes"] is None else io.BytesIO(value["bytes"])
-        )
-
-    def stamp(self, index: int) -> str:
-        return self._dataset._fingerprint  # of the whole data set, which is immutable
 
 
 def read_hf_dataset(
     dataset: "Dataset",
-    box_format: str,
+    box_format: str | None = None,
     id2label: Mapping[int, str] | None = None,
     image_column: str = "image",
     objects_column: str = "objects",
@@ -84,45 +40,45 @@ def read_hf_dataset(
     Args:
         dataset: one split.
         box_format: `coco_xywh`, `xyxy` or `cxcywh_normalized`; all of them are used on the Hub.
+            By default the only one that fits all boxes, see `find_box_format`.
         id2label: names of the category ids. By default those of the `ClassLabel`, or for text
-            categories the sorted names of this split; pass the `id2label` of the first split to
-            the others then.
+            categories the sorted names of this split; `read_hf_splits` reads several with the
+            same.
         image_column, objects_column: names of the columns.
         seed: seed of the transform's random numbers.
 
     Raises:
-        ValueError: if columns or names are missing. Errors in single rows are stored in
-            `table.problems` and reported by a warning.
+        ValueError: if columns or names are missing, or if several box formats fit. Errors in single
+            rows are stored in `table.problems` and reported by a warning.
     """
-    images = HubImages(dataset, image_column)
-    return _read(dataset, images, objects_column, id2label, box_format, seed=seed)
+    given = box_format, id2label, image_column, objects_column, seed
+    return read_hf_splits([dataset], *given)[0]
 
 
-def load_hf_dataset(name: str, split: str) -> "Dataset":
-    """Load one split of a data set on the Hub or on disk.
+def read_hf_splits(
+    splits: Sequence["Dataset"],
+    box_format: str | None = None,
+    id2label: Mapping[int, str] | None = None,
+    image_column: str = "image",
+    objects_column: str = "objects",
+    seed: int = 0,
+) -> list[DetectionDataset]:
+    """Read several splits as `read_hf_dataset` does.
 
-    Args:
-        name: name on the Hub; a folder that `save_to_disk` wrote, of Parquet files, or of images
-            with `metadata.jsonl`; or a Parquet file, which is the split.
-        split: name of the split.
-
-    Raises:
-        ValueError: if there is no such split.
+    The names of text categories and the box format are found in all of them together.
     """
-    datasets, path = _datasets(), Path(name)
-    if path.is_file():
-        return datasets.load_dataset("parquet", data_files={split: name}, split=split)
-    if not any((path / file).is_file() for file in SAVED):
-        return datasets.load_dataset(name, split=split)
-    loaded = datasets.load_from_disk(name)
-    if not isinstance(loaded, datasets.DatasetDict):
-        name_of_slice = str(loaded.split or split).partition("[")[0]  # "train" of "train[:100]"
-        if split not in (name_of_slice, str(loaded.split)):
-            raise ValueError(f"{name} is the split {str(loaded.split)!r}, not {split!r}.")
-        return loaded
-    if split not in loaded:
-        raise ValueError(f"{name} has no split {split!r}; its splits are {sorted(loaded)}.")
-    return loaded[split]
+    found = [
+        _collect(split, HubImages(split, image_column), objects_column, box_format)
+        for split in splits
+    ]
+    if box_format is None:
+        box_format = _find_box_format(found)
+    names = [id2label or _class_label_names(rows) for rows in found]
+    texts = None if all(names) else _text_names([e for rows in found for e in rows.entries])
+    return [
+        DetectionDataset(_table(rows, one or texts, box_format), rows.images, seed=seed)
+        for rows, one in zip(found, names, strict=True)
+    ]
 
 
 def read_hf_segmentation(
@@ -156,20 +112,10 @@ def read_hf_segmentation(
         ValueError: if columns are missing.
     """
     images, maps = HubImages(dataset, image_column), HubImages(dataset, map_column)
-    return _read(
-        dataset, images, segments_column, id2label, box_format, stuff_ids, maps, masks, seed
-    )
-
-
-def _datasets() -> ModuleType:
-    try:
-        import datasets
-    except ImportError as error:
-        raise ImportError(
-            "Data sets on the Hub need the library `datasets`; install it with "
-            "pip install 'hf_detr[train]' or pip install datasets."
-        ) from error
-    return datasets
+    checked_box_format(box_format)
+    rows = _collect(dataset, images, segments_column, box_format, maps)
+    table = _table(rows, id2label, box_format, stuff_ids)
+    return DetectionDataset(table, images, maps, masks, seed)
 
 
 def _entries(value: Any, row: int) -> list[dict[str, Any]]:
@@ -203,15 +149,17 @@ def _with_coco_keys(entry: Mapping[str, Any], row: int) -> dict[str, Any]:
     return renamed
 
 
-def _names(feature: Any, entries: list[dict[str, Any]]) -> dict[int, str]:
-    """Return category id -> name, from the `ClassLabel` or the text categories.
+def _class_label_names(rows: "_Rows") -> dict[int, str] | None:
+    class_label = _find_class_label(rows.feature)
+    return None if class_label is None else dict(enumerate(class_label.names))
+
+
+def _text_names(entries: list[dict[str, Any]]) -> dict[int, str]:
+    """Return the numbers of text categories.
 
     Raises:
         ValueError: if the categories are numbers without names.
     """
-    class_label = _find_class_label(feature)
-    if class_label is not None:
-        return dict(enumerate(class_label.names))
     categories = {entry["category_id"] for entry in entries} - {None}
     if all(isinstance(category, str) for category in categories) and categories:
         return dict(enumerate(sorted(categories)))
@@ -223,7 +171,7 @@ def _names(feature: Any, entries: list[dict[str, Any]]) -> dict[int, str]:
 
 def _find_class_label(feature: Any) -> Any:
     """Find the `ClassLabel` of the category in the objects' feature; None if there is none."""
-    if isinstance(feature, _datasets().ClassLabel):
+    if isinstance(feature, import_datasets().ClassLabel):
         return feature
     if isinstance(feature, Mapping):
         inner = [feature[key] for key in CATEGORY_KEYS if key in feature]
@@ -232,19 +180,27 @@ def _find_class_label(feature: Any) -> Any:
     return next(filter(None, map(_find_class_label, inner)), None)
 
 
-def _read(
+@dataclass
+class _Rows:
+    """A split's objects, with COCO's keys, and its images."""
+
+    images: HubImages
+    feature: Any  # of the objects
+    entries: list[dict[str, Any]]
+    owners: list[int]  # the row of each object
+    image_ids: list[int]
+    sizes_hw: list[tuple[int, int]]
+    problems: list[Problem]
+
+
+def _collect(
     dataset: "Dataset",
     images: HubImages,
     column: str,
-    id2label: Mapping[int, str] | None,
-    box_format: str,
-    stuff_ids: Iterable[int] = (),
+    box_format: str | None,
     maps: HubImages | None = None,
-    masks: bool = False,
-    seed: int = 0,
-) -> DetectionDataset:
-    """Read the objects in a column; those without box have one from their segment map."""
-    checked_box_format(box_format)
+) -> _Rows:
+    """Collect the objects in a column; those without box have one from their segment map."""
     columns = [column] if column in dataset.column_names else _object_columns(dataset)
     if not columns:
         raise ValueError(
@@ -260,26 +216,52 @@ def _read(
         entries += found
         owners += [row] * len(found)
     features = {name: dataset.features[name] for name in columns}
-    names = id2label or _names(features.get(column, features), entries)
+    problems: list[Problem] = []
+    found = _image_ids_and_sizes(dataset, images, problems)
+    return _Rows(images, features.get(column, features), entries, owners, *found, problems)
+
+
+def _find_box_format(splits: Sequence[_Rows]) -> str:
+    """Find the format that fits all boxes, and note it in the problems of the first split."""
+    boxes, areas, sizes = [], [], []
+    for rows in splits:
+        for entry, row in zip(rows.entries, rows.owners, strict=True):
+            box, area = entry["bbox"], entry.get("area")
+            if isinstance(box, list) and len(box) == 4 and all(map(_is_number, box)):
+                boxes.append(box)  # others are reported later
+                areas.append(area if _is_number(area) else np.nan)
+                sizes.append(rows.sizes_hw[row])
+    if not boxes:
+        return BOX_FORMATS[0]
+    found, reason = find_box_format(np.array(boxes, dtype=float), np.array(areas), np.array(sizes))
+    text = f"the boxes are read as {found}, because {reason}; box_format (--box-format) changes it"
+    splits[0].problems.append(Problem("box format found", None, text, False))
+    return found
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
+def _table(
+    rows: _Rows, names: Mapping[int, str], box_format: str, stuff_ids: Iterable[int] = ()
+) -> AnnotationTable:
     names = {int(key): name for key, name in names.items()}  # keys are text in JSON
     id_of_name = {name: key for key, name in names.items()}
-    for entry in entries:
+    for entry in rows.entries:
         if isinstance(entry["category_id"], str):
             entry["category_id"] = id_of_name.get(entry["category_id"], entry["category_id"])
-    problems: list[Problem] = []
-    image_ids, sizes_hw = _image_ids_and_sizes(dataset, images, problems)
-    table = make_table(
+    return make_table(
         names,
-        image_ids,
-        sizes_hw,
-        entries,
-        owners,
+        rows.image_ids,
+        rows.sizes_hw,
+        rows.entries,
+        rows.owners,
         box_format,
         stuff_ids,
-        problems,
-        turned_hw=partial(turned_size_hw, images),
+        rows.problems,
+        turned_hw=partial(turned_size_hw, rows.images),
     )
-    return DetectionDataset(table, images, maps, masks, seed)
 
 
 def _object_columns(dataset: "Dataset") -> list[str]:

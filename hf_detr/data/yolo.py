@@ -8,15 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from tqdm.auto import tqdm
 
 from .annotation_table import Problem, make_table
 from .dataset import DetectionDataset
 from .file_names import find_inside, image_endings, read_lines
 from .image_source import ImageFolder, image_size_hw
-
-NOTHING = ("", "~", "null")  # a YAML key without value, as text
+from .layouts import NOTHING, YAML_FILES, find_yaml, read_yaml, yolo_splits
 
 
 def read_yolo(
@@ -30,10 +28,10 @@ def read_yolo(
     object is its line number. The YAML file is trusted: its paths may point to any folder.
 
     Args:
-        path: the YAML file, or a folder with `data.yaml`. It contains `names` (a list, or a dict
-            from class to name, which are read as text even if YAML has another meaning for them),
-            `path` (the root folder, by default that of the file), and for each split a folder of
-            images, a text file that lists images, or a list of these.
+        path: the YAML file, or a folder with `data.yaml` or `dataset.yaml`. It contains `names` (a
+            list, or a dict from class to name, which are read as text even if YAML has another
+            meaning for them), `path` (the root folder, by default that of the file), and for each
+            split a folder of images, a text file that lists images, or a list of these.
         split: name of a split in the file, such as `train`, `val` or `test`.
         masks: whether targets have masks; all objects must be polygons then.
         seed: seed of the transform's random numbers.
@@ -42,8 +40,9 @@ def read_yolo(
         ValueError: if the YAML file is invalid, or `masks` is True for pose data. Errors in label
             files are stored in `table.problems`, with file and line, and reported by a warning.
     """
-    file = Path(path) / "data.yaml" if Path(path).is_dir() else Path(path)
-    content = _read_yaml(file)
+    path = Path(path)
+    file = find_yaml(path) or path / YAML_FILES[0] if path.is_dir() else path
+    content = read_yaml(file)
     names = _names(content, file)
     num_keypoint_values = _num_keypoint_values(content, file)
     if masks and num_keypoint_values:
@@ -84,19 +83,6 @@ def read_yolo(
     return DetectionDataset(table, images, masks=masks, seed=seed)
 
 
-def _read_yaml(file: Path) -> dict[str, Any]:
-    try:
-        # As text, because YAML's numbers, booleans and null can be names: 02146, on, no.
-        content = yaml.load(file.read_bytes(), Loader=yaml.BaseLoader)
-    except FileNotFoundError:
-        raise ValueError(f"{file} doesn't exist; pass the YAML file or its folder.") from None
-    except yaml.YAMLError as error:  # has line and column
-        raise ValueError(f"{file} is not a YAML file: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} is not a mapping; expected keys such as 'names' and 'train'.")
-    return content
-
-
 def _names(content: Mapping[str, Any], file: Path) -> dict[int, str]:
     """Class -> name."""
     names = content.get("names")
@@ -131,7 +117,7 @@ def _image_paths(
     """Return the absolute paths of a split's images, sorted within each folder."""
     locations = content.get(split)
     if not locations or locations in NOTHING:
-        known = sorted(set(content) - {"names", "nc", "path", "kpt_shape", "flip_idx"})
+        known = sorted(yolo_splits(content))
         raise ValueError(f"{file} has no {split!r}; its splits are {known}.")
     root = content.get("path")
     root = file.parent / ("" if root in (None, *NOTHING) else str(root))

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, pipeline
 from ..checkpoints.publishing import push_to_hub
 from ..data.check import check_dataset
 from ..data.dataset import DetectionDataset
-from ..data.formats import read_splits
+from ..data.formats import DataArguments
 from ..distributed import process_index
 from ..evaluation.coco_evaluator import metrics_table
 from ..inference.model_loading import embedded_model_folder
@@ -52,7 +52,6 @@ def train(
     *,
     processor: Any = None,
     data_name: str | None = None,
-    data_options: dict[str, Any] | None = None,
     **options: Any,
 ) -> TrainingResult:
     """Train a detector, alone or in each process of `accelerate launch` or `torchrun`.
@@ -65,11 +64,10 @@ def train(
             `.json` file of an architecture, for a new one; or a model. None: the small detector
             that comes with hf_detr.
         data: data for training and validation, as for `read_splits`: a folder, a file, a name on
-            the Hub, a data set, or a pair of data sets.
+            the Hub, a data set, or a pair of data sets; or `DataArguments` with further options.
         output: folder for the results.
         processor: of a model that is given as an object.
         data_name: name of the data in the card; default: that of the folder.
-        data_options: arguments of `read_splits`, such as `val_fraction`.
         options: those of `TrainingOptions`.
 
     Returns:
@@ -80,9 +78,8 @@ def train(
             fails.
         NonFiniteLossError: if the loss isn't finite, without `skip_nonfinite`.
     """
-    training = prepare(
-        model, data, Path(output), TrainingOptions(**options), processor, data_options or {}
-    )
+    arguments = data if isinstance(data, DataArguments) else DataArguments(data)
+    training = prepare(model, arguments, Path(output), TrainingOptions(**options), processor)
     training.run()
     training.accelerator.end_training()
     best, folder = training.best(), None
@@ -91,18 +88,17 @@ def train(
     else:
         folder = Path(output) / "model"
         if training.accelerator.is_main_process:
-            _finish(training, folder, data_name or _name_of(data))
+            _finish(training, folder, data_name or _name_of(arguments.data))
         training.accelerator.wait_for_everyone()
     return TrainingResult(folder, best, training.history)
 
 
 def prepare(
     model: Any,
-    data: Any,
+    data: DataArguments,
     output: Path,
     options: TrainingOptions,
     processor: Any = None,
-    data_options: dict[str, Any] | None = None,
 ) -> Training:
     """Read data and model, and the checkpoint to resume from.
 
@@ -112,9 +108,7 @@ def prepare(
     check_output(output, options.resume)
     accelerator = _accelerator(options, output)
     torch.manual_seed(options.seed)
-    train_data, val_data = read_splits(
-        data, seed=options.seed, panoptic=options.panoptic, **(data_options or {})
-    )
+    train_data, val_data = data.read_splits(options.seed, options.panoptic)
     if options.overfit:
         train_data = val_data = train_data.first(options.overfit)
     is_trained = model is None or not is_new(str(model))

@@ -31,8 +31,7 @@ def test_steps_do_not_depend_on_processes(num_images: int) -> None:
 def test_processes_have_equal_numbers_of_micro_batches(num_images: int) -> None:
     """All processes have the same number of micro-batches, and none is empty."""
     plans = [
-        plan_epoch(num_images, 11, 2, num_processes=3, process_index=index)
-        for index in range(3)
+        plan_epoch(num_images, 11, 2, num_processes=3, process_index=index) for index in range(3)
     ]
     lengths = [[len(parts) for parts in plan] for plan in plans]
     assert lengths[0] == lengths[1] == lengths[2]

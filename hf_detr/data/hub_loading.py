@@ -1,0 +1,115 @@
+"""Data sets of the library `datasets`: loading from the Hub or from disk, and their images."""
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import PIL.Image
+
+from .layouts import SAVED
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+
+
+def import_datasets() -> ModuleType:
+    """Import the library `datasets`.
+
+    Raises:
+        ImportError: if it isn't installed; says how to install it.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise ImportError(
+            "Data sets on the Hub need the library `datasets`; install it with "
+            "pip install 'hf_detr[train]' or pip install datasets."
+        ) from error
+    return datasets
+
+
+def load_hf_splits(name: str, split: str | None = None) -> "Dataset | DatasetDict":
+    """Load a data set on the Hub or on disk.
+
+    Args:
+        name: name on the Hub; a folder that `save_to_disk` wrote, of Parquet files, or of images
+            with `metadata.jsonl`; or a Parquet file.
+        split: a part of a split in the syntax of `datasets`, such as `train[:100]`; other names
+            have no effect.
+
+    Returns:
+        All splits, or one data set if it has none: a Parquet file, or a saved data set without a
+        split's name.
+
+    Raises:
+        ValueError: if the data set can't be loaded.
+        FileNotFoundError: if there is no such data set.
+    """
+    datasets, path = import_datasets(), Path(name)
+    if path.is_file():
+        return datasets.load_dataset("parquet", data_files=name, split="train")
+    if any((path / file).is_file() for file in SAVED):
+        return _with_split(datasets.load_from_disk(name))
+    try:
+        if split and "[" in split:
+            return datasets.DatasetDict({split: datasets.load_dataset(name, split=split)})
+        return datasets.load_dataset(name)
+    except (OSError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        if path.exists():
+            raise ValueError(f"{name} can't be loaded: {error}") from error
+        raise FileNotFoundError(
+            f"{name} is neither a file or folder here, nor a data set that can be loaded from the "
+            f"Hub: {error}"
+        ) from error
+
+
+def _with_split(loaded: "Dataset | DatasetDict") -> "Dataset | DatasetDict":
+    datasets = import_datasets()
+    if isinstance(loaded, datasets.DatasetDict) or loaded.split is None:
+        return loaded
+    name = str(loaded.split)  # "train[:100]" is of "train"
+    return datasets.DatasetDict({name.partition("[")[0]: loaded})
+
+
+class HubImages:
+    """The images of a column, decoded on access."""
+
+    def __init__(self, dataset: "Dataset", column: str) -> None:
+        datasets = import_datasets()
+        if not isinstance(dataset, datasets.Dataset):
+            raise TypeError(
+                f"The data set is a {type(dataset).__name__}; expected one split, a "
+                "datasets.Dataset, such as load_dataset(..., split='train')."
+            )
+        image_feature = datasets.Image
+        found = dataset.features.get(column)
+        # Other programs' Parquet files have the bytes of image files, without saying so.
+        is_bytes = isinstance(found, datasets.Value) and "binary" in found.dtype
+        self._needs_bytes = is_bytes or (isinstance(found, Mapping) and "bytes" in found)
+        if not self._needs_bytes and not isinstance(found, image_feature):
+            columns = [name for name, f in dataset.features.items() if isinstance(f, image_feature)]
+            raise ValueError(
+                f"The data set has no image column {column!r}; its image columns are {columns}."
+            )
+        undecoded = dataset.select_columns([column]).with_format(None)
+        self._dataset = undecoded.cast_column(column, image_feature(decode=False))
+        self._column = column
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def name(self, index: int) -> str:
+        return f"row {index}, {self._column}"
+
+    def open(self, index: int) -> PIL.Image.Image:
+        value = self._dataset[index][self._column]
+        if value is None or (self._needs_bytes and value["bytes"] is None):
+            raise ValueError("the row has no image")
+        return PIL.Image.open(
+            value["path"] if value["bytes"] is None else io.BytesIO(value["bytes"])
+        )
+
+    def stamp(self, index: int) -> str:
+        return self._dataset._fingerprint  # of the whole data set, which is immutable

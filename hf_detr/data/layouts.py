@@ -1,0 +1,184 @@
+"""What data a path or a name means: its format and its splits, before annotations are read.
+
+Nothing here needs torch, so that a command line can be checked at once.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .coco_layouts import LAYOUTS, PANOPTIC, WHOLE, find_coco, find_panoptic
+from .file_names import check_stays_inside
+
+# Formats, as messages name them
+COCO, PANOPTIC_COCO, YOLO, VOC = "COCO", "COCO panoptic", "YOLO", "Pascal VOC"
+DATASETS, ON_THE_HUB = "`datasets`", "the Hub"
+SPLITS = ("train", "val", "valid", "validation", "test")
+HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+SAVED = ("dataset_dict.json", "state.json")  # one of these is in the folders of `save_to_disk`
+YAML_FILES = ("data.yaml", "dataset.yaml", "data.yml", "dataset.yml")
+VOC_LISTS = "ImageSets/Main"
+VOC_ANNOTATIONS = ("Annotations", "annotations")
+# Of `datasets`, up to two folders deep
+TABLES = ("*.parquet", "metadata.jsonl", "metadata.csv")
+NOTHING = ("", "~", "null")  # a YAML key without value, as text
+OTHER_KEYS = {"names", "nc", "path", "kpt_shape", "flip_idx", "download", "roboflow"}
+
+
+@dataclass(frozen=True)
+class DataFiles:
+    """A data set on disk or on the Hub.
+
+    `splits` are the names of its splits; None if it has none, or if they are unknown before the
+    data set is loaded.
+    """
+
+    format: str
+    name: str  # path, or name on the Hub
+    splits: tuple[str, ...] | None
+
+
+def find_data(data: str, split: str | None = None, panoptic: bool = False) -> DataFiles:
+    """Find the format and the splits of data.
+
+    Args:
+        data: a folder, a YAML file of YOLO, a JSON file of COCO, a Parquet file or a name on the
+            Hub.
+        split: a split that may have another name than those of `SPLITS`.
+        panoptic: whether to use the panoptic annotations of a folder that has others too.
+
+    Raises:
+        ValueError: if the data have no known format, or several.
+        FileNotFoundError: if there is no such path, and it can't be a name on the Hub.
+    """
+    path = Path(data)
+    if path.is_dir():
+        return _find_in_folder(path, (*SPLITS, split) if split else SPLITS, panoptic)
+    if path.is_file():
+        return _of_file(path)
+    if not HUB_NAME.fullmatch(data):
+        raise FileNotFoundError(
+            f"{data} doesn't exist; expected a folder, a file or a name on the Hub like "
+            "rishitdagli/cppe-5."
+        )
+    return DataFiles(ON_THE_HUB, data, None)
+
+
+def _of_file(path: Path) -> DataFiles:
+    match path.suffix.lower():
+        case ".json":
+            return DataFiles(COCO, str(path), None)
+        case ".yaml" | ".yml":
+            return DataFiles(YOLO, str(path), yolo_splits(read_yaml(path)))
+        case ".parquet":
+            return DataFiles(DATASETS, str(path), None)
+    raise ValueError(
+        f"{path} isn't a file of annotations; expected a JSON file of COCO, a YAML file of YOLO, a "
+        "Parquet file, or the data set's folder."
+    )
+
+
+def _find_in_folder(folder: Path, names: Iterable[str], panoptic: bool) -> DataFiles:
+    names = tuple(dict.fromkeys(names))
+    check_stays_inside([name.partition("[")[0] for name in names])
+    if any((folder / file).is_file() for file in SAVED):
+        return DataFiles(DATASETS, str(folder), None)
+    file = find_yaml(folder)
+    found = {
+        COCO: [name for name in names if find_coco(folder, name)],
+        PANOPTIC_COCO: [name for name in names if find_panoptic(folder, name)],
+        YOLO: list(yolo_splits(read_yaml(file))) if file else [],
+        VOC: list(voc_splits(folder, names)),
+    }
+    if panoptic or found[COCO]:
+        del found[COCO if panoptic else PANOPTIC_COCO]
+    formats = [name for name, splits in found.items() if splits or (file and name == YOLO)]
+    formats += [DATASETS] * any(_tables(folder))
+    if panoptic and found[PANOPTIC_COCO]:
+        formats = [PANOPTIC_COCO]
+    if panoptic and formats != [PANOPTIC_COCO]:
+        raise ValueError(f"{folder} has no panoptic data; looked for {_looked_for(PANOPTIC)}.")
+    if not formats:
+        raise ValueError(
+            f"{folder} has no data in a known layout; looked for COCO "
+            f"({_looked_for((*LAYOUTS, *WHOLE, *PANOPTIC))}), YOLO ({', '.join(YAML_FILES)}), "
+            f"Pascal VOC ({VOC_LISTS}, or XML files in annotations or beside the images) and "
+            f"`datasets` (save_to_disk, {', '.join(TABLES)}). A COCO file of any name can be given "
+            "with --images and the folder of its images."
+        )
+    if len(formats) > 1:
+        raise ValueError(
+            f"{folder} has data in several formats, {' and '.join(formats)}; give one of its files "
+            "instead, a YAML file of YOLO or a JSON file of COCO with --images, or remove the "
+            "others."
+        )
+    (name,) = formats
+    return DataFiles(name, str(folder), None if name == DATASETS else tuple(found[name]))
+
+
+def _looked_for(layouts: Iterable[tuple[str, ...]]) -> str:
+    files = dict.fromkeys(layout[0].format(split="train") for layout in layouts)
+    return ", ".join(files)
+
+
+def _tables(folder: Path) -> Iterator[Path]:
+    for depth in ("", "*/", "*/*/"):
+        for pattern in TABLES:
+            yield from folder.glob(depth + pattern)
+
+
+def find_yaml(folder: Path) -> Path | None:
+    """Find the YAML file of a YOLO data set in its folder."""
+    return next((folder / name for name in YAML_FILES if (folder / name).is_file()), None)
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """Read the YAML file of a YOLO data set; all values are text, lists or dicts.
+
+    Raises:
+        ValueError: if the file isn't such a file.
+    """
+    try:
+        # As text, because YAML's numbers, booleans and null can be names: 02146, on, no.
+        content = yaml.load(file.read_bytes(), Loader=yaml.BaseLoader)
+    except FileNotFoundError:
+        raise ValueError(f"{file} doesn't exist; pass the YAML file or its folder.") from None
+    except yaml.YAMLError as error:  # has line and column
+        raise ValueError(f"{file} is not a YAML file: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} is not a mapping; expected keys such as 'names' and 'train'.")
+    return content
+
+
+def yolo_splits(content: dict[str, Any]) -> tuple[str, ...]:
+    """Return the names of the splits in a YAML file."""
+    is_location = {
+        key: isinstance(value, list) or (isinstance(value, str) and value not in NOTHING)
+        for key, value in content.items()
+    }
+    return tuple(key for key, is_one in is_location.items() if is_one and key not in OTHER_KEYS)
+
+
+def voc_splits(folder: Path, names: Iterable[str]) -> Iterator[str]:
+    """Return the splits of Pascal VOC data: its lists, or folders with XML files.
+
+    XML files without lists and splits are "train".
+    """
+    if (folder / VOC_LISTS).is_dir():
+        yield from sorted(file.stem for file in (folder / VOC_LISTS).glob("*.txt"))
+        return
+    found = [name for name in names if (folder / name).is_dir() and _has_voc_files(folder / name)]
+    yield from found or (["train"] if _has_voc_files(folder) else [])
+
+
+def _has_voc_files(folder: Path) -> bool:
+    patterns = ("*.xml", *(f"{name}/**/*.xml" for name in VOC_ANNOTATIONS))
+    first = next((file for pattern in patterns for file in folder.glob(pattern)), None)
+    if first is None:
+        return False
+    with open(first, "rb") as opened:  # other tools' XML files have other elements
+        return re.search(rb"<annotation[\s>]", opened.read(10_000)) is not None

@@ -1,0 +1,169 @@
+"""Opening of data of any kind: its splits, and a function that reads some of them."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import ConcatDataset, Subset
+
+from .coco import read_coco, read_coco_panoptic
+from .coco_layouts import find_panoptic
+from .dataset import DetectionDataset, as_detection_dataset
+from .hub import read_hf_splits
+from .hub_loading import load_hf_splits
+from .layouts import COCO, DATASETS, ON_THE_HUB, PANOPTIC_COCO, YOLO, DataFiles, find_data
+from .torch_data import read_torch_dataset
+from .voc import read_voc
+from .yolo import read_yolo
+
+
+@dataclass(frozen=True)
+class ReadingOptions:
+    """How data are read, as in `read_data` and `read_splits`."""
+
+    images: str | None = None
+    segments: str | None = None
+    box_format: str | None = None
+    masks: bool = False
+    names: Mapping[int, str] | None = None
+    panoptic: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class OpenedData:
+    """Data with a name for messages.
+
+    `splits` are the names of its splits, None if it has none; `read` reads splits by their names,
+    which have no effect if it has none.
+    """
+
+    name: str
+    splits: tuple[str, ...] | None
+    read: Callable[[Sequence[str]], list[DetectionDataset]]
+
+
+def open_data(data: Any, options: ReadingOptions, split: str | None = None) -> OpenedData:
+    """Open data of any kind.
+
+    Args:
+        data: as in `read_data`.
+        options: how they are read.
+        split: a split that will be read, of any name.
+
+    Raises:
+        ValueError, FileNotFoundError: if the data can't be found or loaded.
+    """
+    if not isinstance(data, str | os.PathLike):
+        return _open_objects(data, options)
+    files = find_data(os.fspath(data), split, options.panoptic)
+    if files.format in (DATASETS, ON_THE_HUB):
+        loaded = load_hf_splits(files.name, split)
+        return replace(_open_objects(loaded, options), name=files.name)
+
+    def read(names: Sequence[str]) -> list[DetectionDataset]:
+        return [_read_files(files, options, name) for name in names]
+
+    return OpenedData(files.name, files.splits, read)
+
+
+def _read_files(files: DataFiles, options: ReadingOptions, split: str) -> DetectionDataset:
+    path, seed = files.name, options.seed
+    box_format = options.box_format or "coco_xywh"
+    if options.segments or files.format == PANOPTIC_COCO:
+        is_json = options.segments is not None
+        folders = (path, options.images, options.segments)
+        paths = folders if is_json else find_panoptic(Path(path), split)
+        masks = options.masks or options.panoptic
+        return read_coco_panoptic(*paths, box_format, masks, seed)
+    if files.format == COCO:
+        return read_coco(path, options.images, box_format, options.masks, seed, split)
+    if files.format == YOLO:
+        return read_yolo(path, split, options.masks, seed)
+    return read_voc(path, split, seed=seed)
+
+
+def _open_objects(data: Any, options: ReadingOptions) -> OpenedData:
+    """Open a data set of Python, or a dict or pair of data sets."""
+    if isinstance(data, list | tuple) and len(data) == 2:
+        data = dict(zip(("train", "val"), data, strict=True))
+    splits = tuple(map(str, data)) if isinstance(data, Mapping) else None
+
+    def read(names: Sequence[str]) -> list[DetectionDataset]:
+        return _read_objects([data if splits is None else data[name] for name in names], options)
+
+    return OpenedData(f"The {type(data).__name__}", splits, read)
+
+
+def _read_objects(objects: Sequence[Any], options: ReadingOptions) -> list[DetectionDataset]:
+    objects = list(map(_selected, objects))
+    if not all(map(_is_hf_dataset, objects)):
+        return [_read_object(data, options) for data in objects]
+    if options.masks or options.panoptic:
+        raise ValueError(
+            "Data sets of `datasets` are read without masks; omit --masks, or read them with "
+            "read_hf_segmentation in Python."
+        )
+    return read_hf_splits(objects, options.box_format, options.names, seed=options.seed)
+
+
+def _read_object(data: Any, options: ReadingOptions) -> DetectionDataset:
+    if isinstance(data, str | os.PathLike):
+        return _read_only_split(data, options)
+    if _is_hf_dataset(data):
+        return _read_objects([data], options)[0]
+    if options.box_format:
+        raise ValueError(
+            f"box_format can't be used with a {type(data).__name__}, whose boxes have one already."
+        )
+    if all(isinstance(part, DetectionDataset) for part in _parts(data)):
+        if options.names:
+            raise ValueError("names can't be used with a DetectionDataset, which has some.")
+        dataset = as_detection_dataset(data)
+        if (options.masks or options.panoptic) and not dataset.masks:
+            raise ValueError("The DetectionDataset has no masks; read it with masks=True.")
+        return dataset
+    if not hasattr(data, "__getitem__"):
+        raise TypeError(
+            f"The data are a {type(data).__name__}; expected a path, a name on the Hub, a "
+            "DetectionDataset, a datasets.Dataset, a torch data set with items (image, target), or "
+            "a dict or pair of those for training and validation."
+        )
+    masks = options.masks or options.panoptic
+    return read_torch_dataset(data, options.names, masks, options.seed)
+
+
+def _read_only_split(data: str | os.PathLike[str], options: ReadingOptions) -> DetectionDataset:
+    """Read a part of a dict or pair, which has one split at most."""
+    opened = open_data(data, options)
+    if opened.splits is not None and len(opened.splits) != 1:
+        raise ValueError(
+            f"{opened.name} has the splits {list(opened.splits)}; expected only one of data that "
+            "are given in a dict or pair. Give it alone instead."
+        )
+    return opened.read(opened.splits or ["train"])[0]
+
+
+def _parts(data: Any) -> list[Any]:
+    """Return the data sets that torch's `Subset` and `ConcatDataset` are made of."""
+    if isinstance(data, Subset):
+        return _parts(data.dataset)
+    if isinstance(data, ConcatDataset):
+        return [part for one in data.datasets for part in _parts(one)]
+    return [data]
+
+
+def _selected(data: Any) -> Any:
+    """Return the selected rows of a data set of `datasets` in torch's `Subset`."""
+    is_part = isinstance(data, Subset) and _is_hf_dataset(data.dataset)
+    return data.dataset.select(data.indices) if is_part else data
+
+
+def _is_hf_dataset(data: Any) -> bool:
+    # By name, because the library is optional and takes long to import.
+    return any(
+        (base.__module__, base.__name__) == ("datasets.arrow_dataset", "Dataset")
+        for base in type(data).__mro__
+    )
