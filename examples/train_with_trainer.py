@@ -4,9 +4,9 @@
     python examples/train_with_trainer.py --data FOLDER --model facebook/detr-resnet-50 \\
         --output_dir trained --num_train_epochs 20 --per_device_train_batch_size 4
 
-`--data` is what `hf-detr train --data` takes; all arguments of `TrainingArguments` are supported. The
-file adds a collator, COCO's metrics, the papers' parameter groups, and a loss that is normalized by
-the number of objects in all accumulated batches. `hf-detr train` has exact resume and more.
+`--data` is as for `hf-detr train`; all arguments of `TrainingArguments` are supported. The file
+adds a collator, COCO's metrics, the papers' parameter groups, and a loss that is normalized by the
+number of objects in all accumulated batches. `hf-detr train` has exact resume and more.
 """
 
 from dataclasses import dataclass

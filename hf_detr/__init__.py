@@ -124,9 +124,9 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # Not at once: training needs packages that prediction doesn't.
     if name in ("TrainingResult", "train"):
-        from .training import train as module
+        from .training.train import TrainingResult, train
 
-        return getattr(module, name)
+        return {"TrainingResult": TrainingResult, "train": train}[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

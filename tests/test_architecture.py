@@ -198,6 +198,9 @@ def test_every_module_has_its_tests() -> None:
         "commands.bench": "inference/test_latency",
         "commands.check": "data/test_check",
         "commands.export": "inference/test_export",
+        "commands.train": "training/test_train",
+        "training.trainer": "training/test_train",
+        "training.card": "training/test_train",
         "checkpoints.official_configuration": "checkpoints/test_official_checkpoints",
         "checkpoints.checkpoint_names": "checkpoints/test_official_checkpoints",
     }

@@ -24,7 +24,7 @@ def find_micro_batch_size(
 ) -> int:
     """Try forward and backward passes of decreasing numbers of images of the largest size.
 
-    Weights and random numbers stay as they are; the result is the same in all processes.
+    Weights stay as they are; the result is the same in all processes.
 
     Args:
         accelerator: of the training.
@@ -40,14 +40,24 @@ def find_micro_batch_size(
     if accelerator.device.type == "cpu":
         return min(DEFAULT, share)
     model.to(accelerator.device)
+    return min(gather_from_processes(search(accelerator, model, processor, data, share)))
 
-    @find_executable_batch_size(starting_batch_size=share)
+
+def search(
+    accelerator: Accelerator,
+    model: PreTrainedModel,
+    processor: Any,
+    data: DetectionDataset,
+    most: int,
+) -> int:
+    """Decrease the number of images until this process has enough memory for it."""
+
+    @find_executable_batch_size(starting_batch_size=most)
     def attempt(number: int) -> int:
         try_pass(accelerator, model, largest_batch(processor, data, number))
         return number
 
-    with torch.random.fork_rng(devices=[accelerator.device]):
-        return min(gather_from_processes(attempt()))
+    return attempt()
 
 
 def try_pass(accelerator: Accelerator, model: PreTrainedModel, batch: dict[str, Any]) -> None:

@@ -34,7 +34,7 @@ from .log import TrainingLog
 from .model_ema import ModelEma
 from .options import TrainingOptions
 from .plan import MicroBatch, learning_rate_factor, plan_epoch
-from .sample_loader import load_steps
+from .sample_loader import load_steps, to_device
 from .state import copy_whole_model, gather_training_state, restore_training_state
 
 
@@ -313,12 +313,3 @@ class Training:
     def recorded_options(self) -> dict[str, Any]:
         """Options that affect the result, as in JSON."""
         return {**self.options.recorded(), **self.source, "images": len(self.train_data)}
-
-
-def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """Move images and masks to the device; the loss moves the labels it needs."""
-    pixel_values = batch["pixel_values"].to(
-        device, non_blocking=True, memory_format=torch.channels_last
-    )
-    pixel_mask = batch["pixel_mask"].to(device, non_blocking=True)
-    return {"pixel_values": pixel_values, "pixel_mask": pixel_mask, "labels": batch["labels"]}

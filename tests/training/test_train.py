@@ -191,7 +191,7 @@ def test_other_options_are_rejected(folder: Path, whole: Path) -> None:
     for options, message in (
         (("--resume", "--ema", "0.8"), "ema was 0.9, is 0.8"),
         (("--ema", "0.9"), "contains a training; use --resume"),
-        (("--output", str(folder / "no"), "--panoptic"), "a folder of COCO panoptic data"),
+        (("--output", str(folder / "no"), "--panoptic"), "has no panoptic data"),
     ):
         result = subprocess.run(
             [sys.executable, *command(folder, "whole", *options)],

@@ -1,0 +1,84 @@
+"""Tests how a training makes its model and image processor."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from hf_detr import DetrImageProcessor, read_coco
+from hf_detr.training.model_setup import freeze, make_model, make_transform, prepare_model
+from hf_detr.training.options import TrainingOptions
+
+from ..some_data import entry, write_coco
+from ..tiny import PREFIXES, tiny_config, tiny_detector
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Any:
+    """Two images with the classes car and dog."""
+    return read_coco(*write_coco(tmp_path / "data", [entry(1), entry(2, bbox=[1, 2, 3, 4])]))
+
+
+@pytest.mark.parametrize("variant", PREFIXES)
+def test_trained_model_gets_new_classes(variant: str, tmp_path: Path, data: Any) -> None:
+    """All but the class head is as trained; the processor is the model's."""
+    trained = tiny_detector(variant)
+    trained.save_pretrained(tmp_path)
+    DetrImageProcessor(image_mean=[0.1, 0.2, 0.3]).save_pretrained(tmp_path)
+    model, processor = make_model(str(tmp_path), TrainingOptions(), data)
+    assert model.config.id2label == data.id2label == {0: "car", 1: "dog"}
+    assert list(processor.image_mean) == [0.1, 0.2, 0.3]
+    before, after = trained.state_dict(), model.state_dict()
+    same = {name for name in before if before[name].shape == after[name].shape}
+    assert {name for name in before.keys() - same if "class" not in name} == set()
+    for name in same:
+        assert_close(after[name], before[name], atol=0, rtol=0)
+
+
+def test_new_model_of_a_file(tmp_path: Path, data: Any) -> None:
+    """The file has the configuration, the type and the processor's settings."""
+    values = tiny_config("conditional_detr").to_diff_dict()
+    kept = {"backbone": "test_resnet", "d_model": 64, "num_queries": 7}
+    kept |= {name: value for name, value in values.items() if name.startswith(("enc", "dec"))}
+    file = tmp_path / "model.json"
+    size = {"shortest_edge": 64, "longest_edge": 107}
+    file.write_text(
+        json.dumps({"model_type": "conditional_detr", **kept, "preprocessing": {"size": size}})
+    )
+    model, processor = make_model(str(file), TrainingOptions(), data)
+    assert model.config.model_type == "conditional_detr" and model.config.num_queries == 7
+    assert dict(processor.size) == size
+    assert type(processor).__name__ == "ConditionalDetrImageProcessor"
+    with pytest.raises(ValueError, match="is for a new model; a/b is loaded with its own"):
+        make_model("a/b", TrainingOptions(backbone_weights=Path("b.pth")), data)
+
+
+def test_prepared_model(data: Any) -> None:
+    """Every decoder layer is trained, and images have the given size."""
+    model, processor = tiny_detector(), DetrImageProcessor()
+    prepare_model(model, processor, TrainingOptions(image_size=400, query_groups=2))
+    assert model.config.auxiliary_loss
+    assert dict(processor.size) == {"shortest_edge": 400, "longest_edge": 666}
+    assert model.detection_transformer.query_groups.num_groups == 2
+    transform = make_transform(TrainingOptions(), processor)
+    torch.manual_seed(0)
+    sizes = {transform(*data[0])[0].shape[-1] for _ in range(20)}
+    assert len(sizes) > 3 and max(sizes) <= 666
+    fixed = make_transform(TrainingOptions(no_augmentation=True), processor)
+    assert {tuple(fixed(*data[0])[0].shape[-2:]) for _ in range(5)} == {(400, 500)}
+
+
+def test_frozen_parts() -> None:
+    """A name freezes all parts that have it; unknown names and empty trainings are refused."""
+    model = tiny_detector()
+    model.unfreeze_backbone()
+    freeze(model, ["backbone", "encoder"])
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert trained and not any("backbone." in name or ".encoder." in name for name in trained)
+    with pytest.raises(ValueError, match="--freeze is 'bakbone', but .* has backbone, .*encoder"):
+        freeze(model, ["bakbone"])
+    with pytest.raises(ValueError, match="--freeze model bbox_predictor .* nothing to train"):
+        freeze(model, ["model", "bbox_predictor", "class_labels_classifier"])
