@@ -6,7 +6,7 @@
 
 Attention is drawn as maps for DETR and Conditional DETR, as sampling points for Deformable DETR.
 `--images` adds the positions that the object queries prefer, `--run` the curves of a training by
-`train_detection.py`.
+`hf-detr train`.
 """
 
 import argparse
@@ -77,7 +77,7 @@ def main() -> None:
     parser.add_argument(
         "--most", type=int, default=500, help="largest number of these images, default 500"
     )
-    parser.add_argument("--run", type=Path, help="output folder of train_detection.py")
+    parser.add_argument("--run", type=Path, help="output folder of hf-detr train")
     parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder")
     parser.add_argument("--dpi", type=int, default=110)
     parser.add_argument(

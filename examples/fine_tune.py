@@ -5,7 +5,7 @@
     accelerate launch examples/fine_tune.py --data FOLDER --model SenseTime/deformable-detr
 
 A plain loop of torch and Accelerate, meant to be copied and changed. `FOLDER` is what
-`save_to_disk` wrote. `training/train_detection.py` adds exact resume, health reports and more.
+`save_to_disk` wrote. `hf-detr train` has exact resume, health reports and more.
 """
 
 import argparse

@@ -8,10 +8,12 @@ from pathlib import Path
 import datasets
 import pytest
 from PIL import Image
-from transformers import AutoConfig, pipeline
+from transformers import AutoConfig, AutoModelForObjectDetection, pipeline
 
 from hf_detr import embedded_model_folder
 from hf_detr.ops.compiled_attention import find_operators
+
+from .some_data import entry, write_coco
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -77,6 +79,21 @@ def test_fine_tune(tmp_path: Path) -> None:
     assert float(result.stdout.split("AP ")[1].split(",")[0]) > 0.5
     detect = pipeline("object-detection", model=str(tmp_path / "out"))
     assert {one["label"] for one in detect(str(image))} == {one["label"] for one in found}
+
+
+@pytest.mark.slow
+def test_train_with_trainer(tmp_path: Path) -> None:
+    """transformers' Trainer gives COCO's metrics and a model that loads."""
+    for split in ("train", "val"):
+        write_coco(tmp_path / "data" / split, [entry(1), entry(2, image_id=2)])
+    result = run(
+        *("examples/train_with_trainer.py", "--data", tmp_path / "data", "--image_size", "64"),
+        *("--output_dir", tmp_path / "trained", "--num_train_epochs", "1"),
+        *("--per_device_train_batch_size", "1", "--gradient_accumulation_steps", "2"),
+    )
+    assert result.returncode == 0 and "'eval_AP50'" in result.stdout, result.stderr
+    model = AutoModelForObjectDetection.from_pretrained(tmp_path / "trained")
+    assert model.config.id2label == {0: "car", 1: "dog"} and not model.config.auxiliary_loss
 
 
 def test_draw_plots(tmp_path: Path) -> None:

@@ -12,24 +12,16 @@ is started again. With `--only detr` etc. the models can be trained in parallel;
 
 import csv
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate import Accelerator
 from transformers import HfArgumentParser
 from transformers.hf_argparser import HfArg
 
-from hf_detr import plots
-
-TRAINING = Path(__file__).parents[1] / "training"
-sys.path.append(str(TRAINING))
-from detection_folders import read_split  # noqa: E402
-from train_detection import Training  # noqa: E402
-from training_options import FurtherOptions, Options, fill_in  # noqa: E402
-from training_setup import make_model, make_transform  # noqa: E402
+from hf_detr import DataArguments, plots
+from hf_detr.training.options import TrainingOptions
+from hf_detr.training.train import prepare
 
 NAMES = {
     "detr": "DETR",
@@ -64,7 +56,7 @@ class ComparisonOptions:
 
 
 def write_architecture(options: ComparisonOptions, model_type: str) -> Path:
-    """Write the architecture of a model for `train_detection.py`."""
+    """Write the architecture of a model for `hf-detr train`."""
     architecture: dict[str, Any] = {
         "model_type": model_type,
         "backbone": options.backbone,
@@ -96,27 +88,21 @@ def write_architecture(options: ComparisonOptions, model_type: str) -> Path:
 
 def train(options: ComparisonOptions, model_type: str) -> list[tuple[int, float]]:
     """Train a model and return (epoch, AP) of every epoch."""
-    run = Options(
-        data=options.data,
-        model=str(write_architecture(options, model_type)),
+    given = TrainingOptions(
         small_data=True,
-        output=options.output / model_type,
         epochs=options.epochs,
         batch_size=options.batch_size,
         micro_batch_size=options.batch_size,
         lr=options.lr,
         workers=0,
         seed=options.seed,
+        backbone_weights=options.backbone_weights,
+        no_augmentation=True,
+        resume=True,
     )
-    further = FurtherOptions(backbone_weights=options.backbone_weights, no_augmentation=True)
-    torch.manual_seed(options.seed)
-    train_data = read_split(options.data, "train", seed=options.seed)
-    val_data = read_split(options.data, "val")
-    model, processor = make_model(run, further, train_data)
-    fill_in(run, further, model_type, len(train_data))
-    train_data.set_transform(make_transform(run, further, processor))
-    training = Training(Accelerator(), model, processor, train_data, val_data, run, further)
-    training.resume()
+    architecture = write_architecture(options, model_type)
+    data = DataArguments(options.data)
+    training = prepare(str(architecture), data, options.output / model_type, given)
     training.run()
     return [(entry["epoch"], entry["AP"]) for entry in training.history]
 

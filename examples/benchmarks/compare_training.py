@@ -25,14 +25,11 @@ from transformers import HfArgumentParser
 from transformers.hf_argparser import HfArg
 
 from hf_detr.data.batches import DetectionCollator
+from hf_detr.data.formats import read_splits
 from hf_detr.evaluation.evaluate import evaluate
+from hf_detr.training.model_setup import make_model, make_transform, prepare_model
+from hf_detr.training.options import TrainingOptions
 from hf_detr.training.plan import plan_epoch
-
-TRAINING = Path(__file__).parents[1] / "training"
-sys.path.append(str(TRAINING))
-from detection_folders import read_split  # noqa: E402
-from training_options import FurtherOptions, Options  # noqa: E402
-from training_setup import make_model, make_transform  # noqa: E402
 
 
 @dataclass
@@ -42,7 +39,7 @@ class ComparisonOptions:
     data: Path = HfArg(help="folder with train and val (or test)")
     backbone_weights: Path | None = HfArg(default=None, help="file with the backbone's weights")
     model: str = HfArg(
-        default=str(TRAINING / "architectures" / "comparison.json"),
+        default=str(Path(__file__).parent / "comparison.json"),
         help="architecture without two_stage, which transformers can't train",
     )
     output: Path = HfArg(default=Path("comparison"), help="folder for weights and results")
@@ -69,19 +66,17 @@ def train(options: ComparisonOptions) -> dict[str, float]:
     """Train with one package; return seconds per step, peak memory and AP."""
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
-    run = Options(data=options.data, model=options.model, workers=0, seed=options.seed)
-    further = FurtherOptions(backbone_weights=options.backbone_weights)
-    data, val_data = (
-        read_split(options.data, split, seed=options.seed) for split in ("train", "val")
-    )
-    model, processor = make_model(run, further, data)
-    data.set_transform(make_transform(run, further, processor))
+    given = TrainingOptions(backbone_weights=options.backbone_weights)
+    data, val_data = read_splits(options.data, seed=options.seed)
+    model, processor = make_model(options.model, given, data)
+    prepare_model(model, processor, given)
+    data.set_transform(make_transform(given, processor))
     frozen = {n.split("backbone.")[1] for n, p in model.named_parameters() if not p.requires_grad}
     if options.side == "theirs":
         start = options.output / "start"
         model.save_pretrained(start)
         model = transformers.DeformableDetrForObjectDetection.from_pretrained(start)
-        model.to(memory_format=torch.channels_last)  # as make_model does
+        model.to(memory_format=torch.channels_last)  # as prepare_model does
     optimizer = torch.optim.AdamW(parameter_groups(model, frozen, options.lr), weight_decay=1e-4)
     batches = make_batches(options, data, DetectionCollator(processor))
     model.train()
@@ -113,7 +108,9 @@ def make_batches(options: ComparisonOptions, data: Any, collator: DetectionColla
     done, epoch = 0, 0
     while done < options.steps:
         data.set_epoch(epoch)
-        plan = plan_epoch(len(data), options.batch_size, epoch=epoch, seed=options.seed)
+        plan = plan_epoch(
+            len(data), options.batch_size, options.batch_size, epoch=epoch, seed=options.seed
+        )
         indices = [part.indices for parts in plan for part in parts][: options.steps - done]
         yield from DataLoader(data, batch_sampler=indices, collate_fn=collator)
         done, epoch = done + len(indices), epoch + 1

@@ -125,8 +125,17 @@ def _read_architecture(
 
 
 def make_transform(options: TrainingOptions, processor: Any) -> SampleTransform:
-    """The papers' augmentation scaled to the model's image size; none for the health check."""
+    """The papers' augmentation scaled to the model's image size; none for the health check.
+
+    Raises:
+        ValueError: if the processor doesn't keep the images' proportions.
+    """
     size = dict(processor.size)
+    if not size.get("shortest_edge"):
+        raise ValueError(
+            f"The image processor's size is {size}, which distorts images; set its shortest_edge, "
+            "for example by --image-size."
+        )
     if options.overfit or options.no_augmentation:
         return make_evaluation_transform(size["shortest_edge"], size.get("longest_edge"))
     scale = size["shortest_edge"] / max(PAPER_SHORTEST_EDGES)

@@ -5,10 +5,12 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,10 +22,12 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 from transformers import AutoModelForObjectDetection, pipeline
 
+import hf_detr
 from hf_detr.training.checkpoint import load_newest_checkpoint
+from hf_detr.training.trainer import Training
 
 from ..checkpoints.test_model_card import check_metadata, code_blocks, run_block
-from ..tiny import NO_DROPOUT
+from ..tiny import NO_DROPOUT, tiny_config
 from ..waiting import wait_until
 
 REPOSITORY = Path(__file__).parents[2]
@@ -40,6 +44,7 @@ ARCHITECTURE = {
     "num_queries": 6,
     "preprocessing": {"size": {"shortest_edge": 64, "longest_edge": 107}},
 }
+NAMES = {0: "red", 1: "green"}
 # The last of three steps has one image, so one of two processes has none.
 NUM_IMAGES = 9
 
@@ -105,6 +110,73 @@ def losses(output: Path) -> list[tuple[int, float]]:
     """Steps and losses of a training."""
     with (output / "losses.csv").open() as lines:
         return [(int(row["step"]), float(row["loss"])) for row in csv.DictReader(lines)]
+
+
+@pytest.fixture
+def small(folder: Path, tmp_path: Path) -> dict[str, Any]:
+    """Arguments of `hf_detr.train` that fine-tune a small model, from the images in two objects."""
+    config = tiny_config("deformable_detr", num_labels=2, num_queries=6, id2label=NAMES)
+    hf_detr.DeformableDetrForObjectDetection(config).save_pretrained(tmp_path / "start")
+    size = {"shortest_edge": 64, "longest_edge": 64}
+    hf_detr.DeformableDetrImageProcessor(size=size).save_pretrained(tmp_path / "start")
+    data = hf_detr.read_splits(folder / "data")
+    given = {"model": tmp_path / "start", "data": data, "output": tmp_path / "trained"}
+    return {**given, "batch_size": 4, "workers": 0, "epochs": 4, "lr": 1e-12}
+
+
+def test_training_in_python(
+    small: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """A loaded model trains with dropout, says how few steps it has, and stops when it stalls."""
+    modes = []
+    take_step = Training.take_step
+
+    def watched(self: Training, *arguments: Any) -> float | None:
+        modes.append(self.model.training)
+        return take_step(self, *arguments)
+
+    monkeypatch.setattr(Training, "take_step", watched)
+    result = hf_detr.train(**small, patience=2, metric="AR_100")
+    assert modes == [True] * 9  # three evaluations, after three steps each
+    assert [entry["epoch"] for entry in result.history] == [1, 2, 3]
+    assert result.metrics == result.history[0] and result.folder == small["output"] / "model"
+    AutoModelForObjectDetection.from_pretrained(result.folder)
+    shown = capsys.readouterr().err
+    assert "12 steps: 4 epochs of 3, with 9 images in batches of 4, evaluated on 9 image" in shown
+    assert "These are few steps: fine-tuning usually needs at least" in shown
+    assert "class  objects" in shown and "-1.0" not in shown
+    with pytest.raises(ValueError, match="contains a training"):
+        hf_detr.train(**small)
+
+
+@pytest.mark.parametrize("more", [{"lora": 2}, {"freeze": ["backbone", "decoder"]}])
+def test_parts_of_a_model_are_trained(small: dict[str, Any], more: dict[str, Any]) -> None:
+    """With LoRA or frozen parts the other weights change, and the model has its usual names."""
+    before = load_file(small["model"] / "model.safetensors")
+    result = hf_detr.train(**{**small, "epochs": 1, "lr": 1e-3}, **more)
+    after = load_file(result.folder / "model.safetensors")
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and not any("backbone" in name for name in changed)
+    layers = any(".decoder.layers." in name for name in changed)
+    assert layers == ("lora" in more)
+
+
+def test_given_model(small: dict[str, Any]) -> None:
+    """A model that is an object is trained itself; its classes have to be those of the data."""
+    model = AutoModelForObjectDetection.from_pretrained(small.pop("model"))
+    processor = hf_detr.DeformableDetrImageProcessor(size={"height": 64, "width": 64})
+    with pytest.raises(TypeError, match="give its image processor too"):
+        hf_detr.train(model, **small)
+    with pytest.raises(ValueError, match="which distorts images; set its shortest_edge"):
+        hf_detr.train(model, **small, processor=processor)
+    processor = hf_detr.DeformableDetrImageProcessor(size={"shortest_edge": 64})
+    model.config.id2label = {0: "blue", 1: "green"}
+    with pytest.raises(ValueError, match="The model's classes are {0: 'blue'"):
+        hf_detr.train(model, **small, processor=processor)
+    model.config.id2label = NAMES
+    result = hf_detr.train(model, **{**small, "epochs": 1}, processor=processor)
+    assert result.metrics["step"] == 3
 
 
 @pytest.fixture(scope="module")
@@ -238,6 +310,38 @@ def test_two_processes_train_as_one(folder: Path, on_one_process: Path) -> None:
 
 
 @pytest.mark.slow
+def test_two_nodes_train_as_one(folder: Path, on_one_process: Path) -> None:
+    """The SLURM script, with commands of SLURM that start both nodes here, gives the same weights.
+
+    Two processes on each node, one image each; in the last step three of them have none.
+    """
+    commands = {
+        "scontrol": "echo localhost",
+        "srun": 'pids=(); for node in 0 1; do "$@" & pids+=($!); done; wait "${pids[@]}"',
+    }
+    (folder / "slurm").mkdir()
+    for name, script in commands.items():
+        (folder / "slurm" / name).write_text(f"#!/bin/bash\n{script}\n")
+        (folder / "slurm" / name).chmod(0o755)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    paths = [str(folder / "slurm"), str(Path(sys.executable).parent), os.environ["PATH"]]
+    job = {"PATH": os.pathsep.join(paths), "MASTER_PORT": str(port), "PROCESSES_PER_NODE": "2"}
+    job |= {"SLURM_NNODES": "2", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "localhost"}
+    given = command(folder, "nodes", "--epochs", "1", model="exact.json")
+    result = subprocess.run(
+        ["bash", str(REPOSITORY / "examples" / "train.slurm"), *given[3:]],
+        env={**environment(), **job},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "No checkpoint in" in result.stderr
+    assert_same_training(folder / "nodes", on_one_process)
+
+
+@pytest.mark.slow
 def test_accumulated_gradients_are_the_batchs(folder: Path, on_one_process: Path) -> None:
     """Micro-batches with two or three images give the same result as one with four.
 
@@ -248,35 +352,6 @@ def test_accumulated_gradients_are_the_batchs(folder: Path, on_one_process: Path
         run(*command(folder, f"of {size}", *plain, model="exact.json"))
     assert_same_training(folder / "of 2", folder / "of 4")
     assert_same_training(folder / "of 3", folder / "of 4")
-
-
-@pytest.mark.slow
-def test_trainer_example(folder: Path) -> None:
-    """The Trainer example gives metrics and a model that loads; different classes raise."""
-    shown = run(
-        str(REPOSITORY / "examples" / "training" / "train_with_trainer.py"),
-        *("--data", str(folder / "data"), "--model", str(folder / "exact.json")),
-        *("--output_dir", str(folder / "trainer"), "--num_train_epochs", "1"),
-        *("--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "2"),
-    )
-    assert "'eval_AP50'" in shown
-    model = AutoModelForObjectDetection.from_pretrained(folder / "trainer")
-    assert not model.config.auxiliary_loss
-
-    other = folder / "other"
-    shutil.copytree(folder / "data", other)
-    content = json.loads((other / "val" / "annotations.json").read_text())
-    content["categories"] = [{"id": 0, "name": "green"}, {"id": 1, "name": "red"}]
-    (other / "val" / "annotations.json").write_text(json.dumps(content))
-    done = subprocess.run(
-        [sys.executable, str(REPOSITORY / "examples" / "training" / "train_with_trainer.py")]
-        + ["--data", str(other), "--model", str(folder / "exact.json")]
-        + ["--output_dir", str(folder / "other_trainer")],
-        env=environment(),
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 2 and "the classes of train and val differ" in done.stderr
 
 
 @pytest.mark.slow
