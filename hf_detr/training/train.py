@@ -57,7 +57,8 @@ def train(
     """Train a detector, alone or in each process of `accelerate launch` or `torchrun`.
 
     The output folder has the best `model` with its card, `losses.csv`, and `checkpoints`, from
-    which an interrupted training resumes exactly.
+    which an interrupted training resumes exactly. The first process writes it, after the others
+    have returned.
 
     Args:
         model: folder or Hub name of a trained model; a model type such as "deformable_detr", or a
@@ -89,7 +90,6 @@ def train(
         folder = Path(output) / "model"
         if training.accelerator.is_main_process:
             _finish(training, folder, data_name or _name_of(arguments.data))
-        training.accelerator.wait_for_everyone()
     return TrainingResult(folder, best, training.history)
 
 
