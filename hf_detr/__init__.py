@@ -15,7 +15,7 @@ from .checkpoints.official_checkpoints import (
 from .checkpoints.published_checkpoints import find_published_checkpoint, make_published_card
 from .checkpoints.publishing import push_to_hub
 from .data.augmentation import make_evaluation_transform, make_training_transform
-from .data.batches import DetectionCollator, SizeGroupedBatches
+from .data.batches import DetectionCollator, PackingCollator, SizeGroupedBatches
 from .data.coco import read_coco, read_coco_panoptic
 from .data.dataset import DetectionDataset
 from .data.formats import DataArguments, read_data, read_splits
@@ -82,6 +82,7 @@ __all__ = [
     "DetrForObjectDetection",
     "DetrForSegmentation",
     "DetrImageProcessor",
+    "PackingCollator",
     "PanopticQuality",
     "SegmentationPipeline",
     "DetrModel",

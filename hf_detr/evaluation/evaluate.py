@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers.image_utils import SizeDict
 
-from ..data.batches import SizeGroupedBatches
+from ..data.batches import PackedBatch, SizeGroupedBatches, pack_batch
 from ..data.dataset import DetectionDataset, as_detection_dataset
 from ..data.image_source import read_segment_ids
 from ..distributed import num_processes, process_index
@@ -230,19 +230,24 @@ def _run(
     # None shows the bar on a terminal only.
     disable = None if progress and process_index() == 0 else True
     with in_eval_mode(model):
-        for batch in tqdm(loader, desc="evaluate", unit="batch", disable=disable):
+        bar = tqdm(loader, desc="evaluate", unit="batch", disable=disable)
+        for image_ids, original_hw, packed in bar:
+            inputs = packed.unpack(processor, model.device, torch.contiguous_format)
+            del inputs["labels"]
+            inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
             with torch.no_grad():
-                outputs = model(**batch[-1].to(model.device, model.dtype))
-            yield batch, outputs
+                outputs = model(**inputs)
+            yield (image_ids, original_hw, inputs), outputs
 
 
 def _collate(
     processor: DetectionImageProcessor, samples: Sequence[tuple[Tensor, dict[str, Tensor]]]
-) -> Batch:
+) -> tuple[list[int], list[tuple[int, int]], PackedBatch]:
+    """Return image ids, original sizes (height, width), and the images."""
     images = [image for image, _ in samples]
-    inputs = processor(images, input_data_format="channels_first", return_tensors="pt")
+    packed = pack_batch(images, [{}] * len(images), processor, processor.do_resize)
     image_ids = [int(target["image_id"]) for _, target in samples]
-    return image_ids, [tuple(target["orig_size"].tolist()) for _, target in samples], inputs
+    return image_ids, [tuple(target["orig_size"].tolist()) for _, target in samples], packed
 
 
 def _relabelled(found: Mapping[str, Tensor], labels: Mapping[int, int]) -> dict[str, Tensor]:

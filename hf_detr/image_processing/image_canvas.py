@@ -41,10 +41,10 @@ def make_pixel_values(
     canvas = empty_canvas(shape, dtype, images[0].device)
     for indices in group_by_shape(images, settings["disable_grouping"]):
         height, width = new_sizes_hw[indices[0]]
-        group = stack_images([images[index] for index in indices])
+        group = [images[index] for index in indices]
         if settings["do_resize"]:
             size = SizeDict(height=height, width=width)
-            group = resize(group, size=size, resample=settings["resample"])
+            group = resize(stack_images(group), size=size, resample=settings["resample"])
         for index, image in zip(indices, group, strict=True):
             write_pixels(image, canvas[index, :, :height, :width], settings)
             zero_margins(canvas[index], height, width)
@@ -101,7 +101,8 @@ def write_pixels(image: Tensor, canvas: Tensor, settings: Mapping[str, Any]) -> 
         shifts = [-mean / deviation for mean, deviation in zip(means, deviations, strict=True)]
     block = BLOCK if canvas.device.type == "cpu" else len(image[0])
     for source, target, scale, shift in zip(image, canvas, scales, shifts, strict=True):
-        offset = torch.tensor(shift, dtype=canvas.dtype, device=canvas.device)
+        # Unlike torch.tensor, this doesn't wait for a GPU.
+        offset = torch.full((), shift, dtype=canvas.dtype, device=canvas.device)
         for pixels, rows in zip(source.split(block), target.split(block), strict=True):
             rows.copy_(pixels)
             if settings["do_rescale"] or settings["do_normalize"]:
