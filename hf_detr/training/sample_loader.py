@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ..data.dataset import DetectionDataset, Example
@@ -63,12 +62,3 @@ def load_steps(
     batches = iter(loader)
     for epoch, parts in steps():
         yield epoch, parts, [next(batches) for _ in parts]
-
-
-def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """Move images and masks to the device; the loss moves the labels it needs."""
-    pixel_values = batch["pixel_values"].to(
-        device, non_blocking=True, memory_format=torch.channels_last
-    )
-    pixel_mask = batch["pixel_mask"].to(device, non_blocking=True)
-    return {"pixel_values": pixel_values, "pixel_mask": pixel_mask, "labels": batch["labels"]}

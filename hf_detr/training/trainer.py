@@ -17,7 +17,7 @@ from accelerate import Accelerator, DistributedType
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..data.batches import DetectionCollator
+from ..data.batches import PackedBatch, PackingCollator
 from ..data.dataset import DetectionDataset
 from ..evaluation.evaluate import evaluate, evaluate_panoptic
 from ..losses.loss_terms import LossNormalizers
@@ -34,7 +34,7 @@ from .log import TrainingLog
 from .model_ema import ModelEma
 from .options import TrainingOptions
 from .plan import MicroBatch, learning_rate_factor, plan_epoch
-from .sample_loader import load_steps, to_device
+from .sample_loader import load_steps
 from .state import copy_whole_model, gather_training_state, restore_training_state
 
 
@@ -104,7 +104,7 @@ class Training:
         steps = load_steps(
             self.train_data,
             self.rest_of_plan,
-            DetectionCollator(self.processor),
+            PackingCollator(self.processor),
             self.options.workers,
             self.accelerator.device.type == "cuda",
         )
@@ -147,7 +147,7 @@ class Training:
                 yield epoch, parts
             done += len(plan) - step
 
-    def take_step(self, parts: list[MicroBatch], batches: list[dict]) -> float | None:
+    def take_step(self, parts: list[MicroBatch], batches: list[PackedBatch]) -> float | None:
         """Do an optimizer step and return its loss, or None if it was skipped.
 
         Raises:
@@ -157,7 +157,7 @@ class Training:
         for group, lr in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
             group["lr"] = lr * self.lr_factor()
         counted = [batch for part, batch in zip(parts, batches, strict=True) if part.counts]
-        labels = [label for batch in counted for label in batch["labels"]]
+        labels = [label for batch in counted for label in batch.labels()]
         normalizers = self.accelerator.unwrap_model(self.model).count_loss_normalizers(labels)
         total = torch.zeros((), device=self.accelerator.device)
         try:
@@ -192,9 +192,9 @@ class Training:
             self.step, self.total_steps, self.options.schedule, self.warmup_steps
         )
 
-    def loss(self, batch: dict[str, Any], normalizers: LossNormalizers) -> Tensor:
+    def loss(self, packed: PackedBatch, normalizers: LossNormalizers) -> Tensor:
         """A batch's part of the step's loss; if it isn't finite in one process, all raise."""
-        batch = to_device(batch, self.accelerator.device)
+        batch = packed.unpack(self.processor, self.accelerator.device)
         outputs, images = None, []
         try:
             outputs = self.model(**batch, loss_normalizers=normalizers)
