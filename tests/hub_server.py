@@ -3,11 +3,15 @@
 import base64
 import hashlib
 import json
+import os
 import re
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+from .waiting import NEVER
 
 TOKENS = {"hf_owner": "tester", "hf_other": "other"}
 LFS_ENDING = ".safetensors"
@@ -73,6 +77,18 @@ class Hub(ThreadingHTTPServer):
 
     def handle_error(self, *args: object) -> None:
         """Ignore connections that end early."""
+
+
+def client_environment(url: str, home: Path) -> dict[str, str]:
+    """The environment of a process whose client uses a server, and stores files in a folder."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    return {
+        **kept,
+        **{"HF_ENDPOINT": url, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"},
+        **{"HF_HOME": str(home), "NO_PROXY": "127.0.0.1"},
+        # The server is as slow as this machine is busy.
+        **{"HF_HUB_DOWNLOAD_TIMEOUT": str(int(NEVER)), "HF_HUB_ETAG_TIMEOUT": str(int(NEVER))},
+    }
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from .hub_server import Hub, client_environment
+from .some_data import entry, write_coco
+from .waiting import wait_until
+
 REPOSITORY = Path(__file__).parents[1]
 PARTS = ("hf_detr", "kernels", "hf_detr_command_line.py", "setup.cfg", "pyproject.toml")
 
@@ -31,6 +35,32 @@ assert installed in folder.parents
 model = hf_detr.DeformableDetrForObjectDetection.from_pretrained(folder)
 model.config.kernel = "torch"
 assert model(torch.zeros(1, 3, 64, 64)).logits.isfinite().all()
+"""
+
+IN_TRANSFORMERS = """
+import sys
+import torch, transformers
+from safetensors.torch import load_file
+
+name, file = sys.argv[1:]
+model = transformers.DeformableDetrForObjectDetection.from_pretrained(name)
+processor = transformers.AutoImageProcessor.from_pretrained(name)
+assert "hf_detr" not in sys.modules and model.config.id2label == {0: "car", 1: "dog"}
+expected = load_file(file)
+with torch.no_grad():
+    output = model(torch.linspace(-1, 1, 3 * 96 * 96).reshape(1, 3, 96, 96))
+torch.testing.assert_close(output.logits, expected["logits"], atol=1e-4, rtol=1e-4)
+"""
+
+IN_HF_DETR = """
+import sys
+import hf_detr, torch
+from safetensors.torch import save_file
+
+model = hf_detr.DeformableDetrForObjectDetection.from_pretrained(sys.argv[1])
+with torch.no_grad():
+    output = model(torch.linspace(-1, 1, 3 * 96 * 96).reshape(1, 3, 96, 96))
+save_file({"logits": output.logits}, sys.argv[2])
 """
 
 
@@ -73,3 +103,47 @@ def test_wheel_has_every_module(installed: Path) -> None:
     expected = {path.relative_to(REPOSITORY) for path in REPOSITORY.glob("hf_detr/**/*.py")}
     found = {path.relative_to(installed) for path in installed.glob("hf_detr/**/*.py")}
     assert expected <= found, expected - found
+
+
+@pytest.mark.slow
+def test_all_commands_of_a_wheel(installed: Path, tmp_path: Path) -> None:
+    """What the README promises works in an empty folder, from a photo to a published model."""
+    pytest.importorskip("onnxruntime")
+    photo = shutil.copy(REPOSITORY / "examples" / "images" / "garments.jpg", tmp_path)
+    for split in ("train", "val"):
+        entries = [entry(number, number) for number in range(1, 9)]
+        write_coco(tmp_path / "data" / split, entries, num_images=8)
+    server = Hub()
+    environment = client_environment(server.url, tmp_path / "home")
+    environment |= {"PYTHONPATH": str(installed), "HF_TOKEN": "hf_owner", "OMP_NUM_THREADS": "1"}
+    settings = {"env": environment, "cwd": tmp_path}
+
+    def run(*arguments: str) -> str:
+        command = [sys.executable, *arguments]
+        result = subprocess.run(command, **settings, capture_output=True, text=True)
+        assert result.returncode == 0, result.stdout + result.stderr
+        return result.stdout
+
+    command = "-m", "hf_detr"
+    assert "coat" in run(*command, "predict", str(photo))
+    assert "Training may start." in run(*command, "check", "--data", "data")
+    training = [*command, "train", "--data", "data", "--small-data", "--epochs", "10"]
+    training += ["--batch-size", "4", "--save-every", "1", "--evaluate-every", "5"]
+    training += ["--image-size", "96", "--push-to", "garage"]
+    with subprocess.Popen([sys.executable, *training], **settings) as process:
+        saved = tmp_path / "trained" / "checkpoints" / "checkpoint-00000007"
+        wait_until(saved.exists, process)
+        process.kill()
+    assert not (tmp_path / "trained" / "model").exists()
+    run(*training, "--resume")
+    losses = (tmp_path / "trained" / "losses.csv").read_text().split()
+    assert [line.split(",")[0] for line in losses[1:]] == [str(step) for step in range(1, 21)]
+    model = "trained/model"
+    assert "AP50" in run(*command, "evaluate", "--data", "data", "--model", model)
+    run(*command, "export", "model.onnx", "--model", model, "--size", "96x96")
+    assert (tmp_path / "model.onnx").is_file()
+    assert {"README.md", "model.safetensors", "curve.png"} <= {
+        path.name for path in (tmp_path / model).iterdir()
+    }
+    run("-c", IN_HF_DETR, "tester/garage", "expected.safetensors")
+    run("-c", IN_TRANSFORMERS, "tester/garage", "expected.safetensors")
