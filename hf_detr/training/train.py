@@ -127,7 +127,12 @@ def prepare(
     if options.micro_batch_size == AUTO:
         found = find_micro_batch_size(accelerator, model, processor, train_data, options.batch_size)
         options = options.with_micro_batch_size(found)
-    accelerator.init_trackers("hf_detr", config=options.recorded())
+    # TensorBoard takes neither lists nor None.
+    config = {
+        key: value if isinstance(value, int | float | str) else str(value)
+        for key, value in options.recorded().items()
+    }
+    accelerator.init_trackers("hf_detr", config)
     training = Training(
         accelerator, model, processor, train_data, val_data, options, output, {"model": name}
     )
