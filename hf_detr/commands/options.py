@@ -9,7 +9,6 @@ from pathlib import Path
 from ..data.formats import DataArguments
 from ..data.layouts import HUB_NAME
 
-VALUES = {str | None: str, float | None: float}  # field's type -> argparse's
 FORMER = ("--coco", "--voc", "--yolo", "--hub")
 
 
@@ -59,7 +58,8 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of a data set, for `checked_data`."""
     for field in fields(DataArguments):
         names = dict.fromkeys((f"--{field.name.replace('_', '-')}", f"--{field.name}"))
-        kind = {"action": "store_true"} if field.type is bool else {"type": VALUES[field.type]}
+        kind = {"type": float if field.name == "val_fraction" else str}
+        kind = {"action": "store_true"} if isinstance(field.default, bool) else kind
         parser.add_argument(*names, default=field.default, help=field.metadata["help"], **kind)
     for name in FORMER:
         parser.add_argument(name, action=_FormerOption, nargs="?", help=argparse.SUPPRESS)

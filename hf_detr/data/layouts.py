@@ -60,7 +60,7 @@ def find_data(data: str, split: str | None = None, panoptic: bool = False) -> Da
         return _find_in_folder(path, (*SPLITS, split) if split else SPLITS, panoptic)
     if path.is_file():
         return _of_file(path)
-    if not HUB_NAME.fullmatch(data):
+    if not HUB_NAME.fullmatch(data) or path.suffix in (".json", ".yaml", ".yml", ".parquet"):
         raise FileNotFoundError(
             f"{data} doesn't exist; expected a folder, a file or a name on the Hub like "
             "rishitdagli/cppe-5."

@@ -31,7 +31,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def arguments(folder: Path, entries: list[dict]) -> list[str]:
     file, images = write_coco(folder, entries)
-    return ["--coco", str(file), "--images", str(images)]
+    return ["--data", str(file), "--images", str(images)]
 
 
 def test_sound_data_may_train(tmp_path: Path, capsys: pytest.CaptureFixture):
@@ -85,12 +85,12 @@ def test_unreadable_data(tmp_path: Path, capsys: pytest.CaptureFixture):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ([], "expected one of --coco, --voc, --yolo and --hub"),
-        (["--coco", "a.json"], "--coco requires --images"),
+        ([], "--data is missing"),
+        (["--data", __file__], "isn't a file of annotations"),
         (["--nonsense"], "--nonsense"),
-        (["--coco", "a.json", "--images", "b"], "--coco a.json doesn't exist"),
-        (["--yolo", ".", "--num_queries", "0"], "'0' isn't an integer of at least 1"),
-        (["--yolo", ".", "--report", "."], "can't be written"),
+        (["--data", "a.json", "--images", "b"], "a.json doesn't exist"),
+        (["--data", ".", "--num_queries", "0"], "'0' isn't an integer of at least 1"),
+        (["--data", "a", "--report", "."], "can't be written"),
     ],
 )
 def test_wrong_arguments_are_status_2(
