@@ -302,8 +302,8 @@ def as_detection_dataset(dataset: Dataset) -> DetectionDataset:
     if isinstance(dataset, ConcatDataset):
         return join_datasets(list(map(as_detection_dataset, dataset.datasets)))
     raise TypeError(
-        f"The data set is a {type(dataset).__name__}; expected a DetectionDataset, as of read_coco, "
-        "or a Subset or ConcatDataset of these; read_data makes one of other data sets."
+        f"The data set is a {type(dataset).__name__}; expected a DetectionDataset, or a Subset or "
+        "ConcatDataset of these; read_data makes one of other data sets."
     )
 
 

@@ -10,10 +10,11 @@ from .box_formats import checked_box_format
 from .class_names import parsed_names
 from .layouts import COCO, DATASETS, ON_THE_HUB, PANOPTIC_COCO, YOLO, DataFiles, find_data
 from .splits import (
-    check_can_be_divided,
+    all_splits,
     check_same_classes,
     checked_split,
-    validation_split,
+    evaluation_split,
+    training_splits,
     warn_of_test_split,
 )
 
@@ -111,9 +112,9 @@ class DataArguments:
         if files.format in (DATASETS, ON_THE_HUB):
             return  # the splits are known when it is loaded
         if training or self.val_fraction is not None:
-            self._training_splits(files)
+            training_splits(files.splits, files.name, self.split, self.val_fraction)
         elif evaluation:
-            self._validation_split(files)
+            evaluation_split(files.splits, files.name, self.split)
         elif self.split:
             checked_split(files.splits, self.split, files.name)
 
@@ -177,7 +178,7 @@ class DataArguments:
         if self.val_fraction is not None:
             return self.read_splits(seed)[1]
         data = self._open(self.split, seed)
-        split = self._validation_split(data)
+        split = evaluation_split(data.splits, data.name, self.split)
         if not self.split:
             warn_of_test_split(split, data.name)
         return data.read([split])[0]
@@ -200,13 +201,30 @@ class DataArguments:
                 and there are some, or the classes of both differ.
         """
         data = self._open(self.split, seed, panoptic)
-        train, val = self._training_splits(data)
+        train, val = training_splits(data.splits, data.name, self.split, self.val_fraction)
         if val is None:
             return data.read([train])[0].split(self.val_fraction, seed)
         warn_of_test_split(val, data.name)
         read = data.read([train, val])
         check_same_classes(*(one.id2label for one in read))
         return tuple(read)
+
+    def read_all(self, seed: int = 0) -> dict[str, "DetectionDataset"]:
+        """Read the training and the validation data that there are, by the names of their splits.
+
+        They are only `self.split` if it is given, and "all" of data without splits. Classes aren't
+        compared.
+
+        Raises:
+            ValueError, FileNotFoundError: as in `read`.
+        """
+        if self.val_fraction is not None:
+            return dict(zip(("train", "val"), self.read_splits(seed), strict=True))
+        data = self._open(self.split, seed)
+        if data.splits is None and not self.split:
+            return {"all": data.read(["train"])[0]}
+        names = all_splits(data.splits or (), data.name, self.split)
+        return dict(zip(names, data.read(names), strict=True))
 
     def _open(self, split: str | None, seed: int, panoptic: bool = False) -> "OpenedData":
         from .reading import ReadingOptions, open_data
@@ -215,21 +233,6 @@ class DataArguments:
         given = self.images, self.segments, self.box_format, self.masks
         options = ReadingOptions(*given, self.id2label(), panoptic, seed)
         return open_data(self.data, options, split)
-
-    def _training_splits(self, data: "DataFiles | OpenedData") -> tuple[str, str | None]:
-        """Return the names of the training and the validation split; None to divide the former."""
-        train = self.split or "train"
-        if self.split or data.splits is not None:
-            checked_split(data.splits, train, data.name)
-        if self.val_fraction is None:
-            return train, validation_split(data.splits, data.name, train)
-        check_can_be_divided(data.splits, data.name, train)
-        return train, None
-
-    def _validation_split(self, data: "DataFiles | OpenedData") -> str:
-        if self.split:
-            return checked_split(data.splits, self.split, data.name)
-        return "train" if data.splits is None else validation_split(data.splits, data.name)
 
 
 def read_data(

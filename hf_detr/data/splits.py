@@ -75,6 +75,55 @@ def check_can_be_divided(splits: Sequence[str] | None, data: object, training: s
         )
 
 
+def training_splits(
+    splits: Sequence[str] | None, data: object, split: str | None, val_fraction: float | None
+) -> tuple[str, str | None]:
+    """Return the names of the training and of the validation split, None for a part of the former.
+
+    Args:
+        splits: names of the data's splits; None if they have none.
+        data: their name, for messages.
+        split: the training split that was asked for, by default "train".
+        val_fraction: part of the training images for validation, None for a split.
+
+    Raises:
+        ValueError: if there is no such split, or no validation data, or both a validation split and
+            `val_fraction`.
+    """
+    train = split or "train"
+    if split or splits is not None:
+        checked_split(splits, train, data)
+    if val_fraction is None:
+        return train, validation_split(splits, data, train)
+    check_can_be_divided(splits, data, train)
+    return train, None
+
+
+def evaluation_split(splits: Sequence[str] | None, data: object, split: str | None) -> str:
+    """Return the split that was asked for, or else the validation split; "train" without splits.
+
+    Raises:
+        ValueError: if there is no such split.
+    """
+    if split:
+        return checked_split(splits, split, data)
+    return "train" if splits is None else validation_split(splits, data)
+
+
+def all_splits(splits: Sequence[str], data: object, split: str | None) -> list[str]:
+    """Return the split that was asked for, or else those of training and validation that exist.
+
+    Raises:
+        ValueError: if there is none of them.
+    """
+    if split:
+        return [checked_split(splits, split, data)]
+    found = [name for name in (*VALIDATION, TEST) if name in splits][:1]
+    if found and "train" not in splits:
+        return found
+    return [checked_split(splits, "train", data), *found]
+
+
 def check_same_classes(train: Mapping[int, str], val: Mapping[int, str]) -> None:
     """Check that training and validation data have the same classes, label -> name.
 
