@@ -22,11 +22,10 @@ from accelerate import Accelerator
 from transformers import HfArgumentParser
 from transformers.hf_argparser import HfArg
 
-from hf_detr import plots
+from hf_detr import plots, read_splits
 
 TRAINING = Path(__file__).parents[1] / "training"
 sys.path.append(str(TRAINING))
-from detection_folders import read_split  # noqa: E402
 from train_detection import Training  # noqa: E402
 from training_options import FurtherOptions, Options, fill_in  # noqa: E402
 from training_setup import make_model, make_transform  # noqa: E402
@@ -110,8 +109,7 @@ def train(options: ComparisonOptions, model_type: str) -> list[tuple[int, float]
     )
     further = FurtherOptions(backbone_weights=options.backbone_weights, no_augmentation=True)
     torch.manual_seed(options.seed)
-    train_data = read_split(options.data, "train", seed=options.seed)
-    val_data = read_split(options.data, "val")
+    train_data, val_data = read_splits(options.data, seed=options.seed)
     model, processor = make_model(run, further, train_data)
     fill_in(run, further, model_type, len(train_data))
     train_data.set_transform(make_transform(run, further, processor))

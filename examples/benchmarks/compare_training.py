@@ -25,12 +25,12 @@ from transformers import HfArgumentParser
 from transformers.hf_argparser import HfArg
 
 from hf_detr.data.batches import DetectionCollator
+from hf_detr.data.formats import read_splits
 from hf_detr.evaluation.evaluate import evaluate
 from hf_detr.training.plan import plan_epoch
 
 TRAINING = Path(__file__).parents[1] / "training"
 sys.path.append(str(TRAINING))
-from detection_folders import read_split  # noqa: E402
 from training_options import FurtherOptions, Options  # noqa: E402
 from training_setup import make_model, make_transform  # noqa: E402
 
@@ -71,9 +71,7 @@ def train(options: ComparisonOptions) -> dict[str, float]:
     torch.manual_seed(options.seed)
     run = Options(data=options.data, model=options.model, workers=0, seed=options.seed)
     further = FurtherOptions(backbone_weights=options.backbone_weights)
-    data, val_data = (
-        read_split(options.data, split, seed=options.seed) for split in ("train", "val")
-    )
+    data, val_data = read_splits(options.data, seed=options.seed)
     model, processor = make_model(run, further, data)
     data.set_transform(make_transform(run, further, processor))
     frozen = {n.split("backbone.")[1] for n, p in model.named_parameters() if not p.requires_grad}

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from detection_folders import read_splits
 from torch import nn
 from training_options import FurtherOptions, Options, check_options
 from training_setup import make_model, make_transform
@@ -30,6 +29,7 @@ from transformers.hf_argparser import HfArg
 from hf_detr.data.augmentation import make_evaluation_transform
 from hf_detr.data.batches import DetectionCollator
 from hf_detr.data.dataset import DetectionDataset
+from hf_detr.data.formats import DataArguments
 from hf_detr.evaluation.trainer_metrics import keep_detections, make_compute_metrics
 from hf_detr.losses.loss_terms import LossNormalizers
 
@@ -38,7 +38,6 @@ from hf_detr.losses.loss_terms import LossNormalizers
 class DetectionOptions:
     """Options in addition to the Trainer's."""
 
-    data: Path = HfArg(help="folder with train and val (or test)")
     model: str = HfArg(
         help="detr, conditional_detr or deformable_detr; a .json file with another architecture; "
         "or folder or Hub name of a trained model"
@@ -87,7 +86,9 @@ class NewAugmentation(TrainerCallback):
 
 def main() -> None:
     """Read the options, train, evaluate and save."""
-    parser = HfArgumentParser((DetectionOptions, TrainingArguments), description=__doc__)
+    parser = HfArgumentParser(
+        (DetectionOptions, DataArguments, TrainingArguments), description=__doc__
+    )
     parser.set_defaults(
         learning_rate=1e-4,
         weight_decay=1e-4,
@@ -97,13 +98,13 @@ def main() -> None:
         remove_unused_columns=False,
         report_to="none",
     )
-    options, arguments = parser.parse_args_into_dataclasses()
+    options, data, arguments = parser.parse_args_into_dataclasses()
     torch.manual_seed(arguments.seed)
-    ours = Options(data=options.data, model=options.model)
+    ours = Options(data=data.data, model=options.model)
     further = FurtherOptions(backbone_weights=options.backbone_weights)
     try:
         check_options(ours, further)
-        train_data, val_data = read_splits(options.data, seed=arguments.seed)
+        train_data, val_data = data.read_splits(seed=arguments.seed)
         model, processor = make_model(ours, further, train_data)
     except (ValueError, OSError) as error:
         parser.error(str(error))
