@@ -83,7 +83,7 @@ def _of_file(path: Path) -> DataFiles:
 
 
 def _find_in_folder(folder: Path, names: Iterable[str], panoptic: bool) -> DataFiles:
-    names = tuple(dict.fromkeys(names))
+    names = tuple(dict.fromkeys([*names, *map(str.title, SPLITS)]))  # CVAT's are capitalized
     check_stays_inside([name.partition("[")[0] for name in names])
     if any((folder / file).is_file() for file in SAVED):
         return DataFiles(DATASETS, str(folder), None)
@@ -94,6 +94,7 @@ def _find_in_folder(folder: Path, names: Iterable[str], panoptic: bool) -> DataF
         YOLO: list(yolo_splits(read_yaml(file))) if file else [],
         VOC: list(voc_splits(folder, names)),
     }
+    found = {name: _without_repeated(splits) for name, splits in found.items()}
     if panoptic or found[COCO]:
         del found[COCO if panoptic else PANOPTIC_COCO]
     formats = [name for name, splits in found.items() if splits or (file and name == YOLO)]
@@ -118,6 +119,12 @@ def _find_in_folder(folder: Path, names: Iterable[str], panoptic: bool) -> DataF
         )
     (name,) = formats
     return DataFiles(name, str(folder), None if name == DATASETS else tuple(found[name]))
+
+
+def _without_repeated(names: Iterable[str]) -> list[str]:
+    """Return names without those that differ in case only, as where file systems ignore it."""
+    first: dict[str, str] = {}
+    return [name for name in names if first.setdefault(name.lower(), name) == name]
 
 
 def _looked_for(layouts: Iterable[tuple[str, ...]]) -> str:

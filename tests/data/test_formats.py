@@ -116,6 +116,21 @@ def test_validation_data_arent_ignored(tmp_path: Path):
             call()
 
 
+def test_capitalized_splits(tmp_path: Path):
+    """CVAT's Train and Validation are training and validation data."""
+    for name in ("Train", "Validation"):
+        file, images = write_coco(tmp_path / "source", [entry(1)])
+        for path, target in ((file, f"annotations/instances_{name}.json"), (images, "images")):
+            (tmp_path / "data" / target).parent.mkdir(parents=True, exist_ok=True)
+            target = f"images/{name}" if path.is_dir() else target
+            (tmp_path / "data" / target).parent.mkdir(parents=True, exist_ok=True)
+            path.rename(tmp_path / "data" / target)
+    given = parse("--data", tmp_path / "data")
+    assert [len(data) for data in given.read_splits()] == [2, 2]
+    assert "Validation" in given.read_validation().images.name(0)
+    assert "Train" in given.read("train").images.name(0)
+
+
 def test_different_classes_are_refused(tmp_path: Path):
     """A label has the same meaning in training and validation."""
     write_coco(tmp_path / "train", [entry(1)])

@@ -35,6 +35,15 @@ def test_every_layout_of_coco(tmp_path: Path, layout: tuple[str, ...]):
     assert find_data(str(tmp_path)).splits == ("train",)
 
 
+def test_capitals_of_splits(tmp_path: Path):
+    """CVAT capitalizes its subsets, and a file system that ignores case has each of them once."""
+    for name in ("Train", "Validation"):
+        touch(tmp_path, f"annotations/instances_{name}.json", f"images/{name}")
+    assert find_data(str(tmp_path)).splits == ("Train", "Validation")
+    touch(tmp_path, "annotations/instances_train.json", "images/train")
+    assert find_data(str(tmp_path)).splits == ("train", "Validation")
+
+
 def test_other_formats_of_folders(tmp_path: Path):
     """YOLO, both layouts of Pascal VOC, and what the library `datasets` writes or reads."""
     yolo = write_yolo(tmp_path / "yolo", {"a": BOX}, val="images", test=None, nc=2)
