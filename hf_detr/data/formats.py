@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,7 +109,7 @@ class DataArguments:
             return
         files = find_data(os.fspath(self.data), self.split, panoptic)
         self._check_options(files, panoptic)
-        if files.format in (DATASETS, ON_THE_HUB):
+        if files.splits is None and files.format in (DATASETS, ON_THE_HUB):
             return  # the splits are known when it is loaded
         if training or self.val_fraction is not None:
             training_splits(files.splits, files.name, self.split, self.val_fraction)
@@ -151,7 +151,9 @@ class DataArguments:
         """
         if self.names is None or isinstance(self.names, Mapping):
             return self.names
-        return parsed_names(self.names if isinstance(self.names, str) else ",".join(self.names))
+        return (
+            parsed_names(self.names) if isinstance(self.names, str) else dict(enumerate(self.names))
+        )
 
     def read(self, split: str | None = None, seed: int = 0) -> "DetectionDataset":
         """Read the data set; `split` overrides `self.split`, which is "train" by default.
@@ -229,7 +231,7 @@ class DataArguments:
     def _open(self, split: str | None, seed: int, panoptic: bool = False) -> "OpenedData":
         from .reading import ReadingOptions, open_data
 
-        self.check(panoptic=panoptic)
+        replace(self, split=split).check(panoptic=panoptic)
         given = self.images, self.segments, self.box_format, self.masks
         options = ReadingOptions(*given, self.id2label(), panoptic, seed)
         return open_data(self.data, options, split)
@@ -262,7 +264,7 @@ def read_data(
             for `datasets` the only one that fits all boxes.
         masks: whether targets have masks.
         names: category id -> name, or a list of names, where the data only have numbers.
-        seed: seed of the transform's random numbers.
+        seed: seed of the transform's random numbers; a `DetectionDataset` keeps its own.
 
     Raises:
         ValueError, FileNotFoundError: if the data can't be found or read.

@@ -3,6 +3,7 @@
 Nothing here needs torch, so that a command line can be checked at once.
 """
 
+import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -86,7 +87,7 @@ def _find_in_folder(folder: Path, names: Iterable[str], panoptic: bool) -> DataF
     names = tuple(dict.fromkeys([*names, *map(str.title, SPLITS)]))  # CVAT's are capitalized
     check_stays_inside([name.partition("[")[0] for name in names])
     if any((folder / file).is_file() for file in SAVED):
-        return DataFiles(DATASETS, str(folder), None)
+        return DataFiles(DATASETS, str(folder), _saved_splits(folder))
     file = find_yaml(folder)
     found = {
         COCO: [name for name in names if find_coco(folder, name)],
@@ -108,8 +109,8 @@ def _find_in_folder(folder: Path, names: Iterable[str], panoptic: bool) -> DataF
             f"{folder} has no data in a known layout; looked for COCO "
             f"({_looked_for((*LAYOUTS, *WHOLE, *PANOPTIC))}), YOLO ({', '.join(YAML_FILES)}), "
             f"Pascal VOC ({VOC_LISTS}, or XML files in annotations or beside the images) and "
-            f"`datasets` (save_to_disk, {', '.join(TABLES)}). A COCO file of any name can be given "
-            "with --images and the folder of its images."
+            f"`datasets` (save_to_disk, {', '.join(TABLES)}). Files of other names can be given "
+            "themselves: a YAML file of YOLO, or a JSON file of COCO with --images FOLDER."
         )
     if len(formats) > 1:
         raise ValueError(
@@ -119,6 +120,18 @@ def _find_in_folder(folder: Path, names: Iterable[str], panoptic: bool) -> DataF
         )
     (name,) = formats
     return DataFiles(name, str(folder), None if name == DATASETS else tuple(found[name]))
+
+
+def _saved_splits(folder: Path) -> tuple[str, ...] | None:
+    """Read the names of the splits that `save_to_disk` wrote; None for one without name."""
+    several, one = (folder / file for file in SAVED)
+    try:
+        if several.is_file():
+            return tuple(json.loads(several.read_bytes())["splits"])
+        name = json.loads(one.read_bytes())["_split"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder} isn't a folder as of save_to_disk: {error!r}.") from error
+    return None if name is None else (name.partition("[")[0],)  # "train[:100]" is of "train"
 
 
 def _without_repeated(names: Iterable[str]) -> list[str]:

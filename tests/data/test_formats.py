@@ -53,9 +53,11 @@ def test_every_format_can_be_selected(tmp_path: Path):
 
 
 def test_split_can_be_overridden(tmp_path: Path):
-    """The same arguments select training and evaluation data."""
-    folder = write_yolo(tmp_path, {"a": BOX}, val="images")
+    """The same arguments select training and evaluation data; the folder may have that one only."""
+    folder = write_yolo(tmp_path / "yolo", {"a": BOX}, val="images")
     assert len(parse("--data", folder).read("val")) == 1
+    write_coco(tmp_path / "coco" / "dev", [entry(1)])
+    assert len(parse("--data", tmp_path / "coco").read("dev")) == 2
 
 
 def test_validation_split(tmp_path: Path):
@@ -173,7 +175,9 @@ def test_data_of_datasets(tmp_path: Path):
     with pytest.warns(UserWarning, match="no validation split; its split 'test' is used"):
         assert len(save("train", "test").read_validation()[0][1]["boxes"]) == 2
     with pytest.raises(ValueError, match=r"no validation split.*\['train'\]. Give --split"):
-        save("train").read_validation()
+        save("train").check(evaluation=True)
+    with pytest.raises(ValueError, match="Give --val-fraction 0.2"):
+        save("train").check(training=True)
     assert len(save("train").read()) == 2
     with pytest.raises(ValueError, match=r"no split 'tests'; its splits are \['train'\]"):
         save("train").read("tests")

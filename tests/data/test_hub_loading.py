@@ -42,7 +42,8 @@ def test_local_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     make(ROWS, DICT_OF_LISTS).to_parquet(file)
     assert {k: len(v) for k, v in load_hf_splits(str(file.parent)).items()} == {"validation": 2}
     part = "validation[:1]"
-    assert len(load_hf_splits(str(file.parent), part)[part]) == 1
+    loaded = load_hf_splits(str(file.parent), part)
+    assert len(loaded[part]) == 1 and len(loaded["validation"]) == 2
     assert len(load_hf_splits(str(file))) == 2
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="empty can't be loaded: "):

@@ -51,6 +51,12 @@ def test_other_formats_of_folders(tmp_path: Path):
     for name in ("train", "test"):
         (tmp_path / "roboflow" / name).mkdir(parents=True)
         (tmp_path / "roboflow" / name / "a.xml").write_text("<annotation>")
+    for name, content in (("dataset_dict", '{"splits": ["train", "dev"]}'), ("state", "{}")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.json").write_text(content)
+    with pytest.raises(ValueError, match="isn't a folder as of save_to_disk: KeyError"):
+        find_data(str(tmp_path / "state"))
+    (tmp_path / "state" / "state.json").write_text('{"_split": null}')
     (tmp_path / "one" / "annotations").mkdir(parents=True)
     (tmp_path / "one" / "annotations" / "a.xml").write_text("<annotation>")
     for folder, name, splits in (
@@ -59,7 +65,8 @@ def test_other_formats_of_folders(tmp_path: Path):
         (voc, "Pascal VOC", ("train",)),
         (tmp_path / "roboflow", "Pascal VOC", ("train", "test")),
         (tmp_path / "one", "Pascal VOC", ("train",)),
-        (touch(tmp_path / "saved", "dataset_dict.json"), "`datasets`", None),
+        (tmp_path / "dataset_dict", "`datasets`", ("train", "dev")),
+        (tmp_path / "state", "`datasets`", None),
         (touch(tmp_path / "parquet", "data/train-0.parquet"), "`datasets`", None),
         (touch(tmp_path / "images", "train/metadata.jsonl"), "`datasets`", None),
     ):

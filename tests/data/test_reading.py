@@ -28,7 +28,7 @@ def test_one_data_set(coco: tuple[Path, Path]):
     assert read_data(Subset(ours, [2])).table.image_ids.tolist() == [3]
     assert len(read_data(ConcatDataset([ours, ours]))) == 6
     assert read_data(Items(), names=NAMES, masks=True)[0][1]["masks"].sum() == 160
-    assert read_data(Items(), names=["none", "cat", "dog"]).id2label[2] == "dog"
+    assert read_data(Items(), names=["none", "cat", "big, old dog"]).id2label[2] == "big, old dog"
 
 
 def test_pairs_and_dicts(coco: tuple[Path, Path], tmp_path: Path):
