@@ -149,11 +149,10 @@ class DataArguments:
         Raises:
             ValueError: if `names` can't be parsed.
         """
-        if self.names is None or isinstance(self.names, Mapping):
-            return self.names
-        return (
-            parsed_names(self.names) if isinstance(self.names, str) else dict(enumerate(self.names))
-        )
+        if isinstance(self.names, str):
+            return parsed_names(self.names)
+        is_list = isinstance(self.names, Sequence)
+        return dict(enumerate(self.names)) if is_list else self.names
 
     def read(self, split: str | None = None, seed: int = 0) -> "DetectionDataset":
         """Read the data set; `split` overrides `self.split`, which is "train" by default.

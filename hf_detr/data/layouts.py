@@ -58,7 +58,7 @@ def find_data(data: str, split: str | None = None, panoptic: bool = False) -> Da
     """
     path = Path(data)
     if path.is_dir():
-        return _find_in_folder(path, (*SPLITS, split) if split else SPLITS, panoptic)
+        return _find_in_folder(path, (split, *SPLITS) if split else SPLITS, panoptic)
     if path.is_file():
         return _of_file(path)
     if not HUB_NAME.fullmatch(data) or path.suffix in (".json", ".yaml", ".yml", ".parquet"):
@@ -95,7 +95,8 @@ def _find_in_folder(folder: Path, names: Iterable[str], panoptic: bool) -> DataF
         YOLO: list(yolo_splits(read_yaml(file))) if file else [],
         VOC: list(voc_splits(folder, names)),
     }
-    found = {name: _without_repeated(splits) for name, splits in found.items()}
+    for name in (COCO, PANOPTIC_COCO):
+        found[name] = _without_repeated(found[name])
     if panoptic or found[COCO]:
         del found[COCO if panoptic else PANOPTIC_COCO]
     formats = [name for name, splits in found.items() if splits or (file and name == YOLO)]
@@ -192,6 +193,7 @@ def voc_splits(folder: Path, names: Iterable[str]) -> Iterator[str]:
         yield from sorted(file.stem for file in (folder / VOC_LISTS).glob("*.txt"))
         return
     found = [name for name in names if (folder / name).is_dir() and _has_voc_files(folder / name)]
+    found = _without_repeated(found)
     yield from found or (["train"] if _has_voc_files(folder) else [])
 
 

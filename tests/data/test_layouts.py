@@ -31,7 +31,7 @@ def test_every_layout_of_coco(tmp_path: Path, layout: tuple[str, ...]):
     is_whole = layout in WHOLE
     found = find_data(str(tmp_path), "dev")
     assert found.format == ("COCO panoptic" if layout in PANOPTIC else "COCO")
-    assert found.splits == (("train",) if is_whole else ("train", "dev"))
+    assert found.splits == (("train",) if is_whole else ("dev", "train"))
     assert find_data(str(tmp_path)).splits == ("train",)
 
 
@@ -42,6 +42,7 @@ def test_capitals_of_splits(tmp_path: Path):
     assert find_data(str(tmp_path)).splits == ("Train", "Validation")
     touch(tmp_path, "annotations/instances_train.json", "images/train")
     assert find_data(str(tmp_path)).splits == ("train", "Validation")
+    assert find_data(str(tmp_path), "Train").splits == ("Train", "Validation")
 
 
 def test_other_formats_of_folders(tmp_path: Path):
