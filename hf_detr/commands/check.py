@@ -1,6 +1,9 @@
-"""Read a data set and report its errors, image by image, before training starts.
+"""Describe a data set and report its errors, image by image, before training starts.
 
 hf-detr check --data FOLDER --num-queries 100
+
+The training and the validation data are both checked, and that no image is in both; --split checks
+one split only.
 """
 
 import argparse
@@ -21,8 +24,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     help = "neither use nor cache results"
     add("--no-cache", "--no_cache", action="store_true", help=help)
     add("--most", type=int, default=5, help="number of problems to print of each kind, default 5")
-    add("--report", type=Path, help="JSON file to write all problems to")
-    help = "print all problems as JSON instead, and nothing else on stdout"
+    add("--report", type=Path, help="JSON file to write the summary and all problems to")
+    help = "print the summary and all problems as JSON instead, and nothing else on stdout"
     add("--json", action="store_true", help=help)
 
 
@@ -35,13 +38,13 @@ def check(parsed: argparse.Namespace) -> None:
 
 def run(parsed: argparse.Namespace) -> int:
     """Check the data set and print the report; return the exit status."""
-    from ..data.check import check_dataset
+    from ..data.split_check import check_splits
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the report says the same
-        dataset = parsed.data.read()
+        splits = parsed.data.read_all()
     options = parsed.num_queries, not parsed.headers_only, not parsed.no_cache
-    report = check_dataset(dataset, *options)
+    report = check_splits(splits, *options)
     print(report.to_json() if parsed.json else report.text(parsed.most))
     if parsed.report:
         report.save(parsed.report)

@@ -58,6 +58,9 @@ def find_box_format(boxes: np.ndarray, areas: np.ndarray, image_hw: np.ndarray) 
     if len(has_areas) == 1:
         return has_areas[0], "only then each object's area is the width times height of its box"
     fitting = [name for name in has_areas or BOX_FORMATS if fits[name].all()]
+    if fitting == ["cxcywh_normalized"]:  # small boxes could be of another normalized format
+        others = [name for name in OTHER_FORMATS if name.endswith("_normalized")]
+        fitting += [name for name in others if _fits(boxes, name, image_hw).all()]
     if len(fitting) == 1:
         return fitting[0], "only then all boxes have an area and are inside their image"
     if fitting:
@@ -79,6 +82,8 @@ def _have_areas(
     sizes = boxes_to_coco_xywh(boxes, box_format, image_hw)[:, 2:]
     products, units = sizes.prod(-1), [np.ones(len(boxes))]
     if box_format.endswith("_normalized"):
+        if (boxes > 1 + TOLERANCE).any():
+            return False
         units.append(image_hw.prod(-1))
     elif _are_fractions(boxes).any():
         return False

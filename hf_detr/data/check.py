@@ -45,7 +45,12 @@ class CheckReport:
 
     def text(self, most: int = 5) -> str:
         """Return the report as text, with at most `most` problems of each kind."""
-        lines = [f"{self.num_images} images, {self.num_objects} objects"]
+        first = f"{self.num_images} images, {self.num_objects} objects"
+        return "\n".join([first, *self.problem_lines(most), result_text(self.problems)])
+
+    def problem_lines(self, most: int = 5) -> list[str]:
+        """Return the lines of `text` with the problems."""
+        lines: list[str] = []
         kinds = dict.fromkeys((not p.is_fatal, p.kind) for p in self.problems)
         for is_harmless, kind in sorted(kinds):
             found = [p for p in self.problems if (not p.is_fatal, p.kind) == (is_harmless, kind)]
@@ -55,11 +60,7 @@ class CheckReport:
                 lines.append(f"    {name}{problem.text}")
             if len(found) > most:
                 lines.append(f"    ... and {len(found) - most} more")
-        fatal = sum(problem.is_fatal for problem in self.problems)
-        lines.append(
-            "Training may start." if not fatal else f"{fatal} errors: fix them before training."
-        )
-        return "\n".join(lines)
+        return lines
 
     def to_json(self) -> str:
         """Return all problems as JSON."""
@@ -77,6 +78,12 @@ class CheckReport:
         content["problems"] = tuple(Problem(**problem) for problem in content["problems"])
         content["image_names"] = {int(key): name for key, name in content["image_names"].items()}
         return cls(**content)
+
+
+def result_text(problems: Iterable[Problem]) -> str:
+    """Say whether training may start."""
+    fatal = sum(problem.is_fatal for problem in problems)
+    return "Training may start." if not fatal else f"{fatal} errors: fix them before training."
 
 
 def check_dataset(

@@ -306,8 +306,8 @@ def as_detection_dataset(dataset: Dataset) -> DetectionDataset:
     if isinstance(dataset, ConcatDataset):
         return join_datasets(list(map(as_detection_dataset, dataset.datasets)))
     raise TypeError(
-        f"The data set is a {type(dataset).__name__}; expected a DetectionDataset, such as that of "
-        "read_coco, or a Subset or ConcatDataset of these."
+        f"The data set is a {type(dataset).__name__}; expected a DetectionDataset, or a Subset or "
+        "ConcatDataset of these; read_data makes one of other data sets."
     )
 
 

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +10,11 @@ from .box_formats import checked_box_format
 from .class_names import parsed_names
 from .layouts import COCO, DATASETS, ON_THE_HUB, PANOPTIC_COCO, YOLO, DataFiles, find_data
 from .splits import (
-    check_can_be_divided,
+    all_splits,
     check_same_classes,
     checked_split,
-    validation_split,
+    evaluation_split,
+    training_splits,
     warn_of_test_split,
 )
 
@@ -108,12 +109,12 @@ class DataArguments:
             return
         files = find_data(os.fspath(self.data), self.split, panoptic)
         self._check_options(files, panoptic)
-        if files.format in (DATASETS, ON_THE_HUB):
+        if files.splits is None and files.format in (DATASETS, ON_THE_HUB):
             return  # the splits are known when it is loaded
         if training or self.val_fraction is not None:
-            self._training_splits(files)
+            training_splits(files.splits, files.name, self.split, self.val_fraction)
         elif evaluation:
-            self._validation_split(files)
+            evaluation_split(files.splits, files.name, self.split)
         elif self.split:
             checked_split(files.splits, self.split, files.name)
 
@@ -148,9 +149,10 @@ class DataArguments:
         Raises:
             ValueError: if `names` can't be parsed.
         """
-        if self.names is None or isinstance(self.names, Mapping):
-            return self.names
-        return parsed_names(self.names if isinstance(self.names, str) else ",".join(self.names))
+        if isinstance(self.names, str):
+            return parsed_names(self.names)
+        is_list = isinstance(self.names, Sequence)
+        return dict(enumerate(self.names)) if is_list else self.names
 
     def read(self, split: str | None = None, seed: int = 0) -> "DetectionDataset":
         """Read the data set; `split` overrides `self.split`, which is "train" by default.
@@ -177,7 +179,7 @@ class DataArguments:
         if self.val_fraction is not None:
             return self.read_splits(seed)[1]
         data = self._open(self.split, seed)
-        split = self._validation_split(data)
+        split = evaluation_split(data.splits, data.name, self.split)
         if not self.split:
             warn_of_test_split(split, data.name)
         return data.read([split])[0]
@@ -200,7 +202,7 @@ class DataArguments:
                 and there are some, or the classes of both differ.
         """
         data = self._open(self.split, seed, panoptic)
-        train, val = self._training_splits(data)
+        train, val = training_splits(data.splits, data.name, self.split, self.val_fraction)
         if val is None:
             return data.read([train])[0].split(self.val_fraction, seed)
         warn_of_test_split(val, data.name)
@@ -208,28 +210,30 @@ class DataArguments:
         check_same_classes(*(one.id2label for one in read))
         return tuple(read)
 
+    def read_all(self, seed: int = 0) -> dict[str, "DetectionDataset"]:
+        """Read the training and the validation data that there are, by the names of their splits.
+
+        They are only `self.split` if it is given, and "all" of data without splits. Classes aren't
+        compared.
+
+        Raises:
+            ValueError, FileNotFoundError: as in `read`.
+        """
+        if self.val_fraction is not None:
+            return dict(zip(("train", "val"), self.read_splits(seed), strict=True))
+        data = self._open(self.split, seed)
+        if data.splits is None and not self.split:
+            return {"all": data.read(["train"])[0]}
+        names = all_splits(data.splits or (), data.name, self.split)
+        return dict(zip(names, data.read(names), strict=True))
+
     def _open(self, split: str | None, seed: int, panoptic: bool = False) -> "OpenedData":
         from .reading import ReadingOptions, open_data
 
-        self.check(panoptic=panoptic)
+        replace(self, split=split).check(panoptic=panoptic)
         given = self.images, self.segments, self.box_format, self.masks
         options = ReadingOptions(*given, self.id2label(), panoptic, seed)
         return open_data(self.data, options, split)
-
-    def _training_splits(self, data: "DataFiles | OpenedData") -> tuple[str, str | None]:
-        """Return the names of the training and the validation split; None to divide the former."""
-        train = self.split or "train"
-        if self.split or data.splits is not None:
-            checked_split(data.splits, train, data.name)
-        if self.val_fraction is None:
-            return train, validation_split(data.splits, data.name, train)
-        check_can_be_divided(data.splits, data.name, train)
-        return train, None
-
-    def _validation_split(self, data: "DataFiles | OpenedData") -> str:
-        if self.split:
-            return checked_split(data.splits, self.split, data.name)
-        return "train" if data.splits is None else validation_split(data.splits, data.name)
 
 
 def read_data(
@@ -259,7 +263,7 @@ def read_data(
             for `datasets` the only one that fits all boxes.
         masks: whether targets have masks.
         names: category id -> name, or a list of names, where the data only have numbers.
-        seed: seed of the transform's random numbers.
+        seed: seed of the transform's random numbers; a `DetectionDataset` keeps its own.
 
     Raises:
         ValueError, FileNotFoundError: if the data can't be found or read.

@@ -53,9 +53,10 @@ def load_hf_splits(name: str, split: str | None = None) -> "Dataset | DatasetDic
     if any((path / file).is_file() for file in SAVED):
         return _with_split(datasets.load_from_disk(name))
     try:
+        loaded = datasets.load_dataset(name)
         if split and "[" in split:
-            return datasets.DatasetDict({split: datasets.load_dataset(name, split=split)})
-        return datasets.load_dataset(name)
+            loaded[split] = datasets.load_dataset(name, split=split)
+        return loaded
     except (OSError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         if path.exists():
             raise ValueError(f"{name} can't be loaded: {error}") from error

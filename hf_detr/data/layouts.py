@@ -3,6 +3,7 @@
 Nothing here needs torch, so that a command line can be checked at once.
 """
 
+import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -57,10 +58,10 @@ def find_data(data: str, split: str | None = None, panoptic: bool = False) -> Da
     """
     path = Path(data)
     if path.is_dir():
-        return _find_in_folder(path, (*SPLITS, split) if split else SPLITS, panoptic)
+        return _find_in_folder(path, (split, *SPLITS) if split else SPLITS, panoptic)
     if path.is_file():
         return _of_file(path)
-    if not HUB_NAME.fullmatch(data):
+    if not HUB_NAME.fullmatch(data) or path.suffix in (".json", ".yaml", ".yml", ".parquet"):
         raise FileNotFoundError(
             f"{data} doesn't exist; expected a folder, a file or a name on the Hub like "
             "rishitdagli/cppe-5."
@@ -83,10 +84,10 @@ def _of_file(path: Path) -> DataFiles:
 
 
 def _find_in_folder(folder: Path, names: Iterable[str], panoptic: bool) -> DataFiles:
-    names = tuple(dict.fromkeys(names))
+    names = tuple(dict.fromkeys([*names, *map(str.title, SPLITS)]))  # CVAT's are capitalized
     check_stays_inside([name.partition("[")[0] for name in names])
     if any((folder / file).is_file() for file in SAVED):
-        return DataFiles(DATASETS, str(folder), None)
+        return DataFiles(DATASETS, str(folder), _saved_splits(folder))
     file = find_yaml(folder)
     found = {
         COCO: [name for name in names if find_coco(folder, name)],
@@ -94,6 +95,8 @@ def _find_in_folder(folder: Path, names: Iterable[str], panoptic: bool) -> DataF
         YOLO: list(yolo_splits(read_yaml(file))) if file else [],
         VOC: list(voc_splits(folder, names)),
     }
+    for name in (COCO, PANOPTIC_COCO):
+        found[name] = _without_repeated(found[name])
     if panoptic or found[COCO]:
         del found[COCO if panoptic else PANOPTIC_COCO]
     formats = [name for name, splits in found.items() if splits or (file and name == YOLO)]
@@ -107,8 +110,8 @@ def _find_in_folder(folder: Path, names: Iterable[str], panoptic: bool) -> DataF
             f"{folder} has no data in a known layout; looked for COCO "
             f"({_looked_for((*LAYOUTS, *WHOLE, *PANOPTIC))}), YOLO ({', '.join(YAML_FILES)}), "
             f"Pascal VOC ({VOC_LISTS}, or XML files in annotations or beside the images) and "
-            f"`datasets` (save_to_disk, {', '.join(TABLES)}). A COCO file of any name can be given "
-            "with --images and the folder of its images."
+            f"`datasets` (save_to_disk, {', '.join(TABLES)}). Files of other names can be given "
+            "themselves: a YAML file of YOLO, or a JSON file of COCO with --images FOLDER."
         )
     if len(formats) > 1:
         raise ValueError(
@@ -118,6 +121,24 @@ def _find_in_folder(folder: Path, names: Iterable[str], panoptic: bool) -> DataF
         )
     (name,) = formats
     return DataFiles(name, str(folder), None if name == DATASETS else tuple(found[name]))
+
+
+def _saved_splits(folder: Path) -> tuple[str, ...] | None:
+    """Read the names of the splits that `save_to_disk` wrote; None for one without name."""
+    several, one = (folder / file for file in SAVED)
+    try:
+        if several.is_file():
+            return tuple(json.loads(several.read_bytes())["splits"])
+        name = json.loads(one.read_bytes())["_split"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder} isn't a folder as of save_to_disk: {error!r}.") from error
+    return None if name is None else (name.partition("[")[0],)  # "train[:100]" is of "train"
+
+
+def _without_repeated(names: Iterable[str]) -> list[str]:
+    """Return names without those that differ in case only, as where file systems ignore it."""
+    first: dict[str, str] = {}
+    return [name for name in names if first.setdefault(name.lower(), name) == name]
 
 
 def _looked_for(layouts: Iterable[tuple[str, ...]]) -> str:
@@ -172,6 +193,7 @@ def voc_splits(folder: Path, names: Iterable[str]) -> Iterator[str]:
         yield from sorted(file.stem for file in (folder / VOC_LISTS).glob("*.txt"))
         return
     found = [name for name in names if (folder / name).is_dir() and _has_voc_files(folder / name)]
+    found = _without_repeated(found)
     yield from found or (["train"] if _has_voc_files(folder) else [])
 
 

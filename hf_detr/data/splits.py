@@ -1,7 +1,7 @@
 """Which of a data set's splits are training and validation data."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from .layouts import SPLITS
 
@@ -9,7 +9,7 @@ VALIDATION, TEST = SPLITS[1:-1], SPLITS[-1]
 
 
 def checked_split(splits: Sequence[str] | None, split: str, data: object) -> str:
-    """Return `split` if it is one of the data's.
+    """Return `split` as the data spell it, with capitals or without.
 
     Args:
         splits: names of the data's splits; None if they have none.
@@ -21,9 +21,18 @@ def checked_split(splits: Sequence[str] | None, split: str, data: object) -> str
     """
     if splits is None:
         raise ValueError(f"{data} has no splits, but is one; omit --split {split}.")
-    if split not in splits:
+    found = _spelled(splits, [split])
+    if not found:
         raise ValueError(f"{data} has no split {split!r}; its splits are {list(splits)}.")
-    return split
+    return found[0]
+
+
+def _spelled(splits: Sequence[str] | None, names: Iterable[str]) -> list[str]:
+    """Return the names that are splits, as they are spelled there."""
+    spelled = {split.lower(): split for split in splits or ()}
+    spelled |= {split: split for split in splits or ()}
+    found = (spelled.get(name, spelled.get(name.lower())) for name in names)
+    return [name for name in found if name is not None]
 
 
 def validation_split(
@@ -39,7 +48,7 @@ def validation_split(
     Raises:
         ValueError: if there is none.
     """
-    found = [name for name in (*VALIDATION, TEST) if name in (splits or ()) and name != training]
+    found = [name for name in _spelled(splits, (*VALIDATION, TEST)) if name != training]
     if not found and splits is None:
         raise ValueError(
             f"{data} has no splits; give --val-fraction 0.2 to divide its images into training and "
@@ -56,8 +65,8 @@ def validation_split(
 
 def warn_of_test_split(split: str, data: object) -> None:
     """Warn if the split for validation is `test`, which nobody named."""
-    if split == TEST:
-        text = f"{data} has no validation split; its split 'test' is used for validation."
+    if split.lower() == TEST:
+        text = f"{data} has no validation split; its split {split!r} is used for validation."
         warnings.warn(text, stacklevel=4)
 
 
@@ -67,12 +76,59 @@ def check_can_be_divided(splits: Sequence[str] | None, data: object, training: s
     Raises:
         ValueError: if there is one.
     """
-    found = next((name for name in VALIDATION if name in (splits or ()) and name != training), None)
+    found = [name for name in _spelled(splits, VALIDATION) if name != training]
     if found:
         raise ValueError(
-            f"{data} has the validation split {found!r}; omit --val-fraction, which divides "
+            f"{data} has the validation split {found[0]!r}; omit --val-fraction, which divides "
             "training data without one."
         )
+
+
+def training_splits(
+    splits: Sequence[str] | None, data: object, split: str | None, val_fraction: float | None
+) -> tuple[str, str | None]:
+    """Return the names of the training and of the validation split, None for a part of the former.
+
+    Args:
+        splits: names of the data's splits; None if they have none.
+        data: their name, for messages.
+        split: the training split that was asked for, by default "train".
+        val_fraction: part of the training images for validation, None for a split.
+
+    Raises:
+        ValueError: if there is no such split, or no validation data, or both a validation split and
+            `val_fraction`.
+    """
+    train = split or "train"
+    if split or splits is not None:
+        train = checked_split(splits, train, data)
+    if val_fraction is None:
+        return train, validation_split(splits, data, train)
+    check_can_be_divided(splits, data, train)
+    return train, None
+
+
+def evaluation_split(splits: Sequence[str] | None, data: object, split: str | None) -> str:
+    """Return the split that was asked for, or else the validation split; "train" without splits.
+
+    Raises:
+        ValueError: if there is no such split.
+    """
+    if split:
+        return checked_split(splits, split, data)
+    return "train" if splits is None else validation_split(splits, data)
+
+
+def all_splits(splits: Sequence[str], data: object, split: str | None) -> list[str]:
+    """Return the split that was asked for, or else those of training and validation that exist.
+
+    Raises:
+        ValueError: if there is none of them.
+    """
+    if split:
+        return [checked_split(splits, split, data)]
+    train, found = _spelled(splits, ["train"]), _spelled(splits, (*VALIDATION, TEST))[:1]
+    return [*train, *found] or [checked_split(splits, "train", data)]
 
 
 def check_same_classes(train: Mapping[int, str], val: Mapping[int, str]) -> None:

@@ -29,7 +29,7 @@ def test_evaluate_prints_and_writes_what_evaluate_returns(
     model.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
     file, images = write_coco(tmp_path, [entry(1), entry(2, image_id=2, category_id=18)])
-    data = ["--coco", str(file), "--images", str(images), "--model", str(tmp_path / "model")]
+    data = ["--data", str(file), "--images", str(images), "--model", str(tmp_path / "model")]
     output = tmp_path / "sub" / "metrics.json"
     expected = evaluate(model, processor, read_coco(file, images))
     assert main([*data, "--json", str(output)]) == 0
@@ -58,20 +58,18 @@ def test_validation_split_is_measured(tmp_path: Path, monkeypatch: pytest.Monkey
         lambda model, processor, data, *others, **more: sizes.append(len(data)) or {"AP": 0.5},
     )
     for given in ([], ["--split", "train"]):
-        assert main(["--yolo", str(folder), "--json", *given]) == 0
+        assert main(["--data", str(folder), "--json", *given]) == 0
     assert sizes == [1, 2]
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["--coco", "a.json"], "--images"),
-        (["--coco", "a.json", "--images", "b", "--bogus"], "unrecognized arguments: --bogus"),
-        (["--coco", "a.json", "--images", "b"], "--coco a.json doesn't exist"),
-        (["--coco", "a.json", "--images", "b", "--split", "val"], "--split needs a folder"),
-        (["--yolo", ".", "--json", "."], "can't be written"),
-        (["--yolo", ".", "--max-detections", "10"], "--max-detections is 10; expected more"),
-        (["--yolo", ".", "--model", "./nowhere"], "nowhere doesn't exist"),
+        (["--data", "a.json", "--images", "b"], "a.json doesn't exist"),
+        (["--data", "a.json", "--bogus"], "unrecognized arguments: --bogus"),
+        (["--data", "a", "--json", "."], "can't be written"),
+        (["--data", "a", "--max-detections", "10"], "--max-detections is 10; expected more"),
+        (["--data", "a", "--model", "./nowhere"], "nowhere doesn't exist"),
     ],
 )
 def test_wrong_arguments_are_status_2(
@@ -81,6 +79,16 @@ def test_wrong_arguments_are_status_2(
     with pytest.raises(SystemExit) as ended:
         main(given)
     assert ended.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_missing_validation_data_are_found_early(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """A folder without validation split ends the program before a model is loaded."""
+    write_coco(tmp_path / "train", [entry(1)])
+    with pytest.raises(SystemExit) as ended:
+        main(["--data", str(tmp_path)])
+    assert ended.value.code == 2 and "has no validation split" in capsys.readouterr().err
 
 
 def test_quality_of_nothing_is_null(capsys: pytest.CaptureFixture) -> None:

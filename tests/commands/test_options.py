@@ -17,6 +17,8 @@ from hf_detr.commands.options import (
 )
 from hf_detr.data.formats import DataArguments
 
+from ..some_data import entry, write_coco
+
 
 def test_numbers_and_sizes() -> None:
     """Height comes first, as everywhere; other texts are refused."""
@@ -34,17 +36,23 @@ def test_several_models() -> None:
         assert parser.parse_args([]).model == ([None] if several else None)
 
 
-def test_data_sets_have_options(tmp_path: Path) -> None:
+def test_data_sets_have_options(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """Options are the fields of DataArguments, spelled with - or _; wrong ones are refused."""
     parser = argparse.ArgumentParser()
     add_data_options(parser)
+    write_coco(tmp_path / "train", [entry(1)])
     for name in ("--box-format", "--box_format"):
-        parsed = parser.parse_args(["--hub", str(tmp_path), name, "xyxy"])
-        assert checked_data(parsed) == DataArguments(hub=str(tmp_path), box_format="xyxy")
-    parsed = parser.parse_args(["--yolo", str(tmp_path), "--masks"])
-    assert checked_data(parsed) == DataArguments(yolo=str(tmp_path), masks=True)
-    with pytest.raises(ValueError, match="expected one of --coco"):
+        parsed = parser.parse_args(["--data", str(tmp_path), name, "xyxy"])
+        assert checked_data(parsed) == DataArguments(str(tmp_path), box_format="xyxy")
+    parsed = parser.parse_args(["--data", str(tmp_path), "--masks", "--val-fraction", "0.2"])
+    assert checked_data(parsed) == DataArguments(str(tmp_path), masks=True, val_fraction=0.2)
+    with pytest.raises(ValueError, match="--data is missing"):
         checked_data(parser.parse_args([]))
+    for name in ("--coco", "--voc", "--yolo", "--hub"):
+        with pytest.raises(SystemExit) as ended:
+            parser.parse_args([name, "folder"])
+        assert ended.value.code == 2
+        assert f"{name} is now --data" in capsys.readouterr().err
 
 
 def test_thresholds_are_scores(capsys: pytest.CaptureFixture) -> None:

@@ -3,7 +3,12 @@
 import numpy as np
 import pytest
 
-from hf_detr.data.box_formats import BOX_FORMATS, box_format_suspicion, boxes_to_coco_xywh
+from hf_detr.data.box_formats import (
+    BOX_FORMATS,
+    box_format_suspicion,
+    boxes_to_coco_xywh,
+    find_box_format,
+)
 
 IMAGE_HW = np.array([[40, 50]])
 
@@ -79,3 +84,35 @@ def test_no_boxes_nan_and_unknown_sizes_are_not_suspicious():
     assert box_format_suspicion(np.zeros((0, 4)), "xyxy", np.zeros((0, 2))) is None
     assert box_format_suspicion(np.full((9, 4), np.nan), "xyxy", np.full((9, 2), 50)) is None
     assert box_format_suspicion(np.ones((9, 4)), "xyxy", np.zeros((9, 2))) is None
+
+
+@pytest.mark.parametrize("true", BOX_FORMATS)
+def test_the_only_format_that_fits_is_found(true: str):
+    """Boxes tell their format if they are many, and areas do if they are the boxes'."""
+    boxes, image_hw = random_boxes()
+    unknown, areas = np.full(500, np.nan), boxes["coco_xywh"][:, 2:].prod(-1)
+    assert find_box_format(boxes[true], unknown, image_hw)[0] == true
+    found, reason = find_box_format(boxes[true], areas, image_hw)
+    assert found == true and "area is the width times height" in reason
+    # Boxes may be beyond their images then, and areas of masks say nothing.
+    outside = boxes["coco_xywh"] + [0, 0, 900, 900]
+    assert find_box_format(outside, outside[:, 2:].prod(-1), image_hw)[0] == "coco_xywh"
+    found, reason = find_box_format(boxes[true], areas * 0.7, image_hw)
+    assert found == true and "inside their image" in reason
+
+
+@pytest.mark.parametrize("true", ["xyxy_normalized", "coco_xywh_normalized"])
+def test_no_format_is_found_for_others(true: str):
+    """Formats that have to be converted aren't taken for similar ones, even of small boxes."""
+    boxes, image_hw = random_boxes()
+    with pytest.raises(ValueError, match="but not all of them any format. Pass box_format"):
+        find_box_format(boxes[true], np.full(500, np.nan), image_hw)
+    small = np.array([[0.45, 0.45, 0.05, 0.05]])
+    with pytest.raises(ValueError, match="cxcywh_normalized and coco_xywh_normalized"):
+        find_box_format(small, np.full(1, np.nan), IMAGE_HW)
+
+
+def test_several_formats_that_fit_are_named():
+    """A few boxes that fit several formats need an answer of the user."""
+    with pytest.raises(ValueError, match="all 1 boxes fit coco_xywh and xyxy. Pass box_format"):
+        find_box_format(np.array([[5.0, 5, 20, 8]]), np.full(1, np.nan), IMAGE_HW)

@@ -31,14 +31,15 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def arguments(folder: Path, entries: list[dict]) -> list[str]:
     file, images = write_coco(folder, entries)
-    return ["--coco", str(file), "--images", str(images)]
+    return ["--data", str(file), "--images", str(images)]
 
 
 def test_sound_data_may_train(tmp_path: Path, capsys: pytest.CaptureFixture):
     """Data without errors have exit status 0, also with notes."""
     assert main(arguments(tmp_path, SOUND)) == 0
     out = capsys.readouterr().out
-    assert "2 images, 2 objects" in out and out.endswith("Training may start.\n")
+    assert out.split()[:5] == ["all", "images", "2", "objects", "2"]
+    assert out.endswith("Training may start.\n")
     assert "ERROR" not in out
 
 
@@ -55,7 +56,7 @@ def test_problems_are_named(tmp_path: Path, capsys: pytest.CaptureFixture):
     assert "note: more objects than queries: 1" in out
     assert out.endswith("3 errors: fix them before training.\n")
     report = json.loads(report_file.read_text())
-    kinds = [problem["kind"] for problem in report["problems"]]
+    kinds = [problem["kind"] for problem in report["splits"]["all"]["problems"]]
     assert main([*given, "--json", "--num-queries", "1"]) == 1
     assert json.loads(capsys.readouterr().out) == report
     assert "box with negative size" in kinds and "unreadable image" in kinds
@@ -69,9 +70,29 @@ def test_extreme_numbers_and_names(tmp_path: Path, capsys: pytest.CaptureFixture
     content["images"][1]["file_name"] = "\ud800.jpg"
     Path(given[1]).write_text(json.dumps(content))
     assert main([*given, "--json"]) == 1
-    report = json.loads(capsys.readouterr().out)
+    report = json.loads(capsys.readouterr().out)["splits"]["all"]
     found = {(problem["kind"], problem["image"]) for problem in report["problems"]}
     assert {("wrong bbox", 0), ("wrong area", 0), ("unreadable image", 1)} <= found
+
+
+def test_training_and_validation_data_are_checked(tmp_path: Path, capsys: pytest.CaptureFixture):
+    """One call looks at both splits and at what they share; `--split` restricts it to one."""
+    for name in ("train", "valid", "test"):
+        write_coco(tmp_path / name, SOUND)
+    assert main(["--data", str(tmp_path)]) == 1
+    out = capsys.readouterr().out
+    assert out.split()[:2] == ["train", "valid"] and "ERROR: image in two splits: 2" in out
+    for name in ("train", "test"):
+        assert main(["--data", str(tmp_path), "--split", name]) == 0
+        assert capsys.readouterr().out.split()[:2] == [name, "images"]
+
+
+def test_divided_data_are_checked(tmp_path: Path, capsys: pytest.CaptureFixture):
+    """`--val-fraction` shows what training would use."""
+    given = arguments(tmp_path, SOUND)
+    assert main([*given, "--val-fraction", "0.5", "--json"]) == 0
+    splits = json.loads(capsys.readouterr().out)["splits"]
+    assert {name: split["num_images"] for name, split in splits.items()} == {"train": 1, "val": 1}
 
 
 def test_unreadable_data(tmp_path: Path, capsys: pytest.CaptureFixture):
@@ -85,12 +106,12 @@ def test_unreadable_data(tmp_path: Path, capsys: pytest.CaptureFixture):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ([], "expected one of --coco, --voc, --yolo and --hub"),
-        (["--coco", "a.json"], "--coco requires --images"),
+        ([], "--data is missing"),
+        (["--data", __file__], "isn't a file of annotations"),
         (["--nonsense"], "--nonsense"),
-        (["--coco", "a.json", "--images", "b"], "--coco a.json doesn't exist"),
-        (["--yolo", ".", "--num_queries", "0"], "'0' isn't an integer of at least 1"),
-        (["--yolo", ".", "--report", "."], "can't be written"),
+        (["--data", "a.json", "--images", "b"], "a.json doesn't exist"),
+        (["--data", ".", "--num_queries", "0"], "'0' isn't an integer of at least 1"),
+        (["--data", "a", "--report", "."], "can't be written"),
     ],
 )
 def test_wrong_arguments_are_status_2(

@@ -2,8 +2,6 @@
 
 import io
 import json
-import pickle
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ import pytest
 import torch
 
 from hf_detr.data.formats import DataArguments
-from hf_detr.data.hub import load_hf_dataset, read_hf_dataset, read_hf_segmentation
+from hf_detr.data.hub import read_hf_dataset, read_hf_segmentation, read_hf_splits
 
 datasets = pytest.importorskip("datasets")
 
@@ -75,12 +73,30 @@ def test_normalized_boxes_use_each_images_size():
     torch.testing.assert_close(torch.tensor(boxes), torch.tensor([[10.0, 5, 30, 13]]))
 
 
-def test_box_format_is_required_and_checked():
-    """The format isn't guessed: all of them are used on the Hub."""
-    with pytest.raises(TypeError, match="box_format"):
-        read_hf_dataset(make(ROWS, DICT_OF_LISTS))
+def test_box_format_is_found_and_checked():
+    """The format is only found if it is the only one that fits; a wrong one is refused."""
     with pytest.raises(ValueError, match="box_format is 'coco'"):
         read_hf_dataset(make(ROWS, DICT_OF_LISTS), "coco")
+    with pytest.raises(ValueError, match=r"all 2 boxes fit coco_xywh and xyxy.*\(--box-format\)"):
+        rows = [{"bbox": [[5, 5, 20, 8], [0, 0, 5, 5]], "category": [1, 0]}]
+        read_hf_dataset(make(rows, DICT_OF_LISTS))
+    rows = [{"bbox": [[30, 20, 20, 8], [0, 0, 5, 5]], "category": [1, 0]}]
+    with pytest.warns(UserWarning, match="read as coco_xywh, because only then all boxes"):
+        dataset = read_hf_dataset(make(rows, DICT_OF_LISTS))
+    assert boxes_of(dataset) == [[30, 20, 50, 28], [0, 0, 5, 5]]
+    assert read_hf_dataset(make([None], DICT_OF_LISTS)).table.offsets.tolist() == [0, 0]
+
+
+def test_splits_have_the_same_box_format_and_names():
+    """What is found in one split holds for the others; text names are those of both."""
+    feature = {"bbox": List(BOX), "category": List(TEXT), "area": List(NUMBER)}
+    train = [{"bbox": [[5, 5, 20, 8]], "category": ["dog"], "area": [160]}]
+    val = [{"bbox": [[1, 1, 9, 9]], "category": ["ant"], "area": [81]}]
+    with pytest.warns(UserWarning, match="only then each object's area is") as said:
+        both = read_hf_splits([make(train, feature), make(val, feature)])
+    assert len(said) == 1
+    assert [data.id2label for data in both] == [{0: "ant", 1: "dog"}] * 2
+    assert [boxes_of(data) for data in both] == [[[5, 5, 25, 13]], [[1, 1, 10, 10]]]
 
 
 def test_names_come_from_text_or_from_the_user():
@@ -171,25 +187,6 @@ def test_error_of_invalid_image_has_the_row():
         dataset[1]
 
 
-def test_saved_data_set_is_loaded_and_pickled_without_images(tmp_path: Path):
-    """Folders of `save_to_disk` can be read, and workers get no copies of the images."""
-    make(ROWS * 20, DICT_OF_LISTS).save_to_disk(tmp_path / "one")
-    splits = datasets.DatasetDict({"train": make(ROWS, DICT_OF_LISTS)})
-    splits.save_to_disk(tmp_path / "two")
-    dataset = read_hf_dataset(load_hf_dataset(str(tmp_path / "one"), "train"), "coco_xywh")
-    assert len(dataset) == 40
-    assert len(pickle.dumps(dataset)) < 20_000 < 40 * 40 * 50 * 3
-    assert len(load_hf_dataset(str(tmp_path / "two"), "train")) == 2
-
-
-def test_error_of_missing_library_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch):
-    """The library is optional."""
-    data = make(ROWS, DICT_OF_LISTS)
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ImportError, match="pip install"):
-        read_hf_dataset(data, "coco_xywh")
-
-
 def segmentation_data(mode: str, boxes: bool) -> Any:
     ids = np.full((40, 50), 2 if mode == "L" else 70000)
     ids[5:13, 10:30] = 9
@@ -234,17 +231,6 @@ def png() -> bytes:
     return stream.getvalue()
 
 
-@pytest.mark.usefixtures("cache")
-def test_local_parquet(tmp_path: Path):
-    """A folder of Parquet files, and a single file, which is the split that is asked for."""
-    (tmp_path / "data").mkdir()
-    file = tmp_path / "data" / "validation-00000-of-00001.parquet"
-    make(ROWS, DICT_OF_LISTS).to_parquet(file)
-    for name, split in ((tmp_path / "data", "validation"), (file, "test")):
-        dataset = read_hf_dataset(load_hf_dataset(str(name), split), "coco_xywh")
-        assert dataset.id2label == {0: "cat", 1: "dog"} and len(boxes_of(dataset)) == 2
-
-
 @pytest.mark.parametrize("image", [png(), {"bytes": png(), "path": None}])
 def test_parquet_of_other_programs(image: Any):
     """They have bytes instead of images, and lists that are columns of their own."""
@@ -285,34 +271,11 @@ def test_image_folder_with_metadata(tmp_path: Path):
         objects = {"bbox": [[10, 5, 20, 8]], "categories": [number + 7]}
         lines.append(json.dumps({"file_name": f"{number}.png", "objects": objects}))
     (folder / "metadata.jsonl").write_text("\n".join(lines))
-    arguments = {"hub": str(tmp_path / "data"), "box_format": "coco_xywh"}
+    arguments = {"data": str(tmp_path / "data"), "box_format": "coco_xywh"}
     dataset = DataArguments(**arguments, names="7=owl, 8=red kite").read()
     assert dataset.id2label == {0: "owl", 1: "red kite"} and len(boxes_of(dataset, 1)) == 1
     with pytest.raises(ValueError, match=r"numbers without names, .*\(--names on the command"):
         DataArguments(**arguments).read()
-
-
-def test_missing_split_of_a_saved_data_set_is_named(tmp_path: Path):
-    """The error lists the splits."""
-    splits = datasets.DatasetDict({"train": make(ROWS, DICT_OF_LISTS)})
-    splits.save_to_disk(tmp_path / "data")
-    with pytest.raises(ValueError, match=r"no split 'val'; its splits are \['train'\]"):
-        load_hf_dataset(str(tmp_path / "data"), "val")
-
-
-def test_a_saved_split_is_no_other_one(tmp_path: Path) -> None:
-    """A folder of training data isn't read where another split is asked for."""
-    rows = make(ROWS, DICT_OF_LISTS)
-    train = datasets.DatasetDict({"train": rows})["train"]
-    datasets.Dataset(train.data, split=datasets.Split.TRAIN).save_to_disk(tmp_path / "data")
-    assert len(load_hf_dataset(str(tmp_path / "data"), "train")) == len(rows)
-    with pytest.raises(ValueError, match="is the split 'train', not 'validation'"):
-        load_hf_dataset(str(tmp_path / "data"), "validation")
-    part = datasets.Split("train[:2]")  # as of load_dataset(..., split="train[:2]")
-    datasets.Dataset(train.data, split=part).save_to_disk(tmp_path / "part")
-    assert len(load_hf_dataset(str(tmp_path / "part"), "train")) == len(rows)
-    with pytest.raises(ValueError, match="is the split 'train\\[:2\\]', not 'test'"):
-        load_hf_dataset(str(tmp_path / "part"), "test")
 
 
 def test_sizes_before_exif_orientation():

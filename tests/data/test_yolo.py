@@ -108,7 +108,7 @@ def test_pixels_in_label_files_warn(tmp_path: Path):
         ({"names": {"a": 1}}, "names is"),
         ({"train": "nowhere"}, "train is 'nowhere', but .* doesn't exist"),
         ({"train": "labels"}, "no images"),
-        ({"train": None, "val": "images"}, r"no 'train'; its splits are \['train', 'val'\]"),
+        ({"train": None, "val": "images"}, r"no 'train'; its splits are \['val'\]"),
     ],
 )
 def test_invalid_settings_raise(tmp_path: Path, changes: dict, message: str):

@@ -1,0 +1,168 @@
+"""Check of several splits: each alone, their classes, and that no image is in two of them."""
+
+import hashlib
+import json
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from itertools import chain, combinations
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from ..atomic_saving import atomic_file
+from .annotation_table import Problem
+from .check import CheckReport, check_dataset, result_text
+from .dataset import DetectionDataset
+from .image_source import READING_ERRORS, ImageSource
+from .splits import check_same_classes
+from .summary import DataSummary, summarize, summary_text
+
+
+@dataclass(frozen=True)
+class SplitsReport:
+    """The result of `check_splits`: for each split's name a summary and a report.
+
+    `problems` are those between splits.
+    """
+
+    summaries: dict[str, DataSummary]
+    reports: dict[str, CheckReport]
+    problems: tuple[Problem, ...]
+
+    @property
+    def may_train(self) -> bool:
+        """Whether the data can be used for training."""
+        return not any(problem.is_fatal for problem in self._all_problems())
+
+    def _all_problems(self) -> Iterator[Problem]:
+        reports = self.reports.values()
+        return chain(self.problems, *(report.problems for report in reports))
+
+    def text(self, most: int = 5) -> str:
+        """Return the summary, and at most `most` problems of each kind."""
+        lines = [summary_text(self.summaries)]
+        between = CheckReport(0, 0, self.problems, {})
+        for name, report in [*self.reports.items(), (" and ".join(self.reports), between)]:
+            if report.problems:
+                lines += ["", f"{name}:", *report.problem_lines(most)]
+        return "\n".join([*lines, "", result_text(self._all_problems())])
+
+    def to_json(self) -> str:
+        """Return the summaries and all problems as JSON."""
+        splits = {
+            name: {"summary": asdict(self.summaries[name]), **asdict(report)}
+            for name, report in self.reports.items()
+        }
+        problems = [asdict(problem) for problem in self.problems]
+        return json.dumps({"splits": splits, "problems": problems}, indent=1)
+
+    def save(self, file: str | os.PathLike[str]) -> None:
+        """Write `to_json` to a file."""
+        with atomic_file(file) as unfinished:
+            unfinished.write_text(self.to_json(), encoding="utf-8")
+
+
+def check_splits(
+    splits: Mapping[str, DetectionDataset],
+    num_queries: int | None = None,
+    decode: bool = True,
+    use_cache: bool = True,
+) -> SplitsReport:
+    """Check each split as `check_dataset` does, and what they have in common.
+
+    Args:
+        splits: name -> data set.
+        num_queries, decode, use_cache: as in `check_dataset`; without `decode`, only images that
+            are files are compared between splits.
+    """
+    options = num_queries, decode, use_cache
+    return SplitsReport(
+        {name: summarize(data.table) for name, data in splits.items()},
+        {name: check_dataset(data, *options) for name, data in splits.items()},
+        tuple(split_problems(splits, decode)),
+    )
+
+
+def split_problems(
+    splits: Mapping[str, DetectionDataset], contents: bool = True
+) -> Iterator[Problem]:
+    """Find classes that differ between splits, and images in two of them.
+
+    Args:
+        splits: name -> data set.
+        contents: compare the content of images that aren't files too, which reads all of them.
+    """
+    for (one, first), (other, second) in combinations(splits.items(), 2):
+        try:
+            check_same_classes(first.id2label, second.id2label)
+        except ValueError as error:
+            yield Problem("classes of splits", None, str(error).rstrip("."), True)
+        for index, twin, text in _shared_images(first.images, second.images, contents):
+            names = f"{first.images.name(index)} ({one}) and {second.images.name(twin)} ({other})"
+            yield Problem("image in two splits", None, f"{names} {text}", True)
+
+
+def _shared_images(
+    one: ImageSource, other: ImageSource, contents: bool
+) -> Iterator[tuple[int, int, str]]:
+    """Yield the indices of images in both sources, and why they are the same."""
+    files = [_files(source) for source in (one, other)]
+    known = {stat[:2]: index for index, stat in files[0].items()}
+    by_size = defaultdict(list)
+    for index, stat in files[0].items():
+        by_size[stat[2]].append(index)
+    digests: dict[int, str] = {}
+    for index, stat in files[1].items():
+        if stat[:2] in known:
+            yield known[stat[:2]], index, "are the same file"
+        elif candidates := by_size.get(stat[2]):
+            digests |= {i: _digest(one, i) for i in candidates if i not in digests}
+            digest = _digest(other, index)
+            twin = next((i for i in candidates if digest and digests[i] == digest), None)
+            if twin is not None:
+                yield twin, index, "have the same content"
+    if contents:
+        sources = zip((one, other), files, strict=True)
+        rest = [[i for i in range(len(images)) if i not in known] for images, known in sources]
+        yield from _same_contents(one, other, *rest)
+
+
+def _same_contents(
+    one: ImageSource, other: ImageSource, ones: list[int], others: list[int]
+) -> Iterator[tuple[int, int, str]]:
+    if not ones or not others:
+        return
+    bar = tqdm(ones, desc="comparing splits", unit="image", disable=None)
+    known = {digest: index for index in bar if (digest := _digest(one, index))}
+    for index in tqdm(others, desc="comparing splits", unit="image", disable=None):
+        if (digest := _digest(other, index)) in known:
+            yield known[digest], index, "have the same content"
+
+
+def _files(source: ImageSource) -> dict[int, tuple[int, int, int]]:
+    """Return the device, the number on it and the size of each image that is a file."""
+    found = {}
+    for index in range(len(source)):
+        try:
+            stat = os.stat(source.name(index))
+        except (OSError, ValueError):
+            continue  # missing files are reported elsewhere
+        found[index] = stat.st_dev, stat.st_ino, stat.st_size
+    return found
+
+
+def _digest(source: ImageSource, index: int) -> str:
+    """Return a hash of an image's file or else of its pixels; "" if it can't be read."""
+    try:
+        with source.open(index) as image:
+            file = getattr(image, "fp", None)
+            if file is None:
+                content = np.ascontiguousarray(image).tobytes()
+            else:
+                file.seek(0)
+                content = file.read()
+    except READING_ERRORS:
+        return ""  # reported elsewhere
+    return hashlib.sha256(content).hexdigest()

@@ -1,0 +1,64 @@
+"""Data sets of `datasets` are loaded from disk, and their images are read lazily."""
+
+import pickle
+import sys
+from pathlib import Path
+
+import pytest
+
+from hf_detr.data.hub import read_hf_dataset
+from hf_detr.data.hub_loading import load_hf_splits
+
+datasets = pytest.importorskip("datasets")
+
+from .test_hub import DICT_OF_LISTS, ROWS, make  # noqa: E402
+
+
+def test_saved_data_sets_are_loaded_and_pickled_without_images(tmp_path: Path):
+    """Folders of `save_to_disk` can be read, and workers get no copies of the images."""
+    make(ROWS * 20, DICT_OF_LISTS).save_to_disk(tmp_path / "one")
+    splits = datasets.DatasetDict({"train": make(ROWS, DICT_OF_LISTS)})
+    splits.save_to_disk(tmp_path / "two")
+    dataset = read_hf_dataset(load_hf_splits(str(tmp_path / "one")), "coco_xywh")
+    assert len(dataset) == 40
+    assert len(pickle.dumps(dataset)) < 20_000 < 40 * 40 * 50 * 3
+    assert {k: len(v) for k, v in load_hf_splits(str(tmp_path / "two")).items()} == {"train": 2}
+
+
+def test_a_saved_split_has_its_name(tmp_path: Path) -> None:
+    """A folder of a training split isn't read where another split is asked for."""
+    rows = datasets.DatasetDict({"train": make(ROWS, DICT_OF_LISTS)})["train"]
+    for name in ("train", "train[:2]"):  # as of load_dataset(..., split="train[:2]")
+        folder = tmp_path / name
+        datasets.Dataset(rows.data, split=datasets.Split(name)).save_to_disk(folder)
+        assert list(load_hf_splits(str(folder))) == ["train"]
+
+
+def test_local_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A folder of Parquet files has splits, a single file has none; parts can be loaded."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "data").mkdir()
+    file = tmp_path / "data" / "validation-00000-of-00001.parquet"
+    make(ROWS, DICT_OF_LISTS).to_parquet(file)
+    assert {k: len(v) for k, v in load_hf_splits(str(file.parent)).items()} == {"validation": 2}
+    part = "validation[:1]"
+    loaded = load_hf_splits(str(file.parent), part)
+    assert len(loaded[part]) == 1 and len(loaded["validation"]) == 2
+    assert len(load_hf_splits(str(file))) == 2
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty can't be loaded: "):
+        load_hf_splits(str(tmp_path / "empty"))
+
+
+def test_names_that_are_nowhere(tmp_path: Path):
+    """The error says that it is no folder either."""
+    with pytest.raises(FileNotFoundError, match="nowhere/data is neither a file or folder here"):
+        load_hf_splits("nowhere/data")
+
+
+def test_error_of_missing_library_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch):
+    """The library is optional."""
+    data = make(ROWS, DICT_OF_LISTS)
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ImportError, match="pip install"):
+        read_hf_dataset(data, "coco_xywh")
