@@ -22,6 +22,7 @@ from .data.formats import DataArguments, read_data, read_splits
 from .data.hub import read_hf_dataset, read_hf_segmentation
 from .data.torch_data import read_torch_dataset
 from .data.voc import read_voc
+from .data.webdataset import read_webdataset
 from .data.yolo import read_yolo
 from .evaluation.coco_evaluator import CocoEvaluator, metrics_table
 from .evaluation.evaluate import evaluate, evaluate_panoptic
@@ -116,6 +117,7 @@ __all__ = [
     "read_splits",
     "read_torch_dataset",
     "read_voc",
+    "read_webdataset",
     "read_yolo",
     "stream_predictions",
     "train",

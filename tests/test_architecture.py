@@ -195,6 +195,7 @@ def test_every_module_has_its_tests() -> None:
         "models.outputs": "models/test_detection_transformer",
         "models.pretrained_model": "models/test_hub_round_trip",
         "models.variants": "test_init",
+        "data.object_rows": "data/test_hub",
         "commands.bench": "inference/test_latency",
         "commands.check": "data/test_check",
         "commands.export": "inference/test_export",

@@ -8,9 +8,11 @@ of torchvision, such as `v2.ColorJitter`, in a `v2.Compose`.
 All random numbers come from torch's global generator; seed it for reproducible samples.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision import tv_tensors
@@ -227,3 +229,16 @@ def _check_sample(image: tv_tensors.Image, target: dict[str, Tensor]) -> None:
         raise ValueError(
             f"The boxes have the format {target['boxes'].format.name}; expected XYXY, in pixels."
         )
+
+
+@contextmanager
+def seeded(*numbers: int) -> Iterator[None]:
+    """Seed torch's CPU generator by `numbers`, and restore its state afterwards."""
+    before = torch.get_rng_state()
+    seed = np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]
+    # Not torch.manual_seed, which also queues a seed for CUDA, with a stack trace, per call.
+    torch.default_generator.manual_seed(int(seed))
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before)

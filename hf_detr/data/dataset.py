@@ -1,8 +1,7 @@
 """The data set class for training and evaluation, independent of the annotations' format."""
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from torchvision import tv_tensors
 from ..image_processing.coco_masks import rle_from_mask, stack_masks
 from ..image_processing.coco_targets import prepare_detection_target
 from .annotation_table import AnnotationTable
+from .augmentation import seeded
 from .image_source import (
     ImageSource,
     JoinedImages,
@@ -309,16 +309,3 @@ def as_detection_dataset(dataset: Dataset) -> DetectionDataset:
         f"The data set is a {type(dataset).__name__}; expected a DetectionDataset, or a Subset or "
         "ConcatDataset of these; read_data makes one of other data sets."
     )
-
-
-@contextmanager
-def seeded(*numbers: int) -> Iterator[None]:
-    """Seed torch's CPU generator by `numbers`, and restore its state afterwards."""
-    before = torch.get_rng_state()
-    seed = np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]
-    # Not torch.manual_seed, which also queues a seed for CUDA, with a stack trace, per call.
-    torch.default_generator.manual_seed(int(seed))
-    try:
-        yield
-    finally:
-        torch.set_rng_state(before)

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from .box_formats import checked_box_format
 from .class_names import parsed_names
-from .layouts import COCO, DATASETS, ON_THE_HUB, PANOPTIC_COCO, YOLO, DataFiles, find_data
+from .layouts import (
+    COCO,
+    DATASETS,
+    ON_THE_HUB,
+    PANOPTIC_COCO,
+    WEBDATASET,
+    YOLO,
+    DataFiles,
+    find_data,
+)
 from .splits import (
     all_splits,
     check_same_classes,
@@ -26,9 +35,9 @@ if TYPE_CHECKING:
 HAVE_OPTION = {
     "images": (COCO,),
     "segments": (COCO,),
-    "box_format": (COCO, PANOPTIC_COCO, DATASETS, ON_THE_HUB),
+    "box_format": (COCO, PANOPTIC_COCO, DATASETS, ON_THE_HUB, WEBDATASET),
     "masks": (COCO, PANOPTIC_COCO, YOLO),
-    "names": (DATASETS, ON_THE_HUB),
+    "names": (DATASETS, ON_THE_HUB, WEBDATASET),
 }
 
 
@@ -43,7 +52,8 @@ class DataArguments:
         default=None,
         metadata={
             "help": "Folder of COCO, YOLO or Pascal VOC data, or of the library datasets; YAML "
-            "file of YOLO; JSON file of COCO with --images; or a data set's name on the Hub."
+            "file of YOLO; JSON file of COCO with --images; tar files of WebDataset, also remote; "
+            "or a data set's name on the Hub."
         },
     )
     images: str | None = field(
@@ -252,7 +262,8 @@ def read_data(
     Args:
         data: a folder of COCO, COCO panoptic, YOLO or Pascal VOC data, or of the library
             `datasets` (of `save_to_disk`, Parquet files, or images with metadata); a YAML file of
-            YOLO; a JSON file of COCO; a Parquet file; a name on the Hub; a `DetectionDataset`; a
+            YOLO; a JSON file of COCO; a Parquet file; tar files for `read_webdataset`; a name on
+            the Hub; a `DetectionDataset`; a
             `datasets.Dataset`; a torch data set for `read_torch_dataset`, or `Subset` or
             `ConcatDataset`; a `datasets.DatasetDict` or dict from split to one of these; or a pair
             of them for "train" and "val".

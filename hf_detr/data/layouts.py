@@ -14,10 +14,11 @@ import yaml
 
 from .coco_layouts import LAYOUTS, PANOPTIC, WHOLE, find_coco, find_panoptic
 from .file_names import check_stays_inside
+from .shards import find_shards, is_shards
 
 # Formats, as messages name them
 COCO, PANOPTIC_COCO, YOLO, VOC = "COCO", "COCO panoptic", "YOLO", "Pascal VOC"
-DATASETS, ON_THE_HUB = "`datasets`", "the Hub"
+DATASETS, ON_THE_HUB, WEBDATASET = "`datasets`", "the Hub", "WebDataset"
 SPLITS = ("train", "val", "valid", "validation", "test")
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 SAVED = ("dataset_dict.json", "state.json")  # one of these is in the folders of `save_to_disk`
@@ -47,8 +48,8 @@ def find_data(data: str, split: str | None = None, panoptic: bool = False) -> Da
     """Find the format and the splits of data.
 
     Args:
-        data: a folder, a YAML file of YOLO, a JSON file of COCO, a Parquet file or a name on the
-            Hub.
+        data: a folder, a YAML file of YOLO, a JSON file of COCO, a Parquet file, tar files of
+            WebDataset, or a name on the Hub.
         split: a split that may have another name than those of `SPLITS`.
         panoptic: whether to use the panoptic annotations of a folder that has others too.
 
@@ -56,6 +57,9 @@ def find_data(data: str, split: str | None = None, panoptic: bool = False) -> Da
         ValueError: if the data have no known format, or several.
         FileNotFoundError: if there is no such path, and it can't be a name on the Hub.
     """
+    if is_shards(data):
+        shards = find_shards(data, (*SPLITS, split) if split else SPLITS)
+        return DataFiles(WEBDATASET, data, None if None in shards else tuple(shards))
     path = Path(data)
     if path.is_dir():
         return _find_in_folder(path, (split, *SPLITS) if split else SPLITS, panoptic)
@@ -97,10 +101,12 @@ def _find_in_folder(folder: Path, names: Iterable[str], panoptic: bool) -> DataF
     }
     for name in (COCO, PANOPTIC_COCO):
         found[name] = _without_repeated(found[name])
+    has_tars = any(folder.glob("*.tar")) or any(folder.glob("*/*.tar"))
+    shards = find_shards(str(folder), names) if has_tars else {}
     if panoptic or found[COCO]:
         del found[COCO if panoptic else PANOPTIC_COCO]
     formats = [name for name, splits in found.items() if splits or (file and name == YOLO)]
-    formats += [DATASETS] * any(_tables(folder))
+    formats += [DATASETS] * any(_tables(folder)) + [WEBDATASET] * bool(shards)
     if panoptic and found[PANOPTIC_COCO]:
         formats = [PANOPTIC_COCO]
     if panoptic and formats != [PANOPTIC_COCO]:
@@ -109,9 +115,10 @@ def _find_in_folder(folder: Path, names: Iterable[str], panoptic: bool) -> DataF
         raise ValueError(
             f"{folder} has no data in a known layout; looked for COCO "
             f"({_looked_for((*LAYOUTS, *WHOLE, *PANOPTIC))}), YOLO ({', '.join(YAML_FILES)}), "
-            f"Pascal VOC ({VOC_LISTS}, or XML files in annotations or beside the images) and "
-            f"`datasets` (save_to_disk, {', '.join(TABLES)}). Files of other names can be given "
-            "themselves: a YAML file of YOLO, or a JSON file of COCO with --images FOLDER."
+            f"Pascal VOC ({VOC_LISTS}, or XML files in annotations or beside the images), "
+            f"`datasets` (save_to_disk, {', '.join(TABLES)}) and WebDataset (*.tar). Files of "
+            "other names can be given themselves: a YAML file of YOLO, or a JSON file of COCO with "
+            "--images FOLDER."
         )
     if len(formats) > 1:
         raise ValueError(
@@ -120,7 +127,9 @@ def _find_in_folder(folder: Path, names: Iterable[str], panoptic: bool) -> DataF
             "others."
         )
     (name,) = formats
-    return DataFiles(name, str(folder), None if name == DATASETS else tuple(found[name]))
+    found[WEBDATASET] = list(shards)
+    has_no_splits = name == DATASETS or (name == WEBDATASET and None in shards)
+    return DataFiles(name, str(folder), None if has_no_splits else tuple(found[name]))
 
 
 def _saved_splits(folder: Path) -> tuple[str, ...] | None:

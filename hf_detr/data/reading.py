@@ -13,9 +13,20 @@ from .coco_layouts import find_panoptic
 from .dataset import DetectionDataset, as_detection_dataset
 from .hub import read_hf_splits
 from .hub_loading import load_hf_splits
-from .layouts import COCO, DATASETS, ON_THE_HUB, PANOPTIC_COCO, YOLO, DataFiles, find_data
+from .layouts import (
+    COCO,
+    DATASETS,
+    ON_THE_HUB,
+    PANOPTIC_COCO,
+    WEBDATASET,
+    YOLO,
+    DataFiles,
+    find_data,
+)
+from .shards import find_shards
 from .torch_data import read_torch_dataset
 from .voc import read_voc
+from .webdataset import read_shards
 from .yolo import read_yolo
 
 
@@ -59,6 +70,8 @@ def open_data(data: Any, options: ReadingOptions, split: str | None = None) -> O
     if not isinstance(data, str | os.PathLike):
         return _open_objects(data, options)
     files = find_data(os.fspath(data), split, options.panoptic)
+    if files.format == WEBDATASET:
+        return _open_shards(files, options)
     if files.format in (DATASETS, ON_THE_HUB):
         loaded = load_hf_splits(files.name, split)
         return replace(_open_objects(loaded, options), name=files.name)
@@ -83,6 +96,19 @@ def _read_files(files: DataFiles, options: ReadingOptions, split: str) -> Detect
     if files.format == YOLO:
         return read_yolo(path, split, options.masks, seed)
     return read_voc(path, split, seed=seed)
+
+
+def _open_shards(files: DataFiles, options: ReadingOptions) -> OpenedData:
+    """Open tar files of WebDataset, whose splits are read together."""
+    if options.masks or options.panoptic:
+        raise ValueError(f"{files.name} is {WEBDATASET} data, which has no masks; omit --masks.")
+
+    def read(names: Sequence[str]) -> list[DetectionDataset]:
+        shards = find_shards(files.name, files.splits or ())
+        splits = [shards[None if files.splits is None else name] for name in names]
+        return read_shards(splits, options.box_format, options.names, options.seed)
+
+    return OpenedData(files.name, files.splits, read)
 
 
 def _open_objects(data: Any, options: ReadingOptions) -> OpenedData:

@@ -1,0 +1,70 @@
+"""Which tar files an address means, on this computer or on any file system of fsspec."""
+
+import re
+from collections.abc import Iterator
+
+RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+TAR = ".tar"
+DEPTH = 2  # of tar files in a folder
+
+
+def is_shards(data: str) -> bool:
+    """Whether an address can only mean tar files: their name, a pattern, or another file system."""
+    return "://" in data or data.endswith(TAR)
+
+
+def find_shards(data: str, splits: tuple[str, ...] = ()) -> dict[str | None, list[str]]:
+    """Find the tar files of each split.
+
+    Args:
+        data: address of a tar file, of several as `train-{000..009}.tar` or `train-*.tar`, or of a
+            folder of tar files.
+        splits: names of splits, with which the names of tar files in a folder can begin.
+
+    Returns:
+        The sorted addresses of each split, or of None if no name begins with one of `splits`.
+
+    Raises:
+        ValueError: if only some of the names begin with a split's.
+        FileNotFoundError: if there are none.
+    """
+    from fsspec.core import url_to_fs
+
+    found: dict[str | None, list[str]] = {}
+    for address in _expanded(data):
+        files, path = url_to_fs(address)
+        paths = files.glob(path)
+        start = len(path)
+        if files.isdir(path):
+            paths = [one for one in files.find(path, maxdepth=DEPTH) if one.endswith(TAR)]
+        elif not paths:
+            raise FileNotFoundError(f"{address} doesn't exist; expected tar files of WebDataset.")
+        else:
+            splits = ()
+        for one in sorted(paths):
+            split = _split_of(one[start:].lstrip("/"), splits)
+            found.setdefault(split, []).append(files.unstrip_protocol(one))
+    if None in found and len(found) > 1:
+        raise ValueError(
+            f"{data} has {found[None][0]}, whose name doesn't begin with a split's as those of "
+            "others; expected train-000.tar or train/000.tar for all, or for none."
+        )
+    return found
+
+
+def _split_of(name: str, splits: tuple[str, ...]) -> str | None:
+    """Return the split that a name begins with, such as `train-000.tar` or `val/000.tar`."""
+    begins = (split for split in splits if re.match(rf"{re.escape(split)}(?![a-zA-Z])", name))
+    return next(begins, None)
+
+
+def _expanded(address: str) -> Iterator[str]:
+    """Yield the addresses that `{000..009}` stands for."""
+    match = RANGE.search(address)
+    if match is None:
+        yield address
+        return
+    first, last = match.groups()
+    for number in range(int(first), int(last) + 1):
+        name = str(number).zfill(len(first))
+        yield from _expanded(address[: match.start()] + name + address[match.end() :])

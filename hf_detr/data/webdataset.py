@@ -1,0 +1,174 @@
+"""Reader of WebDataset's tar files, on this computer or on any file system of fsspec.
+
+The files are indexed once: their annotations are read, and images are then read one by one from
+their places, in any order. So a training resumes exactly, as with image files.
+"""
+
+import io
+import json
+import tarfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import fsspec
+import numpy as np
+import PIL.Image
+from tqdm.auto import tqdm
+
+from .annotation_table import PackedValues
+from .dataset import DetectionDataset
+from .file_names import image_endings
+from .image_source import fill_in_sizes_hw
+from .object_rows import ObjectRows, read_entries, tables_of_rows
+from .shards import find_shards
+
+OBJECTS = ("objects", "annotations")  # keys of a sample's JSON, one of which has its objects
+
+
+class TarImages:
+    """Images in tar files.
+
+    Args:
+        shards: addresses of the tar files.
+        names: of the images in their tar file.
+        places: (I, 3) index of the tar file, start and size in bytes.
+    """
+
+    def __init__(self, shards: Sequence[str], names: Sequence[str], places: np.ndarray) -> None:
+        self.shards, self._names, self._places = list(shards), PackedValues.pack(names), places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def name(self, index: int) -> str:
+        return f"{self.shards[self._places[index, 0]]}/{self._names[index]}"
+
+    def open(self, index: int) -> PIL.Image.Image:
+        shard, start, size = self._places[index].tolist()
+        files, path = fsspec.url_to_fs(self.shards[shard])
+        return PIL.Image.open(io.BytesIO(files.cat_file(path, start, start + size)))
+
+    def stamp(self, index: int) -> str:
+        return f"{self.name(index)} {self._places[index].tolist()}"
+
+
+@dataclass
+class _Samples:
+    """Images and JSON values of tar files, by the samples' keys."""
+
+    places: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+def read_webdataset(
+    data: str,
+    box_format: str | None = None,
+    id2label: Mapping[int, str] | None = None,
+    seed: int = 0,
+) -> DetectionDataset:
+    """Read WebDataset's tar files: of each sample an image, and a JSON file of its objects.
+
+    The JSON value is a dict with `objects`, as in data sets of the Hub, or `annotations`, as in
+    COCO, or a list of objects; each has `bbox`, `category` and optionally `id`, `area` and
+    `iscrowd`. `width`, `height` and `image_id` are used if present.
+
+    Args:
+        data: address of a tar file, of several as `train-{000..009}.tar` or `train-*.tar`, or of a
+            folder of tar files, which are all read.
+        box_format: as in `read_hf_dataset`.
+        id2label: names of the category ids; by default the sorted names of text categories.
+        seed: seed of the transform's random numbers.
+
+    Raises:
+        ValueError: if a tar file can't be indexed, or samples have no image or no annotations.
+        FileNotFoundError: if there is no such file.
+    """
+    shards = [shard for group in find_shards(data).values() for shard in group]
+    return read_shards([shards], box_format, id2label, seed)[0]
+
+
+def read_shards(
+    splits: Sequence[Sequence[str]],
+    box_format: str | None = None,
+    id2label: Mapping[int, str] | None = None,
+    seed: int = 0,
+) -> list[DetectionDataset]:
+    """Read the tar files of several splits as `read_webdataset` does.
+
+    The names of text categories and the box format are found in all of them together.
+    """
+    rows = list(map(_read_rows, splits))
+    tables = tables_of_rows(rows, box_format, id2label)
+    return [
+        DetectionDataset(table, one.images, seed=seed)
+        for table, one in zip(tables, rows, strict=True)
+    ]
+
+
+def _read_rows(shards: Sequence[str]) -> ObjectRows:
+    samples = _Samples()
+    for number, shard in enumerate(tqdm(shards, desc="index", unit="tar", disable=None)):
+        _index(number, shard, samples)
+    if missing := sorted(samples.values.keys() ^ samples.names.keys()):
+        part = "image" if missing[0] in samples.values else "JSON file of objects"
+        raise ValueError(
+            f"{len(missing)} samples aren't complete: {missing[0]!r} has no {part}. Samples "
+            "without objects need a JSON file with an empty list of objects."
+        )
+    keys = list(samples.names)
+    places = np.array([samples.places[key] for key in keys], dtype=np.int64).reshape(-1, 3)
+    images = TarImages(shards, [samples.names[key] for key in keys], places)
+    return _rows(images, [samples.values[key] for key in keys])
+
+
+def _index(number: int, shard: str, samples: _Samples) -> None:
+    """Add the places of a tar file's images, and the content of its JSON files."""
+    endings = image_endings()
+    try:
+        with fsspec.open(shard) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in tar:
+                folder, _, base = member.name.rpartition("/")
+                stem, _, ending = base.partition(".")
+                key = f"{shard}/{folder}/{stem}"
+                if not member.isfile():
+                    continue
+                if ending.lower() == "json":
+                    samples.values[key] = json.load(tar.extractfile(member))
+                elif f".{ending.lower()}" in endings:
+                    if key in samples.names:
+                        raise ValueError(f"the sample {key!r} has two images")
+                    samples.names[key] = member.name
+                    samples.places[key] = number, member.offset_data, member.size
+    except (tarfile.TarError, ValueError) as error:
+        raise ValueError(
+            f"{shard} can't be read ({error}); expected a tar file, not compressed, of images and "
+            "JSON files."
+        ) from error
+
+
+def _rows(images: TarImages, values: Sequence[Any]) -> ObjectRows:
+    entries, owners, problems = [], [], []
+    for row, value in enumerate(values):
+        objects = value
+        if isinstance(value, Mapping):
+            found = [value[key] for key in OBJECTS if key in value]
+            objects = found[0] if found else value
+        new = read_entries(objects, row)
+        entries += new
+        owners += [row] * len(new)
+    fields = [value if isinstance(value, Mapping) else {} for value in values]
+    ids = [one.get("image_id") for one in fields]
+    is_usable = all(type(one) is int for one in ids) and len(set(ids)) == len(ids)
+    sizes = [(one.get("height"), one.get("width")) for one in fields]
+    sizes_hw = fill_in_sizes_hw(sizes, images, problems)
+    return ObjectRows(
+        images,
+        entries,
+        owners,
+        ids if is_usable else list(range(len(ids))),
+        sizes_hw,
+        None,
+        problems,
+    )

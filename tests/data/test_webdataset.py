@@ -1,0 +1,119 @@
+"""Tests the reader of WebDataset's tar files."""
+
+import io
+import json
+import pickle
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from hf_detr import read_data, read_splits, read_webdataset
+from hf_detr.data.check import check_dataset
+
+
+def tar_of(files: dict[str, Any]) -> bytes:
+    """A tar file of images, given as seeds, and of JSON values."""
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as tar:
+        for name, value in files.items():
+            data = json.dumps(value).encode()
+            if isinstance(value, int):
+                data = image_bytes(value)
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return content.getvalue()
+
+
+def pixels(seed: int) -> np.ndarray:
+    """The pixels of an image."""
+    return np.random.default_rng(seed).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+
+
+def image_bytes(seed: int) -> bytes:
+    """A PNG file."""
+    content = io.BytesIO()
+    PIL.Image.fromarray(pixels(seed)).save(content, "png")
+    return content.getvalue()
+
+
+CAR = {"bbox": [10, 5, 20, 8], "category": "car"}
+DOG = {"bbox": [1, 2, 30, 30], "category": "dog", "iscrowd": 1}
+FIRST = {
+    "a/1.png": 1,
+    "a/1.json": {"objects": {"bbox": [CAR["bbox"]] * 2, "category": ["car", "dog"]}},
+    "a/2.json": {"annotations": [CAR, DOG], "image_id": 77, "width": 50, "height": 40},
+    "a/2.PNG": 2,
+    "a/readme.txt": {},
+}
+SECOND = {"1.png": 3, "1.json": []}
+
+
+@pytest.fixture(params=["file", "memory"])
+def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The address of a folder of tar files, on disk or in another file system of fsspec."""
+    root = str(tmp_path) if request.param == "file" else f"memory://{tmp_path.name}"
+    files = fsspec.filesystem(request.param)
+    path = str(tmp_path) if request.param == "file" else f"/{tmp_path.name}"
+    files.pipe({f"{path}/train-0.tar": tar_of(FIRST), f"{path}/train-1.tar": tar_of(SECOND)})
+    files.pipe({f"{path}/val-0.tar": tar_of(FIRST)})
+    return root
+
+
+def test_samples(address: str) -> None:
+    """Every form of annotations is read, images come from their place, also in a worker."""
+    data = read_webdataset(f"{address}/train-{{0..1}}.tar", "coco_xywh")
+    assert data.id2label == {0: "car", 1: "dog"}
+    assert [len(data.table.rows(i)) for i in range(3)] == [2, 2, 0]
+    assert data.table.boxes_xywh[0].tolist() == CAR["bbox"] and data.table.is_crowd[3]
+    for index, seed in ((2, 3), (0, 1), (1, 2)):
+        image, target = data[index]
+        assert torch.equal(image.permute(1, 2, 0), torch.from_numpy(pixels(seed)))
+    assert data.images.name(1).endswith("train-0.tar/a/2.PNG")
+    assert check_dataset(data, use_cache=False).may_train
+    if address.startswith("memory"):  # which other processes don't have
+        data = pickle.loads(pickle.dumps(data))
+    workers = 0 if address.startswith("memory") else 2
+    loader = DataLoader(data, batch_size=None, num_workers=workers)
+    assert [int(target["orig_size"][0]) for _, target in loader] == [40] * 3
+
+
+def test_data_argument(address: str) -> None:
+    """`--data` finds tar files and their splits, whose text categories have the same labels."""
+    train, val = read_splits(address, box_format="coco_xywh")
+    assert (len(train), len(val)) == (3, 2) and train.id2label == val.id2label
+    assert len(read_data(f"{address}/train-1.tar", names={0: "a"}, box_format="xyxy")) == 1
+    with pytest.raises(ValueError, match="WebDataset data, which has no masks|can't be used with"):
+        read_data(address, "train", masks=True)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"1.png": 1}, "1 samples aren't complete: .*1' has no JSON file of objects"),
+        ({"1.json": []}, "has no image"),
+        ({"1.png": 1, "1.jpg": 1, "1.json": []}, "the sample .*1' has two images"),
+        ({"1.png": 1, "1.json": [{**CAR, "label": "x"}]}, "are all names of 'category_id'"),
+    ],
+)
+def test_wrong_samples(tmp_path: Path, files: dict[str, Any], message: str) -> None:
+    """Incomplete and ambiguous samples are named."""
+    (tmp_path / "a.tar").write_bytes(tar_of(files))
+    with pytest.raises(ValueError, match=message):
+        read_webdataset(str(tmp_path / "a.tar"))
+
+
+def test_files_that_arent_tars(tmp_path: Path) -> None:
+    """A compressed tar file, whose images have no place to be read from, is refused."""
+    import gzip
+
+    (tmp_path / "a.tar").write_bytes(gzip.compress(tar_of(SECOND)))
+    with pytest.raises(ValueError, match="a.tar can't be read .* expected a tar file, not compr"):
+        read_webdataset(str(tmp_path / "a.tar"))
