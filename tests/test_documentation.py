@@ -17,6 +17,7 @@ import hf_detr
 from hf_detr.ops.compiled_attention import find_operators
 
 from .checkpoints.test_model_card import write_model
+from .some_data import entry, write_coco
 from .tiny import PREFIXES, tiny_config
 from .transformers_differences import differences
 
@@ -64,6 +65,8 @@ def names_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str]
     masks = {"d_model": 128, "encoder_attention_heads": 8, "decoder_attention_heads": 8}
     write_folder(tmp_path / "panoptic", "detr", "ForSegmentation", num_labels=91, **masks)
     shutil.copytree(REPOSITORY / "examples" / "images", tmp_path / "examples" / "images")
+    for split in ("train", "val"):
+        write_coco(tmp_path / "data" / "mine" / split, [entry(1)])
     segments = panoptic_samples(tmp_path / "panoptic_pngs")
     monkeypatch.chdir(tmp_path)
     images = [Image.new("RGB", (96, 64), "gray")]
