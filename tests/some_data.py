@@ -33,12 +33,12 @@ def entry(number: int, image_id: int = 1, **changes: Any) -> dict[str, Any]:
 
 
 def write_coco(
-    folder: Path, entries: list[dict], num_images: int = 2, **changes: Any
+    folder: Path, entries: list[dict], num_images: int = 2, seed: int = 0, **changes: Any
 ) -> tuple[Path, Path]:
     """Write a COCO data set of images of 40 x 50 pixels; return the arguments of `read_coco`."""
     images = []
     for image_id in range(1, num_images + 1):
-        write_image(folder / "images" / f"{image_id}.png", seed=image_id)
+        write_image(folder / "images" / f"{image_id}.png", seed=seed + image_id)
         images.append({"id": image_id, "file_name": f"{image_id}.png", "height": 40, "width": 50})
     content = {"images": images, "annotations": entries, "categories": CATEGORIES, **changes}
     file = folder / "annotations.json"

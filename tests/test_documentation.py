@@ -65,8 +65,8 @@ def names_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str]
     masks = {"d_model": 128, "encoder_attention_heads": 8, "decoder_attention_heads": 8}
     write_folder(tmp_path / "panoptic", "detr", "ForSegmentation", num_labels=91, **masks)
     shutil.copytree(REPOSITORY / "examples" / "images", tmp_path / "examples" / "images")
-    for split in ("train", "val"):
-        write_coco(tmp_path / "data" / "mine" / split, [entry(1)])
+    for seed, split in enumerate(("train", "val")):
+        write_coco(tmp_path / "data" / "mine" / split, [entry(1)], seed=100 * seed)
     segments = panoptic_samples(tmp_path / "panoptic_pngs")
     monkeypatch.chdir(tmp_path)
     images = [Image.new("RGB", (96, 64), "gray")]

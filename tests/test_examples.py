@@ -84,8 +84,9 @@ def test_fine_tune(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_train_with_trainer(tmp_path: Path) -> None:
     """transformers' Trainer gives COCO's metrics and a model that loads."""
-    for split in ("train", "val"):
-        write_coco(tmp_path / "data" / split, [entry(1), entry(2, image_id=2)])
+    for seed, split in enumerate(("train", "val")):
+        entries = [entry(1), entry(2, image_id=2)]
+        write_coco(tmp_path / "data" / split, entries, seed=100 * seed)
     result = run(
         *("examples/train_with_trainer.py", "--data", tmp_path / "data", "--image_size", "64"),
         *("--output_dir", tmp_path / "trained", "--num_train_epochs", "1"),

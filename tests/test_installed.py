@@ -110,9 +110,9 @@ def test_all_commands_of_a_wheel(installed: Path, tmp_path: Path) -> None:
     """What the README promises works in an empty folder, from a photo to a published model."""
     pytest.importorskip("onnxruntime")
     photo = shutil.copy(REPOSITORY / "examples" / "images" / "garments.jpg", tmp_path)
-    for split in ("train", "val"):
-        entries = [entry(number, number) for number in range(1, 9)]
-        write_coco(tmp_path / "data" / split, entries, num_images=8)
+    entries = [entry(number, number) for number in range(1, 9)]
+    for seed, split in enumerate(("train", "val")):
+        write_coco(tmp_path / "data" / split, entries, num_images=8, seed=100 * seed)
     server = Hub()
     environment = client_environment(server.url, tmp_path / "home")
     environment |= {"PYTHONPATH": str(installed), "HF_TOKEN": "hf_owner", "OMP_NUM_THREADS": "1"}

@@ -11,9 +11,9 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel, pipeline
 
 from ..checkpoints.publishing import push_to_hub
-from ..data.check import check_dataset
 from ..data.dataset import DetectionDataset
 from ..data.formats import DataArguments
+from ..data.split_check import check_splits
 from ..distributed import process_index
 from ..evaluation.coco_evaluator import metrics_table
 from ..inference.model_loading import embedded_model_folder
@@ -121,8 +121,7 @@ def prepare(
         model, processor = make_model(source, options, train_data)
     prepare_model(model, processor, options)
     options = options.filled(VARIANTS[model.config.model_type].recipe, len(train_data))
-    for split, one in {"training": train_data, "validation": val_data}.items():
-        _check_data(one, split, model)
+    _check_data(train_data, val_data, model, options)
     train_data.set_transform(make_transform(options, processor))
     if options.micro_batch_size == AUTO:
         found = find_micro_batch_size(accelerator, model, processor, train_data, options.batch_size)
@@ -166,8 +165,13 @@ def _check_given(model: PreTrainedModel, processor: Any, data: DetectionDataset)
         )
 
 
-def _check_data(data: DetectionDataset, name: str, model: PreTrainedModel) -> None:
-    """Print the errors of the data; raise if there are any.
+def _check_data(
+    train_data: DetectionDataset,
+    val_data: DetectionDataset,
+    model: PreTrainedModel,
+    options: TrainingOptions,
+) -> None:
+    """Print what the data are and their errors; raise if there are any.
 
     No process waits for another here: checking much data takes longer than a barrier lasts.
     """
@@ -175,11 +179,14 @@ def _check_data(data: DetectionDataset, name: str, model: PreTrainedModel) -> No
     num_queries = config.num_queries
     if getattr(config, "two_stage", False):
         num_queries = config.two_stage_num_proposals
-    report = check_dataset(data, num_queries)
+    splits = {"train": train_data}
+    if not options.overfit:
+        splits["val"] = val_data
+    report = check_splits(splits, num_queries)
     if process_index() == 0:
-        print(f"{name} data: {report.text()}", file=sys.stderr)
+        print(report.text(), file=sys.stderr)
     if not report.may_train:
-        raise ValueError(f"The {name} data have errors; fix the problems marked ERROR above.")
+        raise ValueError("The data have errors; fix the problems marked ERROR above.")
 
 
 def _describe(training: Training, is_trained: bool) -> list[str]:
