@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..layers.backbone import OneStepBatchNormAct2d
 from ..models.variants import VARIANTS
 
 TASKS = {"ForObjectDetection": "object-detection", "ForSegmentation": "image-segmentation"}
@@ -19,6 +20,11 @@ ONLY_HERE = {
     for variant in VARIANTS.values()
     if variant.segmenter_only_here
 }
+
+DROPPED_ACTIVATIONS = (
+    "transformers drops the activations that some norms of this backbone contain, and would detect "
+    "other objects."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +56,7 @@ def make_model_card(
     license: str | None = None,
     base_model: str | None = None,
     datasets: Sequence[str] = (),
+    only_here: str = "",
 ) -> ModelCard:
     """Make the card of a model; save it with `.save(folder / "README.md")`.
 
@@ -65,14 +72,17 @@ def make_model_card(
         license: the Hub's name of the licence, such as "apache-2.0".
         base_model: the Hub's name of the model that was fine-tuned.
         datasets: the Hub's names of the training data.
+        only_here: why transformers can't run the model, as of `needs_hf_detr`; by default that of
+            its class.
 
     Raises:
         ValueError: if `config.architectures` isn't one detector or segmentation model.
     """
     architecture = _architecture(config)
+    only_here = only_here or ONLY_HERE.get(architecture, "")
     data = ModelCardData(
         license=license,
-        **hub_metadata(architecture),
+        **hub_metadata(architecture, only_here),
         tags=["hf_detr", config.model_type, "vision"],
         base_model=base_model,
         datasets=list(datasets) or None,
@@ -82,7 +92,7 @@ def make_model_card(
     published = [one for one in results if one.source is not None]
     measured = [one for one in results if one.source is None]
     sections = {
-        "Use": _use(architecture, name),
+        "Use": _use(architecture, name, only_here),
         "Configuration": _configuration(config),
         "Training": training,
         "Published results": "\n\n".join(map(_results_table, published)),
@@ -114,9 +124,16 @@ def _architecture(config: PreTrainedConfig) -> str:
     return names[0]
 
 
-def hub_metadata(architecture: str) -> dict[str, str]:
+def needs_hf_detr(model: PreTrainedModel) -> str:
+    """Return why transformers can't load or run a model correctly; "" if it can."""
+    if any(isinstance(module, OneStepBatchNormAct2d) for module in model.modules()):
+        return DROPPED_ACTIVATIONS
+    return ONLY_HERE.get(type(model).__name__, "")
+
+
+def hub_metadata(architecture: str, only_here: str) -> dict[str, str]:
     """Return the library and the task of a model class, which `pipeline(model=...)` needs."""
-    library = "hf_detr" if architecture in ONLY_HERE else "transformers"
+    library = "hf_detr" if only_here else "transformers"
     return {"library_name": library, "pipeline_tag": _task(architecture)}
 
 
@@ -143,7 +160,7 @@ def _indexed(results: Sequence[CardResults], task: str) -> list[EvalResult]:
     ]
 
 
-def _use(architecture: str, name: str) -> str:
+def _use(architecture: str, name: str, only_here: str) -> str:
     """Installation and code examples."""
     prefix = architecture.split("For")[0]
     task = _task(architecture)
@@ -153,8 +170,8 @@ def _use(architecture: str, name: str) -> str:
 predict = pipeline("{task}", model="{name}")
 predictions = predict("image.jpg")
 ```"""
-    if architecture in ONLY_HERE:
-        plain = f"The model needs hf_detr: {ONLY_HERE[architecture]}"
+    if only_here:
+        plain = f"The model needs hf_detr: {only_here}"
     else:
         plain = f"In plain transformers, without hf_detr:\n\n```python\n{run_pipeline}"
     return f"""With hf_detr (`pip install hf_detr`):

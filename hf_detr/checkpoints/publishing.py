@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from ..atomic_saving import weights_of
 from ..models.pretrained_model import DetectionPreTrainedModel, without_auxiliary_loss
-from .model_card import ONLY_HERE, TASKS, hub_metadata, make_model_card
+from .model_card import TASKS, hub_metadata, make_model_card, needs_hf_detr
 
 WAITS = (1, 2, 4, 8)  # seconds
 TEMPORARY_ERRORS, PARENT_CHANGED = (408, 429, 500, 502, 503, 504), 412  # HTTP status codes
@@ -83,7 +83,12 @@ def push_to_hub(
             model.save_pretrained(folder)
         processor.save_pretrained(folder)
         if card is None:
-            card = make_model_card(model.config, name=repo_id, description=NO_DESCRIPTION)
+            card = make_model_card(
+                model.config,
+                name=repo_id,
+                description=NO_DESCRIPTION,
+                only_here=needs_hf_detr(model),
+            )
         (folder / "README.md").write_text(str(_complete_card(card, model)), encoding="utf-8")
         paths = {path.name: path for path in sorted(folder.iterdir())}
         for file in files:
@@ -101,11 +106,11 @@ def push_to_hub(
 
 def _complete_card(card: str | ModelCard, model: PreTrainedModel) -> ModelCard:
     """Add the metadata that the Hub and `pipeline` need; existing ones are kept."""
-    name = type(model).__name__
+    only_here = needs_hf_detr(model)
     card = copy.deepcopy(card) if isinstance(card, ModelCard) else _parsed(card)
-    if name in ONLY_HERE and "pip install hf_detr" not in card.text:
-        card.text += f"\nThe model needs hf_detr (`pip install hf_detr`): {ONLY_HERE[name]}\n"
-    for key, value in hub_metadata(name).items():
+    if only_here and "pip install hf_detr" not in card.text:
+        card.text += f"\nThe model needs hf_detr (`pip install hf_detr`): {only_here}\n"
+    for key, value in hub_metadata(type(model).__name__, only_here).items():
         card.data[key] = card.data.get(key) or value
     tags = [*(card.data.get("tags") or []), "hf_detr", model.config.model_type]
     card.data["tags"] = list(dict.fromkeys(tags))

@@ -5,7 +5,12 @@ from typing import Any
 
 from transformers import AutoConfig, ObjectDetectionPipeline
 
-from ..checkpoints.model_card import CardResults, make_model_card, markdown_table
+from ..checkpoints.model_card import (
+    CardResults,
+    make_model_card,
+    markdown_table,
+    needs_hf_detr,
+)
 from ..data.dataset import DetectionDataset
 from ..inference.record_attention import record_attention
 from ..plots.detection_plots import draw_detections
@@ -59,6 +64,7 @@ def write_card(
         evaluation=describe_evaluation(best),
         training=markdown_table(("option", "value"), options.items()),
         base_model=base_model(options["model"]),
+        only_here=needs_hf_detr(detector.model),
     )
     card.save(folder / "README.md")
 

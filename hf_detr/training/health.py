@@ -73,8 +73,10 @@ class TrainingHealth:
                 self._add(kind, self.weights[kind] * value.float())
         boxes = outputs.pred_boxes.float()
         if self._last_boxes is not None:
-            boxes = torch.cat([self._last_boxes, boxes])
-        self._last_boxes = boxes[-1:].clone()  # a view would keep the batch's graph
+            # Proposals of an encoder can't be more than its tokens, so small images have fewer.
+            number = min(boxes.shape[1], self._last_boxes.shape[1])
+            boxes = torch.cat([self._last_boxes[:, :number], boxes[:, :number]])
+        self._last_boxes = outputs.pred_boxes[-1:].float().clone()  # a view would keep the graph
         self._add("moved", (boxes[1:] - boxes[:-1]).abs().amax(-1).sum(0))  # (Q,)
         self._add("pairs", boxes.new_full((), len(boxes) - 1))
         best = self.classification.probabilities(outputs.logits).amax(1)  # (B, C)
@@ -99,7 +101,7 @@ class TrainingHealth:
         sums: dict[str, Tensor] = {}
         for share in shares:
             for name, value in share.items():
-                sums[name] = sums.get(name, 0) + value
+                sums[name] = _added(sums[name], value) if name in sums else value
         lines = []
         if sums:
             lines += self._describe_loss(sums, len(self._norms) * len(shares))
@@ -118,7 +120,7 @@ class TrainingHealth:
         return lines
 
     def _add(self, name: str, value: Tensor) -> None:
-        self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
+        self._sums[name] = _added(self._sums[name], value) if name in self._sums else value.clone()
 
     def _describe_loss(self, sums: dict[str, Tensor], num_steps: int) -> list[str]:
         """Shares of the terms in the loss, summed over layers."""
@@ -178,6 +180,14 @@ class TrainingHealth:
             "classes with few images. Later check the labels and names of these classes, and add "
             "images."
         ]
+
+
+def _added(one: Tensor, other: Tensor) -> Tensor:
+    """The sum of two numbers, or of the first queries that both have."""
+    if one.ndim:
+        number = min(len(one), len(other))
+        one, other = one[:number], other[:number]
+    return one + other
 
 
 def _describe_boxes(moved: Tensor, num_pairs: Tensor) -> list[str]:

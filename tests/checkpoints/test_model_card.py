@@ -12,9 +12,14 @@ from huggingface_hub import ModelCard
 
 import hf_detr
 from hf_detr import CardResults, make_model_card
-from hf_detr.checkpoints.model_card import ONLY_HERE, markdown_table
+from hf_detr.checkpoints.model_card import (
+    DROPPED_ACTIVATIONS,
+    ONLY_HERE,
+    markdown_table,
+    needs_hf_detr,
+)
 
-from ..tiny import class_of, tiny_config
+from ..tiny import class_of, tiny_config, tiny_detector
 
 IMAGE = Path(__file__).parents[2] / "examples" / "images" / "garments.jpg"
 AP = CardResults(
@@ -91,6 +96,17 @@ def test_card_follows_from_the_configuration(variant: str, kind: str) -> None:
     else:
         assert card.data.library_name == "transformers" and len(plain) == 1
         assert hasattr(transformers, architecture)
+
+
+def test_backbones_that_transformers_changes() -> None:
+    """The card of a model whose norms contain activations says that transformers drops them."""
+    assert needs_hf_detr(tiny_detector()) == ""
+    model = tiny_detector(backbone="test_efficientnet")
+    assert needs_hf_detr(model) == DROPPED_ACTIVATIONS
+    config = config_of("detr", "ForObjectDetection")
+    card = make_model_card(config, name="toy", description="", only_here=needs_hf_detr(model))
+    assert card.data.library_name == "hf_detr" and not code_blocks(card)[1]
+    assert DROPPED_ACTIVATIONS in card.text
 
 
 @pytest.mark.parametrize("variant", ["conditional_detr", "deformable_detr"])

@@ -68,6 +68,16 @@ def test_shares_of_the_loss_by_hand() -> None:
     assert line == "Loss 20: loss_ce 40%, loss_bbox 30%, loss_giou 30%, summed over layers."
 
 
+def test_numbers_of_proposals_may_differ() -> None:
+    """Small images have fewer proposals than large ones; those that all have are compared."""
+    health = make_health()
+    for number in (20, 7, 9, 20):
+        boxes = random_boxes(2, number)
+        boxes[:, :4] = 0.5  # stuck
+        health.add_batch(outputs_of(boxes), labels_of([0], [1]))
+    assert "4 of 7 queries" in only(health.report(), "Boxes:")
+
+
 @pytest.mark.parametrize("kind", ["detr", "two-stage"])
 def test_weighted_terms_are_the_model_loss(kind: str) -> None:
     """The reported mean includes all terms: it equals the model's loss."""
