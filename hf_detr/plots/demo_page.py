@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -175,71 +176,28 @@ def make_page(model: str | None = None) -> Any:
     import gradio as gr
 
     with gr.Blocks(title="hf_detr") as page:
-        run, record, points, open_tab = gr.State(), gr.State(), gr.State(), gr.State("detections")
-        plain = {"show_label": False, "interactive": False, "buttons": ["download", "fullscreen"]}
         gr.Markdown("# hf_detr: detections, attention and sampling points")
         with gr.Row():
             with gr.Column(scale=1, min_width=280):
-                name = gr.Dropdown(
-                    MODELS,
-                    value=model or GARMENTS,
-                    label="Model",
-                    info="or enter a folder or a name on the Hub",
-                    allow_custom_value=True,
-                )
-                image = gr.Image(
-                    EXAMPLE,
-                    label="Image",
-                    type="filepath",
-                    image_mode=None,  # the file as it is
-                    height=300,
-                    elem_id="image",
-                )
-                threshold = gr.Slider(0.01, 0.99, 0.5, step=0.01, label="Least score")
-                gr.Examples([str(EXAMPLE)], image, label="Example")
+                name, image, threshold = _add_inputs(gr, model or GARMENTS)
             with gr.Column(scale=2, min_width=400):
                 said = gr.Markdown(elem_id="said")
-                with gr.Tab("Detections") as detections:
-                    picture = gr.Image(height=480, **plain)
-                    summary = gr.Markdown(elem_id="summary")
-                    table = gr.Dataframe(headers=COLUMNS, interactive=False, elem_id="table")
-                panels = {}
-                tabs = {"detections": detections}
-                for key, title in TABS.items():
-                    with gr.Tab(title) as tabs[key]:
-                        words = gr.Markdown(elem_id=f"{key}-words")
-                        figures = [gr.Image(visible=False, **plain) for _ in range(NUM_FIGURES)]
-                    panels[key] = [words, *figures]
-
-        def draw_open(run_: Any, record_: Any, tab: str, least: float, points_: Points) -> dict:
-            if tab not in panels:
-                return {record: record_}
-            record_, message, pictures = draw_tab(run_, record_, tab, least, points_)
-            words, *figures = panels[tab]
-            pictures = pictures + [None] * (NUM_FIGURES - len(pictures))
-            updates = [gr.Image(p, visible=p is not None) for p in pictures]
-            return {record: record_, words: message, **dict(zip(figures, updates, strict=True))}
-
-        def look_at(name_: str | None, upload: dict | None) -> tuple[Run | None, str]:
-            return look(name_, upload and upload["path"])
-
-        def choose(event: gr.SelectData) -> list[tuple[float, float]]:
-            return [tuple(event.index)]
-
+                tabs, panels = _add_tabs(gr)
+        run, record, points, open_tab = gr.State(), gr.State(), gr.State(), gr.State("detections")
         drawing = {
-            "fn": draw_open,
+            "fn": partial(_draw_open, gr, record, panels),
             "inputs": [run, record, open_tab, threshold, points],
-            "outputs": [record, *sum(panels.values(), [])],
+            "outputs": [record, *panels["attention"], *panels["points"]],
         }
         showing = {
             "fn": show,
             "inputs": [run, threshold],
-            "outputs": [picture, summary, table],
+            "outputs": panels["detections"],
             "show_progress": "hidden",
         }
         looked = gr.on(
             [page.load, name.change, image.change],
-            look_at,
+            lambda name_, upload: look(name_, upload and upload["path"]),
             [name, image],
             [run, said],
             preprocess=False,  # gradio opens the image, and shows its own error where that fails
@@ -247,7 +205,70 @@ def make_page(model: str | None = None) -> Any:
         looked.then(lambda: (None, None), None, [record, points]).then(**showing).then(**drawing)
         threshold.change(**showing)
         threshold.change(**drawing)
+
+        def choose(event: gr.SelectData) -> list[tuple[float, float]]:
+            return [tuple(event.index)]
+
         image.select(choose, None, points).then(**drawing)
         for key, tab in tabs.items():
             tab.select(partial(str, key), None, open_tab).then(**drawing)
     return page
+
+
+def _add_inputs(gr: ModuleType, model: str) -> tuple[Any, Any, Any]:
+    """Add the model's name, the image and the threshold."""
+    name = gr.Dropdown(
+        MODELS,
+        value=model,
+        label="Model",
+        info="or enter a folder or a name on the Hub",
+        allow_custom_value=True,
+    )
+    image = gr.Image(
+        EXAMPLE,
+        label="Image",
+        type="filepath",
+        image_mode=None,  # the file as it is
+        height=300,
+        elem_id="image",
+    )
+    threshold = gr.Slider(0.01, 0.99, 0.5, step=0.01, label="Least score")
+    gr.Examples([str(EXAMPLE)], image, label="Example")
+    return name, image, threshold
+
+
+def _add_tabs(gr: ModuleType) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+    """Add the tabs; return them and what is in each: a message or picture, and others."""
+    plain = {"show_label": False, "interactive": False, "buttons": ["download", "fullscreen"]}
+    tabs, panels = {}, {}
+    with gr.Tab("Detections") as tabs["detections"]:
+        panels["detections"] = [
+            gr.Image(height=480, **plain),
+            gr.Markdown(elem_id="summary"),
+            gr.Dataframe(headers=COLUMNS, interactive=False, elem_id="table"),
+        ]
+    for key, title in TABS.items():
+        with gr.Tab(title) as tabs[key]:
+            words = gr.Markdown(elem_id=f"{key}-words")
+            panels[key] = [words, *(gr.Image(visible=False, **plain) for _ in range(NUM_FIGURES))]
+    return tabs, panels
+
+
+def _draw_open(
+    gr: ModuleType,
+    record: Any,
+    panels: dict[str, list[Any]],
+    run: Run | None,
+    recorded: AttentionRecord | None,
+    tab: str,
+    threshold: float,
+    points: Points,
+) -> dict[Any, Any]:
+    """The new contents of the open tab's components and of the state `record`."""
+    if tab not in TABS:
+        return {record: recorded}
+    recorded, message, pictures = draw_tab(run, recorded, tab, threshold, points)
+    words, *figures = panels[tab]
+    pictures = pictures + [None] * (NUM_FIGURES - len(pictures))
+    updates = [gr.Image(p, visible=p is not None) for p in pictures]
+    return {record: recorded, words: message, **dict(zip(figures, updates, strict=True))}
