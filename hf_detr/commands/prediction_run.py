@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from ..atomic_saving import atomic_file
 from ..data.file_names import image_endings
+from ..data.image_source import READING_ERRORS
 from ..image_processing.image_processor import DetectionImageProcessor
 from ..inference.drawing import draw_predictions
 from ..inference.image_inputs import InputImage
@@ -114,15 +115,19 @@ class PredictionRun:
 
     def _images(
         self, inputs: Iterator[tuple[InputImage, str]]
-    ) -> Iterator[Callable[[], Path | bytes]]:
+    ) -> Iterator[Callable[[], Path | PIL.Image.Image]]:
         for index, (image, place) in enumerate(inputs, self.lines.start):
             self.inputs[index] = image, place
-            yield partial(self._content, index)
+            yield partial(self._open, index)
 
-    def _content(self, index: int) -> Path | bytes:
-        """Return an image's file or the bytes of it, which are kept until it is done."""
-        content = self.contents[index] = self.inputs[index][0].content()
-        return content
+    def _open(self, index: int) -> Path | PIL.Image.Image:
+        """Return an image, whose file or bytes are kept until it is done."""
+        image = self.inputs[index][0]
+        content = self.contents[index] = image.content()
+        try:
+            return _opened(content)
+        except READING_ERRORS as error:
+            raise ValueError(f"image ({image.name!r}) can't be opened: it is no image.") from error
 
     def _note_failure(self, number: int, error: Exception) -> None:
         index = self.lines.start + number
@@ -171,7 +176,7 @@ class PredictionRun:
         if self.parsed.draw:
             written["picture"] = f"{stem}{PICTURE}"
             _make_way(written["picture"])
-            picture = draw_predictions(content, result, self.id2label)
+            picture = draw_predictions(_opened(content), result, self.id2label)
             picture.save(written["picture"], compress_level=1)
         if self.parsed.masks:
             written["segment_map"] = f"{stem}{SEGMENTS}"
@@ -260,6 +265,10 @@ def _with_places(images: Iterator[InputImage]) -> Iterator[tuple[InputImage, str
         yield image, str(folder / f"{name}{path.suffix}")
 
 
+def _opened(content: Path | bytes) -> Path | PIL.Image.Image:
+    return content if isinstance(content, Path) else PIL.Image.open(io.BytesIO(content))
+
+
 def _make_way(file: str) -> None:
     """Make a file's folder, and remove a link of its name, which could lead to an input image."""
     os.makedirs(os.path.dirname(file), exist_ok=True)
@@ -270,7 +279,9 @@ def _make_way(file: str) -> None:
 def _keep_image(folder: Path, place: str, content: Path | bytes) -> str:
     """Link a file or write the bytes of one to a data set's image folder; return the name there."""
     if PurePosixPath(place).suffix.lower() not in image_endings():
-        with PIL.Image.open(content if isinstance(content, Path) else io.BytesIO(content)) as image:
+        with PIL.Image.open(
+            io.BytesIO(content) if isinstance(content, bytes) else content
+        ) as image:
             place += f".{image.format.lower()}"
     target = folder / place
     _make_way(str(target))

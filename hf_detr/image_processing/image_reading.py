@@ -63,8 +63,8 @@ def read_images(
     """Read an image, a batched array or a (nested) list of images, as described above.
 
     Args:
-        images: PIL images, arrays or tensors with 2 or 3 dimensions (4 for batches), paths, URLs,
-            base64 strings, or the bytes of image files.
+        images: PIL images, arrays or tensors with 2 or 3 dimensions (4 for batches), paths, URLs or
+            base64 strings.
         input_data_format: "channels_first" or "channels_last" for arrays and tensors. Inferred
             from the shape by default.
         unit_floats: whether to scale floats in 0 … 255 to 0 … 1.
@@ -113,7 +113,7 @@ def _flat(images: Any) -> Iterator[Any]:
 
 def _as_tensor(image: Any, layout: str | None, name: str) -> tuple[Tensor, str | None]:
     """Convert an image to a tensor of any type, and return its layout if it is known."""
-    if isinstance(image, (str, os.PathLike, bytes)):
+    if isinstance(image, (str, os.PathLike)):
         with _open_image(image, name) as opened:
             return _without_copy(_decode(opened, name)), "channels_last"
     if isinstance(image, PIL.Image.Image):
@@ -149,10 +149,8 @@ def _torch_compatible(array: np.ndarray, name: str) -> np.ndarray:
     return array
 
 
-def _open_image(source: str | os.PathLike | bytes, name: str) -> PIL.Image.Image:
+def _open_image(source: str | os.PathLike, name: str) -> PIL.Image.Image:
     try:
-        if isinstance(source, bytes):
-            return PIL.Image.open(io.BytesIO(source))
         if isinstance(source, os.PathLike) or os.path.isfile(source):
             return PIL.Image.open(source)
         # Not transformers' load_image, which converts to RGB: 16 bits become white, alpha is lost.
