@@ -84,7 +84,7 @@ class PredictionRun:
         """Find objects in all images that have no results yet.
 
         Raises:
-            ValueError: if the images aren't those of the run that is to be continued.
+            ValueError: if there are none, or not those of the run that is to be continued.
         """
         total = self.parsed.count and -(-self.parsed.count // self.parsed.num_processes)
         bar = tqdm(
@@ -112,6 +112,8 @@ class PredictionRun:
             for number, size_hw, result in results:
                 self._write(self.lines.start + number, size_hw, result)
                 bar.update(self.lines.num_results + self.lines.num_failures - bar.n)
+        if self.parsed.num_processes == 1 and not self.lines.num_results + self.lines.num_failures:
+            raise ValueError("there are no images in what was given.")
 
     def _images(
         self, inputs: Iterator[tuple[InputImage, str]]

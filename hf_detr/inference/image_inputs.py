@@ -179,14 +179,18 @@ class ImageInputs:
         """Yield the images of a remote folder or pattern, or the image of that address."""
         from fsspec.core import url_to_fs
 
-        storage, root = url_to_fs(name)
-        if not storage.isdir(root) and not glob.has_magic(root):
-            yield name, _place_of_address(name)
-            return
-        if glob.has_magic(root):
-            found, root = storage.glob(root), root[: root.rindex("/", 0, _first_magic(root)) + 1]
-        else:
-            found = storage.find(root, maxdepth=None if self.recursive else 1)
+        try:
+            storage, root = url_to_fs(name)
+            if glob.has_magic(root):
+                found = storage.glob(root)
+                root = root[: root.rindex("/", 0, _first_magic(root)) + 1]
+            elif storage.isdir(root):
+                found = storage.find(root, maxdepth=None if self.recursive else 1)
+            else:
+                yield name, _place_of_address(name)
+                return
+        except Exception as error:  # each storage raises its own
+            raise ValueError(f"{name} can't be listed: {error}") from error
         for path in sorted(found):
             if PurePosixPath(path).suffix.lower() in image_endings():
                 place = path.removeprefix(root).lstrip("/")

@@ -241,6 +241,24 @@ def test_data_sets_of_predictions(
     assert predict(outputs, *given, "--resume") == 3
 
 
+def test_links_in_the_output_are_replaced(model: str, tmp_path: Path) -> None:
+    """No result is written through a link of an earlier data set to an input image."""
+    photo = write_image(tmp_path / "photos" / "images" / "1.png")
+    before, output = photo.read_bytes(), tmp_path / "output"
+    given = (tmp_path / "photos", "--recursive", "--draw", "--model", model)
+    (output / "images").mkdir(parents=True)
+    (output / "images" / "1.png").symlink_to(photo)
+    assert predict(output, *given) == 0 or photo.read_bytes() == before
+    assert photo.read_bytes() == before
+
+
+def test_nothing_in_a_stream(model: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """A tar or storage without images is an error, as a folder without images is."""
+    tar = write_tar(tmp_path / "t.tar", {"notes.txt": b"text"})
+    assert predict(tmp_path / "output", tar, "--model", model) == 1
+    assert "there are no images" in capsys.readouterr().err
+
+
 def test_lists_and_storages(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Names on stdin, tars and storages give the same results as files; drawing is possible."""
     file = write_image(tmp_path / "a b.png")
