@@ -136,7 +136,9 @@ def predict_with_transformers(
     files: list[Path], workers: int, output: Path, on_image: Callable[[], None]
 ) -> float:
     """Run transformers' pipeline in the same way, and write lines of its results."""
+    import datasets
     from transformers import pipeline
+    from transformers.pipelines.pt_utils import KeyDataset
 
     model = Path(__file__).parents[2] / "hf_detr" / "garments"
     detect = pipeline("object-detection", model=str(model), device="cpu")
@@ -144,8 +146,9 @@ def predict_with_transformers(
     with (output / "transformers.jsonl").open("w", encoding="utf-8") as lines:
         for some in (files[:WARM_UP], files):
             start = time.perf_counter()
-            names = (str(file) for file in some)
-            for result in detect(names, batch_size=BATCH_SIZE, num_workers=workers):
+            names = datasets.Dataset.from_dict({"file": [str(file) for file in some]})
+            inputs = KeyDataset(names, "file")
+            for result in detect(inputs, batch_size=BATCH_SIZE, num_workers=workers):
                 lines.write(json.dumps(result) + "\n")
                 on_image()
     return start
