@@ -39,7 +39,9 @@ ENDINGS = PICTURE, SEGMENTS = ".png", ".segments.png"  # of drawn images and seg
 GROUP_BATCHES = 16  # batches of images whose results can be in any order
 SAID = 20  # failures that are printed
 # What the names of files can't have on some systems, or in lists of names
-NOT_IN_NAMES = re.compile(r'[\x00-\x1f\x7f\x85\u2028\u2029\\:*?"<>|\ud800-\udfff]')
+NOT_IN_NAMES = re.compile(
+    r'[\x00-\x1f\x7f\x85\u2028\u2029\\:*?"<>|\ud800-\udfff]|^\s+|(?<=/)\s+|\s+(?=/)|\s+$'
+)
 DATA_SETS = {"coco": write_coco, "yolo": write_yolo, "voc": write_voc}
 MODEL_FILES = ("config.json", "preprocessor_config.json", "*.safetensors")
 
@@ -281,9 +283,8 @@ def _make_way(file: str) -> None:
 def _keep_image(folder: Path, place: str, content: Path | bytes) -> str:
     """Link a file or write the bytes of one to a data set's image folder; return the name there."""
     if PurePosixPath(place).suffix.lower() not in image_endings():
-        with PIL.Image.open(
-            io.BytesIO(content) if isinstance(content, bytes) else content
-        ) as image:
+        source = io.BytesIO(content) if isinstance(content, bytes) else content
+        with PIL.Image.open(source) as image:
             place += f".{image.format.lower()}"
     target = folder / place
     _make_way(str(target))

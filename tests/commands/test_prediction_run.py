@@ -210,7 +210,7 @@ def test_data_sets_of_predictions(
     model: str, tmp_path: Path, name: str, capsys: pytest.CaptureFixture
 ) -> None:
     """Our readers read the found objects, with images of odd and equal names."""
-    names = ("a/1.png", "b/1.png", "b/1.jpg", "b/mon été.png", "c:d.png")
+    names = ("a/1.png", "b/1.png", "b/1.jpg", " b /mon été .png", "c:d\n\u2028.png")
     files = [write_image(tmp_path / "photos" / one, seed=i) for i, one in enumerate(names)]
     (tmp_path / "photos" / "torn.png").write_text("torn")
     outputs, tar = (
@@ -248,8 +248,8 @@ def test_links_in_the_output_are_replaced(model: str, tmp_path: Path) -> None:
     given = (tmp_path / "photos", "--recursive", "--draw", "--model", model)
     (output / "images").mkdir(parents=True)
     (output / "images" / "1.png").symlink_to(photo)
-    assert predict(output, *given) == 0 or photo.read_bytes() == before
-    assert photo.read_bytes() == before
+    assert predict(output, *given) == 0
+    assert photo.read_bytes() == before and not (output / "images" / "1.png").is_symlink()
 
 
 def test_nothing_in_a_stream(model: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
