@@ -10,6 +10,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from hf_detr.image_processing import image_reading
 from hf_detr.inference.image_inputs import ImageInputs
 
 from ..some_data import write_image
@@ -116,6 +117,19 @@ def test_tars(tmp_path: Path, ending: str) -> None:
     assert [image.content() for image in found] == [b"one", b"two", b"three"]
     assert [image.place for image in found] == ["000/1.jpg", "2.png", "3.PNG"]
     assert found[0].name == f"{tar}/000/1.jpg" and inputs.count() is None
+
+
+def test_tars_on_the_web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tar is read while it is downloaded; one that can't be reached is one failure."""
+    tar = write_tar(tmp_path / "t.tar", {"1.jpg": b"one", "2.jpg": b"two"}).read_bytes()
+    monkeypatch.setattr(image_reading, "urlopen", lambda *_, **__: io.BytesIO(tar))
+    inputs = ImageInputs(["https://x.org/my%20t.tar?download=1"])
+    inputs.check()
+    assert [image.content() for image in inputs.part(0, 1)] == [b"one", b"two"]
+    monkeypatch.setattr(image_reading, "urlopen", lambda *_, **__: io.BytesIO(b"<html>"))
+    [broken] = inputs.part(0, 1)
+    with pytest.raises(ValueError, match="download=1 can't be read to its end as a tar file"):
+        broken.content()
 
 
 def test_damaged_tars_fail_alone(tmp_path: Path) -> None:
