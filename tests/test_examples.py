@@ -1,11 +1,13 @@
 """Tests that the example scripts run."""
 
+import importlib.util
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pytest
 from PIL import Image
 from transformers import AutoConfig, AutoModelForObjectDetection, pipeline
@@ -97,6 +99,23 @@ def test_train_with_trainer(tmp_path: Path) -> None:
     assert model.config.id2label == {0: "car", 1: "dog"} and not model.config.auxiliary_loss
 
 
+def test_ray_actors_find_objects() -> None:
+    """Protects the class for Ray's `map_batches`: rows in their order, failures in words."""
+    path = REPOSITORY / "examples" / "predict_with_ray.py"
+    spec = importlib.util.spec_from_file_location("predict_with_ray", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    image = (REPOSITORY / "examples" / "images" / "garments.jpg").read_bytes()
+    batch = {
+        "bytes": np.array([b"no image", image], dtype=object),
+        "path": np.array(["a.txt", "b.jpg"], dtype=object),
+    }
+    rows = module.FindObjects(threshold=0.5)(batch)
+    assert rows["file"] == ["a.txt", "b.jpg"] and rows["scores"][0] == []
+    assert len(rows["scores"][1]) == len(rows["labels"][1]) == len(rows["boxes"][1]) == 6
+    assert "cannot identify image" in rows["error"][0] and rows["error"][1] == ""
+
+
 def test_draw_plots(tmp_path: Path) -> None:
     """The script writes all plots of the package's model."""
     result = run("examples/draw_plots.py", "--output", tmp_path / "sub", "--colors", "64")
@@ -118,6 +137,7 @@ def test_draw_plots(tmp_path: Path) -> None:
             ("--rounds", "1"),
             ("| Detr |", "| ConditionalDetr |", "| DeformableDetr |"),
         ),
+        ("_predict", (), ("| hf-detr | 0 |", "| hf-detr | 1 |", "| transformers | 1 |")),
         ("_segmentation", (), ("panoptic, 30", "instance, 30", "semantic, 30", "MiB, resnet18")),
     ],
 )

@@ -33,6 +33,9 @@ sources = next(place for place in SOURCES if place.is_dir())
 assert installed in sources.parents and list(sources.rglob("*.cu")), sources
 assert hf_detr.__name__ in KNOWN_PACKAGES
 assert published_checkpoints()
+from hf_detr.plots.demo_page import EXAMPLE
+
+assert installed in EXAMPLE.parents and EXAMPLE.is_file()
 folder = hf_detr.embedded_model_folder()
 assert installed in folder.parents
 model = hf_detr.DeformableDetrForObjectDetection.from_pretrained(folder)

@@ -6,19 +6,21 @@ stay. The command needs `pip install 'hf_detr[video]'`.
 """
 
 import argparse
+import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
 from tqdm.auto import tqdm
 
+from ..inference.prediction_lines import describe
 from .options import add_prediction_options, positive
-from .predict import describe, json_lines
 
 try:
     import av
@@ -76,7 +78,7 @@ def _write(frames: "_Frames", parsed: argparse.Namespace) -> Counter[str]:
     first = next(results)  # raises before files of an earlier run are overwritten
     parsed.output.mkdir(parents=True, exist_ok=True)
     bar = tqdm(total=frames.total, unit="frame", delay=PROGRESS_AFTER, disable=None)
-    drawn, records = _drawn_video(parsed.drawn, frames.rate), json_lines(parsed.lines)
+    drawn, records = _drawn_video(parsed.drawn, frames.rate), _json_lines(parsed.lines)
     with records as write_line, drawn as add_frame, bar:
         for index, result in chain([first], results):  # in order, since all have one size
             image, pts, time_base = frames.waiting.pop(index)
@@ -129,6 +131,27 @@ class _Frames:
                 yield image
         if not self.count:
             raise ValueError("the video has no frame that can be read.")
+
+
+@contextmanager
+def _json_lines(file: Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """Give a function that writes a record as a line of JSON; lines stay if the process is killed.
+
+    The file is made, or replaces an earlier one, with the first record.
+    """
+    lines = None
+
+    def write(record: Mapping[str, Any]) -> None:
+        nonlocal lines
+        lines = lines or file.open("w", encoding="utf-8")
+        lines.write(json.dumps(record) + "\n")
+        lines.flush()
+
+    try:
+        yield write
+    finally:
+        if lines is not None:
+            lines.close()
 
 
 @contextmanager

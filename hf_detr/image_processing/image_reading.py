@@ -23,7 +23,7 @@ import os
 import string
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import quote
 from urllib.request import Request, urlopen
 
@@ -172,10 +172,15 @@ def _open_image(source: str | os.PathLike, name: str) -> PIL.Image.Image:
 
 def download(url: str) -> bytes:
     """Download a file."""
+    with open_address(url) as response:
+        return response.read()
+
+
+def open_address(url: str) -> BinaryIO:
+    """Open a file on the web, to be read while it is downloaded."""
     address = quote(url, safe=string.punctuation)  # spaces and umlauts only
     request = Request(address, headers={"User-Agent": "hf_detr"})
-    with urlopen(request, timeout=SECONDS_PER_DOWNLOAD) as response:
-        return response.read()
+    return urlopen(request, timeout=SECONDS_PER_DOWNLOAD)
 
 
 def _bomb_message(name: str) -> str:

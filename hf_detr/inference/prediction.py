@@ -1,6 +1,8 @@
 """Runs a model on any number of images, in batches of equal size and therefore without padding."""
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -63,6 +65,7 @@ def stream_predictions(
     threshold: float = 0.5,
     batch_size: int = 8,
     on_bad_image: Callable[[int, Exception], None] | None = None,
+    num_workers: int = 0,
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Detect objects as `predict` does, and yield results as soon as a batch is done.
 
@@ -70,32 +73,58 @@ def stream_predictions(
 
     Args:
         model, processor, threshold, batch_size: see `predict`.
-        images: any number of images.
+        images: any number of images, or functions that return one.
         on_bad_image: called with the index of an image that can't be read and the error. Default:
             raise the error.
+        num_workers: number of threads that read and resize images while the model runs. 0 does it
+            between the batches.
 
     Yields:
         Index and result of every image, not in order.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; expected at least 1.")
+    given = model, processor, images, threshold, batch_size, on_bad_image, num_workers
+    for index, _, result in stream_with_sizes(*given):
+        yield index, result
+
+
+def stream_with_sizes(
+    model: nn.Module,
+    processor: DetectionImageProcessor,
+    images: Iterable[Any],
+    threshold: float = 0.5,
+    batch_size: int = 8,
+    on_bad_image: Callable[[int, Exception], None] | None = None,
+    num_workers: int = 0,
+    group_size: int | None = None,
+) -> Iterator[tuple[int, tuple[int, int], dict[str, Any]]]:
+    """Do the same as `stream_predictions`, with the size (h, w) of every upright image.
+
+    Images of different groups of `group_size` consecutive images are never in one batch, and
+    results come group by group. A run that starts at any group has the same batches, and therefore
+    exactly the same results, as one from the beginning.
+    """
+    for name, number, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
+        if number < least:
+            raise ValueError(f"{name} is {number}; expected at least {least}.")
     waiting: dict[tuple[int, ...], list[_Prepared]] = {}
     with in_eval_mode(model):
-        for index, image in enumerate(images):
-            try:
-                prepared = _prepare(processor, image, index)
-            except (ValueError, TypeError) as error:
+        prepared_images = _prepare_ahead(processor, images, num_workers, batch_size)
+        for index, prepared in enumerate(prepared_images):
+            if isinstance(prepared, Exception):
                 if on_bad_image is None:
-                    raise
-                on_bad_image(index, error)
-                continue
-            shape = tuple(prepared[-1]["pixel_values"].shape)
-            waiting.setdefault(shape, []).append(prepared)
-            if len(waiting[shape]) == batch_size:
-                yield from _run(model, processor, waiting.pop(shape), threshold)
-            elif sum(map(len, waiting.values())) == WAITING_BATCHES * batch_size:
-                fullest = max(waiting, key=lambda shape: len(waiting[shape]))
-                yield from _run(model, processor, waiting.pop(fullest), threshold)
+                    raise prepared
+                on_bad_image(index, prepared)
+            else:
+                shape = tuple(prepared[-1]["pixel_values"].shape)
+                waiting.setdefault(shape, []).append(prepared)
+                if len(waiting[shape]) == batch_size:
+                    yield from _run(model, processor, waiting.pop(shape), threshold)
+                elif sum(map(len, waiting.values())) == WAITING_BATCHES * batch_size:
+                    fullest = max(waiting, key=lambda shape: len(waiting[shape]))
+                    yield from _run(model, processor, waiting.pop(fullest), threshold)
+            if group_size and (index + 1) % group_size == 0:
+                while waiting:
+                    yield from _run(model, processor, waiting.popitem()[1], threshold)
         for batch in waiting.values():
             yield from _run(model, processor, batch, threshold)
 
@@ -131,23 +160,55 @@ def read_for(processor: DetectionImageProcessor, images: Any, first_index: int =
     )
 
 
-def _prepare(processor: DetectionImageProcessor, image: Any, index: int) -> _Prepared:
-    pixels = read_for(processor, [image], index)
-    if len(pixels) != 1:
-        raise ValueError(f"image {index} is a batch of {len(pixels)} images; expected one image.")
-    inputs = processor(pixels, input_data_format="channels_first", return_tensors="pt")
+def _prepare_ahead(
+    processor: DetectionImageProcessor, images: Iterable[Any], num_workers: int, batch_size: int
+) -> Iterator[_Prepared | Exception]:
+    """Prepare images in order, the next ones in threads, which decoding doesn't block.
+
+    Yields:
+        What the model needs of each image, or why it can't be read.
+    """
+    if not num_workers:
+        for index, image in enumerate(images):
+            yield _prepare(processor, image, index)
+        return
+    pending = deque()
+    pool = ThreadPoolExecutor(num_workers)
+    try:
+        for index, image in enumerate(images):
+            pending.append(pool.submit(_prepare, processor, image, index))
+            if len(pending) == batch_size + num_workers:  # enough while the model runs a batch
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _prepare(
+    processor: DetectionImageProcessor, image: Any, index: int
+) -> _Prepared | ValueError | TypeError | OSError:
+    try:
+        pixels = read_for(processor, [image() if callable(image) else image], index)
+        if len(pixels) != 1:
+            raise ValueError(
+                f"image {index} is a batch of {len(pixels)} images; expected one image."
+            )
+        inputs = processor(pixels, input_data_format="channels_first", return_tensors="pt")
+    except (ValueError, TypeError, OSError) as error:
+        return error
     return index, tuple(pixels[0].shape[-2:]), inputs
 
 
 def _run(
     model: nn.Module, processor: DetectionImageProcessor, batch: list[_Prepared], threshold: float
-) -> Iterator[tuple[int, dict[str, Any]]]:
+) -> Iterator[tuple[int, tuple[int, int], dict[str, Any]]]:
     indices, sizes_hw, parts = zip(*batch, strict=True)
     inputs = BatchFeature({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
     with torch.no_grad():
         outputs = model(**inputs.to(model.device, model.dtype))
     results = read_outputs(processor, outputs, threshold, sizes_hw)
-    yield from zip(indices, results, strict=True)
+    yield from zip(indices, sizes_hw, results, strict=True)
 
 
 def read_outputs(

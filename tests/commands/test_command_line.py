@@ -54,6 +54,9 @@ MISTAKES = [
     ["convert", "nowhere.pth", "folder"],
     ["export", "model.pt2", "--model", "./nowhere"],
     ["bench", "--model", "./nowhere"],
+    ["demo", "--model", "./nowhere"],
+    ["predict", "--data", "./nowhere"],
+    ["predict", "examples/images", "--format", "nonsense"],
 ]
 
 

@@ -11,8 +11,7 @@ import PIL.Image
 import pytest
 
 from hf_detr import DetrImageProcessor, embedded_model_folder
-from hf_detr.commands.predict import _Writer, find_images
-from hf_detr.inference import drawing
+from hf_detr.commands import prediction_run
 from hf_detr_command_line import main as run
 
 from ..inference.test_prediction import SIZE, confident_segmenter
@@ -71,7 +70,8 @@ def test_finds_what_the_embedded_model_knows(
     assert main([pattern, *options]) == 0
     out = capsys.readouterr().out
     assert all(f"1 {name}" in out for name in ("bag", "trouser", "coat"))
-    assert {path.name for path in tmp_path.iterdir()} == {"predictions.json", "predictions.jsonl"}
+    names = {"predictions.json", "predictions.jsonl", "predictions.run.json"}
+    assert {path.name for path in tmp_path.iterdir()} == names
     report = json.loads((tmp_path / "predictions.json").read_text())
     [line] = (tmp_path / "predictions.jsonl").read_text().splitlines()
     assert json.loads(line) == report["images"][0]
@@ -147,14 +147,14 @@ def test_results_stay_after_interruption(
 ) -> None:
     """Results from before Ctrl-C are in predictions.json; the status is 130."""
     files = [str(write_image(tmp_path / f"{name}.png")) for name in "abc"]
-    draw = drawing.draw_predictions
+    draw = prediction_run.draw_predictions
 
     def interrupted(image: Path, *others: object) -> PIL.Image.Image:
         if image.name == "b.png":
             raise KeyboardInterrupt
         return draw(image, *others)
 
-    monkeypatch.setattr(drawing, "draw_predictions", interrupted)
+    monkeypatch.setattr(prediction_run, "draw_predictions", interrupted)
     output = tmp_path / "output"
     assert main([*files, "--output", str(output), "--model", model]) == 130
     report = json.loads((output / "predictions.json").read_text())
@@ -169,13 +169,13 @@ def test_results_are_written_as_they_come(
     output, written = tmp_path / "output", []
     output.mkdir()
     (output / "predictions.jsonl").write_text("of an earlier run")
-    draw = drawing.draw_predictions
+    draw = prediction_run.draw_predictions
 
     def draw_and_look(*given: object) -> PIL.Image.Image:
         written.append((output / "predictions.jsonl").read_text())
         return draw(*given)
 
-    monkeypatch.setattr(drawing, "draw_predictions", draw_and_look)
+    monkeypatch.setattr(prediction_run, "draw_predictions", draw_and_look)
     assert main([*files, "--output", str(output), "--model", model]) == 0
     images = json.loads((output / "predictions.json").read_text())["images"]
     lines = [json.dumps(image) + "\n" for image in images]
@@ -189,8 +189,8 @@ def test_addresses(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ) -> None:
-    """Images are downloaded once and removed when done; what fails is named by its address."""
-    served, output, asked, kept = tmp_path / "served", tmp_path / "output", [], []
+    """Images are downloaded once and kept nowhere; what fails is named by its address."""
+    served, output, asked = tmp_path / "served", tmp_path / "output", []
     write_image(served / "sub" / "a cat.png")
     (served / "page.html").write_text("no image")
 
@@ -201,14 +201,6 @@ def test_addresses(
         def log_error(self, *message: object) -> None:
             pass
 
-    write = _Writer.write
-
-    def write_and_look(writer: _Writer, number: int, result: dict) -> dict | None:
-        record = write(writer, number, result)
-        kept.append(writer.opened[number][1].exists())
-        return record
-
-    monkeypatch.setattr(_Writer, "write", write_and_look)
     monkeypatch.setenv("no_proxy", "*")
     handler = partial(Server, directory=str(served))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
@@ -231,7 +223,6 @@ def test_addresses(
     assert [missing["file"], page["file"]] == [given[0], given[2]]
     assert missing["error"].startswith(f"{given[0]} can't be downloaded: HTTP Error 404")
     assert f"({given[2]!r}) can't be opened" in page["error"] and "failed: " in err
-    assert kept == [False]
     assert asked == ["/none.png", "/sub/a%20cat.png?size=1", "/page.html"]
 
 
@@ -265,32 +256,9 @@ def test_masks_and_equal_names(tmp_path: Path) -> None:
     names = {path.name for path in output.iterdir()}
     pictures = {"1.png", "1-2.png", "1.segments.png", "1-2.segments.png"}
     pictures |= {"1.segments-2.png", "1.segments-2.segments.png"}
-    assert names == pictures | {"predictions.json", "predictions.jsonl"}
+    assert names == pictures | {f"predictions.{end}" for end in ("json", "jsonl", "run.json")}
     report = json.loads((output / "predictions.json").read_text())
     for one in report["images"]:
         with PIL.Image.open(one["segment_map"]) as segment_map:
             assert np.asarray(segment_map).max() == one["segments"][0]["id"]
         assert one["segments"][0]["label_id"] == one["objects"][0]["label_id"] == 2
-
-
-def test_find_images(tmp_path: Path) -> None:
-    """Folders in order of names, patterns, each file once; existing names aren't patterns."""
-    others = "a.eps", "film.mpg", "notes.md", "scan.pdf"
-    for name in ("b.png", "a.JPG", *others, "[1].png", "sub/c.png"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    (tmp_path / "gone.png").symlink_to("gone.png")
-    images, skipped = find_images([str(tmp_path), str(tmp_path / "*.png")])
-    assert [path.name for path in images] == ["[1].png", "a.JPG", "b.png", "gone.png"]
-    assert [path.name for path in skipped] == list(others)
-    (bracket,), _ = find_images([str(tmp_path / "[1].png")])
-    assert bracket.name == "[1].png"
-    found, _ = find_images([str(tmp_path / "**" / "c.png")])
-    assert [path.name for path in found] == ["c.png"]
-    address = "https://example.com/a*.jpg?b"
-    assert find_images([address, str(tmp_path / "a.JPG"), address])[0] == [
-        address,
-        tmp_path / "a.JPG",
-    ]
-    with pytest.raises(FileNotFoundError, match=r"no\*such doesn't exist"):
-        find_images([str(tmp_path), "no*such"])

@@ -1,7 +1,10 @@
 """Tests prediction: batching, order, memory and errors."""
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -10,7 +13,7 @@ import torch
 from torch.testing import assert_close
 
 from hf_detr import DetrImageProcessor, predict, stream_predictions
-from hf_detr.inference.prediction import WAITING_BATCHES, in_eval_mode
+from hf_detr.inference.prediction import WAITING_BATCHES, in_eval_mode, stream_with_sizes
 from hf_detr.inference.record_attention import record_attention
 from hf_detr.models.detection_transformer import ObjectDetector
 from hf_detr.models.segmentation import Segmenter
@@ -116,6 +119,66 @@ def test_bad_images_are_named(
     assert sorted(index for index, _ in results) == [0, 2] and sorted(errors) == [1, 3]
     with pytest.raises(ValueError, match="batch_size is 0"):
         predict(detector, processor, images, batch_size=0)
+
+
+def some_images() -> Iterator[np.ndarray]:
+    """21 images of three sizes, the 4th of which can't be read."""
+    random = np.random.default_rng(0)
+    for number in range(21):
+        size = (40, 40 + 10 * (number % 3), 3)
+        yield random.integers(0, 256, size, dtype=np.uint8) if number != 4 else "no image"
+
+
+def test_threads_read_the_next_images(
+    detector: ObjectDetector, processor: DetrImageProcessor
+) -> None:
+    """With workers, functions are called in threads, a bounded number ahead; results are equal."""
+    read: list[tuple[int, str]] = []
+
+    def reader(number: int, image: np.ndarray) -> Callable[[], np.ndarray]:
+        def read_image() -> np.ndarray:
+            read.append((number, threading.current_thread().name))
+            return image
+
+        return read_image
+
+    runs = []
+    for workers in (0, 2):
+        errors: dict[int, Exception] = {}
+        images = (reader(number, image) for number, image in enumerate(some_images()))
+        given = (detector, processor, images, 0, 2, errors.__setitem__, workers)
+        found = []
+        for index, result in stream_predictions(*given):
+            found.append((index, result["boxes"]))
+            assert max(number for number, _ in read) < len(found) + 2 * WAITING_BATCHES + 2 + 2 + 1
+        assert list(errors) == [4] and len({name for _, name in read}) <= max(workers, 1)
+        assert all((name == "MainThread") == (not workers) for _, name in read)
+        runs.append(found)
+        read.clear()
+    assert [index for index, _ in runs[0]] == [index for index, _ in runs[1]]
+    assert all(torch.equal(one[1], other[1]) for one, other in zip(*runs, strict=True))
+    with pytest.raises(ValueError, match="num_workers is -1; expected at least 0"):
+        next(stream_predictions(detector, processor, [], num_workers=-1))
+    with pytest.raises(ValueError, match="image 4 .*can't be"):
+        list(stream_predictions(detector, processor, some_images(), num_workers=2))
+
+
+def test_groups_have_their_own_batches(
+    detector: ObjectDetector, processor: DetrImageProcessor
+) -> None:
+    """A run from a later group on has exactly the results of a run from the beginning."""
+
+    def run(images: Iterator[np.ndarray]) -> list[tuple[int, tuple[int, int], Any]]:
+        given = detector, processor, images, 0, 4, lambda index, error: None
+        results = stream_with_sizes(*given, group_size=6)
+        return [(index, size_hw, result["boxes"]) for index, size_hw, result in results]
+
+    whole = run(some_images())
+    assert [index // 6 for index, _, _ in whole] == [0] * 5 + [1] * 6 + [2] * 6 + [3] * 3
+    later = run(islice(some_images(), 12, None))
+    for (index, size_hw, boxes), (number, other_hw, others) in zip(whole[11:], later, strict=True):
+        assert index == number + 12 and size_hw == other_hw == (40, 40 + 10 * (index % 3))
+        assert torch.equal(boxes, others)
 
 
 def test_segmentation_models_give_segments(processor: DetrImageProcessor) -> None:

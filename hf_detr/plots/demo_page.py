@@ -1,14 +1,5 @@
-"""A page for the browser to try detectors: drop an image, see detections and attention.
+"""The page of `hf-detr demo`: drop an image, see detections, attention and sampling points."""
 
-    pip install 'hf_detr[demo]'
-    python examples/demo.py
-    python examples/demo.py --model facebook/detr-resnet-50
-
-It starts with the small detector that comes with hf_detr, which knows ten kinds of garments, and
-then needs no network. Another model is a folder, or a name on the Hub.
-"""
-
-import argparse
 import io
 import os
 import time
@@ -16,18 +7,27 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
-from hf_detr import draw_predictions, embedded_model_folder, plots
-from hf_detr.inference.drawing import make_picture
-from hf_detr.inference.model_loading import load_model
-from hf_detr.inference.prediction import read_outputs
+from ..inference.attention_record import AttentionRecord
+from ..inference.drawing import draw_predictions, make_picture
+from ..inference.model_loading import embedded_model_folder, load_model
+from ..inference.prediction import read_outputs
+from ..inference.record_attention import record_attention
+from .attention_plots import draw_attention_heads, draw_decoder_attention, draw_encoder_attention
+from .figures import Figure
+from .sampling_plots import (
+    draw_encoder_sampling_points,
+    draw_sampling_overview,
+    draw_sampling_points,
+)
 
-IMAGES = Path(__file__).parent / "images"
+# Garments of Fashion-MNIST (MIT, Zalando SE) on a photograph (CC0)
+EXAMPLE = Path(__file__).with_name("garments.jpg")
 GARMENTS = str(embedded_model_folder())
 MODELS = [
     ("garments (comes with hf_detr)", GARMENTS),
@@ -122,9 +122,7 @@ def show(run: Run | None, threshold: float) -> tuple[Image.Image | None, str, li
     return draw_predictions(picture, result, names), summary, rows
 
 
-def explain(
-    record: plots.AttentionRecord, tab: str, threshold: float, points: Points
-) -> list[Figure]:
+def explain(record: AttentionRecord, tab: str, threshold: float, points: Points) -> list[Figure]:
     """The figures of a tab.
 
     Raises:
@@ -133,30 +131,30 @@ def explain(
     if tab == "attention":
         record.query_maps([0])  # raises where attention is deformable
         return [
-            plots.draw_decoder_attention(record, threshold=threshold),
-            plots.draw_attention_heads(record, threshold=threshold),
-            plots.draw_encoder_attention(record, points, threshold),
+            draw_decoder_attention(record, threshold=threshold),
+            draw_attention_heads(record, threshold=threshold),
+            draw_encoder_attention(record, points, threshold),
         ]
     record.query_points([0])  # raises where it isn't
     return [
-        plots.draw_sampling_overview(record, points, threshold=threshold),
-        plots.draw_sampling_points(record, threshold=threshold),
-        plots.draw_encoder_sampling_points(record, points, threshold),
+        draw_sampling_overview(record, points, threshold=threshold),
+        draw_sampling_points(record, threshold=threshold),
+        draw_encoder_sampling_points(record, points, threshold),
     ]
 
 
 def draw_tab(
     run: Run | None,
-    record: plots.AttentionRecord | None,
+    record: AttentionRecord | None,
     tab: str,
     threshold: float,
     points: Points,
-) -> tuple[plots.AttentionRecord | None, str, list[Image.Image]]:
+) -> tuple[AttentionRecord | None, str, list[Image.Image]]:
     """The recorded attention, to be kept; a message; and the plots of a tab, if there are any."""
     if run is None:
         return None, "There is nothing to show yet.", []
     if record is None:
-        [record] = plots.record_attention(run.model, run.processor, run.picture)
+        [record] = record_attention(run.model, run.processor, run.picture)
     try:
         return record, HINT, [as_picture(f) for f in explain(record, tab, threshold, points)]
     except ValueError as error:
@@ -171,78 +169,35 @@ def as_picture(figure: Figure) -> Image.Image:
     return Image.open(file)
 
 
-def make_page(model: str) -> Any:
-    """A page that starts with a model and an example."""
+def make_page(model: str | None = None) -> Any:
+    """A page of gradio that starts with a model, by default the package's, and an example."""
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # gradio asks when it is imported
     os.environ.setdefault("GRADIO_RUN_HISTORY", "False")
     import gradio as gr
 
     with gr.Blocks(title="hf_detr") as page:
-        run, record, points, open_tab = gr.State(), gr.State(), gr.State(), gr.State("detections")
-        plain = {"show_label": False, "interactive": False, "buttons": ["download", "fullscreen"]}
         gr.Markdown("# hf_detr: detections, attention and sampling points")
         with gr.Row():
             with gr.Column(scale=1, min_width=280):
-                name = gr.Dropdown(
-                    MODELS,
-                    value=model,
-                    label="Model",
-                    info="or enter a folder or a name on the Hub",
-                    allow_custom_value=True,
-                )
-                image = gr.Image(
-                    IMAGES / "garments.jpg",
-                    label="Image",
-                    type="filepath",
-                    image_mode=None,  # the file as it is
-                    height=300,
-                    elem_id="image",
-                )
-                threshold = gr.Slider(0.01, 0.99, 0.5, step=0.01, label="Least score")
-                gr.Examples(sorted(map(str, IMAGES.glob("*.jpg"))), image, label="Examples")
+                name, image, threshold = _add_inputs(gr, model or GARMENTS)
             with gr.Column(scale=2, min_width=400):
                 said = gr.Markdown(elem_id="said")
-                with gr.Tab("Detections") as detections:
-                    picture = gr.Image(height=480, **plain)
-                    summary = gr.Markdown(elem_id="summary")
-                    table = gr.Dataframe(headers=COLUMNS, interactive=False, elem_id="table")
-                panels = {}
-                tabs = {"detections": detections}
-                for key, title in TABS.items():
-                    with gr.Tab(title) as tabs[key]:
-                        words = gr.Markdown(elem_id=f"{key}-words")
-                        figures = [gr.Image(visible=False, **plain) for _ in range(NUM_FIGURES)]
-                    panels[key] = [words, *figures]
-
-        def draw_open(run_: Any, record_: Any, tab: str, least: float, points_: Points) -> dict:
-            if tab not in panels:
-                return {record: record_}
-            record_, message, pictures = draw_tab(run_, record_, tab, least, points_)
-            words, *figures = panels[tab]
-            pictures = pictures + [None] * (NUM_FIGURES - len(pictures))
-            updates = [gr.Image(p, visible=p is not None) for p in pictures]
-            return {record: record_, words: message, **dict(zip(figures, updates, strict=True))}
-
-        def look_at(name_: str | None, upload: dict | None) -> tuple[Run | None, str]:
-            return look(name_, upload and upload["path"])
-
-        def choose(event: gr.SelectData) -> list[tuple[float, float]]:
-            return [tuple(event.index)]
-
+                tabs, panels = _add_tabs(gr)
+        run, record, points, open_tab = gr.State(), gr.State(), gr.State(), gr.State("detections")
         drawing = {
-            "fn": draw_open,
+            "fn": partial(_draw_open, gr, record, panels),
             "inputs": [run, record, open_tab, threshold, points],
-            "outputs": [record, *sum(panels.values(), [])],
+            "outputs": [record, *panels["attention"], *panels["points"]],
         }
         showing = {
             "fn": show,
             "inputs": [run, threshold],
-            "outputs": [picture, summary, table],
+            "outputs": panels["detections"],
             "show_progress": "hidden",
         }
         looked = gr.on(
             [page.load, name.change, image.change],
-            look_at,
+            lambda name_, upload: look(name_, upload and upload["path"]),
             [name, image],
             [run, said],
             preprocess=False,  # gradio opens the image, and shows its own error where that fails
@@ -250,32 +205,70 @@ def make_page(model: str) -> Any:
         looked.then(lambda: (None, None), None, [record, points]).then(**showing).then(**drawing)
         threshold.change(**showing)
         threshold.change(**drawing)
+
+        def choose(event: gr.SelectData) -> list[tuple[float, float]]:
+            return [tuple(event.index)]
+
         image.select(choose, None, points).then(**drawing)
         for key, tab in tabs.items():
             tab.select(partial(str, key), None, open_tab).then(**drawing)
     return page
 
 
-def main() -> None:
-    """Read the options and serve the page."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--model",
-        default=GARMENTS,
-        help="folder or name on the Hub; default: the garment detector that comes with hf_detr",
+def _add_inputs(gr: ModuleType, model: str) -> tuple[Any, Any, Any]:
+    """Add the model's name, the image and the threshold."""
+    name = gr.Dropdown(
+        MODELS,
+        value=model,
+        label="Model",
+        info="or enter a folder or a name on the Hub",
+        allow_custom_value=True,
     )
-    parser.add_argument("--port", type=int, help="default: the first free one from 7860")
-    parser.add_argument(
-        "--share",
-        action="store_true",
-        help="make a public link through gradio's servers; its users can load any model",
+    image = gr.Image(
+        EXAMPLE,
+        label="Image",
+        type="filepath",
+        image_mode=None,  # the file as it is
+        height=300,
+        elem_id="image",
     )
-    arguments = parser.parse_args()
-    page = make_page(arguments.model)
-    page.launch(
-        server_port=arguments.port, share=arguments.share, show_error=True, footer_links=["gradio"]
-    )
+    threshold = gr.Slider(0.01, 0.99, 0.5, step=0.01, label="Least score")
+    gr.Examples([str(EXAMPLE)], image, label="Example")
+    return name, image, threshold
 
 
-if __name__ == "__main__":
-    main()
+def _add_tabs(gr: ModuleType) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+    """Add the tabs; return them and what is in each: a message or picture, and others."""
+    plain = {"show_label": False, "interactive": False, "buttons": ["download", "fullscreen"]}
+    tabs, panels = {}, {}
+    with gr.Tab("Detections") as tabs["detections"]:
+        panels["detections"] = [
+            gr.Image(height=480, **plain),
+            gr.Markdown(elem_id="summary"),
+            gr.Dataframe(headers=COLUMNS, interactive=False, elem_id="table"),
+        ]
+    for key, title in TABS.items():
+        with gr.Tab(title) as tabs[key]:
+            words = gr.Markdown(elem_id=f"{key}-words")
+            panels[key] = [words, *(gr.Image(visible=False, **plain) for _ in range(NUM_FIGURES))]
+    return tabs, panels
+
+
+def _draw_open(
+    gr: ModuleType,
+    record: Any,
+    panels: dict[str, list[Any]],
+    run: Run | None,
+    recorded: AttentionRecord | None,
+    tab: str,
+    threshold: float,
+    points: Points,
+) -> dict[Any, Any]:
+    """The new contents of the open tab's components and of the state `record`."""
+    if tab not in TABS:
+        return {record: recorded}
+    recorded, message, pictures = draw_tab(run, recorded, tab, threshold, points)
+    words, *figures = panels[tab]
+    pictures = pictures + [None] * (NUM_FIGURES - len(pictures))
+    updates = [gr.Image(p, visible=p is not None) for p in pictures]
+    return {record: recorded, words: message, **dict(zip(figures, updates, strict=True))}

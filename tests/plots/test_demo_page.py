@@ -13,41 +13,31 @@ import sys
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 from PIL import Image
 
 from hf_detr.inference.prediction import read_outputs
+from hf_detr.plots import demo_page as demo
 
-from .test_documentation import REPOSITORY, write_folder
-from .waiting import NEVER, wait_until
+from ..test_documentation import REPOSITORY, write_folder
+from ..waiting import NEVER, wait_until
 
-SCRIPT = REPOSITORY / "examples" / "demo.py"
+SCRIPT = Path(__file__)  # no image
 IMAGE = REPOSITORY / "examples" / "images" / "garments.jpg"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 @pytest.fixture(scope="module")
-def demo() -> ModuleType:
-    """The script as a module; gradio isn't needed for it."""
-    spec = importlib.util.spec_from_file_location("demo", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["demo"] = module  # dataclasses look there
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def garments(demo: ModuleType) -> Any:
+def garments() -> Any:
     """The run of the detector that comes along on the image of garments."""
     run, said = demo.look(demo.GARMENTS, str(IMAGE))
     assert "480 × 360 pixels" in said
     return run
 
 
-def test_threshold_draws_from_one_run(demo: ModuleType, garments: Any) -> None:
+def test_threshold_draws_from_one_run(garments: Any) -> None:
     """A threshold picks from what the model said once: fewer rows, the best first, all drawn."""
     picture, summary, rows = demo.show(garments, 0.5)
     names = ["bag", "ankle boot", "trouser", "sneaker", "t-shirt/top", "coat"]
@@ -63,7 +53,7 @@ def test_threshold_draws_from_one_run(demo: ModuleType, garments: Any) -> None:
 
 
 @pytest.mark.parametrize(("name", "image"), [("nowhere", IMAGE), (None, IMAGE), ("", SCRIPT)])
-def test_failures_are_words(demo: ModuleType, name: str | None, image: Path) -> None:
+def test_failures_are_words(name: str | None, image: Path) -> None:
     """A model that isn't there, none at all, and a file that is no image: words, nothing drawn."""
     run, said = demo.look(demo.GARMENTS if name == "" else name, str(image))
     assert run is None and len(said) > 20
@@ -72,7 +62,7 @@ def test_failures_are_words(demo: ModuleType, name: str | None, image: Path) -> 
 
 
 @pytest.mark.parametrize("content", ["no image", "half of one", "nothing"])
-def test_unreadable_upload(demo: ModuleType, tmp_path: Path, content: str) -> None:
+def test_unreadable_upload(tmp_path: Path, content: str) -> None:
     """The message has the file's name, but no folder of the server."""
     whole = IMAGE.read_bytes()
     upload = tmp_path / "my cat.jpg"
@@ -82,7 +72,7 @@ def test_unreadable_upload(demo: ModuleType, tmp_path: Path, content: str) -> No
     assert str(tmp_path) not in said
 
 
-def test_tabs_fit_the_variant(demo: ModuleType, variant: str, tmp_path: Path) -> None:
+def test_tabs_fit_the_variant(variant: str, tmp_path: Path) -> None:
     """Each variant fills one tab with figures, and the other one says why it can't."""
     write_folder(tmp_path, variant, "ForObjectDetection")
     run, _ = demo.look(str(tmp_path), str(IMAGE))
@@ -95,7 +85,7 @@ def test_tabs_fit_the_variant(demo: ModuleType, variant: str, tmp_path: Path) ->
     assert "instead" in words
 
 
-def test_masks_are_drawn(demo: ModuleType, tmp_path: Path) -> None:
+def test_masks_are_drawn(tmp_path: Path) -> None:
     """A segmentation model's segments follow the threshold too."""
     sizes = {"d_model": 128, "encoder_attention_heads": 8, "decoder_attention_heads": 8}
     write_folder(tmp_path, "detr", "ForSegmentation", **sizes)
@@ -128,7 +118,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     address = f"http://127.0.0.1:{port}"
     log = tmp_path_factory.mktemp("demo") / "log"
     with log.open("w") as file:
-        command = [sys.executable, str(SCRIPT), "--port", str(port)]
+        command = [sys.executable, "-m", "hf_detr", "demo", "--port", str(port)]
         environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
         page = subprocess.Popen(command, env=environment, stdout=file, stderr=file)
     try:

@@ -1,0 +1,303 @@
+"""A run of `hf-detr predict`: from its images to the files of results, in constant memory."""
+
+import argparse
+import hashlib
+import io
+import os
+import re
+import shutil
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import chain, count
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import PIL.Image
+from tqdm.auto import tqdm
+
+from ..atomic_saving import atomic_file
+from ..data.file_names import image_endings
+from ..data.image_source import READING_ERRORS
+from ..image_processing.image_processor import DetectionImageProcessor
+from ..inference.drawing import draw_predictions
+from ..inference.image_inputs import InputImage
+from ..inference.prediction import PROGRESS_AFTER, stream_with_sizes
+from ..inference.prediction_formats import (
+    IMAGE_FOLDERS,
+    write_coco,
+    write_parquet,
+    write_report,
+    write_voc,
+    write_yolo,
+)
+from ..inference.prediction_lines import PredictionLines, describe
+from ..models.pretrained_model import DetectionPreTrainedModel
+
+ENDINGS = PICTURE, SEGMENTS = ".png", ".segments.png"  # of drawn images and segment maps
+GROUP_BATCHES = 16  # batches of images whose results can be in any order
+SAID = 20  # failures that are printed
+# What the names of files can't have on some systems, or in lists of names
+NOT_IN_NAMES = re.compile(
+    r'[\x00-\x1f\x7f\x85\u2028\u2029\\:*?"<>|\ud800-\udfff]|^\s+|(?<=/)\s+|\s+(?=/)|\s+$'
+)
+DATA_SETS = {"coco": write_coco, "yolo": write_yolo, "voc": write_voc}
+MODEL_FILES = ("config.json", "preprocessor_config.json", "*.safetensors")
+
+
+class PredictionRun:
+    """Runs a model on the images of one process, and writes each result at once.
+
+    Args:
+        parsed: the options of the command.
+        model, processor: see `predict`.
+
+    Raises:
+        ValueError: if a run with other options is to be continued.
+    """
+
+    def __init__(
+        self,
+        parsed: argparse.Namespace,
+        model: DetectionPreTrainedModel,
+        processor: DetectionImageProcessor,
+    ) -> None:
+        self.parsed, self.model, self.processor = parsed, model, processor
+        self.id2label = model.config.id2label
+        self.stem, self.folder = "predictions", parsed.output
+        if parsed.num_processes > 1:
+            part = f"{parsed.process + 1:05}-of-{parsed.num_processes:05}"
+            self.stem, self.folder = f"predictions-{part}", parsed.output / part
+        if parsed.format in DATA_SETS:
+            self.folder /= "pictures"  # apart from the images of the data set
+        self.lines = PredictionLines(
+            parsed.output / f"{self.stem}.jsonl",
+            GROUP_BATCHES * parsed.batch_size,
+            _options(parsed, model),
+            parsed.resume,
+        )
+        # Images that aren't done yet: input and distinct place, and the file or its bytes
+        self.inputs: dict[int, tuple[InputImage, str]] = {}
+        self.contents: dict[int, Path | bytes] = {}
+        self.num_said = 0
+
+    def predict(self) -> None:
+        """Find objects in all images that have no results yet.
+
+        Raises:
+            ValueError: if there are none, or not those of the run that is to be continued.
+        """
+        total = self.parsed.count and -(-self.parsed.count // self.parsed.num_processes)
+        bar = tqdm(
+            total=total,
+            initial=self.lines.start,
+            unit="image",
+            delay=PROGRESS_AFTER,
+            disable=True if self.parsed.process else None,  # None shows it on a terminal only
+        )
+        images = self.parsed.inputs.part(self.parsed.process, self.parsed.num_processes)
+        writes_images = self.parsed.draw or self.parsed.masks or self.parsed.format in DATA_SETS
+        inputs = _with_places(images) if writes_images else ((image, "") for image in images)
+        self.lines.check_names(image.name for image, _ in inputs)
+        results = stream_with_sizes(
+            self.model,
+            self.processor,
+            self._images(inputs),
+            self.parsed.threshold,
+            self.parsed.batch_size,
+            self._note_failure,
+            self.parsed.workers,
+            self.lines.group_size,
+        )
+        with bar:
+            for number, size_hw, result in results:
+                self._write(self.lines.start + number, size_hw, result)
+                bar.update(self.lines.num_results + self.lines.num_failures - bar.n)
+        if self.parsed.num_processes == 1 and not self.lines.num_results + self.lines.num_failures:
+            raise ValueError("there are no images in what was given.")
+
+    def _images(
+        self, inputs: Iterator[tuple[InputImage, str]]
+    ) -> Iterator[Callable[[], Path | PIL.Image.Image]]:
+        for index, (image, place) in enumerate(inputs, self.lines.start):
+            self.inputs[index] = image, place
+            yield partial(self._open, index)
+
+    def _open(self, index: int) -> Path | PIL.Image.Image:
+        """Return an image, whose file or bytes are kept until it is done."""
+        image = self.inputs[index][0]
+        content = self.contents[index] = image.content()
+        try:
+            return _opened(content)
+        except READING_ERRORS as error:
+            raise ValueError(f"image ({image.name!r}) can't be opened: it is no image.") from error
+
+    def _note_failure(self, number: int, error: Exception) -> None:
+        index = self.lines.start + number
+        image, _ = self.inputs.pop(index)
+        self.contents.pop(index, None)
+        problem = str(error)
+        if image.name not in problem:
+            problem = problem.replace(f"image {number}", f"image {number} ({image.name!r})", 1)
+        self._fail(index, image.name, problem.replace(f"image {number} ", f"image {index} ", 1))
+
+    def _fail(self, index: int, name: str, problem: str) -> None:
+        if self.lines.has(index, name):
+            return
+        self.lines.add({"index": index, "file": name, "error": problem})
+        self.num_said += 1
+        if self.num_said <= SAID:
+            say(f"failed: {problem}")
+        if self.num_said == SAID:
+            say(f"Further failures are in {self.lines.file} only.")
+
+    def _write(self, index: int, size_hw: tuple[int, int], result: dict[str, Any]) -> None:
+        """Write the result of an image."""
+        image, place = self.inputs.pop(index)
+        content = self.contents.pop(index)
+        if self.lines.has(index, image.name):
+            return  # it was run again for the others in its batch
+        height, width = size_hw
+        record = {"index": index, "file": image.name, "width": width, "height": height}
+        record |= describe(result, self.id2label)
+        try:
+            record |= self._write_images(place, content, result)
+        except (ValueError, OSError) as error:
+            self._fail(index, image.name, str(error))
+            return
+        self.lines.add(record)
+        if not self.parsed.are_many:
+            counts = Counter(found["label"] for found in record["objects"])
+            found = ", ".join(f"{count} {name}" for name, count in counts.items()) or "nothing"
+            say(f"{image.name}: {found}", to_stdout=not self.parsed.json)
+
+    def _write_images(
+        self, place: str, content: Path | bytes, result: dict[str, Any]
+    ) -> dict[str, str]:
+        """Write the requested images of one image; return their paths."""
+        stem, written = self.folder / os.path.splitext(place)[0], {}
+        if self.parsed.draw:
+            written["picture"] = f"{stem}{PICTURE}"
+            _make_way(written["picture"])
+            picture = draw_predictions(_opened(content), result, self.id2label)
+            picture.save(written["picture"], compress_level=1)
+        if self.parsed.masks:
+            written["segment_map"] = f"{stem}{SEGMENTS}"
+            _make_way(written["segment_map"])
+            ids = result["segmentation"].numpy().clip(min=0)  # -1 is an image without segments
+            PIL.Image.fromarray(ids.astype("uint16")).save(written["segment_map"])
+        if self.parsed.format in DATA_SETS:
+            folder = self.parsed.output / IMAGE_FOLDERS[self.parsed.format]
+            written["image"] = _keep_image(folder, place, content)
+        return written
+
+    def finish(self) -> None:
+        """Write the format that the options ask for from the lines, if there are any results."""
+        self.lines.close()
+        parsed, records, to_stdout = self.parsed, self.lines.records, not self.parsed.json
+        header = {"model": self.model.name_or_path, "threshold": parsed.threshold}
+        if parsed.json:
+            write_report(sys.stdout, header, records, parsed.inputs.skipped())
+        target = self.lines.file
+        if self.lines.num_results and parsed.format == "json":  # else keep an earlier run's
+            target = target.with_suffix(".json")
+            with atomic_file(target) as unfinished, unfinished.open("w", encoding="utf-8") as file:
+                write_report(file, header, records, parsed.inputs.skipped())
+        elif self.lines.num_results and parsed.format == "parquet":
+            target = target.with_suffix(".parquet")
+            write_parquet(target, records)
+        elif self.lines.num_results and parsed.format in DATA_SETS:
+            target = parsed.output
+            if dropped := DATA_SETS[parsed.format](target, records, self.id2label):
+                say(f"{dropped} objects without area within their image aren't in the data set.")
+        if self.lines.num_results:
+            say(f"The results are in {target}.", to_stdout)
+        if self.lines.num_failures:
+            done = self.lines.num_results + self.lines.num_failures
+            say(f"{self.lines.num_failures} of {done} images failed.")
+
+    def status(self) -> int:
+        """Return the exit status of the command.
+
+        It is 0 for one of several processes, because torchrun would stop the others.
+        """
+        if not self.lines.num_failures or self.parsed.num_processes > 1:
+            return 0
+        return 3 if self.lines.num_results else 1
+
+
+def _options(parsed: argparse.Namespace, model: DetectionPreTrainedModel) -> dict[str, Any]:
+    """Return what the results depend on, apart from the images."""
+    return {
+        "--model": str(parsed.model or "the one of hf_detr"),
+        "the model's files": _digest(model),
+        "--dtype": str(model.dtype).removeprefix("torch."),
+        "--threshold": parsed.threshold,
+        "--batch-size": parsed.batch_size,
+        "--masks": parsed.masks,
+        "--draw": parsed.draw,
+        "--format": parsed.format if parsed.format in DATA_SETS else "no data set",
+    }
+
+
+def _digest(model: DetectionPreTrainedModel) -> str | None:
+    """Return what changes with the files of a model: a hash, or the revision on the Hub."""
+    folder = Path(model.name_or_path)
+    if not folder.is_dir():
+        return getattr(model.config, "_commit_hash", None)
+    digest = hashlib.sha256()
+    for file in sorted(path for pattern in MODEL_FILES for path in folder.glob(pattern)):
+        with file.open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _with_places(images: Iterator[InputImage]) -> Iterator[tuple[InputImage, str]]:
+    """Yield images and their places, with numbers added where an earlier one's results are."""
+    taken: set[str] = set()
+    numbers = defaultdict(lambda: count(2))  # not yet used for each stem
+    for image in images:
+        path = PurePosixPath(NOT_IN_NAMES.sub("_", Path(image.place).as_posix()))
+        folder, stem = path.parent, path.stem.strip() or "image"
+        key = str(folder / stem)
+        for name in chain([stem], (f"{stem}-{number}" for number in numbers[key])):
+            results = {str(folder / (name + ending)).lower() for ending in ENDINGS}
+            if not results & taken:  # some systems ignore case
+                break
+        taken |= results
+        yield image, str(folder / f"{name}{path.suffix}")
+
+
+def _opened(content: Path | bytes) -> Path | PIL.Image.Image:
+    return content if isinstance(content, Path) else PIL.Image.open(io.BytesIO(content))
+
+
+def _make_way(file: str) -> None:
+    """Make a file's folder, and remove a link of its name, which could lead to an input image."""
+    os.makedirs(os.path.dirname(file), exist_ok=True)
+    if os.path.islink(file):
+        os.unlink(file)
+
+
+def _keep_image(folder: Path, place: str, content: Path | bytes) -> str:
+    """Link a file or write the bytes of one to a data set's image folder; return the name there."""
+    if PurePosixPath(place).suffix.lower() not in image_endings():
+        source = io.BytesIO(content) if isinstance(content, bytes) else content
+        with PIL.Image.open(source) as image:
+            place += f".{image.format.lower()}"
+    target = folder / place
+    _make_way(str(target))
+    if isinstance(content, bytes):
+        target.write_bytes(content)
+        return place
+    try:
+        target.symlink_to(os.path.realpath(content))
+    except OSError:  # a file system or a user without links
+        shutil.copyfile(content, target)
+    return place
+
+
+def say(text: str, to_stdout: bool = False) -> None:
+    """Print above the progress bar."""
+    tqdm.write(text, file=sys.stdout if to_stdout else sys.stderr)

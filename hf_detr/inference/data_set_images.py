@@ -1,0 +1,123 @@
+"""The images of a data set of the library `datasets`, row by row; nothing here needs torch."""
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any
+
+from .image_inputs import InputImage, source_of
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+
+SAVED = ("dataset_dict.json", "state.json")  # one of these is in the folders of `save_to_disk`
+
+
+@dataclass(frozen=True)
+class DataSetImages:
+    """The images in a column of a data set, which is streamed, or mapped from the disk.
+
+    Args:
+        name: name on the Hub, folder that `save_to_disk` wrote, folder of Parquet files or images,
+            or a Parquet file.
+        split: name of the split; can be None if there is only one.
+        column: name of the column. Its values can be the bytes of image files, too.
+    """
+
+    name: str
+    split: str | None = None
+    column: str = "image"
+
+    def check(self) -> None:
+        """Check that the library is installed and a path exists.
+
+        Raises:
+            ValueError, FileNotFoundError: if not.
+        """
+        if find_spec("datasets") is None:
+            raise ValueError("--data needs the library `datasets`: pip install datasets.")
+        is_path = self.name.startswith((".", "/", "~")) or self.name.count("/") > 1
+        if is_path and not Path(self.name).exists():
+            raise FileNotFoundError(f"--data {self.name} doesn't exist.")
+
+    def count(self) -> None:
+        """Return None: the number of images isn't known."""
+
+    def local_files(self) -> Iterator[Path]:
+        """Iterate over no files, like `skipped`: none is given by its name."""
+        return iter(())
+
+    skipped = local_files
+
+    def part(self, process: int, num_processes: int) -> Iterator[InputImage]:
+        """Iterate over the images of one of several processes.
+
+        Raises:
+            ValueError: if there is no such split or column.
+        """
+        split, rows = self._load()
+        if self.column not in (rows.column_names or [self.column]):
+            raise ValueError(
+                f"{self.name} has no column {self.column!r}; its columns are {rows.column_names}. "
+                "Give --image-column."
+            )
+        numbers, rows = _part(self._undecoded(rows), process, num_processes)
+        for number, row in zip(numbers, rows, strict=False):
+            name = f"{self.name}/{split}/{number}"
+            value = row[self.column]
+            value = value if isinstance(value, Mapping) else {"bytes": value}
+            path, content = value.get("path"), value.get("bytes")
+            place = PurePath(path).name if path else str(number)
+            source = source_of(path) if path and content is None else content
+            yield InputImage(name, place, source or ValueError(f"{name} has no image"))
+
+    def _load(self) -> tuple[str, "Dataset | IterableDataset"]:
+        """Return the name of the split, and its rows."""
+        import datasets
+
+        path = Path(self.name)
+        if path.is_file():
+            loaded = datasets.load_dataset("parquet", data_files=self.name, streaming=True)
+        elif any((path / file).is_file() for file in SAVED):
+            loaded = datasets.load_from_disk(self.name)
+        else:
+            loaded = datasets.load_dataset(self.name, streaming=True)
+        if not isinstance(loaded, Mapping):
+            return self.split or str(loaded.split or "train"), loaded
+        split = next(iter(loaded)) if self.split is None and len(loaded) == 1 else self.split
+        if split not in loaded:
+            raise ValueError(
+                f"{self.name} has the splits {', '.join(loaded)}; give one of them as --split."
+            )
+        return split, loaded[split]
+
+    def _undecoded(self, rows: Any) -> Any:
+        """Return the rows with nothing but the bytes or paths of the images."""
+        import datasets
+
+        rows = rows.select_columns([self.column]).with_format(None)
+        if isinstance((rows.features or {}).get(self.column), datasets.Image):
+            rows = rows.cast_column(self.column, datasets.Image(decode=False))
+        return rows
+
+
+def _part(rows: Any, process: int, num_processes: int) -> tuple[Iterator[Any], Any]:
+    """Return the numbers and the rows of one of several processes.
+
+    If a streamed data set has files enough for all, each process gets files of its own, whose rows
+    have the name of the process and a number in its part.
+    """
+    import datasets
+    from datasets.distributed import split_dataset_by_node
+
+    if isinstance(rows, datasets.Dataset):
+        rows = rows.to_iterable_dataset()  # of one file
+    has_own_files = num_processes > 1 and rows.num_shards % num_processes == 0
+    if num_processes > 1:
+        rows = split_dataset_by_node(rows, process, num_processes)
+    if has_own_files:
+        part = f"{process + 1:05}-of-{num_processes:05}"
+        return (f"{part}/{number}" for number in itertools.count()), rows
+    return itertools.count(process, num_processes), rows

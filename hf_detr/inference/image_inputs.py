@@ -1,0 +1,312 @@
+"""The images that a command line names: files, folders, lists, addresses, tars and remote folders.
+
+Images are found one after the other and read when it is their turn, so that there can be any number
+of them; only the names in one folder are held and sorted. With several processes, each gets every
+n-th file, address or tar. Nothing here needs torch.
+"""
+
+import glob
+import itertools
+import os
+import sys
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+from urllib.parse import unquote, urlsplit
+
+from ..data.file_names import image_endings, is_inside
+
+TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+STDIN = "-"
+BLOCK = 2**16  # bytes of a list that are read at once
+
+
+@dataclass(frozen=True)
+class InputImage:
+    """An image to find objects in.
+
+    Args:
+        name: its path, its address, or `photos.tar/cat.jpg`.
+        place: relative path for what is written about it, such as `sub/cat.jpg`.
+        source: its file, its bytes, a function that downloads them, or why there are none.
+    """
+
+    name: str
+    place: str
+    source: Path | bytes | Callable[[], bytes] | ValueError
+
+    def content(self) -> Path | bytes:
+        """Return the file, or the bytes of a file.
+
+        Raises:
+            ValueError: if they can't be read or downloaded.
+        """
+        if isinstance(self.source, ValueError):
+            raise self.source
+        if not callable(self.source):
+            return self.source
+        try:
+            return self.source()
+        except Exception as error:  # each library of a storage raises its own
+            raise ValueError(f"{self.name} can't be downloaded: {error}") from error
+
+
+@dataclass(frozen=True)
+class ImageInputs:
+    """The images that arguments name, in their order.
+
+    Args:
+        names: image files; folders, whose images come in alphabetical order; patterns such as
+            `photos/*.jpg`; tar files; http addresses and addresses of storages that `fsspec`
+            knows, such as `s3://bucket/photos`; and `-` for a list of files and addresses on stdin.
+            A file that an earlier name has as well is left out.
+        recursive: whether to read the folders in folders too.
+        null: whether the names on stdin end with a NUL character instead of a line break.
+    """
+
+    names: Sequence[str]
+    recursive: bool = False
+    null: bool = False
+
+    def check(self) -> None:
+        """Check what can be checked without reading images, stdin or anything remote.
+
+        Raises:
+            FileNotFoundError: if a name is nothing.
+            ValueError: if folders have no images, or a storage is unknown.
+        """
+        for name in self.names:
+            if name != STDIN and is_address(name):
+                _check_storage(name)
+            elif name != STDIN:
+                _matches(name)
+        if self.count() == 0:
+            raise ValueError(
+                f"there are no images in {', '.join(self.names)}. Give --recursive for those in "
+                "folders of a folder, and --data for a data set of the library `datasets`."
+            )
+
+    @property
+    def have_streams(self) -> bool:
+        """Whether the number of images isn't known before all are read."""
+        return any(name == STDIN or _is_tar(name) or _is_remote(name) for name in self.names)
+
+    def count(self) -> int | None:
+        """Return the number of images, None if it isn't known."""
+        return None if self.have_streams else sum(1 for _ in self._units())
+
+    def __iter__(self) -> Iterator[InputImage]:
+        return self.part(0, 1)
+
+    def part(self, process: int, num_processes: int) -> Iterator[InputImage]:
+        """Iterate over the images of one of several processes."""
+        turns = itertools.cycle(range(num_processes))
+        for name, place in self._units():
+            if next(turns) != process:
+                continue
+            if _is_tar(name):
+                yield from _in_tar(name)
+            else:
+                yield InputImage(name, place, source_of(name))
+
+    def local_files(self) -> Iterator[Path]:
+        """Iterate over the images that are files, but not those of lists."""
+        found = (file for _, files in self._local() for file, _, is_image in files if is_image)
+        return (file for file in found if not _is_tar(str(file)))
+
+    def skipped(self) -> Iterator[Path]:
+        """Iterate over the files in folders whose names aren't those of images."""
+        return (file for _, files in self._local() for file, _, is_image in files if not is_image)
+
+    def _units(self) -> Iterator[tuple[str, str]]:
+        """Yield the name of every file, address and tar, and the place of an image."""
+        addresses = set()
+        for name, files in self._local():
+            if name == STDIN:
+                yield from self._listed()
+            elif _is_remote(name) and not _is_tar(name):
+                yield from self._in_remote_folder(name)
+            elif is_address(name):
+                if name not in addresses:
+                    yield name, _place_of_address(name)
+                addresses.add(name)
+            yield from ((str(file), place) for file, place, is_image in files if is_image)
+
+    def _local(self) -> Iterator[tuple[str, Iterator[tuple[Path, str, bool]]]]:
+        """Yield every name and its files, their places and whether they are images."""
+        before: set[Path] = set()  # files and folders of earlier names
+        for name in self.names:
+            paths = [] if name == STDIN or is_address(name) else _matches(name)
+            yield name, (found for path in paths for found in self._in_path(path, before))
+            before.update(paths)
+
+    def _in_path(self, path: Path, before: set[Path]) -> Iterator[tuple[Path, str, bool]]:
+        if not path.is_dir():
+            if path not in before and before.isdisjoint(self._above(path)):
+                yield path, path.name, True
+            before.add(path)
+            return
+        for file, is_image in self._walk(path):
+            if file not in before and before.isdisjoint(self._above(file)):
+                yield file, str(file.relative_to(path)), is_image
+
+    def _above(self, file: Path) -> Sequence[Path]:
+        """Return the folders whose images a file is among."""
+        return file.parents if self.recursive else [file.parent]
+
+    def _walk(self, folder: Path) -> Iterator[tuple[Path, bool]]:
+        """Yield the files in a folder, and whether they have the names of images."""
+        endings, folders = image_endings(), []
+        with os.scandir(folder) as entries:
+            found = sorted((entry.name, _kind(entry)) for entry in entries)
+        for name, kind in found:
+            path = folder / name
+            if kind == "file":
+                yield path, path.suffix.lower() in endings
+            elif kind == "folder":
+                folders.append(path)
+        for inner in folders if self.recursive else ():
+            yield from self._walk(inner)
+
+    def _listed(self) -> Iterator[tuple[str, str]]:
+        for name in _split(sys.stdin.buffer, b"\0" if self.null else b"\n"):
+            yield name, _place_of_address(name) if is_address(name) else Path(name).name
+
+    def _in_remote_folder(self, name: str) -> Iterator[tuple[str, str]]:
+        """Yield the images of a remote folder or pattern, or the image of that address."""
+        from fsspec.core import url_to_fs
+
+        try:
+            storage, root = url_to_fs(name)
+            if glob.has_magic(root):
+                found = storage.glob(root)
+                root = root[: root.rindex("/", 0, _first_magic(root)) + 1]
+            elif storage.isdir(root):
+                found = storage.find(root, maxdepth=None if self.recursive else 1)
+            else:
+                yield name, _place_of_address(name)
+                return
+        except Exception as error:  # each storage raises its own
+            raise ValueError(f"{name} can't be listed: {error}") from error
+        for path in sorted(found):
+            if PurePosixPath(path).suffix.lower() in image_endings():
+                place = path.removeprefix(root).lstrip("/")
+                yield storage.unstrip_protocol(path), place
+
+
+def _kind(entry: os.DirEntry) -> str:
+    """Return file, folder or other; links to folders are other, because they can be circles."""
+    if not entry.is_symlink():
+        return "file" if entry.is_file() else "folder" if entry.is_dir() else "other"
+    # A broken link is an image that fails.
+    is_file = os.path.isfile(entry) or not os.path.exists(entry)
+    return "file" if is_file else "other"
+
+
+def source_of(name: str) -> Path | Callable[[], bytes]:
+    """Return the file of a path, or a function that downloads what is at an address."""
+    if not is_address(name):
+        return Path(name)
+    return partial(_read_remote if _is_remote(name) else _download, name)
+
+
+def is_address(name: str) -> bool:
+    """Whether a name starts with a scheme, such as `https://` or `s3://`."""
+    return "://" in name and len(urlsplit(name).scheme) > 1
+
+
+def _is_remote(name: str) -> bool:
+    """Whether a name is an address of a storage, which `fsspec` reads."""
+    return is_address(name) and urlsplit(name).scheme.lower() not in ("http", "https")
+
+
+def _is_tar(name: str) -> bool:
+    path = urlsplit(name).path if is_address(name) else name
+    return path.lower().endswith(TARS)
+
+
+def _check_storage(name: str) -> None:
+    if not _is_remote(name):
+        return
+    scheme = urlsplit(name).scheme
+    try:
+        from fsspec import get_filesystem_class
+
+        get_filesystem_class(scheme)
+    except (ImportError, ValueError) as error:
+        raise ValueError(f"{name} can't be read: {error}") from error
+
+
+def _matches(name: str) -> list[Path]:
+    """Return the files and folders of a path or pattern.
+
+    Raises:
+        FileNotFoundError: if there are none.
+    """
+    # An existing name with brackets isn't a pattern.
+    found = [] if Path(name).exists() else sorted(glob.glob(name, recursive=True))
+    if not found and not os.path.lexists(name):
+        raise FileNotFoundError(
+            f"{name} doesn't exist; expected an image, folder, pattern, tar or address."
+        )
+    return [Path(path) for path in found or [name]]
+
+
+def _place_of_address(name: str) -> str:
+    return PurePosixPath(unquote(urlsplit(name).path)).name or "image"
+
+
+def _first_magic(pattern: str) -> int:
+    return min(pattern.index(sign) for sign in "*?[" if sign in pattern)
+
+
+def _split(file: BinaryIO, end: bytes) -> Iterator[str]:
+    """Yield the names in a list that aren't empty, as soon as they are there."""
+    rest = b""
+    while block := file.read1(BLOCK):
+        *complete, rest = (rest + block).split(end)
+        yield from (os.fsdecode(name.removesuffix(b"\r")) for name in complete if name.strip())
+    if rest.strip():
+        yield os.fsdecode(rest)
+
+
+def _in_tar(name: str) -> Iterator[InputImage]:
+    """Yield the images of a tar file, which is read once from its beginning to its end."""
+    endings = image_endings()
+    try:
+        with _opened(name) as file, tarfile.open(fileobj=file, mode="r|*") as tar:
+            while member := tar.next():
+                path = PurePosixPath(member.name)
+                if member.isfile() and path.suffix.lower() in endings:
+                    place = str(path) if is_inside(str(path)) else path.name
+                    yield InputImage(f"{name}/{path}", place, tar.extractfile(member).read())
+                tar.members.clear()  # it would keep all of them
+    except Exception as error:  # of the tar, its compression or its storage
+        problem = ValueError(f"{name} can't be read to its end as a tar file: {error}")
+        yield InputImage(name, _place_of_address(name), problem)
+
+
+def _opened(name: str) -> BinaryIO:
+    if not is_address(name):
+        return open(name, "rb")
+    if _is_remote(name):
+        import fsspec
+
+        return fsspec.open(name, "rb").open()
+    from ..image_processing.image_reading import open_address
+
+    return open_address(name)
+
+
+def _read_remote(name: str) -> bytes:
+    with _opened(name) as file:
+        return file.read()
+
+
+def _download(address: str) -> bytes:
+    from ..image_processing.image_reading import download
+
+    return download(address)

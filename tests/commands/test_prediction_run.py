@@ -1,0 +1,394 @@
+"""`hf-detr predict` on many images: kills, memory, processes, threads, formats, other sources."""
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import PIL.Image
+import pytest
+import torch
+
+from hf_detr import DetrImageProcessor
+from hf_detr.commands import prediction_run
+from hf_detr.commands.predict import FEW
+from hf_detr.data.coco import read_coco
+from hf_detr.data.voc import read_voc
+from hf_detr.data.yolo import read_yolo
+from hf_detr.inference.prediction_lines import PredictionLines
+from hf_detr_command_line import main as run
+
+from ..inference.test_image_inputs import write_tar
+from ..some_data import write_image
+from ..tiny import tiny_detector
+from ..waiting import wait_until
+
+REPOSITORY = Path(__file__).parents[2]
+MANY = 1100
+READERS = {"coco": read_coco, "yolo": read_yolo, "voc": read_voc}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A small detector's folder."""
+    folder = tmp_path_factory.mktemp("model")
+    tiny_detector("detr", decoder_layers=1, encoder_layers=1).save_pretrained(folder)
+    DetrImageProcessor(size={"shortest_edge": 32, "longest_edge": 48}).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of many small images of two sizes; some can't be read."""
+    folder = tmp_path_factory.mktemp("many")
+    kinds = [png(16, 16, 1), png(12, 20, 2), png(16, 16, 3)]
+    for number in range(MANY):
+        content = b"torn" if number % 150 == 77 else kinds[number % 3]
+        (folder / f"{number:05}.png").write_bytes(content)
+    return folder
+
+
+def png(width: int, height: int, seed: int) -> bytes:
+    file = io.BytesIO()
+    PIL.Image.new("RGB", (width, height), (40 * seed, 90, 200 - 20 * seed)).save(file, "png")
+    return file.getvalue()
+
+
+def predict(output: Path, *arguments: Any) -> int:
+    """`hf-detr predict` with these arguments; all queries of the model count."""
+    given = ["--output", output, "--threshold", "0", "--batch-size", "4", *arguments]
+    return run(["predict", *map(str, given)])
+
+
+def lines_of(output: Path, name: str = "predictions.jsonl") -> list[dict[str, Any]]:
+    return list(map(json.loads, (output / name).read_text().splitlines()))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(model: str, many: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of a run over many images."""
+    output = tmp_path_factory.mktemp("uninterrupted")
+    assert predict(output, many, "--model", model) == 3
+    return output
+
+
+def test_many_images_are_lines(uninterrupted: Path, many: Path) -> None:
+    """Above 1,000 images, nothing is drawn and no other file is written; failures have lines."""
+    assert MANY > FEW
+    names = {path.name for path in uninterrupted.iterdir()}
+    assert names == {"predictions.jsonl", "predictions.run.json"}
+    found = sorted(lines_of(uninterrupted), key=lambda line: line["index"])
+    assert [line["file"] for line in found] == [str(many / f"{n:05}.png") for n in range(MANY)]
+    failed = [line["index"] for line in found if "error" in line]
+    assert failed == list(range(77, MANY, 150)) and "00077.png" in found[77]["error"]
+    assert {(line["width"], line["height"]) for line in found if "error" not in line} == {
+        (16, 16),
+        (12, 20),
+    }
+
+
+@pytest.mark.slow
+def test_killed_and_resumed(
+    model: str, many: Path, uninterrupted: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """After `kill -9` the next run continues; the result is that of an uninterrupted run."""
+    command = [sys.executable, "-m", "hf_detr", "predict", many, "--model", model, "--resume"]
+    command += ["--output", tmp_path, "--threshold", "0", "--batch-size", "4"]
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.Popen(
+        list(map(str, command)),
+        cwd=REPOSITORY,
+        env={**os.environ, **threads},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    file = tmp_path / "predictions.jsonl"
+    wait_until(lambda: file.exists() and file.stat().st_size > 100_000, process)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    before = file.read_bytes()
+    assert before.count(b"\n") < MANY - 64
+    with file.open("ab") as torn:
+        torn.write(b'{"index": 12')
+    assert predict(tmp_path, many, "--model", model, "--resume") == 3
+    expected = (uninterrupted / "predictions.jsonl").read_bytes()
+    assert file.read_bytes() == expected and expected.startswith(before[: before.rindex(b"\n")])
+    # All is done: another run changes nothing, but can write other formats.
+    assert predict(tmp_path, many, "--model", model, "--resume", "--format", "json") == 3
+    assert file.read_bytes() == expected
+    report = json.loads((tmp_path / "predictions.json").read_text())
+    assert len(report["images"]) + len(report["failed"]) == MANY
+    assert f"{len(report['failed'])} of {MANY} images failed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("done", [1, 64, 65, 90, 128])
+def test_resumed_anywhere(model: str, many: Path, tmp_path: Path, done: int) -> None:
+    """Images of a batch whose others have lines get exactly the same results."""
+    for number in range(150):
+        shutil.copy(many / f"{number:05}.png", tmp_path)
+    assert predict(tmp_path / "whole", tmp_path, "--model", model, "--no-draw") == 3
+    file = tmp_path / "output" / "predictions.jsonl"
+    file.parent.mkdir()
+    whole = (tmp_path / "whole" / "predictions.jsonl").read_bytes()
+    file.write_bytes(b"".join(whole.splitlines(keepends=True)[:done]))
+    shutil.copy(tmp_path / "whole" / "predictions.run.json", file.parent)
+    assert predict(file.parent, tmp_path, "--model", model, "--no-draw", "--resume") == 3
+    assert file.read_bytes() == whole
+
+
+def test_other_options_are_refused(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """A changed option or model is named, and nothing is written."""
+    images = [write_image(tmp_path / f"{name}.png") for name in "ab"]
+    given = (*images, "--model", model)
+    output = tmp_path / "output"
+    assert predict(output, *given) == 0
+    before = (output / "predictions.jsonl").read_bytes()
+    retrained = tmp_path / "retrained"
+    shutil.copytree(model, retrained)
+    tiny_detector("detr", encoder_layers=1, num_queries=3).save_pretrained(retrained)
+    for changed, name in [
+        (("--threshold", "0.5"), "--threshold. --threshold was 0.0 and is 0.5"),
+        (("--batch-size", "2"), "--batch-size was 4"),
+        (("--dtype", "bfloat16"), "--dtype was float32 and is bfloat16"),
+        (("--no-draw",), "--draw was True"),
+        (("--model", retrained), "--model, the model's files"),
+        (("--format", "coco"), "--format was no data set and is coco"),
+    ]:
+        assert predict(output, *given, *changed, "--resume") == 1
+        assert name in capsys.readouterr().err
+    assert predict(output, *images[::-1], "--model", model, "--resume") == 1
+    assert "the images have changed" in capsys.readouterr().err
+    assert (output / "predictions.jsonl").read_bytes() == before
+    assert predict(output, *given, "--resume") == 0
+
+
+def test_memory_is_constant(
+    model: str, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the first and the second half, Python's memory grows by less than 100 KB.
+
+    With the results or names of all images in memory, it would be megabytes.
+    """
+    add, sizes = PredictionLines.add, []
+
+    def add_and_measure(lines: PredictionLines, record: dict) -> None:
+        add(lines, record)
+        if record["index"] % 64 == 63:
+            sizes.append(tracemalloc.get_traced_memory()[0])
+
+    monkeypatch.setattr(PredictionLines, "add", add_and_measure)
+    tracemalloc.start()
+    try:
+        predict(tmp_path, many, "--model", model, "--workers", "1")
+    finally:
+        tracemalloc.stop()
+    middle = len(sizes) // 2
+    assert abs(min(sizes[middle:]) - min(sizes[4:middle])) < 100_000
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_workers_change_nothing(
+    model: str, many: Path, uninterrupted: Path, tmp_path: Path, workers: int
+) -> None:
+    """Threads that read images give the same file."""
+    assert predict(tmp_path, many, "--model", model, "--workers", workers) == 3
+    expected = (uninterrupted / "predictions.jsonl").read_bytes()
+    assert (tmp_path / "predictions.jsonl").read_bytes() == expected
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_data_sets_of_predictions(
+    model: str, tmp_path: Path, name: str, capsys: pytest.CaptureFixture
+) -> None:
+    """Our readers read the found objects, with images of odd and equal names."""
+    names = ("a/1.png", "b/1.png", "b/1.jpg", " b /mon été .png", "c:d\n\u2028.png")
+    files = [write_image(tmp_path / "photos" / one, seed=i) for i, one in enumerate(names)]
+    (tmp_path / "photos" / "torn.png").write_text("torn")
+    outputs, tar = (
+        tmp_path / "output",
+        write_tar(
+            tmp_path / "t.tar",
+            {"a/1.png": files[0].read_bytes(), "noname.gif": files[1].read_bytes()},
+        ),
+    )
+    given = [tmp_path / "photos", tar, "--recursive", "--format", name, "--model", model]
+    assert predict(outputs, *given) == 3
+    dataset = READERS[name](outputs)
+    records = [line for line in lines_of(outputs) if "error" not in line]
+    records = {line["image"]: line for line in records}
+    assert len(dataset) == len(records) == 7
+    for index in range(len(dataset)):
+        image = Path(dataset.images.name(index)).relative_to(outputs).as_posix().partition("/")[2]
+        record, rows = records[image], dataset.table.rows(index)
+        assert len(rows) == len(record["objects"]) == 7
+        found = dataset.table.boxes_xywh[rows.start : rows.stop]
+        x0, y0, x1, y1 = record["objects"][0]["box"]
+        assert found[0].tolist() == pytest.approx([x0, y0, x1 - x0, y1 - y0], abs=0.02)
+        assert dataset[index][0].shape[-2:] == (record["height"], record["width"])
+    assert "b/1-2.jpg" in records or "b/1-2.png" in records
+    with pytest.raises(SystemExit):
+        predict(outputs, *given)
+    assert "isn't empty; give another --output, or --resume" in capsys.readouterr().err
+    assert predict(outputs, *given, "--resume") == 3
+
+
+def test_links_in_the_output_are_replaced(model: str, tmp_path: Path) -> None:
+    """No result is written through a link of an earlier data set to an input image."""
+    photo = write_image(tmp_path / "photos" / "images" / "1.png")
+    before, output = photo.read_bytes(), tmp_path / "output"
+    given = (tmp_path / "photos", "--recursive", "--draw", "--model", model)
+    (output / "images").mkdir(parents=True)
+    (output / "images" / "1.png").symlink_to(photo)
+    assert predict(output, *given) == 0
+    assert photo.read_bytes() == before and not (output / "images" / "1.png").is_symlink()
+
+
+def test_nothing_in_a_stream(model: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """A tar or storage without images is an error, as a folder without images is."""
+    tar = write_tar(tmp_path / "t.tar", {"notes.txt": b"text"})
+    assert predict(tmp_path / "output", tar, "--model", model) == 1
+    assert "there are no images" in capsys.readouterr().err
+
+
+def test_lists_and_storages(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names on stdin, tars and storages give the same results as files; drawing is possible."""
+    file = write_image(tmp_path / "a b.png")
+    fsspec.filesystem("memory").pipe("/bucket/a b.png", file.read_bytes())
+    tar = write_tar(tmp_path / "t.tar", {"x/a b.png": file.read_bytes()})
+    text = io.TextIOWrapper(io.BytesIO(f"{file}\n{tmp_path}/none.png\n".encode()))
+    monkeypatch.setattr(sys, "stdin", text)
+    output = tmp_path / "output"
+    given = ("-", tar, "memory://bucket", "--draw", "--format", "parquet", "--model", model)
+    assert predict(output, *given) == 3
+    listed, missing, in_tar, stored = sorted(lines_of(output), key=lambda line: line["index"])
+    assert listed["objects"] == in_tar["objects"] == stored["objects"]
+    assert "none.png" in missing["error"] and stored["file"] == "memory:///bucket/a b.png"
+    assert [Path(line["picture"]).relative_to(output) for line in (listed, in_tar, stored)] == [
+        Path("a b.png"),
+        Path("x/a b.png"),
+        Path("a b-2.png"),
+    ]
+    assert all(Path(line["picture"]).is_file() for line in (listed, in_tar, stored))
+    assert (output / "predictions.parquet").is_file()
+
+
+def test_data_sets_as_input(model: str, tmp_path: Path) -> None:
+    """Rows of a data set of `datasets` are named by their split and number."""
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    content = write_image(tmp_path / "a.png").read_bytes()
+    rows = datasets.Dataset.from_dict({"photo": [content, b"torn"]})
+    rows.save_to_disk(tmp_path / "rows")
+    given = ("--data", tmp_path / "rows", "--image-column", "photo", "--model", model)
+    assert predict(tmp_path / "output", *given) == 3
+    first, second = sorted(lines_of(tmp_path / "output"), key=lambda line: line["index"])
+    assert first["file"] == f"{tmp_path}/rows/train/0" and len(first["objects"]) == 7
+    assert "rows/train/1" in second["error"]
+
+
+def test_processes_write_their_own_files(
+    model: str, many: Path, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Together they have each image once, and each can be resumed, by the same number only."""
+    names = [f"predictions-{number:05}-of-00002.jsonl" for number in (1, 2)]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in range(2):
+        monkeypatch.setenv("RANK", str(rank))
+        assert predict(tmp_path, many, "--model", model, "--format", "parquet") == 0
+    found = [line for name in names for line in lines_of(tmp_path, name)]
+    assert sorted(line["file"] for line in found) == [
+        str(many / f"{n:05}.png") for n in range(MANY)
+    ]
+    objects = {line["file"]: line.get("objects", [])[:1] for line in lines_of(uninterrupted)}
+    for line in found[:50]:
+        for one, other in zip(line["objects"][:1], objects[line["file"]], strict=True):
+            assert one["box"] == pytest.approx(other["box"], abs=0.02)
+    whole = (tmp_path / names[1]).read_bytes()
+    (tmp_path / names[1]).write_bytes(whole[:80_000])
+    assert predict(tmp_path, many, "--model", model, "--resume") == 0
+    assert (tmp_path / names[1]).read_bytes() == whole
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(SystemExit) as ended:
+        predict(tmp_path, many, "--model", model, "--resume")
+    assert ended.value.code == 2
+
+
+def test_what_processes_cannot_do(
+    many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Files of all results, and lists on stdin, need one process."""
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for given, message in [
+        ((many, "--format", "coco"), "can't be written by 2 processes together"),
+        ((many, "--json"), "can't be written by 2 processes together"),
+        (("-",), "a list on stdin can be read once, and only by one process"),
+    ]:
+        with pytest.raises(SystemExit) as ended:
+            predict(tmp_path / "output", *given)
+        assert ended.value.code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
+def test_launchers(model: str, many: Path, tmp_path: Path, launcher: str) -> None:
+    """torchrun and `accelerate launch` start processes that share the images.
+
+    They stop the others if one doesn't end with status 0, which failed images must not cause.
+    """
+    commands = {
+        "torchrun": ["torch.distributed.run", "--nproc-per-node", "2"],
+        "accelerate": ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"],
+    }
+    command = [sys.executable, "-m", *commands[launcher], "-m", "hf_detr", "predict", str(many)]
+    command += ["--model", model, "--output", str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    names = sorted(path.name for path in tmp_path.glob("*.jsonl"))
+    assert names == [f"predictions-{n:05}-of-00002.jsonl" for n in (1, 2)], done.stderr
+    assert done.returncode == 0
+    files = [line["file"] for name in names for line in lines_of(tmp_path, name)]
+    assert sorted(files) == [str(many / f"{number:05}.png") for number in range(MANY)]
+
+
+def test_failures_are_named_once(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of many failures and skipped files, some are printed; the lines have all of them."""
+    monkeypatch.setattr(prediction_run, "SAID", 2)
+    for number in range(15):
+        (tmp_path / "photos" / f"{number}.txt").parent.mkdir(exist_ok=True)
+        (tmp_path / "photos" / f"{number}.txt").touch()
+        (tmp_path / "photos" / f"{number}.png").touch()
+    assert predict(tmp_path / "output", tmp_path / "photos", "--model", model) == 1
+    err = capsys.readouterr().err
+    assert err.count("failed: ") == 2 and "Further failures are in" in err
+    assert err.count("skipped: ") == 11 and "skipped: 5 more files" in err
+    assert len(lines_of(tmp_path / "output")) == 15
+
+
+def test_wrong_combinations(
+    many: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Options that don't fit each other are refused before anything is read."""
+    for given, message in [
+        ((many, "--data", "cppe-5"), "expected IMAGES or --data, and not both"),
+        ((many, "--split", "test"), "--split and --image-column need --data"),
+        (("--data", "cppe-5", "--recursive"), "--data doesn't have them"),
+        (("--data", "./nowhere"), "nowhere doesn't exist"),
+        (("-", "-"), "a list on stdin can be read once"),
+        ((many, "--workers=-1"), "--workers is -1"),
+        (("nonsense://a.png",), "nonsense://a.png can't be read"),
+    ]:
+        with pytest.raises(SystemExit) as ended:
+            predict(tmp_path / "output", *given)
+        assert ended.value.code == 2 and message in capsys.readouterr().err
