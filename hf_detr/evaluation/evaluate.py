@@ -19,7 +19,7 @@ from ..data.image_source import read_segment_ids
 from ..distributed import num_processes, process_index
 from ..image_processing.image_processor import DetectionImageProcessor
 from ..image_processing.image_settings import resized_hw
-from ..image_processing.postprocess import are_finite
+from ..image_processing.postprocess import detections_per_image
 from ..inference.prediction import in_eval_mode
 from ..losses.classification import SigmoidFocalClassification
 from .coco_evaluator import MAX_DETECTIONS, CocoEvaluator, Metrics
@@ -102,7 +102,9 @@ def detect(
     ):
         detections = every_detection(processor, outputs, sizes_hw, max_detections)
         if masks:
-            _add_masks(detections, outputs, processor, inputs, sizes_hw, max_detections)
+            _add_masks(detections, outputs, inputs, sizes_hw)
+        for found in detections:
+            del found["queries"]
         yield image_ids, [_relabelled(found, labels) for found in detections]
 
 
@@ -112,15 +114,13 @@ def every_detection(
     sizes_hw: Any,
     max_detections: int = MAX_DETECTIONS,
 ) -> list[dict[str, Tensor]]:
-    """Return all detections of a batch with any score."""
-    top_k = _top_k(processor, max_detections)
-    return processor.post_process_object_detection(outputs, EVERY_SCORE, sizes_hw, **top_k)
-
-
-def _top_k(processor: DetectionImageProcessor, max_detections: int) -> dict[str, int]:
+    """Return all detections of a batch with any score, and the `queries` (n,) they are from."""
     # With a softmax, every query is one detection. For fewer, COCO's rule is per class, too.
     is_sigmoid = issubclass(processor.classification, SigmoidFocalClassification)
-    return {"top_k": max_detections} if is_sigmoid and max_detections > MAX_DETECTIONS else {}
+    top_k = {"top_k": max(max_detections, MAX_DETECTIONS)} if is_sigmoid else {}
+    scores, labels, queries = processor.classification.detections(outputs.logits, **top_k)
+    boxes = outputs.pred_boxes.gather(1, queries[..., None].expand(-1, -1, 4))
+    return detections_per_image(scores, labels, boxes, EVERY_SCORE, sizes_hw, queries)
 
 
 def evaluate_panoptic(
@@ -293,25 +293,19 @@ def _target_segments(dataset: DetectionDataset, index: int) -> dict[str, Any]:
 def _add_masks(
     detections: list[dict[str, Tensor]],
     outputs: Any,
-    processor: DetectionImageProcessor,
     inputs: Mapping[str, Tensor],
     sizes_hw: list[tuple[int, int]],
-    max_detections: int,
 ) -> None:
     """Add `masks` (n, height, width) bool of each image's original size to its detections."""
     canvas_hw = tuple(inputs["pixel_values"].shape[-2:])
-    top_k = _top_k(processor, max_detections)
-    scores, _, queries = processor.classification.detections(outputs.logits, **top_k)
-    boxes = outputs.pred_boxes.gather(1, queries[..., None].expand(-1, -1, 4))
-    is_kept = are_finite(scores, boxes)  # as in `detections`
     for index, (found, size_hw) in enumerate(zip(detections, sizes_hw, strict=True)):
         height, width = canvas_hw
         if "pixel_mask" in inputs:
             mask = inputs["pixel_mask"][index]
             height, width = int(mask[:, 0].sum()), int(mask[0].sum())
-        kept = queries[index, is_kept[index]]
-        parts = [torch.empty((0, *size_hw), dtype=torch.bool, device=kept.device)]
-        for chunk in kept.split(MASKS_AT_ONCE) if len(kept) else ():
+        queries = found["queries"]
+        parts = [torch.empty((0, *size_hw), dtype=torch.bool, device=queries.device)]
+        for chunk in queries.split(MASKS_AT_ONCE) if len(queries) else ():
             logits = outputs.pred_masks[index, chunk].float()
             # In two steps as in the official code, for comparable results.
             large = F.interpolate(logits[None], canvas_hw, mode="bilinear", align_corners=False)

@@ -17,6 +17,7 @@ from pycocotools.mask import encode
 from torch import Tensor
 
 from hf_detr import CocoEvaluator, metrics_table
+from hf_detr.distributed import compute_on_main_process
 from hf_detr.evaluation import coco_evaluator
 from hf_detr.image_processing.coco_masks import rle_from_mask
 
@@ -349,7 +350,7 @@ def test_process_without_images() -> None:
 def update_half(rank: int, folder: str) -> None:
     """Run one of two processes, each with its images and one image of the other.
 
-    The second one can't compute metrics.
+    The second one can't compute metrics, and gets the first one's error.
     """
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2
@@ -362,6 +363,8 @@ def update_half(rank: int, folder: str) -> None:
     if rank:
         coco_evaluator._backend = None
     torch.save(evaluator.compute(), f"{folder}/{rank}.pt")
+    with pytest.raises(ZeroDivisionError):
+        compute_on_main_process(lambda values: 1 / values[0], 0)
     torch.distributed.destroy_process_group()
 
 
