@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from ..distributed import compute_on_main_process
+from .coco_summary import summarize
 from .detection_columns import DetectionColumns, join_columns, read_annotations
+from .lvis_fields import lvis_frequency, lvis_image_fields
 
 IOU_TYPES = ("bbox", "segm")
-AREAS = ("all", "small", "medium", "large")
 MAX_DETECTIONS = 100  # per image and class, as in COCO
 RECALL_DETECTIONS = (1, 10)  # numbers of detections that recall is computed for besides
 Metrics = dict[str, Any]
@@ -29,6 +30,9 @@ class CocoEvaluator:
         iou_types: "bbox" compares boxes, "segm" masks.
         max_detections: number of detections that count, the best ones of each image and class. A
             warning reports images with more objects.
+        lvis: whether to compute AP by LVIS' rules: a class counts in the images that were searched
+            for it only. Images need LVIS' `neg_category_ids` and `not_exhaustive_category_ids`, and
+            categories its `frequency`. `max_detections`, in LVIS 300, is then per image.
 
     Raises:
         ValueError: if two categories have the same name, an image or category is unknown, a
@@ -41,6 +45,7 @@ class CocoEvaluator:
         ground_truth: Mapping[str, Any],
         iou_types: Sequence[str] = ("bbox",),
         max_detections: int = MAX_DETECTIONS,
+        lvis: bool = False,
     ) -> None:
         _backend()
         if type(max_detections) is not int or max_detections <= max(RECALL_DETECTIONS):
@@ -53,13 +58,26 @@ class CocoEvaluator:
         if len(set(self.names.values())) < len(self.names):
             raise ValueError("Two categories have the same name; names must be unique.")
         images = {int(image["id"]): image for image in ground_truth["images"]}
-        self._image_ids = sorted(images)
-        self._sizes_hw = [
-            (images[i].get("height", 0), images[i].get("width", 0)) for i in self._image_ids
-        ]
+        categories = {int(category["id"]): category for category in ground_truth["categories"]}
+        self._image_ids, self._labels = sorted(images), sorted(categories)
         self._index_of_image = {image_id: i for i, image_id in enumerate(self._image_ids)}
-        self._labels = sorted(self.names)
         self._index_of_label = {label: index for index, label in enumerate(self._labels)}
+        # As the backend reads them; their ids are indices.
+        self._images = [
+            {"id": i, "height": image.get("height", 0), "width": image.get("width", 0)}
+            for i, image in enumerate(map(images.get, self._image_ids))
+        ]
+        self._categories = [
+            {"id": i, "name": self.names[label]} for i, label in enumerate(self._labels)
+        ]
+        self._frequencies: list[str] = []
+        if lvis:
+            for entry, image_id in zip(self._images, self._image_ids, strict=True):
+                entry |= lvis_image_fields(images[image_id], self._index_of_label)
+            for entry, label in zip(self._categories, self._labels, strict=True):
+                entry["frequency"] = lvis_frequency(categories[label])
+            self._frequencies = [entry["frequency"] for entry in self._categories]
+        self._recall_numbers = (*(() if lvis else RECALL_DETECTIONS), max_detections)
         self._objects = read_annotations(
             ground_truth["annotations"],
             self._index_of_image,
@@ -128,14 +146,14 @@ class CocoEvaluator:
             name: {"num_objects": counts[label]} for label, name in self.names.items()
         }
         metrics: Metrics = {}
-        numbers = (*RECALL_DETECTIONS, self.max_detections)
+        numbers = self._recall_numbers
         for iou_type in self.iou_types:
-            precision, recall = self._accumulate(found, iou_type, numbers)
+            precision, recall = self._accumulate(found, iou_type)
             prefix = "" if iou_type == "bbox" else f"{iou_type}_"
-            summary = _summarize(precision, recall, numbers)
+            summary = summarize(precision, recall, numbers, self._frequencies)
             metrics |= {prefix + name: value for name, value in summary.items()}
             for index, label in enumerate(self._labels):
-                one = _summarize(precision[:, :, [index]], recall[:, [index]], numbers)
+                one = summarize(precision[:, :, [index]], recall[:, [index]], numbers)
                 names = "AP", "AP50", "AP75", f"AR_{self.max_detections}"
                 per_class[self.names[label]] |= {prefix + name: one[name] for name in names}
         return {**metrics, "per_class": per_class}
@@ -184,7 +202,7 @@ class CocoEvaluator:
         )
 
     def _read_masks(self, index: int, found: Mapping[str, Tensor], number: int) -> list[bytes]:
-        expected = (number, *self._sizes_hw[index])
+        expected = (number, *self._size_hw(index))
         shape = tuple(found["masks"].shape) if "masks" in found else None
         if shape != expected:
             raise ValueError(
@@ -195,17 +213,18 @@ class CocoEvaluator:
         rles = _backend().mask.encode(np.asfortranarray(masks.transpose(1, 2, 0)))
         return [rle["counts"] for rle in rles]
 
-    def _accumulate(
-        self, found: DetectionColumns, iou_type: str, max_detections: Sequence[int]
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _size_hw(self, index: int) -> tuple[int, int]:
+        return self._images[index]["height"], self._images[index]["width"]
+
+    def _accumulate(self, found: DetectionColumns, iou_type: str) -> tuple[np.ndarray, np.ndarray]:
         """Compute precision (T, R, K, A, M) and recall (T, K, A, M).
 
         T IoU thresholds, R recall thresholds, K classes, A areas, M maximum numbers of detections.
         """
         backend, objects = _backend(), self._objects
         truth = backend.COCO.from_arrays(
-            [{"id": i, "height": h, "width": w} for i, (h, w) in enumerate(self._sizes_hw)],
-            [{"id": i, "name": self.names[label]} for i, label in enumerate(self._labels)],
+            self._images,
+            self._categories,
             objects.images,
             objects.labels,
             objects.boxes_xywh,
@@ -221,12 +240,15 @@ class CocoEvaluator:
             results = truth.load_res(rows)
         else:
             pairs = zip(images.tolist(), found.rles, strict=True)
-            rles = [{"size": self._sizes_hw[i], "counts": counts} for i, counts in pairs]
+            rles = [{"size": self._size_hw(index), "counts": counts} for index, counts in pairs]
             results = truth.load_res(rows, segmentation=rles)
             # Otherwise it would be that of the box.
             results.update_anns(ids=np.arange(1, len(rles) + 1), area=backend.mask.area(rles))
-        evaluation = backend.COCOeval(truth, results, iou_type)
-        evaluation.params.max_dets = list(max_detections)
+        is_lvis = bool(self._frequencies)
+        if is_lvis:
+            results = results.cap_detections_per_image(self.max_detections)
+        evaluation = backend.COCOeval(truth, results, iou_type, lvis_style=is_lvis)
+        evaluation.params.max_dets = list(self._recall_numbers)
         evaluation.evaluate()
         evaluation.accumulate()
         return evaluation.eval["precision"], evaluation.eval["recall"]
@@ -251,24 +273,6 @@ def metrics_table(metrics: Metrics) -> str:
         for name, one in metrics["per_class"].items()
     ]
     return f"{_aligned(rows)}\n\n{_aligned(per_class)}\n(all but objects in percent)"
-
-
-def _summarize(
-    precision: np.ndarray, recall: np.ndarray, max_detections: Sequence[int]
-) -> dict[str, float]:
-    """Compute the twelve metrics of COCO's summary."""
-    best = {f"AR_{number}": recall[:, :, 0, m] for m, number in enumerate(max_detections)}
-    parts = {
-        "AP": precision[:, :, :, 0, -1],
-        "AP50": precision[0, :, :, 0, -1],
-        "AP75": precision[5, :, :, 0, -1],
-        **{f"AP_{area}": precision[:, :, :, a, -1] for a, area in enumerate(AREAS) if a},
-        **best,
-        **{f"AR_{area}": recall[:, :, a, -1] for a, area in enumerate(AREAS) if a},
-    }
-    # -1 means that there are no objects.
-    valid = {name: part[part > -1] for name, part in parts.items()}
-    return {name: float(part.mean()) if part.size else -1.0 for name, part in valid.items()}
 
 
 def _floats(values: Tensor) -> np.ndarray:

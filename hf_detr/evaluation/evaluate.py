@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +22,8 @@ from ..image_processing.postprocess import detections_per_image
 from ..inference.prediction import in_eval_mode
 from ..losses.classification import SigmoidFocalClassification
 from .coco_evaluator import MAX_DETECTIONS, CocoEvaluator, Metrics
+from .label_map import label_map, relabelled, relabelled_segments
+from .lvis_fields import add_lvis_fields
 from .panoptic_quality import PanopticQuality
 
 Batch = tuple[list[int], list[tuple[int, int]], Any]  # image ids, original (height, width), inputs
@@ -41,6 +42,7 @@ def evaluate(
     iou_types: Sequence[str] = ("bbox",),
     progress: bool = True,
     max_detections: int = MAX_DETECTIONS,
+    lvis: Mapping[str, Any] | None = None,
 ) -> Metrics:
     """Evaluate a model on a data set with COCO metrics.
 
@@ -61,15 +63,22 @@ def evaluate(
         max_detections: number of detections that count per image and class. More than COCO's 100
             are needed for images with more objects; models with a score for each query and class
             then return as many per image.
+        lvis: the content of the LVIS file that the data set was read from, for LVIS' AP of its
+            incomplete annotations and of rare, common and frequent classes. Use it with
+            `max_detections=300`, which is then the number per image.
 
     Returns:
         The result of `CocoEvaluator.compute`.
 
     Raises:
-        ValueError: if the model and the data set have no class in common.
+        ValueError: if the model and the data set have no class in common, or `lvis` doesn't have
+            the data set's images and classes.
     """
     dataset = as_detection_dataset(dataset)
-    evaluator = CocoEvaluator(dataset.ground_truth(), iou_types, max_detections)
+    ground_truth = dataset.ground_truth()
+    if lvis is not None:
+        ground_truth = add_lvis_fields(ground_truth, lvis, dataset.category_ids)
+    evaluator = CocoEvaluator(ground_truth, iou_types, max_detections, lvis is not None)
     given = model, processor, dataset, batch_size, num_workers, "segm" in iou_types, progress
     for image_ids, detections in detect(*given, max_detections):
         evaluator.update(image_ids, detections)
@@ -105,7 +114,7 @@ def detect(
             _add_masks(detections, outputs, inputs, sizes_hw)
         for found in detections:
             del found["queries"]
-        yield image_ids, [_relabelled(found, labels) for found in detections]
+        yield image_ids, [relabelled(found, labels) for found in detections]
 
 
 def every_detection(
@@ -159,45 +168,10 @@ def evaluate_panoptic(
         )
         quality.update(
             image_ids,
-            [_relabelled_segments(segments, labels) for segments in found],
+            [relabelled_segments(segments, labels) for segments in found],
             [_target_segments(dataset, index_of[image_id]) for image_id in image_ids],
         )
     return quality.compute()
-
-
-def label_map(model_names: Mapping[int, str], data_names: Mapping[int, str]) -> dict[int, int]:
-    """Map the model's labels to those of the data set by class name.
-
-    Models can have other labels for the same classes, such as COCO's ids with gaps. If the model's
-    classes have no names (`LABEL_0`, …), its labels are those of the data set.
-
-    Raises:
-        ValueError: if the model and the data set have no class in common.
-    """
-    model_names = {int(label): name for label, name in model_names.items()}
-    if all(name == f"LABEL_{label}" for label, name in model_names.items()):
-        shared = {label: label for label in model_names if label in data_names}
-    else:
-        label_of_name = {name: label for label, name in data_names.items()}
-        shared = {
-            label: label_of_name[name]
-            for label, name in model_names.items()
-            if name in label_of_name
-        }
-    if not shared:
-        raise ValueError(
-            f"The model's classes {list(model_names.values())[:5]} … and the data set's "
-            f"{list(data_names.values())[:5]} … have no name in common; use a data set with the "
-            "model's classes, or set model.config.id2label."
-        )
-    unknown = [name for label, name in data_names.items() if label not in shared.values()]
-    if unknown:
-        warnings.warn(
-            f"The model doesn't have {len(unknown)} of the data set's {len(data_names)} classes, "
-            f"such as {unknown[:5]}; their AP is 0.",
-            stacklevel=2,
-        )
-    return shared
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
@@ -248,27 +222,6 @@ def _collate(
     packed = pack_batch(images, [{}] * len(images), processor, processor.do_resize)
     image_ids = [int(target["image_id"]) for _, target in samples]
     return image_ids, [tuple(target["orig_size"].tolist()) for _, target in samples], packed
-
-
-def _relabelled(found: Mapping[str, Tensor], labels: Mapping[int, int]) -> dict[str, Tensor]:
-    """Map detections to the data set's labels; drops those of unknown classes."""
-    new_labels = torch.tensor(
-        [labels.get(label, -1) for label in found["labels"].tolist()], dtype=torch.int64
-    )
-    keep = new_labels >= 0
-    kept = {key: value.cpu()[keep] for key, value in found.items()}
-    return {**kept, "labels": new_labels[keep]}
-
-
-def _relabelled_segments(found: Mapping[str, Any], labels: Mapping[int, int]) -> dict[str, Any]:
-    """Map segments to the data set's labels; pixels of unknown classes become void."""
-    segmentation, segments = found["segmentation"].cpu().clone(), []
-    for info in found["segments_info"]:
-        if info["label_id"] in labels:
-            segments.append({**info, "label_id": labels[info["label_id"]]})
-        else:
-            segmentation[segmentation == info["id"]] = 0
-    return {"segmentation": segmentation, "segments_info": segments}
 
 
 def _target_segments(dataset: DetectionDataset, index: int) -> dict[str, Any]:
