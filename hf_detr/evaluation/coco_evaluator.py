@@ -2,16 +2,17 @@
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..distributed import compute_on_main_process
+from ..distributed import compute_on_main_process, process_index
 from .coco_summary import summarize
-from .detection_columns import DetectionColumns, join_columns, read_annotations
-from .lvis_fields import lvis_frequency, lvis_image_fields
+from .detection_columns import DetectionColumns, join_columns
+from .ground_truth import read_ground_truth
 
 IOU_TYPES = ("bbox", "segm")
 MAX_DETECTIONS = 100  # per image and class, as in COCO
@@ -36,7 +37,7 @@ class CocoEvaluator:
 
     Raises:
         ValueError: if two categories have the same name, an image or category is unknown, a
-            segmentation is missing, or `max_detections` isn't above 10.
+            segmentation or a field of LVIS is missing, or `max_detections` isn't above 10.
         ImportError: if hotcoco isn't installed.
     """
 
@@ -54,39 +55,14 @@ class CocoEvaluator:
         if isinstance(iou_types, str) or not iou_types or set(iou_types) - set(IOU_TYPES):
             raise ValueError(f"iou_types is {iou_types!r}; expected a sequence of {IOU_TYPES}.")
         self.iou_types = tuple(iou_types)
+        self._truth = read_ground_truth(ground_truth, "segm" in iou_types, lvis)
         self.names = {int(c["id"]): str(c["name"]) for c in ground_truth["categories"]}
-        if len(set(self.names.values())) < len(self.names):
-            raise ValueError("Two categories have the same name; names must be unique.")
-        images = {int(image["id"]): image for image in ground_truth["images"]}
-        categories = {int(category["id"]): category for category in ground_truth["categories"]}
-        self._image_ids, self._labels = sorted(images), sorted(categories)
-        self._index_of_image = {image_id: i for i, image_id in enumerate(self._image_ids)}
-        self._index_of_label = {label: index for index, label in enumerate(self._labels)}
-        # As the backend reads them; their ids are indices.
-        self._images = [
-            {"id": i, "height": image.get("height", 0), "width": image.get("width", 0)}
-            for i, image in enumerate(map(images.get, self._image_ids))
-        ]
-        self._categories = [
-            {"id": i, "name": self.names[label]} for i, label in enumerate(self._labels)
-        ]
-        self._frequencies: list[str] = []
-        if lvis:
-            for entry, image_id in zip(self._images, self._image_ids, strict=True):
-                entry |= lvis_image_fields(images[image_id], self._index_of_label)
-            for entry, label in zip(self._categories, self._labels, strict=True):
-                entry["frequency"] = lvis_frequency(categories[label])
-            self._frequencies = [entry["frequency"] for entry in self._categories]
         self._recall_numbers = (*(() if lvis else RECALL_DETECTIONS), max_detections)
-        self._objects = read_annotations(
-            ground_truth["annotations"],
-            self._index_of_image,
-            self._index_of_label,
-            masks="segm" in iou_types,
-        )
         self._parts = [join_columns([])]
-        self._is_found = np.zeros(len(images), dtype=bool)
+        self._is_found = np.zeros(len(self._truth.images), dtype=bool)
         self._warn_of_many_objects()
+        if process_index() > 0:  # only the main process computes
+            self._truth = replace(self._truth, objects=None)
 
     def update(
         self, image_ids: Iterable[int | Tensor], detections: Iterable[Mapping[str, Tensor]]
@@ -104,7 +80,7 @@ class CocoEvaluator:
         """
         for image_id, found in zip(image_ids, detections, strict=True):
             image_id = int(image_id)
-            index = self._index_of_image.get(image_id)
+            index = self._truth.index_of_image.get(image_id)
             if index is None:
                 raise ValueError(
                     f"image_id {image_id} is not in the ground truth; use the same data set."
@@ -125,23 +101,25 @@ class CocoEvaluator:
             and class; the last number is `max_detections`),
             `AR_small`, `AR_medium`, `AR_large`, in [0, 1], or -1 without objects; the same for
             masks as `segm_AP`, …; and `per_class`, for each class name `num_objects`, `AP`, `AP50`,
-            `AP75` and `AR_100`.
+            `AP75` and `AR_100`. With `lvis` also `AP_rare`, `AP_common` and `AP_frequent`, but
+            neither `AR_1` nor `AR_10`.
         """
         self._parts = [join_columns(self._parts)]
         return compute_on_main_process(self._compute, self._parts[0])
 
     def _compute(self, shares: Sequence[DetectionColumns]) -> Metrics:
         found = join_columns(shares)  # the first process has precedence
-        missing = len(self._image_ids) - len(found.images)
+        total = len(self._truth.images)
+        missing = total - len(found.images)
         if missing:
             warnings.warn(
-                f"{missing} of {len(self._image_ids)} images were never evaluated and have no "
+                f"{missing} of {total} images were never evaluated and have no "
                 "detections; remove them from the ground truth if this isn't intended.",
                 stacklevel=4,
             )
-        labels = self._objects.labels[~self._objects.is_crowd]
-        counts = np.bincount(labels, minlength=len(self._labels)).tolist()
-        counts = dict(zip(self._labels, counts, strict=True))
+        labels = self._truth.objects.labels[~self._truth.objects.is_crowd]
+        counts = np.bincount(labels, minlength=len(self._truth.labels)).tolist()
+        counts = dict(zip(self._truth.labels, counts, strict=True))
         per_class: dict[str, Metrics] = {
             name: {"num_objects": counts[label]} for label, name in self.names.items()
         }
@@ -150,31 +128,32 @@ class CocoEvaluator:
         for iou_type in self.iou_types:
             precision, recall = self._accumulate(found, iou_type)
             prefix = "" if iou_type == "bbox" else f"{iou_type}_"
-            summary = summarize(precision, recall, numbers, self._frequencies)
+            summary = summarize(precision, recall, numbers, self._truth.frequencies)
             metrics |= {prefix + name: value for name, value in summary.items()}
-            for index, label in enumerate(self._labels):
+            for index, label in enumerate(self._truth.labels):
                 one = summarize(precision[:, :, [index]], recall[:, [index]], numbers)
                 names = "AP", "AP50", "AP75", f"AR_{self.max_detections}"
                 per_class[self.names[label]] |= {prefix + name: one[name] for name in names}
         return {**metrics, "per_class": per_class}
 
     def _warn_of_many_objects(self) -> None:
-        images = self._objects.images[~self._objects.is_crowd]
+        images = self._truth.objects.images[~self._truth.objects.is_crowd]
         counts = np.bincount(images, minlength=1)
         num_crowded, most = int((counts > self.max_detections).sum()), int(counts.max())
         if num_crowded:
+            image_id = self._truth.image_ids[counts.argmax()]
             warnings.warn(
                 f"{num_crowded} images have more than {self.max_detections} objects, up to {most} "
-                f"(image_id {self._image_ids[counts.argmax()]}), but only {self.max_detections} "
-                "detections per image and class count, so AP can be too low for them. This is "
-                f"COCO's rule; max_detections={most} (--max-detections {most}) counts more.",
+                f"(image_id {image_id}), but only {self.max_detections} detections per "
+                "image and class count, so AP can be too low for them. This is COCO's rule; "
+                f"max_detections={most} (--max-detections {most}) counts more.",
                 stacklevel=3,
             )
 
     def _read(self, index: int, found: Mapping[str, Tensor]) -> DetectionColumns:
         """Check an image's detections and convert them to arrays, and masks to run lengths."""
         scores, boxes = (_floats(found[key]) for key in ("scores", "boxes"))
-        labels, image_id = found["labels"].tolist(), self._image_ids[index]
+        labels, image_id = found["labels"].tolist(), self._truth.image_ids[index]
         shapes = scores.shape, tuple(found["labels"].shape), boxes.shape
         if shapes != ((len(labels),), (len(labels),), (len(labels), 4)):
             raise ValueError(
@@ -196,35 +175,34 @@ class CocoEvaluator:
             images=np.array([index], dtype=np.int32),
             counts=np.array([len(scores)], dtype=np.int32),
             scores=scores,
-            labels=np.array([self._index_of_label[label] for label in labels], dtype=np.int32),
+            labels=np.array(
+                [self._truth.index_of_label[label] for label in labels], dtype=np.int32
+            ),
             boxes_xyxy=boxes,
             rles=np.array(rles, dtype=object),
         )
 
     def _read_masks(self, index: int, found: Mapping[str, Tensor], number: int) -> list[bytes]:
-        expected = (number, *self._size_hw(index))
+        expected = (number, *self._truth.size_hw(index))
         shape = tuple(found["masks"].shape) if "masks" in found else None
         if shape != expected:
             raise ValueError(
-                f"image_id {self._image_ids[index]} has masks of shape {shape}; expected "
+                f"image_id {self._truth.image_ids[index]} has masks of shape {shape}; expected "
                 f"{expected}, (n, height, width) of the original image."
             )
         masks = found["masks"].detach().cpu().numpy().astype(np.uint8)
         rles = _backend().mask.encode(np.asfortranarray(masks.transpose(1, 2, 0)))
         return [rle["counts"] for rle in rles]
 
-    def _size_hw(self, index: int) -> tuple[int, int]:
-        return self._images[index]["height"], self._images[index]["width"]
-
     def _accumulate(self, found: DetectionColumns, iou_type: str) -> tuple[np.ndarray, np.ndarray]:
         """Compute precision (T, R, K, A, M) and recall (T, K, A, M).
 
         T IoU thresholds, R recall thresholds, K classes, A areas, M maximum numbers of detections.
         """
-        backend, objects = _backend(), self._objects
+        backend, objects = _backend(), self._truth.objects
         truth = backend.COCO.from_arrays(
-            self._images,
-            self._categories,
+            self._truth.images,
+            self._truth.categories,
             objects.images,
             objects.labels,
             objects.boxes_xywh,
@@ -240,11 +218,13 @@ class CocoEvaluator:
             results = truth.load_res(rows)
         else:
             pairs = zip(images.tolist(), found.rles, strict=True)
-            rles = [{"size": self._size_hw(index), "counts": counts} for index, counts in pairs]
+            rles = [
+                {"size": self._truth.size_hw(index), "counts": counts} for index, counts in pairs
+            ]
             results = truth.load_res(rows, segmentation=rles)
             # Otherwise it would be that of the box.
             results.update_anns(ids=np.arange(1, len(rles) + 1), area=backend.mask.area(rles))
-        is_lvis = bool(self._frequencies)
+        is_lvis = bool(self._truth.frequencies)
         if is_lvis:
             results = results.cap_detections_per_image(self.max_detections)
         evaluation = backend.COCOeval(truth, results, iou_type, lvis_style=is_lvis)
@@ -276,9 +256,9 @@ def metrics_table(metrics: Metrics) -> str:
 
 
 def _floats(values: Tensor) -> np.ndarray:
-    """Convert to an array of at least 32 bits, in which the values are exact."""
+    """Copy to an array of at least 32 bits, in which the values are exact."""
     dtype = torch.float64 if values.dtype == torch.float64 else torch.float32
-    return values.detach().to("cpu", dtype).numpy()
+    return values.detach().to("cpu", dtype).numpy().copy()
 
 
 def _backend() -> Any:

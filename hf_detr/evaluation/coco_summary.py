@@ -34,7 +34,7 @@ def summarize(
         **{f"AP_{area}": precision[:, :, :, a, -1] for a, area in enumerate(AREAS) if a},
     }
     if frequencies:
-        of_class = np.array(frequencies)
+        of_class = np.array(list(frequencies))
         for key, name in FREQUENCIES.items():
             parts[f"AP_{name}"] = precision[:, :, of_class == key, 0, -1]
     parts |= {f"AR_{number}": recall[:, :, 0, m] for m, number in enumerate(max_detections)}

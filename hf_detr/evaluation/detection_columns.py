@@ -1,70 +1,9 @@
-"""Annotated and detected objects of many images in flat arrays, which are small."""
+"""Detections of many images in flat arrays, which are small to keep and to send."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-
-
-@dataclass(frozen=True)
-class ObjectColumns:
-    """The n annotated objects of the ground truth."""
-
-    images: np.ndarray  # (n,) int32, indices of images
-    labels: np.ndarray  # (n,) int32, indices of classes
-    boxes_xywh: np.ndarray  # (n, 4) float64, left, top, width, height in pixels
-    areas: np.ndarray  # (n,) float64 in square pixels
-    is_crowd: np.ndarray  # (n,) bool
-    segmentations: list[Any] | None  # COCO polygons or RLE of each object
-
-
-def read_annotations(
-    annotations: Sequence[Mapping[str, Any]],
-    index_of_image: Mapping[int, int],
-    index_of_label: Mapping[int, int],
-    masks: bool,
-) -> ObjectColumns:
-    """Convert COCO annotations. An object without `area` has that of its box.
-
-    Args:
-        annotations: as in a COCO file.
-        index_of_image: image id -> index.
-        index_of_label: category id -> index of the class.
-        masks: whether to read segmentations.
-
-    Raises:
-        ValueError: if an image or category is unknown, or a segmentation is missing.
-    """
-    images, labels, areas, segmentations = [], [], [], []
-    boxes = np.array([annotation["bbox"] for annotation in annotations], dtype=np.float64)
-    boxes = boxes.reshape(-1, 4)
-    for number, annotation in enumerate(annotations):
-        image_id, category_id = int(annotation["image_id"]), int(annotation["category_id"])
-        if image_id not in index_of_image or category_id not in index_of_label:
-            raise ValueError(
-                f"annotation {number} of the ground truth has image_id {image_id} and category_id "
-                f"{category_id}; expected ids of its images and categories."
-            )
-        if masks and not annotation.get("segmentation"):
-            raise ValueError(
-                f"annotation {number} of the ground truth has no segmentation, which 'segm' "
-                "requires; read the data set with masks=True."
-            )
-        images.append(index_of_image[image_id])
-        labels.append(index_of_label[category_id])
-        area = annotation.get("area")
-        areas.append(boxes[number, 2] * boxes[number, 3] if area is None else area)
-        segmentations.append(annotation["segmentation"] if masks else None)
-    is_crowd = [bool(annotation.get("iscrowd")) for annotation in annotations]
-    return ObjectColumns(
-        images=np.array(images, dtype=np.int32),
-        labels=np.array(labels, dtype=np.int32),
-        boxes_xywh=boxes,
-        areas=np.array(areas, dtype=np.float64),
-        is_crowd=np.array(is_crowd, dtype=bool),
-        segmentations=segmentations if masks else None,
-    )
 
 
 @dataclass(frozen=True)

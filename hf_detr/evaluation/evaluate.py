@@ -75,10 +75,9 @@ def evaluate(
             the data set's images and classes.
     """
     dataset = as_detection_dataset(dataset)
-    ground_truth = dataset.ground_truth()
-    if lvis is not None:
-        ground_truth = add_lvis_fields(ground_truth, lvis, dataset.category_ids)
-    evaluator = CocoEvaluator(ground_truth, iou_types, max_detections, lvis is not None)
+    evaluator = CocoEvaluator(
+        _ground_truth(dataset, lvis), iou_types, max_detections, lvis is not None
+    )
     given = model, processor, dataset, batch_size, num_workers, "segm" in iou_types, progress
     for image_ids, detections in detect(*given, max_detections):
         evaluator.update(image_ids, detections)
@@ -172,6 +171,13 @@ def evaluate_panoptic(
             [_target_segments(dataset, index_of[image_id]) for image_id in image_ids],
         )
     return quality.compute()
+
+
+def _ground_truth(dataset: DetectionDataset, lvis: Mapping[str, Any] | None) -> dict[str, Any]:
+    ground_truth = dataset.ground_truth()
+    if lvis is None:
+        return ground_truth
+    return add_lvis_fields(ground_truth, lvis, dataset.category_ids)
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

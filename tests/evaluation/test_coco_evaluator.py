@@ -320,6 +320,16 @@ def test_no_objects_at_all() -> None:
     assert evaluator.compute()["AP"] == -1.0
 
 
+def test_detections_are_copied() -> None:
+    """Detections that are changed afterwards, such as in a reused buffer, don't change AP."""
+    truth, found = many_objects(3)
+    evaluator = CocoEvaluator(truth)
+    found["boxes"] = found["boxes"].float()
+    evaluator.update([5], [found])
+    found["boxes"].zero_()
+    assert evaluator.compute()["AP"] == pytest.approx(1)
+
+
 def test_ground_truth_is_not_modified() -> None:
     """The backend modifies its dicts, which are copies."""
     truth, detections = some_results(num_images=3)
@@ -350,13 +360,14 @@ def test_process_without_images() -> None:
 def update_half(rank: int, folder: str) -> None:
     """Run one of two processes, each with its images and one image of the other.
 
-    The second one can't compute metrics, and gets the first one's error.
+    The second one can't compute metrics, has no objects, and gets the first one's error.
     """
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2
     )
     truth, detections = some_results()
     evaluator = CocoEvaluator(truth, ("bbox", "segm"))
+    assert (evaluator._truth.objects is None) == (rank > 0)
     ids = list(detections)
     for image_id in ids[rank::2] + ids[1 - rank :: 2][:1]:
         evaluator.update([image_id], [detections[image_id]])
