@@ -94,14 +94,14 @@ def test_draw_plots(tmp_path: Path) -> None:
     ("script", "options", "parts"),
     [
         ("", (), ("loss + matcher", "image processor", "DeformableDetr resnet18, end", "ceiling")),
+        ("_evaluation", (), ("boxes, 20 images", "masks, 20 images", "pycocotools")),
+        ("_batches", (), ("sent: bytes", "sent, prepared: bytes", "114 tensors")),
         ("_export", ("--rounds", "1"), ("| DETR |", "| Conditional DETR |", "| Deformable DETR |")),
         (
             "_precision",
             ("--rounds", "1"),
             ("| Detr |", "| ConditionalDetr |", "| DeformableDetr |"),
         ),
-        ("_evaluation", (), ("boxes, 20 images", "masks, 20 images", "pycocotools")),
-        ("_batches", (), ("sent: bytes", "sent, prepared: bytes", "114 tensors")),
         ("_segmentation", (), ("panoptic, 30", "instance, 30", "semantic, 30", "MiB, resnet18")),
     ],
 )
