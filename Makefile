@@ -17,3 +17,5 @@ benchmark: .venv
 	$(PYTHON) examples/benchmarks/benchmark.py
 	$(PYTHON) examples/benchmarks/benchmark_operator.py
 	$(PYTHON) examples/benchmarks/benchmark_segmentation.py
+	$(PYTHON) examples/benchmarks/benchmark_evaluation.py
+	$(PYTHON) examples/benchmarks/benchmark_batches.py

@@ -1,8 +1,11 @@
 """Communication between the processes of a distributed training."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
+
+Result = TypeVar("Result")
 
 
 def num_processes() -> int:
@@ -24,6 +27,28 @@ def gather_from_processes(value: Any) -> list[Any]:
     values: list[Any] = [None] * num_processes()
     torch.distributed.all_gather_object(values, value)
     return values
+
+
+def compute_on_main_process(compute: Callable[[list[Any]], Result], value: Any) -> Result:
+    """Gather a picklable object from all processes in the first one, which computes the result.
+
+    All processes must call this. All return the result, or raise the error of the first one.
+    """
+    if num_processes() == 1:
+        return compute([value])
+    is_main = process_index() == 0
+    values: list[Any] | None = [None] * num_processes() if is_main else None
+    torch.distributed.gather_object(value, values)
+    outcome: list[Any] = [None, None]
+    if is_main:
+        try:
+            outcome[0] = compute(values)
+        except Exception as error:  # otherwise the other processes would wait for the result
+            outcome[1] = error
+    torch.distributed.broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
 
 
 def any_process(condition: torch.Tensor) -> bool:

@@ -131,6 +131,8 @@ def test_draw_plots(tmp_path: Path) -> None:
     ("script", "options", "parts"),
     [
         ("", (), ("loss + matcher", "image processor", "DeformableDetr resnet18, end", "ceiling")),
+        ("_evaluation", (), ("boxes, 20 images", "masks, 20 images", "pycocotools")),
+        ("_batches", (), ("sent: bytes", "sent, prepared: bytes", "114 tensors")),
         ("_export", ("--rounds", "1"), ("| DETR |", "| Conditional DETR |", "| Deformable DETR |")),
         (
             "_precision",

@@ -24,7 +24,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-from faster_coco_eval import mask as coco_masks
+from hotcoco import mask as coco_masks
 from PIL import Image
 from scipy import ndimage
 from tqdm import tqdm

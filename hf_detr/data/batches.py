@@ -1,7 +1,7 @@
 """Batching of samples: collators, and batches of images of equal size."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -82,11 +82,17 @@ class PackedBatch:
         pinned = self.pixels.pin_memory(), self.target_bytes.pin_memory()
         return replace(self, pixels=pinned[0], target_bytes=pinned[1])
 
-    def labels(self, device: torch.device | str = "cpu") -> list[dict[str, Tensor]]:
-        """Return the targets on a device, as `DetectionCollator` does."""
+    def labels(
+        self, device: torch.device | str = "cpu", keys: Collection[str] | None = None
+    ) -> list[dict[str, Tensor]]:
+        """Return the targets on a device, as `DetectionCollator` does; of `keys` only, if given."""
         data, canvas_hw = self.target_bytes.to(device, non_blocking=True), self.pixels.shape[-2:]
         targets = (
-            {key: _read_value(data, *place) for key, place in entry.items()}
+            {
+                key: _read_value(data, *place)
+                for key, place in entry.items()
+                if keys is None or key in keys
+            }
             for entry in self.entries
         )
         return [pad_target(target, tuple(canvas_hw)) for target in targets]
@@ -98,6 +104,8 @@ class PackedBatch:
         memory_format: torch.memory_format = torch.channels_last,
     ) -> dict[str, Any]:
         """Return what `DetectionCollator` does, `pixel_values`, `pixel_mask` and `labels`.
+
+        On the CPU all values are equal. A GPU can round the last bit of pixel values differently.
 
         Args:
             processor: the one that the batch was packed with.

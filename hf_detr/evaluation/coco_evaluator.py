@@ -1,18 +1,20 @@
 """COCO average precision and recall, also in distributed runs, equal to pycocotools."""
 
 import warnings
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..distributed import gather_from_processes
+from ..distributed import compute_on_main_process, process_index
+from .coco_summary import summarize
+from .detection_columns import DetectionColumns, join_columns
+from .ground_truth import read_ground_truth
 
 IOU_TYPES = ("bbox", "segm")
-AREAS = ("all", "small", "medium", "large")
 MAX_DETECTIONS = 100  # per image and class, as in COCO
 RECALL_DETECTIONS = (1, 10)  # numbers of detections that recall is computed for besides
 Metrics = dict[str, Any]
@@ -29,11 +31,14 @@ class CocoEvaluator:
         iou_types: "bbox" compares boxes, "segm" masks.
         max_detections: number of detections that count, the best ones of each image and class. A
             warning reports images with more objects.
+        lvis: whether to compute AP by LVIS' rules: a class counts in the images that were searched
+            for it only. Images need LVIS' `neg_category_ids` and `not_exhaustive_category_ids`, and
+            categories its `frequency`. `max_detections`, in LVIS 300, is then per image.
 
     Raises:
-        ValueError: if two categories have the same name, a segmentation is missing, or
-            `max_detections` isn't above 10.
-        ImportError: if faster-coco-eval isn't installed.
+        ValueError: if two categories have the same name, an image or category is unknown, a
+            segmentation or a field of LVIS is missing, or `max_detections` isn't above 10.
+        ImportError: if hotcoco isn't installed.
     """
 
     def __init__(
@@ -41,6 +46,7 @@ class CocoEvaluator:
         ground_truth: Mapping[str, Any],
         iou_types: Sequence[str] = ("bbox",),
         max_detections: int = MAX_DETECTIONS,
+        lvis: bool = False,
     ) -> None:
         _backend()
         if type(max_detections) is not int or max_detections <= max(RECALL_DETECTIONS):
@@ -49,16 +55,14 @@ class CocoEvaluator:
         if isinstance(iou_types, str) or not iou_types or set(iou_types) - set(IOU_TYPES):
             raise ValueError(f"iou_types is {iou_types!r}; expected a sequence of {IOU_TYPES}.")
         self.iou_types = tuple(iou_types)
+        self._truth = read_ground_truth(ground_truth, "segm" in iou_types, lvis)
         self.names = {int(c["id"]): str(c["name"]) for c in ground_truth["categories"]}
-        if len(set(self.names.values())) < len(self.names):
-            raise ValueError("Two categories have the same name; names must be unique.")
-        self._images = {int(image["id"]): dict(image) for image in ground_truth["images"]}
-        self._annotations = [
-            _target_entry(annotation, number, self.iou_types)
-            for number, annotation in enumerate(ground_truth["annotations"], 1)
-        ]
-        self._found: dict[int, dict[str, Any]] = {}
+        self._recall_numbers = (*(() if lvis else RECALL_DETECTIONS), max_detections)
+        self._parts = [join_columns([])]
+        self._is_found = np.zeros(len(self._truth.images), dtype=bool)
         self._warn_of_many_objects()
+        if process_index() > 0:  # only the main process computes
+            self._truth = replace(self._truth, objects=None)
 
     def update(
         self, image_ids: Iterable[int | Tensor], detections: Iterable[Mapping[str, Tensor]]
@@ -76,16 +80,19 @@ class CocoEvaluator:
         """
         for image_id, found in zip(image_ids, detections, strict=True):
             image_id = int(image_id)
-            if image_id not in self._images:
+            index = self._truth.index_of_image.get(image_id)
+            if index is None:
                 raise ValueError(
                     f"image_id {image_id} is not in the ground truth; use the same data set."
                 )
-            if image_id not in self._found:
-                self._found[image_id] = self._read(image_id, found)
+            if not self._is_found[index]:
+                self._parts.append(self._read(index, found))
+                self._is_found[index] = True
 
     def compute(self) -> Metrics:
         """Compute the metrics of the detections of all processes; all processes must call this.
 
+        Only the main process computes, with the detections of all; the others wait for the result.
         Images that were never added have no detections; a warning reports them.
 
         Returns:
@@ -94,118 +101,137 @@ class CocoEvaluator:
             and class; the last number is `max_detections`),
             `AR_small`, `AR_medium`, `AR_large`, in [0, 1], or -1 without objects; the same for
             masks as `segm_AP`, …; and `per_class`, for each class name `num_objects`, `AP`, `AP50`,
-            `AP75` and `AR_100`.
+            `AP75` and `AR_100`. With `lvis` also `AP_rare`, `AP_common` and `AP_frequent`, but
+            neither `AR_1` nor `AR_10`.
         """
-        found: dict[int, dict[str, Any]] = {}
-        for share in reversed(gather_from_processes(self._found)):
-            found |= share  # the first process has precedence
-        missing = len(self._images) - len(found)
+        self._parts = [join_columns(self._parts)]
+        return compute_on_main_process(self._compute, self._parts[0])
+
+    def _compute(self, shares: Sequence[DetectionColumns]) -> Metrics:
+        found = join_columns(shares)  # the first process has precedence
+        total = len(self._truth.images)
+        missing = total - len(found.images)
         if missing:
             warnings.warn(
-                f"{missing} of {len(self._images)} images were never evaluated and have no "
+                f"{missing} of {total} images were never evaluated and have no "
                 "detections; remove them from the ground truth if this isn't intended.",
-                stacklevel=2,
+                stacklevel=4,
             )
-        counts = dict.fromkeys(self.names, 0)
-        for annotation in self._annotations:
-            counts[annotation["category_id"]] += not annotation["iscrowd"]
+        labels = self._truth.objects.labels[~self._truth.objects.is_crowd]
+        counts = np.bincount(labels, minlength=len(self._truth.labels)).tolist()
+        counts = dict(zip(self._truth.labels, counts, strict=True))
         per_class: dict[str, Metrics] = {
             name: {"num_objects": counts[label]} for label, name in self.names.items()
         }
         metrics: Metrics = {}
+        numbers = self._recall_numbers
         for iou_type in self.iou_types:
-            precision, recall, labels = self._accumulate(found, iou_type)
+            precision, recall = self._accumulate(found, iou_type)
             prefix = "" if iou_type == "bbox" else f"{iou_type}_"
-            numbers = (*RECALL_DETECTIONS, self.max_detections)
-            summary = _summarize(precision, recall, numbers)
+            summary = summarize(precision, recall, numbers, self._truth.frequencies)
             metrics |= {prefix + name: value for name, value in summary.items()}
-            for index, label in enumerate(labels):
-                one = _summarize(precision[:, :, [index]], recall[:, [index]], numbers)
+            for index, label in enumerate(self._truth.labels):
+                one = summarize(precision[:, :, [index]], recall[:, [index]], numbers)
                 names = "AP", "AP50", "AP75", f"AR_{self.max_detections}"
                 per_class[self.names[label]] |= {prefix + name: one[name] for name in names}
         return {**metrics, "per_class": per_class}
 
     def _warn_of_many_objects(self) -> None:
-        counts = Counter(a["image_id"] for a in self._annotations if not a["iscrowd"])
-        crowded = {image: count for image, count in counts.items() if count > self.max_detections}
-        if crowded:
-            image, most = max(crowded.items(), key=lambda pair: pair[1])
+        images = self._truth.objects.images[~self._truth.objects.is_crowd]
+        counts = np.bincount(images, minlength=1)
+        num_crowded, most = int((counts > self.max_detections).sum()), int(counts.max())
+        if num_crowded:
+            image_id = self._truth.image_ids[counts.argmax()]
             warnings.warn(
-                f"{len(crowded)} images have more than {self.max_detections} objects, up to {most} "
-                f"(image_id {image}), but only {self.max_detections} detections per image and "
-                "class count, so AP can be too low for them. This is COCO's rule; max_detections="
-                f"{most} (--max-detections {most}) counts more.",
+                f"{num_crowded} images have more than {self.max_detections} objects, up to {most} "
+                f"(image_id {image_id}), but only {self.max_detections} detections per "
+                "image and class count, so AP can be too low for them. This is COCO's rule; "
+                f"max_detections={most} (--max-detections {most}) counts more.",
                 stacklevel=3,
             )
 
-    def _read(self, image_id: int, found: Mapping[str, Tensor]) -> dict[str, Any]:
+    def _read(self, index: int, found: Mapping[str, Tensor]) -> DetectionColumns:
         """Check an image's detections and convert them to arrays, and masks to run lengths."""
-        dtypes = {"scores": torch.float64, "labels": torch.int64, "boxes": torch.float64}
-        scores, labels, boxes = (
-            found[key].detach().to("cpu", dtype).numpy() for key, dtype in dtypes.items()
-        )
+        scores, boxes = (_floats(found[key]) for key in ("scores", "boxes"))
+        labels, image_id = found["labels"].tolist(), self._truth.image_ids[index]
+        shapes = scores.shape, tuple(found["labels"].shape), boxes.shape
+        if shapes != ((len(labels),), (len(labels),), (len(labels), 4)):
+            raise ValueError(
+                f"image_id {image_id} has scores, labels and boxes of shapes {shapes}; expected "
+                "(n,), (n,) and (n, 4)."
+            )
         if not np.isfinite(scores).all() or not np.isfinite(boxes).all():
             raise ValueError(f"image_id {image_id} has scores or boxes that are NaN or infinite.")
-        unknown = sorted(set(labels.tolist()) - set(self.names))
+        unknown = sorted(set(labels) - set(self.names))
         if unknown:
             raise ValueError(
                 f"image_id {image_id} has detections with the labels {unknown[:5]}; expected ids "
                 f"of the ground truth's categories ({min(self.names)} … {max(self.names)})."
             )
-        boxes_xywh = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
-        record = {"scores": scores, "labels": labels, "boxes_xywh": boxes_xywh}
+        rles = [b""] * len(scores)
         if "segm" in self.iou_types:
-            record["rles"] = self._read_masks(image_id, found, len(scores))
-        return record
+            rles = self._read_masks(index, found, len(scores))
+        return DetectionColumns(
+            images=np.array([index], dtype=np.int32),
+            counts=np.array([len(scores)], dtype=np.int32),
+            scores=scores,
+            labels=np.array(
+                [self._truth.index_of_label[label] for label in labels], dtype=np.int32
+            ),
+            boxes_xyxy=boxes,
+            rles=np.array(rles, dtype=object),
+        )
 
-    def _read_masks(
-        self, image_id: int, found: Mapping[str, Tensor], number: int
-    ) -> list[dict[str, Any]]:
-        image = self._images[image_id]
-        expected = (number, image["height"], image["width"])
+    def _read_masks(self, index: int, found: Mapping[str, Tensor], number: int) -> list[bytes]:
+        expected = (number, *self._truth.size_hw(index))
         shape = tuple(found["masks"].shape) if "masks" in found else None
         if shape != expected:
             raise ValueError(
-                f"image_id {image_id} has masks of shape {shape}; expected {expected}, (n, height, "
-                "width) of the original image."
+                f"image_id {self._truth.image_ids[index]} has masks of shape {shape}; expected "
+                f"{expected}, (n, height, width) of the original image."
             )
         masks = found["masks"].detach().cpu().numpy().astype(np.uint8)
-        return _backend().mask.encode(np.asfortranarray(masks.transpose(1, 2, 0)))
+        rles = _backend().mask.encode(np.asfortranarray(masks.transpose(1, 2, 0)))
+        return [rle["counts"] for rle in rles]
 
-    def _accumulate(
-        self, found: Mapping[int, dict[str, Any]], iou_type: str
-    ) -> tuple[np.ndarray, np.ndarray, list[int]]:
-        """Compute precision (T, R, K, A, M), recall (T, K, A, M) and the labels (K,).
+    def _accumulate(self, found: DetectionColumns, iou_type: str) -> tuple[np.ndarray, np.ndarray]:
+        """Compute precision (T, R, K, A, M) and recall (T, K, A, M).
 
         T IoU thresholds, R recall thresholds, K classes, A areas, M maximum numbers of detections.
         """
-        backend = _backend()
-        truth = backend.COCO(
-            {
-                "images": list(self._images.values()),
-                "annotations": [dict(annotation) for annotation in self._annotations],
-                "categories": [{"id": label, "name": name} for label, name in self.names.items()],
-            }
+        backend, objects = _backend(), self._truth.objects
+        truth = backend.COCO.from_arrays(
+            self._truth.images,
+            self._truth.categories,
+            objects.images,
+            objects.labels,
+            objects.boxes_xywh,
+            area=objects.areas,
+            iscrowd=objects.is_crowd,
+            segmentation=objects.segmentations,
         )
-        entries = []
-        # Sorted, because the result depends on the order of detections with equal scores.
-        for image_id, record in sorted(found.items()):
-            columns = record["labels"].tolist(), record["scores"].tolist()
-            shapes = record["boxes_xywh"].tolist() if iou_type == "bbox" else record["rles"]
-            # Not both: COCO would compute the area from the box instead of the mask.
-            key = "bbox" if iou_type == "bbox" else "segmentation"
-            entries += [
-                {"image_id": image_id, "category_id": label, "score": score, key: shape}
-                for label, score, shape in zip(*columns, shapes, strict=True)
+        boxes = found.boxes_xyxy.astype(np.float64)
+        boxes[:, 2:] -= boxes[:, :2]
+        images = found.image_of_rows()
+        rows = np.column_stack([images, boxes, found.scores, found.labels])
+        if iou_type == "bbox":
+            results = truth.load_res(rows)
+        else:
+            pairs = zip(images.tolist(), found.rles, strict=True)
+            rles = [
+                {"size": self._truth.size_hw(index), "counts": counts} for index, counts in pairs
             ]
-        evaluation = backend.COCOeval_faster(truth, truth.loadRes(entries), iou_type)
-        evaluation.params.maxDets = [*RECALL_DETECTIONS, self.max_detections]
+            results = truth.load_res(rows, segmentation=rles)
+            # Otherwise it would be that of the box.
+            results.update_anns(ids=np.arange(1, len(rles) + 1), area=backend.mask.area(rles))
+        is_lvis = bool(self._truth.frequencies)
+        if is_lvis:
+            results = results.cap_detections_per_image(self.max_detections)
+        evaluation = backend.COCOeval(truth, results, iou_type, lvis_style=is_lvis)
+        evaluation.params.max_dets = list(self._recall_numbers)
         evaluation.evaluate()
         evaluation.accumulate()
-        counts = evaluation.eval["counts"]  # T, R, K, A, M
-        precision = np.asarray(evaluation.eval["precision"]).reshape(counts)
-        recall = np.asarray(evaluation.eval["recall"]).reshape(counts[0], *counts[2:])
-        return precision, recall, list(evaluation.params.catIds)
+        return evaluation.eval["precision"], evaluation.eval["recall"]
 
 
 def metrics_table(metrics: Metrics) -> str:
@@ -229,57 +255,21 @@ def metrics_table(metrics: Metrics) -> str:
     return f"{_aligned(rows)}\n\n{_aligned(per_class)}\n(all but objects in percent)"
 
 
-def _summarize(
-    precision: np.ndarray, recall: np.ndarray, max_detections: Sequence[int]
-) -> dict[str, float]:
-    """Compute the twelve metrics of COCO's summary."""
-    best = {f"AR_{number}": recall[:, :, 0, m] for m, number in enumerate(max_detections)}
-    parts = {
-        "AP": precision[:, :, :, 0, -1],
-        "AP50": precision[0, :, :, 0, -1],
-        "AP75": precision[5, :, :, 0, -1],
-        **{f"AP_{area}": precision[:, :, :, a, -1] for a, area in enumerate(AREAS) if a},
-        **best,
-        **{f"AR_{area}": recall[:, :, a, -1] for a, area in enumerate(AREAS) if a},
-    }
-    # -1 means that there are no objects.
-    valid = {name: part[part > -1] for name, part in parts.items()}
-    return {name: float(part.mean()) if part.size else -1.0 for name, part in valid.items()}
-
-
-def _target_entry(
-    annotation: Mapping[str, Any], number: int, iou_types: Sequence[str]
-) -> dict[str, Any]:
-    """Return a COCO annotation with all fields that the backend reads."""
-    if "segm" in iou_types and not annotation.get("segmentation"):
-        raise ValueError(
-            f"annotation {number - 1} of the ground truth has no segmentation, which 'segm' "
-            "requires; read the data set with masks=True."
-        )
-    box = annotation["bbox"]
-    area = annotation.get("area")
-    entry = {
-        "id": number,  # 0 means "not matched"
-        "image_id": int(annotation["image_id"]),
-        "category_id": int(annotation["category_id"]),
-        "bbox": list(box),
-        "area": box[2] * box[3] if area is None else area,
-        "iscrowd": int(annotation.get("iscrowd") or 0),
-    }
-    if "segm" in iou_types:
-        entry["segmentation"] = annotation["segmentation"]
-    return entry
+def _floats(values: Tensor) -> np.ndarray:
+    """Copy to an array of at least 32 bits, in which the values are exact."""
+    dtype = torch.float64 if values.dtype == torch.float64 else torch.float32
+    return values.detach().to("cpu", dtype).numpy().copy()
 
 
 def _backend() -> Any:
     # Imported here, because it is an optional dependency.
     try:
-        import faster_coco_eval
+        import hotcoco
     except ImportError as error:
         raise ImportError(
-            "Evaluation needs faster-coco-eval; install it with pip install 'hf_detr[train]'."
+            "Evaluation needs hotcoco; install it with pip install 'hf_detr[train]'."
         ) from error
-    return faster_coco_eval
+    return hotcoco
 
 
 def _percent(value: float) -> str:

@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,10 +18,12 @@ from ..data.image_source import read_segment_ids
 from ..distributed import num_processes, process_index
 from ..image_processing.image_processor import DetectionImageProcessor
 from ..image_processing.image_settings import resized_hw
-from ..image_processing.postprocess import are_finite
+from ..image_processing.postprocess import detections_per_image
 from ..inference.prediction import in_eval_mode
 from ..losses.classification import SigmoidFocalClassification
 from .coco_evaluator import MAX_DETECTIONS, CocoEvaluator, Metrics
+from .label_map import label_map, relabelled, relabelled_segments
+from .lvis_fields import add_lvis_fields
 from .panoptic_quality import PanopticQuality
 
 Batch = tuple[list[int], list[tuple[int, int]], Any]  # image ids, original (height, width), inputs
@@ -41,6 +42,7 @@ def evaluate(
     iou_types: Sequence[str] = ("bbox",),
     progress: bool = True,
     max_detections: int = MAX_DETECTIONS,
+    lvis: Mapping[str, Any] | None = None,
 ) -> Metrics:
     """Evaluate a model on a data set with COCO metrics.
 
@@ -61,15 +63,21 @@ def evaluate(
         max_detections: number of detections that count per image and class. More than COCO's 100
             are needed for images with more objects; models with a score for each query and class
             then return as many per image.
+        lvis: the content of the LVIS file that the data set was read from, for LVIS' AP of its
+            incomplete annotations and of rare, common and frequent classes. Use it with
+            `max_detections=300`, which is then the number per image.
 
     Returns:
         The result of `CocoEvaluator.compute`.
 
     Raises:
-        ValueError: if the model and the data set have no class in common.
+        ValueError: if the model and the data set have no class in common, or `lvis` doesn't have
+            the data set's images and classes.
     """
     dataset = as_detection_dataset(dataset)
-    evaluator = CocoEvaluator(dataset.ground_truth(), iou_types, max_detections)
+    evaluator = CocoEvaluator(
+        _ground_truth(dataset, lvis), iou_types, max_detections, lvis is not None
+    )
     given = model, processor, dataset, batch_size, num_workers, "segm" in iou_types, progress
     for image_ids, detections in detect(*given, max_detections):
         evaluator.update(image_ids, detections)
@@ -102,8 +110,10 @@ def detect(
     ):
         detections = every_detection(processor, outputs, sizes_hw, max_detections)
         if masks:
-            _add_masks(detections, outputs, processor, inputs, sizes_hw, max_detections)
-        yield image_ids, [_relabelled(found, labels) for found in detections]
+            _add_masks(detections, outputs, inputs, sizes_hw)
+        for found in detections:
+            del found["queries"]
+        yield image_ids, [relabelled(found, labels) for found in detections]
 
 
 def every_detection(
@@ -112,15 +122,13 @@ def every_detection(
     sizes_hw: Any,
     max_detections: int = MAX_DETECTIONS,
 ) -> list[dict[str, Tensor]]:
-    """Return all detections of a batch with any score."""
-    top_k = _top_k(processor, max_detections)
-    return processor.post_process_object_detection(outputs, EVERY_SCORE, sizes_hw, **top_k)
-
-
-def _top_k(processor: DetectionImageProcessor, max_detections: int) -> dict[str, int]:
+    """Return all detections of a batch with any score, and the `queries` (n,) they are from."""
     # With a softmax, every query is one detection. For fewer, COCO's rule is per class, too.
     is_sigmoid = issubclass(processor.classification, SigmoidFocalClassification)
-    return {"top_k": max_detections} if is_sigmoid and max_detections > MAX_DETECTIONS else {}
+    top_k = {"top_k": max(max_detections, MAX_DETECTIONS)} if is_sigmoid else {}
+    scores, labels, queries = processor.classification.detections(outputs.logits, **top_k)
+    boxes = outputs.pred_boxes.gather(1, queries[..., None].expand(-1, -1, 4))
+    return detections_per_image(scores, labels, boxes, EVERY_SCORE, sizes_hw, queries)
 
 
 def evaluate_panoptic(
@@ -159,45 +167,17 @@ def evaluate_panoptic(
         )
         quality.update(
             image_ids,
-            [_relabelled_segments(segments, labels) for segments in found],
+            [relabelled_segments(segments, labels) for segments in found],
             [_target_segments(dataset, index_of[image_id]) for image_id in image_ids],
         )
     return quality.compute()
 
 
-def label_map(model_names: Mapping[int, str], data_names: Mapping[int, str]) -> dict[int, int]:
-    """Map the model's labels to those of the data set by class name.
-
-    Models can have other labels for the same classes, such as COCO's ids with gaps. If the model's
-    classes have no names (`LABEL_0`, …), its labels are those of the data set.
-
-    Raises:
-        ValueError: if the model and the data set have no class in common.
-    """
-    model_names = {int(label): name for label, name in model_names.items()}
-    if all(name == f"LABEL_{label}" for label, name in model_names.items()):
-        shared = {label: label for label in model_names if label in data_names}
-    else:
-        label_of_name = {name: label for label, name in data_names.items()}
-        shared = {
-            label: label_of_name[name]
-            for label, name in model_names.items()
-            if name in label_of_name
-        }
-    if not shared:
-        raise ValueError(
-            f"The model's classes {list(model_names.values())[:5]} … and the data set's "
-            f"{list(data_names.values())[:5]} … have no name in common; use a data set with the "
-            "model's classes, or set model.config.id2label."
-        )
-    unknown = [name for label, name in data_names.items() if label not in shared.values()]
-    if unknown:
-        warnings.warn(
-            f"The model doesn't have {len(unknown)} of the data set's {len(data_names)} classes, "
-            f"such as {unknown[:5]}; their AP is 0.",
-            stacklevel=2,
-        )
-    return shared
+def _ground_truth(dataset: DetectionDataset, lvis: Mapping[str, Any] | None) -> dict[str, Any]:
+    ground_truth = dataset.ground_truth()
+    if lvis is None:
+        return ground_truth
+    return add_lvis_fields(ground_truth, lvis, dataset.category_ids)
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
@@ -250,27 +230,6 @@ def _collate(
     return image_ids, [tuple(target["orig_size"].tolist()) for _, target in samples], packed
 
 
-def _relabelled(found: Mapping[str, Tensor], labels: Mapping[int, int]) -> dict[str, Tensor]:
-    """Map detections to the data set's labels; drops those of unknown classes."""
-    new_labels = torch.tensor(
-        [labels.get(label, -1) for label in found["labels"].tolist()], dtype=torch.int64
-    )
-    keep = new_labels >= 0
-    kept = {key: value.cpu()[keep] for key, value in found.items()}
-    return {**kept, "labels": new_labels[keep]}
-
-
-def _relabelled_segments(found: Mapping[str, Any], labels: Mapping[int, int]) -> dict[str, Any]:
-    """Map segments to the data set's labels; pixels of unknown classes become void."""
-    segmentation, segments = found["segmentation"].cpu().clone(), []
-    for info in found["segments_info"]:
-        if info["label_id"] in labels:
-            segments.append({**info, "label_id": labels[info["label_id"]]})
-        else:
-            segmentation[segmentation == info["id"]] = 0
-    return {"segmentation": segmentation, "segments_info": segments}
-
-
 def _target_segments(dataset: DetectionDataset, index: int) -> dict[str, Any]:
     table = dataset.table
     segments = [
@@ -293,25 +252,19 @@ def _target_segments(dataset: DetectionDataset, index: int) -> dict[str, Any]:
 def _add_masks(
     detections: list[dict[str, Tensor]],
     outputs: Any,
-    processor: DetectionImageProcessor,
     inputs: Mapping[str, Tensor],
     sizes_hw: list[tuple[int, int]],
-    max_detections: int,
 ) -> None:
     """Add `masks` (n, height, width) bool of each image's original size to its detections."""
     canvas_hw = tuple(inputs["pixel_values"].shape[-2:])
-    top_k = _top_k(processor, max_detections)
-    scores, _, queries = processor.classification.detections(outputs.logits, **top_k)
-    boxes = outputs.pred_boxes.gather(1, queries[..., None].expand(-1, -1, 4))
-    is_kept = are_finite(scores, boxes)  # as in `detections`
     for index, (found, size_hw) in enumerate(zip(detections, sizes_hw, strict=True)):
         height, width = canvas_hw
         if "pixel_mask" in inputs:
             mask = inputs["pixel_mask"][index]
             height, width = int(mask[:, 0].sum()), int(mask[0].sum())
-        kept = queries[index, is_kept[index]]
-        parts = [torch.empty((0, *size_hw), dtype=torch.bool, device=kept.device)]
-        for chunk in kept.split(MASKS_AT_ONCE) if len(kept) else ():
+        queries = found["queries"]
+        parts = [torch.empty((0, *size_hw), dtype=torch.bool, device=queries.device)]
+        for chunk in queries.split(MASKS_AT_ONCE) if len(queries) else ():
             logits = outputs.pred_masks[index, chunk].float()
             # In two steps as in the official code, for comparable results.
             large = F.interpolate(logits[None], canvas_hw, mode="bilinear", align_corners=False)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..distributed import gather_from_processes
+from ..distributed import compute_on_main_process
 
 # The classes of an image (k,), and for each class (k, 4) the sum of the IoU of found segments, and
 # the numbers of true positives, false positives and false negatives.
@@ -94,9 +94,16 @@ class PanopticQuality:
             and `per_class`, for each label id its `label`, `pq`, `sq`, `rq` and the counts `tp`,
             `fp` and `fn`.
         """
+        return compute_on_main_process(self._compute, self._images)
+
+    def reset(self) -> None:
+        """Remove all images, for the next evaluation."""
+        self._images = {}
+
+    def _compute(self, shares: Sequence[Mapping[int, ImageSums]]) -> dict[str, Any]:
         sums = {label_id: np.zeros(4) for label_id in self.id2label}
         images: dict[int, ImageSums] = {}
-        for share in gather_from_processes(self._images):
+        for share in shares:
             images.update(share)
         for classes, image_sums in images.values():
             for label_id, class_sums in zip(classes.tolist(), image_sums, strict=True):
@@ -116,10 +123,6 @@ class PanopticQuality:
                 results[name + suffix] = sum(values) / len(values) if values else math.nan
             results["num_classes" + suffix] = len(members)
         return {**results, "per_class": per_class}
-
-    def reset(self) -> None:
-        """Remove all images, for the next evaluation."""
-        self._images = {}
 
     def _read(self, record: Mapping[str, Any], name: str) -> "_Segments":
         """Check and convert the segments of an image."""

@@ -16,6 +16,7 @@ def detections_per_image(
     boxes_cxcywh: Tensor,
     threshold: float,
     target_sizes: Tensor | list[Tensor] | list[tuple[int, int]] | None = None,
+    queries: Tensor | None = None,
 ) -> list[dict[str, Tensor]]:
     """Scale boxes to each image and keep the detections above the threshold.
 
@@ -27,10 +28,11 @@ def detections_per_image(
         boxes_cxcywh: (B, K, 4) in [0, 1], relative to each image without its padding.
         threshold: detections with a higher score are kept.
         target_sizes: (B, 2) as (height, width) in pixels; if None, boxes are in [0, 1].
+        queries: (B, K), the query of each detection.
 
     Returns:
-        For each image a dict of `scores` (n,), `labels` (n,) and `boxes` (n, 4) as (x0, y0, x1,
-        y1).
+        For each image a dict of `scores` (n,), `labels` (n,), `boxes` (n, 4) as (x0, y0, x1, y1),
+        and `queries` (n,) if they are given.
 
     Raises:
         ValueError: if the threshold isn't a number up to 1, or `target_sizes` doesn't have a
@@ -42,19 +44,15 @@ def detections_per_image(
     if target_sizes is not None:
         sizes_hw = boxes.new_tensor(checked_sizes(target_sizes, len(boxes))).reshape(-1, 2)
         boxes = boxes * sizes_hw.flip(-1).repeat(1, 2)[:, None]
-    is_finite = are_finite(scores, boxes)
+    is_finite = scores.isfinite() & boxes.isfinite().all(-1)
     if not is_finite.all():
         warn_about_nan()
-    keep = (scores > threshold) & is_finite
+    columns = {"scores": scores, "labels": labels, "boxes": boxes}
+    columns |= {} if queries is None else {"queries": queries}
     return [
-        {"scores": s[k], "labels": c[k], "boxes": b[k]}
-        for s, c, b, k in zip(scores, labels, boxes, keep, strict=True)
+        {name: column[image][keep] for name, column in columns.items()}
+        for image, keep in enumerate((scores > threshold) & is_finite)
     ]
-
-
-def are_finite(scores: Tensor, boxes: Tensor) -> Tensor:
-    """Return which detections, scores (B, K) and boxes (B, K, 4), have no NaN or infinity."""
-    return scores.isfinite() & boxes.isfinite().all(-1)
 
 
 def check_threshold(threshold: Any, name: str) -> None:

@@ -121,6 +121,8 @@ def test_packed_batches_equal_the_collator_s(settings: dict[str, Any], kind: str
     assert_equal_inputs(unpacked, expected)
     assert unpacked["pixel_values"].is_contiguous(memory_format=torch.channels_last)
     assert_equal_inputs({"labels": batch.labels()}, {"labels": expected["labels"]})
+    classes = [{"class_labels": label["class_labels"]} for label in expected["labels"]]
+    assert_equal_inputs({"labels": batch.labels(keys=("class_labels",))}, {"labels": classes})
 
 
 def test_packed_batches_without_padding() -> None:

@@ -2,18 +2,23 @@
 
 import contextlib
 import io
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from pycocotools.mask import encode
 from torch import Tensor
 
 from hf_detr import CocoEvaluator, metrics_table
+from hf_detr.distributed import compute_on_main_process
+from hf_detr.evaluation import coco_evaluator
 from hf_detr.image_processing.coco_masks import rle_from_mask
 
 SUMMARY = (
@@ -81,8 +86,10 @@ def some_results(
     return truth, detections
 
 
-def pycocotools_evaluation(truth: dict, detections: dict, iou_type: str) -> COCOeval:
-    """Compute the metrics with pycocotools."""
+def pycocotools_evaluation(
+    truth: dict, detections: dict, iou_type: str, max_detections: int = 100
+) -> COCOeval:
+    """Compute the metrics with pycocotools, whose summary is for 100 detections only."""
     entries = []
     for image_id, found in detections.items():
         for score, label, box, mask in zip(*found.values(), strict=True):
@@ -99,9 +106,11 @@ def pycocotools_evaluation(truth: dict, detections: dict, iou_type: str) -> COCO
     with contextlib.redirect_stdout(io.StringIO()):
         coco.createIndex()
         evaluation = COCOeval(coco, coco.loadRes(entries), iou_type)
+        evaluation.params.maxDets = [1, 10, max_detections]
         evaluation.evaluate()
         evaluation.accumulate()
-        evaluation.summarize()
+        if max_detections == 100:
+            evaluation.summarize()
     return evaluation
 
 
@@ -130,6 +139,102 @@ def test_equal_to_pycocotools(seed: int) -> None:
     assert metrics["per_class"]["class 4"]["AP"] == -1.0
     objects = [a for a in truth["annotations"] if not a["iscrowd"]]
     assert sum(one["num_objects"] for one in metrics["per_class"].values()) == len(objects)
+
+
+def awkward_results(
+    generator: np.random.Generator, num_images: int, num_classes: int, per_image: int
+) -> tuple[dict[str, Any], dict[int, dict[str, Tensor]]]:
+    """Make results of tiny images with few different scores, boxes and masks, some without area.
+
+    Ids are in no order. There can be images and classes without objects or without detections.
+    """
+    height, width = 9, 12
+    image_ids = generator.choice(2**31, num_images, replace=False).tolist()
+    labels = generator.choice(2**31, num_classes, replace=False).tolist()
+    truth: dict[str, Any] = {
+        "images": [{"id": i, "height": height, "width": width} for i in image_ids],
+        "categories": [{"id": i, "name": f"class {i}"} for i in labels],
+        "annotations": [],
+    }
+
+    corners, extents = generator.integers(0, 9, (6, 2)), generator.integers(0, 6, (6, 2))
+    boxes = np.concatenate([corners, extents], 1) * 1.25
+    masks = generator.random((6, height, width)) < generator.choice([0, 0.3, 0.9, 1], (6, 1, 1))
+
+    def some(shapes: np.ndarray, number: int) -> np.ndarray:
+        return shapes[generator.integers(0, len(shapes), number)]
+
+    for image_id in image_ids:
+        count = int(generator.integers(0, 8))
+        for box, mask in zip(some(boxes, count), some(masks, count), strict=True):
+            forms = (
+                rle_from_mask(torch.from_numpy(mask)),
+                encode(np.asfortranarray(mask, dtype=np.uint8)),
+                [(generator.random(6) * 12).tolist(), (generator.random(8) * 12).tolist()],
+            )
+            annotation = {
+                "image_id": image_id,
+                "category_id": labels[generator.integers(num_classes)],
+                "bbox": box.tolist(),
+                "area": float(generator.choice([0, 32**2, 50**2, 96**2, 1e5])),
+                "iscrowd": int(generator.random() < 0.2),
+                "segmentation": forms[generator.integers(3)],
+            }
+            truth["annotations"].append(annotation)
+    detections = {}
+    for image_id in image_ids[: int(generator.integers(1, num_images + 1))]:
+        count = int(generator.integers(0, per_image + 1))
+        found = some(boxes, count)
+        found[:, 2:] += found[:, :2]
+        detections[image_id] = {
+            "scores": torch.from_numpy(generator.integers(0, 4, count) / 3).float(),
+            "labels": torch.from_numpy(generator.choice(labels, count)),
+            "boxes": torch.from_numpy(found).float(),
+            "masks": torch.from_numpy(some(masks, count)),
+        }
+    return truth, detections
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    num_images=st.integers(1, 5),
+    num_classes=st.integers(1, 3),
+    max_detections=st.sampled_from([11, 100, 150]),
+)
+def test_all_values_equal_those_of_pycocotools(
+    seed: int, num_images: int, num_classes: int, max_detections: int
+) -> None:
+    """Every metric is equal, with ties, crowds, areas, empty images and classes, and limits."""
+    generator = np.random.default_rng(seed)
+    truth, detections = awkward_results(generator, num_images, num_classes, 3 * max_detections // 2)
+    evaluator = CocoEvaluator(truth, ("bbox", "segm"), max_detections)
+    evaluator.update(detections.keys(), detections.values())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".* were never evaluated")
+        metrics = evaluator.compute()
+    if not any(len(found["scores"]) for found in detections.values()):
+        return  # pycocotools can't load an empty list
+    expected = {}
+    names = ("", "small", "medium", "large")
+    for iou_type, prefix in (("bbox", ""), ("segm", "segm_")):
+        reference = pycocotools_evaluation(truth, detections, iou_type, max_detections).eval
+        precision, recall = reference["precision"], reference["recall"]
+        parts = {"AP50": precision[0, :, :, 0, 2], "AP75": precision[5, :, :, 0, 2]}
+        for area, name in enumerate(names):
+            parts["AP" + ("_" + name if name else "")] = precision[..., area, 2]
+            parts[f"AR_{name}" if name else f"AR_{max_detections}"] = recall[..., area, 2]
+        parts |= {"AR_1": recall[:, :, 0, 0], "AR_10": recall[:, :, 0, 1]}
+        for index, category in enumerate(sorted(truth["categories"], key=lambda c: c["id"])):
+            one = metrics["per_class"][category["name"]]
+            values = precision[:, :, index, 0, 2]
+            assert one[prefix + "AP"] == pytest.approx(values.mean(), abs=1e-12)
+        for name, values in parts.items():
+            values = values[values > -1]
+            expected[prefix + name] = values.mean() if values.size else -1
+    assert {k: v for k, v in metrics.items() if k != "per_class"} == pytest.approx(
+        expected, abs=1e-12
+    )
 
 
 def test_order_and_repetition_do_not_matter() -> None:
@@ -215,6 +320,16 @@ def test_no_objects_at_all() -> None:
     assert evaluator.compute()["AP"] == -1.0
 
 
+def test_detections_are_copied() -> None:
+    """Detections that are changed afterwards, such as in a reused buffer, don't change AP."""
+    truth, found = many_objects(3)
+    evaluator = CocoEvaluator(truth)
+    found["boxes"] = found["boxes"].float()
+    evaluator.update([5], [found])
+    found["boxes"].zero_()
+    assert evaluator.compute()["AP"] == pytest.approx(1)
+
+
 def test_ground_truth_is_not_modified() -> None:
     """The backend modifies its dicts, which are copies."""
     truth, detections = some_results(num_images=3)
@@ -235,22 +350,37 @@ def test_missing_images_warn() -> None:
         evaluator.compute()
 
 
+def test_process_without_images() -> None:
+    """A process may have no images, as when there are more processes than batches."""
+    truth, _ = some_results()
+    with pytest.warns(UserWarning, match="12 of 12 images were never evaluated"):
+        assert CocoEvaluator(truth).compute()["AP"] == 0.0
+
+
 def update_half(rank: int, folder: str) -> None:
-    """Run one of two processes, each with its images and one image of the other."""
+    """Run one of two processes, each with its images and one image of the other.
+
+    The second one can't compute metrics, has no objects, and gets the first one's error.
+    """
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2
     )
     truth, detections = some_results()
     evaluator = CocoEvaluator(truth, ("bbox", "segm"))
+    assert (evaluator._truth.objects is None) == (rank > 0)
     ids = list(detections)
     for image_id in ids[rank::2] + ids[1 - rank :: 2][:1]:
         evaluator.update([image_id], [detections[image_id]])
+    if rank:
+        coco_evaluator._backend = None
     torch.save(evaluator.compute(), f"{folder}/{rank}.pt")
+    with pytest.raises(ZeroDivisionError):
+        compute_on_main_process(lambda values: 1 / values[0], 0)
     torch.distributed.destroy_process_group()
 
 
 def test_two_processes_equal_one(tmp_path: Path) -> None:
-    """All processes get the result of all images, each counted once."""
+    """Both get the result of all images, each counted once, which only the first computes."""
     torch.multiprocessing.spawn(update_half, args=(str(tmp_path),), nprocs=2)
     truth, detections = some_results()
     evaluator = CocoEvaluator(truth, ("bbox", "segm"))
@@ -286,6 +416,8 @@ def test_invalid_inputs_raise() -> None:
         evaluator.update([3], [{**found, "labels": found["labels"] * 0 + 91}])
     with pytest.raises(ValueError, match="NaN or infinite"):
         evaluator.update([3], [{**found, "scores": found["scores"] * torch.nan}])
+    with pytest.raises(ValueError, match=r"shapes .*expected \(n,\), \(n,\) and \(n, 4\)"):
+        evaluator.update([3], [{**found, "boxes": found["boxes"][1:]}])
     with pytest.raises(ValueError, match=r"masks of shape .*expected \(\d+, 120, 160\)"):
         evaluator.update([3], [{**found, "masks": found["masks"][:, :50]}])
     with pytest.raises(ValueError, match="iou_types is 'bbox'; expected a sequence"):
@@ -293,6 +425,10 @@ def test_invalid_inputs_raise() -> None:
     without = [{k: v for k, v in a.items() if k != "segmentation"} for a in truth["annotations"]]
     with pytest.raises(ValueError, match="annotation 0 .* has no segmentation"):
         CocoEvaluator({**truth, "annotations": without}, ("segm",))
+    for key in ("image_id", "category_id"):
+        wrong = [*truth["annotations"], {**truth["annotations"][0], key: 99}]
+        with pytest.raises(ValueError, match=rf"annotation \d+ .* has .*{key} 99"):
+            CocoEvaluator({**truth, "annotations": wrong})
     twice = [{"id": 0, "name": "a"}, {"id": 1, "name": "a"}]
     with pytest.raises(ValueError, match="same name"):
         CocoEvaluator({**truth, "categories": twice, "annotations": []})

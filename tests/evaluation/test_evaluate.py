@@ -24,7 +24,7 @@ from hf_detr import (
 )
 from hf_detr.data.check import check_dataset
 from hf_detr.data.dataset import DetectionDataset
-from hf_detr.evaluation.evaluate import detect, label_map
+from hf_detr.evaluation.evaluate import detect
 from hf_detr.image_processing.coco_masks import rle_from_mask
 
 from ..some_data import write_image
@@ -215,16 +215,6 @@ def test_classes_are_matched_by_name(tmp_path: Path) -> None:
         assert torch.equal(found[image_id]["labels"], 4 - result["labels"][kept])
 
 
-def test_label_map() -> None:
-    """Labels are mapped by name, or are equal if the model has no names."""
-    data = {0: "cat", 1: "dog"}
-    assert label_map({0: "cat", 1: "dog"}, data) == {0: 0, 1: 1}
-    assert label_map({17: "cat", 18: "dog", 12: "N/A"}, data) == {17: 0, 18: 1}
-    assert label_map({0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}, data) == {0: 0, 1: 1}
-    with pytest.raises(ValueError, match=r"\['car'\] .*\['cat', 'dog'\] .*no name in common"):
-        label_map({0: "car"}, data)
-
-
 def make_predictions_differ(model: DetrForSegmentation) -> None:
     """Change the class head of a random model so that queries differ, without "no object"."""
     classifier = model.detector.class_labels_classifier
@@ -340,6 +330,36 @@ def test_more_detections_than_in_coco(variant: str, tmp_path: Path) -> None:
     ]
     assert counts == ([40, 40] if variant == "detr" else [100, 150])
     assert "AR_150" in evaluate(model, processor, dataset, max_detections=150)
+
+
+def test_lvis(tmp_path: Path) -> None:
+    """With the fields of an LVIS file, AP follows LVIS' rules."""
+    box = {"category_id": 1, "bbox": [5, 5, 20, 20], "area": 400, "image_id": 7}
+    dataset = write_data(tmp_path, [box]).first(2)
+    fields = {"neg_category_ids": [], "not_exhaustive_category_ids": []}
+    file = {
+        "images": [{"id": int(image_id), **fields} for image_id in dataset.table.image_ids],
+        "categories": [{**category, "frequency": "c"} for category in CATEGORIES],
+    }
+    given = tiny_detector(num_labels=5), processor_of(), dataset
+    metrics = evaluate(*given, max_detections=300, lvis=file)
+    assert metrics["AP_rare"] == -1 and metrics["AP_common"] == metrics["AP"] >= 0
+    assert "AR_300" in metrics and "AR_10" not in metrics
+
+
+def test_queries_are_ranked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Masks belong to the queries that the post-processing kept, without ranking them again."""
+    ranked = []
+    classification = DetrImageProcessor.classification
+    rank = classification.detections
+
+    def count(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        ranked.append(len(logits))
+        return rank(logits)
+
+    monkeypatch.setattr(classification, "detections", staticmethod(count))
+    gathered(tiny_segmenter(), processor_of(), write_data(tmp_path).first(2), 1, masks=True)
+    assert ranked == [1, 1]
 
 
 def test_panoptic_quality_requires_panoptic_data(tmp_path: Path) -> None:
