@@ -25,7 +25,7 @@ GROUPS = {
     "micro_batch_size": "speed and memory",
     "resume": "saving and logging",
 }
-PACKAGES = ("accelerate", "matplotlib")  # of the extra "train"
+PACKAGES = ("accelerate", "hotcoco", "matplotlib")  # of the extra "train"
 
 
 def _option(default: Any, help: str, lowest: float | None = None, may_change: bool = False) -> Any:

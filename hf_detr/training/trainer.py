@@ -157,7 +157,7 @@ class Training:
         for group, lr in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
             group["lr"] = lr * self.lr_factor()
         counted = [batch for part, batch in zip(parts, batches, strict=True) if part.counts]
-        labels = [label for batch in counted for label in batch.labels()]
+        labels = [one for batch in counted for one in batch.labels(keys=("class_labels",))]
         normalizers = self.accelerator.unwrap_model(self.model).count_loss_normalizers(labels)
         total = torch.zeros((), device=self.accelerator.device)
         try:
