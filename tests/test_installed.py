@@ -120,7 +120,8 @@ def test_all_commands_of_a_wheel(installed: Path, tmp_path: Path) -> None:
     for seed, split in enumerate(("train", "val")):
         write_coco(tmp_path / "data" / split, entries, num_images=8, seed=100 * seed)
     # Not the detector of the package: transformers drops the activations of its backbone.
-    config = tiny_config("deformable_detr", two_stage=True, with_box_refine=True)
+    stages = {"two_stage": True, "with_box_refine": True, "two_stage_num_proposals": 20}
+    config = tiny_config("deformable_detr", **stages)
     hf_detr.DeformableDetrForObjectDetection(config).save_pretrained(tmp_path / "start")
     processor = hf_detr.DeformableDetrImageProcessor(size={"shortest_edge": 96, "longest_edge": 96})
     processor.save_pretrained(tmp_path / "start")
