@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import PIL.Image
 from tqdm.auto import tqdm
 
-from .annotation_table import Problem, is_integer, make_table
+from .annotation_table import Problem, make_table
 from .box_formats import checked_box_format
 from .dataset import DetectionDataset
 from .image_source import fill_in_sizes_hw, turned_size_hw, with_boxes
+from .object_columns import is_integer
 
 if TYPE_CHECKING:
     from datasets import Dataset

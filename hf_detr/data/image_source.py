@@ -15,8 +15,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..image_processing.image_reading import EXIF_ORIENTATION, read_images
-from .annotation_table import PackedValues, Problem, is_integer
 from .file_names import names_inside
+from .object_columns import Problem, is_integer
+from .packed_values import PackedValues
 
 # What PIL raises for files that are missing, truncated, too large or not images. RuntimeError is
 # raised by the AVIF reader.
