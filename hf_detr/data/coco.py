@@ -14,8 +14,9 @@ from .coco_columns import CocoImages, ImageIndex, StrPath, read_coco_columns, re
 from .coco_layouts import LAYOUTS, ONLY_SPLIT, find_coco
 from .dataset import DetectionDataset
 from .file_names import check_stays_inside
-from .image_source import ImageFolder, image_size_hw, turned_size_hw, with_boxes
+from .image_source import ImageFolder, ImageSource, image_size_hw, turned_size_hw, with_boxes
 from .object_columns import ObjectColumns, Problem, is_integer
+from .table_cache import Content, OpenedImages, read_mapped
 
 
 def read_coco(
@@ -49,7 +50,10 @@ def read_coco(
             and reported by a warning.
     """
     annotation_file, image_folder, notes = _find_files(annotation_file, image_folder, split)
-    table, images = _read_detection(annotation_file, image_folder, box_format, masks, notes)
+    checked_box_format(box_format)
+    read = partial(_read_detection, annotation_file, image_folder, box_format, masks, notes)
+    options = repr(("coco", box_format, masks, notes))
+    table, images = read_mapped([annotation_file], image_folder, options, read)
     return DetectionDataset(table, images, None, masks, seed)
 
 
@@ -154,21 +158,21 @@ def _find_files(
 
 def _read_detection(
     file: StrPath, folder: StrPath, box_format: str, masks: bool, notes: Sequence[Problem]
-) -> tuple[AnnotationTable, ImageFolder]:
-    checked_box_format(box_format)
+) -> Content:
     content = read_coco_columns(file, masks)
     images = ImageFolder(folder, content.images.names)
     problems = [*images.notes, *content.problems, *notes]
     used = set(np.unique(content.objects.category_ids).tolist())
     categories = _categories_in_use(content.categories, used, problems)
     names = _class_names(file, categories)
-    table = _table(content.images, images, content.objects, names, box_format, problems)
-    return table, images
+    opened = OpenedImages(images)
+    table = _table(content.images, opened, content.objects, names, box_format, problems)
+    return table, images, opened.indices
 
 
 def _table(
     records: CocoImages,
-    images: ImageFolder,
+    images: ImageSource,
     objects: ObjectColumns,
     names: Mapping[int, str],
     box_format: str,

@@ -285,7 +285,7 @@ class _Objects:
         is_crowd = np.array([one.iscrowd for one in found], dtype=bool)
         packed = None
         if self.masks:
-            packed = PackedValues.pack_json([memoryview(one.segmentation) for one in found])
+            packed = PackedValues.pack_json([bytes(one.segmentation) for one in found])
         return ObjectColumns(images, ids, category_ids, boxes, areas, is_crowd, packed, [])
 
 

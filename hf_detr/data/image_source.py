@@ -60,21 +60,28 @@ class ImageFolder:
         if not self.folder.is_dir():
             raise FileNotFoundError(f"The image folder {str(folder)!r} doesn't exist.")
         names, note = names_inside(self.folder, file_names)
-        self._file_names = PackedValues.pack(names)
+        self.file_names = PackedValues.pack(names)
         self.notes = [Problem("file names", None, note, False)] if note else []
 
+    @classmethod
+    def of_checked(cls, folder: str | os.PathLike[str], file_names: PackedValues) -> "ImageFolder":
+        """Return the images of names that are known to be inside the folder."""
+        images = cls(folder, ())
+        images.file_names = file_names
+        return images
+
     def __len__(self) -> int:
-        return len(self._file_names)
+        return len(self.file_names)
 
     def name(self, index: int) -> str:
-        return str(self.folder / self._file_names[index])
+        return str(self.folder / self.file_names[index])
 
     def open(self, index: int) -> PIL.Image.Image:
         return PIL.Image.open(self.name(index))
 
     def stamp(self, index: int) -> str:
         stat = os.stat(self.name(index))
-        return f"{self._file_names[index]} {stat.st_size} {stat.st_mtime_ns}"
+        return f"{self.file_names[index]} {stat.st_size} {stat.st_mtime_ns}"
 
 
 class SelectedImages:

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+BLOCK = 4096  # values that are copied at once: many views would slow down the garbage collector
+
 
 @dataclass(frozen=True)
 class PackedValues:
@@ -26,12 +28,12 @@ class PackedValues:
         return cls._of_bytes([marshal.dumps(value, 2) for value in values], is_json=False)
 
     @classmethod
-    def pack_json(cls, texts: Sequence[bytes | memoryview]) -> "PackedValues":
+    def pack_json(cls, texts: Sequence[bytes]) -> "PackedValues":
         """Pack values by their JSON texts, without decoding them."""
         return cls._of_bytes(texts, is_json=True)
 
     @classmethod
-    def _of_bytes(cls, packed: Sequence[bytes | memoryview], is_json: bool) -> "PackedValues":
+    def _of_bytes(cls, packed: Sequence[bytes], is_json: bool) -> "PackedValues":
         ends = np.cumsum([0, *map(len, packed)], dtype=np.int64)
         return cls(np.frombuffer(b"".join(packed), dtype=np.uint8), ends, is_json)
 
@@ -47,10 +49,15 @@ class PackedValues:
 
     def take(self, rows: np.ndarray) -> "PackedValues":
         """Return the values of some rows, without decoding them."""
-        view = memoryview(self.data)
-        starts, ends = self.ends[:-1][rows].tolist(), self.ends[1:][rows].tolist()
-        texts = [view[start:end] for start, end in zip(starts, ends, strict=True)]
-        return self._of_bytes(texts, self.is_json)
+        view, lengths = memoryview(self.data), np.diff(self.ends)[rows]
+        data, starts, filled = np.empty(lengths.sum(), dtype=np.uint8), self.ends[rows], 0
+        for block in range(0, len(rows), BLOCK):
+            some = slice(block, block + BLOCK)
+            pairs = zip(starts[some].tolist(), lengths[some].tolist(), strict=True)
+            text = b"".join([view[start : start + length] for start, length in pairs])
+            data[filled : filled + len(text)] = np.frombuffer(text, dtype=np.uint8)
+            filled += len(text)
+        return PackedValues(data, np.concatenate([[0], np.cumsum(lengths)]), self.is_json)
 
     def __len__(self) -> int:
         return len(self.ends) - 1
