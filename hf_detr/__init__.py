@@ -19,6 +19,7 @@ from .data.coco import read_coco, read_coco_panoptic
 from .data.dataset import DetectionDataset
 from .data.formats import DataArguments
 from .data.hub import read_hf_dataset, read_hf_segmentation
+from .data.open_images import read_open_images
 from .data.voc import read_voc
 from .data.yolo import read_yolo
 from .evaluation.coco_evaluator import CocoEvaluator, metrics_table
@@ -105,6 +106,7 @@ __all__ = [
     "read_coco_panoptic",
     "read_hf_dataset",
     "read_hf_segmentation",
+    "read_open_images",
     "read_voc",
     "read_yolo",
     "stream_predictions",

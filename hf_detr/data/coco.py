@@ -14,7 +14,7 @@ from .coco_columns import CocoImages, ImageIndex, StrPath, read_coco_columns, re
 from .coco_layouts import LAYOUTS, ONLY_SPLIT, find_coco
 from .dataset import DetectionDataset
 from .file_names import check_stays_inside
-from .image_source import ImageFolder, ImageSource, image_size_hw, turned_size_hw, with_boxes
+from .image_source import ImageFolder, ImageSource, read_sizes_hw, turned_size_hw, with_boxes
 from .object_columns import ObjectColumns, Problem, is_integer
 from .table_cache import Content, OpenedImages, read_mapped
 
@@ -181,8 +181,9 @@ def _table(
 ) -> AnnotationTable:
     """Make the table of a file; missing sizes are those of the images."""
     sizes_hw = records.sizes_hw
-    for index in np.flatnonzero((sizes_hw <= 0).any(-1)).tolist():
-        sizes_hw[index] = image_size_hw(images, index, problems)
+    unknown = np.flatnonzero((sizes_hw <= 0).any(-1))
+    if len(unknown):
+        sizes_hw[unknown] = read_sizes_hw(images, unknown.tolist(), problems)
     return table_of_objects(
         names,
         records.ids,

@@ -5,6 +5,7 @@ import itertools
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -166,6 +167,28 @@ def image_size_hw(source: ImageSource, index: int, problems: list[Problem]) -> t
     except READING_ERRORS as error:
         problems.append(Problem("image file", index, f"can't be read: {error}", True))
         return 0, 0
+
+
+def read_sizes_hw(
+    source: ImageSource, indices: Sequence[int], problems: list[Problem]
+) -> list[tuple[int, int]]:
+    """Return `image_size_hw` of several images, whose files are read in threads."""
+
+    def read(index: int) -> tuple[tuple[int, int], list[Problem]]:
+        found: list[Problem] = []
+        return image_size_hw(source, index, found), found
+
+    sizes = []
+    with (
+        ThreadPoolExecutor(8) as pool,
+        tqdm(total=len(indices), desc="image sizes", unit="image", disable=None) as bar,
+    ):
+        for start in range(0, len(indices), 10_000):  # queueing all would take memory
+            for size_hw, found in pool.map(read, indices[start : start + 10_000]):
+                sizes.append(size_hw)
+                problems += found
+                bar.update()
+    return sizes
 
 
 def fill_in_sizes_hw(

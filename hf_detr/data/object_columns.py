@@ -99,8 +99,8 @@ class JoinedObjects:
     def __len__(self) -> int:
         return self._length
 
-    def add(self, part: ObjectColumns, num_expected: int) -> None:
-        """Add objects; `num_expected` is about the number of all objects."""
+    def add(self, part: ObjectColumns, num_expected: int = 0) -> None:
+        """Add objects; `num_expected` is about the number of all objects, if it is known."""
         values = [getattr(part, name) for name in COLUMNS]
         if not self._columns:
             self._columns = [np.empty((0, *column.shape[1:]), column.dtype) for column in values]
@@ -108,7 +108,8 @@ class JoinedObjects:
         for number, column in enumerate(values):
             if end > len(self._columns[number]):
                 # Only memory that is written to is really taken.
-                room = np.empty((max(end, num_expected), *column.shape[1:]), column.dtype)
+                length = max(end, num_expected, 2 * self._length)
+                room = np.empty((length, *column.shape[1:]), column.dtype)
                 room[: self._length] = self._columns[number][: self._length]
                 self._columns[number] = room
             self._columns[number][self._length : end] = column
