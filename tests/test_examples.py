@@ -100,6 +100,7 @@ def test_draw_plots(tmp_path: Path) -> None:
             ("--rounds", "1"),
             ("| Detr |", "| ConditionalDetr |", "| DeformableDetr |"),
         ),
+        ("_reading", (), ("| first |", "| mapped |")),
         ("_segmentation", (), ("panoptic, 30", "instance, 30", "semantic, 30", "MiB, resnet18")),
     ],
 )

@@ -47,6 +47,12 @@ class PackedValues:
         is_json = any(part.is_json for part in parts)
         return cls(data, np.cumsum(np.concatenate(lengths)), is_json)
 
+    def as_json(self) -> "PackedValues":
+        """Return the values as JSON, which is safe to read from files."""
+        if self.is_json:
+            return self
+        return self.pack_json([json.dumps(value).encode() for value in self.tolist()])
+
     def take(self, rows: np.ndarray) -> "PackedValues":
         """Return the values of some rows, without decoding them."""
         view, lengths = memoryview(self.data), np.diff(self.ends)[rows]

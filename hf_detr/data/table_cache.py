@@ -30,7 +30,10 @@ MIN_BYTES = 20_000_000  # smaller annotation files are read in a fraction of a s
 MAX_PROBLEMS = 10_000  # more are kept in memory only
 MAX_STAMPS = 10_000  # of more images that were opened, about as many are looked at for changes
 ALIGNMENT = 64
-ARRAYS = ("image_ids", "image_hw", "offsets", "ids", "class_labels", "boxes_xywh", "areas")
+ARRAYS = (
+    *("image_ids", "image_hw", "offsets", "ids", "class_labels", "boxes_xywh", "areas"),
+    "is_crowd",
+)
 
 # Table, images, and the indices of the images that were opened to make the table.
 Content = tuple[AnnotationTable, ImageFolder, Sequence[int]]
@@ -139,17 +142,16 @@ def _save(file: Path, content: Content, key: str) -> None:
     table, images, opened = content
     if images.notes or len(table.problems) > MAX_PROBLEMS:
         return  # the names that were found in the folder may change without a change of the file
-    packed = {"names": images.file_names, "segmentations": table.segmentations}
-    arrays = {name: getattr(table, name) for name in (*ARRAYS, "is_crowd")}
-    for name, values in packed.items():
+    arrays = {name: getattr(table, name) for name in ARRAYS}
+    for name, values in (("names", images.file_names), ("segmentations", table.segmentations)):
         if values is not None:
+            values = values.as_json()
             arrays |= {f"{name}.data": values.data, f"{name}.ends": values.ends}
     header = {
         "category_ids": table.category_ids,
         "names": list(table.id2label.values()),
         "label_ids_of_stuff": sorted(table.label_ids_of_stuff),
         "problems": [asdict(problem) for problem in table.problems],
-        "is_json": {name: values.is_json for name, values in packed.items() if values is not None},
         "are_plain": all(is_plain(name, images.folder) for name in images.file_names.tolist()),
         "opened": sorted(set(opened)),
         "stamps": _stamps(images, sorted(set(opened))),
@@ -186,10 +188,11 @@ def _load(file: Path, key: str, folder: Path) -> Content | None:
 
 def _content(header: dict[str, Any], arrays: dict[str, np.ndarray], folder: Path) -> Content | None:
     packed = {
-        name: PackedValues(arrays.pop(f"{name}.data"), arrays.pop(f"{name}.ends"), is_json)
-        for name, is_json in header["is_json"].items()
+        name: PackedValues(arrays[f"{name}.data"], arrays[f"{name}.ends"], is_json=True)
+        for name in ("names", "segmentations")
+        if f"{name}.data" in arrays
     }
-    names = packed.pop("names")
+    names = packed["names"]
     if header["are_plain"]:
         images = ImageFolder.of_checked(folder, names)
     else:
@@ -201,8 +204,8 @@ def _content(header: dict[str, Any], arrays: dict[str, np.ndarray], folder: Path
         id2label=dict(enumerate(header["names"])),
         label_ids_of_stuff=frozenset(header["label_ids_of_stuff"]),
         problems=tuple(Problem(**problem) for problem in header["problems"]),
-        **packed,
-        **arrays,
+        segmentations=packed.get("segmentations"),
+        **{name: arrays[name] for name in ARRAYS},
     )
     return table, images, header["opened"]
 

@@ -3,7 +3,12 @@
 import numpy as np
 import pytest
 
-from hf_detr.data.box_formats import BOX_FORMATS, box_format_suspicion, boxes_to_coco_xywh
+from hf_detr.data.box_formats import (
+    BOX_FORMATS,
+    box_format_suspicion,
+    boxes_to_coco_xywh,
+    images_that_fit_turned,
+)
 
 IMAGE_HW = np.array([[40, 50]])
 
@@ -79,3 +84,22 @@ def test_no_boxes_nan_and_unknown_sizes_are_not_suspicious():
     assert box_format_suspicion(np.zeros((0, 4)), "xyxy", np.zeros((0, 2))) is None
     assert box_format_suspicion(np.full((9, 4), np.nan), "xyxy", np.full((9, 2), 50)) is None
     assert box_format_suspicion(np.ones((9, 4)), "xyxy", np.zeros((9, 2))) is None
+
+
+@pytest.mark.parametrize("block", [1, 3, 1000])
+def test_boxes_are_computed_with_in_blocks(monkeypatch: pytest.MonkeyPatch, block: int):
+    """The result doesn't depend on the size of the blocks."""
+    monkeypatch.setattr("hf_detr.data.box_formats.BLOCK", block)
+    boxes, image_hw = random_boxes()
+    assert box_format_suspicion(boxes["coco_xywh"], "coco_xywh", image_hw) is None
+    assert "of 500 boxes" in box_format_suspicion(boxes["xyxy"], "coco_xywh", image_hw)
+
+
+def test_images_fit_turned_only_if_all_boxes_do():
+    """One box that needs the annotated size, or fits neither, is a reason not to turn."""
+    tall, wide, huge = [10, 5, 20, 44], [10, 5, 39, 8], [0, 0, 90, 90]
+    boxes = np.array([tall, tall, wide, tall, huge, wide, [10, 5, 20, 8], tall], dtype=float)
+    images = np.array([3, 0, 0, 1, 1, 2, 3, 5])
+    image_hw = np.array([[40, 50]] * 6)
+    assert images_that_fit_turned(boxes, images, "coco_xywh", image_hw).tolist() == [3, 5]
+    assert images_that_fit_turned(boxes, images, "cxcywh_normalized", image_hw).tolist() == []

@@ -22,7 +22,7 @@ def test_packed_values_are_unpacked_unchanged(kind: str):
     """File names and segmentations of any JSON type are preserved."""
     packed = pack(VALUES, kind)
     assert len(packed) == len(VALUES) and [packed[i] for i in range(len(VALUES))] == VALUES
-    assert packed.tolist() == VALUES
+    assert packed.tolist() == packed.as_json().tolist() == VALUES and packed.as_json().is_json
     assert len(pack([], kind)) == 0 and pack([], kind).tolist() == []
 
 
