@@ -10,7 +10,8 @@ from tqdm.auto import tqdm
 
 from .annotation_table import AnnotationTable, table_of_objects
 from .box_formats import checked_box_format
-from .coco_columns import CocoImages, ImageIndex, StrPath, read_coco_columns, read_json
+from .coco_columns import read_coco_columns, read_json
+from .coco_images import CocoImages, ImageIndex, StrPath
 from .coco_layouts import LAYOUTS, ONLY_SPLIT, find_coco
 from .dataset import DetectionDataset
 from .file_names import check_stays_inside

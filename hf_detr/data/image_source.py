@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..image_processing.image_reading import EXIF_ORIENTATION, read_images
-from .file_names import names_inside
+from .file_names import is_plain, names_inside
 from .object_columns import Problem, is_integer
 from .packed_values import PackedValues
 
@@ -49,7 +49,8 @@ class ImageFolder:
     Args:
         folder: the folder.
         file_names: names of the images, relative to the folder. `notes` tells which of them have
-            another spelling in the folder, see `names_inside`.
+            another spelling in the folder, see `names_inside`, and `are_plain` whether none of
+            them had to be looked up.
 
     Raises:
         ValueError: if a file name points outside the folder.
@@ -60,7 +61,10 @@ class ImageFolder:
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise FileNotFoundError(f"The image folder {str(folder)!r} doesn't exist.")
-        names, note = names_inside(self.folder, file_names)
+        self.are_plain = all(is_plain(name, self.folder) for name in file_names)
+        names, note = (
+            (file_names, None) if self.are_plain else names_inside(self.folder, file_names)
+        )
         self.file_names = PackedValues.pack(names)
         self.notes = [Problem("file names", None, note, False)] if note else []
 

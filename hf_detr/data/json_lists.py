@@ -4,7 +4,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import msgspec
 
@@ -41,6 +41,18 @@ def read_lists(file: str | os.PathLike[str]) -> Iterator[tuple[str, bytes]]:
         yield from _read_lists(file)
     except (ValueError, RecursionError) as error:
         raise CannotDivideError(f"{file} can't be read in parts: {error}") from error
+
+
+def load_part(part: bytes) -> list[dict[str, Any]]:
+    """Decode a part by Python's `json`.
+
+    Raises:
+        CannotDivideError: if that isn't possible, for example because a number is too long.
+    """
+    try:
+        return json.loads(part)
+    except (ValueError, RecursionError) as error:
+        raise CannotDivideError(str(error)) from error
 
 
 def _read_lists(file: str | os.PathLike[str]) -> Iterator[tuple[str, bytes]]:

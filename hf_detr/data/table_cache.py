@@ -19,7 +19,6 @@ import PIL.Image
 
 from ..atomic_saving import atomic_file
 from .annotation_table import AnnotationTable, warn_of_problems
-from .file_names import is_plain
 from .image_source import ImageFolder, ImageSource
 from .object_columns import Problem
 from .packed_values import PackedValues
@@ -152,7 +151,7 @@ def _save(file: Path, content: Content, key: str) -> None:
         "names": list(table.id2label.values()),
         "label_ids_of_stuff": sorted(table.label_ids_of_stuff),
         "problems": [asdict(problem) for problem in table.problems],
-        "are_plain": all(is_plain(name, images.folder) for name in images.file_names.tolist()),
+        "are_plain": images.are_plain,
         "opened": sorted(set(opened)),
         "stamps": _stamps(images, sorted(set(opened))),
         "arrays": {name: [a.dtype.str, a.shape, a.nbytes] for name, a in arrays.items()},

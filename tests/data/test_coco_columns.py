@@ -1,17 +1,17 @@
 """Columns of COCO files: what msgspec decodes equals what Python's json decodes."""
 
+import gc
 import json
 import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from hf_detr.data import coco_columns, json_lists
-from hf_detr.data.coco_columns import CocoColumns, ImageIndex, read_coco_columns, read_json
+from hf_detr.data.coco_columns import CocoColumns, read_coco_columns, read_json
 from hf_detr.data.object_columns import COLUMNS
 
 from ..some_data import CATEGORIES, entry
@@ -102,6 +102,7 @@ def test_both_ways_of_reading_are_equal(
 
 def write(folder: Path, **changes: Any) -> Path:
     content = {"images": images([5, 5]), "annotations": [entry(1), entry(2)]}
+    folder.mkdir(exist_ok=True)
     file = folder / "some.json"
     file.write_text(json.dumps({**content, "categories": CATEGORIES, **changes}))
     return file
@@ -115,8 +116,8 @@ def test_a_wrong_value_only_affects_its_part(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(json_lists, "BLOCK", 2000)
     monkeypatch.setattr(coco_columns, "_read_whole", None)
     decoded: list[int] = []
-    loads = coco_columns._loads
-    monkeypatch.setattr(coco_columns, "_loads", lambda part: decoded.append(1) or loads(part))
+    loads = coco_columns.load_part
+    monkeypatch.setattr(coco_columns, "load_part", lambda part: decoded.append(1) or loads(part))
     found = read_coco_columns(file, masks=False)
     assert len(found.objects) == 200 and found.objects.ids.tolist() == list(range(200))
     assert [p.text for p in found.objects.problems] == [
@@ -147,14 +148,6 @@ def test_segmentations_are_kept_only_for_masks(tmp_path: Path):
     assert kept.is_json and kept[1] == entry(2)["segmentation"]
 
 
-def test_image_ids_anywhere_in_64_bits():
-    """Sparse ids are found as well as consecutive ones."""
-    for ids in ([5, 3, 4], [2**63 - 1, -(2**63), 0], [7], []):
-        index = ImageIndex(np.array(ids, dtype=np.int64))
-        wanted = np.array([*ids, 6, 2**63 - 2, -(2**63) + 1], dtype=np.int64)
-        assert index.find(wanted).tolist() == [*range(len(ids)), -1, -1, -1]
-
-
 def test_whole_file_is_refused_with_its_reason(tmp_path: Path):
     """What can't be read in parts is read as a whole, with the message of Python's json."""
     file = write(tmp_path)
@@ -166,3 +159,18 @@ def test_whole_file_is_refused_with_its_reason(tmp_path: Path):
     file.write_text(write(tmp_path).read_text().replace("99.5", "NaN"))
     found = read_coco_columns(file, masks=False)
     assert [p.kind for p in found.objects.problems] == ["wrong area"] * 2
+
+
+@pytest.mark.parametrize("is_enabled", [True, False])
+def test_garbage_collection_is_as_before(tmp_path: Path, is_enabled: bool):
+    """It pauses while a file is read, also if that fails."""
+    broken = write(tmp_path / "broken", images=[{"id": "a", "file_name": "1.png"}])
+    try:
+        gc.enable() if is_enabled else gc.disable()
+        read_coco_columns(write(tmp_path), masks=False)
+        assert gc.isenabled() == is_enabled
+        with pytest.raises(ValueError, match="image 0 is"):
+            read_coco_columns(broken, masks=False)
+        assert gc.isenabled() == is_enabled
+    finally:
+        gc.enable()
