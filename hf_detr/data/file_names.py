@@ -86,7 +86,7 @@ def names_inside(folder: Path, names: Sequence[str]) -> tuple[list[str], str | N
 def is_plain(name: object, folder: Path) -> bool:
     """Whether a name is certainly that of a file in the folder, without another spelling."""
     is_usual = isinstance(name, str) and PLAIN.fullmatch(name) is not None
-    return is_usual and not name.startswith(f"{folder.name}/")
+    return is_usual and not ("/" in name and name.startswith(f"{folder.name}/"))
 
 
 def find_inside(folder: Path, name: str, is_folder: bool = False) -> str | None:

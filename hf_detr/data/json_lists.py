@@ -130,10 +130,7 @@ class _Text:
 
     def _next_part(self) -> tuple[int, bytes]:
         """Return the end and the text of complete objects of a list."""
-        last = max(self._start, len(self._data) - LOOK_AHEAD)
-        cuts = list(CUT.finditer(self._data, last))[-1:]
-        cuts += filter(None, [CUT_AT_CLOSE.search(self._data, self._start)])
-        for cut in cuts:
+        for cut in self._cuts():
             part = b"[" + self._data[self._start : cut.end()] + b"]"
             # A text that begins with an object of the list, but doesn't end with one, has brackets
             # or a string without end.
@@ -144,6 +141,12 @@ class _Text:
         if not _are_objects(part):
             raise ValueError("there are other values than objects in a list of objects")
         return end, part
+
+    def _cuts(self) -> Iterator[re.Match[bytes]]:
+        """Yield where an object seems to end: near the end of the data, and at that of the list."""
+        last = max(self._start, len(self._data) - LOOK_AHEAD)
+        yield from list(CUT.finditer(self._data, last))[-1:]
+        yield from filter(None, [CUT_AT_CLOSE.search(self._data, self._start)])
 
     def _complete_objects(self) -> int:
         """Return the end of the list's last object that is complete in memory."""
