@@ -5,11 +5,8 @@ msgspec; the others are decoded as plain Python objects, whose errors are report
 same result.
 """
 
-import gc
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -20,7 +17,7 @@ import numpy as np
 
 from .coco_images import CocoImages, ImageIndex, StrPath
 from .json_lists import CannotDivideError, load_part, read_lists
-from .object_columns import JoinedObjects, ObjectColumns, Problem
+from .object_columns import JoinedObjects, ObjectColumns, Problem, without_garbage_collection
 from .packed_values import PackedValues
 
 LISTS = ("images", "annotations", "categories")
@@ -63,22 +60,10 @@ def read_coco_columns(file: StrPath, masks: bool) -> CocoColumns:
         ValueError: if the structure of the file is wrong.
     """
     try:
-        with _without_garbage_collection():
+        with without_garbage_collection():
             return _read_parts(file, masks)
     except CannotDivideError:
         return _read_whole(file, masks)  # which also finds the line of an error
-
-
-@contextmanager
-def _without_garbage_collection() -> Iterator[None]:
-    """Don't look for cycles in the millions of objects that are made and have none."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _read_whole(file: StrPath, masks: bool) -> CocoColumns:

@@ -1,8 +1,10 @@
 """The objects of a data set as columns of numbers, in the order of the data set."""
 
+import gc
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -169,3 +171,15 @@ def _is_area(value: Any) -> bool:
 
 def _is_finite(value: Any) -> bool:
     return is_integer(value) or (type(value) is float and math.isfinite(value))
+
+
+@contextmanager
+def without_garbage_collection() -> Iterator[None]:
+    """Don't look for cycles in the millions of objects that are made and have none."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

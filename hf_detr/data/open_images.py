@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import islice
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy as np
 from .annotation_table import table_of_objects
 from .dataset import DetectionDataset
 from .image_source import ImageFolder, read_sizes_hw, turned_size_hw
-from .object_columns import JoinedObjects, ObjectColumns, Problem
+from .object_columns import JoinedObjects, ObjectColumns, Problem, without_garbage_collection
 from .table_cache import Content, OpenedImages, read_mapped
 
 StrPath = str | os.PathLike[str]
@@ -50,19 +51,8 @@ def read_open_images(
 
 def _read(file: Path, class_csv: Path, folder: Path) -> Content:
     labels, names = _read_classes(class_csv)
-    existing = {name.removesuffix(".jpg") for name in os.listdir(folder) if name.endswith(".jpg")}
-    index_of_id: dict[str, int] = {}
-    missing: set[str] = set()
-    joined = JoinedObjects()
-    for line, rows in _blocks(file):
-        ids, *values = map(list, zip(*rows, strict=True))
-        new = dict.fromkeys(ids)
-        missing.update(image_id for image_id in new if image_id not in existing)
-        for image_id in new:
-            if image_id in existing:
-                index_of_id.setdefault(image_id, len(index_of_id))
-        images = np.array([index_of_id.get(image_id, -1) for image_id in ids], dtype=np.int64)
-        joined.add(_objects(file, line, images, values, labels, len(joined)))
+    with without_garbage_collection():
+        joined, index_of_id, missing = _read_boxes(file, labels, folder)
     if not index_of_id:
         raise ValueError(
             f"{folder} has none of the {len(missing)} images of {file}; expected files such as "
@@ -90,6 +80,26 @@ def _read(file: Path, class_csv: Path, folder: Path) -> Content:
     return table, images, opened.indices
 
 
+def _read_boxes(
+    file: Path, labels: dict[str, int], folder: Path
+) -> tuple[JoinedObjects, dict[str, int], set[str]]:
+    """Return the objects, the indices of the images, and the images without file."""
+    existing = {name.removesuffix(".jpg") for name in os.listdir(folder) if name.endswith(".jpg")}
+    index_of_id: dict[str, int] = {}
+    missing: set[str] = set()
+    joined = JoinedObjects()
+    for line, rows in _blocks(file):
+        ids, *values = map(list, zip(*rows, strict=True))
+        new = dict.fromkeys(ids)
+        missing.update(image_id for image_id in new if image_id not in existing)
+        for image_id in new:
+            if image_id in existing:
+                index_of_id.setdefault(image_id, len(index_of_id))
+        images = np.array([index_of_id.get(image_id, -1) for image_id in ids], dtype=np.int64)
+        joined.add(_objects(file, line, images, values, labels, len(joined)))
+    return joined, index_of_id, missing
+
+
 def _read_classes(file: Path) -> tuple[dict[str, int], list[str]]:
     """Return the class label of each `LabelName`, and the names."""
     with file.open(encoding="utf-8-sig", newline="") as opened:
@@ -104,22 +114,22 @@ def _read_classes(file: Path) -> tuple[dict[str, int], list[str]]:
     return labels, [row[1] for row in rows]
 
 
-def _blocks(file: Path) -> Iterator[tuple[int, list[list[str]]]]:
+def _blocks(file: Path) -> Iterator[tuple[int, list[tuple[str, ...]]]]:
     """Yield the values of `COLUMNS` in some rows, and the number of the line of the first."""
     with file.open(encoding="utf-8-sig", newline="") as opened:
         reader = csv.reader(opened)
         header = next(reader, [])
         if lacking := [name for name in COLUMNS if name not in header]:
             raise ValueError(f"{file} has no columns {lacking}; its columns are {header}.")
-        places = [header.index(name) for name in COLUMNS]
+        choose = itemgetter(*(header.index(name) for name in COLUMNS))
         line = 2
         while rows := list(islice(reader, BLOCK)):
-            for number, row in enumerate(rows):
-                if len(row) != len(header):
-                    raise ValueError(
-                        f"{file}:{line + number}: {len(row)} values; expected {len(header)}."
-                    )
-            yield line, [[row[place] for place in places] for row in rows]
+            if set(map(len, rows)) != {len(header)}:
+                number = next(n for n, row in enumerate(rows) if len(row) != len(header))
+                raise ValueError(
+                    f"{file}:{line + number}: {len(rows[number])} values; expected {len(header)}."
+                )
+            yield line, list(map(choose, rows))
             line += len(rows)
 
 
