@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +42,7 @@ class CheckReport:
     Attributes:
         problems: the first problems of each kind, at most `MOST`.
         image_names: a name for each image with one of these problems.
-        counts: number of all problems of each kind.
+        counts: number of all problems of each kind; by default that of `problems`.
         num_decoded: number of images that were decoded; of the others only the header was read.
     """
 
@@ -50,8 +50,12 @@ class CheckReport:
     num_objects: int
     problems: tuple[Problem, ...]
     image_names: dict[int, str]
-    counts: dict[str, int]
-    num_decoded: int
+    counts: dict[str, int] = field(default_factory=dict)
+    num_decoded: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.counts:
+            self.counts.update(Counter(problem.kind for problem in self.problems))
 
     @property
     def may_train(self) -> bool:
