@@ -20,6 +20,7 @@ from .data.coco import read_coco, read_coco_panoptic
 from .data.dataset import DetectionDataset
 from .data.formats import DataArguments, read_data, read_splits
 from .data.hub import read_hf_dataset, read_hf_segmentation
+from .data.open_images import read_open_images
 from .data.torch_data import read_torch_dataset
 from .data.voc import read_voc
 from .data.webdataset import read_webdataset
@@ -116,6 +117,7 @@ __all__ = [
     "read_hf_segmentation",
     "read_splits",
     "read_torch_dataset",
+    "read_open_images",
     "read_voc",
     "read_webdataset",
     "read_yolo",

@@ -140,6 +140,7 @@ def test_draw_plots(tmp_path: Path) -> None:
             ("| Detr |", "| ConditionalDetr |", "| DeformableDetr |"),
         ),
         ("_predict", (), ("| hf-detr | 0 |", "| hf-detr | 1 |", "| transformers | 1 |")),
+        ("_reading", (), ("| first |", "| mapped |")),
         ("_segmentation", (), ("panoptic, 30", "instance, 30", "semantic, 30", "MiB, resnet18")),
     ],
 )

@@ -21,6 +21,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--num-queries", "--num_queries", type=positive, help=help)
     help = "don't decode the images; misses truncated files"
     add("--headers-only", "--headers_only", action="store_true", help=help)
+    help = "decode all images; by default, of more than 20,000 a random sample of 2,000 is decoded"
+    add("--decode-all", "--decode_all", action="store_true", help=help)
     help = "neither use nor cache results"
     add("--no-cache", "--no_cache", action="store_true", help=help)
     add("--most", type=int, default=5, help="number of problems to print of each kind, default 5")
@@ -43,8 +45,8 @@ def run(parsed: argparse.Namespace) -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the report says the same
         splits = parsed.data.read_all()
-    options = parsed.num_queries, not parsed.headers_only, not parsed.no_cache
-    report = check_splits(splits, *options)
+    decode = False if parsed.headers_only else True if parsed.decode_all else None
+    report = check_splits(splits, parsed.num_queries, decode, not parsed.no_cache)
     print(report.to_json() if parsed.json else report.text(parsed.most))
     if parsed.report:
         report.save(parsed.report)

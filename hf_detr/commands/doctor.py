@@ -55,7 +55,7 @@ def diagnose() -> dict[str, Any]:
     """
     from transformers import AutoConfig
 
-    from ..data.check import cache_folder as check_cache_folder
+    from ..data.result_cache import cache_folder as result_folder
     from ..models.variants import VARIANTS
     from ..ops.kernel_loader import PACKAGE_FOLDER, describe_kernels
     from ..ops.kernel_loader import cache_folder as kernel_cache_folder
@@ -92,7 +92,8 @@ def diagnose() -> dict[str, Any]:
             "package": str(PACKAGE_FOLDER),
             "Hub cache": _folder(Path(constants.HF_HUB_CACHE)),
             "compiled operators": _folder(kernel_cache_folder()),
-            "results of data checks": _folder(check_cache_folder()),
+            "results of data checks": _folder(result_folder("checks")),
+            "tables of annotations": _folder(result_folder("tables")),
         },
         "settings": {
             "offline": "yes, nothing is downloaded" if constants.HF_HUB_OFFLINE else "no",

@@ -4,9 +4,6 @@ Forked data workers copy Python objects, because reference counting writes to th
 of numbers stay shared between the processes.
 """
 
-import functools
-import marshal
-import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,44 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from .box_formats import box_format_suspicion, boxes_to_coco_xywh, images_that_fit_turned
-
-
-@dataclass(frozen=True)
-class Problem:
-    """An error in a data set.
-
-    `kind` groups problems in reports, `image` is the index of the image (None: the whole data set)
-    and `text` describes the problem. Images with a fatal problem can't be used for training.
-    """
-
-    kind: str
-    image: int | None
-    text: str
-    is_fatal: bool
-
-
-@dataclass(frozen=True)
-class PackedValues:
-    """A read-only list of plain Python values (numbers, text, lists, dicts) in two flat arrays."""
-
-    data: np.ndarray  # (bytes,) uint8
-    ends: np.ndarray  # (n + 1,) int64
-
-    @classmethod
-    def pack(cls, values: Iterable[Any]) -> "PackedValues":
-        """Pack values of types that `marshal` supports."""
-        # marshal is ten times faster than JSON, and only this program and its workers read the
-        # bytes. Version 2 has no references, so equal values have equal bytes.
-        packed = [marshal.dumps(value, 2) for value in values]
-        ends = np.cumsum([0, *map(len, packed)], dtype=np.int64)
-        return cls(np.frombuffer(b"".join(packed), dtype=np.uint8), ends)
-
-    def __len__(self) -> int:
-        return len(self.ends) - 1
-
-    def __getitem__(self, index: int) -> Any:
-        return marshal.loads(self.data[self.ends[index] : self.ends[index + 1]])
+from .box_formats import (
+    blocks,
+    box_format_suspicion,
+    boxes_to_coco_xywh,
+    checked_box_format,
+    images_that_fit_turned,
+)
+from .object_columns import ObjectColumns, Problem
+from .packed_values import PackedValues
 
 
 @dataclass(frozen=True)
@@ -125,92 +93,64 @@ def make_table(
     Raises:
         ValueError: if `stuff_ids` has ids that aren't in `categories`.
     """
+    objects = ObjectColumns.of_entries(entries, images, masks)
+    return table_of_objects(
+        categories, image_ids, image_hw, objects, box_format, stuff_ids, problems, turned_hw
+    )
+
+
+def table_of_objects(
+    categories: Mapping[int, str],
+    image_ids: Sequence[int] | np.ndarray,
+    image_hw: Sequence[tuple[int, int]] | np.ndarray,
+    objects: ObjectColumns,
+    box_format: str,
+    stuff_ids: Iterable[int] = (),
+    problems: Sequence[Problem] = (),
+    turned_hw: Callable[[int], tuple[int, int] | None] | None = None,
+) -> AnnotationTable:
+    """Make a table of objects in columns, which are sorted; otherwise as `make_table`."""
     stuff_ids = frozenset(stuff_ids)
     if unknown := stuff_ids - set(categories):
         raise ValueError(
             f"stuff_ids has {sorted(unknown)}; expected ids of categories, {sorted(categories)}."
         )
-    problems = list(problems)
-    column = functools.partial(_column, entries, images, problems)
-    ids = column("id", is_integer, None, "an integer", np.int64)
-    object_category_ids = column("category_id", is_integer, -1, "an integer", np.int64)
-    boxes = column("bbox", _is_box, [math.nan] * 4, "4 finite numbers", np.float64).reshape(-1, 4)
-    areas = column("area", _is_area, math.nan, "a finite number >= 0", np.float64)
-    is_crowd = column("iscrowd", lambda value: value in (0, 1), False, "0 or 1", bool)
-
+    problems, box_format = [*problems, *objects.problems], checked_box_format(box_format)
     category_ids = np.array(sorted(categories), dtype=np.int64)
     image_hw = np.array(image_hw, dtype=np.int64).reshape(-1, 2)
-    images = np.array(images, dtype=np.int64)
     if turned_hw is not None:
-        _turn_sizes(image_hw, boxes, images, box_format, turned_hw, problems)
-    class_labels = _class_labels(object_category_ids, category_ids)
-    for row in np.flatnonzero(class_labels < 0):
+        _turn_sizes(image_hw, objects, box_format, turned_hw, problems)
+    ids, object_category_ids = objects.ids, objects.category_ids
+    objects.category_ids = _class_labels(object_category_ids, category_ids)
+    for row in np.flatnonzero(objects.category_ids < 0):
         text = f"object {ids[row]} has the unknown category id {object_category_ids[row]}"
-        problems.append(Problem("unknown category id", int(images[row]), text, True))
-    suspicion = box_format_suspicion(boxes, box_format, image_hw[images])
+        problems.append(Problem("unknown category id", int(objects.images[row]), text, True))
+    del ids, object_category_ids  # to save memory
+    suspicion = box_format_suspicion(objects.boxes, box_format, image_hw[objects.images])
     if suspicion:
         problems.insert(0, Problem("box format", None, suspicion, True))
-    _warn_of_problems(problems)
-
-    order = np.argsort(images, kind="stable")
-    packed = PackedValues.pack(entries[row].get("segmentation") for row in order) if masks else None
+    objects.sort_by_image()
+    for rows in blocks(len(objects)):
+        sizes_hw = image_hw[objects.images[rows]]
+        objects.boxes[rows] = boxes_to_coco_xywh(objects.boxes[rows], box_format, sizes_hw)
     labels = {int(category_id): label for label, category_id in enumerate(category_ids)}
-    return AnnotationTable(
+    table = AnnotationTable(
         category_ids=tuple(labels),
         id2label={label: str(categories[key]) for key, label in labels.items()},
         image_ids=np.array(image_ids, dtype=np.int64),
         image_hw=image_hw,
-        offsets=np.searchsorted(images[order], np.arange(len(image_ids) + 1)),
-        ids=ids[order],
-        class_labels=class_labels[order],
-        boxes_xywh=boxes_to_coco_xywh(boxes, box_format, image_hw[images])[order],
-        areas=areas[order],
-        is_crowd=is_crowd[order],
-        segmentations=packed,
+        offsets=np.searchsorted(objects.images, np.arange(len(image_ids) + 1)),
+        ids=objects.ids,
+        class_labels=objects.category_ids,
+        boxes_xywh=objects.boxes,
+        areas=objects.areas,
+        is_crowd=objects.is_crowd,
+        segmentations=objects.segmentations,
         label_ids_of_stuff=frozenset(labels[stuff_id] for stuff_id in stuff_ids),
         problems=tuple(problems),
     )
-
-
-def _column(
-    entries: Sequence[Mapping[str, Any]],
-    images: Sequence[int],
-    problems: list[Problem],
-    key: str,
-    is_valid: Callable[[Any], bool],
-    default: Any,
-    expected: str,
-    dtype: type,
-) -> np.ndarray:
-    """Return the values of a key of all entries; invalid ones are added to `problems`."""
-    values = [entry.get(key) for entry in entries]
-    for row, value in enumerate(values):
-        if is_valid(value):
-            continue
-        if value is not None or key in ("bbox", "category_id"):
-            name = entries[row].get("id", row)
-            text = f"object {name} has {key} {value!r}; expected {expected}"
-            # Ids are only used in messages; the index replaces an invalid one.
-            problems.append(Problem(f"wrong {key}", images[row], text, key != "id"))
-        values[row] = row if default is None else default
-    return np.array(values, dtype=dtype)
-
-
-def is_integer(value: Any) -> bool:
-    """Whether a value is a signed 64-bit integer and not a bool."""
-    return type(value) is int and -(2**63) <= value < 2**63
-
-
-def _is_box(value: Any) -> bool:
-    return type(value) is list and len(value) == 4 and all(map(_is_finite, value))
-
-
-def _is_area(value: Any) -> bool:
-    return _is_finite(value) and value >= 0
-
-
-def _is_finite(value: Any) -> bool:
-    return is_integer(value) or (type(value) is float and math.isfinite(value))
+    warn_of_problems(table.problems)
+    return table
 
 
 def _class_labels(ids: np.ndarray, category_ids: np.ndarray) -> np.ndarray:
@@ -223,15 +163,15 @@ def _class_labels(ids: np.ndarray, category_ids: np.ndarray) -> np.ndarray:
 
 def _turn_sizes(
     image_hw: np.ndarray,
-    boxes: np.ndarray,
-    images: np.ndarray,
+    objects: ObjectColumns,
     box_format: str,
     turned_hw: Callable[[int], tuple[int, int] | None],
     problems: list[Problem],
 ) -> None:
     """Replace sizes before EXIF orientation in `image_hw` where all boxes fit only upright."""
     turned = []
-    for image in images_that_fit_turned(boxes, images, box_format, image_hw).tolist():
+    fitting = images_that_fit_turned(objects.boxes, objects.images, box_format, image_hw)
+    for image in fitting.tolist():
         upright_hw = image_hw[image, ::-1].copy()
         if turned_hw(image) == tuple(upright_hw.tolist()):
             image_hw[image] = upright_hw
@@ -245,15 +185,16 @@ def _turn_sizes(
         problems.append(Problem("size before EXIF orientation", None, text, False))
 
 
-def _warn_of_problems(problems: Sequence[Problem]) -> None:
+def warn_of_problems(problems: Sequence[Problem]) -> None:
+    """Warn about fatal problems, and about those of the whole data set."""
     for problem in problems:
         if problem.image is None and not problem.is_fatal:
-            warnings.warn(f"{problem.text}.", stacklevel=4)
+            warnings.warn(f"{problem.text}.", stacklevel=5)
     fatal = [problem for problem in problems if problem.is_fatal]
     if fatal:
         examples = "\n".join(f"  {problem.text}" for problem in fatal[:3])
         warnings.warn(
             f"The annotations have {len(fatal)} problems that prevent training, such as\n"
             f"{examples}\n`hf-detr check` lists all of them.",
-            stacklevel=4,
+            stacklevel=5,
         )

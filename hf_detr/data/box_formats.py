@@ -5,6 +5,8 @@
 - `cxcywh_normalized`: (centre x, centre y, width, height), divided by the image's size.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 
 BOX_FORMATS = ("coco_xywh", "xyxy", "cxcywh_normalized")
@@ -21,6 +23,12 @@ OTHER_FORMATS = {
 TOLERANCE = 0.01  # fraction of the image size, plus one pixel, because annotations are rounded
 MAX_MISFIT_RATIO = 0.2  # real data sets in the declared format have fewer misfits
 MIN_MISFITS = 3  # a single box beyond the image's border is common
+BLOCK = 2**15  # boxes that are computed with at once, to save memory
+
+
+def blocks(number: int) -> Iterator[slice]:
+    """Divide the rows of `number` boxes into slices, one after the other."""
+    return (slice(start, start + BLOCK) for start in range(0, number, BLOCK))
 
 
 def checked_box_format(box_format: str) -> str:
@@ -120,7 +128,8 @@ def box_format_suspicion(boxes: np.ndarray, box_format: str, image_hw: np.ndarra
         image_hw: (n, 2) height and width in pixels of each box's image.
     """
     is_known = np.isfinite(boxes).all(-1) & (image_hw > 0).all(-1)
-    boxes, image_hw = boxes[is_known], image_hw[is_known]
+    if not is_known.all():
+        boxes, image_hw = boxes[is_known], image_hw[is_known]
     fits = _fits(boxes, box_format, image_hw)
     misfits = len(boxes) - int(fits.sum())
     if misfits < MIN_MISFITS or misfits <= MAX_MISFIT_RATIO * len(boxes):
@@ -157,22 +166,33 @@ def images_that_fit_turned(
     """
     if box_format.endswith("_normalized"):
         return np.zeros(0, dtype=np.int64)
-    misfits, turned_misfits = (
-        np.bincount(images[~_fits(boxes, box_format, sizes[images])], minlength=len(sizes))
-        for sizes in (image_hw, image_hw[:, ::-1])
-    )
-    return np.flatnonzero((misfits > 0) & (turned_misfits == 0))
+    misfits = np.zeros(len(image_hw), dtype=bool)
+    misfits[images[~_fits(boxes, box_format, image_hw[images])]] = True
+    rows = np.flatnonzero(misfits[images])
+    turned_hw = image_hw[images[rows], ::-1]
+    misfits[images[rows[~_fits(boxes[rows], box_format, turned_hw)]]] = False
+    return np.flatnonzero(misfits)
 
 
 def _fits(boxes: np.ndarray, box_format: str, image_hw: np.ndarray) -> np.ndarray:
     """Whether boxes, read in a format, have an area and are inside their image; (n,)."""
+    found = np.empty(len(boxes), dtype=bool)
+    for rows in blocks(len(boxes)):
+        found[rows] = _block_fits(boxes[rows], box_format, image_hw[rows])
+    return found
+
+
+def _block_fits(boxes: np.ndarray, box_format: str, image_hw: np.ndarray) -> np.ndarray:
     corners = _corners(boxes, box_format, image_hw)
     margin = TOLERANCE * image_hw + 1
-    low, high = corners[:, [1, 0]], corners[:, [3, 2]]  # as (y, x)
+    low, high = corners[:, 1::-1], corners[:, :1:-1]  # as (y, x)
     is_inside = ((low >= -margin) & (high <= image_hw + margin) & (high > low)).all(-1)
     if box_format.endswith("_normalized"):
         return is_inside
-    return is_inside & ~_are_fractions(boxes)
+    # In pixels, fractions up to 1 would be a box within the top left pixel.
+    small = np.flatnonzero((boxes <= 1).all(-1))
+    is_inside[small] &= ~_are_fractions(boxes[small])
+    return is_inside
 
 
 def _are_fractions(boxes: np.ndarray) -> np.ndarray:

@@ -3,14 +3,13 @@
 import hashlib
 import json
 import os
-import warnings
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from functools import partial
-from itertools import chain
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import numpy as np
 from tqdm.auto import tqdm
 
 from ..atomic_saving import atomic_file
@@ -25,18 +24,38 @@ from .problems import (
     image_problems,
     repeated_image_problems,
 )
+from .result_cache import cache_folder as folder_of_results
+from .result_cache import cached
+from .table_cache import MappedArray
 
-VERSION = "3"  # of the checks; results cached by another version aren't used
+VERSION = "4"  # of the checks; results cached by another version aren't used
+LARGE = 20_000  # images; of more, only some are decoded by default, and looked at for changes
+SAMPLE = 2_000  # images of a large data set
+MOST = 1_000  # problems of each kind in a report; the others are counted
+BLOCK = 10_000  # images whose checks are queued at once
 
 
 @dataclass(frozen=True)
 class CheckReport:
-    """The result of `check_dataset`; `image_names` has a name for each image with a problem."""
+    """The result of `check_dataset`.
+
+    Attributes:
+        problems: the first problems of each kind, at most `MOST`.
+        image_names: a name for each image with one of these problems.
+        counts: number of all problems of each kind; by default that of `problems`.
+        num_decoded: number of images that were decoded; of the others only the header was read.
+    """
 
     num_images: int
     num_objects: int
     problems: tuple[Problem, ...]
     image_names: dict[int, str]
+    counts: dict[str, int] = field(default_factory=dict)
+    num_decoded: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.counts:
+            self.counts.update(Counter(problem.kind for problem in self.problems))
 
     @property
     def may_train(self) -> bool:
@@ -46,24 +65,33 @@ class CheckReport:
     def text(self, most: int = 5) -> str:
         """Return the report as text, with at most `most` problems of each kind."""
         first = f"{self.num_images} images, {self.num_objects} objects"
-        return "\n".join([first, *self.problem_lines(most), result_text(self.problems)])
+        return "\n".join([first, *self.problem_lines(most), result_text(self.num_errors)])
+
+    @property
+    def num_errors(self) -> int:
+        """Number of all problems that prevent training."""
+        kinds = {problem.kind for problem in self.problems if problem.is_fatal}
+        return sum(self.counts[kind] for kind in kinds)
 
     def problem_lines(self, most: int = 5) -> list[str]:
         """Return the lines of `text` with the problems."""
         lines: list[str] = []
+        if self.num_decoded < self.num_images:
+            lines.append(f"decoded {self.num_decoded} images, and read the headers of the others")
         kinds = dict.fromkeys((not p.is_fatal, p.kind) for p in self.problems)
         for is_harmless, kind in sorted(kinds):
             found = [p for p in self.problems if (not p.is_fatal, p.kind) == (is_harmless, kind)]
-            lines.append(f"{'note' if is_harmless else 'ERROR'}: {kind}: {len(found)}")
+            number = self.counts[kind]
+            lines.append(f"{'note' if is_harmless else 'ERROR'}: {kind}: {number}")
             for problem in found[:most]:
                 name = "" if problem.image is None else f"{self.image_names[problem.image]}: "
                 lines.append(f"    {name}{problem.text}")
-            if len(found) > most:
-                lines.append(f"    ... and {len(found) - most} more")
+            if number > len(found[:most]):
+                lines.append(f"    ... and {number - len(found[:most])} more")
         return lines
 
     def to_json(self) -> str:
-        """Return all problems as JSON."""
+        """Return the report as JSON."""
         return json.dumps(asdict(self), indent=1)
 
     def save(self, file: str | os.PathLike[str]) -> None:
@@ -80,92 +108,139 @@ class CheckReport:
         return cls(**content)
 
 
-def result_text(problems: Iterable[Problem]) -> str:
+def result_text(num_errors: int) -> str:
     """Say whether training may start."""
-    fatal = sum(problem.is_fatal for problem in problems)
-    return "Training may start." if not fatal else f"{fatal} errors: fix them before training."
+    if num_errors:
+        return f"{num_errors} errors: fix them before training."
+    return "Training may start."
 
 
 def check_dataset(
     dataset: DetectionDataset,
     num_queries: int | None = None,
-    decode: bool = True,
+    decode: bool | None = None,
     use_cache: bool = True,
 ) -> CheckReport:
     """Check annotations and images.
 
     The result is cached in `~/.cache/hf_detr/checks` until the annotations' content or the images'
-    sizes or times change.
+    sizes or times change. Of more than 20,000 images, the names, a random sample of 2,000 files and
+    the folders are looked at for changes; a file that is written over in its place can be missed.
+
+    All processes of a training may call this at the same time: one checks, the others wait for its
+    result. They mustn't wait in a barrier of the process group, whose time is limited.
 
     Args:
         dataset: the data set, or torch's `Subset` or `ConcatDataset`; masks are checked if it has
             masks.
         num_queries: of the model; None skips the check for too many objects.
         decode: decode the images as in training, which is the only way to find truncated ones and
-            pixels that can't be used, such as floats; otherwise only their headers are read.
+            pixels that can't be used, such as floats; otherwise only their headers are read. None
+            decodes all of at most 20,000 images, and of more a random sample of 2,000, of which
+            alone the masks are checked.
         use_cache: use and cache results.
     """
     dataset = as_detection_dataset(dataset)
-    file = cache_folder() / f"{_digest(dataset, num_queries, decode)}.json" if use_cache else None
-    if file and file.is_file():
-        try:
-            return CheckReport.load(file)
-        except (ValueError, TypeError, KeyError, OSError):
-            pass  # written by another version, or damaged: check again
+    if not use_cache:
+        return _check(dataset, num_queries, decode)
+    return cached(
+        cache_folder() / f"{_digest(dataset, num_queries, decode)}.json",
+        _load,
+        lambda: _check(dataset, num_queries, decode),
+        lambda file, report: report.save(file),
+        "the result of the check",
+    )
+
+
+def _load(file: Path) -> CheckReport | None:
+    try:
+        return CheckReport.load(file)
+    except (ValueError, TypeError, KeyError, OSError):
+        return None  # missing, written by another version, or damaged
+
+
+def _check(dataset: DetectionDataset, num_queries: int | None, decode: bool | None) -> CheckReport:
     table = dataset.table
-    # Problems of image files are checked again below.
-    from_reader = [p for p in table.problems if p.kind != "image file"]
-    problems = [
-        *from_reader,
-        *class_problems(table),
-        *count_problems(table, num_queries),
-        *box_problems(table),
-        *duplicate_problems(table),
-        *repeated_image_problems(dataset),
-        *_all_image_problems(dataset, decode),
-    ]
+    is_sampled = decode is None and len(dataset) > LARGE
+    decoded = set(_sample(len(dataset))) if is_sampled else set()
+    checks = (
+        # Problems of image files are checked again below.
+        [problem for problem in table.problems if problem.kind != "image file"],
+        class_problems(table),
+        count_problems(table, num_queries),
+        box_problems(table),
+        duplicate_problems(table),
+        repeated_image_problems(dataset),
+        _all_image_problems(dataset, decoded if is_sampled else decode is not False),
+    )
+    counts: Counter[str] = Counter()
+    problems = []
+    for found in checks:
+        for problem in found:
+            counts[problem.kind] += 1
+            if counts[problem.kind] <= MOST:
+                problems.append(problem)
     images = sorted({problem.image for problem in problems if problem.image is not None})
     names = {image: dataset.images.name(image) for image in images}
-    report = CheckReport(len(table), len(table.class_labels), tuple(problems), names)
-    if file:
-        try:
-            report.save(file)
-        except OSError as error:
-            warnings.warn(f"the result of the check can't be cached: {error}.", stacklevel=2)
-    return report
+    num_decoded = len(decoded) if is_sampled else len(table) * (decode is not False)
+    numbers = len(table), len(table.class_labels)
+    return CheckReport(*numbers, tuple(problems), names, dict(counts), num_decoded)
 
 
-def _all_image_problems(dataset: DetectionDataset, decode: bool) -> Iterable[Problem]:
-    check = partial(image_problems, dataset, decode=decode)
-    images = range(len(dataset))
+def _sample(number: int) -> list[int]:
+    """Return random indices, always the same ones."""
+    if number <= LARGE:
+        return list(range(number))
+    return sorted(np.random.default_rng(0).choice(number, SAMPLE, replace=False).tolist())
+
+
+def _all_image_problems(dataset: DetectionDataset, decode: bool | set[int]) -> Iterator[Problem]:
+    """Check all images; decode all, none, or those of some indices."""
+
+    def check(image: int) -> Iterable[Problem]:
+        if isinstance(decode, bool):
+            return image_problems(dataset, image, decode=decode)
+        is_decoded = image in decode
+        return image_problems(dataset, image, decode=is_decoded, with_masks=is_decoded)
+
     # Threads suffice: decoding releases the GIL.
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        found = pool.map(check, images)
-        bar = tqdm(found, total=len(images), desc="checking", unit="image", disable=None)
-        return list(chain.from_iterable(bar))
+    with (
+        ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
+        tqdm(total=len(dataset), desc="checking", unit="image", disable=None) as bar,
+    ):
+        for start in range(0, len(dataset), BLOCK):
+            for found in pool.map(check, range(start, min(start + BLOCK, len(dataset)))):
+                yield from found
+                bar.update()
 
 
 def cache_folder() -> Path:
-    """Return the folder of cached results, `hf_detr/checks` in the user's cache folder."""
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache).expanduser() / "hf_detr" / "checks"
+    """Return the folder of cached results."""
+    return folder_of_results("checks")
 
 
-def _digest(dataset: DetectionDataset, num_queries: int | None, decode: bool) -> str:
+def _digest(dataset: DetectionDataset, num_queries: int | None, decode: bool | None) -> str:
     """Return a hash of everything that the checks read."""
     digest = hashlib.sha256(repr((VERSION, num_queries, decode, dataset.masks)).encode())
     table = dataset.table
     digest.update(repr((table.category_ids, table.id2label, table.problems)).encode())
-    for array in (
+    arrays = [
         *(table.image_ids, table.image_hw, table.offsets, table.ids, table.class_labels),
         *(table.boxes_xywh, table.areas, table.is_crowd),
-    ):
-        digest.update(array.tobytes())
+    ]
     if dataset.masks and table.segmentations is not None:
-        digest.update(table.segmentations.data.tobytes())
-    for source in (dataset.images, dataset.segment_maps):
-        for image in range(len(source) if source else 0):
+        arrays.append(table.segmentations.data)
+    for array in arrays:
+        if isinstance(array, MappedArray) and array.place is not None:
+            digest.update(repr(array.place[1:]).encode())  # has a hash of the annotation file
+        else:
+            digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    for source in filter(None, (dataset.images, dataset.segment_maps)):
+        for image in _sample(len(source)):
             digest.update(f"{_stamp(source, image)}\n".encode(errors="surrogatepass"))
+        if len(source) > LARGE:
+            for text in _names_and_folder_times(source):
+                digest.update(f"{text}\n".encode(errors="surrogatepass"))
     return digest.hexdigest()
 
 
@@ -174,3 +249,17 @@ def _stamp(source: ImageSource, image: int) -> str:
         return f"{source.name(image)} {source.stamp(image)}"
     except (OSError, ValueError):  # ValueError for names that no file can have
         return f"{source.name(image)} is missing"
+
+
+def _names_and_folder_times(source: ImageSource) -> Iterator[str]:
+    """Yield the names of all images, and when files were last added to or removed from folders."""
+    folders = set()
+    for image in range(len(source)):
+        name = source.name(image)
+        folders.add(os.path.dirname(name))
+        yield name
+    for folder in sorted(folders):
+        try:
+            yield str(os.stat(folder).st_mtime_ns)
+        except (OSError, ValueError):
+            yield "missing"  # such as of a source without folders

@@ -1,23 +1,23 @@
 """Readers of COCO detection and panoptic data: a JSON file and a folder of images."""
 
-import json
-import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
+import numpy as np
 from tqdm.auto import tqdm
 
-from .annotation_table import AnnotationTable, Problem, is_integer, make_table
+from .annotation_table import AnnotationTable, table_of_objects
 from .box_formats import checked_box_format
+from .coco_columns import read_coco_columns, read_json
+from .coco_images import CocoImages, ImageIndex, StrPath
 from .coco_layouts import LAYOUTS, ONLY_SPLIT, find_coco
 from .dataset import DetectionDataset
 from .file_names import check_stays_inside
-from .image_source import ImageFolder, fill_in_sizes_hw, turned_size_hw, with_boxes
-
-StrPath = str | os.PathLike[str]
+from .image_source import ImageFolder, ImageSource, read_sizes_hw, turned_size_hw, with_boxes
+from .object_columns import ObjectColumns, Problem, is_integer
+from .table_cache import Content, OpenedImages, read_mapped
 
 
 def read_coco(
@@ -51,12 +51,11 @@ def read_coco(
             and reported by a warning.
     """
     annotation_file, image_folder, notes = _find_files(annotation_file, image_folder, split)
-    file = _CocoFile(annotation_file, image_folder, box_format)
-    file.problems += notes
-    images = [file.index_of_id[entry["image_id"]] for entry in file.entries]
-    return DetectionDataset(
-        file.table(file.entries, images, masks=masks), file.images, None, masks, seed
-    )
+    checked_box_format(box_format)
+    read = partial(_read_detection, annotation_file, image_folder, box_format, masks, notes)
+    options = repr(("coco", box_format, masks, notes))
+    table, images = read_mapped([annotation_file], image_folder, options, read)
+    return DetectionDataset(table, images, None, masks, seed)
 
 
 def read_coco_panoptic(
@@ -84,28 +83,49 @@ def read_coco_panoptic(
     Raises:
         ValueError: as in `read_coco`.
     """
-    file = _CocoFile(annotation_file, image_folder, box_format)
-    map_names = [f"{Path(name).stem}.png" for name in file.names]
-    for number, annotation in enumerate(file.entries):
-        if not isinstance(annotation.get("segments_info"), list):
-            raise ValueError(
-                f"{annotation_file}: annotation {number} has no list 'segments_info'; use "
-                "read_coco for files in COCO's detection format."
-            )
-        index = file.index_of_id[annotation["image_id"]]
-        map_names[index] = annotation.get("file_name", map_names[index])
-    segment_maps = ImageFolder(segment_folder, map_names)
-    file.problems += segment_maps.notes
+    checked_box_format(box_format)
+    content = read_json(annotation_file)
+    records = CocoImages.join(
+        annotation_file, [CocoImages.of_records(annotation_file, content["images"])]
+    )
+    images = ImageFolder(image_folder, records.names)
+    problems = list(images.notes)
+    entries, owners = ImageIndex(records.ids).entries(content["annotations"], 0, problems)
+    segment_maps = _segment_maps(annotation_file, segment_folder, records.names, entries, owners)
+    problems += segment_maps.notes
 
-    images, entries = [], []
-    for annotation in tqdm(file.entries, desc="segments", unit="image", disable=None):
-        index = file.index_of_id[annotation["image_id"]]
-        segments = with_boxes(annotation["segments_info"], segment_maps, index, box_format)
-        entries += segments
-        images += [index] * len(segments)
-    stuff_ids = [record.get("id") for record in file.categories if not record.get("isthing")]
-    table = file.table(entries, images, stuff_ids)
-    return DetectionDataset(table, file.images, segment_maps, masks, seed)
+    segments, segment_images = [], []
+    bar = tqdm(entries, desc="segments", unit="image", disable=None)
+    for annotation, index in zip(bar, owners, strict=True):
+        found = with_boxes(annotation["segments_info"], segment_maps, index, box_format)
+        segments += found
+        segment_images += [index] * len(found)
+    objects = ObjectColumns.of_entries(segments, segment_images)
+    used = set(objects.category_ids.tolist())
+    categories = _categories_in_use(content["categories"], used, problems)
+    names = _class_names(annotation_file, categories)
+    stuff_ids = [record["id"] for record in categories if not record.get("isthing")]
+    table = _table(records, images, objects, names, box_format, problems, stuff_ids)
+    return DetectionDataset(table, images, segment_maps, masks, seed)
+
+
+def _segment_maps(
+    file: StrPath,
+    folder: StrPath,
+    image_names: Sequence[str],
+    entries: Sequence[Mapping[str, Any]],
+    owners: Sequence[int],
+) -> ImageFolder:
+    """Return each image's segment map; by default it has the name of the image."""
+    map_names = [f"{Path(name).stem}.png" for name in image_names]
+    for number, (entry, index) in enumerate(zip(entries, owners, strict=True)):
+        if not isinstance(entry.get("segments_info"), list):
+            raise ValueError(
+                f"{file}: annotation {number} has no list 'segments_info'; use read_coco for files "
+                "in COCO's detection format."
+            )
+        map_names[index] = entry.get("file_name", map_names[index])
+    return ImageFolder(folder, map_names)
 
 
 def _find_files(
@@ -137,103 +157,73 @@ def _find_files(
     return found[0], found[1], [Problem("no splits", None, text, False)] if found[2] else []
 
 
-def _read_json(file: StrPath) -> dict[str, list[dict[str, Any]]]:
-    try:
-        content = json.loads(Path(file).read_bytes())
-    except (ValueError, RecursionError) as error:  # ValueError for invalid UTF-8 too
-        raise ValueError(f"{file} is not a JSON file: {error}.") from error
-    for key in ("images", "annotations", "categories"):
-        values = content.get(key) if isinstance(content, dict) else None
-        if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
+def _read_detection(
+    file: StrPath, folder: StrPath, box_format: str, masks: bool, notes: Sequence[Problem]
+) -> Content:
+    content = read_coco_columns(file, masks)
+    images = ImageFolder(folder, content.images.names)
+    problems = [*images.notes, *content.problems, *notes]
+    used = set(np.unique(content.objects.category_ids).tolist())
+    categories = _categories_in_use(content.categories, used, problems)
+    names = _class_names(file, categories)
+    opened = OpenedImages(images)
+    table = _table(content.images, opened, content.objects, names, box_format, problems)
+    return table, images, opened.indices
+
+
+def _table(
+    records: CocoImages,
+    images: ImageSource,
+    objects: ObjectColumns,
+    names: Mapping[int, str],
+    box_format: str,
+    problems: list[Problem],
+    stuff_ids: Sequence[int] = (),
+) -> AnnotationTable:
+    """Make the table of a file; missing sizes are those of the images."""
+    sizes_hw = records.sizes_hw
+    unknown = np.flatnonzero((sizes_hw <= 0).any(-1))
+    if len(unknown):
+        sizes_hw[unknown] = read_sizes_hw(images, unknown.tolist(), problems)
+    return table_of_objects(
+        names,
+        records.ids,
+        sizes_hw,
+        objects,
+        box_format,
+        stuff_ids,
+        problems,
+        partial(turned_size_hw, images),
+    )
+
+
+def _class_names(file: StrPath, categories: Sequence[Mapping[str, Any]]) -> dict[int, str]:
+    names: dict[int, str] = {}
+    for number, record in enumerate(categories):
+        category_id, name = record.get("id"), record.get("name")
+        if not is_integer(category_id) or not isinstance(name, str) or category_id in names:
             raise ValueError(
-                f"{file} has no list of objects {key!r}; expected a COCO file, "
-                '{"images": [...], "annotations": [...], "categories": [...]}.'
+                f"{file}: category {number} is {record!r}; expected a 'name' and a unique "
+                "integer 'id'."
             )
-    return content
+        names[category_id] = name
+    return names
 
 
-class _CocoFile:
-    """The content of a COCO file: `images`, `entries` with a known image, and `categories`."""
-
-    def __init__(self, file: StrPath, folder: StrPath, box_format: str) -> None:
-        self.file, self.box_format = file, checked_box_format(box_format)
-        content = _read_json(file)
-        self.records, self.categories = content["images"], content["categories"]
-        for number, record in enumerate(self.records):
-            if not is_integer(record.get("id")) or _file_name(record) is None:
-                raise ValueError(
-                    f"{file}: image {number} is {record!r}; expected an integer 'id' and a "
-                    "'file_name'."
-                )
-        self.ids = [record["id"] for record in self.records]
-        self.index_of_id = {image_id: index for index, image_id in enumerate(self.ids)}
-        if len(self.index_of_id) < len(self.ids):
-            repeated = next(i for n, i in enumerate(self.ids) if self.index_of_id[i] != n)
-            raise ValueError(f"{file}: two images have the id {repeated}; ids must be unique.")
-        self.names = list(map(_file_name, self.records))
-        self.images = ImageFolder(folder, self.names)
-        self.entries: list[Mapping[str, Any]] = []
-        self.problems: list[Problem] = list(self.images.notes)
-        for number, entry in enumerate(content["annotations"]):
-            image_id = entry.get("image_id")
-            if is_integer(image_id) and image_id in self.index_of_id:
-                self.entries.append(entry)
-            else:
-                text = f"annotation {number} has the unknown image_id {image_id!r}"
-                self.problems.append(Problem("annotation without image", None, text, True))
-
-    def table(
-        self,
-        entries: Sequence[Mapping[str, Any]],
-        images: Sequence[int],
-        stuff_ids: Sequence[int] = (),
-        masks: bool = False,
-    ) -> AnnotationTable:
-        """Make the table of entries with COCO's keys; missing sizes are those of the images."""
-        names: dict[int, str] = {}
-        for number, record in enumerate(self._categories_in_use(entries)):
-            category_id, name = record.get("id"), record.get("name")
-            if not is_integer(category_id) or not isinstance(name, str) or category_id in names:
-                raise ValueError(
-                    f"{self.file}: category {number} is {record!r}; expected a 'name' and a unique "
-                    "integer 'id'."
-                )
-            names[category_id] = name
-        sizes = [(record.get("height"), record.get("width")) for record in self.records]
-        return make_table(
-            names,
-            self.ids,
-            fill_in_sizes_hw(sizes, self.images, self.problems),
-            entries,
-            images,
-            self.box_format,
-            [stuff_id for stuff_id in stuff_ids if stuff_id in names],  # others were dropped
-            self.problems,
-            masks,
-            partial(turned_size_hw, self.images),
+def _categories_in_use(
+    categories: Sequence[dict[str, Any]], used: set[int], problems: list[Problem]
+) -> list[dict[str, Any]]:
+    """Return the categories without Roboflow's root, which has the name of one of them."""
+    below = [r.get("name") for r in categories if r.get("supercategory") != "none"]
+    kept = []
+    for record in categories:
+        is_root = record.get("supercategory") == "none" and record.get("name") in below
+        if not is_root or record.get("id") in used:
+            kept.append(record)
+            continue
+        text = (
+            f"category {record.get('id')} is dropped: it has no objects and the name of "
+            f"another category, {record.get('name')!r}"
         )
-
-    def _categories_in_use(self, entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Return the categories without Roboflow's root, which has the name of one of them."""
-        below = [r.get("name") for r in self.categories if r.get("supercategory") != "none"]
-        used = set(filter(is_integer, (entry.get("category_id") for entry in entries)))
-        kept = []
-        for record in self.categories:
-            is_root = record.get("supercategory") == "none" and record.get("name") in below
-            if not is_root or record.get("id") in used:
-                kept.append(record)
-                continue
-            text = (
-                f"category {record.get('id')} is dropped: it has no objects and the name of "
-                f"another category, {record.get('name')!r}"
-            )
-            self.problems.append(Problem("empty root category", None, text, False))
-        return kept
-
-
-def _file_name(record: Mapping[str, Any]) -> str | None:
-    """Return an image's `file_name`, or for LVIS the last folder and name of its `coco_url`."""
-    name, url = record.get("file_name"), record.get("coco_url")
-    if name is None and isinstance(url, str):
-        name = "/".join(urlsplit(url).path.split("/")[-2:])
-    return name if isinstance(name, str) else None
+        problems.append(Problem("empty root category", None, text, False))
+    return kept

@@ -18,6 +18,8 @@ NOT_IMAGES = {
 }
 # Only names like these are looked up in other spellings, because each look-up takes time.
 UNUSUAL = re.compile(r"[\\%:?]|//|^/|[^\x00-\x7f]|(?:^|/)(?:[0-9a-f]{8}-|upload/)")
+# Names like these are inside and usual, which is found without parsing them as paths.
+PLAIN = re.compile(r"(?!/)(?:(?:^|/)(?![0-9a-f]{8}-|upload/)[\w-][\w. -]*)+", re.ASCII)
 LABEL_STUDIO = re.compile(r"^.*/local-files/\?d=|^(?:.*/)?data/(?:media/)?upload/(?:\d+/)?")
 ORIGIN = re.compile(r"^[A-Za-z][\w+.-]+://[^/]*|^[A-Za-z]:")  # of a URL or a Windows path
 UPLOAD_PREFIX = re.compile(r"^[0-9a-f]{8}-")  # Label Studio writes it before uploaded files' names
@@ -55,6 +57,8 @@ def names_inside(folder: Path, names: Sequence[str]) -> tuple[list[str], str | N
     """
     spelled: dict[str, str] = {}
     for name in names:
+        if is_plain(name, folder):
+            continue
         if not is_inside(name) or (_is_unusual(name, folder) and not os.path.isfile(folder / name)):
             found = find_inside(folder, name) if isinstance(name, str) else None
             if found is None:
@@ -77,6 +81,12 @@ def names_inside(folder: Path, names: Sequence[str]) -> tuple[list[str], str | N
         f"{folder}, whose files are used, such as {spelled[name]!r} for {name!r}"
     )
     return result, note
+
+
+def is_plain(name: object, folder: Path) -> bool:
+    """Whether a name is certainly that of a file in the folder, without another spelling."""
+    is_usual = isinstance(name, str) and PLAIN.fullmatch(name) is not None
+    return is_usual and not ("/" in name and name.startswith(f"{folder.name}/"))
 
 
 def find_inside(folder: Path, name: str, is_folder: bool = False) -> str | None:

@@ -5,11 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
-from .annotation_table import Problem, is_integer
+from .annotation_table import Problem
 from .box_formats import checked_box_format
 from .dataset import DetectionDataset
 from .hub_loading import HubImages, import_datasets
 from .image_source import fill_in_sizes_hw, with_boxes
+from .object_columns import is_integer
 from .object_rows import (
     BOX_KEYS,
     CATEGORY_KEYS,

@@ -5,6 +5,7 @@ import itertools
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,8 +16,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..image_processing.image_reading import EXIF_ORIENTATION, read_images
-from .annotation_table import PackedValues, Problem, is_integer
-from .file_names import names_inside
+from .file_names import is_plain, names_inside
+from .object_columns import Problem, is_integer
+from .packed_values import PackedValues
 
 # What PIL raises for files that are missing, truncated, too large or not images. RuntimeError is
 # raised by the AVIF reader.
@@ -47,7 +49,8 @@ class ImageFolder:
     Args:
         folder: the folder.
         file_names: names of the images, relative to the folder. `notes` tells which of them have
-            another spelling in the folder, see `names_inside`.
+            another spelling in the folder, see `names_inside`, and `are_plain` whether none of
+            them had to be looked up.
 
     Raises:
         ValueError: if a file name points outside the folder.
@@ -58,22 +61,32 @@ class ImageFolder:
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise FileNotFoundError(f"The image folder {str(folder)!r} doesn't exist.")
-        names, note = names_inside(self.folder, file_names)
-        self._file_names = PackedValues.pack(names)
+        self.are_plain = all(is_plain(name, self.folder) for name in file_names)
+        names, note = (
+            (file_names, None) if self.are_plain else names_inside(self.folder, file_names)
+        )
+        self.file_names = PackedValues.pack(names)
         self.notes = [Problem("file names", None, note, False)] if note else []
 
+    @classmethod
+    def of_checked(cls, folder: str | os.PathLike[str], file_names: PackedValues) -> "ImageFolder":
+        """Return the images of names that are known to be inside the folder."""
+        images = cls(folder, ())
+        images.file_names = file_names
+        return images
+
     def __len__(self) -> int:
-        return len(self._file_names)
+        return len(self.file_names)
 
     def name(self, index: int) -> str:
-        return str(self.folder / self._file_names[index])
+        return str(self.folder / self.file_names[index])
 
     def open(self, index: int) -> PIL.Image.Image:
         return PIL.Image.open(self.name(index))
 
     def stamp(self, index: int) -> str:
         stat = os.stat(self.name(index))
-        return f"{self._file_names[index]} {stat.st_size} {stat.st_mtime_ns}"
+        return f"{self.file_names[index]} {stat.st_size} {stat.st_mtime_ns}"
 
 
 class SelectedImages:
@@ -158,6 +171,28 @@ def image_size_hw(source: ImageSource, index: int, problems: list[Problem]) -> t
     except READING_ERRORS as error:
         problems.append(Problem("image file", index, f"can't be read: {error}", True))
         return 0, 0
+
+
+def read_sizes_hw(
+    source: ImageSource, indices: Sequence[int], problems: list[Problem]
+) -> list[tuple[int, int]]:
+    """Return `image_size_hw` of several images, whose files are read in threads."""
+
+    def read(index: int) -> tuple[tuple[int, int], list[Problem]]:
+        found: list[Problem] = []
+        return image_size_hw(source, index, found), found
+
+    sizes = []
+    with (
+        ThreadPoolExecutor(8) as pool,
+        tqdm(total=len(indices), desc="image sizes", unit="image", disable=None) as bar,
+    ):
+        for start in range(0, len(indices), 10_000):  # queueing all would take memory
+            for size_hw, found in pool.map(read, indices[start : start + 10_000]):
+                sizes.append(size_hw)
+                problems += found
+                bar.update()
+    return sizes
 
 
 def fill_in_sizes_hw(

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from .annotation_table import AnnotationTable, Problem, is_integer, make_table
+from .annotation_table import AnnotationTable, Problem, make_table
 from .box_formats import BOX_FORMATS, find_box_format
 from .image_source import ImageSource, turned_size_hw
+from .object_columns import is_integer
 
 # Alternative names in data sets on the Hub.
 BOX_KEYS = ("bbox", "bboxes", "boxes")

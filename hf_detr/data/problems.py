@@ -20,6 +20,7 @@ from .image_source import (
 )
 
 BORDER = 1.0  # pixels that a box may extend beyond its image, because annotations are rounded
+BLOCK = 20_000  # images whose boxes are checked at once
 
 
 def class_problems(table: AnnotationTable) -> Iterator[Problem]:
@@ -54,7 +55,23 @@ def class_problems(table: AnnotationTable) -> Iterator[Problem]:
 
 def box_problems(table: AnnotationTable) -> Iterator[Problem]:
     """Find boxes that are invalid, dropped or clipped."""
-    boxes, images = table.boxes_xywh, table.image_of_rows()
+    for part in _parts(table):
+        yield from _box_problems(table, part)
+
+
+def _parts(table: AnnotationTable) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yield the rows of some images' objects and the objects' images, to save memory."""
+    counts = np.diff(table.offsets)
+    for start in range(0, len(table), BLOCK):
+        images = slice(start, start + BLOCK)
+        numbers = np.arange(start, min(start + BLOCK, len(table)))
+        rows = slice(int(table.offsets[numbers[0]]), int(table.offsets[numbers[-1] + 1]))
+        yield rows, np.repeat(numbers, counts[images])
+
+
+def _box_problems(table: AnnotationTable, part: tuple[slice, np.ndarray]) -> Iterator[Problem]:
+    rows, images = part
+    boxes, ids = table.boxes_xywh[rows], table.ids[rows]
     image_wh = table.image_hw[images][:, ::-1]
     low, size = boxes[:, :2], boxes[:, 2:]
     high = low + size
@@ -72,21 +89,22 @@ def box_problems(table: AnnotationTable) -> Iterator[Problem]:
         ("box beyond the border (clipped)", is_clipped, False),
     ):
         for row in np.flatnonzero(found).tolist():
-            text = f"object {table.ids[row]} has the box (left, top, width, height) "
+            text = f"object {ids[row]} has the box (left, top, width, height) "
             box = [round(value, 3) for value in boxes[row].tolist()]
             yield Problem(kind, int(images[row]), text + f"{box}", is_fatal)
 
 
 def duplicate_problems(table: AnnotationTable) -> Iterator[Problem]:
     """Find objects with the same image, class and box."""
-    columns = [table.image_of_rows(), table.class_labels, *table.boxes_xywh.T]
-    order = np.lexsort(columns)
-    sorted_columns = np.stack([column[order] for column in columns])
-    is_same = (sorted_columns[:, 1:] == sorted_columns[:, :-1]).all(0)
-    for index in np.flatnonzero(is_same).tolist():
-        first, second = order[index : index + 2]
-        text = f"objects {table.ids[first]} and {table.ids[second]} have the same class and box"
-        yield Problem("duplicate annotation", int(columns[0][first]), text, False)
+    for rows, images in _parts(table):
+        columns = [images, table.class_labels[rows], *table.boxes_xywh[rows].T]
+        order, ids = np.lexsort(columns), table.ids[rows]
+        sorted_columns = np.stack([column[order] for column in columns])
+        is_same = (sorted_columns[:, 1:] == sorted_columns[:, :-1]).all(0)
+        for index in np.flatnonzero(is_same).tolist():
+            first, second = order[index : index + 2]
+            text = f"objects {ids[first]} and {ids[second]} have the same class and box"
+            yield Problem("duplicate annotation", int(images[first]), text, False)
 
 
 def count_problems(table: AnnotationTable, num_queries: int | None) -> Iterator[Problem]:
@@ -114,12 +132,15 @@ def repeated_image_problems(dataset: DetectionDataset) -> Iterator[Problem]:
             yield Problem("image twice", image, f"the same file as image {first[name]}", False)
 
 
-def image_problems(dataset: DetectionDataset, image: int, decode: bool) -> list[Problem]:
+def image_problems(
+    dataset: DetectionDataset, image: int, decode: bool, with_masks: bool = True
+) -> list[Problem]:
     """Check an image's file, and its masks if the data set has masks.
 
     Args:
         decode: whether to decode the image as in training, which finds truncated files and kinds
             of pixels that can't be used, or to read only its header.
+        with_masks: whether to check the masks.
     """
     size_hw = dataset.image_hw(image)
     try:
@@ -136,7 +157,7 @@ def image_problems(dataset: DetectionDataset, image: int, decode: bool) -> list[
         text = f"it has {found_hw} pixels (height, width), but its annotations are for {size_hw}"
         text += size_reason(dataset.images, image, size_hw)
         return [Problem("image of another size", image, text, True)]
-    return _mask_problems(dataset, image) if dataset.masks else []
+    return _mask_problems(dataset, image) if dataset.masks and with_masks else []
 
 
 def _mask_problems(dataset: DetectionDataset, image: int) -> list[Problem]:

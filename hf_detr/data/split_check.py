@@ -6,14 +6,14 @@ import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from itertools import chain, combinations
+from itertools import combinations
 
 import numpy as np
 from tqdm.auto import tqdm
 
 from ..atomic_saving import atomic_file
 from .annotation_table import Problem
-from .check import CheckReport, check_dataset, result_text
+from .check import LARGE, CheckReport, check_dataset, result_text
 from .dataset import DetectionDataset
 from .image_source import READING_ERRORS, ImageSource
 from .splits import check_same_classes
@@ -34,11 +34,13 @@ class SplitsReport:
     @property
     def may_train(self) -> bool:
         """Whether the data can be used for training."""
-        return not any(problem.is_fatal for problem in self._all_problems())
+        return self.num_errors == 0
 
-    def _all_problems(self) -> Iterator[Problem]:
-        reports = self.reports.values()
-        return chain(self.problems, *(report.problems for report in reports))
+    @property
+    def num_errors(self) -> int:
+        """Number of all problems that prevent training."""
+        between = sum(problem.is_fatal for problem in self.problems)
+        return between + sum(report.num_errors for report in self.reports.values())
 
     def text(self, most: int = 5) -> str:
         """Return the summary, and at most `most` problems of each kind."""
@@ -47,7 +49,7 @@ class SplitsReport:
         for name, report in [*self.reports.items(), (" and ".join(self.reports), between)]:
             if report.problems:
                 lines += ["", f"{name}:", *report.problem_lines(most)]
-        return "\n".join([*lines, "", result_text(self._all_problems())])
+        return "\n".join([*lines, "", result_text(self.num_errors)])
 
     def to_json(self) -> str:
         """Return the summaries and all problems as JSON."""
@@ -67,21 +69,22 @@ class SplitsReport:
 def check_splits(
     splits: Mapping[str, DetectionDataset],
     num_queries: int | None = None,
-    decode: bool = True,
+    decode: bool | None = None,
     use_cache: bool = True,
 ) -> SplitsReport:
     """Check each split as `check_dataset` does, and what they have in common.
 
     Args:
         splits: name -> data set.
-        num_queries, decode, use_cache: as in `check_dataset`; without `decode`, only images that
-            are files are compared between splits.
+        num_queries, decode, use_cache: as in `check_dataset`. If not all images are decoded, only
+            those that are files are compared between splits.
     """
     options = num_queries, decode, use_cache
+    contents = decode is True or (decode is None and max(map(len, splits.values())) <= LARGE)
     return SplitsReport(
         {name: summarize(data.table) for name, data in splits.items()},
         {name: check_dataset(data, *options) for name, data in splits.items()},
-        tuple(split_problems(splits, decode)),
+        tuple(split_problems(splits, contents)),
     )
 
 

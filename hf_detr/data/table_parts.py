@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from .annotation_table import AnnotationTable, PackedValues
+from .annotation_table import AnnotationTable
+from .packed_values import PackedValues
 
 PER_OBJECT = ("ids", "class_labels", "boxes_xywh", "areas", "is_crowd")
 CLASSES = ("id2label", "label_ids_of_stuff")
@@ -20,15 +21,18 @@ def select_images(table: AnnotationTable, images: Sequence[int]) -> AnnotationTa
     """
     new_index = {old: new for new, old in enumerate(images)}
     problems = [p for p in table.problems if p.image is None or p.image in new_index]
-    rows = np.array([row for image in images for row in table.rows(image)], dtype=np.int64)
     kept = np.array(images, dtype=np.int64)
+    counts = np.diff(table.offsets)[kept]
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    # For each image the rows from its first one on: row - new first row + old first row.
+    rows = np.arange(offsets[-1]) + np.repeat(table.offsets[kept] - offsets[:-1], counts)
     segmentations = table.segmentations
     return replace(
         table,
         image_ids=table.image_ids[kept],
         image_hw=table.image_hw[kept],
-        offsets=np.cumsum([0, *np.diff(table.offsets)[kept]], dtype=np.int64),
-        segmentations=None if segmentations is None else _packed([(segmentations, rows)]),
+        offsets=offsets,
+        segmentations=None if segmentations is None else segmentations.take(rows),
         problems=tuple(replace(p, image=new_index.get(p.image)) for p in problems),
         **{name: getattr(table, name)[rows] for name in PER_OBJECT},
     )
@@ -59,25 +63,14 @@ def join_tables(tables: Sequence[AnnotationTable]) -> AnnotationTable:
         for p in table.problems
     ]
     has_segmentations = all(table.segmentations is not None for table in tables)
-    parts = [(table.segmentations, range(len(table.ids))) for table in tables]
+    parts = [table.segmentations for table in tables]
     counts = np.concatenate([np.diff(table.offsets) for table in tables])
     return replace(
         first,
         image_ids=image_ids,
         image_hw=np.concatenate([table.image_hw for table in tables]),
-        offsets=np.cumsum([0, *counts], dtype=np.int64),
-        segmentations=_packed(parts) if has_segmentations else None,
+        offsets=np.concatenate([[0], np.cumsum(counts)]),
+        segmentations=PackedValues.join(parts) if has_segmentations else None,
         problems=tuple(problems),
         **{name: np.concatenate([getattr(table, name) for table in tables]) for name in PER_OBJECT},
     )
-
-
-def _packed(parts: Sequence[tuple[PackedValues, Sequence[int]]]) -> PackedValues:
-    """Pack some values of several lists, without unpacking them."""
-    values = [
-        packed.data[packed.ends[row] : packed.ends[row + 1]]
-        for packed, rows in parts
-        for row in rows
-    ]
-    ends = np.cumsum([0, *map(len, values)], dtype=np.int64)
-    return PackedValues(np.concatenate([np.zeros(0, dtype=np.uint8), *values]), ends)

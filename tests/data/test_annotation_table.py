@@ -1,31 +1,12 @@
-"""Annotation tables: packing of values, sorting of objects by image, numbering of classes."""
+"""Annotation tables: sorting of objects by image, numbering of classes."""
 
 import math
-import pickle
-from typing import Any
 
 import numpy as np
 import pytest
 
-from hf_detr.data.annotation_table import AnnotationTable, PackedValues, Problem, make_table
-
-from ..some_data import entry
-
-
-def test_packed_values_are_unpacked_unchanged():
-    """File names and segmentations of any JSON type are preserved."""
-    values = ["ä.jpg", [[1.5, 2, 3]], {"size": [4, 5], "counts": "ab"}, None, [], True, 2**70]
-    packed = PackedValues.pack(values)
-    assert len(packed) == len(values) and [packed[i] for i in range(len(values))] == values
-    assert len(PackedValues.pack([])) == 0
-
-
-def test_packed_values_pickle_as_arrays():
-    """Packed text is little larger than the text itself."""
-    packed = PackedValues.pack(["0123456789"] * 1000)
-    assert len(pickle.dumps(packed)) < 1000 * (10 + 5 + 8) + 1000
-    assert pickle.loads(pickle.dumps(packed))[999] == "0123456789"
-
+from hf_detr.data.annotation_table import AnnotationTable, make_table
+from hf_detr.data.object_columns import Problem
 
 SOME_ENTRIES = [
     {"id": 11, "category_id": 90, "bbox": [1, 2, 3, 4], "area": 5.5},
@@ -86,53 +67,3 @@ def test_all_columns_are_flat_arrays():
     for name in (*columns, "is_crowd"):
         column = getattr(table, name)
         assert isinstance(column, np.ndarray) and column.dtype != object, name
-
-
-def table_of(*entries: dict[str, Any]) -> AnnotationTable:
-    """Make a table of objects in the images 0, 3, 3, ... of ten."""
-    images = [0, *[3] * (len(entries) - 1)]
-    return make_table({3: "a"}, range(10), [(40, 50)] * 10, entries, images, "coco_xywh")
-
-
-def test_missing_values_have_defaults():
-    """The index as id, NaN as area, False as iscrowd."""
-    table = table_of(entry(5, iscrowd=1), entry(None, area=None, bbox=[0, 1.5, 2, 3], iscrowd=None))
-    assert not table.problems and table.ids.tolist() == [5, 1]
-    assert table.boxes_xywh.tolist() == [[10, 5, 20, 8], [0, 1.5, 2, 3]]
-    assert table.areas[0] == 99.5 and math.isnan(table.areas[1])
-    assert table.is_crowd.tolist() == [True, False]
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("bbox", None),
-        ("bbox", [1, 2, 3]),
-        ("bbox", [1, 2, 3, "4"]),
-        ("bbox", [1, 2, 3, math.nan]),
-        ("bbox", [1, 2, math.inf, 4]),
-        ("bbox", {"x": 1}),
-        ("category_id", None),
-        ("category_id", "car"),
-        ("category_id", True),
-        ("category_id", 1.5),
-        ("area", -1),
-        ("area", "big"),
-        ("iscrowd", 2),
-    ],
-)
-def test_each_error_is_reported_and_fatal(key: str, value: Any):
-    """Annotations are never repaired silently."""
-    wrong = {"id": 8, **entry(8), key: value}
-    with pytest.warns(UserWarning, match="problems that prevent training"):
-        problem = table_of(entry(1), wrong, entry(2)).problems[0]
-    assert (problem.kind, problem.image, problem.is_fatal) == (f"wrong {key}", 3, True)
-    assert f"object 8 has {key} {value!r}; expected " in problem.text
-
-
-@pytest.mark.parametrize("number", ["7", 2**64, 1.5])
-def test_invalid_ids_are_reported_and_replaced(number: Any):
-    """Data sets with text ids can be read: ids are only used in messages."""
-    table = table_of(entry(1), entry(number))
-    assert table.ids.tolist() == [1, 1]
-    assert [(p.kind, p.is_fatal) for p in table.problems] == [("wrong id", False)]

@@ -8,6 +8,7 @@ from hf_detr.data.box_formats import (
     box_format_suspicion,
     boxes_to_coco_xywh,
     find_box_format,
+    images_that_fit_turned,
 )
 
 IMAGE_HW = np.array([[40, 50]])
@@ -116,3 +117,22 @@ def test_several_formats_that_fit_are_named():
     """A few boxes that fit several formats need an answer of the user."""
     with pytest.raises(ValueError, match="all 1 boxes fit coco_xywh and xyxy. Pass box_format"):
         find_box_format(np.array([[5.0, 5, 20, 8]]), np.full(1, np.nan), IMAGE_HW)
+
+
+@pytest.mark.parametrize("block", [1, 3, 1000])
+def test_boxes_are_computed_with_in_blocks(monkeypatch: pytest.MonkeyPatch, block: int):
+    """The result doesn't depend on the size of the blocks."""
+    monkeypatch.setattr("hf_detr.data.box_formats.BLOCK", block)
+    boxes, image_hw = random_boxes()
+    assert box_format_suspicion(boxes["coco_xywh"], "coco_xywh", image_hw) is None
+    assert "of 500 boxes" in box_format_suspicion(boxes["xyxy"], "coco_xywh", image_hw)
+
+
+def test_images_fit_turned_only_if_all_boxes_do():
+    """One box that needs the annotated size, or fits neither, is a reason not to turn."""
+    tall, wide, huge = [10, 5, 20, 44], [10, 5, 39, 8], [0, 0, 90, 90]
+    boxes = np.array([tall, tall, wide, tall, huge, wide, [10, 5, 20, 8], tall], dtype=float)
+    images = np.array([3, 0, 0, 1, 1, 2, 3, 5])
+    image_hw = np.array([[40, 50]] * 6)
+    assert images_that_fit_turned(boxes, images, "coco_xywh", image_hw).tolist() == [3, 5]
+    assert images_that_fit_turned(boxes, images, "cxcywh_normalized", image_hw).tolist() == []

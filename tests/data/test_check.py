@@ -2,14 +2,18 @@
 
 import json
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from torch.utils.data import Subset
 
 from hf_detr.data import check as data_check
+from hf_detr.data import table_cache
 from hf_detr.data.check import CheckReport, check_dataset
 from hf_detr.data.coco import read_coco
+from hf_detr.data.dataset import DetectionDataset
 from hf_detr_command_line import main as run
 
 from ..some_data import entry, write_coco, write_image
@@ -196,3 +200,98 @@ def test_part_of_a_data_set(tmp_path: Path):
     assert check_dataset(Subset(dataset, [0])).may_train
     report = check_dataset(Subset(dataset, [1]))
     assert not report.may_train and report.image_names[0].endswith("2.png")
+
+
+@pytest.fixture
+def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A data set of 12 images, of which 5 are decoded; all its images are truncated."""
+    monkeypatch.setattr(data_check, "LARGE", 10)
+    monkeypatch.setattr(data_check, "SAMPLE", 5)
+    monkeypatch.setattr(data_check, "BLOCK", 4)
+    monkeypatch.setattr(data_check, "MOST", 3)
+    write_coco(tmp_path, [entry(n, n + 1) for n in range(12)], 12)
+    for file in (tmp_path / "images").iterdir():
+        file.write_bytes(file.read_bytes()[:-2000])
+    return tmp_path
+
+
+def read_large(folder: Path, **options: bool) -> DetectionDataset:
+    return read_coco(folder / "annotations.json", folder / "images", **options)
+
+
+@pytest.mark.parametrize(("decode", "number"), [(None, 5), (True, 12), (False, 0)])
+def test_of_a_large_data_set_a_sample_is_decoded(large: Path, decode: bool | None, number: int):
+    """The report says how many; counts are those of all problems, of which the first are kept."""
+    report = check_dataset(read_large(large), decode=decode)
+    assert report.num_decoded == number and report.counts.get("unreadable image", 0) == number
+    found = [p for p in report.problems if p.kind == "unreadable image"]
+    assert len(found) == min(number, 3)
+    text = report.text(most=2)
+    assert ("Training may start" in text) == (number == 0)
+    if number:
+        assert f"ERROR: unreadable image: {number}\n" in text
+        assert f"    ... and {number - 2} more\n" in text and f"{number} errors: fix" in text
+    if number < 12:
+        assert f"decoded {number} images, and read the headers of the others" in text
+    assert report == check_dataset(read_large(large), decode=decode)
+    assert CheckReport.load(next((large / "cache" / "hf_detr" / "checks").iterdir())) == report
+
+
+def test_headers_of_all_images_of_a_large_data_set_are_read(large: Path):
+    """Missing images are always found."""
+    (large / "images" / "9.png").unlink()
+    write_image(large / "images" / "10.png", 30, 30)
+    report = check_dataset(read_large(large))
+    assert report.counts["missing image"] == report.counts["image of another size"] == 1
+
+
+def test_masks_of_a_large_data_set_are_checked_where_images_are_decoded(large: Path):
+    """Drawing all polygons takes as long as decoding."""
+    file = large / "annotations.json"
+    file.write_text(file.read_text().replace("[[10, 5, 30, 5, 30, 13, 10, 13]]", "[[1, 2]]"))
+    for number in range(1, 13):
+        write_image(large / "images" / f"{number}.png")
+    assert check_dataset(read_large(large, masks=True)).counts["bad mask"] == 5
+    assert check_dataset(read_large(large, masks=True), decode=False).counts["bad mask"] == 12
+
+
+def test_changes_of_a_large_data_set_are_noticed(large: Path, monkeypatch: pytest.MonkeyPatch):
+    """Added and removed files, and other annotations, without looking at each file."""
+    stamps: list[int] = []
+    stamp = data_check._stamp
+    monkeypatch.setattr(
+        data_check, "_stamp", lambda source, image: stamps.append(image) or stamp(source, image)
+    )
+    assert not check_dataset(read_large(large)).counts.get("missing image")
+    assert 0 < len(stamps) <= 5
+    (large / "images" / "9.png").unlink()
+    assert check_dataset(read_large(large)).counts["missing image"] == 1
+
+
+def test_mapped_tables_are_not_read_for_the_digest(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The digest of a mapped table is that of its annotation file, and changes with it."""
+    monkeypatch.setattr(table_cache, "MIN_BYTES", 0)
+    for box in ([1, 1, 5, 5], [1, 1, 5, -5]):
+        dataset = read_coco(*write_coco(tmp_path, [entry(1, bbox=box)]))
+        assert dataset.table.ids.place is not None
+        assert check_dataset(dataset).may_train == (box[3] > 0)
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_processes_check_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Ranks may all call it; it waits for a file, not in a barrier of the process group."""
+    dataset = read_coco(*write_coco(tmp_path, SOUND))
+    checked: list[int] = []
+    original = data_check._check
+
+    def slow_check(*arguments: object) -> CheckReport:
+        checked.append(1)
+        time.sleep(0.2)
+        return original(*arguments)
+
+    monkeypatch.setattr(data_check, "_check", slow_check)
+    with ThreadPoolExecutor(3) as pool:  # the lock is that of files, so threads suffice
+        reports = list(pool.map(check_dataset, [dataset] * 3))
+    assert reports[0] == reports[1] == reports[2] and len(checked) == 1

@@ -1,11 +1,14 @@
 """Names of files: other spellings inside the folder, encodings of lists, endings of images."""
 
+import re
 from pathlib import Path
 
 import PIL.Image
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
-from hf_detr.data.file_names import image_endings, names_inside, read_lines
+from hf_detr.data.file_names import image_endings, is_inside, is_plain, names_inside, read_lines
 from hf_detr.data.image_source import ImageFolder
 
 from ..some_data import write_image
@@ -117,3 +120,25 @@ def test_endings_are_those_of_images_that_can_be_opened():
         ".ico",
     }
     assert (".avif" in image_endings()) == PIL.features.check("avif")
+
+
+@given(st.text(st.sampled_from("a1f/.\\\\-: ~%\0\né"), max_size=8) | st.just(7))
+@example("12345678-a.png")
+@example("sub/12345678-a.png")
+@example("upload/a.png")
+@example("images/a.png")
+@example("/a.png")
+@example("a/../../b.png")
+@example("a.png\n")
+def test_plain_names_need_no_parsing(name: object):
+    """The names that aren't parsed as paths are inside the folder and aren't looked up there."""
+    if is_plain(name, Path("images")):
+        assert is_inside(name)
+        assert names_inside(Path("images"), [name]) == ([name], None)
+        assert not re.search(r"//|\\\\|:|%|[^ -~]|^/|^images/|upload/|(^|/)[0-9a-f]{8}-", name)
+
+
+@pytest.mark.parametrize("name", ["000000000009.jpg", "train2017/a b.jpg", "0123/x-1_2.tar.png"])
+def test_usual_names_are_plain(name: str):
+    """Hundreds of thousands of names are read in a fraction of a second."""
+    assert is_plain(name, Path("images"))

@@ -13,6 +13,7 @@ from hf_detr.data.image_source import (
     image_size_hw,
     read_pixels,
     read_segment_ids,
+    read_sizes_hw,
     segment_boxes,
     with_boxes,
 )
@@ -154,3 +155,14 @@ def test_only_missing_boxes_are_filled_in(tmp_path):
             ValueError, match="1.png has the segment .*expected a dict with the integer 'id'"
         ):
             with_boxes([broken], maps, 0, "coco_xywh")
+
+
+def test_sizes_read_in_threads(tmp_path: Path):
+    """Sizes and problems have the order of the images."""
+    names = [f"{number}.png" for number in range(30)]
+    for number in range(0, 30, 2):
+        write_image(tmp_path / names[number], 20 + number, 30)
+    problems = []
+    sizes = read_sizes_hw(ImageFolder(tmp_path, names), range(4, 30), problems)
+    assert sizes == [(0, 0) if n % 2 else (20 + n, 30) for n in range(4, 30)]
+    assert [problem.image for problem in problems] == list(range(5, 30, 2))

@@ -225,3 +225,17 @@ def test_what_training_cannot_read_is_a_problem(
     with pytest.raises(ValueError) as raised:
         dataset[0]
     assert problem.text in str(raised.value)
+
+
+def test_boxes_are_checked_in_parts(monkeypatch: pytest.MonkeyPatch):
+    """Images and rows are right in each part of a large table."""
+    boxes = [[1, 1, 5, 5], [1, 1, 5, 5], [1, 1, 0, 5], [60, 1, 5, 5]]
+    entries = [{"id": n, "category_id": 0, "bbox": box} for n, box in enumerate(boxes * 3)]
+    owners = [n // 4 * 2 for n in range(12)]  # images 0, 2 and 4 of 5
+    made = make_table({0: "cat"}, range(5), [(40, 50)] * 5, entries, owners, "coco_xywh")
+    whole = [sorted(map(str, check(made))) for check in (box_problems, duplicate_problems)]
+    assert [len(texts) for texts in whole] == [6, 3]
+    for block in (1, 2, 3):
+        monkeypatch.setattr("hf_detr.data.problems.BLOCK", block)
+        parts = [sorted(map(str, check(made))) for check in (box_problems, duplicate_problems)]
+        assert parts == whole

@@ -1,0 +1,86 @@
+"""Results on disk that one process computes and the others, which wait for it, read."""
+
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import filelock
+
+Result = TypeVar("Result")
+
+
+def cache_folder(kind: str) -> Path:
+    """Return the folder of one kind of results, `hf_detr/<kind>` in the user's cache folder."""
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(cache).expanduser() / "hf_detr" / kind
+
+
+def cached(
+    file: Path,
+    load: Callable[[Path], Result | None],
+    compute: Callable[[], Result],
+    save: Callable[[Path, Result], None],
+    description: str,
+) -> Result:
+    """Return a result from the cache; if it isn't there, compute and save it.
+
+    If several processes call this at the same time, one of them computes the result, and the others
+    wait and load it. A result that can't be saved is a warning, and then each computes its own.
+
+    Args:
+        file: where the result is saved; it is replaced if it can't be used.
+        load: loads the result; None if the file doesn't exist, is damaged or outdated.
+        compute: computes the result.
+        save: saves the result atomically; raises `OSError` if that isn't possible.
+        description: of the result, for the warning.
+    """
+    found = load(file)
+    if found is not None:
+        return found
+    with _locked(file) as was_computed:
+        found = load(file) if was_computed else None
+        if found is None and not was_computed:
+            return _compute(file, load, compute, save, description)
+    # Not under the lock: if the result can't be saved, the processes needn't wait for each other.
+    return _compute(file, load, compute, save, description) if found is None else found
+
+
+def _compute(
+    file: Path,
+    load: Callable[[Path], Result | None],
+    compute: Callable[[], Result],
+    save: Callable[[Path, Result], None],
+    description: str,
+) -> Result:
+    result = compute()
+    try:
+        save(file, result)
+    except OSError as error:
+        warnings.warn(f"{description} can't be cached: {error}.", stacklevel=5)
+        return result
+    found = load(file)
+    return result if found is None else found
+
+
+@contextmanager
+def _locked(file: Path) -> Iterator[bool]:
+    """Hold the lock of a result; give whether another process held it before."""
+    lock = filelock.FileLock(file.parents[1] / "locks" / f"{file.stem}.lock")
+    has_waited, is_locked = False, True
+    try:
+        Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            has_waited = True
+            lock.acquire()
+    except (OSError, NotImplementedError):
+        is_locked = False  # a read-only folder, or a file system without locks
+    try:
+        yield has_waited and is_locked
+    finally:
+        if is_locked:
+            lock.release()

@@ -1,0 +1,220 @@
+"""Tables of annotations on disk, which all processes of a computer map into their memory.
+
+The pages of a mapped file are in memory once, however many ranks and data workers use them.
+"""
+
+import hashlib
+import json
+import mmap
+import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+
+from ..atomic_saving import atomic_file
+from .annotation_table import AnnotationTable, warn_of_problems
+from .image_source import ImageFolder, ImageSource
+from .object_columns import Problem
+from .packed_values import PackedValues
+from .result_cache import cache_folder, cached
+
+VERSION = "1"  # of the readers and the files; others aren't used
+MIN_BYTES = 20_000_000  # smaller annotation files are read in a fraction of a second
+MAX_PROBLEMS = 10_000  # more are kept in memory only
+MAX_STAMPS = 10_000  # of more images that were opened, about as many are looked at for changes
+ALIGNMENT = 64
+ARRAYS = (
+    *("image_ids", "image_hw", "offsets", "ids", "class_labels", "boxes_xywh", "areas"),
+    "is_crowd",
+)
+
+# Table, images, and the indices of the images that were opened to make the table.
+Content = tuple[AnnotationTable, ImageFolder, Sequence[int]]
+
+
+class MappedArray(np.ndarray):
+    """A read-only array in a file. The whole array is pickled as its place, a part as numbers."""
+
+    place: tuple[Path, str, str, tuple[int, ...], int] | None = None
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        if self.place is None:
+            return self.view(np.ndarray).__reduce_ex__(protocol)
+        return map_array, self.place
+
+
+def map_array(file: Path, key: str, dtype: str, shape: tuple[int, ...], offset: int) -> MappedArray:
+    """Map an array in a file that `save_table` wrote.
+
+    Raises:
+        OSError, ValueError: if the file is gone, too short, or was replaced by another one.
+    """
+    with open(file, "rb") as opened:
+        if opened.read(len(key)) != key.encode():
+            raise ValueError(
+                f"{file} isn't the file that the data set was mapped from; the annotations have "
+                "changed. Read the data set again."
+            )
+        mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+    array = np.frombuffer(mapped, dtype, int(np.prod(shape)), offset)
+    array = array.reshape(shape).view(MappedArray)
+    array.place = (file, key, dtype, shape, offset)
+    return array
+
+
+class OpenedImages:
+    """Images of a source that remembers which of them were opened."""
+
+    def __init__(self, source: ImageSource) -> None:
+        self._source = source
+        self.indices: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def name(self, index: int) -> str:
+        return self._source.name(index)
+
+    def open(self, index: int) -> PIL.Image.Image:
+        self.indices.append(index)
+        return self._source.open(index)
+
+    def stamp(self, index: int) -> str:
+        return self._source.stamp(index)
+
+
+def read_mapped(
+    files: Sequence[str | os.PathLike[str]],
+    folder: str | os.PathLike[str],
+    options: str,
+    read: Callable[[], Content],
+) -> tuple[AnnotationTable, ImageFolder]:
+    """Read a data set, or map the table that was cached when it was read before.
+
+    The cached table is used until the annotation files, the options, or images that were opened for
+    their size change. Small files are always read.
+
+    Args:
+        files: the annotation files.
+        folder: the image folder.
+        options: everything else that the table depends on.
+        read: reads the data set.
+    """
+    files = [Path(file).absolute() for file in files]
+    states = [os.stat(file) for file in files]
+    if sum(state.st_size for state in states) < MIN_BYTES:
+        return read()[:2]
+    folder = Path(folder)
+    name = _digest(files, folder.absolute(), options)[:32]
+    stats = [(s.st_size, s.st_mtime_ns, s.st_ino) for s in states]
+    key = _digest(VERSION, name, stats)
+    is_new = False
+
+    def read_new() -> Content:
+        nonlocal is_new
+        is_new = True
+        return read()
+
+    table, images, _ = cached(
+        cache_folder("tables") / f"{name}.table",
+        partial(_load, key=key, folder=folder),
+        read_new,
+        partial(_save, key=key),
+        f"the table of {files[0]}",
+    )
+    if not is_new:
+        warn_of_problems(table.problems)
+    return table, images
+
+
+def _digest(*values: object) -> str:
+    return hashlib.sha256(repr(values).encode(errors="surrogatepass")).hexdigest()
+
+
+def _save(file: Path, content: Content, key: str) -> None:
+    table, images, opened = content
+    if images.notes or len(table.problems) > MAX_PROBLEMS:
+        return  # the names that were found in the folder may change without a change of the file
+    arrays = {name: getattr(table, name) for name in ARRAYS}
+    for name, values in (("names", images.file_names), ("segmentations", table.segmentations)):
+        if values is not None:
+            values = values.as_json()
+            arrays |= {f"{name}.data": values.data, f"{name}.ends": values.ends}
+    header = {
+        "category_ids": table.category_ids,
+        "names": list(table.id2label.values()),
+        "label_ids_of_stuff": sorted(table.label_ids_of_stuff),
+        "problems": [asdict(problem) for problem in table.problems],
+        "are_plain": images.are_plain,
+        "opened": sorted(set(opened)),
+        "stamps": _stamps(images, sorted(set(opened))),
+        "arrays": {name: [a.dtype.str, a.shape, a.nbytes] for name, a in arrays.items()},
+    }
+    for unfinished in file.parent.glob(f".{file.name}.*"):  # of killed processes
+        with suppress(OSError):
+            unfinished.unlink()
+    with atomic_file(file) as unfinished, unfinished.open("wb") as opened_file:
+        opened_file.write(key.encode() + b"\n" + json.dumps(header).encode() + b"\n")
+        for array in arrays.values():
+            opened_file.write(bytes(-opened_file.tell() % ALIGNMENT))
+            opened_file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+
+
+def _load(file: Path, key: str, folder: Path) -> Content | None:
+    """Map a table; None if there is none of this key, or it is damaged."""
+    try:
+        with open(file, "rb") as opened:
+            if opened.readline() != f"{key}\n".encode():
+                return None
+            header = json.loads(opened.readline())
+            position, arrays = opened.tell(), {}
+        for name, (dtype, shape, num_bytes) in header["arrays"].items():
+            position += -position % ALIGNMENT
+            arrays[name] = map_array(file, key, dtype, tuple(shape), position)
+            position += num_bytes
+        if position != file.stat().st_size:
+            return None
+        return _content(header, arrays, folder)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _content(header: dict[str, Any], arrays: dict[str, np.ndarray], folder: Path) -> Content | None:
+    packed = {
+        name: PackedValues(arrays[f"{name}.data"], arrays[f"{name}.ends"], is_json=True)
+        for name in ("names", "segmentations")
+        if f"{name}.data" in arrays
+    }
+    names = packed["names"]
+    if header["are_plain"]:
+        images = ImageFolder.of_checked(folder, names)
+    else:
+        images = ImageFolder(folder, names.tolist())
+    if images.notes or _stamps(images, header["opened"]) != header["stamps"]:
+        return None
+    table = AnnotationTable(
+        category_ids=tuple(header["category_ids"]),
+        id2label=dict(enumerate(header["names"])),
+        label_ids_of_stuff=frozenset(header["label_ids_of_stuff"]),
+        problems=tuple(Problem(**problem) for problem in header["problems"]),
+        segmentations=packed.get("segmentations"),
+        **{name: arrays[name] for name in ARRAYS},
+    )
+    return table, images, header["opened"]
+
+
+def _stamps(images: ImageSource, indices: Sequence[int]) -> str:
+    """Return a digest that changes if one of the images changes."""
+    stamps = []
+    for index in indices[:: max(1, len(indices) // MAX_STAMPS)]:
+        try:
+            stamps.append(images.stamp(index))
+        except (OSError, ValueError):
+            stamps.append("missing")
+    return _digest(stamps)

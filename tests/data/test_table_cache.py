@@ -1,0 +1,212 @@
+"""Mapped tables: equal to those that were read, shared, and replaced when data change."""
+
+import json
+import os
+import pickle
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+from hf_detr.data import table_cache
+from hf_detr.data.annotation_table import AnnotationTable
+from hf_detr.data.coco import read_coco
+from hf_detr.data.dataset import DetectionDataset
+from hf_detr.data.packed_values import PackedValues
+from hf_detr.data.table_cache import MappedArray
+
+from ..some_data import CATEGORIES, entry, write_coco, write_image
+
+ENTRIES = [entry(1, 2), entry(2, category_id=18, iscrowd=1), entry(3, 2, area=None)]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A temporary cache, which small files use, too."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(table_cache, "MIN_BYTES", 0)
+    return tmp_path / "cache" / "hf_detr" / "tables"
+
+
+def values(table: AnnotationTable) -> dict[str, Any]:
+    """All fields of a table, in a form that can be compared."""
+    found = {field.name: getattr(table, field.name) for field in fields(table)}
+    for name, value in found.items():
+        if isinstance(value, np.ndarray):
+            found[name] = value.dtype, value.shape, value.tobytes()
+        if isinstance(value, PackedValues):
+            found[name] = value.tolist()
+    return found
+
+
+def is_mapped(dataset: DetectionDataset) -> bool:
+    """Whether the data set's numbers are all in a file."""
+    columns = [getattr(dataset.table, field.name) for field in fields(dataset.table)]
+    arrays = [column for column in columns if isinstance(column, np.ndarray)]
+    return len(arrays) == 8 and all(getattr(array, "place", None) for array in arrays)
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_mapped_table_equals_the_one_that_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, masks: bool
+):
+    """Fields, images and examples are the same, whether read, just cached or mapped later."""
+    files = write_coco(tmp_path, ENTRIES)
+    first, second = read_coco(*files, masks=masks), read_coco(*files, masks=masks)
+    monkeypatch.setattr(table_cache, "MIN_BYTES", 10**9)
+    read = read_coco(*files, masks=masks)
+    assert is_mapped(first) and is_mapped(second) and not is_mapped(read)
+    for mapped in (first, second):
+        assert values(mapped.table) == values(read.table)
+        for index in range(2):
+            assert mapped.images.name(index) == read.images.name(index)
+            one, other = mapped[index], read[index]
+            assert torch.equal(one[0], other[0]) and one[1].keys() == other[1].keys()
+            assert all(torch.equal(one[1][key], other[1][key]) for key in one[1])
+        assert mapped.ground_truth() == read.ground_truth()
+        assert values(mapped.subset([1]).table) == values(read.subset([1]).table)
+        assert values((mapped + mapped).table) == values((read + read).table)
+
+
+def test_workers_get_the_place_instead_of_the_numbers(tmp_path: Path):
+    """What is sent to a started worker doesn't grow with the data, and parts are sent right."""
+    entries = [entry(n) for n in range(2000)]
+    dataset = read_coco(*write_coco(tmp_path, entries), masks=True)
+    sent = pickle.dumps((dataset.table, dataset.images))
+    assert len(sent) < 5000 < dataset.table.boxes_xywh.nbytes
+    table, images = pickle.loads(sent)
+    assert values(table) == values(dataset.table) and images.name(1) == dataset.images.name(1)
+    assert isinstance(table.ids, MappedArray) and table.ids.place == dataset.table.ids.place
+    part = dataset.table.boxes_xywh[5:8, ::2]
+    assert np.array_equal(pickle.loads(pickle.dumps(part)), part)
+    assert type(pickle.loads(pickle.dumps(part))) is np.ndarray
+
+
+def test_mapped_numbers_cannot_be_changed(tmp_path: Path):
+    """Others use the same memory."""
+    dataset = read_coco(*write_coco(tmp_path, ENTRIES))
+    with pytest.raises(ValueError, match="read-only"):
+        dataset.table.boxes_xywh[0] = 0
+
+
+def test_changed_data_are_read_again(tmp_path: Path, cache: Path):
+    """Another content, other options; there is one file for each set of options."""
+    file, folder = write_coco(tmp_path, ENTRIES)
+    old = read_coco(file, folder)
+    assert read_coco(file, folder, box_format="xyxy").table.boxes_xywh[0, 2] == 10
+    assert len(list(cache.iterdir())) == 2
+    content = json.loads(file.read_text())
+    content["annotations"][0]["bbox"] = [1, 2, 3, 4]
+    file.write_text(json.dumps(content))
+    sent = pickle.dumps(old.table)
+    assert read_coco(file, folder).table.boxes_xywh.tolist()[1] == [1, 2, 3, 4]
+    assert old.table.boxes_xywh.tolist()[1] == [10, 5, 20, 8]  # of the file that was replaced
+    assert len(list(cache.iterdir())) == 2
+    with pytest.raises(ValueError, match="annotations have changed. Read the data set again"):
+        pickle.loads(sent)
+
+
+def test_sizes_from_images_are_read_again_if_those_change(tmp_path: Path):
+    """The table depends on images, too, where the file has no sizes."""
+    images = [{"id": 1, "file_name": "1.png"}, {"id": 2, "file_name": "2.png"}]
+    files = write_coco(tmp_path, ENTRIES, images=images)
+    assert read_coco(*files).image_hw(1) == (40, 50) and is_mapped(read_coco(*files))
+    write_image(tmp_path / "images" / "2.png", height=30, width=70)
+    assert read_coco(*files).image_hw(1) == (30, 70) and is_mapped(read_coco(*files))
+
+
+def test_orientation_is_read_again_if_images_change(tmp_path: Path):
+    """A photo that is turned by its EXIF orientation has another size than in the file."""
+    photo = {"id": 1, "file_name": "1.jpg", "height": 40, "width": 50}
+    files = write_coco(tmp_path, [entry(1, bbox=[10, 5, 20, 44])], 1, images=[photo])
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    PIL.Image.new("RGB", (50, 40)).save(tmp_path / "images" / "1.jpg", exif=exif)
+    for _ in range(2):  # the warning, too, is that of the first time
+        with pytest.warns(UserWarning, match="upright size is used"):
+            dataset = read_coco(*files)
+        assert dataset.image_hw(0) == (50, 40) and is_mapped(dataset)
+    PIL.Image.new("RGB", (50, 40)).save(tmp_path / "images" / "1.jpg")
+    assert read_coco(*files).image_hw(0) == (40, 50)
+
+
+def test_names_found_in_another_spelling_are_looked_up_each_time(tmp_path: Path):
+    """A file of the exact name may be added."""
+    write_image(tmp_path / "images" / "ä b.png")
+    images = [{"id": 1, "file_name": "C:\\photos\\ä b.png", "height": 40, "width": 50}]
+    files = write_coco(tmp_path, [entry(1)], 0, images=images)
+    with pytest.warns(UserWarning, match="spelled differently"):
+        assert not is_mapped(read_coco(*files))
+    images[0]["file_name"] = "ä b.png"
+    files = write_coco(tmp_path, [entry(1)], 0, images=images)
+    assert is_mapped(read_coco(*files)) and len(read_coco(*files)[0][1]["boxes"]) == 1
+
+
+def test_problems_are_kept_with_their_warning(tmp_path: Path):
+    """An error isn't forgotten because the table was cached."""
+    files = write_coco(tmp_path, [entry(1), entry(2, 2, category_id=7)])
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="object 2 has the unknown category id 7") as caught:
+            dataset = read_coco(*files)
+        assert is_mapped(dataset) and len(caught) == 1
+        with pytest.raises(ValueError, match="unknown category id 7"):
+            dataset[1]
+
+
+@pytest.mark.parametrize("damage", ["empty", "short", "long", "header", "version"])
+def test_damaged_files_are_replaced(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+):
+    """The cache can always be removed, truncated or written by another version."""
+    files = write_coco(tmp_path, ENTRIES)
+    expected = values(read_coco(*files).table)
+    (file,) = cache.iterdir()
+    content = file.read_bytes()
+    file.unlink()  # is mapped
+    lines = content.split(b"\n", 2)
+    file.write_bytes(
+        {
+            "empty": b"",
+            "short": content[:-1],
+            "long": content + b"\0",
+            "header": b"\n".join([lines[0], lines[1][:-5], lines[2]]),
+            "version": content,
+        }[damage]
+    )
+    if damage == "version":
+        monkeypatch.setattr(table_cache, "VERSION", "another")
+    number = file.stat().st_ino
+    assert values(read_coco(*files).table) == expected
+    assert file.stat().st_ino != number and is_mapped(read_coco(*files))
+
+
+def test_leftovers_of_killed_processes_are_removed(tmp_path: Path, cache: Path):
+    """They are as large as the tables."""
+    files = write_coco(tmp_path, ENTRIES)
+    read_coco(*files)
+    (file,) = cache.iterdir()
+    file.with_name(f".{file.name}.999999").touch()
+    os.utime(files[0])
+    read_coco(*files)
+    assert list(cache.iterdir()) == [file]
+
+
+def test_empty_data_set(tmp_path: Path):
+    """Arrays without elements can be mapped."""
+    files = write_coco(tmp_path, [], 0, categories=CATEGORIES)
+    files[1].mkdir()
+    for _ in range(2):
+        dataset = read_coco(*files)
+        assert len(dataset) == 0 and dataset.table.boxes_xywh.shape == (0, 4)
+        assert pickle.loads(pickle.dumps(dataset.table)).ids.shape == (0,)
+
+
+def test_small_files_are_not_cached(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch):
+    """Reading them takes no time."""
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert not is_mapped(read_coco(*write_coco(tmp_path, ENTRIES))) and not cache.exists()
