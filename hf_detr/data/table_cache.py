@@ -49,14 +49,16 @@ class MappedArray(np.ndarray):
         return map_array, self.place
 
 
-def map_array(file: Path, key: str, dtype: str, shape: tuple[int, ...], offset: int) -> MappedArray:
-    """Map an array in a file that `save_table` wrote.
+def map_array(
+    file: Path, identity: str, dtype: str, shape: tuple[int, ...], offset: int
+) -> MappedArray:
+    """Map an array in the file of a table, whose first line is `identity`.
 
     Raises:
         OSError, ValueError: if the file is gone, too short, or was replaced by another one.
     """
     with open(file, "rb") as opened:
-        if opened.read(len(key)) != key.encode():
+        if opened.readline() != f"{identity}\n".encode():
             raise ValueError(
                 f"{file} isn't the file that the data set was mapped from; the annotations have "
                 "changed. Read the data set again."
@@ -64,7 +66,7 @@ def map_array(file: Path, key: str, dtype: str, shape: tuple[int, ...], offset: 
         mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
     array = np.frombuffer(mapped, dtype, int(np.prod(shape)), offset)
     array = array.reshape(shape).view(MappedArray)
-    array.place = (file, key, dtype, shape, offset)
+    array.place = (file, identity, dtype, shape, offset)
     return array
 
 
@@ -111,9 +113,10 @@ def read_mapped(
     if sum(state.st_size for state in states) < MIN_BYTES:
         return read()[:2]
     folder = Path(folder)
-    name = _digest(files, folder.absolute(), options)[:32]
-    stats = [(s.st_size, s.st_mtime_ns, s.st_ino) for s in states]
-    key = _digest(VERSION, name, stats)
+    name = _digest(VERSION, files, folder.absolute(), options)[:32]
+    # `cp -p` and archives set the time of the content, but not that of the last change.
+    stats = [(s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for s in states]
+    key = _digest(name, stats)
     is_new = False
 
     def read_new() -> Content:
@@ -156,11 +159,13 @@ def _save(file: Path, content: Content, key: str) -> None:
         "stamps": _stamps(images, sorted(set(opened))),
         "arrays": {name: [a.dtype.str, a.shape, a.nbytes] for name, a in arrays.items()},
     }
+    text = json.dumps(header)
     for unfinished in file.parent.glob(f".{file.name}.*"):  # of killed processes
         with suppress(OSError):
             unfinished.unlink()
     with atomic_file(file) as unfinished, unfinished.open("wb") as opened_file:
-        opened_file.write(key.encode() + b"\n" + json.dumps(header).encode() + b"\n")
+        # Another content has another header, because that has a digest of the images too.
+        opened_file.write(f"{key} {_digest(text)}\n{text}\n".encode())
         for array in arrays.values():
             opened_file.write(bytes(-opened_file.tell() % ALIGNMENT))
             opened_file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
@@ -170,13 +175,14 @@ def _load(file: Path, key: str, folder: Path) -> Content | None:
     """Map a table; None if there is none of this key, or it is damaged."""
     try:
         with open(file, "rb") as opened:
-            if opened.readline() != f"{key}\n".encode():
+            identity, text = (opened.readline().decode().removesuffix("\n") for _ in range(2))
+            if identity != f"{key} {_digest(text)}":
                 return None
-            header = json.loads(opened.readline())
+            header = json.loads(text)
             position, arrays = opened.tell(), {}
         for name, (dtype, shape, num_bytes) in header["arrays"].items():
             position += -position % ALIGNMENT
-            arrays[name] = map_array(file, key, dtype, tuple(shape), position)
+            arrays[name] = map_array(file, identity, dtype, tuple(shape), position)
             position += num_bytes
         if position != file.stat().st_size:
             return None

@@ -157,11 +157,9 @@ def test_problems_are_kept_with_their_warning(tmp_path: Path):
             dataset[1]
 
 
-@pytest.mark.parametrize("damage", ["empty", "short", "long", "header", "version"])
-def test_damaged_files_are_replaced(
-    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, damage: str
-):
-    """The cache can always be removed, truncated or written by another version."""
+@pytest.mark.parametrize("damage", ["empty", "short", "long", "header", "bit"])
+def test_damaged_files_are_replaced(tmp_path: Path, cache: Path, damage: str):
+    """The cache can always be removed or truncated."""
     files = write_coco(tmp_path, ENTRIES)
     expected = values(read_coco(*files).table)
     (file,) = cache.iterdir()
@@ -174,14 +172,46 @@ def test_damaged_files_are_replaced(
             "short": content[:-1],
             "long": content + b"\0",
             "header": b"\n".join([lines[0], lines[1][:-5], lines[2]]),
-            "version": content,
+            "bit": content.replace(b'"category_ids": [3,', b'"category_ids": [2,'),
         }[damage]
     )
-    if damage == "version":
-        monkeypatch.setattr(table_cache, "VERSION", "another")
+    assert file.read_bytes() != content
     number = file.stat().st_ino
     assert values(read_coco(*files).table) == expected
     assert file.stat().st_ino != number and is_mapped(read_coco(*files))
+
+
+def test_versions_have_their_own_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Workers of a running training can map its table after another version read the data."""
+    files = write_coco(tmp_path, ENTRIES)
+    sent = pickle.dumps(read_coco(*files).table)
+    monkeypatch.setattr(table_cache, "VERSION", "another")
+    read_coco(*files)
+    assert pickle.loads(sent).ids.tolist() == read_coco(*files).table.ids.tolist()
+
+
+def test_content_with_the_times_of_another_is_read(tmp_path: Path):
+    """`cp -p` over a file keeps its place, and here also its size and time."""
+    file, folder = write_coco(tmp_path, ENTRIES)
+    read_coco(file, folder)
+    state = file.stat()
+    content = json.loads(file.read_text())
+    content["annotations"][0]["bbox"][0] += 1
+    file.write_text(json.dumps(content))
+    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert file.stat().st_size == state.st_size
+    assert read_coco(file, folder).table.boxes_xywh[1, 0] == 11
+
+
+def test_place_in_a_table_of_other_images_is_not_mapped(tmp_path: Path):
+    """The annotations are the same, but sizes from images, or their places, could differ."""
+    images = [{"id": 1, "file_name": "1.png"}, {"id": 2, "file_name": "2.png"}]
+    files = write_coco(tmp_path, ENTRIES, images=images)
+    sent = pickle.dumps(read_coco(*files).table)
+    write_image(tmp_path / "images" / "2.png", height=30, width=70)
+    read_coco(*files)
+    with pytest.raises(ValueError, match="changed. Read the data set again"):
+        pickle.loads(sent)
 
 
 def test_leftovers_of_killed_processes_are_removed(tmp_path: Path, cache: Path):
