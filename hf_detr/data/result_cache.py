@@ -1,21 +1,24 @@
 """Results on disk that one process computes and the others, which wait for it, read."""
 
 import os
+import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
 import filelock
 
+UNUSED_DAYS = 90  # after which a result is removed
 Result = TypeVar("Result")
 
 
 def cache_folder(kind: str) -> Path:
     """Return the folder of one kind of results, `hf_detr/<kind>` in the user's cache folder."""
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache).expanduser() / "hf_detr" / kind
+    # Unlike that of Path, this expanduser accepts users without a home, as in containers.
+    return Path(os.path.expanduser(cache)) / "hf_detr" / kind
 
 
 def cached(
@@ -29,6 +32,7 @@ def cached(
 
     If several processes call this at the same time, one of them computes the result, and the others
     wait and load it. A result that can't be saved is a warning, and then each computes its own.
+    Results in the same folder that weren't used for `UNUSED_DAYS` are removed.
 
     Args:
         file: where the result is saved; it is replaced if it can't be used.
@@ -39,6 +43,8 @@ def cached(
     """
     found = load(file)
     if found is not None:
+        with suppress(OSError):  # in a read-only folder
+            os.utime(file)  # it is in use
         return found
     with _locked(file) as was_computed:
         found = load(file) if was_computed else None
@@ -61,14 +67,29 @@ def _compute(
     except OSError as error:
         warnings.warn(f"{description} can't be cached: {error}.", stacklevel=5)
         return result
+    _remove_unused(file.parent)
+    _remove_unused(_lock_folder(file))
     found = load(file)
     return result if found is None else found
+
+
+def _remove_unused(folder: Path) -> None:
+    oldest = time.time() - UNUSED_DAYS * 24 * 3600
+    with suppress(OSError):
+        for file in list(folder.iterdir()):
+            with suppress(OSError):  # another user's file, or one that is open on Windows
+                if file.stat().st_mtime < oldest:
+                    file.unlink()
+
+
+def _lock_folder(file: Path) -> Path:
+    return file.parents[1] / "locks"
 
 
 @contextmanager
 def _locked(file: Path) -> Iterator[bool]:
     """Hold the lock of a result; give whether another process held it before."""
-    lock = filelock.FileLock(file.parents[1] / "locks" / f"{file.stem}.lock")
+    lock = filelock.FileLock(_lock_folder(file) / f"{file.stem}.lock")
     has_waited, is_locked = False, True
     try:
         Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)

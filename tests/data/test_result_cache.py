@@ -81,6 +81,29 @@ def test_an_error_is_no_result(tmp_path: Path):
     assert compute_in(tmp_path) == "result"
 
 
+def test_unused_results_are_removed(tmp_path: Path):
+    """The folder doesn't grow for ever; what is loaded is in use, and locks are small but many."""
+    compute_in(tmp_path)
+    others = [tmp_path / "kind" / "old.txt", tmp_path / "locks" / "old.lock"]
+    new = tmp_path / "kind" / "new.txt"
+    for file in (*others, new):
+        file.touch()
+    for file in (*others, tmp_path / "kind" / "a.txt"):
+        os.utime(file, (0, 0))
+    assert cached(tmp_path / "kind" / "a.txt", load, lambda: "", save, "it") == "result"
+    assert all(file.exists() for file in others)
+    assert cached(tmp_path / "kind" / "b.txt", load, lambda: "other", save, "it") == "other"
+    assert not any(file.exists() for file in others)
+    assert {file.name for file in new.parent.iterdir()} == {"a.txt", "b.txt", "new.txt"}
+
+
+def test_user_without_home(monkeypatch: pytest.MonkeyPatch):
+    """Containers run as any number."""
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # what it does then
+    assert cache_folder("tables").name == "tables"
+
+
 def test_folder_follows_the_system(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """XDG_CACHE_HOME as in other programs."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
