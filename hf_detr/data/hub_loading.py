@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ import PIL.Image
 from .layouts import SAVED
 
 if TYPE_CHECKING:
-    from datasets import Dataset, DatasetDict
+    from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
 
 def import_datasets() -> ModuleType:
@@ -30,7 +31,9 @@ def import_datasets() -> ModuleType:
     return datasets
 
 
-def load_hf_splits(name: str, split: str | None = None) -> "Dataset | DatasetDict":
+def load_hf_splits(
+    name: str, split: str | None = None, streaming: bool = False
+) -> "Dataset | DatasetDict | IterableDataset | IterableDatasetDict":
     """Load a data set on the Hub or on disk.
 
     Args:
@@ -38,6 +41,8 @@ def load_hf_splits(name: str, split: str | None = None) -> "Dataset | DatasetDic
             with `metadata.jsonl`; or a Parquet file.
         split: a part of a split in the syntax of `datasets`, such as `train[:100]`; other names
             have no effect.
+        streaming: whether to read the rows as they are needed, except those that `save_to_disk`
+            wrote, which are mapped.
 
     Returns:
         All splits, or one data set if it has none: a Parquet file, or a saved data set without a
@@ -48,14 +53,15 @@ def load_hf_splits(name: str, split: str | None = None) -> "Dataset | DatasetDic
         FileNotFoundError: if there is no such data set.
     """
     datasets, path = import_datasets(), Path(name)
+    load = partial(datasets.load_dataset, streaming=streaming)
     if path.is_file():
-        return datasets.load_dataset("parquet", data_files=name, split="train")
+        return load("parquet", data_files=name, split="train")
     if any((path / file).is_file() for file in SAVED):
         return _with_split(datasets.load_from_disk(name))
     try:
-        loaded = datasets.load_dataset(name)
+        loaded = load(name)
         if split and "[" in split:
-            loaded[split] = datasets.load_dataset(name, split=split)
+            loaded[split] = load(name, split=split)
         return loaded
     except (OSError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         if path.exists():

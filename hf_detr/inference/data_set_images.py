@@ -7,12 +7,11 @@ from importlib.util import find_spec
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
+from ..data.hub_loading import load_hf_splits
 from .image_inputs import InputImage, source_of
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
-
-SAVED = ("dataset_dict.json", "state.json")  # one of these is in the folders of `save_to_disk`
 
 
 @dataclass(frozen=True)
@@ -75,17 +74,9 @@ class DataSetImages:
 
     def _load(self) -> tuple[str, "Dataset | IterableDataset"]:
         """Return the name of the split, and its rows."""
-        import datasets
-
-        path = Path(self.name)
-        if path.is_file():
-            loaded = datasets.load_dataset("parquet", data_files=self.name, streaming=True)
-        elif any((path / file).is_file() for file in SAVED):
-            loaded = datasets.load_from_disk(self.name)
-        else:
-            loaded = datasets.load_dataset(self.name, streaming=True)
+        loaded = load_hf_splits(self.name, streaming=True)
         if not isinstance(loaded, Mapping):
-            return self.split or str(loaded.split or "train"), loaded
+            loaded = {"train": loaded}
         split = next(iter(loaded)) if self.split is None and len(loaded) == 1 else self.split
         if split not in loaded:
             raise ValueError(

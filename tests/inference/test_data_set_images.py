@@ -72,6 +72,9 @@ def test_what_is_missing_is_named(saved: Path, tmp_path: Path) -> None:
     """Splits and columns are listed, and a row without an image is that row's failure."""
     with pytest.raises(ValueError, match="has the splits train, test; give one of them as --split"):
         contents(DataSetImages(str(saved / "two")))
+    for name in ("one", "rows.parquet"):
+        with pytest.raises(ValueError, match="has the splits train; give"):
+            contents(DataSetImages(str(saved / name), "test"))
     with pytest.raises(ValueError, match="no column 'photo'; its columns are .'image'"):
         contents(DataSetImages(str(saved / "one"), column="photo"))
     with pytest.raises(FileNotFoundError, match="nowhere doesn't exist"):
