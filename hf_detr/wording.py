@@ -12,6 +12,20 @@ def some_of(items: Sequence[Any], most: int = 5, separator: str = ", ") -> str:
     return separator.join(map(str, items[:most])) + more
 
 
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Align the columns of a table, the first one left and the others right.
+
+    A row of one text, as of a title, is written beside the columns.
+    """
+    full = [row for row in rows if len(row) > 1]
+    widths = [max(map(len, column)) for column in zip(*full, strict=True)]
+    lines = []
+    for title, *values in rows:
+        cells = [value.rjust(width) for value, width in zip(values, widths[1:], strict=False)]
+        lines.append("  ".join([title.ljust(widths[0]), *cells]).rstrip())
+    return "\n".join(lines)
+
+
 def warn_about_misspelt(
     names: Iterable[str], fields: Sequence[str], owner: str, stacklevel: int = 2
 ) -> None:

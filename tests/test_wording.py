@@ -2,7 +2,7 @@
 
 import pytest
 
-from hf_detr.wording import some_of, warn_about_misspelt
+from hf_detr.wording import aligned, some_of, warn_about_misspelt
 
 
 def test_some_of() -> None:
@@ -11,6 +11,13 @@ def test_some_of() -> None:
     assert some_of([1, 2, 3, 4, 5]) == "1, 2, 3, 4, 5"
     assert some_of(list("abcdefg")) == "a, b, c, d, e and 2 more"
     assert some_of(["a", "b", "c"], most=2, separator="; ") == "a; b and 1 more"
+
+
+def test_aligned() -> None:
+    """Numbers are right-aligned, and a long title beside the columns doesn't widen them."""
+    rows = [["", "AP"], ["boxes", "1.0"], ["a title without values"], ["b", "12.5"]]
+    expected = ["         AP", "boxes   1.0", "a title without values", "b      12.5"]
+    assert aligned(rows).splitlines() == expected
 
 
 def test_warn_about_misspelt() -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..wording import aligned
 from .annotation_table import AnnotationTable
 
 # COCO's limits, in square pixels
@@ -90,18 +91,8 @@ def summary_text(summaries: Mapping[str, DataSummary], most: int = MOST_CLASSES)
         rows.append(row(f"  {name}", *(p.classes.get(name, "no such class") for p in parts)))
     if len(names) > most:
         rows.append(row(f"  ... and {len(names) - most} less frequent ones"))
-    return "\n".join(_aligned(rows))
+    return aligned(rows)
 
 
 def _most_frequent(names: Sequence[str], parts: Sequence[DataSummary]) -> list[str]:
     return sorted(names, key=lambda name: -sum(p.classes.get(name, 0) for p in parts))
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    full = [row for row in rows if len(row) > 1]
-    widths = [max(map(len, column)) for column in zip(*full, strict=True)]
-    lines = []
-    for title, *values in rows:
-        cells = [value.rjust(width) for value, width in zip(values, widths[1:], strict=False)]
-        lines.append("  ".join([title.ljust(widths[0]), *cells]).rstrip())
-    return lines

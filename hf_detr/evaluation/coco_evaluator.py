@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..distributed import compute_on_main_process, process_index
+from ..wording import aligned
 from .coco_summary import summarize
 from .detection_columns import DetectionColumns, join_columns
 from .ground_truth import read_ground_truth
@@ -252,7 +253,7 @@ def metrics_table(metrics: Metrics) -> str:
         [name, str(one["num_objects"]), *(_percent(one[column]) for column in columns)]
         for name, one in metrics["per_class"].items()
     ]
-    return f"{_aligned(rows)}\n\n{_aligned(per_class)}\n(all but objects in percent)"
+    return f"{aligned(rows)}\n\n{aligned(per_class)}\n(all but objects in percent)"
 
 
 def _floats(values: Tensor) -> np.ndarray:
@@ -274,10 +275,3 @@ def _backend() -> Any:
 
 def _percent(value: float) -> str:
     return "-" if value < 0 else f"{100 * value:.1f}"
-
-
-def _aligned(rows: list[list[str]]) -> str:
-    """Align columns, the first one left and the others right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows)
-    return "\n".join(map("  ".join, lines))
