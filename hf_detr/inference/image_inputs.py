@@ -268,7 +268,9 @@ def _split(file: BinaryIO, end: bytes) -> Iterator[str]:
     rest = b""
     while block := file.read1(BLOCK):
         *complete, rest = (rest + block).split(end)
-        yield from (os.fsdecode(name.removesuffix(b"\r")) for name in complete if name.strip())
+        if end == b"\n":  # of Windows: \r\n
+            complete = [name.removesuffix(b"\r") for name in complete]
+        yield from (os.fsdecode(name) for name in complete if name.strip())
     if rest.strip():
         yield os.fsdecode(rest)
 

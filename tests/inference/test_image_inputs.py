@@ -105,6 +105,12 @@ def test_windows_lists(monkeypatch: pytest.MonkeyPatch) -> None:
     assert names(ImageInputs(["-"])) == ["a.jpg", "b.jpg"]
 
 
+def test_carriage_returns_in_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names that end with NUL can have them, as Mac's folders' icons do."""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"Icon\r\0b.jpg\0")))
+    assert names(ImageInputs(["-"], null=True)) == ["Icon\r", "b.jpg"]
+
+
 @pytest.mark.parametrize("ending", ["tar", "tar.gz", "tgz"])
 def test_tars(tmp_path: Path, ending: str) -> None:
     """The images of a tar, compressed or not; what a member is named can't lead out of a folder."""
