@@ -18,13 +18,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_data_options(parser)
     add = parser.add_argument
     help = "report images with more objects than this number"
-    add("--num-queries", "--num_queries", type=positive, help=help)
+    add("--num-queries", type=positive, help=help)
     help = "don't decode the images; misses truncated files"
-    add("--headers-only", "--headers_only", action="store_true", help=help)
+    add("--headers-only", action="store_true", help=help)
     help = "decode all images; by default, of more than 20,000 a random sample of 2,000 is decoded"
-    add("--decode-all", "--decode_all", action="store_true", help=help)
+    add("--decode-all", action="store_true", help=help)
     help = "neither use nor cache results"
-    add("--no-cache", "--no_cache", action="store_true", help=help)
+    add("--no-cache", action="store_true", help=help)
     add("--most", type=int, default=5, help="number of problems to print of each kind, default 5")
     add("--report", type=Path, help="JSON file to write the summary and all problems to")
     help = "print the summary and all problems as JSON instead, and nothing else on stdout"

@@ -28,12 +28,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     add_model_options(parser)
     add_data_options(parser)
-    parser.add_argument("--batch-size", "--batch_size", type=positive, default=8, help="default 8")
+    parser.add_argument("--batch-size", type=positive, default=8, help="default 8")
     help = "processes that load images, default 0"
-    parser.add_argument("--num-workers", "--num_workers", type=int, default=0, help=help)
+    parser.add_argument("--num-workers", type=int, default=0, help=help)
     help = "detections that count per image and class, default COCO's 100; above 10"
-    names = "--max-detections", "--max_detections"
-    parser.add_argument(*names, type=positive, default=100, help=help)
+    parser.add_argument("--max-detections", type=positive, default=100, help=help)
     parser.add_argument(
         "--json",
         type=Path,

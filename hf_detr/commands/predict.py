@@ -39,7 +39,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     _add_input_options(parser)
     add_prediction_options(parser)
     parser.add_argument(
-        *("--workers", "--num-workers", "--num_workers"),
+        "--workers",
+        "--num-workers",
         type=int,
         default=0,
         help="threads that read and resize images while the model runs, default 0",
@@ -80,7 +81,7 @@ def _add_input_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--split", help="split of --data; needed if there are several")
     help = "column of --data, default image"
-    parser.add_argument("--image-column", "--image_column", default="image", help=help)
+    parser.add_argument("--image-column", default="image", help=help)
 
 
 def check(parsed: argparse.Namespace) -> None:
