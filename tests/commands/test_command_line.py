@@ -87,6 +87,21 @@ def test_commands_get_the_whole_package() -> None:
     assert json.loads(done.stdout)["settings"]["Auto classes return"] == "hf_detr's classes"
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["check", "--headers_only", "--box_format=xyxy", "--num_queries", "9"],
+        ["evaluate", "--max_detections", "20", "--num_workers=0"],
+        ["predict", "--image_column", "photo"],
+    ],
+)
+def test_options_with_underscores(arguments: list[str], capsys: pytest.CaptureFixture) -> None:
+    """Options can be spelled as in transformers' scripts; a path keeps its underscores."""
+    with pytest.raises(SystemExit):
+        main([*arguments, "--data", "./no_where"])
+    assert "no_where" in capsys.readouterr().err
+
+
 def test_any_name_of_a_file_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """Names that aren't text in any encoding are printed with escapes."""
     image = REPOSITORY / "examples" / "images" / "garments.jpg"

@@ -37,13 +37,12 @@ def test_several_models() -> None:
 
 
 def test_data_sets_have_options(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """Options are the fields of DataArguments, spelled with - or _; wrong ones are refused."""
+    """Options are the fields of DataArguments, and former ones are refused."""
     parser = argparse.ArgumentParser()
     add_data_options(parser)
     write_coco(tmp_path / "train", [entry(1)])
-    for name in ("--box-format", "--box_format"):
-        parsed = parser.parse_args(["--data", str(tmp_path), name, "xyxy"])
-        assert checked_data(parsed) == DataArguments(str(tmp_path), box_format="xyxy")
+    parsed = parser.parse_args(["--data", str(tmp_path), "--box-format", "xyxy"])
+    assert checked_data(parsed) == DataArguments(str(tmp_path), box_format="xyxy")
     parsed = parser.parse_args(["--data", str(tmp_path), "--masks", "--val-fraction", "0.2"])
     assert checked_data(parsed) == DataArguments(str(tmp_path), masks=True, val_fraction=0.2)
     with pytest.raises(ValueError, match="--data is missing"):
