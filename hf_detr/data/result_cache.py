@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import filelock
 
-UNUSED_DAYS = 90  # after which a result is removed
+UNUSED_DAYS = 30  # after which a result is removed
 Result = TypeVar("Result")
 
 
@@ -62,14 +62,16 @@ def _compute(
     description: str,
 ) -> Result:
     result = compute()
-    try:
-        save(file, result)
-    except OSError as error:
-        warnings.warn(f"{description} can't be cached: {error}.", stacklevel=5)
-        return result
-    _remove_unused(file.parent)
-    _remove_unused(_lock_folder(file))
-    found = load(file)
+    found = load(file)  # of another process, where locks don't work
+    if found is None:
+        try:
+            save(file, result)
+        except OSError as error:
+            warnings.warn(f"{description} can't be cached: {error}.", stacklevel=5)
+            return result
+        _remove_unused(file.parent)
+        _remove_unused(_lock_folder(file))
+        found = load(file)
     return result if found is None else found
 
 

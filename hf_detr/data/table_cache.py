@@ -60,7 +60,7 @@ def map_array(
     with open(file, "rb") as opened:
         if opened.readline() != f"{identity}\n".encode():
             raise ValueError(
-                f"{file} isn't the file that the data set was mapped from; the annotations have "
+                f"{file} isn't the file that the data set was mapped from; its images have "
                 "changed. Read the data set again."
             )
         mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
@@ -113,10 +113,9 @@ def read_mapped(
     if sum(state.st_size for state in states) < MIN_BYTES:
         return read()[:2]
     folder = Path(folder)
-    name = _digest(VERSION, files, folder.absolute(), options)[:32]
     # `cp -p` and archives set the time of the content, but not that of the last change.
     stats = [(s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for s in states]
-    key = _digest(name, stats)
+    key = _digest(VERSION, files, folder.absolute(), options, stats)
     is_new = False
 
     def read_new() -> Content:
@@ -125,10 +124,12 @@ def read_mapped(
         return read()
 
     table, images, _ = cached(
-        cache_folder("tables") / f"{name}.table",
-        partial(_load, key=key, folder=folder),
+        # Another file for other annotations: on network drives, a process that has a file mapped is
+        # killed if another computer replaces it.
+        cache_folder("tables") / f"{key[:32]}.table",
+        partial(_load, folder=folder),
         read_new,
-        partial(_save, key=key),
+        _save,
         f"the table of {files[0]}",
     )
     if not is_new:
@@ -140,7 +141,7 @@ def _digest(*values: object) -> str:
     return hashlib.sha256(repr(values).encode(errors="surrogatepass")).hexdigest()
 
 
-def _save(file: Path, content: Content, key: str) -> None:
+def _save(file: Path, content: Content) -> None:
     table, images, opened = content
     if images.notes or len(table.problems) > MAX_PROBLEMS:
         return  # the names that were found in the folder may change without a change of the file
@@ -164,19 +165,19 @@ def _save(file: Path, content: Content, key: str) -> None:
         with suppress(OSError):
             unfinished.unlink()
     with atomic_file(file) as unfinished, unfinished.open("wb") as opened_file:
-        # Another content has another header, because that has a digest of the images too.
-        opened_file.write(f"{key} {_digest(text)}\n{text}\n".encode())
+        # The header has a digest of the images, so it tells tables of the same annotations apart.
+        opened_file.write(f"{_digest(text)}\n{text}\n".encode())
         for array in arrays.values():
             opened_file.write(bytes(-opened_file.tell() % ALIGNMENT))
             opened_file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
 
 
-def _load(file: Path, key: str, folder: Path) -> Content | None:
-    """Map a table; None if there is none of this key, or it is damaged."""
+def _load(file: Path, folder: Path) -> Content | None:
+    """Map a table; None if there is none, or it is damaged or of other images."""
     try:
         with open(file, "rb") as opened:
             identity, text = (opened.readline().decode().removesuffix("\n") for _ in range(2))
-            if identity != f"{key} {_digest(text)}":
+            if identity != _digest(text):
                 return None
             header = json.loads(text)
             position, arrays = opened.tell(), {}

@@ -87,4 +87,4 @@ def test_new_images_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     write_image(tmp_path / "images" / "c3.jpg", 30, 20)
     dataset = read(tmp_path)
     assert len(dataset) == 3 and dataset.image_hw(2) == (30, 20)
-    assert len(list((tmp_path / "cache" / "hf_detr" / "tables").iterdir())) == 1
+    assert any((tmp_path / "cache" / "hf_detr" / "tables").iterdir())

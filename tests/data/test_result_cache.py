@@ -70,6 +70,18 @@ def test_read_only_folder(tmp_path: Path):
         assert compute_in(tmp_path) == "result"
 
 
+def test_result_of_another_process_stays(tmp_path: Path):
+    """On file systems without locks, too: others may have mapped it."""
+    (tmp_path / "locks").touch()  # no locks
+    file = tmp_path / "kind" / "a.txt"
+
+    def compute() -> str:
+        save(file, "of another")
+        return "result"
+
+    assert cached(file, load, compute, save, "it") == file.read_text() == "of another"
+
+
 def test_an_error_is_no_result(tmp_path: Path):
     """The next call computes again, and the lock is free."""
 
