@@ -1,6 +1,7 @@
 """A run of `hf-detr predict`: from its images to the files of results, in constant memory."""
 
 import argparse
+import errno
 import hashlib
 import io
 import os
@@ -43,6 +44,7 @@ NOT_IN_NAMES = re.compile(
     r'[\x00-\x1f\x7f\x85\u2028\u2029\\:*?"<>|\ud800-\udfff]|^\s+|(?<=/)\s+|\s+(?=/)|\s+$'
 )
 DATA_SETS = {"coco": write_coco, "yolo": write_yolo, "voc": write_voc}
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # not of one image
 MODEL_FILES = ("config.json", "preprocessor_config.json", "*.safetensors")
 
 
@@ -164,6 +166,8 @@ class PredictionRun:
         try:
             record |= self._write_images(place, content, result)
         except (ValueError, OSError) as error:
+            if getattr(error, "errno", None) in DISK_ERRORS:
+                raise  # --resume doesn't try failed images again
             self._fail(index, image.name, str(error))
             return
         self.lines.add(record)

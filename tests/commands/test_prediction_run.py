@@ -1,5 +1,6 @@
 """`hf-detr predict` on many images: kills, memory, processes, threads, formats, other sources."""
 
+import errno
 import io
 import json
 import os
@@ -250,6 +251,26 @@ def test_links_in_the_output_are_replaced(model: str, tmp_path: Path) -> None:
     (output / "images" / "1.png").symlink_to(photo)
     assert predict(output, *given) == 0
     assert photo.read_bytes() == before and not (output / "images" / "1.png").is_symlink()
+
+
+def test_full_disk_is_no_failure_of_images(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """The run ends at the first image that can't be written, and continues there later."""
+    for number in range(8):
+        write_image(tmp_path / "photos" / f"{number}.png", seed=number)
+    given = (tmp_path / "output", tmp_path / "photos", "--draw", "--model", model)
+
+    def fail(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(prediction_run, "draw_predictions", fail)
+        assert predict(*given) == 1
+    assert "ERROR: [Errno 28] No space left" in capsys.readouterr().err
+    assert predict(*given, "--resume") == 0
+    assert all("objects" in line and line["picture"] for line in lines_of(given[0]))
+    assert len(lines_of(given[0])) == 8
 
 
 def test_nothing_in_a_stream(model: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
