@@ -232,7 +232,9 @@ def _digest(dataset: DetectionDataset, num_queries: int | None, decode: bool | N
         arrays.append(table.segmentations.data)
     for array in arrays:
         if isinstance(array, MappedArray) and array.place is not None:
-            digest.update(repr(array.place[1:]).encode())  # has a hash of the annotation file
+            digest.update(
+                repr(array.place[1:]).encode()
+            )  # has a hash of the annotation file's times
         else:
             digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
     for source in filter(None, (dataset.images, dataset.segment_maps)):

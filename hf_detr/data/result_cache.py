@@ -18,7 +18,7 @@ def cache_folder(kind: str) -> Path:
     """Return the folder of one kind of results, `hf_detr/<kind>` in the user's cache folder."""
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     # Unlike that of Path, this expanduser accepts users without a home, as in containers.
-    return Path(os.path.expanduser(cache)) / "hf_detr" / kind
+    return Path(os.path.expanduser(cache)).absolute() / "hf_detr" / kind
 
 
 def cached(

@@ -151,6 +151,7 @@ def _save(file: Path, content: Content) -> None:
             values = values.as_json()
             arrays |= {f"{name}.data": values.data, f"{name}.ends": values.ends}
     header = {
+        "file": file.name,  # which tells annotations apart, and `stamps` their images
         "category_ids": table.category_ids,
         "names": list(table.id2label.values()),
         "label_ids_of_stuff": sorted(table.label_ids_of_stuff),
@@ -165,7 +166,6 @@ def _save(file: Path, content: Content) -> None:
         with suppress(OSError):
             unfinished.unlink()
     with atomic_file(file) as unfinished, unfinished.open("wb") as opened_file:
-        # The header has a digest of the images, so it tells tables of the same annotations apart.
         opened_file.write(f"{_digest(text)}\n{text}\n".encode())
         for array in arrays.values():
             opened_file.write(bytes(-opened_file.tell() % ALIGNMENT))

@@ -14,6 +14,7 @@ import torch
 
 from hf_detr.data import table_cache
 from hf_detr.data.annotation_table import AnnotationTable
+from hf_detr.data.check import check_dataset
 from hf_detr.data.coco import read_coco
 from hf_detr.data.dataset import DetectionDataset
 from hf_detr.data.packed_values import PackedValues
@@ -178,6 +179,14 @@ def test_damaged_files_are_replaced(tmp_path: Path, cache: Path, damage: str):
     number = file.stat().st_ino
     assert values(read_coco(*files).table) == expected
     assert file.stat().st_ino != number and is_mapped(read_coco(*files))
+
+
+def test_changed_boxes_are_checked_again(tmp_path: Path):
+    """The cached check of a mapped table doesn't read all numbers to see whether they changed."""
+    file, folder = write_coco(tmp_path, [entry(1, bbox=[10, 5, 20, 8])])
+    assert "box outside its image (dropped)" not in check_dataset(read_coco(file, folder)).counts
+    file.write_text(file.read_text().replace("[10, 5, 20, 8]", "[90, 5, 20, 8]"))
+    assert "box outside its image (dropped)" in check_dataset(read_coco(file, folder)).counts
 
 
 def test_versions_have_their_own_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
