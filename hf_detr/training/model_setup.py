@@ -62,7 +62,7 @@ def make_model(
     config = AutoConfig.for_model(architecture.pop("model_type"), **architecture, **labels)
     model = factory.from_config(config)
     if options.backbone_weights is not None:
-        load_backbone_weights(model, options.backbone_weights)
+        load_backbone_weights(model, Path(options.backbone_weights))
     return model, VARIANTS[config.model_type].image_processor(**preprocessing)
 
 
