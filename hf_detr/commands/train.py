@@ -51,8 +51,6 @@ def run(parsed: argparse.Namespace) -> int:
     """Train; return the exit status."""
     import sys
 
-    import torch
-
     from ..training.health import NonFiniteLossError
     from ..training.train import train
 
@@ -61,7 +59,4 @@ def run(parsed: argparse.Namespace) -> int:
     except NonFiniteLossError as error:
         print(f"Training has stopped. {error}", file=sys.stderr)
         return 1
-    finally:
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
     return 0

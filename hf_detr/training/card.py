@@ -12,10 +12,10 @@ from ..checkpoints.model_card import (
     needs_hf_detr,
 )
 from ..data.dataset import DetectionDataset
+from ..data.layouts import HUB_NAME
 from ..inference.record_attention import record_attention
 from ..plots.detection_plots import draw_detections
 from ..plots.training_plots import draw_training_curves
-from .model_setup import is_new
 
 SAMPLES = 4
 THRESHOLD = 0.5
@@ -88,7 +88,9 @@ Detections with scores above {THRESHOLD} in the first validation images:
 
 def base_model(model: str) -> str | None:
     """The Hub's name of the fine-tuned model; None for new and local models."""
-    return None if is_new(model) or Path(model).exists() else model
+    return (
+        model if "/" in model and HUB_NAME.fullmatch(model) and not Path(model).exists() else None
+    )
 
 
 def draw_samples(file: Path, detector: ObjectDetectionPipeline, data: DetectionDataset) -> None:

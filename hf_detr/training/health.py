@@ -265,9 +265,11 @@ def describe_nonfinite_gradients(model: nn.Module) -> str:
     """
     gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
     names = [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
+    found = f"the gradients of {len(names)} of {len(gradients)} parameters aren't"
+    # Large gradients can be finite when the sum of their squares isn't.
+    found = f"{found}: {some_of(names, NAMED)}" if names else "the norm of all gradients isn't"
     return (
-        f"The loss is finite, but the gradients of {len(names)} of {len(gradients)} parameters "
-        f"aren't: {some_of(names, NAMED)}. Common causes: overflow in float16, a high learning "
+        f"The loss is finite, but {found}. Common causes: overflow in float16, a high learning "
         "rate, a pixel_mask without real pixels."
     )
 

@@ -22,6 +22,7 @@ from ..data.augmentation import (
     make_training_transform,
 )
 from ..data.dataset import DetectionDataset
+from ..models.pretrained_model import DetectionPreTrainedModel
 from ..models.variants import VARIANTS
 from ..wording import some_of
 from .backbone_weights import load_backbone_weights
@@ -56,13 +57,18 @@ def make_model(
     labels = {"id2label": data.id2label, "label2id": {n: i for i, n in data.id2label.items()}}
     if not is_new(name):
         model = factory.from_pretrained(name, ignore_mismatched_sizes=True, **labels)
+        if not isinstance(model, DetectionPreTrainedModel):
+            raise ValueError(
+                f"{name} is a {model.config.model_type!r} model of {type(model).__module__}; "
+                f"expected a model of hf_detr ({', '.join(VARIANTS)})."
+            )
         return model, AutoImageProcessor.from_pretrained(name)
     architecture = _read_architecture(name, options, data)
     preprocessing = architecture.pop("preprocessing", {})
     config = AutoConfig.for_model(architecture.pop("model_type"), **architecture, **labels)
     model = factory.from_config(config)
     if options.backbone_weights is not None:
-        load_backbone_weights(model, options.backbone_weights)
+        load_backbone_weights(model, Path(options.backbone_weights))
     return model, VARIANTS[config.model_type].image_processor(**preprocessing)
 
 

@@ -13,7 +13,8 @@ from typing import Any, Literal
 TRACKERS = ("tensorboard", "trackio", "wandb")
 # What a model can be chosen by; not all are computed for all models and data.
 AREAS = ("small", "medium", "large")
-METRICS = ("AP", "AP50", "AP75", "AR_1", "AR_10", "AR_100", "pq", "sq", "rq")
+PANOPTIC_METRICS = ("pq", "sq", "rq")
+METRICS = ("AP", "AP50", "AP75", "AR_1", "AR_10", "AR_100", *PANOPTIC_METRICS)
 METRICS += tuple(f"{kind}_{area}" for kind in ("AP", "AR") for area in AREAS)
 AUTO = "auto"
 # The first option of each group in the command's help
@@ -131,16 +132,23 @@ class TrainingOptions:
 
         Raises:
             ValueError: if a value is too low or unknown, or has no effect with the others.
+            TypeError: if a value isn't a list where one is needed.
+            FileNotFoundError: if the file of the backbone's weights doesn't exist.
             ImportError: if a package isn't installed.
         """
         for one in fields(self):
             value, lowest = getattr(self, one.name), one.metadata["lowest"]
-            if one.name == "micro_batch_size" and value == AUTO:
-                continue
-            if lowest is not None and value is not None and not value >= lowest:
+            if isinstance(value, str) and one.default_factory is list:
+                raise TypeError(f"{one.name} is {value!r}; expected a list, as [{value!r}].")
+            if one.name == "micro_batch_size" and isinstance(value, str):
+                if value != AUTO:
+                    raise ValueError(f"{flag(one.name)} is {value!r}; expected a number or {AUTO}.")
+            elif lowest is not None and value is not None and not value >= lowest:
                 raise ValueError(f"{flag(one.name)} is {value}; expected at least {lowest}.")
         if not 0 <= self.crop <= 1:
             raise ValueError(f"--crop is {self.crop}; expected a probability from 0 to 1.")
+        if (self.ema or 0) >= 1:
+            raise ValueError(f"--ema is {self.ema}; expected a number below 1, such as 0.999.")
         if (self.warmup_steps or 0) > 1 and self.warmup_steps % 1:
             raise ValueError(
                 f"--warmup-steps is {self.warmup_steps}; expected a whole number of steps, or a "
@@ -148,10 +156,7 @@ class TrainingOptions:
             )
         if self.metric is not None and self.metric not in METRICS:
             raise ValueError(f"--metric is {self.metric!r}; expected one of {METRICS}.")
-        if "detector" in self.freeze and not self.panoptic:
-            raise ValueError("--freeze detector leaves nothing to train without --panoptic.")
-        if self.patience is not None and self.overfit:
-            raise ValueError("--patience can't be used with --overfit, which evaluates once.")
+        self._check_together()
         for tracker in self.tracker:
             if tracker not in TRACKERS:
                 raise ValueError(f"--tracker is {tracker!r}; expected some of {TRACKERS}.")
@@ -160,6 +165,21 @@ class TrainingOptions:
                 raise ImportError(
                     f"This training needs {package}: `pip install {package}`, or "
                     "`pip install 'hf_detr[train]'` for all that training always needs."
+                )
+
+    def _check_together(self) -> None:
+        """Check that options have an effect with the others, and that files exist."""
+        if self.metric in PANOPTIC_METRICS and not self.panoptic:
+            raise ValueError(f"--metric {self.metric} is computed with --panoptic only.")
+        if self.backbone_weights is not None and not Path(self.backbone_weights).is_file():
+            raise FileNotFoundError(f"--backbone-weights {self.backbone_weights} isn't a file.")
+        if "detector" in self.freeze and not self.panoptic:
+            raise ValueError("--freeze detector leaves nothing to train without --panoptic.")
+        for name in ("patience", "push_to"):
+            if getattr(self, name) is not None and self.overfit:
+                raise ValueError(
+                    f"{flag(name)} can't be used with --overfit, which evaluates once and saves no "
+                    "model."
                 )
 
     def filled(self, recipe: Any, num_images: int) -> "TrainingOptions":
@@ -194,6 +214,24 @@ class TrainingOptions:
         kept = {one.name for one in fields(self) if not one.metadata["may_change"]}
         values = {name: value for name, value in asdict(self).items() if name in kept}
         return json.loads(json.dumps(values, default=str))
+
+
+def check_same_options(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Check that the recorded options of a training to resume haven't changed.
+
+    Raises:
+        ValueError: if one has.
+    """
+    changed = [
+        f"{name} was {before.get(name)!r}, is {now[name]!r}"
+        for name in now
+        if now[name] != before.get(name)
+    ]
+    if changed:
+        raise ValueError(
+            f"Options differ from those of the training to resume: {', '.join(changed)}. Use the "
+            "old values, or another --output."
+        )
 
 
 def check_output(output: Path, resume: bool) -> Path:

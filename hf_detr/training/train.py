@@ -1,5 +1,6 @@
 """Train a detector from data to a model with its card: `hf_detr.train`."""
 
+import copy
 import os
 import sys
 from dataclasses import dataclass
@@ -8,6 +9,8 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import nn
 from transformers import PreTrainedModel, pipeline
 
 from ..checkpoints.publishing import push_to_hub
@@ -17,6 +20,8 @@ from ..data.split_check import check_splits
 from ..distributed import process_index
 from ..evaluation.coco_evaluator import metrics_table
 from ..inference.model_loading import embedded_model_folder
+from ..models.detection_transformer import ObjectDetector
+from ..models.segmentation import Segmenter
 from ..models.variants import VARIANTS
 from .batch_size import find_micro_batch_size
 from .card import write_card
@@ -106,15 +111,17 @@ def prepare(
     """
     options.check()
     check_output(output, options.resume)
-    accelerator = _accelerator(options, output)
+    accelerator = make_accelerator(options, output)
     torch.manual_seed(options.seed)
     train_data, val_data = data.read_splits(options.seed, options.panoptic)
     if options.overfit:
         train_data = val_data = train_data.first(options.overfit)
     is_trained = model is None or not is_new(str(model))
-    if isinstance(model, PreTrainedModel):
-        name = model.name_or_path or type(model).__name__
-        _check_given(model, processor, train_data)
+    if isinstance(model, nn.Module):
+        name = getattr(model, "name_or_path", "") or type(model).__name__
+        _check_given(model, processor, train_data, options)
+    elif model is not None and not isinstance(model, str | os.PathLike):
+        raise TypeError(f"The model is a {type(model).__name__}; expected a name or a model.")
     else:
         name = "embedded" if model is None else str(model)
         source = str(embedded_model_folder()) if model is None else name
@@ -122,6 +129,7 @@ def prepare(
     prepare_model(model, processor, options)
     options = options.filled(VARIANTS[model.config.model_type].recipe, len(train_data))
     _check_data(train_data, val_data, model, options)
+    train_data = copy.copy(train_data)  # a data set that is given keeps its own transform
     train_data.set_transform(make_transform(options, processor))
     if options.micro_batch_size == AUTO:
         found = find_micro_batch_size(accelerator, model, processor, train_data, options.batch_size)
@@ -141,8 +149,11 @@ def prepare(
     return training
 
 
-def _accelerator(options: TrainingOptions, output: Path) -> Accelerator:
+def make_accelerator(options: TrainingOptions, output: Path) -> Accelerator:
+    """Make the accelerator of a training, also of a second one in the same process."""
     output.mkdir(parents=True, exist_ok=True)
+    # Accelerate keeps the precision and compilation of an earlier training in the same process.
+    AcceleratorState._reset_state()
     return Accelerator(
         # Required for several processes on CPUs.
         cpu=not torch.accelerator.is_available(),
@@ -153,8 +164,18 @@ def _accelerator(options: TrainingOptions, output: Path) -> Accelerator:
     )
 
 
-def _check_given(model: PreTrainedModel, processor: Any, data: DetectionDataset) -> None:
-    """Check that a model that is given as an object can be trained with the data."""
+def _check_given(
+    model: nn.Module, processor: Any, data: DetectionDataset, options: TrainingOptions
+) -> None:
+    """Check that a model that is given as an object can be trained with the data and options."""
+    expected = Segmenter if options.panoptic else ObjectDetector
+    if not isinstance(model, expected):
+        raise TypeError(
+            f"The model is a {type(model).__name__} of {type(model).__module__}; expected a "
+            f"detector of hf_detr{' with a mask head' if options.panoptic else ''}."
+        )
+    if options.backbone_weights is not None:
+        raise ValueError("--backbone-weights is for a new model by its type, not for an object.")
     if processor is None:
         raise TypeError("The model is an object; give its image processor too, as processor=.")
     if model.config.id2label != data.id2label:
@@ -243,7 +264,7 @@ def _finish(training: Training, folder: Path, data_name: str) -> None:
 
 def _report_health(training: Training) -> None:
     """Print the result of the health check; raise if it failed."""
-    metrics, options = training.history[-1], training.options
+    metrics = training.history[-1]
     if metrics["AP50"] < HEALTHY:
         raise ValueError(
             f"NOT healthy: after {training.step} steps AP50 is {metrics['AP50']:.2f} on the "
@@ -251,10 +272,12 @@ def _report_health(training: Training) -> None:
             "the data with `hf-detr check`, or use more --epochs or another --lr."
         )
     if training.accelerator.is_main_process:
-        number = options.overfit
+        number = len(training.train_data)
         print(f"Healthy: AP50 is {metrics['AP50']:.2f} on {number} overfitted images.")
 
 
 def _name_of(data: Any) -> str:
-    is_path = isinstance(data, str | os.PathLike)
-    return Path(data).stem if is_path else type(data).__name__
+    if not isinstance(data, str | os.PathLike):
+        return "own data"
+    path = Path(data).resolve()  # "." has a name too
+    return path.name if path.is_dir() else path.stem

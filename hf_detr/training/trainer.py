@@ -32,7 +32,7 @@ from .health import (
 )
 from .log import TrainingLog
 from .model_ema import ModelEma
-from .options import TrainingOptions
+from .options import TrainingOptions, check_same_options
 from .plan import MicroBatch, learning_rate_factor, plan_epoch
 from .sample_loader import load_steps
 from .state import copy_whole_model, gather_training_state, restore_training_state
@@ -120,6 +120,11 @@ class Training:
                     self.save()
         finally:
             self.log.end()
+        if self.step < self.total_steps:
+            self.log.say(
+                f"Stopped after {self.step} of {self.total_steps} steps: {self.options.metric} "
+                f"wasn't better in {self.options.patience} evaluations."
+            )
 
     def end_epoch(self, epoch: int) -> None:
         """Evaluate, and save afterwards, so that no evaluation is missed."""
@@ -235,13 +240,22 @@ class Training:
             if self.options.panoptic:
                 quality = evaluate_panoptic(*given, self.options.workers)
                 metrics |= {name: quality[name] for name in ("pq", "sq", "rq")}
+        if metrics[self.options.metric] < 0 and not self.history:
+            self.log.say(
+                f"The validation data have no objects for {self.options.metric}, so the last "
+                "weights are kept instead of the best; use other data or another --metric."
+            )
         self.history.append({"epoch": epoch + 1, "step": self.step, **metrics})
         self.log.add_evaluation(self.history[-1])
 
     def best(self) -> dict[str, Any] | None:
-        """The first evaluation with the highest value of the metric."""
+        """The first evaluation with the highest value of the metric; the last one without values.
+
+        A metric is -1 in all evaluations if the validation data have no objects for it.
+        """
         metric = self.options.metric
-        return max(self.history, key=lambda entry: entry[metric]) if self.history else None
+        known = [entry for entry in self.history if entry[metric] >= 0] or self.history[-1:]
+        return max(known, key=lambda entry: entry[metric], default=None)
 
     def has_stalled(self) -> bool:
         """Whether the last evaluations, as many as `patience`, weren't better than before."""
@@ -289,16 +303,7 @@ class Training:
                 f"No checkpoint in {self.checkpoints}; training starts from the beginning."
             )
             return
-        before, now = checkpoint.state["options"], self.recorded_options()
-        changed = [name for name in now if now[name] != before.get(name)]
-        if changed:
-            raise ValueError(
-                "Options differ from those of the training to resume: "
-                + ", ".join(
-                    f"{name} was {before.get(name)!r}, is {now[name]!r}" for name in changed
-                )
-                + ". Use the old values, or another --output."
-            )
+        check_same_options(checkpoint.state["options"], self.recorded_options())
         try:
             restore_training_state(
                 checkpoint.tensors, self.model, self.optimizer.optimizer, self.ema

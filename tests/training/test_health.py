@@ -223,6 +223,8 @@ def test_nonfinite_gradients_are_named() -> None:
     model[0].bias.grad = torch.tensor([0.0, float("inf")])
     text = describe_nonfinite_gradients(model)
     assert "the gradients of 1 of 2 parameters aren't: 0.bias." in text
+    model[0].bias.grad.fill_(1e30)  # the sum of squares overflows
+    assert "but the norm of all gradients isn't." in describe_nonfinite_gradients(model)
 
 
 def run_process(rank: int, folder: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch.testing import assert_close
+from transformers import YolosConfig, YolosForObjectDetection
 
 from hf_detr import DetrImageProcessor, read_coco
 from hf_detr.training.model_setup import freeze, make_model, make_transform, prepare_model
@@ -54,6 +55,17 @@ def test_new_model_of_a_file(tmp_path: Path, data: Any) -> None:
     assert type(processor).__name__ == "ConditionalDetrImageProcessor"
     with pytest.raises(ValueError, match="is for a new model; a/b is loaded with its own"):
         make_model("a/b", TrainingOptions(backbone_weights=Path("b.pth")), data)
+
+
+def test_models_of_other_kinds(tmp_path: Path, data: Any) -> None:
+    """A detector that isn't one of ours is named, before its methods are missed."""
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config = YolosConfig(**sizes, intermediate_size=8, image_size=[32, 32], patch_size=16)
+    YolosForObjectDetection(config).save_pretrained(tmp_path)
+    with pytest.raises(
+        ValueError, match="is a 'yolos' model of transformers.* expected a model of"
+    ):
+        make_model(str(tmp_path), TrainingOptions(), data)
 
 
 def test_prepared_model(data: Any) -> None:

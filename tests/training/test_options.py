@@ -1,6 +1,7 @@
 """Tests the options of a training."""
 
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -51,6 +52,10 @@ def test_defaults(given: dict[str, Any], expected: dict[str, Any]) -> None:
         ({"save_every": 0}, "--save-every is 0"),
         ({"lr": float("nan")}, "--lr is nan"),
         ({"micro_batch_size": 0}, "--micro-batch-size is 0"),
+        ({"micro_batch_size": "most"}, "--micro-batch-size is 'most'; expected a number or auto"),
+        ({"ema": 1.0}, "--ema is 1.0; expected a number below 1"),
+        ({"metric": "pq"}, "--metric pq is computed with --panoptic only"),
+        ({"push_to": "me/cups", "overfit": 4}, "--push-to can't be used with --overfit"),
         ({"crop": 1.5}, "a probability from 0 to 1"),
         ({"warmup_steps": 2.5}, "a whole number of steps, or a share below 1"),
         ({"metric": "mAP"}, "--metric is 'mAP'; expected one of"),
@@ -63,6 +68,14 @@ def test_wrong_values(given: dict[str, Any], message: str) -> None:
     """A value that can't be meant is refused before anything is read."""
     with pytest.raises(ValueError, match=message):
         TrainingOptions(**given).check()
+
+
+def test_values_of_another_kind() -> None:
+    """A name where a list is needed isn't read as a list of letters; missing files are named."""
+    with pytest.raises(TypeError, match=r"tracker is 'wandb'; expected a list, as \['wandb'\]"):
+        TrainingOptions(tracker="wandb").check()
+    with pytest.raises(FileNotFoundError, match="--backbone-weights no.pth isn't a file"):
+        TrainingOptions(backbone_weights=Path("no.pth")).check()
 
 
 def test_packages_that_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:

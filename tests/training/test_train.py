@@ -23,7 +23,10 @@ from torch.testing import assert_close
 from transformers import AutoModelForObjectDetection, pipeline
 
 import hf_detr
+from hf_detr.training.card import base_model
 from hf_detr.training.checkpoint import load_newest_checkpoint
+from hf_detr.training.options import TrainingOptions
+from hf_detr.training.train import make_accelerator
 from hf_detr.training.trainer import Training
 
 from ..checkpoints.test_model_card import check_metadata, code_blocks, run_block
@@ -144,7 +147,10 @@ def test_training_in_python(
     shown = capsys.readouterr().err
     assert "12 steps: 4 epochs of 3, with 9 images in batches of 4, evaluated on 9 image" in shown
     assert "These are few steps: fine-tuning usually needs at least" in shown
+    assert "Stopped after 9 of 12 steps: AR_100 wasn't better in 2 evaluations." in shown
     assert "class  objects" in shown and "-1.0" not in shown
+    assert "own data, 9 images" in (result.folder / "README.md").read_text()
+    assert [data.transform for data in small["data"]] == [None, None]
     with pytest.raises(ValueError, match="contains a training"):
         hf_detr.train(**small)
 
@@ -166,10 +172,17 @@ def test_given_model(small: dict[str, Any]) -> None:
     """A model that is an object is trained itself; its classes have to be those of the data."""
     model = AutoModelForObjectDetection.from_pretrained(small.pop("model"))
     processor = hf_detr.DeformableDetrImageProcessor(size={"height": 64, "width": 64})
-    with pytest.raises(TypeError, match="give its image processor too"):
-        hf_detr.train(model, **small)
-    with pytest.raises(ValueError, match="which distorts images; set its shortest_edge"):
-        hf_detr.train(model, **small, processor=processor)
+    weights = small["output"].with_name("weights.pth")
+    weights.touch()
+    for wrong, more, error, message in (
+        (model, {}, TypeError, "give its image processor too"),
+        (small["data"][0], {}, TypeError, "The model is a DetectionDataset; expected a name"),
+        (torch.nn.Linear(1, 1), {}, TypeError, "a Linear of torch.* expected a detector of hf_"),
+        (model, {"backbone_weights": weights}, ValueError, "is for a new model by its type"),
+        (model, {"processor": processor}, ValueError, "distorts images; set its shortest_edge"),
+    ):
+        with pytest.raises(error, match=message):
+            hf_detr.train(wrong, **small, **more)
     processor = hf_detr.DeformableDetrImageProcessor(size={"shortest_edge": 64})
     model.config.id2label = {0: "blue", 1: "green"}
     with pytest.raises(ValueError, match="The model's classes are {0: 'blue'"):
@@ -177,6 +190,28 @@ def test_given_model(small: dict[str, Any]) -> None:
     model.config.id2label = NAMES
     result = hf_detr.train(model, **{**small, "epochs": 1}, processor=processor)
     assert result.metrics["step"] == 3
+
+
+def test_metric_without_objects(small: dict[str, Any], capsys: pytest.CaptureFixture) -> None:
+    """The last weights are kept if the metric can't be computed, and a message says so."""
+    given = {**small, "epochs": 2, "metric": "AP_large", "image_size": 32, "patience": 1}
+    result = hf_detr.train(**given)
+    assert result.metrics == result.history[1] and result.metrics["AP_large"] == -1
+    message = "The validation data have no objects for AP_large"
+    assert capsys.readouterr().err.count(message) == 1
+
+
+def test_second_training_in_a_process(tmp_path: Path) -> None:
+    """Another precision takes effect, which Accelerate would keep or refuse to change."""
+    for precision in ("no", "bf16", "no"):
+        made = make_accelerator(TrainingOptions(precision=precision), tmp_path)
+        assert made.mixed_precision == precision
+
+
+@pytest.mark.parametrize("name", ["embedded", "detr", "/tmp/no/folder", "DetrForObjectDetection"])
+def test_base_model_of_card(name: str) -> None:
+    """Only names on the Hub are a card's base model."""
+    assert base_model(name) is None and base_model("facebook/detr") == "facebook/detr"
 
 
 @pytest.fixture(scope="module")
