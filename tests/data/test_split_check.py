@@ -10,7 +10,7 @@ import pytest
 
 from hf_detr import read_data
 from hf_detr.data.coco import read_coco
-from hf_detr.data.split_check import check_splits, split_problems
+from hf_detr.data.split_check import SHARED, check_splits, split_problems
 
 from ..some_data import CATEGORIES, entry, write_coco, write_image
 from .test_torch_data import NAMES, Items, pixels
@@ -58,18 +58,19 @@ def test_errors_of_any_split_count(folder: Path):
     assert report.text().endswith("1 errors: fix them before training.")
 
 
-def test_images_in_two_splits_are_errors(folder: Path):
-    """The same file, also by a link, and a copy by another name."""
+def test_images_in_two_splits_are_reported(folder: Path):
+    """The same file, also by a link, and a copy by another name; training may start."""
     train, val = folder / "train" / "images", folder / "val" / "images"
     shutil.copy(train / "2.png", val / "1.png")
     (val / "2.png").unlink()
     (val / "2.png").symlink_to(train / "1.png")
     report = check_splits(read(folder, "train", "val"), decode=False)
-    assert [(p.kind, p.is_fatal) for p in report.problems] == [("image in two splits", True)] * 2
+    assert [(p.kind, p.is_fatal) for p in report.problems] == [(SHARED, False)] * 2
+    assert report.may_train
     said = [problem.text for problem in report.problems]
     assert said[0] == f"{train}/2.png (train) and {val}/1.png (val) have the same content"
     assert said[1] == f"{train}/1.png (train) and {val}/2.png (val) are the same file"
-    assert "train and val:\nERROR: image in two splits: 2" in report.text()
+    assert f"train and val:\nnote: {SHARED}: 2" in report.text()
 
 
 def test_images_of_other_sources_are_compared(folder: Path):
