@@ -1,11 +1,11 @@
-"""Fine-tune a detector on a data set of the library `datasets`, in one file.
+"""Fine-tune a detector on a data set of the library `datasets`, or on your files, in one file.
 
     pip install 'hf_detr[train]'
-    python examples/fine_tune.py --data cppe-5 --box-format coco_xywh
+    python examples/fine_tune.py --data cppe-5
     accelerate launch examples/fine_tune.py --data FOLDER --model SenseTime/deformable-detr
 
-A plain loop of torch and Accelerate, meant to be copied and changed. `FOLDER` is what
-`save_to_disk` wrote. `hf-detr train` has exact resume, health reports and more.
+A plain loop of torch and Accelerate, meant to be copied and changed. `--data` is as for
+`hf-detr train`, which has exact resume, health reports and more.
 """
 
 import argparse
@@ -18,15 +18,13 @@ from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, AutoModelForObjectDetection, pipeline
 
 import hf_detr
-from hf_detr.data.hub import load_hf_dataset
 
 
 def parse_arguments() -> argparse.Namespace:
     """The options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", required=True, help="name on the Hub, or a saved folder")
-    parser.add_argument("--box-format", default="coco_xywh", help="coco_xywh, xyxy or another")
-    parser.add_argument("--splits", nargs=2, default=["train", "test"], help="train, evaluate")
+    parser.add_argument("--data", required=True, help="name on the Hub, or a folder")
+    parser.add_argument("--box-format", help="coco_xywh, xyxy or cxcywh_normalized")
     parser.add_argument("--model", default="facebook/detr-resnet-50", help="name or folder")
     parser.add_argument("--output", default="fine_tuned", help="folder for the model")
     parser.add_argument("--epochs", type=int, default=20)
@@ -44,9 +42,7 @@ def main() -> None:
     accelerator = Accelerator()
 
     # Data: class labels from 0 without gaps, boxes (x0, y0, x1, y1) in pixels.
-    rows = [load_hf_dataset(options.data, split) for split in options.splits]
-    train_data = hf_detr.read_hf_dataset(rows[0], options.box_format)
-    test_data = hf_detr.read_hf_dataset(rows[1], options.box_format, id2label=train_data.id2label)
+    train_data, test_data = hf_detr.read_splits(options.data, box_format=options.box_format)
     edges = [round(options.shortest_edge * scale) for scale in (0.75, 0.875, 1)]
     train_data.set_transform(hf_detr.make_training_transform(shortest_edges=edges))
 
@@ -98,7 +94,7 @@ def main() -> None:
         processor.save_pretrained(options.output)
         detect = pipeline("object-detection", model=options.output)
         print(f"Saved to {options.output}. The first test image has:")
-        for found in detect(rows[1][0]["image"].convert("RGB"), threshold=0.5):
+        for found in detect(test_data.images.open(0).convert("RGB"), threshold=0.5):
             print(f"  {found['label']} {found['score']:.2f} {found['box']}")
     accelerator.end_training()
 

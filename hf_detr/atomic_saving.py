@@ -100,9 +100,9 @@ def _locked_for_saving(folder: Path) -> Iterator[Path]:
     while True:
         is_new = not folder.exists()
         unfinished = unfinished_folder(folder) if is_new else folder / UNFINISHED
-        place = unfinished if is_new else folder
-        place.mkdir(parents=True, exist_ok=True)
-        with _lock(place) as is_locked:
+        with suppress(FileExistsError):  # mkdir's error if it is renamed just now
+            (unfinished if is_new else folder).mkdir(parents=True, exist_ok=True)
+        with _lock(unfinished if is_new else folder) as is_locked:
             if is_locked and folder.exists() != is_new:
                 unfinished.mkdir(exist_ok=True)
                 yield unfinished

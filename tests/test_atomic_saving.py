@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -230,6 +231,25 @@ def test_saves_wait_for_each_other(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [folder]
 
 
+def test_folder_that_another_save_has_just_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A save whose unfinished folder is renamed while it makes it uses the new folder."""
+    mkdir, raced = Path.mkdir, []
+
+    def racing(self: Path, *arguments: Any, **named: Any) -> None:
+        if not raced and self.name.startswith(UNFINISHED):
+            raced.append(self)
+            mkdir(tmp_path / "model")
+            raise FileExistsError(17, "File exists", str(self))
+        mkdir(self, *arguments, **named)
+
+    monkeypatch.setattr(Path, "mkdir", racing)
+    with atomic_folder(tmp_path / "model") as unfinished:
+        (unfinished / "a").touch()
+    assert raced and [path.name for path in (tmp_path / "model").iterdir()] == ["a"]
+
+
 def test_running_saves_are_not_removed(tmp_path: Path) -> None:
     """Only what killed saves left is removed."""
     pytest.importorskip("fcntl")
@@ -442,7 +462,7 @@ def test_a_file_in_the_way(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="could not be written") as info:
         tiny_detector("detr").save_pretrained(tmp_path / "file")
-    assert info.value.errno == errno.EEXIST
+    assert info.value.errno == errno.ENOTDIR
 
 
 def test_processor_is_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
