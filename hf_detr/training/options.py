@@ -205,10 +205,6 @@ class TrainingOptions:
         given = {name: value for name, value in vars(self).items() if value is not None}
         return replace(self, **{**defaults, **given})
 
-    def with_micro_batch_size(self, number: int) -> "TrainingOptions":
-        """Return the options with the number that was found for `auto`."""
-        return replace(self, micro_batch_size=number)
-
     def recorded(self) -> dict[str, Any]:
         """Return the options that affect the result, as in JSON."""
         kept = {one.name for one in fields(self) if not one.metadata["may_change"]}
@@ -234,8 +230,8 @@ def check_same_options(before: dict[str, Any], now: dict[str, Any]) -> None:
         )
 
 
-def check_output(output: Path, resume: bool) -> Path:
-    """Return the folder of checkpoints of a training.
+def check_output(output: Path, resume: bool) -> None:
+    """Check that a training doesn't write over another one.
 
     Raises:
         ValueError: if it has checkpoints which aren't to be resumed from.
@@ -243,7 +239,6 @@ def check_output(output: Path, resume: bool) -> Path:
     checkpoints = output / "checkpoints"
     if not resume and any(checkpoints.glob("checkpoint-*")):
         raise ValueError(f"{checkpoints} contains a training; use --resume or another --output.")
-    return checkpoints
 
 
 def flag(name: str) -> str:

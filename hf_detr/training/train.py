@@ -3,7 +3,7 @@
 import copy
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +133,7 @@ def prepare(
     train_data.set_transform(make_transform(options, processor))
     if options.micro_batch_size == AUTO:
         found = find_micro_batch_size(accelerator, model, processor, train_data, options.batch_size)
-        options = options.with_micro_batch_size(found)
+        options = replace(options, micro_batch_size=found)
     # TensorBoard takes neither lists nor None.
     config = {
         key: value if isinstance(value, int | float | str) else str(value)
