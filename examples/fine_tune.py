@@ -46,16 +46,12 @@ def main() -> None:
     edges = [round(options.shortest_edge * scale) for scale in (0.75, 0.875, 1)]
     train_data.set_transform(hf_detr.make_training_transform(shortest_edges=edges))
 
-    # A new class head for these classes; everything else is as trained.
+    # Classes that the model knows by name keep their weights; everything else is as trained.
     processor = AutoImageProcessor.from_pretrained(
         options.model, size={"shortest_edge": edges[-1], "longest_edge": 2 * edges[-1]}
     )
-    model = AutoModelForObjectDetection.from_pretrained(
-        options.model,
-        id2label=train_data.id2label,
-        auxiliary_loss=True,
-        ignore_mismatched_sizes=True,
-    )
+    model = AutoModelForObjectDetection.from_pretrained(options.model, auxiliary_loss=True)
+    model.resize_classes(train_data.id2label)
     loader = DataLoader(
         train_data,
         options.batch_size,
@@ -64,7 +60,8 @@ def main() -> None:
         num_workers=options.workers,
         collate_fn=hf_detr.DetectionCollator(processor),
     )
-    groups = model.parameter_groups(options.lr)  # the backbone learns at a tenth of it
+    # The backbone learns at a tenth of the learning rate, the class heads at ten times.
+    groups = model.parameter_groups(options.lr, class_factor=10)
     optimizer = torch.optim.AdamW(groups, weight_decay=1e-4)
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     num_steps = options.epochs * len(loader)

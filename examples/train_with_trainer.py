@@ -87,15 +87,11 @@ def main() -> None:
     train_data.set_transform(hf_detr.make_training_transform(edges, size["longest_edge"]))
     val_data.set_transform(hf_detr.make_evaluation_transform(*size.values()))
     processor = AutoImageProcessor.from_pretrained(options.model, size=size)
-    model = AutoModelForObjectDetection.from_pretrained(
-        options.model,
-        id2label=train_data.id2label,
-        auxiliary_loss=True,  # train every decoder layer, as in the papers
-        ignore_mismatched_sizes=True,  # a new class head
-    )
-    optimizer = torch.optim.AdamW(
-        model.parameter_groups(arguments.learning_rate), weight_decay=arguments.weight_decay
-    )
+    # The auxiliary loss trains every decoder layer, as in the papers.
+    model = AutoModelForObjectDetection.from_pretrained(options.model, auxiliary_loss=True)
+    model.resize_classes(train_data.id2label)  # those of known names keep their weights
+    groups = model.parameter_groups(arguments.learning_rate, class_factor=10)
+    optimizer = torch.optim.AdamW(groups, weight_decay=arguments.weight_decay)
     trainer = DetectionTrainer(
         model,
         arguments,

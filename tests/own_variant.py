@@ -11,8 +11,9 @@ from hf_detr.layers.position_encoding import encode_points, make_position_encodi
 from hf_detr.layers.transformer import TransformerLayer
 from hf_detr.losses.classification import SigmoidFocalClassification
 from hf_detr.losses.criterion import make_criterion
-from hf_detr.models.detection_transformer import DetectionTransformer, ObjectDetector
+from hf_detr.models.detection_transformer import DetectionTransformer
 from hf_detr.models.heads import MLP, make_box_head, make_class_head
+from hf_detr.models.object_detector import ObjectDetector
 from hf_detr.models.outputs import DecoderOutput
 from hf_detr.models.training_queries import Queries, QuerySet, TrainingQueries
 from hf_detr.ops.box_ops import boxes_from_deltas
@@ -42,10 +43,9 @@ class OwnDecoderLayer(TransformerLayer):
 class OwnDecoder(nn.Module):
     def __init__(self, config: OwnConfig) -> None:
         super().__init__()
-        width = config.d_model
-        self.layers = nn.ModuleList(OwnDecoderLayer(config) for _ in range(config.decoder_layers))
-        self.norm = nn.LayerNorm(width)
-        self.place = MLP(2 * width, width, width, num_layers=2)
+        width, num_layers = config.d_model, config.decoder_layers
+        self.layers = nn.ModuleList(OwnDecoderLayer(config) for _ in range(num_layers))
+        self.norm, self.place = nn.LayerNorm(width), MLP(2 * width, width, width, num_layers=2)
         self.bbox_embed = make_box_head(width, size_bias=0.0)
 
     def forward(self, queries, memory, memory_places, pyramid, *asked_for: bool) -> DecoderOutput:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hf_detr.inference.attention_record import AttentionRecord
 from hf_detr.inference.record_attention import record_attention
-from hf_detr.models.detection_transformer import ObjectDetector
+from hf_detr.models.object_detector import ObjectDetector
 
 from .tiny import class_of, tiny_detector
 

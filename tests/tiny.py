@@ -9,7 +9,7 @@ from torchvision import tv_tensors
 from transformers import PreTrainedConfig
 
 import hf_detr
-from hf_detr.models.detection_transformer import ObjectDetector
+from hf_detr.models.object_detector import ObjectDetector
 
 # Prefixes of the variants' class names in hf_detr and transformers.
 PREFIXES = {

@@ -68,7 +68,7 @@ def train(options: ComparisonOptions) -> dict[str, float]:
     torch.manual_seed(options.seed)
     given = TrainingOptions(backbone_weights=options.backbone_weights)
     data, val_data = read_splits(options.data, seed=options.seed)
-    model, processor = make_model(options.model, given, data)
+    model, processor, _ = make_model(options.model, given, data)
     prepare_model(model, processor, given)
     data.set_transform(make_transform(given, processor))
     frozen = {n.split("backbone.")[1] for n, p in model.named_parameters() if not p.requires_grad}

@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from ..atomic_saving import weights_of
-from ..models.pretrained_model import DetectionPreTrainedModel, without_auxiliary_loss
+from ..models.configuration import without_auxiliary_loss
+from ..models.pretrained_model import DetectionPreTrainedModel
 from .model_card import TASKS, hub_metadata, make_model_card, needs_hf_detr
 
 WAITS = (1, 2, 4, 8)  # seconds
@@ -79,7 +80,7 @@ def push_to_hub(
         card = _retry(lambda: _existing_card(api, repo_id, revision))
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        with without_auxiliary_loss(model):
+        with without_auxiliary_loss(model.config):
             model.save_pretrained(folder)
         processor.save_pretrained(folder)
         if card is None:

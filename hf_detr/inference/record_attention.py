@@ -13,7 +13,7 @@ from transformers.image_utils import ImageInput
 from ..image_processing.image_processor import DetectionImageProcessor
 from ..layers.attention import ProjectedAttention, multi_head_attention
 from ..layers.feature_pyramid import token_centers
-from ..models.detection_transformer import ObjectDetector
+from ..models.object_detector import ObjectDetector
 from ..models.segmentation import Segmenter
 from ..ops.box_ops import box_cxcywh_to_xyxy
 from .attention_record import AttentionRecord, Layers

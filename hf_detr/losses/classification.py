@@ -25,8 +25,12 @@ class SoftmaxClassification:
 
     def __init__(self, num_labels: int, eos_coefficient: float) -> None:
         self.num_labels = num_labels
-        self.num_logits = num_labels + 1
         self.eos_coefficient = eos_coefficient
+
+    @property
+    def num_logits(self) -> int:
+        """Logits of a query, C + 1."""
+        return self.num_labels + 1
 
     def cost(self, logits: Tensor, class_labels: Tensor) -> Tensor:
         """Matching cost `-p(class of the target)` (DETR, Section 3.1).
@@ -103,9 +107,13 @@ class SigmoidFocalClassification:
 
     def __init__(self, num_labels: int, focal_alpha: float, focal_gamma: float = 2.0) -> None:
         self.num_labels = num_labels
-        self.num_logits = num_labels
         self.focal_alpha = focal_alpha
         self.focal_gamma = focal_gamma
+
+    @property
+    def num_logits(self) -> int:
+        """Logits of a query, C."""
+        return self.num_labels
 
     def cost(self, logits: Tensor, class_labels: Tensor) -> Tensor:
         """Matching cost (N, B, Q, T): focal loss of the target's class as a 1, less that as a 0.

@@ -3,6 +3,8 @@
 import dataclasses
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -191,3 +193,16 @@ WEIGHTS = (
     *("class_cost", "bbox_cost", "giou_cost", "bbox_loss_coefficient", "giou_loss_coefficient"),
     *("mask_loss_coefficient", "dice_loss_coefficient", "eos_coefficient"),
 )
+
+
+@contextmanager
+def without_auxiliary_loss(config: PreTrainedConfig) -> Iterator[None]:
+    """Turn `auxiliary_loss` off while files are written that transformers may load.
+
+    Only training needs it, and transformers' predictions are wrong with it.
+    """
+    trained_so, config.auxiliary_loss = config.auxiliary_loss, False
+    try:
+        yield
+    finally:
+        config.auxiliary_loss = trained_so

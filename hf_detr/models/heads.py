@@ -1,7 +1,7 @@
 """The heads that read classes and boxes off the decoder's states."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -80,3 +80,18 @@ def make_box_head(d_model: int, size_bias: float | None = None) -> MLP:
     if size_bias is not None:
         starting(head.layers[-1], partial(draw_reference, size_bias=size_bias))
     return head
+
+
+@torch.no_grad()
+def resize_class_head(head: nn.Linear, sources: Sequence[Sequence[int]]) -> None:
+    """Change the logits of a class head; each new one is the mean of some old ones.
+
+    Args:
+        head: the class head; its weight and bias are replaced.
+        sources: for each new logit, indices of old ones.
+    """
+    for name in ("weight", "bias"):
+        old = getattr(head, name)
+        new = torch.stack([old[list(rows)].mean(0) for rows in sources])
+        setattr(head, name, nn.Parameter(new, requires_grad=old.requires_grad))
+    head.out_features = len(sources)

@@ -1,8 +1,7 @@
 """What every model shares with the Hub and with training: loading, initial weights, freezing."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,6 +19,7 @@ from ..distributed import process_index
 from ..layers.backbone import reset_timm_module
 from ..wording import some_of
 from .adapters import TRANSFORMERS_NAMES, check_adapter_weights, load_adapter_file, missing_weights
+from .configuration import without_auxiliary_loss
 from .loading_checks import (
     check_finite,
     check_headers,
@@ -31,6 +31,13 @@ from .loading_checks import (
 )
 from .training_queries import QueryGroups
 from .transformers_resnet import has_transformers_names, timm_names
+
+# Parameters whose learning rate differs, by their names
+PARAMETER_KINDS = {
+    "backbone": re.compile(r"\bbackbone\."),
+    "points": re.compile("sampling_offsets|reference_points"),
+    "classes": re.compile(r"\bclass_"),
+}
 
 
 class DetectionPreTrainedModel(PreTrainedModel):
@@ -114,13 +121,13 @@ class DetectionPreTrainedModel(PreTrainedModel):
         with atomic_folder(save_directory) as folder:
             super().save_pretrained(folder, is_main_process, given, **kwargs)
         if push_to_hub:
-            with TemporaryDirectory() as temporary, without_auxiliary_loss(self):
+            with TemporaryDirectory() as temporary, without_auxiliary_loss(self.config):
                 folder = Path(temporary, Path(save_directory).name)
                 super().save_pretrained(folder, is_main_process, state_dict, True, **kwargs)
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> str:
         """As in transformers, but with `auxiliary_loss` off in the published configuration."""
-        with without_auxiliary_loss(self):
+        with without_auxiliary_loss(self.config):
             return super().push_to_hub(*args, **kwargs)
 
     def load_adapter(
@@ -228,7 +235,9 @@ class DetectionPreTrainedModel(PreTrainedModel):
         """
         self.detection_transformer.backbone.freeze(num_frozen_stages)
 
-    def parameter_groups(self, lr: float, slow_factor: float = 0.1) -> list[dict[str, Any]]:
+    def parameter_groups(
+        self, lr: float, slow_factor: float = 0.1, class_factor: float = 1.0
+    ) -> list[dict[str, Any]]:
         """Groups for an optimiser with the papers' learning rates; frozen parameters left out.
 
         The backbone learns slower, and so do the linear layers that place reference and sampling
@@ -237,18 +246,17 @@ class DetectionPreTrainedModel(PreTrainedModel):
         Args:
             lr: learning rate of everything else (DETR and Conditional DETR 1e-4, Deformable 2e-4).
             slow_factor: what it is multiplied by for the slower ones.
+            class_factor: what it is multiplied by for class heads, which may be new.
         """
-        groups: dict[str, list[nn.Parameter]] = {"other": [], "backbone": [], "points": []}
+        factors = {"other": 1.0, "backbone": slow_factor, "points": slow_factor}
+        factors["classes"] = class_factor
+        groups: dict[str, list[nn.Parameter]] = {kind: [] for kind in factors}
         for name, parameter in self.named_parameters():
-            kind = "other"
-            if "backbone." in name:
-                kind = "backbone"
-            elif "sampling_offsets" in name or "reference_points" in name:
-                kind = "points"
+            kinds = (kind for kind, pattern in PARAMETER_KINDS.items() if pattern.search(name))
             if parameter.requires_grad:
-                groups[kind].append(parameter)
+                groups[next(kinds, "other")].append(parameter)
         return [
-            {"name": kind, "params": parameters, "lr": lr if kind == "other" else lr * slow_factor}
+            {"name": kind, "params": parameters, "lr": lr * factors[kind]}
             for kind, parameters in groups.items()
             if parameters
         ]
@@ -305,16 +313,3 @@ class DetectionPreTrainedModel(PreTrainedModel):
                 "model.config.two_stage_num_proposals to have more of them."
             )
         return queries
-
-
-@contextmanager
-def without_auxiliary_loss(model: PreTrainedModel) -> Iterator[None]:
-    """Turn `auxiliary_loss` off while files are written that transformers may load.
-
-    Only training needs it, and transformers' predictions are wrong with it.
-    """
-    trained_so, model.config.auxiliary_loss = model.config.auxiliary_loss, False
-    try:
-        yield
-    finally:
-        model.config.auxiliary_loss = trained_so

@@ -11,7 +11,7 @@ from ..layers.feature_pyramid import token_centers
 from ..layers.mask_head import AttentionMaps, MaskHead
 from ..losses.criterion import DetectionCriterion, FinalLayerMatches, flatten_matches
 from ..losses.loss_terms import LossNormalizers, mask_dice_loss, mask_focal_loss
-from .detection_transformer import ObjectDetector
+from .object_detector import ObjectDetector
 from .outputs import DetectionModelOutput, SegmentationOutput
 from .pretrained_model import DetectionPreTrainedModel
 

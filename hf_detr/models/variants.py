@@ -22,10 +22,11 @@ from .deformable_detr.modeling_deformable_detr import (
     DeformableDetrForSegmentation,
     DeformableDetrModel,
 )
-from .detection_transformer import DetectionTransformer, ObjectDetector
+from .detection_transformer import DetectionTransformer
 from .detr.configuration_detr import DetrConfig
 from .detr.image_processing_detr import DetrImageProcessor
 from .detr.modeling_detr import DetrForObjectDetection, DetrForSegmentation, DetrModel
+from .object_detector import ObjectDetector
 from .segmentation import Segmenter
 
 

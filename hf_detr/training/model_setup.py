@@ -23,6 +23,7 @@ from ..data.augmentation import (
 )
 from ..data.dataset import DetectionDataset
 from ..models.pretrained_model import DetectionPreTrainedModel
+from ..models.segmentation import Segmenter
 from ..models.variants import VARIANTS
 from ..wording import some_of
 from .backbone_weights import load_backbone_weights
@@ -37,8 +38,10 @@ def is_new(name: str) -> bool:
 
 def make_model(
     name: str, options: TrainingOptions, data: DetectionDataset
-) -> tuple[PreTrainedModel, Any]:
+) -> tuple[PreTrainedModel, Any, list[str]]:
     """Make or load a model with the classes of the data, and its image processor.
+
+    A trained model keeps the weights of classes that it knows, see `ObjectDetector.resize_classes`.
 
     Args:
         name: model type for a new model as in the paper; `.json` file with another architecture
@@ -47,6 +50,9 @@ def make_model(
         options: of the training.
         data: for training.
 
+    Returns:
+        Model, processor, and the names of the classes that a trained model knows.
+
     Raises:
         ValueError: if an option can't be used with the model.
         OSError: if it can't be loaded.
@@ -54,22 +60,24 @@ def make_model(
     if options.backbone_weights is not None and not is_new(name):
         raise ValueError(f"--backbone-weights is for a new model; {name} is loaded with its own.")
     factory = AutoModelForImageSegmentation if options.panoptic else AutoModelForObjectDetection
-    labels = {"id2label": data.id2label, "label2id": {n: i for i, n in data.id2label.items()}}
     if not is_new(name):
-        model = factory.from_pretrained(name, ignore_mismatched_sizes=True, **labels)
+        model = factory.from_pretrained(name)
         if not isinstance(model, DetectionPreTrainedModel):
             raise ValueError(
                 f"{name} is a {model.config.model_type!r} model of {type(model).__module__}; "
                 f"expected a model of hf_detr ({', '.join(VARIANTS)})."
             )
-        return model, AutoImageProcessor.from_pretrained(name)
+        detector = model.detector if isinstance(model, Segmenter) else model
+        kept = detector.resize_classes(data.id2label)
+        return model, AutoImageProcessor.from_pretrained(name), kept
+    labels = {"id2label": data.id2label, "label2id": {n: i for i, n in data.id2label.items()}}
     architecture = _read_architecture(name, options, data)
     preprocessing = architecture.pop("preprocessing", {})
     config = AutoConfig.for_model(architecture.pop("model_type"), **architecture, **labels)
     model = factory.from_config(config)
     if options.backbone_weights is not None:
         load_backbone_weights(model, Path(options.backbone_weights))
-    return model, VARIANTS[config.model_type].image_processor(**preprocessing)
+    return model, VARIANTS[config.model_type].image_processor(**preprocessing), []
 
 
 def prepare_model(model: PreTrainedModel, processor: Any, options: TrainingOptions) -> None:

@@ -69,6 +69,12 @@ class TrainingOptions:
         "factor of the learning rate for backbone, sampling offsets and reference points",
         0,
     )
+    class_factor: float | None = _option(
+        None,
+        "factor of the learning rate for class heads; default: 1, or with --small-data 10 if "
+        "classes are new to a trained model",
+        0,
+    )
     ema: float | None = _option(
         None, "decay of averaged weights, such as 0.999; default: 0, which disables averaging", 0
     )
@@ -182,21 +188,25 @@ class TrainingOptions:
                     "model."
                 )
 
-    def filled(self, recipe: Any, num_images: int) -> "TrainingOptions":
+    def filled(
+        self, recipe: Any, num_images: int, has_new_classes: bool = False
+    ) -> "TrainingOptions":
         """Set missing options to the defaults of a paper, of small data or of the health check.
 
         Args:
             recipe: the paper's `lr`, `epochs` and `batch_size`.
             num_images: number of images for training.
+            has_new_classes: whether a trained model has classes that are new to it.
         """
         defaults: dict[str, Any] = {
             **{"lr": recipe.lr, "epochs": recipe.epochs, "batch_size": recipe.batch_size},
             **{"schedule": "step", "ema": 0.0, "workers": 2, "warmup_steps": 0},
             **{"evaluate_every": 1, "metric": "pq" if self.panoptic else "AP"},
+            "class_factor": 1.0,
         }
         if self.small_data:
             defaults |= {"batch_size": 8, "ema": 0.998, "schedule": "cosine"}
-            defaults |= {"warmup_steps": 0.05}
+            defaults |= {"warmup_steps": 0.05, "class_factor": 10.0 if has_new_classes else 1.0}
         if self.overfit:
             defaults |= {"lr": 5 * recipe.lr, "epochs": 300, "workers": 0}
             defaults |= {"batch_size": num_images, "evaluate_every": self.epochs or 300}

@@ -20,9 +20,10 @@ from ..data.split_check import check_splits
 from ..distributed import process_index
 from ..evaluation.coco_evaluator import metrics_table
 from ..inference.model_loading import embedded_model_folder
-from ..models.detection_transformer import ObjectDetector
+from ..models.object_detector import ObjectDetector
 from ..models.segmentation import Segmenter
 from ..models.variants import VARIANTS
+from ..wording import some_of
 from .batch_size import find_micro_batch_size
 from .card import write_card
 from .checkpoint import checkpoint_folder, load_checkpoint
@@ -116,7 +117,7 @@ def prepare(
     train_data, val_data = data.read_splits(options.seed, options.panoptic)
     if options.overfit:
         train_data = val_data = train_data.first(options.overfit)
-    is_trained = model is None or not is_new(str(model))
+    is_trained, known = model is None or not is_new(str(model)), list(train_data.id2label.values())
     if isinstance(model, nn.Module):
         name = getattr(model, "name_or_path", "") or type(model).__name__
         _check_given(model, processor, train_data, options)
@@ -125,9 +126,11 @@ def prepare(
     else:
         name = "embedded" if model is None else str(model)
         source = str(embedded_model_folder()) if model is None else name
-        model, processor = make_model(source, options, train_data)
+        model, processor, known = make_model(source, options, train_data)
     prepare_model(model, processor, options)
-    options = options.filled(VARIANTS[model.config.model_type].recipe, len(train_data))
+    recipe = VARIANTS[model.config.model_type].recipe
+    new = [name for name in train_data.id2label.values() if name not in known and is_trained]
+    options = options.filled(recipe, len(train_data), has_new_classes=bool(new))
     _check_data(train_data, val_data, model, options)
     train_data = copy.copy(train_data)  # a data set that is given keeps its own transform
     train_data.set_transform(make_transform(options, processor))
@@ -145,7 +148,7 @@ def prepare(
     )
     if options.resume:
         training.resume()
-    training.log.say(*_describe(training, is_trained))
+    training.log.say(*_describe(training, is_trained, new))
     return training
 
 
@@ -181,8 +184,7 @@ def _check_given(
     if model.config.id2label != data.id2label:
         raise ValueError(
             f"The model's classes are {model.config.id2label}, those of the data {data.id2label}. "
-            "Load it with from_pretrained(..., id2label=..., ignore_mismatched_sizes=True), or "
-            "give its name."
+            "Change them with model.resize_classes(data.id2label), or give the model's name."
         )
 
 
@@ -210,14 +212,16 @@ def _check_data(
         raise ValueError("The data have errors; fix the problems marked ERROR above.")
 
 
-def _describe(training: Training, is_trained: bool) -> list[str]:
-    """Say how many steps there will be, and whether they are few."""
+def _describe(training: Training, is_trained: bool, new: list[str]) -> list[str]:
+    """Say which classes are new, how many steps there will be, and whether they are few."""
     options, images = training.options, len(training.train_data)
     lines = [
         f"{training.total_steps} steps: {options.epochs} epochs of {training.steps_per_epoch}, "
         f"with {images} images in batches of {options.batch_size}, evaluated on "
         f"{len(training.val_data)} images."
     ]
+    if new:
+        lines.insert(0, f"Classes that are new to the model: {some_of(new, 10)}.")
     few = FEW_STEPS[not is_trained]
     if training.total_steps < few and not options.overfit:
         kind = "fine-tuning" if is_trained else "a new model"

@@ -22,7 +22,7 @@ from ..data.dataset import DetectionDataset
 from ..evaluation.evaluate import evaluate, evaluate_panoptic
 from ..losses.loss_terms import LossNormalizers
 from ..losses.matcher import NonFinitePredictionError
-from ..models.pretrained_model import without_auxiliary_loss
+from ..models.configuration import without_auxiliary_loss
 from .checkpoint import load_newest_checkpoint, save_checkpoint
 from .health import (
     NonFiniteLossError,
@@ -68,7 +68,7 @@ class Training:
         self.processor, self.train_data, self.val_data = processor, train_data, val_data
         self.source = source
         optimizer = torch.optim.AdamW(
-            model.parameter_groups(options.lr, options.slow_factor),
+            model.parameter_groups(options.lr, options.slow_factor, options.class_factor),
             weight_decay=options.weight_decay,
         )
         self.health = TrainingHealth(
@@ -277,7 +277,7 @@ class Training:
         }
 
         def write_more(folder: Path) -> None:
-            with without_auxiliary_loss(self.plain_model):
+            with without_auxiliary_loss(self.plain_model.config):
                 self.plain_model.config.save_pretrained(folder)
             self.processor.save_pretrained(folder)
 

@@ -10,7 +10,7 @@ from transformers import AutoImageProcessor, pipeline
 
 from hf_detr import DetectionPipeline
 from hf_detr.inference.pipelines import pad_to_batch
-from hf_detr.models.detection_transformer import ObjectDetector
+from hf_detr.models.object_detector import ObjectDetector
 
 from ..tiny import class_of, tiny_config, tiny_detector
 

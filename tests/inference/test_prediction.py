@@ -15,7 +15,7 @@ from torch.testing import assert_close
 from hf_detr import DetrImageProcessor, predict, stream_predictions
 from hf_detr.inference.prediction import WAITING_BATCHES, in_eval_mode, stream_with_sizes
 from hf_detr.inference.record_attention import record_attention
-from hf_detr.models.detection_transformer import ObjectDetector
+from hf_detr.models.object_detector import ObjectDetector
 from hf_detr.models.segmentation import Segmenter
 
 from ..models.test_segmentation import tiny_segmenter

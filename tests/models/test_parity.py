@@ -25,7 +25,7 @@ from hf_detr.losses.classification import SoftmaxClassification
 from hf_detr.losses.criterion import DetectionCriterion
 from hf_detr.losses.matcher import HungarianMatcher
 from hf_detr.losses.targets import prepare_targets
-from hf_detr.models.detection_transformer import ObjectDetector
+from hf_detr.models.object_detector import ObjectDetector
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 OFFICIAL = [

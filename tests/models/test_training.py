@@ -9,7 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
 from hf_detr import DetrImageProcessor
-from hf_detr.models.detection_transformer import ObjectDetector
+from hf_detr.models.object_detector import ObjectDetector
 
 from ..tiny import NO_DROPOUT, padded_batch, some_labels, tiny_detector
 

@@ -14,7 +14,7 @@ from hf_detr import DetrForSegmentation
 from hf_detr.layers.feature_pyramid import FeaturePyramid
 from hf_detr.losses.criterion import LossPart
 from hf_detr.losses.matcher import NonFinitePredictionError
-from hf_detr.models.detection_transformer import ObjectDetector
+from hf_detr.models.object_detector import ObjectDetector
 from hf_detr.models.training_queries import QuerySet, TrainingQueries
 
 from ..tiny import NO_DROPOUT, class_of, padded_batch, some_labels, tiny_config, tiny_detector

@@ -29,7 +29,7 @@ def test_trained_model_gets_new_classes(variant: str, tmp_path: Path, data: Any)
     trained = tiny_detector(variant)
     trained.save_pretrained(tmp_path)
     DetrImageProcessor(image_mean=[0.1, 0.2, 0.3]).save_pretrained(tmp_path)
-    model, processor = make_model(str(tmp_path), TrainingOptions(), data)
+    model, processor, _ = make_model(str(tmp_path), TrainingOptions(), data)
     assert model.config.id2label == data.id2label == {0: "car", 1: "dog"}
     assert list(processor.image_mean) == [0.1, 0.2, 0.3]
     before, after = trained.state_dict(), model.state_dict()
@@ -49,7 +49,7 @@ def test_new_model_of_a_file(tmp_path: Path, data: Any) -> None:
     file.write_text(
         json.dumps({"model_type": "conditional_detr", **kept, "preprocessing": {"size": size}})
     )
-    model, processor = make_model(str(file), TrainingOptions(), data)
+    model, processor, _ = make_model(str(file), TrainingOptions(), data)
     assert model.config.model_type == "conditional_detr" and model.config.num_queries == 7
     assert dict(processor.size) == size
     assert type(processor).__name__ == "ConditionalDetrImageProcessor"

@@ -17,8 +17,9 @@ from ...losses.classification import SigmoidFocalClassification
 from ...losses.criterion import make_criterion
 from ...ops.box_ops import boxes_from_deltas, points_from_logits
 from ..adapters import TRANSFORMERS_NAMES
-from ..detection_transformer import DetectionTransformer, ObjectDetector
+from ..detection_transformer import DetectionTransformer
 from ..heads import MLP, make_box_head, make_class_head
+from ..object_detector import ObjectDetector
 from ..outputs import DecoderOutput
 from ..segmentation import Segmenter
 from ..training_queries import Queries

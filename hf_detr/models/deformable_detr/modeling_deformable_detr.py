@@ -28,8 +28,9 @@ from ...layers.transformer import TransformerLayer
 from ...losses.classification import SigmoidFocalClassification
 from ...losses.criterion import make_criterion
 from ...ops.box_ops import boxes_from_deltas, points_from_logits
-from ..detection_transformer import DetectionTransformer, ObjectDetector
-from ..heads import make_box_head, make_class_head
+from ..detection_transformer import DetectionTransformer
+from ..heads import make_box_head, make_class_head, resize_class_head
+from ..object_detector import ObjectDetector
 from ..outputs import DecoderOutput
 from ..segmentation import NUM_MAPS, Segmenter
 from ..training_queries import Queries, TrainingQueries
@@ -307,6 +308,18 @@ class DeformableDetrForObjectDetection(ObjectDetector):
             self.class_embed[layer] = copy.deepcopy(self.class_embed[0])
             for weight in self.class_embed[layer].parameters():
                 weight._is_hf_initialized = True  # which deepcopy doesn't copy
+
+    def class_heads(self) -> list[nn.Linear]:
+        return super().class_heads()[: self.config.decoder_layers]  # not the proposals'
+
+    def resize_classes(self, id2label: dict[int, str]) -> list[str]:
+        """As in the base class; proposals are still scored by class 0, which is any object."""
+        kept = super().resize_classes(id2label)
+        if self.config.two_stage:
+            proposals = self.class_embed[-1]
+            last = proposals.out_features - 1
+            resize_class_head(proposals, [[min(label, last)] for label in id2label])
+        return kept
 
     def predict(
         self, layer_states: Tensor, reference_points: tuple[Tensor, ...]

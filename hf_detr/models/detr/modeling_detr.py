@@ -12,8 +12,9 @@ from ...layers.transformer import TransformerLayer
 from ...losses.classification import SoftmaxClassification
 from ...losses.criterion import make_criterion
 from ...ops.box_ops import boxes_from_deltas
-from ..detection_transformer import DetectionTransformer, ObjectDetector
+from ..detection_transformer import DetectionTransformer
 from ..heads import make_box_head, make_class_head
+from ..object_detector import ObjectDetector
 from ..outputs import DecoderOutput
 from ..segmentation import Segmenter
 from ..training_queries import Queries

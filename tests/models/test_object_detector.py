@@ -1,0 +1,63 @@
+"""The skeleton of detectors; what they predict is tested with `DetectionTransformer`."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from tests.tiny import PREFIXES, padded_batch, tiny_detector
+
+VARIANTS = [*PREFIXES, "two stages"]
+
+
+def detector_with_names(variant: str) -> torch.nn.Module:
+    """A detector of the classes car, dog and tree."""
+    more = {}
+    if variant == "two stages":
+        variant, more = "deformable_detr", {"two_stage": True, "with_box_refine": True}
+        more["two_stage_num_proposals"] = 7
+    names = {0: "car", 1: "dog", 2: "tree"}
+    return tiny_detector(variant, num_labels=3, id2label=names, **more)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@torch.no_grad()
+def test_resized_classes(variant: str) -> None:
+    """Known names keep their logits, new ones have the mean; boxes and "no object" don't change."""
+    model = detector_with_names(variant)
+    before = model(*padded_batch())
+    kept = model.resize_classes({0: "Dog", 1: "boat", 2: "car", 3: "kite"})
+    after = model(*padded_batch())
+    assert kept == ["Dog", "car"] and model.config.num_labels == 4
+    assert model.config.id2label[1] == "boat" and model.config.label2id["Dog"] == 0
+    assert_close(after.pred_boxes, before.pred_boxes, atol=0, rtol=0)
+    mean = before.logits[..., :3].mean(-1)
+    columns = [before.logits[..., 1], mean, before.logits[..., 0], mean]
+    assert_close(after.logits[..., :4], torch.stack(columns, -1), atol=1e-5, rtol=0)
+    assert_close(after.logits[..., 4:], before.logits[..., 3:], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_resized_model_learns_and_reloads(variant: str, tmp_path: Path) -> None:
+    """Loss and gradients exist for the highest new class, and a saved model predicts the same."""
+    model = detector_with_names(variant)
+    model.resize_classes(dict(enumerate("abcde")))
+    labels = [{"class_labels": torch.tensor([4]), "boxes": torch.full((1, 4), 0.5)}] * 2
+    model.train()(*padded_batch(), labels=labels).loss.backward()
+    assert all(head.weight.grad[4].any() for head in model.class_heads()[-1:])
+    model.eval().save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        expected, logits = model(*padded_batch()).logits, again(*padded_batch()).logits
+    assert_close(logits, expected, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("id2label", [{}, {1: "car"}, {0: "car", 2: "dog"}])
+def test_classes_with_gaps(id2label: dict[int, str]) -> None:
+    """Classes are numbered from 0; others are an error and change nothing."""
+    model = tiny_detector("detr")
+    before = dict(model.config.id2label)
+    with pytest.raises(ValueError, match="expected names of 0, 1, … without gaps"):
+        model.resize_classes(id2label)
+    assert model.config.id2label == before
