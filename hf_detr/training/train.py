@@ -72,6 +72,7 @@ def train(
             that comes with hf_detr.
         data: data for training and validation, as for `read_splits`: a folder, a file, a name on
             the Hub, a data set, or a pair of data sets; or `DataArguments` with further options.
+            A transform that was set on training data is used instead of the papers' augmentation.
         output: folder for the results.
         processor: of a model that is given as an object.
         data_name: name of the data in the card; default: that of the folder.
@@ -132,8 +133,9 @@ def prepare(
     new = [name for name in train_data.id2label.values() if name not in known and is_trained]
     options = options.filled(recipe, len(train_data), has_new_classes=bool(new))
     _check_data(train_data, val_data, model, options)
-    train_data = copy.copy(train_data)  # a data set that is given keeps its own transform
-    train_data.set_transform(make_transform(options, processor))
+    if train_data.transform is None:
+        train_data = copy.copy(train_data)  # which may have been given
+        train_data.set_transform(make_transform(options, processor))
     if options.micro_batch_size == AUTO:
         found = find_micro_batch_size(accelerator, model, processor, train_data, options.batch_size)
         options = replace(options, micro_batch_size=found)

@@ -192,6 +192,35 @@ def test_given_model(small: dict[str, Any]) -> None:
     assert result.metrics["step"] == 3
 
 
+@pytest.mark.parametrize("names", [NAMES, {0: "Red", 1: "blue"}])
+def test_new_classes(
+    small: dict[str, Any], names: dict[int, str], capsys: pytest.CaptureFixture
+) -> None:
+    """Names say which classes are new; with small data their heads then learn ten times faster."""
+    config = json.loads((small["model"] / "config.json").read_text())
+    config |= {"id2label": names, "label2id": {name: label for label, name in names.items()}}
+    (small["model"] / "config.json").write_text(json.dumps(config))
+    result = hf_detr.train(**{**small, "epochs": 1}, small_data=True)
+    is_new = names != NAMES
+    assert ("new to the model: green." in capsys.readouterr().err) == is_new
+    options = load_newest_checkpoint(small["output"] / "checkpoints").state["options"]
+    assert options["class_factor"] == (10 if is_new else 1)
+    assert AutoModelForObjectDetection.from_pretrained(result.folder).config.id2label == NAMES
+
+
+def test_own_transform(small: dict[str, Any]) -> None:
+    """A transform that was set on the training data is used instead of the usual augmentation."""
+    sizes = []
+
+    def own(image: Any, target: Any) -> Any:
+        sizes.append(tuple(image.shape[1:]))
+        return hf_detr.make_evaluation_transform(64)(image, target)
+
+    small["data"][0].set_transform(own)
+    hf_detr.train(**{**small, "epochs": 1})
+    assert sizes == [(64, 64)] * 9
+
+
 def test_metric_without_objects(small: dict[str, Any], capsys: pytest.CaptureFixture) -> None:
     """The last weights are kept if the metric can't be computed, and a message says so."""
     given = {**small, "epochs": 2, "metric": "AP_large", "image_size": 32, "patience": 1}
