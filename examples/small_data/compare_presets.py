@@ -5,7 +5,8 @@
 
 Every preset is a JSON object of the options of `hf_detr.train`, in addition to `small_data`. As
 many epochs are trained as fit into the minutes: ten steps are measured first. AP is that of the
-best of five evaluations, which aren't counted. On a busy machine presets get fewer steps.
+best of five evaluations, which aren't counted. On a busy machine presets get fewer steps; --steps
+gives all the same number.
 """
 
 import argparse
@@ -53,7 +54,8 @@ def compare(options: argparse.Namespace, preset: dict[str, Any], name: str) -> d
     """Train with a preset; return what it reached."""
     pilot = start(options, {**preset, "epochs": PILOT_STEPS}, options.output / name / "pilot")
     pace = seconds_per_step(pilot)
-    epochs = max(round(60 * options.minutes / pace / pilot.steps_per_epoch), 1)
+    steps = options.steps or 60 * options.minutes / pace
+    epochs = max(round(steps / pilot.steps_per_epoch), 1)
     given = {**preset, "epochs": epochs, "evaluate_every": max(epochs // 5, 1)}
     training = start(options, given, options.output / name)
     training.options = replace(training.options, save_every=10**9)
@@ -73,6 +75,7 @@ def main() -> None:
     parser.add_argument("--split", help="training split")
     parser.add_argument("--model", help="default: the small detector that comes with hf_detr")
     parser.add_argument("--minutes", type=float, default=10, help="of training, default 10")
+    parser.add_argument("--steps", type=int, help="instead of --minutes")
     parser.add_argument("--preset", type=json.loads, action="append", default=[], metavar="JSON")
     parser.add_argument("--output", type=Path, default=Path("presets"), help="folder for results")
     parser.add_argument("--threads", type=int, help="of torch")
