@@ -190,10 +190,12 @@ def test_memory_is_constant(
         if record["index"] % 64 == 63:
             sizes.append(tracemalloc.get_traced_memory()[0])
 
+    given = ("--model", model, "--workers", "1")
+    predict(tmp_path / "first", many, *given)  # what is loaded once
     monkeypatch.setattr(PredictionLines, "add", add_and_measure)
     tracemalloc.start()
     try:
-        predict(tmp_path, many, "--model", model, "--workers", "1")
+        predict(tmp_path / "second", many, *given)
     finally:
         tracemalloc.stop()
     middle = len(sizes) // 2
