@@ -51,14 +51,26 @@ def merge_if_last(parsed: argparse.Namespace) -> None:
     """Merge the results of all processes, if this one was the last that wrote to the folder.
 
     No process waits: others of other machines can end hours later. Of two that end together both
-    merge, with the same result.
+    merge, with the same result. What is merged can be an earlier run's of processes that haven't
+    written anything yet; they merge again.
     """
+    found = _complete_shards(parsed)
+    try:
+        if found:
+            _merge(parsed, *found)
+    except ValueError:
+        if _complete_shards(parsed):
+            raise
+        # Another process has just begun to replace its lines.
+
+
+def _complete_shards(parsed: argparse.Namespace) -> tuple[list[PredictionLines], dict] | None:
+    """Open the lines of all processes; None if some still run, or write to another folder."""
     number = parsed.num_processes
     try:
-        found = read_shards([shard_file(parsed.output, one, number) for one in range(number)])
-    except ValueError:
-        return  # others are still running, or write to another folder
-    _merge(parsed, *found)
+        return read_shards([shard_file(parsed.output, one, number) for one in range(number)])
+    except (ValueError, OSError):
+        return None
 
 
 def merge_results(parsed: argparse.Namespace) -> int:

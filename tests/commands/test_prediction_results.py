@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from hf_detr import read_data
+from hf_detr.commands import prediction_results
+from hf_detr.inference.prediction_lines import complete_run, write_options
 
 from ..inference.test_image_inputs import write_tar
 from ..some_data import write_image
@@ -155,6 +157,30 @@ def test_more_processes_than_images(
     assert len(lines_of(output)) == 3
     predict_by_processes(monkeypatch, output, photos[0], "--model", model)
     assert [line["file"] for line in lines_of(output)] == [str(photos[0])]
+
+
+def test_another_process_replaces_its_lines_meanwhile(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second run to the same folder, of which one process ends before another has begun."""
+    photos = [write_image(tmp_path / f"{number}.png") for number in range(6)]
+    output, given = tmp_path / "output", (*photos, "--model", model)
+    predict_by_processes(monkeypatch, output, *given)
+    before = (output / "predictions.jsonl").read_bytes()
+    merge = prediction_results.merge_shards
+
+    def begin_and_merge(*arguments: Any) -> object:
+        file = output / "predictions-00002-of-00003.jsonl"
+        write_options(file, complete_run(file)[0])
+        file.write_bytes(b"")
+        return merge(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prediction_results, "merge_shards", begin_and_merge)
+        predict_by_processes(monkeypatch, output, *given, order=(0,))
+    assert (output / "predictions.jsonl").read_bytes() == before
+    predict_by_processes(monkeypatch, output, *given, order=(1, 2))
+    assert (output / "predictions.jsonl").read_bytes() == before
 
 
 def test_wrong_options(
