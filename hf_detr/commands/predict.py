@@ -1,13 +1,15 @@
 """Find objects in images; write images with the objects drawn, and JSON or other formats.
 
 predictions.jsonl gets a line of JSON as soon as an image is done, which stays if the process is
-killed; --resume continues it. With up to 1,000 files or addresses, the objects are also drawn, and
-predictions.json has all results in the end. With more images, or with lists, tars, data sets and
-storages, whose number isn't known, only --draw and --format do that.
+killed; --resume continues it, and --retry-failed also tries failed images again. With up to 1,000
+files or addresses, the objects are also drawn, and predictions.json has all results in the end.
+With more images, or with lists, tars, data sets and storages, whose number isn't known, only --draw
+and --format do that.
 
 In a folder, files whose names aren't those of images are skipped and named on stderr; that isn't a
 failure. Files that are given by name must be images. Processes of torchrun and `accelerate launch`
-share the images, and each writes its own file: `torchrun --nproc-per-node 4 -m hf_detr predict …`.
+share the images: `torchrun --nproc-per-node 4 -m hf_detr predict …`. Each writes lines of its own,
+and the last one merges them; --merge does that later, for example if machines have different disks.
 Failed images then don't change the exit status, because torchrun would stop the other processes.
 """
 
@@ -21,6 +23,7 @@ from pathlib import Path
 from ..inference.data_set_images import DataSetImages
 from ..inference.image_inputs import STDIN, ImageInputs
 from ..inference.prediction_formats import FORMATS, IMAGE_FOLDERS
+from ..inference.prediction_shards import part_name, shard_file
 from .options import add_json_option, add_prediction_options
 
 FEW = 1000  # images, up to which all results are drawn and written to one JSON file
@@ -67,6 +70,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="continue predictions.jsonl of a killed run with the same options",
     )
+    help = "as --resume, and run images again that failed"
+    parser.add_argument("--retry-failed", action="store_true", help=help)
+    parser.add_argument(
+        "--merge",
+        action="store_true",
+        help="only merge the files of several processes in --output to those of one",
+    )
     add_json_option(parser)
 
 
@@ -91,6 +101,12 @@ def check(parsed: argparse.Namespace) -> None:
     """
     parsed.process = int(os.environ.get("RANK", 0))
     parsed.num_processes = int(os.environ.get("WORLD_SIZE", 1))
+    if parsed.format == "parquet" and find_spec("pyarrow") is None:
+        raise ValueError("--format parquet needs pyarrow: pip install pyarrow.")
+    if parsed.merge:
+        _check_merge(parsed)
+        return
+    parsed.resume |= parsed.retry_failed
     parsed.inputs = _checked_inputs(parsed)
     parsed.count = parsed.inputs.count()
     parsed.are_many = parsed.count is None or parsed.count > FEW or parsed.num_processes > 1
@@ -100,14 +116,23 @@ def check(parsed: argparse.Namespace) -> None:
         parsed.format = "jsonl" if parsed.are_many else "json"
     if parsed.workers < 0:
         raise ValueError(f"--workers is {parsed.workers}; expected at least 0.")
-    if parsed.format == "parquet" and find_spec("pyarrow") is None:
-        raise ValueError("--format parquet needs pyarrow: pip install pyarrow.")
-    if parsed.num_processes > 1 and (parsed.json or parsed.format not in ("jsonl", "parquet")):
+    if parsed.num_processes > 1 and parsed.json:
         raise ValueError(
-            f"--json and --format {parsed.format} can't be written by {parsed.num_processes} "
-            "processes together; use --format jsonl or parquet."
+            f"--json can't be used by {parsed.num_processes} processes together; use --format json."
         )
     _check_output(parsed)
+
+
+def _check_merge(parsed: argparse.Namespace) -> None:
+    if parsed.images or parsed.data or parsed.resume or parsed.retry_failed:
+        raise ValueError(
+            "--merge reads what was written to --output; omit IMAGES, --data, --resume and "
+            "--retry-failed."
+        )
+    if parsed.num_processes > 1:
+        raise ValueError(f"--merge is for one process, but {parsed.num_processes} were started.")
+    if not parsed.output.is_dir():
+        raise FileNotFoundError(f"--output {parsed.output} isn't a folder.")
 
 
 def _checked_inputs(parsed: argparse.Namespace) -> ImageInputs | DataSetImages:
@@ -134,9 +159,8 @@ def _check_output(parsed: argparse.Namespace) -> None:
     writes_images = parsed.masks or parsed.draw or is_data_set
     if writes_images and _endangers(parsed.output, parsed.inputs):
         raise ValueError(f"--output {parsed.output} contains input images; give another folder")
-    ending = "predictions.jsonl"
-    if parsed.num_processes > 1:
-        ending = f"-of-{parsed.num_processes:05}.jsonl"
+    own = shard_file(parsed.output, parsed.process, parsed.num_processes).name
+    ending = own if parsed.num_processes == 1 else own[own.index("-of-") :]
     lines = sorted(path.name for path in parsed.output.glob("predictions*.jsonl"))
     if parsed.resume and lines and not any(name.endswith(ending) for name in lines):
         raise ValueError(
@@ -144,8 +168,11 @@ def _check_output(parsed: argparse.Namespace) -> None:
             f"than {parsed.num_processes}; --resume needs the same number."
         )
     folder = parsed.output / IMAGE_FOLDERS.get(parsed.format, "")
-    if is_data_set and not parsed.resume and folder.is_dir() and any(folder.iterdir()):
-        raise ValueError(f"{folder} isn't empty; give another --output, or --resume.")
+    if is_data_set and not parsed.resume and folder.is_dir():
+        of_others = [part_name(n, parsed.num_processes) for n in range(parsed.num_processes)]
+        del of_others[parsed.process]  # they can be running already
+        if any(path.name not in of_others for path in folder.iterdir()):
+            raise ValueError(f"{folder} isn't empty; give another --output, or --resume.")
 
 
 def _endangers(output: Path, inputs: ImageInputs | DataSetImages) -> bool:
@@ -166,8 +193,12 @@ def _endangers(output: Path, inputs: ImageInputs | DataSetImages) -> bool:
 
 def run(parsed: argparse.Namespace) -> int:
     """Find objects in the images; return the exit status."""
+    from .prediction_results import merge_if_last, merge_results, say
+
+    if parsed.merge:
+        return merge_results(parsed)
     from ..inference.model_loading import load_model
-    from .prediction_run import PredictionRun, say
+    from .prediction_run import PredictionRun
 
     if parsed.process == 0:
         skipped = parsed.inputs.skipped()
@@ -183,6 +214,8 @@ def run(parsed: argparse.Namespace) -> int:
         prediction_run.predict()
     finally:  # also after an error or an interrupt
         prediction_run.finish()
+    if parsed.num_processes > 1:
+        merge_if_last(parsed)
     return prediction_run.status()
 
 

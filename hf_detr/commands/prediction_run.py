@@ -7,34 +7,27 @@ import io
 import os
 import re
 import shutil
-import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from itertools import chain, count
+from itertools import chain, count, groupby
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import PIL.Image
 from tqdm.auto import tqdm
 
-from ..atomic_saving import atomic_file
 from ..data.file_names import image_endings
 from ..data.image_source import READING_ERRORS
 from ..image_processing.image_processor import DetectionImageProcessor
 from ..inference.drawing import draw_predictions
 from ..inference.image_inputs import InputImage
 from ..inference.prediction import PROGRESS_AFTER, stream_with_sizes
-from ..inference.prediction_formats import (
-    IMAGE_FOLDERS,
-    write_coco,
-    write_parquet,
-    write_report,
-    write_voc,
-    write_yolo,
-)
+from ..inference.prediction_formats import IMAGE_FOLDERS
 from ..inference.prediction_lines import PredictionLines, describe
+from ..inference.prediction_shards import part_name, shard_file
 from ..models.pretrained_model import DetectionPreTrainedModel
+from .prediction_results import NO_IMAGES, say, status_of, write_results
 
 ENDINGS = PICTURE, SEGMENTS = ".png", ".segments.png"  # of drawn images and segment maps
 GROUP_BATCHES = 16  # batches of images whose results can be in any order
@@ -43,7 +36,6 @@ SAID = 20  # failures that are printed
 NOT_IN_NAMES = re.compile(
     r'[\x00-\x1f\x7f\x85\u2028\u2029\\:*?"<>|\ud800-\udfff]|^\s+|(?<=/)\s+|\s+(?=/)|\s+$'
 )
-DATA_SETS = {"coco": write_coco, "yolo": write_yolo, "voc": write_voc}
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # not of one image
 MODEL_FILES = ("config.json", "preprocessor_config.json", "*.safetensors")
 
@@ -67,20 +59,22 @@ class PredictionRun:
     ) -> None:
         self.parsed, self.model, self.processor = parsed, model, processor
         self.id2label = model.config.id2label
-        self.stem, self.folder = "predictions", parsed.output
+        self.folder = parsed.output
+        self.part = Path()  # of this process, in folders of all
         if parsed.num_processes > 1:
-            part = f"{parsed.process + 1:05}-of-{parsed.num_processes:05}"
-            self.stem, self.folder = f"predictions-{part}", parsed.output / part
-        if parsed.format in DATA_SETS:
+            self.part = Path(part_name(parsed.process, parsed.num_processes))
+        if parsed.format in IMAGE_FOLDERS:
             self.folder /= "pictures"  # apart from the images of the data set
+        self.folder /= self.part
         self.lines = PredictionLines(
-            parsed.output / f"{self.stem}.jsonl",
+            shard_file(parsed.output, parsed.process, parsed.num_processes),
             GROUP_BATCHES * parsed.batch_size,
             _options(parsed, model),
             parsed.resume,
+            parsed.retry_failed,
         )
-        # Images that aren't done yet: input and distinct place, and the file or its bytes
-        self.inputs: dict[int, tuple[InputImage, str]] = {}
+        # Images that aren't done yet: index, input and distinct place, and the file or its bytes
+        self.inputs: dict[int, tuple[int, InputImage, str]] = {}
         self.contents: dict[int, Path | bytes] = {}
         self.num_said = 0
 
@@ -99,76 +93,104 @@ class PredictionRun:
             disable=True if self.parsed.process else None,  # None shows it on a terminal only
         )
         images = self.parsed.inputs.part(self.parsed.process, self.parsed.num_processes)
-        writes_images = self.parsed.draw or self.parsed.masks or self.parsed.format in DATA_SETS
+        writes_images = self.parsed.draw or self.parsed.masks or self.parsed.format in IMAGE_FOLDERS
         inputs = _with_places(images) if writes_images else ((image, "") for image in images)
-        self.lines.check_names(image.name for image, _ in inputs)
+        with bar:
+            start, size = self.lines.start, self.lines.group_size
+            for _, group in groupby(self._failed(inputs), lambda one: one[0] // size):
+                self._find_objects(group, bar)
+            self._find_objects(enumerate(inputs, start), bar)
+        number = self.lines.num_results + self.lines.num_failures
+        if self.parsed.num_processes == 1 and not number:
+            raise ValueError(NO_IMAGES)
+        self.lines.complete(names=self.id2label, model=self.model.name_or_path)
+
+    def _failed(
+        self, inputs: Iterator[tuple[InputImage, str]]
+    ) -> Iterator[tuple[int, tuple[InputImage, str]]]:
+        """Yield the images to try again, and their indices; take those that have lines."""
+        latest = None
+
+        def names() -> Iterator[str]:
+            nonlocal latest
+            for latest in inputs:
+                yield latest[0].name
+
+        for index in self.lines.failed(names()):
+            yield index, latest
+
+    def _find_objects(
+        self, images: Iterable[tuple[int, tuple[InputImage, str]]], bar: tqdm
+    ) -> None:
+        """Write the results of images with their indices and places."""
         results = stream_with_sizes(
             self.model,
             self.processor,
-            self._images(inputs),
+            self._images(images),
             self.parsed.threshold,
             self.parsed.batch_size,
             self._note_failure,
             self.parsed.workers,
             self.lines.group_size,
         )
-        with bar:
-            for number, size_hw, result in results:
-                self._write(self.lines.start + number, size_hw, result)
-                bar.update(self.lines.num_results + self.lines.num_failures - bar.n)
-        if self.parsed.num_processes == 1 and not self.lines.num_results + self.lines.num_failures:
-            raise ValueError("there are no images in what was given.")
+        for number, size_hw, result in results:
+            self._write(number, size_hw, result)
+            bar.update(self.lines.num_results + self.lines.num_failures - bar.n)
 
     def _images(
-        self, inputs: Iterator[tuple[InputImage, str]]
+        self, images: Iterable[tuple[int, tuple[InputImage, str]]]
     ) -> Iterator[Callable[[], Path | PIL.Image.Image]]:
-        for index, (image, place) in enumerate(inputs, self.lines.start):
-            self.inputs[index] = image, place
-            yield partial(self._open, index)
+        for number, (index, (image, place)) in enumerate(images):
+            self.inputs[number] = index, image, place
+            yield partial(self._open, number)
 
-    def _open(self, index: int) -> Path | PIL.Image.Image:
+    def _open(self, number: int) -> Path | PIL.Image.Image:
         """Return an image, whose file or bytes are kept until it is done."""
-        image = self.inputs[index][0]
-        content = self.contents[index] = image.content()
+        image = self.inputs[number][1]
+        content = self.contents[number] = image.content()
         try:
             return _opened(content)
         except READING_ERRORS as error:
             raise ValueError(f"image ({image.name!r}) can't be opened: it is no image.") from error
 
     def _note_failure(self, number: int, error: Exception) -> None:
-        index = self.lines.start + number
-        image, _ = self.inputs.pop(index)
-        self.contents.pop(index, None)
+        index, image, _ = self.inputs.pop(number)
+        self.contents.pop(number, None)
         problem = str(error)
         if image.name not in problem:
             problem = problem.replace(f"image {number}", f"image {number} ({image.name!r})", 1)
-        self._fail(index, image.name, problem.replace(f"image {number} ", f"image {index} ", 1))
+        self._fail(index, image, problem.replace(f"image {number} ", f"image {index} ", 1))
 
-    def _fail(self, index: int, name: str, problem: str) -> None:
-        if self.lines.has(index, name):
+    def _fail(self, index: int, image: InputImage, problem: str) -> None:
+        if self.lines.has(index, image.name):
             return
-        self.lines.add({"index": index, "file": name, "error": problem})
+        self.lines.add({**self._record(index, image), "error": problem})
         self.num_said += 1
         if self.num_said <= SAID:
             say(f"failed: {problem}")
         if self.num_said == SAID:
             say(f"Further failures are in {self.lines.file} only.")
 
-    def _write(self, index: int, size_hw: tuple[int, int], result: dict[str, Any]) -> None:
+    def _record(self, index: int, image: InputImage) -> dict[str, Any]:
+        """Return how a line begins."""
+        position = {"position": image.position} if self.parsed.num_processes > 1 else {}
+        return {"index": index, **position, "file": image.name}
+
+    def _write(self, number: int, size_hw: tuple[int, int], result: dict[str, Any]) -> None:
         """Write the result of an image."""
-        image, place = self.inputs.pop(index)
-        content = self.contents.pop(index)
+        index, image, place = self.inputs.pop(number)
+        content = self.contents.pop(number)
         if self.lines.has(index, image.name):
             return  # it was run again for the others in its batch
         height, width = size_hw
-        record = {"index": index, "file": image.name, "width": width, "height": height}
+        record = {**self._record(index, image), "width": width, "height": height}
         record |= describe(result, self.id2label)
         try:
             record |= self._write_images(place, content, result)
         except (ValueError, OSError) as error:
             if getattr(error, "errno", None) in DISK_ERRORS:
-                raise  # --resume doesn't try failed images again
-            self._fail(index, image.name, str(error))
+                raise  # no failure of this image
+            self._fail(index, image, str(error))
             return
         self.lines.add(record)
         if not self.parsed.are_many:
@@ -191,44 +213,30 @@ class PredictionRun:
             _make_way(written["segment_map"])
             ids = result["segmentation"].numpy().clip(min=0)  # -1 is an image without segments
             PIL.Image.fromarray(ids.astype("uint16")).save(written["segment_map"])
-        if self.parsed.format in DATA_SETS:
+        if self.parsed.format in IMAGE_FOLDERS:
             folder = self.parsed.output / IMAGE_FOLDERS[self.parsed.format]
-            written["image"] = _keep_image(folder, place, content)
+            written["image"] = _keep_image(folder, str(self.part / place), content)
         return written
 
     def finish(self) -> None:
-        """Write the format that the options ask for from the lines, if there are any results."""
+        """Close the lines; write from them what the options ask for, if this is the only process.
+
+        Otherwise `merge_if_last` does that.
+        """
         self.lines.close()
-        parsed, records, to_stdout = self.parsed, self.lines.records, not self.parsed.json
-        header = {"model": self.model.name_or_path, "threshold": parsed.threshold}
-        if parsed.json:
-            write_report(sys.stdout, header, records, parsed.inputs.skipped())
-        target = self.lines.file
-        if self.lines.num_results and parsed.format == "json":  # else keep an earlier run's
-            target = target.with_suffix(".json")
-            with atomic_file(target) as unfinished, unfinished.open("w", encoding="utf-8") as file:
-                write_report(file, header, records, parsed.inputs.skipped())
-        elif self.lines.num_results and parsed.format == "parquet":
-            target = target.with_suffix(".parquet")
-            write_parquet(target, records)
-        elif self.lines.num_results and parsed.format in DATA_SETS:
-            target = parsed.output
-            if dropped := DATA_SETS[parsed.format](target, records, self.id2label):
-                say(f"{dropped} objects without area within their image aren't in the data set.")
-        if self.lines.num_results:
-            say(f"The results are in {target}.", to_stdout)
-        if self.lines.num_failures:
-            done = self.lines.num_results + self.lines.num_failures
-            say(f"{self.lines.num_failures} of {done} images failed.")
+        parsed = self.parsed
+        if parsed.num_processes == 1:
+            header = {"model": self.model.name_or_path, "threshold": parsed.threshold}
+            write_results(parsed, self.lines, self.id2label, header, parsed.inputs.skipped)
+        elif self.lines.num_results + self.lines.num_failures:
+            say(f"The results of process {parsed.process + 1} are in {self.lines.file}.")
 
     def status(self) -> int:
         """Return the exit status of the command.
 
         It is 0 for one of several processes, because torchrun would stop the others.
         """
-        if not self.lines.num_failures or self.parsed.num_processes > 1:
-            return 0
-        return 3 if self.lines.num_results else 1
+        return 0 if self.parsed.num_processes > 1 else status_of(self.lines)
 
 
 def _options(parsed: argparse.Namespace, model: DetectionPreTrainedModel) -> dict[str, Any]:
@@ -241,7 +249,7 @@ def _options(parsed: argparse.Namespace, model: DetectionPreTrainedModel) -> dic
         "--batch-size": parsed.batch_size,
         "--masks": parsed.masks,
         "--draw": parsed.draw,
-        "--format": parsed.format if parsed.format in DATA_SETS else "no data set",
+        "--format": parsed.format if parsed.format in IMAGE_FOLDERS else "no data set",
     }
 
 
@@ -300,8 +308,3 @@ def _keep_image(folder: Path, place: str, content: Path | bytes) -> str:
     except OSError:  # a file system or a user without links
         shutil.copyfile(content, target)
     return place
-
-
-def say(text: str, to_stdout: bool = False) -> None:
-    """Print above the progress bar."""
-    tqdm.write(text, file=sys.stdout if to_stdout else sys.stderr)

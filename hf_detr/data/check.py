@@ -120,6 +120,7 @@ def check_dataset(
     num_queries: int | None = None,
     decode: bool | None = None,
     use_cache: bool = True,
+    images_digest: str | None = None,
 ) -> CheckReport:
     """Check annotations and images.
 
@@ -139,12 +140,14 @@ def check_dataset(
             decodes all of at most 20,000 images, and of more a random sample of 2,000, of which
             alone the masks are checked.
         use_cache: use and cache results.
+        images_digest: `digest_of_images` of the data set, if it is known already.
     """
     dataset = as_detection_dataset(dataset)
     if not use_cache:
         return _check(dataset, num_queries, decode)
+    images_digest = images_digest or digest_of_images(dataset.images)
     return cached(
-        cache_folder() / f"{_digest(dataset, num_queries, decode)}.json",
+        cache_folder() / f"{_digest(dataset, num_queries, decode, images_digest)}.json",
         _load,
         lambda: _check(dataset, num_queries, decode),
         lambda file, report: report.save(file),
@@ -219,9 +222,12 @@ def cache_folder() -> Path:
     return folder_of_results("checks")
 
 
-def _digest(dataset: DetectionDataset, num_queries: int | None, decode: bool | None) -> str:
+def _digest(
+    dataset: DetectionDataset, num_queries: int | None, decode: bool | None, images_digest: str
+) -> str:
     """Return a hash of everything that the checks read."""
-    digest = hashlib.sha256(repr((VERSION, num_queries, decode, dataset.masks)).encode())
+    given = VERSION, num_queries, decode, dataset.masks, images_digest
+    digest = hashlib.sha256(repr(given).encode())
     table = dataset.table
     digest.update(repr((table.category_ids, table.id2label, table.problems)).encode())
     arrays = [
@@ -237,12 +243,19 @@ def _digest(dataset: DetectionDataset, num_queries: int | None, decode: bool | N
             )  # has a hash of the annotation file's times
         else:
             digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
-    for source in filter(None, (dataset.images, dataset.segment_maps)):
-        for image in _sample(len(source)):
-            digest.update(f"{_stamp(source, image)}\n".encode(errors="surrogatepass"))
-        if len(source) > LARGE:
-            for text in _names_and_folder_times(source):
-                digest.update(f"{text}\n".encode(errors="surrogatepass"))
+    if dataset.segment_maps is not None:
+        digest.update(digest_of_images(dataset.segment_maps).encode())
+    return digest.hexdigest()
+
+
+def digest_of_images(source: ImageSource) -> str:
+    """Return a hash that changes with the names, sizes or times of images, see `check_dataset`."""
+    digest = hashlib.sha256()
+    for image in _sample(len(source)):
+        digest.update(f"{_stamp(source, image)}\n".encode(errors="surrogatepass"))
+    if len(source) > LARGE:
+        for text in _names_and_folder_times(source):
+            digest.update(f"{text}\n".encode(errors="surrogatepass"))
     return digest.hexdigest()
 
 

@@ -4,7 +4,7 @@ import codecs
 import os
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from urllib.parse import unquote
 
@@ -30,6 +30,18 @@ def image_endings() -> set[str]:
     endings = PIL.Image.registered_extensions()  # also fills OPEN
     kinds = {*PIL.Image.OPEN, "MPO"} - NOT_IMAGES  # MPO is opened as JPEG
     return {ending for ending, kind in endings.items() if kind in kinds}
+
+
+def files_below(folder: str | os.PathLike[str], endings: Container[str]) -> list[str]:
+    """Return the relative paths of files with some endings, in lower case, in folder by folder.
+
+    Links to folders aren't followed.
+    """
+    root, found = os.path.join(folder, ""), []
+    for path, _, names in os.walk(root):
+        names = [name for name in names if os.path.splitext(name)[1].lower() in endings]
+        found += [os.path.join(path[len(root) :], name) for name in names]
+    return sorted(found, key=lambda name: name.split(os.sep))
 
 
 def read_lines(file: Path) -> list[str]:

@@ -93,6 +93,8 @@ class DataArguments:
         },
     )
 
+    _found = None  # by `check`, for the next reading: folders of many images take long to list
+
     def check(
         self, training: bool = False, evaluation: bool = False, panoptic: bool = False
     ) -> None:
@@ -119,6 +121,7 @@ class DataArguments:
             return
         files = find_data(os.fspath(self.data), self.split, panoptic)
         self._check_options(files, panoptic)
+        self._found = replace(self), panoptic, files
         if files.splits is None and files.format in (DATASETS, ON_THE_HUB):
             return  # the splits are known when it is loaded
         if training or self.val_fraction is not None:
@@ -240,10 +243,14 @@ class DataArguments:
     def _open(self, split: str | None, seed: int, panoptic: bool = False) -> "OpenedData":
         from .reading import ReadingOptions, open_data
 
-        replace(self, split=split).check(panoptic=panoptic)
+        asked, found = replace(self, split=split), self._found
+        self._found = None  # the files can be others at another reading
+        if not found or found[:2] != (asked, panoptic):
+            asked.check(panoptic=panoptic)
+            found = asked._found
         given = self.images, self.segments, self.box_format, self.masks
         options = ReadingOptions(*given, self.id2label(), panoptic, seed)
-        return open_data(self.data, options, split)
+        return open_data(self.data, options, split, found and found[2])
 
 
 def read_data(
@@ -263,10 +270,9 @@ def read_data(
         data: a folder of COCO, COCO panoptic, YOLO or Pascal VOC data, or of the library
             `datasets` (of `save_to_disk`, Parquet files, or images with metadata); a YAML file of
             YOLO; a JSON file of COCO; a Parquet file; tar files for `read_webdataset`; a name on
-            the Hub; a `DetectionDataset`; a
-            `datasets.Dataset`; a torch data set for `read_torch_dataset`, or `Subset` or
-            `ConcatDataset`; a `datasets.DatasetDict` or dict from split to one of these; or a pair
-            of them for "train" and "val".
+            the Hub; a `DetectionDataset`; a `datasets.Dataset`; a torch data set for
+            `read_torch_dataset`, or `Subset` or `ConcatDataset`; a `datasets.DatasetDict` or dict
+            from split to one of these; or a pair of them for "train" and "val".
         split: name of the split, by default "train"; data without splits are read completely.
         images: image folder of a JSON file of COCO.
         segments: PNG folder of a JSON file of COCO's panoptic format.

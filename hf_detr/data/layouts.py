@@ -4,8 +4,10 @@ Nothing here needs torch, so that a command line can be checked at once.
 """
 
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ SAVED = ("dataset_dict.json", "state.json")  # one of these is in the folders of
 YAML_FILES = ("data.yaml", "dataset.yaml", "data.yml", "dataset.yml")
 VOC_LISTS = "ImageSets/Main"
 VOC_ANNOTATIONS = ("Annotations", "annotations")
-# Of `datasets`, up to two folders deep
+# Names and the ending of files of `datasets`, up to two folders deep
 TABLES = ("*.parquet", "metadata.jsonl", "metadata.csv")
 NOTHING = ("", "~", "null")  # a YAML key without value, as text
 OTHER_KEYS = {"names", "nc", "path", "kpt_shape", "flip_idx", "download", "roboflow"}
@@ -101,12 +103,12 @@ def _find_in_folder(folder: Path, names: Iterable[str], panoptic: bool) -> DataF
     }
     for name in (COCO, PANOPTIC_COCO):
         found[name] = _without_repeated(found[name])
-    has_tars = any(folder.glob("*.tar")) or any(folder.glob("*/*.tar"))
+    has_tables, has_tars = _tables_and_tars(folder)
     shards = find_shards(str(folder), names) if has_tars else {}
     if panoptic or found[COCO]:
         del found[COCO if panoptic else PANOPTIC_COCO]
     formats = [name for name, splits in found.items() if splits or (file and name == YOLO)]
-    formats += [DATASETS] * any(_tables(folder)) + [WEBDATASET] * bool(shards)
+    formats += [DATASETS] * has_tables + [WEBDATASET] * bool(shards)
     if panoptic and found[PANOPTIC_COCO]:
         formats = [PANOPTIC_COCO]
     if panoptic and formats != [PANOPTIC_COCO]:
@@ -155,10 +157,23 @@ def _looked_for(layouts: Iterable[tuple[str, ...]]) -> str:
     return ", ".join(files)
 
 
-def _tables(folder: Path) -> Iterator[Path]:
-    for depth in ("", "*/", "*/*/"):
-        for pattern in TABLES:
-            yield from folder.glob(depth + pattern)
+def _tables_and_tars(folder: Path) -> tuple[bool, bool]:
+    """Return whether there are tables of `datasets` up to two folders deep, and tars up to one.
+
+    Folders with many images are listed once.
+    """
+    has_tables = has_tars = False
+    folders = [(folder, 0)]
+    while folders:
+        listed, depth = folders.pop()
+        with suppress(PermissionError), os.scandir(listed) as entries:
+            for entry in entries:
+                name = entry.name
+                has_tables |= name.endswith(TABLES[0][1:]) or name in TABLES
+                has_tars |= depth < 2 and name.endswith(".tar")
+                if depth < 2 and entry.is_dir():
+                    folders.append((entry.path, depth + 1))
+    return has_tables, has_tars
 
 
 def find_yaml(folder: Path) -> Path | None:

@@ -56,20 +56,23 @@ class OpenedData:
     read: Callable[[Sequence[str]], list[DetectionDataset]]
 
 
-def open_data(data: Any, options: ReadingOptions, split: str | None = None) -> OpenedData:
+def open_data(
+    data: Any, options: ReadingOptions, split: str | None = None, files: DataFiles | None = None
+) -> OpenedData:
     """Open data of any kind.
 
     Args:
         data: as in `read_data`.
         options: how they are read.
         split: a split that will be read, of any name.
+        files: what `find_data` found, if it is known already.
 
     Raises:
         ValueError, FileNotFoundError: if the data can't be found or loaded.
     """
     if not isinstance(data, str | os.PathLike):
         return _open_objects(data, options)
-    files = find_data(os.fspath(data), split, options.panoptic)
+    files = files or find_data(os.fspath(data), split, options.panoptic)
     if files.format == WEBDATASET:
         return _open_shards(files, options)
     if files.format in (DATASETS, ON_THE_HUB):

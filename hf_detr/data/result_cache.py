@@ -4,7 +4,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -46,32 +46,24 @@ def cached(
         with suppress(OSError):  # in a read-only folder
             os.utime(file)  # it is in use
         return found
-    with _locked(file) as was_computed:
-        found = load(file) if was_computed else None
-        if found is None and not was_computed:
-            return _compute(file, load, compute, save, description)
-    # Not under the lock: if the result can't be saved, the processes needn't wait for each other.
-    return _compute(file, load, compute, save, description) if found is None else found
-
-
-def _compute(
-    file: Path,
-    load: Callable[[Path], Result | None],
-    compute: Callable[[], Result],
-    save: Callable[[Path, Result], None],
-    description: str,
-) -> Result:
-    result = compute()
-    found = load(file)  # of another process, where locks don't work
-    if found is None:
-        try:
-            save(file, result)
-        except OSError as error:
-            warnings.warn(f"{description} can't be cached: {error}.", stacklevel=5)
-            return result
-        _remove_unused(file.parent)
-        _remove_unused(_lock_folder(file))
-        found = load(file)
+    with ExitStack() as until_computed:
+        if until_computed.enter_context(_locked(file)):
+            found = load(file)
+            if found is not None:
+                return found
+            # It can't be saved: the processes needn't wait for each other.
+            until_computed.close()
+        result = compute()
+        found = load(file)  # of another process, where locks don't work
+        if found is None:
+            try:
+                save(file, result)
+            except OSError as error:
+                warnings.warn(f"{description} can't be cached: {error}.", stacklevel=4)
+                return result
+            _remove_unused(file.parent)
+            _remove_unused(_lock_folder(file))
+            found = load(file)
     return result if found is None else found
 
 

@@ -7,18 +7,21 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 from tqdm.auto import tqdm
 
 from ..atomic_saving import atomic_file
 from .annotation_table import Problem
-from .check import LARGE, CheckReport, check_dataset, result_text
+from .check import LARGE, CheckReport, check_dataset, digest_of_images, result_text
 from .dataset import DetectionDataset
 from .image_source import READING_ERRORS, ImageSource
+from .result_cache import cache_folder, cached
 from .splits import check_same_classes
 from .summary import DataSummary, summarize, summary_text
 
+VERSION = "1"  # of the comparison; results cached by another version aren't used
 SHARED = "image in two splits (AP will be too high)"
 
 
@@ -78,32 +81,75 @@ def check_splits(
 
     Args:
         splits: name -> data set.
-        num_queries, decode, use_cache: as in `check_dataset`. If not all images are decoded, only
+        num_queries, decode, use_cache: as in `check_dataset`; images in two splits are cached in
+            `~/.cache/hf_detr/split_checks`. If not all images are decoded, only
             those that are files are compared between splits.
     """
-    options = num_queries, decode, use_cache
+    digests = dict.fromkeys(splits)
+    if use_cache:
+        digests = {name: digest_of_images(data.images) for name, data in splits.items()}
     contents = decode is True or (decode is None and max(map(len, splits.values())) <= LARGE)
     return SplitsReport(
         {name: summarize(data.table) for name, data in splits.items()},
-        {name: check_dataset(data, *options) for name, data in splits.items()},
-        tuple(split_problems(splits, contents)),
+        {
+            name: check_dataset(data, num_queries, decode, use_cache, digests[name])
+            for name, data in splits.items()
+        },
+        (*_class_problems(splits), *_cached_image_problems(splits, contents, digests)),
     )
 
 
-def split_problems(
+def _class_problems(splits: Mapping[str, DetectionDataset]) -> Iterator[Problem]:
+    """Find classes that differ between splits."""
+    for one, other in combinations(splits.values(), 2):
+        try:
+            check_same_classes(one.id2label, other.id2label)
+        except ValueError as error:
+            yield Problem("classes of splits", None, str(error).rstrip("."), True)
+
+
+def _cached_image_problems(
+    splits: Mapping[str, DetectionDataset], contents: bool, digests: Mapping[str, str | None]
+) -> list[Problem]:
+    """Find images in two splits, or take them from the cache if there are digests of all images.
+
+    One process of a training compares the images; the others wait for its result, see `cached`.
+    """
+    if len(splits) < 2 or None in digests.values():
+        return list(shared_image_problems(splits, contents))
+    key = hashlib.sha256(repr((VERSION, contents, digests)).encode(errors="surrogatepass"))
+
+    def save(file: Path, problems: list[Problem]) -> None:
+        with atomic_file(file) as unfinished:
+            content = [asdict(problem) for problem in problems]
+            unfinished.write_text(json.dumps(content), encoding="utf-8")
+
+    return cached(
+        cache_folder("split_checks") / f"{key.hexdigest()}.json",
+        _load,
+        lambda: list(shared_image_problems(splits, contents)),
+        save,
+        "the comparison of the splits",
+    )
+
+
+def _load(file: Path) -> list[Problem] | None:
+    try:
+        return [Problem(**one) for one in json.loads(file.read_text(encoding="utf-8"))]
+    except (ValueError, TypeError, OSError):
+        return None  # missing or damaged
+
+
+def shared_image_problems(
     splits: Mapping[str, DetectionDataset], contents: bool = True
 ) -> Iterator[Problem]:
-    """Find classes that differ between splits, and images in two of them.
+    """Find images in two splits.
 
     Args:
         splits: name -> data set.
         contents: compare the content of images that aren't files too, which reads all of them.
     """
     for (one, first), (other, second) in combinations(splits.items(), 2):
-        try:
-            check_same_classes(first.id2label, second.id2label)
-        except ValueError as error:
-            yield Problem("classes of splits", None, str(error).rstrip("."), True)
         for index, twin, text in _shared_images(first.images, second.images, contents):
             names = f"{first.images.name(index)} ({one}) and {second.images.name(twin)} ({other})"
             # Not an error: some published data have the same images in both on purpose.

@@ -25,7 +25,8 @@ from .packed_values import PackedValues
 from .result_cache import cache_folder, cached
 
 VERSION = "1"  # of the readers and the files; others aren't used
-MIN_BYTES = 20_000_000  # smaller annotation files are read in a fraction of a second
+# Smaller and fewer annotation files are read in a fraction of a second.
+MIN_BYTES, MIN_FILES = 20_000_000, 2_000
 MAX_PROBLEMS = 10_000  # more are kept in memory only
 MAX_STAMPS = 10_000  # of more images that were opened, about as many are looked at for changes
 ALIGNMENT = 64
@@ -96,26 +97,29 @@ def read_mapped(
     folder: str | os.PathLike[str],
     options: str,
     read: Callable[[], Content],
+    image_files: Sequence[str] = (),
 ) -> tuple[AnnotationTable, ImageFolder]:
     """Read a data set, or map the table that was cached when it was read before.
 
     The cached table is used until the annotation files, the options, or images that were opened for
-    their size change. Small files are always read.
+    their size change. A few small files are always read.
 
     Args:
         files: the annotation files.
         folder: the image folder.
         options: everything else that the table depends on.
         read: reads the data set.
+        image_files: images whose sizes and times are compared too, instead of the indices of opened
+            images that `read` returns.
     """
-    files = [Path(file).absolute() for file in files]
-    states = [os.stat(file) for file in files]
-    if sum(state.st_size for state in states) < MIN_BYTES:
+    home = os.getcwd()
+    files = [os.path.join(home, file) for file in files]
+    states = [_state(file) for file in files]
+    if sum(state[0] for state in states) < MIN_BYTES and len(files) < MIN_FILES:
         return read()[:2]
     folder = Path(folder)
-    # `cp -p` and archives set the time of the content, but not that of the last change.
-    stats = [(s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for s in states]
-    key = _digest(VERSION, files, folder.absolute(), options, stats)
+    of_images = list(zip(image_files, map(_state, image_files), strict=True))
+    key = _digest(VERSION, files, folder.absolute(), options, states, of_images)
     is_new = False
 
     def read_new() -> Content:
@@ -135,6 +139,16 @@ def read_mapped(
     if not is_new:
         warn_of_problems(table.problems)
     return table, images
+
+
+def _state(file: str) -> tuple[int, ...]:
+    """Return what changes with a file; zeros if there is none."""
+    try:
+        state = os.stat(file)
+    except (OSError, ValueError):  # ValueError for names that no file can have
+        return 0, 0, 0, 0
+    # `cp -p` and archives set the time of the content, but not that of the last change.
+    return state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino
 
 
 def _digest(*values: object) -> str:

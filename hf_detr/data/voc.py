@@ -5,7 +5,7 @@ import os
 import re
 import xml.parsers.expat
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -13,10 +13,11 @@ from xml.etree.ElementTree import Element, TreeBuilder
 
 from tqdm.auto import tqdm
 
-from .annotation_table import Problem, make_table
+from .annotation_table import AnnotationTable, Problem, make_table
 from .dataset import DetectionDataset
-from .file_names import check_stays_inside, image_endings, read_lines
+from .file_names import check_stays_inside, files_below, image_endings, read_lines
 from .image_source import ImageFolder, fill_in_sizes_hw, turned_size_hw
+from .table_cache import Content, read_mapped
 
 ANNOTATION_FOLDERS = ("Annotations", "annotations")
 IMAGE_FOLDERS = ("JPEGImages", "images")
@@ -53,21 +54,42 @@ def read_voc(
     """
     problems: list[Problem] = []
     layout = _find_layout(Path(folder), split, problems)
+    used = dict.fromkeys(layout.file(stem) for stem in layout.stems)
     if class_names is None:
-        class_names = _all_class_names(layout.all_annotations)
+        used |= dict.fromkeys(_xml_files(layout.all_annotations))
+    named_images = _image_files(layout.images)
+    image_files = [layout.image(name) for names in named_images.values() for name in names]
+
+    def read() -> Content:
+        names = _all_class_names(layout.all_annotations) if class_names is None else class_names
+        return *_read_annotations(layout, split, names, keep_difficult, named_images, problems), ()
+
+    options = repr(("voc", split, class_names, keep_difficult, layout.stems, problems))
+    table, images = read_mapped([*used], layout.images, options, read, image_files)
+    return DetectionDataset(table, images, seed=seed)
+
+
+def _read_annotations(
+    layout: "_Layout",
+    split: str,
+    class_names: Sequence[str],
+    keep_difficult: bool,
+    named_images: Mapping[str, Sequence[str]],
+    problems: list[Problem],
+) -> tuple[AnnotationTable, ImageFolder]:
+    """Read the annotation file of each image."""
     labels = {name: label for label, name in enumerate(class_names)}
-    files = _image_files(layout.images)
     image_names, entries, entry_images, sizes_hw = [], [], [], []
     bar = tqdm(layout.stems, desc=f"VOC {split}", unit="file", disable=None)
     for index, stem in enumerate(bar):
-        file = layout.annotations / f"{stem}.xml"
-        image_names.append(files.get(stem, [f"{stem}.jpg"])[0])
+        file = layout.file(stem)
+        image_names.append(named_images.get(stem, [f"{stem}.jpg"])[0])
         sizes_hw.append((None, None))
         try:
             root = parse_xml(file)
             sizes_hw[-1] = _size_hw(root)
-            if len(files.get(stem, [])) > 1:
-                image_names[-1] = _named_image(root, files[stem], file)
+            if len(named_images.get(stem, [])) > 1:
+                image_names[-1] = _named_image(root, named_images[stem], file)
             for number, found in enumerate(root.iter("object")):
                 name, box, is_difficult = _object(found, file)
                 if name not in labels:
@@ -92,7 +114,7 @@ def read_voc(
         problems=problems,
         turned_hw=partial(turned_size_hw, images),
     )
-    return DetectionDataset(table, images, seed=seed)
+    return table, images
 
 
 @dataclass(frozen=True)
@@ -104,6 +126,12 @@ class _Layout:
     stems: list[str]
     all_annotations: Path  # of all splits
 
+    def file(self, stem: str) -> str:
+        return os.path.join(self.annotations, f"{stem}.xml")
+
+    def image(self, name: str) -> str:
+        return os.path.join(self.images, name)
+
 
 def _find_layout(folder: Path, split: str, problems: list[Problem]) -> _Layout:
     check_stays_inside([split])
@@ -112,8 +140,10 @@ def _find_layout(folder: Path, split: str, problems: list[Problem]) -> _Layout:
         return _Layout(annotations, images, _split_stems(folder, split), annotations)
     home = folder / split if (folder / split).is_dir() else folder
     annotations, images = _subfolder(home, ANNOTATION_FOLDERS), _subfolder(home, IMAGE_FOLDERS)
-    files = annotations.glob("*.xml") if annotations == folder else annotations.rglob("*.xml")
-    stems = sorted(file.relative_to(annotations).with_suffix("").as_posix() for file in files)
+    is_deep = annotations != folder
+    files = _xml_files(annotations) if is_deep else map(str, annotations.glob("*.xml"))
+    start = len(os.path.join(annotations, ""))
+    stems = sorted(file[start:-4].replace(os.sep, "/") for file in files)
     if not stems or (home == folder and split != "train"):
         found = sorted(path.name for path in folder.iterdir() if path.is_dir())
         raise ValueError(
@@ -134,15 +164,19 @@ def _subfolder(folder: Path, names: Sequence[str]) -> Path:
 
 def _image_files(folder: Path) -> dict[str, list[str]]:
     """Return the sorted names of the images with each name without ending."""
-    endings, files = image_endings(), defaultdict(list)
-    for path in sorted(folder.rglob("*")):  # may have other files of annotation tools
-        if path.suffix.lower() in endings:
-            name = path.relative_to(folder)
-            files[name.with_suffix("").as_posix()].append(name.as_posix())
+    files = defaultdict(list)
+    for name in files_below(folder, image_endings()):  # may have other files of annotation tools
+        name = name.replace(os.sep, "/")
+        files[os.path.splitext(name)[0]].append(name)
     return files
 
 
-def _named_image(root: Element, names: Sequence[str], file: Path) -> str:
+def _xml_files(folder: Path) -> list[str]:
+    names = files_below(folder, {".xml"})
+    return [os.path.join(folder, name) for name in names if name.endswith(".xml")]
+
+
+def _named_image(root: Element, names: Sequence[str], file: str) -> str:
     """Return the one of several images that an XML file belongs to."""
     named = PureWindowsPath(root.findtext("filename", "").strip()).name
     found = [name for name in names if PurePosixPath(name).name == named]
@@ -199,7 +233,7 @@ def _split_stems(folder: Path, split: str) -> list[str]:
 
 def _stem(folder: Path, line: str) -> str:
     """Remove the second column of the lists of single classes, or an image's folder and ending."""
-    if os.path.isfile(folder / "Annotations" / f"{line}.xml"):
+    if os.path.isfile(os.path.join(folder, "Annotations", f"{line}.xml")):
         return line  # names may contain spaces and numbers
     without = re.sub(r"\s+-?[01]$", "", line)
     path = PurePosixPath(without.replace("\\", "/"))
@@ -210,7 +244,7 @@ def _stem(folder: Path, line: str) -> str:
 
 def _all_class_names(folder: Path) -> list[str]:
     names = set()
-    for file in tqdm(sorted(folder.rglob("*.xml")), desc="VOC names", unit="file", disable=None):
+    for file in tqdm(_xml_files(folder), desc="VOC names", unit="file", disable=None):
         try:
             names |= {
                 found.findtext("name", "").strip() for found in parse_xml(file).iter("object")
@@ -228,7 +262,7 @@ def _size_hw(root: Element) -> tuple[int | None, int | None]:
     return int(values[0]), int(values[1])
 
 
-def _object(found: Element, file: Path) -> tuple[str, list[float], bool]:
+def _object(found: Element, file: str) -> tuple[str, list[float], bool]:
     """Return the name, the box (x0, y0, x1, y1) in pixels, and whether it is difficult."""
     name = found.findtext("name", "").strip()
     values = [found.findtext(f"bndbox/{key}", "") for key in CORNERS]

@@ -10,11 +10,12 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from .annotation_table import Problem, make_table
+from .annotation_table import AnnotationTable, Problem, make_table
 from .dataset import DetectionDataset
-from .file_names import find_inside, image_endings, read_lines
+from .file_names import files_below, find_inside, image_endings, read_lines
 from .image_source import ImageFolder, image_size_hw
 from .layouts import NOTHING, YAML_FILES, find_yaml, read_yaml, yolo_splits
+from .table_cache import Content, read_mapped
 
 
 def read_yolo(
@@ -49,18 +50,42 @@ def read_yolo(
         raise ValueError(f"{file} has kpt_shape; pose data have no masks, pass masks=False.")
     problems: list[Problem] = []
     paths = _image_paths(content, file, split, problems)
-    root = os.path.commonpath([image.parent for image in paths])
-    images = ImageFolder(root, [str(image.relative_to(root)) for image in paths])
-    problems += images.notes
-    _note_shared_label_files(paths, problems)
-    if num_keypoint_values:
-        text = "the keypoints of the objects aren't read, only their boxes"
-        problems.append(Problem("keypoints", None, text, False))
+    root = os.path.join(os.path.commonpath(set(map(os.path.dirname, paths))), "")
+    label_files = list(map(_label_file, paths))
+
+    def read() -> Content:
+        images = ImageFolder(root, [path[len(root) :] for path in paths])
+        problems.extend(images.notes)
+        _note_shared_label_files(paths, problems)
+        if num_keypoint_values:
+            text = "the keypoints of the objects aren't read, only their boxes"
+            problems.append(Problem("keypoints", None, text, False))
+        table = _read_labels(
+            label_files, images, split, names, num_keypoint_values, masks, problems
+        )
+        return table, images, ()
+
+    options = repr(("yolo", split, masks, problems))
+    table, images = read_mapped([file, *label_files], root, options, read, paths)
+    return DetectionDataset(table, images, masks=masks, seed=seed)
+
+
+def _read_labels(
+    label_files: Sequence[str],
+    images: ImageFolder,
+    split: str,
+    names: Mapping[int, str],
+    num_keypoint_values: int,
+    masks: bool,
+    problems: list[Problem],
+) -> AnnotationTable:
+    """Read the label file and the size of each image."""
     entries, entry_images, sizes_hw = [], [], []
-    for index, image in enumerate(tqdm(paths, desc=f"YOLO {split}", unit="image", disable=None)):
+    bar = tqdm(label_files, desc=f"YOLO {split}", unit="image", disable=None)
+    for index, label_file in enumerate(bar):
         sizes_hw.append(image_size_hw(images, index, problems))
         try:
-            lines = _label_lines(image)
+            lines = _label_lines(label_file)
         except ValueError as error:
             problems.append(Problem("label file", index, str(error), True))
             continue
@@ -68,7 +93,7 @@ def read_yolo(
             try:
                 class_label, box, polygon = _parse_line(line, names, num_keypoint_values)
             except ValueError as error:
-                text = f"{_label_file(image)}:{number}: {error}"
+                text = f"{label_file}:{number}: {error}"
                 problems.append(Problem("label line", index, text, True))
                 continue
             height, width = sizes_hw[-1]
@@ -76,11 +101,10 @@ def read_yolo(
             entry = {"id": number, "category_id": class_label, "bbox": box}
             entries.append({**entry, "segmentation": [pixels] if pixels else None})
             entry_images.append(index)
-    ids, box_format = range(len(paths)), "cxcywh_normalized"
-    table = make_table(
+    ids, box_format = range(len(images)), "cxcywh_normalized"
+    return make_table(
         names, ids, sizes_hw, entries, entry_images, box_format, problems=problems, masks=masks
     )
-    return DetectionDataset(table, images, masks=masks, seed=seed)
 
 
 def _names(content: Mapping[str, Any], file: Path) -> dict[int, str]:
@@ -113,7 +137,7 @@ def _num_keypoint_values(content: Mapping[str, Any], file: Path) -> int:
 
 def _image_paths(
     content: Mapping[str, Any], file: Path, split: str, problems: list[Problem]
-) -> list[Path]:
+) -> list[str]:
     """Return the absolute paths of a split's images, sorted within each folder."""
     locations = content.get(split)
     if not locations or locations in NOTHING:
@@ -121,24 +145,26 @@ def _image_paths(
         raise ValueError(f"{file} has no {split!r}; its splits are {known}.")
     root = content.get("path")
     root = file.parent / ("" if root in (None, *NOTHING) else str(root))
-    paths: list[Path] = []
+    paths: list[str] = []
     for location in locations if isinstance(locations, list) else [locations]:
         source = _existing(root, str(location), file.parent, problems)
         if source.is_dir():
-            endings = image_endings()
-            found = sorted(path for path in source.rglob("*") if path.suffix.lower() in endings)
-            _note_labels_without_image(source, found, problems)
+            folder = os.path.abspath(source)
+            found = [os.path.join(folder, name) for name in files_below(folder, image_endings())]
+            _note_labels_without_image(folder, found, problems)
             paths += found
         elif source.is_file():
             listed = [line.strip() for line in read_lines(source)]
             paths += [
-                _existing(source.parent, line, file.parent, problems) for line in listed if line
+                os.path.abspath(_existing(source.parent, line, file.parent, problems))
+                for line in listed
+                if line
             ]
         else:
             raise ValueError(f"{file}: {split} is {location!r}, but {source} doesn't exist.")
     if not paths:
         raise ValueError(f"{file}: {split} is {locations!r}, which has no images.")
-    return [Path(os.path.abspath(path)) for path in paths]
+    return paths
 
 
 def _existing(root: Path, location: str, home: Path, problems: list[Problem]) -> Path:
@@ -158,57 +184,58 @@ def _existing(root: Path, location: str, home: Path, problems: list[Problem]) ->
     return home / found
 
 
-def _note_labels_without_image(
-    folder: Path, images: Sequence[Path], problems: list[Problem]
-) -> None:
+def _note_labels_without_image(folder: str, images: Sequence[str], problems: list[Problem]) -> None:
     """Report label files without an image, which is missing or has an unknown ending."""
-    label_folder = _label_file(Path(os.path.abspath(folder)) / "any").parent
-    known = {_label_file(Path(os.path.abspath(image))) for image in images}
-    lost = [file for file in label_folder.rglob("*.txt") if file not in known and _is_labels(file)]
+    label_folder = os.path.dirname(_label_file(os.path.join(folder, "any")))
+    known = set(map(_label_file, images))
+    texts = [name for name in files_below(label_folder, {".txt"}) if name.endswith(".txt")]
+    files = {name: os.path.join(label_folder, name) for name in texts}
+    lost = [name for name, file in files.items() if file not in known and _is_labels(file)]
     if lost:
         text = (
-            f"{len(lost)} label files in {label_folder} have no image, such as "
-            f"{min(lost).relative_to(label_folder)}; images need an ending of a format that PIL "
-            "opens, such as .jpg or .png"
+            f"{len(lost)} label files in {label_folder} have no image, such as {lost[0]}; images "
+            "need an ending of a format that PIL opens, such as .jpg or .png"
         )
         problems.append(Problem("label files without image", None, text, False))
 
 
-def _is_labels(file: Path) -> bool:
+def _is_labels(file: str) -> bool:
     """Whether the first line of a text file is that of an object."""
-    with file.open("rb") as opened:
+    with open(file, "rb") as opened:
         words = opened.readline(2000).lstrip(codecs.BOM_UTF8).split()
     return len(words) >= 5 and all(re.fullmatch(rb"[\d.eE+-]+", word) for word in words)
 
 
-def _note_shared_label_files(images: Sequence[Path], problems: list[Problem]) -> None:
-    owners: dict[Path, Path] = {}
-    shared = [i for i in images if owners.setdefault(i.with_suffix(""), i).suffix != i.suffix]
+def _note_shared_label_files(images: Sequence[str], problems: list[Problem]) -> None:
+    owners: dict[str, str] = {}
+    shared = [image for image in images if owners.setdefault(_stem(image), image) != image]
     if shared:
-        first = owners[shared[0].with_suffix("")]
         text = (
             f"{len(shared)} images have the label file of another image with the same name, such "
-            f"as {first} and {shared[0].name}"
+            f"as {owners[_stem(shared[0])]} and {os.path.basename(shared[0])}"
         )
         problems.append(Problem("shared label files", None, text, False))
 
 
-def _label_file(image: Path) -> Path:
+def _stem(image: str) -> str:
+    return os.path.splitext(image)[0]
+
+
+def _label_file(image: str) -> str:
     """Return the label file of an image: the last `images` in its path replaced by `labels`."""
-    parts = list(image.with_suffix(".txt").parts)
-    for index in range(len(parts) - 2, 0, -1):
-        if parts[index] == "images":
-            parts[index] = "labels"
+    *folders, name = _stem(image).split(os.sep)
+    for index in range(len(folders) - 1, 0, -1):
+        if folders[index] == "images":
+            folders[index] = "labels"
             break
-    return Path(*parts)
+    return os.sep.join([*folders, f"{name}.txt"])
 
 
-def _label_lines(image: Path) -> list[tuple[int, str]]:
+def _label_lines(file: str) -> list[tuple[int, str]]:
     """Return the number, from 1, and the text of all lines that aren't empty."""
-    file = _label_file(image)
     if not os.path.isfile(file):
         return []
-    lines = enumerate(read_lines(file), start=1)
+    lines = enumerate(read_lines(Path(file)), start=1)
     return [(number, line) for number, line in lines if line.strip()]
 
 

@@ -62,15 +62,15 @@ class DataSetImages:
                 f"{self.name} has no column {self.column!r}; its columns are {rows.column_names}. "
                 "Give --image-column."
             )
-        numbers, rows = _part(self._undecoded(rows), process, num_processes)
-        for number, row in zip(numbers, rows, strict=False):
+        for position, number, row in _part(self._undecoded(rows), process, num_processes):
             name = f"{self.name}/{split}/{number}"
             value = row[self.column]
             value = value if isinstance(value, Mapping) else {"bytes": value}
             path, content = value.get("path"), value.get("bytes")
             place = PurePath(path).name if path else str(number)
             source = source_of(path) if path and content is None else content
-            yield InputImage(name, place, source or ValueError(f"{name} has no image"))
+            source = source or ValueError(f"{name} has no image")
+            yield InputImage(name, place, source, position)
 
     def _load(self) -> tuple[str, "Dataset | IterableDataset"]:
         """Return the name of the split, and its rows."""
@@ -94,21 +94,26 @@ class DataSetImages:
         return rows
 
 
-def _part(rows: Any, process: int, num_processes: int) -> tuple[Iterator[Any], Any]:
-    """Return the numbers and the rows of one of several processes.
+def _part(rows: Any, process: int, num_processes: int) -> Iterator[tuple[int, int | str, Any]]:
+    """Yield the position of every row's file or of the row itself, its number, and the row.
 
-    If a streamed data set has files enough for all, each process gets files of its own, whose rows
-    have the name of the process and a number in its part.
+    If a streamed data set has files enough for all processes, each gets files of its own, whose
+    rows have the name of the process and a number in its part.
     """
     import datasets
     from datasets.distributed import split_dataset_by_node
 
     if isinstance(rows, datasets.Dataset):
         rows = rows.to_iterable_dataset()  # of one file
-    has_own_files = num_processes > 1 and rows.num_shards % num_processes == 0
-    if num_processes > 1:
-        rows = split_dataset_by_node(rows, process, num_processes)
-    if has_own_files:
-        part = f"{process + 1:05}-of-{num_processes:05}"
-        return (f"{part}/{number}" for number in itertools.count()), rows
-    return itertools.count(process, num_processes), rows
+    num_files = rows.num_shards
+    if num_processes == 1:
+        yield from ((number, number, row) for number, row in enumerate(rows))
+    elif num_files % num_processes:
+        own = split_dataset_by_node(rows, process, num_processes)
+        for number, row in zip(itertools.count(process, num_processes), own, strict=False):
+            yield number, number, row
+    else:
+        part, numbers = f"{process + 1:05}-of-{num_processes:05}", itertools.count()
+        for file in range(process, num_files, num_processes):
+            for row in rows.shard(num_files, file):
+                yield file, f"{part}/{next(numbers)}", row

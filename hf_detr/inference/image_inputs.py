@@ -32,11 +32,13 @@ class InputImage:
         name: its path, its address, or `photos.tar/cat.jpg`.
         place: relative path for what is written about it, such as `sub/cat.jpg`.
         source: its file, its bytes, a function that downloads them, or why there are none.
+        position: of its file, address, tar or row among those of all processes.
     """
 
     name: str
     place: str
     source: Path | bytes | Callable[[], bytes] | ValueError
+    position: int = 0
 
     def content(self) -> Path | bytes:
         """Return the file, or the bytes of a file.
@@ -103,14 +105,12 @@ class ImageInputs:
 
     def part(self, process: int, num_processes: int) -> Iterator[InputImage]:
         """Iterate over the images of one of several processes."""
-        turns = itertools.cycle(range(num_processes))
-        for name, place in self._units():
-            if next(turns) != process:
-                continue
+        units = enumerate(self._units())
+        for position, (name, place) in itertools.islice(units, process, None, num_processes):
             if _is_tar(name):
-                yield from _in_tar(name)
+                yield from _in_tar(name, position)
             else:
-                yield InputImage(name, place, source_of(name))
+                yield InputImage(name, place, source_of(name), position)
 
     def local_files(self) -> Iterator[Path]:
         """Iterate over the images that are files, but not those of lists."""
@@ -275,7 +275,7 @@ def _split(file: BinaryIO, end: bytes) -> Iterator[str]:
         yield os.fsdecode(rest)
 
 
-def _in_tar(name: str) -> Iterator[InputImage]:
+def _in_tar(name: str, position: int) -> Iterator[InputImage]:
     """Yield the images of a tar file, which is read once from its beginning to its end."""
     endings = image_endings()
     try:
@@ -284,11 +284,12 @@ def _in_tar(name: str) -> Iterator[InputImage]:
                 path = PurePosixPath(member.name)
                 if member.isfile() and path.suffix.lower() in endings:
                     place = str(path) if is_inside(str(path)) else path.name
-                    yield InputImage(f"{name}/{path}", place, tar.extractfile(member).read())
+                    content = tar.extractfile(member).read()
+                    yield InputImage(f"{name}/{path}", place, content, position)
                 tar.members.clear()  # it would keep all of them
     except Exception as error:  # of the tar, its compression or its storage
         problem = ValueError(f"{name} can't be read to its end as a tar file: {error}")
-        yield InputImage(name, _place_of_address(name), problem)
+        yield InputImage(name, _place_of_address(name), problem, position)
 
 
 def _opened(name: str) -> BinaryIO:

@@ -23,15 +23,48 @@ FORMATS = ("json", "jsonl", "parquet", *IMAGE_FOLDERS)
 ROW_GROUP = 1000  # images
 
 
+def write_format(
+    name: str,
+    folder: Path,
+    records: Records,
+    names: Mapping[int, str],
+    header: Mapping[str, Any],
+    skipped: Iterable[Path] | None = None,
+) -> tuple[Path, int]:
+    """Write one of `FORMATS` other than jsonl.
+
+    Args:
+        name: the format.
+        folder: where it is written.
+        records, names: see `write_coco`.
+        header, skipped: see `write_report`.
+
+    Returns:
+        The file or folder, and the number of objects without area, which are left out of data sets.
+    """
+    file = folder / f"predictions.{name}"
+    match name:
+        case "json":
+            with atomic_file(file) as unfinished, unfinished.open("w", encoding="utf-8") as opened:
+                write_report(opened, header, records, skipped)
+        case "parquet":
+            write_parquet(file, records)
+        case _:
+            write = {"coco": write_coco, "yolo": write_yolo, "voc": write_voc}[name]
+            return folder, write(folder, records, names)
+    return file, 0
+
+
 def write_report(
-    file: TextIO, header: Mapping[str, Any], records: Records, skipped: Iterable[Path] = ()
+    file: TextIO, header: Mapping[str, Any], records: Records, skipped: Iterable[Path] | None = ()
 ) -> None:
-    """Write one JSON object: the header, `images`, `failed`, and `skipped` files."""
+    """Write one JSON object: the header, `images`, `failed`, and `skipped` files if not None."""
     lists = {
         "images": (record for record in records() if "error" not in record),
         "failed": (record for record in records() if "error" in record),
-        "skipped": map(str, skipped),
     }
+    if skipped is not None:
+        lists["skipped"] = map(str, skipped)
     _write_object(file, header, lists)
 
 

@@ -1,19 +1,26 @@
 """Predictions as lines of JSON, one per image, written as they come, and continued after a kill.
 
 A line is the result of an image or the reason of its failure: `index` (of the image in this file's
-part), `file`, and `objects` or `error`. Lines are in the order in which images were done, within
-groups of consecutive images; the groups are in order. So nothing of a long run has to be in memory.
-A second file, with the ending `.run.json`, has the options of the run. Nothing here needs torch.
+part), `file`, and `objects` or `error`. Images are in groups of consecutive ones, whose lines are
+in any order; the groups are in order. A failed image that is tried again gets another line, where
+the groups start again from an earlier one; the last line of an image counts. So nothing of a long
+run has to be in memory. A second file, with the ending `.run.json`, has the options of the run, and
+in the end what `complete` was given. Nothing here needs torch.
 """
 
+import heapq
 import json
 import os
 from collections.abc import Iterator, Mapping
-from itertools import islice
+from itertools import groupby, pairwise
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ..atomic_saving import atomic_file
+
+COMPLETE = "complete"  # the key of what was said in the end, beside the options
+index_of = itemgetter("index")
 
 
 class PredictionLines:
@@ -24,69 +31,127 @@ class PredictionLines:
         group_size: number of consecutive images whose lines can be in any order.
         options: what the results depend on, in JSON types.
         resume: whether to continue an earlier file. Its last line is dropped if it is torn.
+        retry: whether failed images of the earlier file are tried again.
 
     Raises:
         ValueError: if the earlier file was written with other options or isn't of predictions.
     """
 
     def __init__(
-        self, file: Path, group_size: int, options: Mapping[str, Any], resume: bool = False
+        self,
+        file: Path,
+        group_size: int,
+        options: Mapping[str, Any],
+        resume: bool = False,
+        retry: bool = False,
     ) -> None:
         self.file, self.group_size, self.options = file, group_size, options
-        self._opened = None
-        self._done: dict[int, str] = {}  # in the group that wasn't complete: index, name
-        self.start = 0  # index of that group's first image
+        self.retry = retry
+        self._opened: BinaryIO | None = None
+        self._has_begun = False
+        self._end = 0  # bytes of all lines
+        self._starts = [0]  # bytes of the file where groups start from an earlier one
+        self._group = self._last_group = 0  # the highest one, and the one of the last line
+        self._done: dict[int, tuple[str, bool]] = {}  # in the highest: index, name, has failed
         self.num_results = self.num_failures = 0
         if resume and file.exists():
             self._check_options()
-            self._find_end()
+            self._read_all()
+            self._opened = file.open("r+b")
+            self._opened.truncate(self._end)
+            self._opened.seek(0, os.SEEK_END)
+
+    @classmethod
+    def of_complete_run(cls, file: Path) -> "PredictionLines":
+        """Open the file of a run that has ended, to read it; errors are those of `complete_run`."""
+        options, said = complete_run(file)
+        lines = cls(file, said["group_size"], options)
+        lines._read_all()
+        return lines
+
+    @property
+    def start(self) -> int:
+        """Index of the first image of the first group that isn't complete."""
+        return (self._group + (len(self._done) == self.group_size)) * self.group_size
 
     def has(self, index: int, name: str) -> bool:
-        """Return whether the line of an image of the group at `start` is there already.
+        """Return whether the line of an image at `start` or after it is there already.
+
+        With `retry`, that of a failed image isn't.
 
         Raises:
             ValueError: if it is there with another name.
         """
-        if index in self._done:
-            _check_name(self.file, index, self._done[index], name)
-        return index in self._done
+        before, has_failed = self._done.get(index, (name, True))
+        _check_name(self.file, index, before, name)
+        return index in self._done and not (self.retry and has_failed)
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Write the line of an image."""
-        if self._opened is None:
-            with atomic_file(_options_file(self.file)) as unfinished:
-                unfinished.write_text(json.dumps(self.options, indent=1) + "\n", encoding="utf-8")
-            self._opened = self.file.open("wb")
-        self._opened.write(json.dumps(record).encode() + b"\n")
+        self._begin()
+        self._opened.write(line := line_of(record))
         self._opened.flush()
-        self._count(record)
+        self._note(record, line)
 
-    def check_names(self, names: Iterator[str]) -> None:
-        """Check that the lines before `start` are of these images, whose names are consumed.
+    def complete(self, **said: Any) -> None:
+        """Note that all images have lines, with values in JSON types for those who read them."""
+        self._begin()  # an empty file, if there are no images
+        write_options(self.file, self.options, {"group_size": self.group_size, **said})
+
+    def failed(self, names: Iterator[str]) -> Iterator[int]:
+        """Check that the lines before `start` are of these images, of which no more are consumed.
+
+        Yields:
+            With `retry`, the indices of failed images.
 
         Raises:
-            ValueError: if not.
+            ValueError: if the images have changed.
         """
-        for record in islice(self.records(), self.start):
+        start = self.start
+        for record in self.records():
+            if record["index"] >= start:
+                return
             _check_name(self.file, record["index"], record["file"], next(names, None))
+            if self.retry and "error" in record:
+                yield record["index"]
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """Iterate over the lines in the order of the images."""
-        if not self.file.exists():
-            return
-        group: list[dict[str, Any]] = []
-        with self.file.open("rb") as lines:
-            for line in lines:
-                group.append(json.loads(line))
-                if len(group) == self.group_size:
-                    yield from sorted(group, key=lambda record: record["index"])
-                    group.clear()
-        yield from sorted(group, key=lambda record: record["index"])
+        """Iterate over the lines that are there now, in the order of the images.
+
+        Of the lines of one image it is the last one.
+        """
+        if not self._end:
+            return  # an earlier run's file, which isn't replaced yet
+        ends = [*self._starts, self._end]
+        # Equal ones come in the order of the file, in `sorted` and in `merge`.
+        parts = heapq.merge(*(self._sorted(*part) for part in pairwise(ends)), key=index_of)
+        for _, lines in groupby(parts, key=index_of):
+            *_, record = lines
+            yield record
 
     def close(self) -> None:
         """Close the file; later lines can't be added."""
         if self._opened is not None:
             self._opened.close()
+
+    def _sorted(self, start: int, end: int) -> Iterator[dict[str, Any]]:
+        """Yield the lines of a part of the file, whose groups are in order."""
+
+        def records() -> Iterator[dict[str, Any]]:
+            while lines.tell() < end:
+                yield json.loads(lines.readline())
+
+        with self.file.open("rb") as lines:
+            lines.seek(start)
+            for _, group in groupby(records(), lambda record: record["index"] // self.group_size):
+                yield from sorted(group, key=index_of)
+
+    def _begin(self) -> None:
+        """Note, before the first change, that the run isn't complete."""
+        if not self._has_begun:
+            self._has_begun = True
+            write_options(self.file, self.options)
+            self._opened = self._opened or self.file.open("wb")
 
     def _check_options(self) -> None:
         try:
@@ -96,6 +161,7 @@ class PredictionLines:
                 f"{self.file} can't be continued, because the options of its run are unknown: "
                 f"{error}. Run without --resume, which replaces it."
             ) from error
+        before.pop(COMPLETE, None)
         now = json.loads(json.dumps(self.options))
         changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
         if changed:
@@ -106,9 +172,8 @@ class PredictionLines:
                 "another --output; without --resume the file is replaced."
             )
 
-    def _find_end(self) -> None:
-        """Find where to continue, cut off a torn line, and open the file for further ones."""
-        end = 0
+    def _read_all(self) -> None:
+        """Find where to continue."""
         with self.file.open("rb") as lines:
             for number, line in enumerate(lines):
                 record = _parsed(line)
@@ -119,19 +184,56 @@ class PredictionLines:
                             "--resume, which replaces the file."
                         )
                     break
-                self._count(record)
-                self._done[record["index"]] = record["file"]
-                end += len(line)
-                if len(self._done) == self.group_size:
-                    self._done.clear()
-                    self.start += self.group_size
-        self._opened = self.file.open("r+b")
-        self._opened.truncate(end)
-        self._opened.seek(0, os.SEEK_END)
+                self._note(record, line)
 
-    def _count(self, record: Mapping[str, Any]) -> None:
-        self.num_failures += "error" in record
-        self.num_results += "error" not in record
+    def _note(self, record: Mapping[str, Any], line: bytes) -> None:
+        """Count the next line."""
+        index, has_failed = record["index"], "error" in record
+        group = index // self.group_size
+        if group < self._last_group:
+            self._starts.append(self._end)
+        if group > self._group:
+            self._group = group
+            self._done.clear()
+        self._last_group = group
+        self._end += len(line)
+        # Only failed images get another line.
+        if group < self._group or index in self._done:
+            self.num_failures -= 1
+        if group == self._group:
+            self._done[index] = record["file"], has_failed
+        self.num_failures += has_failed
+        self.num_results += not has_failed
+
+
+def write_options(
+    file: Path, options: Mapping[str, Any], said: Mapping[str, Any] | None = None
+) -> None:
+    """Write the options of a run, and what it says in the end, beside the file of its lines."""
+    values = {**options, COMPLETE: said} if said else options
+    with atomic_file(_options_file(file)) as unfinished:
+        unfinished.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+
+
+def complete_run(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the options of the run that wrote a file of lines, and what it said in the end.
+
+    Raises:
+        ValueError: if it hasn't ended.
+    """
+    try:
+        options = json.loads(_options_file(file).read_text(encoding="utf-8"))
+        return options, options.pop(COMPLETE)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"{file} isn't complete: its process is still running, or was stopped. Run the same "
+            "command with --resume."
+        ) from error
+
+
+def line_of(record: Mapping[str, Any]) -> bytes:
+    """Return the line of a record."""
+    return json.dumps(record).encode() + b"\n"
 
 
 def _options_file(file: Path) -> Path:

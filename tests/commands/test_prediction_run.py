@@ -39,7 +39,11 @@ READERS = {"coco": read_coco, "yolo": read_yolo, "voc": read_voc}
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A small detector's folder."""
-    folder = tmp_path_factory.mktemp("model")
+    return save_model(tmp_path_factory.mktemp("model"))
+
+
+def save_model(folder: Path) -> str:
+    """Save a small detector; return its folder."""
     tiny_detector("detr", decoder_layers=1, encoder_layers=1).save_pretrained(folder)
     DetrImageProcessor(size={"shortest_edge": 32, "longest_edge": 48}).save_pretrained(folder)
     return str(folder)
@@ -186,10 +190,12 @@ def test_memory_is_constant(
         if record["index"] % 64 == 63:
             sizes.append(tracemalloc.get_traced_memory()[0])
 
+    given = ("--model", model, "--workers", "1")
+    predict(tmp_path / "first", many, *given)  # what is loaded once
     monkeypatch.setattr(PredictionLines, "add", add_and_measure)
     tracemalloc.start()
     try:
-        predict(tmp_path, many, "--model", model, "--workers", "1")
+        predict(tmp_path / "second", many, *given)
     finally:
         tracemalloc.stop()
     middle = len(sizes) // 2
@@ -204,6 +210,46 @@ def test_workers_change_nothing(
     assert predict(tmp_path, many, "--model", model, "--workers", workers) == 3
     expected = (uninterrupted / "predictions.jsonl").read_bytes()
     assert (tmp_path / "predictions.jsonl").read_bytes() == expected
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_failed_images_are_tried_again(
+    model: str, many: Path, tmp_path: Path, workers: int, capsys: pytest.CaptureFixture
+) -> None:
+    """Those that were repaired get results, and all others keep theirs; a kill is no problem."""
+    photos, output = tmp_path / "photos", tmp_path / "output"
+    shutil.copytree(many, photos, ignore=lambda _, names: [n for n in names if n > "00160.png"])
+    for number in (3, 76, 159):
+        (photos / f"{number:05}.png").write_text("torn")
+    given = (photos, "--model", model, "--no-draw", "--workers", workers)
+    assert predict(output, *given) == 3
+    before = lines_of(output)
+    for number in (3, 77, 159):
+        (photos / f"{number:05}.png").write_bytes(png(16, 16, 1))
+    assert predict(output, *given, "--resume") == 3
+    assert lines_of(output) == before
+    assert "4 of 161 images failed; --retry-failed tries them again" in capsys.readouterr().err
+    assert predict(output, *given, "--retry-failed", "--format", "json") == 3
+    lines = lines_of(output)
+    assert lines[: len(before)] == before
+    assert [line["index"] for line in lines[len(before) :]] == [3, 76, 77, 159]
+    report = json.loads((output / "predictions.json").read_text())
+    assert [one["index"] for one in report["images"]] == [n for n in range(161) if n != 76]
+    assert [one["index"] for one in report["failed"]] == [76]
+    known = {line["index"]: line for line in before}
+    others = [one for one in report["images"] if one["index"] not in (3, 77, 159)]
+    assert others == [known[one["index"]] for one in others]
+    assert all("objects" in one and (one["width"], one["height"]) for one in report["images"])
+    # Killed after the first of them
+    whole = (output / "predictions.jsonl").read_bytes().splitlines(keepends=True)
+    (output / "predictions.jsonl").write_bytes(b"".join(whole[: len(before) + 1]) + b'{"in')
+    (photos / "00076.png").write_bytes(png(16, 16, 1))
+    (photos / "00161.png").write_bytes(png(16, 16, 1))  # a new one
+    assert predict(output, *given, "--retry-failed", "--format", "json") == 0
+    lines = lines_of(output)[len(before) :]
+    assert [line["index"] for line in lines] == [3, 76, 77, 159, 161]
+    report = json.loads((output / "predictions.json").read_text())
+    assert [one["index"] for one in report["images"]] == list(range(162))
 
 
 @pytest.mark.parametrize("name", READERS)
@@ -346,12 +392,11 @@ def test_processes_write_their_own_files(
 def test_what_processes_cannot_do(
     many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    """Files of all results, and lists on stdin, need one process."""
+    """One object on stdout, and lists on stdin, need one process."""
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     for given, message in [
-        ((many, "--format", "coco"), "can't be written by 2 processes together"),
-        ((many, "--json"), "can't be written by 2 processes together"),
+        ((many, "--json"), "can't be used by 2 processes together; use --format json"),
         (("-",), "a list on stdin can be read once, and only by one process"),
     ]:
         with pytest.raises(SystemExit) as ended:
@@ -374,11 +419,13 @@ def test_launchers(model: str, many: Path, tmp_path: Path, launcher: str) -> Non
     command += ["--model", model, "--output", str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
-    names = sorted(path.name for path in tmp_path.glob("*.jsonl"))
+    names = sorted(path.name for path in tmp_path.glob("*-of-*.jsonl"))
     assert names == [f"predictions-{n:05}-of-00002.jsonl" for n in (1, 2)], done.stderr
     assert done.returncode == 0
     files = [line["file"] for name in names for line in lines_of(tmp_path, name)]
     assert sorted(files) == [str(many / f"{number:05}.png") for number in range(MANY)]
+    files = [line["file"] for line in lines_of(tmp_path)]  # merged by the last one
+    assert files == [str(many / f"{number:05}.png") for number in range(MANY)]
 
 
 def test_failures_are_named_once(

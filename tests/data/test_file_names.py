@@ -8,7 +8,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from hf_detr.data.file_names import image_endings, is_inside, is_plain, names_inside, read_lines
+from hf_detr.data.file_names import (
+    files_below,
+    image_endings,
+    is_inside,
+    is_plain,
+    names_inside,
+    read_lines,
+)
 from hf_detr.data.image_source import ImageFolder
 
 from ..some_data import write_image
@@ -142,3 +149,16 @@ def test_plain_names_need_no_parsing(name: object):
 def test_usual_names_are_plain(name: str):
     """Hundreds of thousands of names are read in a fraction of a second."""
     assert is_plain(name, Path("images"))
+
+
+def test_files_below_are_sorted_folder_by_folder(tmp_path: Path):
+    """As paths are sorted, in which a slash comes first; links to folders can be circles."""
+    names = ["a/2.JPG", "a/1.jpg", "a-b/1.jpg", "a/sub/1.jpg", "z.jpg", "a/1.txt", "jpg"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "a" / "circle.jpg").symlink_to(tmp_path)
+    found = files_below(tmp_path, {".jpg"})
+    assert found == ["a/1.jpg", "a/2.JPG", "a/sub/1.jpg", "a-b/1.jpg", "z.jpg"]
+    assert found == files_below(f"{tmp_path}/", {".jpg"})
+    assert files_below(tmp_path / "nowhere", {".jpg"}) == []

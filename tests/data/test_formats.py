@@ -7,7 +7,9 @@ import pytest
 from transformers import HfArgumentParser
 
 from hf_detr import read_splits
+from hf_detr.data import formats, reading
 from hf_detr.data.formats import DataArguments
+from hf_detr.data.layouts import DataFiles, find_data
 
 from ..some_data import CATEGORIES, entry, write_coco
 from .test_coco import SEGMENTS, write_panoptic
@@ -50,6 +52,46 @@ def test_every_format_can_be_selected(tmp_path: Path):
         dataset = parse("--data", *arguments).read(seed=5)
         assert len(dataset.id2label) == classes and dataset.masks == masks and dataset.seed == 5
         assert [10, 5, 30, 13] in dataset[0][1]["boxes"].round().tolist()
+
+
+@pytest.mark.parametrize("read", ["read_splits", "read_validation", "read_all"])
+def test_folders_are_looked_through_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: str
+):
+    """A command checks its data and reads them; a second reading looks again."""
+    for name in ("train", "val"):
+        write_coco(tmp_path / name, [entry(1)])
+    found = []
+
+    def find_and_count(*given: object) -> DataFiles:
+        found.append(given)
+        return find_data(*given)
+
+    monkeypatch.setattr(formats, "find_data", find_and_count)
+    monkeypatch.setattr(reading, "find_data", find_and_count)
+    arguments = DataArguments(str(tmp_path))
+    arguments.check(training=read == "read_splits", evaluation=read == "read_validation")
+    assert len(getattr(arguments, read)()) == 2 and len(found) == 1
+    getattr(arguments, read)()
+    assert len(found) == 2
+
+
+def test_checked_arguments_can_change(tmp_path: Path):
+    """What was found for others isn't used."""
+    for number, name in enumerate(("a", "b", "c/dev"), start=1):
+        boxes = [entry(index + 1) for index in range(number)]
+        write_coco(tmp_path / name / ("" if number == 3 else "train"), boxes)
+    arguments = DataArguments(str(tmp_path / "a"))
+    arguments.check()
+    arguments.data = str(tmp_path / "b")
+    assert len(arguments.read().table.ids) == 2
+    arguments.check()
+    arguments.data, arguments.images = str(tmp_path / "a"), "nowhere"
+    with pytest.raises(ValueError, match="--images and --segments can only be used with a JSON"):
+        arguments.read()
+    arguments = DataArguments(str(tmp_path / "c"), split="dev")
+    arguments.check()
+    assert len(arguments.read().table.ids) == 3
 
 
 def test_split_can_be_overridden(tmp_path: Path):

@@ -1,6 +1,7 @@
 """Formats and splits are found from paths."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -122,3 +123,34 @@ def test_panoptic_file_of_a_folder(tmp_path: Path):
     maps.rename(tmp_path / "train" / "panoptic")
     assert json.loads((tmp_path / "train" / "panoptic.json").read_text())["images"]
     assert find_data(str(tmp_path)).splits == ("train",) and images.is_dir()
+
+
+def test_folders_are_listed_once_for_tables_and_tars(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A folder of images can have hundreds of thousands of files."""
+    touch(tmp_path, "annotations/instances_train2017.json", "train2017/inner/deep")
+    listed = []
+    scandir = os.scandir
+
+    def scan_and_note(path: str = ".") -> object:
+        listed.append(os.fspath(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", scan_and_note)
+    assert find_data(str(tmp_path)).format == "COCO"
+    assert listed.count(str(tmp_path / "train2017")) == 1
+    assert str(tmp_path / "train2017" / "inner" / "deep") not in listed
+
+
+@pytest.mark.parametrize("depth", range(4))
+def test_depths_of_tables_and_tars(tmp_path: Path, depth: int):
+    """Tables are found two folders deep and tars one folder deep."""
+    for file, most in (("a.parquet", 2), ("metadata.csv", 2), ("train-0.tar", 1)):
+        folder = tmp_path / file.partition(".")[0]
+        touch(folder, "/".join(["a"] * depth + [file]))
+        if depth <= most:
+            assert find_data(str(folder)).format in ("`datasets`", "WebDataset")
+        else:
+            with pytest.raises(ValueError, match="no data in a known layout"):
+                find_data(str(folder))

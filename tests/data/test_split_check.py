@@ -9,8 +9,9 @@ import PIL.Image
 import pytest
 
 from hf_detr import read_data
+from hf_detr.data import split_check
 from hf_detr.data.coco import read_coco
-from hf_detr.data.split_check import SHARED, check_splits, split_problems
+from hf_detr.data.split_check import SHARED, check_splits, shared_image_problems
 
 from ..some_data import CATEGORIES, entry, write_coco, write_image
 from .test_torch_data import NAMES, Items, pixels
@@ -77,11 +78,11 @@ def test_images_of_other_sources_are_compared(folder: Path):
     """Rows of `datasets` and items of torch data sets have no file, but pixels."""
     one = read_data(Items(), names=NAMES)
     other = read_data(Items(lambda index: pixels(index + 2)), names=NAMES)
-    (problem,) = split_problems({"train": one, "val": other})
+    (problem,) = shared_image_problems({"train": one, "val": other})
     assert problem.text == (
         "item 2 of Items (train) and item 0 of Items (val) have the same content"
     )
-    assert not list(split_problems({"train": one, "val": other}, contents=False))
+    assert not list(shared_image_problems({"train": one, "val": other}, contents=False))
     datasets = pytest.importorskip("datasets")
     from .test_hub import DICT_OF_LISTS, make
 
@@ -93,7 +94,7 @@ def test_images_of_other_sources_are_compared(folder: Path):
         return datasets.Dataset.from_dict(columns, features=made.features)
 
     both = {"train": read_data(rows(1, 2)), "val": read_data(rows(3, 1))}
-    (problem,) = split_problems(both)
+    (problem,) = shared_image_problems(both)
     assert problem.text.startswith("row 0, image (train) and row 1, image (val) have the same")
 
 
@@ -102,3 +103,58 @@ def test_different_classes_are_errors(folder: Path):
     write_coco(folder / "val", [entry(1)], categories=CATEGORIES[1:])
     kinds = [problem.kind for problem in check_splits(read(folder, "train", "val")).problems]
     assert "classes of splits" in kinds
+
+
+def test_comparison_is_cached(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """All processes and later starts use it, until an image or a split's name changes."""
+    train, val = folder / "train" / "images", folder / "val" / "images"
+    shutil.copy(train / "2.png", val / "1.png")
+    compared = []
+    compare = split_check.shared_image_problems
+
+    def compare_and_count(*given: object) -> object:
+        compared.append(given)
+        return compare(*given)
+
+    monkeypatch.setattr(split_check, "shared_image_problems", compare_and_count)
+    splits = read(folder, "train", "val")
+    first = check_splits(splits)
+    assert [problem.kind for problem in first.problems] == [SHARED] and len(compared) == 1
+    assert check_splits(splits) == first == check_splits(read(folder, "train", "val"))
+    assert len(compared) == 1
+    assert check_splits(splits, use_cache=False) == first and len(compared) == 2
+    (problem,) = check_splits({"one": splits["train"], "two": splits["val"]}).problems
+    assert "2.png (one) and" in problem.text
+    write_image(val / "1.png", seed=7)
+    assert not check_splits(splits).problems
+    for file in (folder / "cache" / "hf_detr" / "split_checks").glob("*.json"):
+        file.write_text("[{}]")
+    assert not check_splits(splits).problems
+
+
+def test_rows_are_read_once(folder: Path):
+    """Images that aren't files are compared by their content, which isn't read at each start."""
+    datasets = pytest.importorskip("datasets")
+    from .test_hub import DICT_OF_LISTS, make
+
+    rows = make([{"bbox": [], "category": []}] * 4, DICT_OF_LISTS)
+    splits = {"train": read_data(rows.select([0, 1])), "val": read_data(rows.select([2, 3]))}
+    assert isinstance(rows, datasets.Dataset)
+    first = check_splits(splits)
+    assert first.problems
+    for data in splits.values():
+        data.images = Unreadable(data.images)
+    assert check_splits(splits) == first
+
+
+class Unreadable:
+    """Images that can only be named."""
+
+    def __init__(self, source: object) -> None:
+        self.name, self.stamp, self.__len = source.name, source.stamp, len(source)
+
+    def __len__(self) -> int:
+        return self.__len
+
+    def open(self, index: int) -> None:
+        raise AssertionError(f"image {index} was read again")

@@ -19,8 +19,12 @@ from hf_detr.data.coco import read_coco
 from hf_detr.data.dataset import DetectionDataset
 from hf_detr.data.packed_values import PackedValues
 from hf_detr.data.table_cache import MappedArray
+from hf_detr.data.voc import read_voc
+from hf_detr.data.yolo import read_yolo
 
 from ..some_data import CATEGORIES, entry, write_coco, write_image
+from .test_voc import voc_object, write_voc
+from .test_yolo import BOX, POLYGON, write_yolo
 
 ENTRIES = [entry(1, 2), entry(2, category_id=18, iscrowd=1), entry(3, 2, area=None)]
 
@@ -248,3 +252,100 @@ def test_small_files_are_not_cached(tmp_path: Path, cache: Path, monkeypatch: py
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert not is_mapped(read_coco(*write_coco(tmp_path, ENTRIES))) and not cache.exists()
+
+
+def write_small_files(folder: Path, name: str) -> Path:
+    """Write a data set with a small annotation file per image, and polygons in YOLO."""
+    if name == "yolo":
+        return write_yolo(folder, {"a": f"{BOX}\n{POLYGON}", "sub/ü b": POLYGON, "c": None})
+    return write_voc(folder, {"a": voc_object("cat") + voc_object("dog"), "b": "", "c": "x"}, "")
+
+
+READERS = {"yolo": read_yolo, "voc": read_voc}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_tables_of_small_files_are_mapped(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+):
+    """From some thousands of them on; those of fewer are read in a fraction of a second."""
+    folder, read = write_small_files(tmp_path / "data", name), READERS[name]
+    monkeypatch.setattr(table_cache, "MIN_BYTES", 10**9)
+    plain = read(folder)
+    assert not is_mapped(plain) and not is_mapped(read(folder))
+    monkeypatch.setattr(table_cache, "MIN_FILES", 3)
+    for _ in range(2):
+        mapped = read(folder)
+        assert is_mapped(mapped) and values(mapped.table) == values(plain.table)
+        for index in range(3):
+            assert mapped.images.name(index) == plain.images.name(index)
+            assert torch.equal(mapped[index][0], plain[index][0])
+    if name == "yolo":
+        assert is_mapped(read_yolo(folder / "data.yaml"))
+        write_yolo(tmp_path / "polygons", {"a": POLYGON})
+        for _ in range(2):
+            masks = read_yolo(tmp_path / "polygons", masks=True)[0][1]["masks"]
+            assert masks.sum() == 160
+    else:
+        assert is_mapped(read_voc(folder, class_names=["dog", "cat"]))
+        assert read_voc(folder, class_names=["dog", "cat"]).id2label == {0: "dog", 1: "cat"}
+
+
+def change_label(folder: Path, name: str) -> None:
+    if name == "yolo":
+        (folder / "labels" / "train" / "a.txt").write_text(POLYGON)
+    else:
+        file = folder / "Annotations" / "a.xml"
+        file.write_text(file.read_text().replace("<xmin>11", "<xmin>12"))
+
+
+def remove_label(folder: Path, name: str) -> None:
+    (folder / ("labels/train/a.txt" if name == "yolo" else "Annotations/a.xml")).unlink()
+
+
+def add_image(folder: Path, name: str) -> None:
+    write_image(folder / ("images/train" if name == "yolo" else "JPEGImages") / "c.bmp")
+
+
+def change_image(folder: Path, name: str) -> None:
+    file = "images/train/c.png" if name == "yolo" else "JPEGImages/c.jpg"
+    write_image(folder / file, height=30, width=70)
+
+
+def change_classes(folder: Path, name: str) -> None:
+    if name == "yolo":
+        (folder / "data.yaml").write_text("{names: [cat, cow], train: images/train}")
+    else:  # in an image of another split
+        text = f"<annotation>{voc_object('ant')}</annotation>"
+        (folder / "Annotations" / "other.xml").write_text(text)
+
+
+def change_list(folder: Path, name: str) -> None:
+    if name == "yolo":
+        (folder / "data.yaml").write_text("{names: [cat, dog], train: list.txt}")
+        (folder / "list.txt").write_text("images/train/c.png\nimages/train/a.png\n")
+    else:
+        (folder / "ImageSets" / "Main" / "train.txt").write_text("b\na\n")
+
+
+@pytest.mark.filterwarnings("ignore:The annotations have 1 problem", "ignore:1 images have the")
+@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize(
+    "change",
+    [change_label, remove_label, add_image, change_image, change_classes, change_list],
+)
+def test_small_files_that_changed_are_read_again(
+    tmp_path: Path, name: str, change: Any, monkeypatch: pytest.MonkeyPatch
+):
+    """Whatever the table depends on: labels, images, their lists, classes."""
+    folder, read = write_small_files(tmp_path / "data", name), READERS[name]
+    before = read(folder)
+    assert is_mapped(before)
+    change(folder, name)
+    after = read(folder)
+    monkeypatch.setattr(table_cache, "MIN_BYTES", 10**9)
+    expected = read(folder)
+    assert not is_mapped(expected) and values(after.table) == values(expected.table)
+    names = [[data.images.name(i) for i in range(len(data))] for data in (after, expected)]
+    assert names[0] == names[1]
+    assert values(before.table) != values(after.table)

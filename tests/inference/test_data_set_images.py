@@ -56,16 +56,28 @@ def test_every_way_of_saving(saved: Path, name: str, split: str | None, column: 
 
 def test_files_are_shared_by_processes(saved: Path, tmp_path: Path) -> None:
     """If all get some, processes read files of their own; their rows have different names."""
-    for number in range(2):
+    for number in range(4):
         rows = datasets.Dataset.from_dict({"image": [f"{number}{row}".encode() for row in "ab"]})
         rows.to_parquet(tmp_path / f"train-{number}.parquet")
     images = DataSetImages(str(tmp_path))
     assert [contents(images, process, 2) for process in range(2)] == [
-        [b"0a", b"0b"],
-        [b"1a", b"1b"],
+        [b"0a", b"0b", b"2a", b"2b"],
+        [b"1a", b"1b", b"3a", b"3b"],
     ]
-    names = [image.name for process in range(2) for image in images.part(process, 2)]
-    assert len(set(names)) == 4 and names[2] == f"{tmp_path}/train/00002-of-00002/0"
+    parts = [list(images.part(process, 2)) for process in range(2)]
+    names = [image.name for part in parts for image in part]
+    assert len(set(names)) == 8 and names[4] == f"{tmp_path}/train/00002-of-00002/0"
+    # By the position, all are in the order of one process.
+    found = sorted((image for part in parts for image in part), key=lambda one: one.position)
+    assert [image.content() for image in found] == contents(images)
+
+
+def test_positions_of_rows(saved: Path) -> None:
+    """Rows that processes take in turn have the number of the row."""
+    images = DataSetImages(str(saved / "one"))
+    for process in range(2):
+        found = [image.position for image in images.part(process, 2)]
+        assert found == list(range(5))[process::2]
 
 
 def test_what_is_missing_is_named(saved: Path, tmp_path: Path) -> None:

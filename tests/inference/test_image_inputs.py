@@ -192,3 +192,5 @@ def test_processes_share_the_images(tmp_path: Path) -> None:
     inputs = ImageInputs([*files, tar])
     assert names(inputs, 0, 2) == files[::2]
     assert names(inputs, 1, 2) == [*files[1::2], f"{tar}/1.jpg", f"{tar}/2.jpg"]
+    positions = [[image.position for image in inputs.part(process, 2)] for process in range(2)]
+    assert positions == [[0, 2, 4], [1, 3, 5, 5]]

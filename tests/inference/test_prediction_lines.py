@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from hf_detr.inference.prediction_lines import PredictionLines, describe
+from hf_detr.inference.prediction_lines import PredictionLines, complete_run, describe
 
 OPTIONS = {"--model": "a", "--threshold": 0.5}
 ORDER = (2, 0, 1, 3, 5, 4, 6)  # in groups of three
@@ -47,7 +47,7 @@ def test_continues_after_a_kill_at_any_byte(tmp_path: Path) -> None:
         complete = whole[:end].count(b"\n")
         assert lines.start == complete // 3 * 3
         assert lines.num_results + lines.num_failures == complete
-        lines.check_names(f"{index}.jpg" for index in range(7))
+        assert not list(lines.failed(f"{index}.jpg" for index in range(7)))
         for index in ORDER[lines.start :]:
             if not lines.has(index, f"{index}.jpg"):
                 lines.add(record(index))
@@ -81,7 +81,7 @@ def test_other_images_are_named(tmp_path: Path) -> None:
     ):
         lines = PredictionLines(file, 3, OPTIONS, resume=True)
         with pytest.raises(ValueError, match=f"the images have changed: .* {expected}"):
-            lines.check_names(iter(names))
+            list(lines.failed(iter(names)))
         with pytest.raises(ValueError, match="as 5.jpg, which is x.jpg"):
             lines.has(5, "x.jpg")
         assert lines.has(3, "3.jpg") and not lines.has(4, "4.jpg")
@@ -113,6 +113,90 @@ def test_earlier_lines_stay_until_there_are_new_ones(tmp_path: Path) -> None:
     assert file.read_bytes().count(b"\n") == 1
     assert json.loads((tmp_path / "p.run.json").read_text())["--threshold"] == 0.1
     assert list(PredictionLines(tmp_path / "none.jsonl", 3, OPTIONS, resume=True).records()) == []
+
+
+def test_failed_images_get_another_line(tmp_path: Path) -> None:
+    """The last line of an image counts, whatever a kill leaves, and the order stays."""
+    file = tmp_path / "p.jsonl"
+    failed = {1, 4, 6}  # in all groups, of which the last isn't complete
+    names = [f"{index}.jpg" for index in range(8)]
+    lines = PredictionLines(file, 3, OPTIONS)
+    for index in ORDER:
+        value = {"error": "torn"} if index in failed else {"objects": []}
+        lines.add({"index": index, "file": names[index], **value})
+    lines.close()
+    before = file.read_bytes()
+
+    def retry(still_failed: set[int]) -> list[int]:
+        lines = PredictionLines(file, 3, OPTIONS, resume=True, retry=True)
+        start, again = lines.start, []
+        for index in lines.failed(iter(names)):
+            again.append(index)
+            lines.add({"index": index, "file": names[index], **result(index, still_failed)})
+        assert start == 6
+        for index in range(start, 8):
+            if not lines.has(index, names[index]):
+                again.append(index)
+                lines.add({"index": index, "file": names[index], **result(index, still_failed)})
+        lines.close()
+        found = list(lines.records())
+        assert [record["index"] for record in found] == list(range(8))
+        assert {record["index"] for record in found if "error" in record} == still_failed
+        assert (lines.num_results, lines.num_failures) == (8 - len(still_failed), len(still_failed))
+        assert list(reopened(file).records()) == found
+        return again
+
+    def result(index: int, still_failed: set[int]) -> dict[str, Any]:
+        return {"error": "again"} if index in still_failed else {"objects": [{"label": "new"}]}
+
+    assert retry({4}) == [1, 4, 6, 7]
+    whole = file.read_bytes()
+    assert whole.startswith(before)
+    for end in range(len(before), len(whole)):
+        file.write_bytes(whole[:end])
+        retry({4})
+    file.write_bytes(whole)
+    assert retry({4}) == [4]
+    assert retry(set()) == [4] and retry(set()) == []
+
+
+def reopened(file: Path) -> PredictionLines:
+    lines = PredictionLines(file, 3, OPTIONS, resume=True)
+    lines.close()
+    return lines
+
+
+def test_only_runs_that_ended_are_complete(tmp_path: Path) -> None:
+    """A run that goes on isn't, from its first line; what can't go on changes nothing."""
+    file = tmp_path / "p.jsonl"
+    with pytest.raises(ValueError, match="isn't complete: .* with --resume"):
+        PredictionLines.of_complete_run(file)
+    lines = write(file)
+    with pytest.raises(ValueError, match="isn't complete"):
+        PredictionLines.of_complete_run(file)
+    lines.complete(model="m")
+    assert list(PredictionLines.of_complete_run(file).records()) == list(map(record, range(7)))
+    assert complete_run(file) == (OPTIONS, {"group_size": 3, "model": "m"})
+    lines = reopened(file)
+    with pytest.raises(ValueError, match="the images have changed"):
+        list(lines.failed(iter(["x"])))
+    assert complete_run(file)[1]["model"] == "m"
+    lines = PredictionLines(file, 3, OPTIONS, resume=True)
+    lines.add(record(7))
+    lines.close()
+    with pytest.raises(ValueError, match="isn't complete"):
+        complete_run(file)
+
+
+def test_run_without_images_replaces_an_earlier_one(tmp_path: Path) -> None:
+    """As one of several processes can be; its file would otherwise be that of other images."""
+    file = tmp_path / "p.jsonl"
+    write(file)
+    lines = PredictionLines(file, 3, OPTIONS)
+    assert not list(lines.records())
+    lines.complete()
+    lines.close()
+    assert file.read_bytes() == b"" and not list(lines.records())
 
 
 def test_results_become_json() -> None:

@@ -1,0 +1,107 @@
+"""What `hf-detr predict` writes from lines in the end, those of one process or of several."""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from ..inference.prediction_formats import FORMATS, IMAGE_FOLDERS, write_format, write_report
+from ..inference.prediction_lines import PredictionLines
+from ..inference.prediction_shards import find_shards, merge_shards, read_shards, shard_file
+
+MERGED_FORMATS = [name for name in FORMATS if name not in IMAGE_FOLDERS]  # of any run
+NO_IMAGES = "there are no images in what was given."
+
+
+def status_of(lines: PredictionLines) -> int:
+    """Return the exit status of one process with these results."""
+    return (3 if lines.num_results else 1) if lines.num_failures else 0
+
+
+def write_results(
+    parsed: argparse.Namespace,
+    lines: PredictionLines,
+    names: Mapping[int, str],
+    header: Mapping[str, Any],
+    skipped: Callable[[], Iterable[Path] | None] = lambda: None,
+) -> None:
+    """Write the format that the options ask for from the lines, if there are any results.
+
+    Arguments other than the options and the lines are those of `write_format`; `skipped` gives it.
+    """
+    if parsed.json:
+        write_report(sys.stdout, header, lines.records, skipped())
+    if lines.num_results:  # else keep an earlier run's
+        target = lines.file
+        if parsed.format != "jsonl":
+            given = parsed.format, parsed.output, lines.records, names, header, skipped()
+            target, dropped = write_format(*given)
+            if dropped:
+                say(f"{dropped} objects without area within their image aren't in the data set.")
+        say(f"The results are in {target}.", not parsed.json)
+    if lines.num_failures:
+        done = lines.num_results + lines.num_failures
+        say(f"{lines.num_failures} of {done} images failed; --retry-failed tries them again.")
+
+
+def merge_if_last(parsed: argparse.Namespace) -> None:
+    """Merge the results of all processes, if this one was the last that wrote to the folder.
+
+    No process waits: others of other machines can end hours later. Of two that end together both
+    merge, with the same result. What is merged can be an earlier run's of processes that haven't
+    written anything yet; they merge again.
+    """
+    found = _complete_shards(parsed)
+    try:
+        if found:
+            _merge(parsed, *found)
+    except ValueError:
+        if _complete_shards(parsed):
+            raise
+        # Another process has just begun to replace its lines.
+
+
+def _complete_shards(parsed: argparse.Namespace) -> tuple[list[PredictionLines], dict] | None:
+    """Open the lines of all processes; None if some still run, or write to another folder."""
+    number = parsed.num_processes
+    try:
+        return read_shards([shard_file(parsed.output, one, number) for one in range(number)])
+    except (ValueError, OSError):
+        return None
+
+
+def merge_results(parsed: argparse.Namespace) -> int:
+    """Merge what several processes have written; return the exit status.
+
+    Raises:
+        ValueError: if results are missing or not complete, or don't have what `--format` needs.
+    """
+    return status_of(_merge(parsed, *read_shards(find_shards(parsed.output))))
+
+
+def _merge(
+    parsed: argparse.Namespace, shards: Sequence[PredictionLines], said: Mapping[str, Any]
+) -> PredictionLines:
+    options = shards[0].options
+    if parsed.format is None:
+        parsed.format = options["--format"] if options["--format"] in IMAGE_FOLDERS else "jsonl"
+    if parsed.format in IMAGE_FOLDERS and parsed.format != options["--format"]:
+        raise ValueError(
+            f"The processes ran without --format {parsed.format}, and haven't kept the images of "
+            f"such a data set; merge with --format {' or '.join(MERGED_FORMATS)}."
+        )
+    if not any(lines.num_results + lines.num_failures for lines in shards):
+        raise ValueError(NO_IMAGES)
+    lines = merge_shards(parsed.output, shards, said)
+    names = {int(label): name for label, name in said["names"].items()}
+    header = {"model": said["model"], "threshold": options["--threshold"]}
+    write_results(parsed, lines, names, header)
+    return lines
+
+
+def say(text: str, to_stdout: bool = False) -> None:
+    """Print above the progress bar."""
+    tqdm.write(text, file=sys.stdout if to_stdout else sys.stderr)

@@ -1,0 +1,202 @@
+"""`hf-detr predict` by several processes: one result, in all formats, by the last one or later."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hf_detr import read_data
+from hf_detr.commands import prediction_results
+from hf_detr.inference.prediction_lines import complete_run, write_options
+
+from ..inference.test_image_inputs import write_tar
+from ..some_data import write_image
+from .test_prediction_run import lines_of, png, predict, save_model
+
+NUM_PROCESSES = 3
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A small detector's folder."""
+    return save_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> list[Path]:
+    """Photos of equal names in two folders, one that is torn, and a tar."""
+    for number in range(4):
+        write_image(tmp_path / "photos" / "a" / f"{number}.png", seed=number)
+        write_image(tmp_path / "photos" / "b" / f"{number}.png", seed=10 + number)
+    (tmp_path / "photos" / "b" / "torn.png").write_text("torn")
+    tar = {f"{number}.png": png(16, 16, number) for number in range(3)}
+    return [tmp_path / "photos" / "b", write_tar(tmp_path / "t.tar", tar), tmp_path / "photos/a"]
+
+
+def predict_by_processes(
+    monkeypatch: pytest.MonkeyPatch, output: Path, *given: Any, order: tuple[int, ...] = (2, 0, 1)
+) -> None:
+    """Run the processes one after the other, in any order."""
+    with monkeypatch.context() as patch:
+        patch.setenv("WORLD_SIZE", str(NUM_PROCESSES))
+        for rank in order:
+            patch.setenv("RANK", str(rank))
+            assert predict(output, *given) == 0
+
+
+def test_the_last_process_merges(
+    model: str,
+    images: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    """The result is that of one process: lines in its order, and one report."""
+    output, given = tmp_path / "output", (*images, "--model", model, "--format", "json")
+    predict_by_processes(monkeypatch, output, *given, order=(1, 2))
+    assert not (output / "predictions.jsonl").exists()
+    predict_by_processes(monkeypatch, output, *given, order=(0,))
+    assert "1 of 12 images failed; --retry-failed" in capsys.readouterr().err
+    assert predict(tmp_path / "one", *given, "--no-draw") == 3
+    one, merged = (
+        json.loads((folder / "predictions.json").read_text())
+        for folder in (tmp_path / "one", output)
+    )
+    assert list(merged) == ["model", "threshold", "images", "failed"]
+    assert merged["failed"] == one["failed"]
+    assert [image["file"] for image in merged["images"]] == [i["file"] for i in one["images"]]
+    for image, other in zip(merged["images"], one["images"], strict=True):
+        assert image["index"] == other["index"] and set(image) == set(other)
+        assert image["objects"][0]["box"] == pytest.approx(other["objects"][0]["box"], abs=0.02)
+    # One process continues it, as a run of its own.
+    before = (output / "predictions.jsonl").read_bytes()
+    assert predict(output, *given, "--no-draw", "--resume") == 3
+    assert (output / "predictions.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["coco", "yolo", "voc"])
+def test_merged_data_sets_can_be_read(
+    model: str,
+    images: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    name: str,
+) -> None:
+    """Images of equal names from different processes, drawn ones beside them."""
+    output, given = tmp_path / "output", (*images, "--model", model, "--format", name, "--draw")
+    predict_by_processes(monkeypatch, output, *given)
+    dataset = read_data(output)
+    records = [line for line in lines_of(output) if "error" not in line]
+    assert len(dataset) == len(records) == 11
+    assert len({line["image"] for line in records}) == 11
+    assert all(Path(line["picture"]).is_file() for line in records)
+    kept = {
+        f"{output / folder}/{line['image']}": line
+        for line in records
+        for folder in ("images", "JPEGImages")
+    }
+    for index in range(len(dataset)):
+        record = kept[dataset.images.name(index)]
+        rows = dataset.table.rows(index)
+        x0, y0, x1, y1 = record["objects"][0]["box"]
+        box = dataset.table.boxes_xywh[rows.start].tolist()
+        assert len(rows) == 7 and box == pytest.approx([x0, y0, x1 - x0, y1 - y0], abs=0.02)
+        assert dataset[index][0].shape[-2:] == (record["height"], record["width"])
+    monkeypatch.setenv("WORLD_SIZE", str(NUM_PROCESSES))
+    with pytest.raises(SystemExit):
+        predict(output, *given)
+    assert "isn't empty; give another --output, or --resume" in capsys.readouterr().err
+
+
+def test_merged_later(
+    model: str,
+    images: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    """Results of machines without a common disk, copied together; or in another format."""
+    disks = [tmp_path / f"disk{rank}" for rank in range(NUM_PROCESSES)]
+    together = tmp_path / "together"
+    together.mkdir()
+    for rank, disk in enumerate(disks):
+        given = (images[0], "--model", model)
+        predict_by_processes(monkeypatch, disk, *given, order=(rank,))
+        assert not (disk / "predictions.jsonl").exists()
+        for file in disk.iterdir():
+            if rank != 1 or file.suffix != ".json":
+                shutil.copy(file, together)
+    capsys.readouterr()
+    assert predict(together, "--merge") == 1
+    assert "predictions-00002-of-00003.jsonl isn't complete" in capsys.readouterr().err
+    shutil.copy(disks[1] / "predictions-00002-of-00003.run.json", together)
+    assert predict(together, "--merge", "--format", "coco") == 1
+    assert "haven't kept the images" in capsys.readouterr().err
+    assert predict(together, "--merge", "--format", "json") == 3
+    files = [Path(line["file"]).name for line in lines_of(together)]
+    assert files == ["0.png", "1.png", "2.png", "3.png", "torn.png"]
+    report = json.loads((together / "predictions.json").read_text())
+    assert report["model"] == model and len(report["images"]) == 4
+    assert predict(tmp_path / "nothing", images[0], "--model", model) == 3
+    assert predict(tmp_path / "nothing", "--merge") == 1
+    assert "no results of several processes" in capsys.readouterr().err
+
+
+def test_more_processes_than_images(
+    model: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Processes without images are complete, too; they replace results of an earlier run."""
+    photos = [write_image(tmp_path / f"{number}.png") for number in range(3)]
+    output = tmp_path / "output"
+    predict_by_processes(monkeypatch, output, *photos, "--model", model)
+    assert len(lines_of(output)) == 3
+    predict_by_processes(monkeypatch, output, photos[0], "--model", model)
+    assert [line["file"] for line in lines_of(output)] == [str(photos[0])]
+
+
+def test_another_process_replaces_its_lines_meanwhile(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second run to the same folder, of which one process ends before another has begun."""
+    photos = [write_image(tmp_path / f"{number}.png") for number in range(6)]
+    output, given = tmp_path / "output", (*photos, "--model", model)
+    predict_by_processes(monkeypatch, output, *given)
+    before = (output / "predictions.jsonl").read_bytes()
+    merge = prediction_results.merge_shards
+
+    def begin_and_merge(*arguments: Any) -> object:
+        file = output / "predictions-00002-of-00003.jsonl"
+        write_options(file, complete_run(file)[0])
+        file.write_bytes(b"")
+        return merge(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prediction_results, "merge_shards", begin_and_merge)
+        predict_by_processes(monkeypatch, output, *given, order=(0,))
+    assert (output / "predictions.jsonl").read_bytes() == before
+    predict_by_processes(monkeypatch, output, *given, order=(1, 2))
+    assert (output / "predictions.jsonl").read_bytes() == before
+
+
+def test_wrong_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """--merge only reads what is there, in one process."""
+    photo = write_image(tmp_path / "a.png")
+    for given, message in [
+        ((photo, "--merge"), "--merge reads what was written to --output; omit"),
+        (("--merge", "--resume"), "--merge reads what was written"),
+        (("--merge",), "isn't a folder"),
+    ]:
+        with pytest.raises(SystemExit) as ended:
+            predict(tmp_path / "output", *given)
+        assert ended.value.code == 2 and message in capsys.readouterr().err
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit):
+        predict(tmp_path, "--merge")
+    assert "--merge is for one process, but 2 were started" in capsys.readouterr().err
