@@ -18,6 +18,7 @@ from .layouts import (
     DataFiles,
     find_data,
 )
+from .remote_files import check_address, is_address
 from .splits import (
     all_splits,
     check_same_classes,
@@ -57,11 +58,14 @@ class DataArguments:
         },
     )
     images: str | None = field(
-        default=None, metadata={"help": "Image folder, if --data is a JSON file of COCO."}
+        default=None,
+        metadata={"help": "Image folder or its address, if --data is a JSON file of COCO."},
     )
     segments: str | None = field(
         default=None,
-        metadata={"help": "PNG folder, if --data is a JSON file of COCO's panoptic format."},
+        metadata={
+            "help": "PNG folder or its address, if --data is a JSON file of COCO's panoptic format."
+        },
     )
     split: str | None = field(
         default=None,
@@ -150,7 +154,9 @@ class DataArguments:
                 )
         for name in ("images", "segments"):
             path = getattr(self, name)
-            if path and not Path(path).is_dir():
+            if path and is_address(path):
+                check_address(path)
+            elif path and not Path(path).is_dir():
                 raise FileNotFoundError(f"--{name} {path} isn't a folder.")
 
     def id2label(self) -> dict[int, str] | None:
@@ -268,8 +274,8 @@ def read_data(
             `ConcatDataset`; a `datasets.DatasetDict` or dict from split to one of these; or a pair
             of them for "train" and "val".
         split: name of the split, by default "train"; data without splits are read completely.
-        images: image folder of a JSON file of COCO.
-        segments: PNG folder of a JSON file of COCO's panoptic format.
+        images: image folder of a JSON file of COCO, or its address, such as `s3://bucket/photos`.
+        segments: PNG folder of a JSON file of COCO's panoptic format, or its address.
         box_format: one of `hf_detr.data.box_formats.BOX_FORMATS`; by default that of the format, or
             for `datasets` the only one that fits all boxes.
         masks: whether targets have masks.

@@ -14,6 +14,7 @@ import yaml
 
 from .coco_layouts import LAYOUTS, PANOPTIC, WHOLE, find_coco, find_panoptic
 from .file_names import check_stays_inside
+from .remote_files import check_address, is_address
 from .shards import find_shards, is_shards
 
 # Formats, as messages name them
@@ -48,8 +49,8 @@ def find_data(data: str, split: str | None = None, panoptic: bool = False) -> Da
     """Find the format and the splits of data.
 
     Args:
-        data: a folder, a YAML file of YOLO, a JSON file of COCO, a Parquet file, tar files of
-            WebDataset, or a name on the Hub.
+        data: a folder, a YAML file of YOLO, a JSON file of COCO, also at an address, a Parquet
+            file, tar files of WebDataset, or a name on the Hub.
         split: a split that may have another name than those of `SPLITS`.
         panoptic: whether to use the panoptic annotations of a folder that has others too.
 
@@ -60,6 +61,9 @@ def find_data(data: str, split: str | None = None, panoptic: bool = False) -> Da
     if is_shards(data):
         shards = find_shards(data, (*SPLITS, split) if split else SPLITS)
         return DataFiles(WEBDATASET, data, None if None in shards else tuple(shards))
+    if is_address(data):
+        check_address(data)
+        return DataFiles(COCO, data, None)
     path = Path(data)
     if path.is_dir():
         return _find_in_folder(path, (split, *SPLITS) if split else SPLITS, panoptic)

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -16,6 +17,7 @@ from .annotation_table import Problem
 from .check import LARGE, CheckReport, check_dataset, result_text
 from .dataset import DetectionDataset
 from .image_source import READING_ERRORS, ImageSource
+from .remote_files import is_remote
 from .splits import check_same_classes
 from .summary import DataSummary, summarize, summary_text
 
@@ -79,10 +81,12 @@ def check_splits(
     Args:
         splits: name -> data set.
         num_queries, decode, use_cache: as in `check_dataset`. If not all images are decoded, only
-            those that are files are compared between splits.
+            those that are files are compared between splits, and remote images by their addresses.
     """
     options = num_queries, decode, use_cache
-    contents = decode is True or (decode is None and max(map(len, splits.values())) <= LARGE)
+    contents = decode is True
+    if decode is None and max(map(len, splits.values())) <= LARGE:
+        contents = not any(_has_remote(data.images) for data in splits.values())
     return SplitsReport(
         {name: summarize(data.table) for name, data in splits.items()},
         {name: check_dataset(data, *options) for name, data in splits.items()},
@@ -97,7 +101,8 @@ def split_problems(
 
     Args:
         splits: name -> data set.
-        contents: compare the content of images that aren't files too, which reads all of them.
+        contents: compare the content of images that aren't files too, which reads all of them;
+            otherwise the addresses of remote images.
     """
     for (one, first), (other, second) in combinations(splits.items(), 2):
         try:
@@ -114,7 +119,7 @@ def _shared_images(
     one: ImageSource, other: ImageSource, contents: bool
 ) -> Iterator[tuple[int, int, str]]:
     """Yield the indices of images in both sources, and why they are the same."""
-    files = [_files(source) for source in (one, other)]
+    files = [_files(source, with_remote=not contents) for source in (one, other)]
     known = {stat[:2]: index for index, stat in files[0].items()}
     by_size = defaultdict(list)
     for index, stat in files[0].items():
@@ -147,12 +152,23 @@ def _same_contents(
             yield known[digest], index, "have the same content"
 
 
-def _files(source: ImageSource) -> dict[int, tuple[int, int, int]]:
-    """Return the device, the number on it and the size of each image that is a file."""
-    found = {}
+def _has_remote(source: ImageSource) -> bool:
+    return any(is_remote(source.name(index)) for index in range(len(source)))
+
+
+def _files(source: ImageSource, with_remote: bool) -> dict[int, tuple[Any, Any, Any]]:
+    """Return the device, the number on it and the size of each image that is a file.
+
+    Those of an image at an address are its address.
+    """
+    found: dict[int, tuple[Any, Any, Any]] = {}
     for index in range(len(source)):
+        name = source.name(index)
+        if with_remote and is_remote(name):
+            found[index] = (name,) * 3
+            continue
         try:
-            stat = os.stat(source.name(index))
+            stat = os.stat(name)
         except (OSError, ValueError):
             continue  # missing files are reported elsewhere
         found[index] = stat.st_dev, stat.st_ino, stat.st_size

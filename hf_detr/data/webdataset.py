@@ -21,6 +21,7 @@ from .dataset import DetectionDataset
 from .file_names import image_endings
 from .image_source import fill_in_sizes_hw
 from .object_rows import ObjectRows, read_entries, tables_of_rows
+from .remote_files import find_storage
 from .shards import find_shards
 
 OBJECTS = ("objects", "annotations")  # keys of a sample's JSON, one of which has its objects
@@ -46,7 +47,7 @@ class TarImages:
 
     def open(self, index: int) -> PIL.Image.Image:
         shard, start, size = self._places[index].tolist()
-        files, path = fsspec.url_to_fs(self.shards[shard])
+        files, path = find_storage(self.shards[shard])
         return PIL.Image.open(io.BytesIO(files.cat_file(path, start, start + size)))
 
     def stamp(self, index: int) -> str:
