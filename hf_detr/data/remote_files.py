@@ -75,6 +75,18 @@ def check_address(address: str) -> None:
         check_storage(address)
 
 
+def check_folder(folder: str | os.PathLike[str], name: str) -> None:
+    """Check that a folder exists, or that the storage of its address can be read.
+
+    Raises:
+        FileNotFoundError, ValueError: if not; `name` is that of the folder's argument.
+    """
+    if is_address(folder):
+        check_address(os.fspath(folder))
+    elif not Path(folder).is_dir():
+        raise FileNotFoundError(f"{name} {folder} isn't a folder.")
+
+
 def find_storage(address: str) -> tuple["AbstractFileSystem", str]:
     """Return the file system of an address, and the path in it.
 

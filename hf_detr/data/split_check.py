@@ -19,6 +19,7 @@ from .dataset import DetectionDataset
 from .image_source import READING_ERRORS, ImageSource
 from .remote_files import is_remote
 from .splits import check_same_classes
+from .streamed import StreamedDataset
 from .summary import DataSummary, summarize, summary_text
 
 SHARED = "image in two splits (AP will be too high)"
@@ -71,7 +72,7 @@ class SplitsReport:
 
 
 def check_splits(
-    splits: Mapping[str, DetectionDataset],
+    splits: Mapping[str, DetectionDataset | StreamedDataset],
     num_queries: int | None = None,
     decode: bool | None = None,
     use_cache: bool = True,
@@ -79,10 +80,14 @@ def check_splits(
     """Check each split as `check_dataset` does, and what they have in common.
 
     Args:
-        splits: name -> data set.
+        splits: name -> data set; of a stream, the first rows are checked.
         num_queries, decode, use_cache: as in `check_dataset`. If not all images are decoded, only
             those that are files are compared between splits, and remote images by their addresses.
     """
+    splits = {
+        name: data.sample() if isinstance(data, StreamedDataset) else data
+        for name, data in splits.items()
+    }
     options = num_queries, decode, use_cache
     contents = decode is True
     if decode is None and max(map(len, splits.values())) <= LARGE:
