@@ -9,10 +9,11 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
 
 from ..atomic_saving import atomic_file
@@ -31,6 +32,7 @@ PACKAGES = {
 }
 STAMPS = ("ETag", "Last-Modified", "Content-Length")  # headers that change with a file
 BLOCK = 2**24  # bytes that are copied at once
+PAUSES = (0.5, 2.0)  # seconds before a file is read again
 
 
 def is_address(name: str | os.PathLike[str]) -> bool:
@@ -115,18 +117,44 @@ def read_file(address: str, most: int | None = None) -> bytes:
     """Read what is at an address, or its first bytes, at most as many as `most`.
 
     Raises:
-        OSError, ValueError: if that isn't possible.
+        OSError, ValueError: if that isn't possible, also not a few seconds later.
     """
-    try:
-        if is_on_web(address):
-            with open_file(address) as file:
-                return file.read() if most is None else file.read(most)
-        files, path = find_storage(address)
-        return files.cat_file(path) if most is None else files.cat_file(path, 0, most)
-    except (OSError, ValueError):
-        raise
-    except Exception as error:  # each storage raises its own
-        raise OSError(f"{type(error).__name__}: {error}") from error
+    if not is_on_web(address):
+        return read_range(address, None if most is None else 0, most)
+
+    def read() -> bytes:
+        with open_file(address) as file:
+            return file.read() if most is None else file.read(most)
+
+    return _tried_again(read)
+
+
+def read_range(address: str, start: int | None, end: int | None) -> bytes:
+    """Read the bytes from `start` to before `end` of what is at an address, by `fsspec`.
+
+    Raises:
+        OSError, ValueError: as in `read_file`.
+    """
+    files, path = find_storage(address)
+    return _tried_again(lambda: files.cat_file(path, start, end))
+
+
+def _tried_again(read: Callable[[], bytes]) -> bytes:
+    """Read again after a pause if that can help, as after a lost connection."""
+    pauses = iter(PAUSES)
+    while True:
+        try:
+            return read()
+        except (FileNotFoundError, PermissionError, ValueError):
+            raise
+        except Exception as error:  # each storage raises its own
+            pause = next(pauses, None)
+            is_final = isinstance(error, HTTPError) and error.code < 500 and error.code != 429
+            if isinstance(error, OSError) and (pause is None or is_final):
+                raise
+            if pause is None:
+                raise OSError(f"{type(error).__name__}: {error}") from error
+        time.sleep(pause)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from .annotation_table import PackedValues
 from .dataset import DetectionDataset
 from .file_names import image_endings
 from .object_rows import ObjectRows, rows_of_values, tables_of_rows
-from .remote_files import find_storage
+from .remote_files import read_range
 from .shards import find_shards
 
 
@@ -44,8 +44,7 @@ class TarImages:
 
     def open(self, index: int) -> PIL.Image.Image:
         shard, start, size = self._places[index].tolist()
-        files, path = find_storage(self.shards[shard])
-        return PIL.Image.open(io.BytesIO(files.cat_file(path, start, start + size)))
+        return PIL.Image.open(io.BytesIO(read_range(self.shards[shard], start, start + size)))
 
     def stamp(self, index: int) -> str:
         return f"{self.name(index)} {self._places[index].tolist()}"

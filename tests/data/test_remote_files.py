@@ -1,10 +1,13 @@
 """Files at addresses."""
 
 from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
 
-import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
+from hf_detr.data import remote_files
 from hf_detr.data.formats import DataArguments
 from hf_detr.data.remote_files import (
     check_address,
@@ -48,15 +51,38 @@ def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     check_address("https://example.com/a.jpg")
 
 
-def test_unusual_errors_are_errors_of_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Errors that only a storage's library knows become those of files, which callers expect."""
+@pytest.mark.parametrize(
+    ("error", "raised", "number"),
+    [
+        (TypeError("no credentials"), (OSError, "TypeError: no credentials"), 3),
+        (ConnectionResetError("lost"), (ConnectionResetError, "lost"), 3),
+        (FileNotFoundError("a"), (FileNotFoundError, "a"), 1),
+        (HTTPError("http://a", 403, "Forbidden", None, None), (HTTPError, "Forbidden"), 1),
+        (HTTPError("http://a", 503, "Busy", None, None), (HTTPError, "Busy"), 3),
+        (HTTPError("http://a", 429, "Too many", None, None), (HTTPError, "Too many"), 3),
+    ],
+)
+def test_files_are_read_again(
+    error: Exception, raised: tuple[Any, str], number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After errors that can pass, files are read again; all become those of files."""
+    monkeypatch.setattr(remote_files, "PAUSES", (0, 0))
+    calls = []
 
     def fail(*values: object) -> bytes:
-        raise TypeError("no credentials")
+        calls.append(values)
+        if len(calls) <= num_failures:
+            raise error
+        return b"content"
 
-    monkeypatch.setattr(fsspec.implementations.memory.MemoryFileSystem, "cat_file", fail)
-    with pytest.raises(OSError, match="TypeError: no credentials"):
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", fail)
+    num_failures = 3
+    with pytest.raises(raised[0], match=raised[1]):
         read_file("memory://a")
+    assert len(calls) == number
+    num_failures = len(calls) + 1
+    if number > 1:
+        assert read_file("memory://a") == b"content"
 
 
 def test_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
