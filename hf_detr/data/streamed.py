@@ -206,14 +206,17 @@ class StreamedDataset:
         So all processes have enough rows for an epoch, if their files have different lengths.
 
         Raises:
-            ValueError: if a process has no rows, or a single one fewer than `len(self)`.
+            ValueError: if a process has no rows, or there are fewer than `len(self)`, as far as
+                that is known without reading the files of other processes.
         """
+        has_own_files = num_processes > 1 and self._rows.num_shards % num_processes == 0
+        least = 1 if has_own_files else len(range(process, len(self), num_processes))
         while True:
             number = 0
             for row in self.rows(process, num_processes, epoch):
                 number += 1
                 yield row
-            if number == 0 or (num_processes == 1 and number < len(self)):
+            if number < max(least, 1):
                 raise ValueError(
                     f"Process {process} of {num_processes} has {number} rows of the stream, but "
                     f"an epoch has {len(self)} for all. Give the right number as num_rows, or use "

@@ -146,8 +146,10 @@ def test_files_of_different_lengths() -> None:
         found = numbers_of(itertools.islice(stream.endless_rows(process, 2, epoch=1), 2 * length))
         assert found[:length] == found[length:] and len(set(found)) == length
     wrong = StreamedDataset(sharded([4, 2]), 7, "coco_xywh")
-    with pytest.raises(ValueError, match="has 6 rows of the stream, but an epoch has 7 for all"):
-        list(itertools.islice(wrong.endless_rows(0, 1, 0), 7))
+    for process, num_processes, number in ((0, 1, 6), (0, 3, 2), (2, 4, 1)):
+        message = f"has {number} rows of the stream, but an epoch has {len(wrong)} for all"
+        with pytest.raises(ValueError, match=message):
+            list(itertools.islice(wrong.endless_rows(process, num_processes, 0), 7))
 
 
 def test_stream_argument(folder: Path, tmp_path: Path) -> None:
