@@ -145,7 +145,9 @@ def _tried_again(read: Callable[[], bytes]) -> bytes:
     while True:
         try:
             return read()
-        except (FileNotFoundError, PermissionError, ValueError):
+        except FileNotFoundError as error:  # whose text often is a path only
+            raise FileNotFoundError(f"there is no such file ({error})") from error
+        except (PermissionError, ValueError):
             raise
         except Exception as error:  # each storage raises its own
             pause = next(pauses, None)
@@ -173,7 +175,8 @@ def local_file(name: str | os.PathLike[str]) -> Iterator[str | os.PathLike[str]]
     try:
         copy = _download(address)
     except Exception as error:
-        raise ValueError(f"{address} can't be downloaded: {error}") from error
+        reason = "there is no such file; " if isinstance(error, FileNotFoundError) else ""
+        raise ValueError(f"{address} can't be downloaded: {reason}{error}") from error
     try:
         yield copy
     except ValueError as error:

@@ -56,7 +56,7 @@ def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     [
         (TypeError("no credentials"), (OSError, "TypeError: no credentials"), 3),
         (ConnectionResetError("lost"), (ConnectionResetError, "lost"), 3),
-        (FileNotFoundError("a"), (FileNotFoundError, "a"), 1),
+        (FileNotFoundError("a"), (FileNotFoundError, r"there is no such file \(a\)"), 1),
         (HTTPError("http://a", 403, "Forbidden", None, None), (HTTPError, "Forbidden"), 1),
         (HTTPError("http://a", 503, "Busy", None, None), (HTTPError, "Busy"), 3),
         (HTTPError("http://a", 429, "Too many", None, None), (HTTPError, "Too many"), 3),
