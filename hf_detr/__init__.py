@@ -21,6 +21,7 @@ from .data.dataset import DetectionDataset
 from .data.formats import DataArguments, read_data, read_splits
 from .data.hub import read_hf_dataset, read_hf_segmentation
 from .data.open_images import read_open_images
+from .data.streamed import StreamedDataset
 from .data.torch_data import read_torch_dataset
 from .data.voc import read_voc
 from .data.webdataset import read_webdataset
@@ -89,6 +90,7 @@ __all__ = [
     "SegmentationPipeline",
     "DetrModel",
     "SizeGroupedBatches",
+    "StreamedDataset",
     "TrainingResult",
     "convert_official_checkpoint",
     "draw_predictions",

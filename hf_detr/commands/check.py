@@ -21,7 +21,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--num-queries", type=positive, help=help)
     help = "don't decode the images; misses truncated files"
     add("--headers-only", action="store_true", help=help)
-    help = "decode all images; by default, of more than 20,000 a random sample of 2,000 is decoded"
+    help = (
+        "decode all images; by default, of more than 20,000 a random sample of 2,000 is decoded, "
+    )
+    help += "and of remote ones 200"
     add("--decode-all", action="store_true", help=help)
     help = "neither use nor cache results"
     add("--no-cache", action="store_true", help=help)

@@ -24,15 +24,18 @@ from .problems import (
     image_problems,
     repeated_image_problems,
 )
+from .remote_files import is_remote
 from .result_cache import cache_folder as folder_of_results
 from .result_cache import cached
 from .table_cache import MappedArray
 
-VERSION = "4"  # of the checks; results cached by another version aren't used
+VERSION = "5"  # of the checks; results cached by another version aren't used
 LARGE = 20_000  # images; of more, only some are decoded by default, and looked at for changes
 SAMPLE = 2_000  # images of a large data set
+REMOTE_SAMPLE = 200  # images on other computers that are read by default
 MOST = 1_000  # problems of each kind in a report; the others are counted
 BLOCK = 10_000  # images whose checks are queued at once
+NOTHING, HEADER, PIXELS = range(3)  # what is read of an image
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class CheckReport:
         image_names: a name for each image with one of these problems.
         counts: number of all problems of each kind; by default that of `problems`.
         num_decoded: number of images that were decoded; of the others only the header was read.
+        num_unread: number of remote images of which nothing was read.
     """
 
     num_images: int
@@ -52,6 +56,7 @@ class CheckReport:
     image_names: dict[int, str]
     counts: dict[str, int] = field(default_factory=dict)
     num_decoded: int = 0
+    num_unread: int = 0
 
     def __post_init__(self) -> None:
         if not self.counts:
@@ -76,7 +81,12 @@ class CheckReport:
     def problem_lines(self, most: int = 5) -> list[str]:
         """Return the lines of `text` with the problems."""
         lines: list[str] = []
-        if self.num_decoded < self.num_images:
+        if self.num_unread:
+            number = self.num_images - self.num_unread
+            lines.append(
+                f"read {number} images, a sample of the remote ones; not {self.num_unread} others"
+            )
+        elif self.num_decoded < self.num_images:
             lines.append(f"decoded {self.num_decoded} images, and read the headers of the others")
         kinds = dict.fromkeys((not p.is_fatal, p.kind) for p in self.problems)
         for is_harmless, kind in sorted(kinds):
@@ -138,7 +148,8 @@ def check_dataset(
         decode: decode the images as in training, which is the only way to find truncated ones and
             pixels that can't be used, such as floats; otherwise only their headers are read. None
             decodes all of at most 20,000 images, and of more a random sample of 2,000, of which
-            alone the masks are checked.
+            alone the masks are checked. Of remote images, only a random sample of 200 is read,
+            unless it is True.
         use_cache: use and cache results.
         images_digest: `digest_of_images` of the data set, if it is known already.
     """
@@ -164,8 +175,7 @@ def _load(file: Path) -> CheckReport | None:
 
 def _check(dataset: DetectionDataset, num_queries: int | None, decode: bool | None) -> CheckReport:
     table = dataset.table
-    is_sampled = decode is None and len(dataset) > LARGE
-    decoded = set(_sample(len(dataset))) if is_sampled else set()
+    reading = _what_is_read(dataset, decode)
     checks = (
         # Problems of image files are checked again below.
         [problem for problem in table.problems if problem.kind != "image file"],
@@ -174,7 +184,7 @@ def _check(dataset: DetectionDataset, num_queries: int | None, decode: bool | No
         box_problems(table),
         duplicate_problems(table),
         repeated_image_problems(dataset),
-        _all_image_problems(dataset, decoded if is_sampled else decode is not False),
+        _all_image_problems(dataset, reading, with_masks=decode is False),
     )
     counts: Counter[str] = Counter()
     problems = []
@@ -185,9 +195,25 @@ def _check(dataset: DetectionDataset, num_queries: int | None, decode: bool | No
                 problems.append(problem)
     images = sorted({problem.image for problem in problems if problem.image is not None})
     names = {image: dataset.images.name(image) for image in images}
-    num_decoded = len(decoded) if is_sampled else len(table) * (decode is not False)
     numbers = len(table), len(table.class_labels)
-    return CheckReport(*numbers, tuple(problems), names, dict(counts), num_decoded)
+    num_read = (int((reading == what).sum()) for what in (PIXELS, NOTHING))
+    return CheckReport(*numbers, tuple(problems), names, dict(counts), *num_read)
+
+
+def _what_is_read(dataset: DetectionDataset, decode: bool | None) -> np.ndarray:
+    """Return what is read of each image, (I,)."""
+    number = len(dataset)
+    reading = np.full(number, HEADER if decode is False else PIXELS)
+    if decode is None and number > LARGE:
+        reading[:] = HEADER
+        reading[_sample(number)] = PIXELS
+    if decode is not True:
+        remote = [image for image in range(number) if is_remote(dataset.images.name(image))]
+        if len(remote) > REMOTE_SAMPLE:
+            reading[remote] = NOTHING
+            sample = np.random.default_rng(0).choice(remote, REMOTE_SAMPLE, replace=False)
+            reading[sample] = HEADER if decode is False else PIXELS
+    return reading
 
 
 def _sample(number: int) -> list[int]:
@@ -197,14 +223,16 @@ def _sample(number: int) -> list[int]:
     return sorted(np.random.default_rng(0).choice(number, SAMPLE, replace=False).tolist())
 
 
-def _all_image_problems(dataset: DetectionDataset, decode: bool | set[int]) -> Iterator[Problem]:
-    """Check all images; decode all, none, or those of some indices."""
+def _all_image_problems(
+    dataset: DetectionDataset, reading: np.ndarray, with_masks: bool
+) -> Iterator[Problem]:
+    """Check images; masks are checked with the pixels, or `with_masks` with the headers too."""
 
     def check(image: int) -> Iterable[Problem]:
-        if isinstance(decode, bool):
-            return image_problems(dataset, image, decode=decode)
-        is_decoded = image in decode
-        return image_problems(dataset, image, decode=is_decoded, with_masks=is_decoded)
+        if reading[image] == NOTHING:
+            return ()
+        is_decoded = bool(reading[image] == PIXELS)
+        return image_problems(dataset, image, is_decoded, with_masks or is_decoded)
 
     # Threads suffice: decoding releases the GIL.
     with (

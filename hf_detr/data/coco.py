@@ -15,8 +15,10 @@ from .coco_images import CocoImages, ImageIndex, StrPath
 from .coco_layouts import LAYOUTS, ONLY_SPLIT, find_coco
 from .dataset import DetectionDataset
 from .file_names import check_stays_inside
-from .image_source import ImageFolder, ImageSource, read_sizes_hw, turned_size_hw, with_boxes
+from .image_source import ImageSource, read_sizes_hw, turned_size_hw, with_boxes
 from .object_columns import ObjectColumns, Problem, is_integer
+from .remote_files import local_file
+from .remote_images import FolderImages, RemoteImages, open_folder
 from .table_cache import Content, OpenedImages, read_mapped
 
 
@@ -38,7 +40,8 @@ def read_coco(
             `image_folder`, the folder of a data set as COCO, LVIS, CVAT, FiftyOne, Label Studio or
             Roboflow write it.
         image_folder: folder that the images' `file_name` is relative to; for LVIS, whose images
-            only have a `coco_url`, the folder of `train2017` and `val2017`.
+            only have a `coco_url`, the folder of `train2017` and `val2017`. It and the file can be
+            addresses, such as `s3://bucket/val2017`.
         box_format: format of the boxes in the file, by default that of COCO.
         masks: whether to read the segmentations too, for targets with masks.
         seed: seed of the transform's random numbers.
@@ -52,9 +55,10 @@ def read_coco(
     """
     annotation_file, image_folder, notes = _find_files(annotation_file, image_folder, split)
     checked_box_format(box_format)
-    read = partial(_read_detection, annotation_file, image_folder, box_format, masks, notes)
     options = repr(("coco", box_format, masks, notes))
-    table, images = read_mapped([annotation_file], image_folder, options, read)
+    with local_file(annotation_file) as file:
+        read = partial(_read_detection, file, image_folder, box_format, masks, notes)
+        table, images = read_mapped([file], image_folder, options, read)
     return DetectionDataset(table, images, None, masks, seed)
 
 
@@ -74,7 +78,8 @@ def read_coco_panoptic(
     Args:
         annotation_file: JSON file with `images`, `annotations` and `categories`; each annotation
             has an `image_id`, the `file_name` of the PNG file and `segments_info`.
-        image_folder: folder that the images' `file_name` is relative to.
+        image_folder: folder that the images' `file_name` is relative to; like the file and the
+            other folder, it can be an address.
         segment_folder: folder that the annotations' `file_name` is relative to.
         box_format: format of the boxes in `segments_info`.
         masks: whether targets have masks.
@@ -84,14 +89,20 @@ def read_coco_panoptic(
         ValueError: as in `read_coco`.
     """
     checked_box_format(box_format)
-    content = read_json(annotation_file)
-    records = CocoImages.join(
-        annotation_file, [CocoImages.of_records(annotation_file, content["images"])]
-    )
-    images = ImageFolder(image_folder, records.names)
+    with local_file(annotation_file) as file:
+        read = _read_panoptic(file, image_folder, segment_folder, box_format)
+    return DetectionDataset(*read, masks, seed)
+
+
+def _read_panoptic(
+    file: StrPath, image_folder: StrPath, segment_folder: StrPath, box_format: str
+) -> tuple[AnnotationTable, ImageSource, ImageSource]:
+    content = read_json(file)
+    records = CocoImages.join(file, [CocoImages.of_records(file, content["images"])])
+    images = open_folder(image_folder, records.names)
     problems = list(images.notes)
     entries, owners = ImageIndex(records.ids).entries(content["annotations"], 0, problems)
-    segment_maps = _segment_maps(annotation_file, segment_folder, records.names, entries, owners)
+    segment_maps = _segment_maps(file, segment_folder, records.names, entries, owners)
     problems += segment_maps.notes
 
     segments, segment_images = [], []
@@ -103,10 +114,10 @@ def read_coco_panoptic(
     objects = ObjectColumns.of_entries(segments, segment_images)
     used = set(objects.category_ids.tolist())
     categories = _categories_in_use(content["categories"], used, problems)
-    names = _class_names(annotation_file, categories)
+    names = _class_names(file, categories)
     stuff_ids = [record["id"] for record in categories if not record.get("isthing")]
     table = _table(records, images, objects, names, box_format, problems, stuff_ids)
-    return DetectionDataset(table, images, segment_maps, masks, seed)
+    return table, images, segment_maps
 
 
 def _segment_maps(
@@ -115,7 +126,7 @@ def _segment_maps(
     image_names: Sequence[str],
     entries: Sequence[Mapping[str, Any]],
     owners: Sequence[int],
-) -> ImageFolder:
+) -> FolderImages:
     """Return each image's segment map; by default it has the name of the image."""
     map_names = [f"{Path(name).stem}.png" for name in image_names]
     for number, (entry, index) in enumerate(zip(entries, owners, strict=True)):
@@ -125,7 +136,7 @@ def _segment_maps(
                 "in COCO's detection format."
             )
         map_names[index] = entry.get("file_name", map_names[index])
-    return ImageFolder(folder, map_names)
+    return open_folder(folder, map_names)
 
 
 def _find_files(
@@ -161,12 +172,12 @@ def _read_detection(
     file: StrPath, folder: StrPath, box_format: str, masks: bool, notes: Sequence[Problem]
 ) -> Content:
     content = read_coco_columns(file, masks)
-    images = ImageFolder(folder, content.images.names)
+    images = open_folder(folder, content.images.names)
     problems = [*images.notes, *content.problems, *notes]
     used = set(np.unique(content.objects.category_ids).tolist())
     categories = _categories_in_use(content.categories, used, problems)
     names = _class_names(file, categories)
-    opened = OpenedImages(images)
+    opened = OpenedImages(images.headers() if isinstance(images, RemoteImages) else images)
     table = _table(content.images, opened, content.objects, names, box_format, problems)
     return table, images, opened.indices
 

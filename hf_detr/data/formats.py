@@ -3,7 +3,6 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .box_formats import checked_box_format
@@ -11,13 +10,13 @@ from .class_names import parsed_names
 from .layouts import (
     COCO,
     DATASETS,
+    HAVE_OPTION,
     ON_THE_HUB,
     PANOPTIC_COCO,
-    WEBDATASET,
-    YOLO,
     DataFiles,
     find_data,
 )
+from .remote_files import check_folder
 from .splits import (
     all_splits,
     check_same_classes,
@@ -30,15 +29,6 @@ from .splits import (
 if TYPE_CHECKING:
     from .dataset import DetectionDataset
     from .reading import OpenedData
-
-# Formats that an option is for
-HAVE_OPTION = {
-    "images": (COCO,),
-    "segments": (COCO,),
-    "box_format": (COCO, PANOPTIC_COCO, DATASETS, ON_THE_HUB, WEBDATASET),
-    "masks": (COCO, PANOPTIC_COCO, YOLO),
-    "names": (DATASETS, ON_THE_HUB, WEBDATASET),
-}
 
 
 @dataclass
@@ -57,11 +47,10 @@ class DataArguments:
         },
     )
     images: str | None = field(
-        default=None, metadata={"help": "Image folder, if --data is a JSON file of COCO."}
+        default=None, metadata={"help": "Image folder or address, if --data is a COCO file."}
     )
     segments: str | None = field(
-        default=None,
-        metadata={"help": "PNG folder, if --data is a JSON file of COCO's panoptic format."},
+        default=None, metadata={"help": "PNG folder or address, if it is of COCO panoptic."}
     )
     split: str | None = field(
         default=None,
@@ -90,6 +79,12 @@ class DataArguments:
         metadata={
             "help": "Class names of a data set of datasets with numbers only: cat,dog for 0 and 1, "
             "or 7=cat,9=dog."
+        },
+    )
+    stream: bool = field(
+        default=False,
+        metadata={
+            "help": "Read rows of a data set of datasets when needed, without downloading it."
         },
     )
 
@@ -152,9 +147,8 @@ class DataArguments:
                     f"{files.name}; it is for {', '.join(formats)}."
                 )
         for name in ("images", "segments"):
-            path = getattr(self, name)
-            if path and not Path(path).is_dir():
-                raise FileNotFoundError(f"--{name} {path} isn't a folder.")
+            if folder := getattr(self, name):
+                check_folder(folder, f"--{name}")
 
     def id2label(self) -> dict[int, str] | None:
         """Return category id -> name of `names`, None without them.
@@ -249,7 +243,7 @@ class DataArguments:
             asked.check(panoptic=panoptic)
             found = asked._found
         given = self.images, self.segments, self.box_format, self.masks
-        options = ReadingOptions(*given, self.id2label(), panoptic, seed)
+        options = ReadingOptions(*given, self.id2label(), panoptic, self.stream, seed)
         return open_data(self.data, options, split, found and found[2])
 
 
@@ -270,12 +264,13 @@ def read_data(
         data: a folder of COCO, COCO panoptic, YOLO or Pascal VOC data, or of the library
             `datasets` (of `save_to_disk`, Parquet files, or images with metadata); a YAML file of
             YOLO; a JSON file of COCO; a Parquet file; tar files for `read_webdataset`; a name on
-            the Hub; a `DetectionDataset`; a `datasets.Dataset`; a torch data set for
-            `read_torch_dataset`, or `Subset` or `ConcatDataset`; a `datasets.DatasetDict` or dict
-            from split to one of these; or a pair of them for "train" and "val".
+            the Hub; a `DetectionDataset`; a `datasets.Dataset`, or an `IterableDataset`, which is
+            read as a `StreamedDataset`; a torch data set for `read_torch_dataset`, or `Subset` or
+            `ConcatDataset`; a `datasets.DatasetDict` or dict from split to one of these; or a pair
+            of them for "train" and "val".
         split: name of the split, by default "train"; data without splits are read completely.
-        images: image folder of a JSON file of COCO.
-        segments: PNG folder of a JSON file of COCO's panoptic format.
+        images: image folder of a JSON file of COCO, or its address, such as `s3://bucket/photos`.
+        segments: PNG folder of a JSON file of COCO's panoptic format, or its address.
         box_format: one of `hf_detr.data.box_formats.BOX_FORMATS`; by default that of the format, or
             for `datasets` the only one that fits all boxes.
         masks: whether targets have masks.

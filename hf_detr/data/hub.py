@@ -14,7 +14,7 @@ from .object_columns import is_integer
 from .object_rows import (
     BOX_KEYS,
     CATEGORY_KEYS,
-    CROWD_KEYS,
+    OBJECT_KEYS,
     ObjectRows,
     read_entries,
     tables_of_rows,
@@ -116,7 +116,8 @@ def read_hf_segmentation(
     return DetectionDataset(table, images, maps, masks, seed)
 
 
-def _class_label_names(feature: Any) -> dict[int, str] | None:
+def class_label_names(feature: Any) -> dict[int, str] | None:
+    """Return the names of the `ClassLabel` of the category in the objects' feature, if any."""
     class_label = _find_class_label(feature)
     return None if class_label is None else dict(enumerate(class_label.names))
 
@@ -157,15 +158,14 @@ def _collect(
     features = {name: dataset.features[name] for name in columns}
     problems: list[Problem] = []
     found = _image_ids_and_sizes(dataset, images, problems)
-    names = _class_label_names(features.get(column, features))
+    names = class_label_names(features.get(column, features))
     return ObjectRows(images, entries, owners, *found, names, problems)
 
 
 def _object_columns(dataset: "Dataset") -> list[str]:
     """Return the columns of lists of the objects' values; none without boxes or classes."""
-    keys = (*BOX_KEYS, *CATEGORY_KEYS, *CROWD_KEYS, "area")
     features = dataset.features
-    columns = [key for key in keys if key in features and hasattr(features[key], "feature")]
+    columns = [key for key in OBJECT_KEYS if key in features and hasattr(features[key], "feature")]
     has_all = set(columns) & set(BOX_KEYS) and set(columns) & set(CATEGORY_KEYS)
     return columns if has_all else []
 

@@ -26,6 +26,7 @@ READING_ERRORS = (
     *(OSError, ValueError, SyntaxError, RuntimeError),
     *(PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning),
 )
+FEW = 256  # images whose sizes are read without a progress bar
 
 
 class ImageSource(Protocol):
@@ -199,7 +200,13 @@ def fill_in_sizes_hw(
     sizes_hw: Iterable[tuple[Any, Any]], source: ImageSource, problems: list[Problem]
 ) -> list[tuple[int, int]]:
     """Return heights and widths, replacing missing or invalid ones by `image_size_hw`."""
-    bar = tqdm(sizes_hw, total=len(source), desc="image sizes", unit="image", disable=None)
+    bar = tqdm(
+        sizes_hw,
+        total=len(source),
+        desc="image sizes",
+        unit="image",
+        disable=True if len(source) <= FEW else None,
+    )
     return [
         (height, width)
         if all(type(value) is int and 0 < value < 2**63 for value in (height, width))

@@ -16,11 +16,21 @@ import yaml
 
 from .coco_layouts import LAYOUTS, PANOPTIC, WHOLE, find_coco, find_panoptic
 from .file_names import check_stays_inside
+from .remote_files import check_address, is_address
 from .shards import find_shards, is_shards
 
 # Formats, as messages name them
 COCO, PANOPTIC_COCO, YOLO, VOC = "COCO", "COCO panoptic", "YOLO", "Pascal VOC"
 DATASETS, ON_THE_HUB, WEBDATASET = "`datasets`", "the Hub", "WebDataset"
+# Formats that an option is for
+HAVE_OPTION = {
+    "images": (COCO,),
+    "segments": (COCO,),
+    "box_format": (COCO, PANOPTIC_COCO, DATASETS, ON_THE_HUB, WEBDATASET),
+    "masks": (COCO, PANOPTIC_COCO, YOLO),
+    "names": (DATASETS, ON_THE_HUB, WEBDATASET),
+    "stream": (DATASETS, ON_THE_HUB),
+}
 SPLITS = ("train", "val", "valid", "validation", "test")
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 SAVED = ("dataset_dict.json", "state.json")  # one of these is in the folders of `save_to_disk`
@@ -50,8 +60,8 @@ def find_data(data: str, split: str | None = None, panoptic: bool = False) -> Da
     """Find the format and the splits of data.
 
     Args:
-        data: a folder, a YAML file of YOLO, a JSON file of COCO, a Parquet file, tar files of
-            WebDataset, or a name on the Hub.
+        data: a folder, a YAML file of YOLO, a JSON file of COCO, also at an address, a Parquet
+            file, tar files of WebDataset, or a name on the Hub.
         split: a split that may have another name than those of `SPLITS`.
         panoptic: whether to use the panoptic annotations of a folder that has others too.
 
@@ -62,6 +72,9 @@ def find_data(data: str, split: str | None = None, panoptic: bool = False) -> Da
     if is_shards(data):
         shards = find_shards(data, (*SPLITS, split) if split else SPLITS)
         return DataFiles(WEBDATASET, data, None if None in shards else tuple(shards))
+    if is_address(data):
+        check_address(data)
+        return DataFiles(COCO, data, None)
     path = Path(data)
     if path.is_dir():
         return _find_in_folder(path, (split, *SPLITS) if split else SPLITS, panoptic)

@@ -9,13 +9,15 @@ import numpy as np
 
 from .annotation_table import AnnotationTable, Problem, make_table
 from .box_formats import BOX_FORMATS, find_box_format
-from .image_source import ImageSource, turned_size_hw
+from .image_source import ImageSource, fill_in_sizes_hw, turned_size_hw
 from .object_columns import is_integer
 
 # Alternative names in data sets on the Hub.
 BOX_KEYS = ("bbox", "bboxes", "boxes")
 CATEGORY_KEYS = ("category", "category_id", "categories", "label", "labels")
 CROWD_KEYS = ("iscrowd", "is_crowd")
+OBJECT_KEYS = (*BOX_KEYS, *CATEGORY_KEYS, *CROWD_KEYS, "area")
+OBJECTS = ("objects", "annotations")  # keys of a row, one of which has its objects
 
 
 @dataclass
@@ -62,6 +64,39 @@ def _with_coco_keys(entry: Mapping[str, Any], row: int) -> dict[str, Any]:
     return renamed
 
 
+def rows_of_values(images: ImageSource, values: Sequence[Any]) -> ObjectRows:
+    """Return the objects of rows.
+
+    Args:
+        images: the image of each row.
+        values: of each row a dict with one of the keys `OBJECTS`, or with lists of the objects'
+            values, and optionally `width`, `height` and `image_id`; or a list of objects.
+    """
+    entries, owners, problems = [], [], []
+    for row, value in enumerate(values):
+        objects = value
+        if isinstance(value, Mapping):
+            found = [value[key] for key in OBJECTS if key in value]
+            objects = found[0] if found else value
+        new = read_entries(objects, row)
+        entries += new
+        owners += [row] * len(new)
+    fields = [value if isinstance(value, Mapping) else {} for value in values]
+    ids = [one.get("image_id") for one in fields]
+    is_usable = all(type(one) is int for one in ids) and len(set(ids)) == len(ids)
+    sizes = [(one.get("height"), one.get("width")) for one in fields]
+    sizes_hw = fill_in_sizes_hw(sizes, images, problems)
+    return ObjectRows(
+        images,
+        entries,
+        owners,
+        ids if is_usable else list(range(len(ids))),
+        sizes_hw,
+        None,
+        problems,
+    )
+
+
 def tables_of_rows(
     splits: Sequence[ObjectRows],
     box_format: str | None,
@@ -81,7 +116,7 @@ def tables_of_rows(
         ValueError: if names are missing, or several box formats fit.
     """
     if box_format is None:
-        box_format = _find_box_format(splits)
+        box_format = find_box_format_of_rows(splits)
     names = [id2label or rows.names for rows in splits]
     texts = None if all(names) else _text_names([e for rows in splits for e in rows.entries])
     return [
@@ -105,7 +140,7 @@ def _text_names(entries: list[dict[str, Any]]) -> dict[int, str]:
     )
 
 
-def _find_box_format(splits: Sequence[ObjectRows]) -> str:
+def find_box_format_of_rows(splits: Sequence[ObjectRows]) -> str:
     """Find the format that fits all boxes, and note it in the problems of the first split."""
     boxes, areas, sizes = [], [], []
     for rows in splits:

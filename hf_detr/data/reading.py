@@ -24,6 +24,7 @@ from .layouts import (
     find_data,
 )
 from .shards import find_shards
+from .streamed import StreamedDataset
 from .torch_data import read_torch_dataset
 from .voc import read_voc
 from .webdataset import read_shards
@@ -40,6 +41,7 @@ class ReadingOptions:
     masks: bool = False
     names: Mapping[int, str] | None = None
     panoptic: bool = False
+    stream: bool = False
     seed: int = 0
 
 
@@ -53,7 +55,7 @@ class OpenedData:
 
     name: str
     splits: tuple[str, ...] | None
-    read: Callable[[Sequence[str]], list[DetectionDataset]]
+    read: Callable[[Sequence[str]], list[DetectionDataset | StreamedDataset]]
 
 
 def open_data(
@@ -71,12 +73,19 @@ def open_data(
         ValueError, FileNotFoundError: if the data can't be found or loaded.
     """
     if not isinstance(data, str | os.PathLike):
+        if options.stream:
+            raise ValueError("stream is for names and paths; give an IterableDataset as it is.")
         return _open_objects(data, options)
     files = files or find_data(os.fspath(data), split, options.panoptic)
     if files.format == WEBDATASET:
         return _open_shards(files, options)
     if files.format in (DATASETS, ON_THE_HUB):
-        loaded = load_hf_splits(files.name, split)
+        loaded = load_hf_splits(files.name, split, options.stream)
+        if options.stream and not all(map(_is_streamed, _values(loaded))):
+            raise ValueError(
+                f"{files.name} is on the disk already, from where rows are read when they are "
+                "needed; omit --stream."
+            )
         return replace(_open_objects(loaded, options), name=files.name)
 
     def read(names: Sequence[str]) -> list[DetectionDataset]:
@@ -128,25 +137,38 @@ def _open_objects(data: Any, options: ReadingOptions) -> OpenedData:
 
 def _read_objects(objects: Sequence[Any], options: ReadingOptions) -> list[DetectionDataset]:
     objects = list(map(_selected, objects))
-    if not all(map(_is_hf_dataset, objects)):
+    if not all(_is_hf_dataset(data) or _is_streamed(data) for data in objects):
         return [_read_object(data, options) for data in objects]
     if options.masks or options.panoptic:
         raise ValueError(
             "Data sets of `datasets` are read without masks; omit --masks, or read them with "
             "read_hf_segmentation in Python."
         )
+    if any(map(_is_streamed, objects)):
+        return [_read_rows(data, options) for data in objects]
     return read_hf_splits(objects, options.box_format, options.names, seed=options.seed)
+
+
+def _read_rows(data: Any, options: ReadingOptions) -> DetectionDataset | StreamedDataset:
+    given = options.box_format, options.names
+    if not _is_streamed(data):
+        return read_hf_splits([data], *given, seed=options.seed)[0]
+    # Only as it was loaded: `take` and `filter` don't change the number that the library states.
+    stated = (data.info.splits or {}).get(str(data.split)) if options.stream else None
+    return StreamedDataset(data, stated and stated.num_examples, *given, options.seed)
 
 
 def _read_object(data: Any, options: ReadingOptions) -> DetectionDataset:
     if isinstance(data, str | os.PathLike):
         return _read_only_split(data, options)
-    if _is_hf_dataset(data):
+    if _is_hf_dataset(data) or _is_streamed(data):
         return _read_objects([data], options)[0]
     if options.box_format:
         raise ValueError(
             f"box_format can't be used with a {type(data).__name__}, whose boxes have one already."
         )
+    if isinstance(data, StreamedDataset):
+        return data
     if all(isinstance(part, DetectionDataset) for part in _parts(data)):
         if options.names:
             raise ValueError("names can't be used with a DetectionDataset, which has some.")
@@ -190,9 +212,18 @@ def _selected(data: Any) -> Any:
     return data.dataset.select(data.indices) if is_part else data
 
 
+def _values(data: Any) -> list[Any]:
+    return list(data.values()) if isinstance(data, Mapping) else [data]
+
+
 def _is_hf_dataset(data: Any) -> bool:
+    return _is_of(data, "datasets.arrow_dataset", "Dataset")
+
+
+def _is_streamed(data: Any) -> bool:
+    return _is_of(data, "datasets.iterable_dataset", "IterableDataset")
+
+
+def _is_of(data: Any, module: str, name: str) -> bool:
     # By name, because the library is optional and takes long to import.
-    return any(
-        (base.__module__, base.__name__) == ("datasets.arrow_dataset", "Dataset")
-        for base in type(data).__mro__
-    )
+    return any((base.__module__, base.__name__) == (module, name) for base in type(data).__mro__)

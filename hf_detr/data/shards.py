@@ -2,6 +2,9 @@
 
 import re
 from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+from .remote_files import find_storage, is_address
 
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 TAR = ".tar"
@@ -9,8 +12,9 @@ DEPTH = 2  # of tar files in a folder
 
 
 def is_shards(data: str) -> bool:
-    """Whether an address can only mean tar files: their name, a pattern, or another file system."""
-    return "://" in data or data.endswith(TAR)
+    """Whether data can only be tar files: by their name, or as an address of no JSON file."""
+    is_json = urlsplit(data).path.lower().endswith(".json")
+    return data.endswith(TAR) or (is_address(data) and not is_json)
 
 
 def find_shards(data: str, splits: tuple[str, ...] = ()) -> dict[str | None, list[str]]:
@@ -25,14 +29,13 @@ def find_shards(data: str, splits: tuple[str, ...] = ()) -> dict[str | None, lis
         The sorted addresses of each split, or of None if no name begins with one of `splits`.
 
     Raises:
-        ValueError: if only some of the names begin with a split's.
+        ValueError: if only some of the names begin with a split's, a remote folder has no tar
+            files, or its storage can't be read.
         FileNotFoundError: if there are none.
     """
-    from fsspec.core import url_to_fs
-
     found: dict[str | None, list[str]] = {}
     for address in _expanded(data):
-        files, path = url_to_fs(address)
+        files, path = find_storage(address)
         paths = files.glob(path)
         start = len(path)
         if files.isdir(path):
@@ -44,6 +47,12 @@ def find_shards(data: str, splits: tuple[str, ...] = ()) -> dict[str | None, lis
         for one in sorted(paths):
             split = _split_of(one[start:].lstrip("/"), splits)
             found.setdefault(split, []).append(files.unstrip_protocol(one))
+    if not found and is_address(data):
+        raise ValueError(
+            f"{data} has no tar files. Of data at an address, tar files of WebDataset can be read, "
+            "or a JSON file of COCO with --images, the address of its images' folder; download "
+            "other data, or give the name of a data set on the Hub."
+        )
     if None in found and len(found) > 1:
         raise ValueError(
             f"{data} has {found[None][0]}, whose name doesn't begin with a split's as those of "

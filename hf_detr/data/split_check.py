@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -17,8 +18,10 @@ from .annotation_table import Problem
 from .check import LARGE, CheckReport, check_dataset, digest_of_images, result_text
 from .dataset import DetectionDataset
 from .image_source import READING_ERRORS, ImageSource
+from .remote_files import is_remote
 from .result_cache import cache_folder, cached
 from .splits import check_same_classes
+from .streamed import StreamedDataset
 from .summary import DataSummary, summarize, summary_text
 
 VERSION = "1"  # of the comparison; results cached by another version aren't used
@@ -72,7 +75,7 @@ class SplitsReport:
 
 
 def check_splits(
-    splits: Mapping[str, DetectionDataset],
+    splits: Mapping[str, DetectionDataset | StreamedDataset],
     num_queries: int | None = None,
     decode: bool | None = None,
     use_cache: bool = True,
@@ -80,15 +83,21 @@ def check_splits(
     """Check each split as `check_dataset` does, and what they have in common.
 
     Args:
-        splits: name -> data set.
+        splits: name -> data set; of a stream, the first rows are checked.
         num_queries, decode, use_cache: as in `check_dataset`; images in two splits are cached in
-            `~/.cache/hf_detr/split_checks`. If not all images are decoded, only
-            those that are files are compared between splits.
+            `~/.cache/hf_detr/split_checks`. If not all images are decoded, only those that are
+            files are compared between splits, and remote images by their addresses.
     """
+    splits = {
+        name: data.sample() if isinstance(data, StreamedDataset) else data
+        for name, data in splits.items()
+    }
     digests = dict.fromkeys(splits)
     if use_cache:
         digests = {name: digest_of_images(data.images) for name, data in splits.items()}
-    contents = decode is True or (decode is None and max(map(len, splits.values())) <= LARGE)
+    contents = decode is True
+    if decode is None and max(map(len, splits.values())) <= LARGE:
+        contents = not any(_has_remote(data.images) for data in splits.values())
     return SplitsReport(
         {name: summarize(data.table) for name, data in splits.items()},
         {
@@ -147,7 +156,8 @@ def shared_image_problems(
 
     Args:
         splits: name -> data set.
-        contents: compare the content of images that aren't files too, which reads all of them.
+        contents: compare the content of images that aren't files too, which reads all of them;
+            otherwise the addresses of remote images.
     """
     for (one, first), (other, second) in combinations(splits.items(), 2):
         for index, twin, text in _shared_images(first.images, second.images, contents):
@@ -160,7 +170,7 @@ def _shared_images(
     one: ImageSource, other: ImageSource, contents: bool
 ) -> Iterator[tuple[int, int, str]]:
     """Yield the indices of images in both sources, and why they are the same."""
-    files = [_files(source) for source in (one, other)]
+    files = [_files(source, with_remote=not contents) for source in (one, other)]
     known = {stat[:2]: index for index, stat in files[0].items()}
     by_size = defaultdict(list)
     for index, stat in files[0].items():
@@ -193,12 +203,23 @@ def _same_contents(
             yield known[digest], index, "have the same content"
 
 
-def _files(source: ImageSource) -> dict[int, tuple[int, int, int]]:
-    """Return the device, the number on it and the size of each image that is a file."""
-    found = {}
+def _has_remote(source: ImageSource) -> bool:
+    return any(is_remote(source.name(index)) for index in range(len(source)))
+
+
+def _files(source: ImageSource, with_remote: bool) -> dict[int, tuple[Any, Any, Any]]:
+    """Return the device, the number on it and the size of each image that is a file.
+
+    Those of an image at an address are its address.
+    """
+    found: dict[int, tuple[Any, Any, Any]] = {}
     for index in range(len(source)):
+        name = source.name(index)
+        if with_remote and is_remote(name):
+            found[index] = (name,) * 3
+            continue
         try:
-            stat = os.stat(source.name(index))
+            stat = os.stat(name)
         except (OSError, ValueError):
             continue  # missing files are reported elsewhere
         found[index] = stat.st_dev, stat.st_ino, stat.st_size

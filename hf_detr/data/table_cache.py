@@ -19,9 +19,11 @@ import PIL.Image
 
 from ..atomic_saving import atomic_file
 from .annotation_table import AnnotationTable, warn_of_problems
-from .image_source import ImageFolder, ImageSource
+from .image_source import ImageSource
 from .object_columns import Problem
 from .packed_values import PackedValues
+from .remote_files import is_address, is_copy
+from .remote_images import FolderImages, open_folder
 from .result_cache import cache_folder, cached
 
 VERSION = "1"  # of the readers and the files; others aren't used
@@ -36,7 +38,7 @@ ARRAYS = (
 )
 
 # Table, images, and the indices of the images that were opened to make the table.
-Content = tuple[AnnotationTable, ImageFolder, Sequence[int]]
+Content = tuple[AnnotationTable, FolderImages, Sequence[int]]
 
 
 class MappedArray(np.ndarray):
@@ -98,7 +100,7 @@ def read_mapped(
     options: str,
     read: Callable[[], Content],
     image_files: Sequence[str] = (),
-) -> tuple[AnnotationTable, ImageFolder]:
+) -> tuple[AnnotationTable, FolderImages]:
     """Read a data set, or map the table that was cached when it was read before.
 
     The cached table is used until the annotation files, the options, or images that were opened for
@@ -117,9 +119,13 @@ def read_mapped(
     states = [_state(file) for file in files]
     if sum(state[0] for state in states) < MIN_BYTES and len(files) < MIN_FILES:
         return read()[:2]
-    folder = Path(folder)
+    folder = os.fspath(folder) if is_address(folder) else Path(folder)
     of_images = list(zip(image_files, map(_state, image_files), strict=True))
-    key = _digest(VERSION, files, folder.absolute(), options, states, of_images)
+    own = [
+        None if is_copy(Path(file)) else state for file, state in zip(files, states, strict=True)
+    ]
+    place = folder if isinstance(folder, str) else folder.absolute()
+    key = _digest(VERSION, files, place, options, own, of_images)
     is_new = False
 
     def read_new() -> Content:
@@ -186,7 +192,7 @@ def _save(file: Path, content: Content) -> None:
             opened_file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
 
 
-def _load(file: Path, folder: Path) -> Content | None:
+def _load(file: Path, folder: str | Path) -> Content | None:
     """Map a table; None if there is none, or it is damaged or of other images."""
     try:
         with open(file, "rb") as opened:
@@ -206,17 +212,16 @@ def _load(file: Path, folder: Path) -> Content | None:
         return None
 
 
-def _content(header: dict[str, Any], arrays: dict[str, np.ndarray], folder: Path) -> Content | None:
+def _content(
+    header: dict[str, Any], arrays: dict[str, np.ndarray], folder: str | Path
+) -> Content | None:
     packed = {
         name: PackedValues(arrays[f"{name}.data"], arrays[f"{name}.ends"], is_json=True)
         for name in ("names", "segmentations")
         if f"{name}.data" in arrays
     }
     names = packed["names"]
-    if header["are_plain"]:
-        images = ImageFolder.of_checked(folder, names)
-    else:
-        images = ImageFolder(folder, names.tolist())
+    images = open_folder(folder, names if header["are_plain"] else names.tolist())
     if images.notes or _stamps(images, header["opened"]) != header["stamps"]:
         return None
     table = AnnotationTable(

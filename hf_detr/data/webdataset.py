@@ -19,11 +19,9 @@ from tqdm.auto import tqdm
 from .annotation_table import PackedValues
 from .dataset import DetectionDataset
 from .file_names import image_endings
-from .image_source import fill_in_sizes_hw
-from .object_rows import ObjectRows, read_entries, tables_of_rows
+from .object_rows import ObjectRows, rows_of_values, tables_of_rows
+from .remote_files import read_range
 from .shards import find_shards
-
-OBJECTS = ("objects", "annotations")  # keys of a sample's JSON, one of which has its objects
 
 
 class TarImages:
@@ -46,8 +44,7 @@ class TarImages:
 
     def open(self, index: int) -> PIL.Image.Image:
         shard, start, size = self._places[index].tolist()
-        files, path = fsspec.url_to_fs(self.shards[shard])
-        return PIL.Image.open(io.BytesIO(files.cat_file(path, start, start + size)))
+        return PIL.Image.open(io.BytesIO(read_range(self.shards[shard], start, start + size)))
 
     def stamp(self, index: int) -> str:
         return f"{self.name(index)} {self._places[index].tolist()}"
@@ -120,7 +117,7 @@ def _read_rows(shards: Sequence[str]) -> ObjectRows:
     keys = list(samples.names)
     places = np.array([samples.places[key] for key in keys], dtype=np.int64).reshape(-1, 3)
     images = TarImages(shards, [samples.names[key] for key in keys], places)
-    return _rows(images, [samples.values[key] for key in keys])
+    return rows_of_values(images, [samples.values[key] for key in keys])
 
 
 def _index(number: int, shard: str, samples: _Samples) -> None:
@@ -146,29 +143,3 @@ def _index(number: int, shard: str, samples: _Samples) -> None:
             f"{shard} can't be read ({error}); expected a tar file, not compressed, of images and "
             "JSON files."
         ) from error
-
-
-def _rows(images: TarImages, values: Sequence[Any]) -> ObjectRows:
-    entries, owners, problems = [], [], []
-    for row, value in enumerate(values):
-        objects = value
-        if isinstance(value, Mapping):
-            found = [value[key] for key in OBJECTS if key in value]
-            objects = found[0] if found else value
-        new = read_entries(objects, row)
-        entries += new
-        owners += [row] * len(new)
-    fields = [value if isinstance(value, Mapping) else {} for value in values]
-    ids = [one.get("image_id") for one in fields]
-    is_usable = all(type(one) is int for one in ids) and len(set(ids)) == len(ids)
-    sizes = [(one.get("height"), one.get("width")) for one in fields]
-    sizes_hw = fill_in_sizes_hw(sizes, images, problems)
-    return ObjectRows(
-        images,
-        entries,
-        owners,
-        ids if is_usable else list(range(len(ids))),
-        sizes_hw,
-        None,
-        problems,
-    )

@@ -15,7 +15,8 @@ from transformers.image_utils import SizeDict
 from ..data.batches import PackedBatch, SizeGroupedBatches, pack_batch
 from ..data.dataset import DetectionDataset, as_detection_dataset
 from ..data.image_source import read_segment_ids
-from ..distributed import num_processes, process_index
+from ..data.streamed import StreamedDataset
+from ..distributed import gather_from_processes, num_processes, process_index
 from ..image_processing.image_processor import DetectionImageProcessor
 from ..image_processing.image_settings import resized_hw
 from ..image_processing.postprocess import detections_per_image
@@ -36,7 +37,7 @@ MASKS_AT_ONCE = 10  # all masks of an image at full size can need more memory th
 def evaluate(
     model: nn.Module,
     processor: DetectionImageProcessor,
-    dataset: DetectionDataset,
+    dataset: DetectionDataset | StreamedDataset,
     batch_size: int = 8,
     num_workers: int = 0,
     iou_types: Sequence[str] = ("bbox",),
@@ -53,8 +54,8 @@ def evaluate(
     Args:
         model: a detector, or a segmentation model for "segm", in any mode.
         processor: prepares images and post-processes outputs.
-        dataset: the data set, read with `masks=True` for "segm"; or torch's `Subset` or
-            `ConcatDataset` of such.
+        dataset: the data set, read with `masks=True` for "segm"; torch's `Subset` or
+            `ConcatDataset` of such; or a `StreamedDataset` for "bbox".
         batch_size: maximum number of images, of equal size, in a batch; the result doesn't depend
             on it.
         num_workers: number of processes that load images.
@@ -74,6 +75,11 @@ def evaluate(
         ValueError: if the model and the data set have no class in common, or `lvis` doesn't have
             the data set's images and classes.
     """
+    if isinstance(dataset, StreamedDataset):
+        if tuple(iou_types) != ("bbox",) or lvis is not None:
+            raise ValueError("A stream is evaluated with 'bbox' only, without masks and lvis.")
+        options = batch_size, num_workers, False, progress, max_detections
+        return _evaluate_stream(model, processor, dataset, *options)
     dataset = as_detection_dataset(dataset)
     evaluator = CocoEvaluator(
         _ground_truth(dataset, lvis), iou_types, max_detections, lvis is not None
@@ -81,6 +87,26 @@ def evaluate(
     given = model, processor, dataset, batch_size, num_workers, "segm" in iou_types, progress
     for image_ids, detections in detect(*given, max_detections):
         evaluator.update(image_ids, detections)
+    return evaluator.compute()
+
+
+def _evaluate_stream(
+    model: nn.Module, processor: DetectionImageProcessor, stream: StreamedDataset, *options: Any
+) -> Metrics:
+    """Evaluate the rows of a stream; `options` are those of `detect`, from `batch_size` on."""
+    truths, found = [], []
+    bar = tqdm(stream.parts(process_index(), num_processes()), desc="stream", disable=None)
+    for part in bar:
+        truths.append(part.ground_truth())
+        for image_ids, detections in detect(model, processor, part, *options, is_shared=False):
+            on_cpu = [{key: v.cpu() for key, v in one.items()} for one in detections]
+            found.append((image_ids, on_cpu))
+    shares = [truth for share in gather_from_processes(truths) for truth in share]
+    joined = {key: [v for one in shares for v in one[key]] for key in ("images", "annotations")}
+    categories = [{"id": label, "name": name} for label, name in stream.id2label.items()]
+    evaluator = CocoEvaluator({**joined, "categories": categories}, max_detections=options[-1])
+    for batch in found:
+        evaluator.update(*batch)
     return evaluator.compute()
 
 
@@ -93,10 +119,12 @@ def detect(
     masks: bool = False,
     progress: bool = True,
     max_detections: int = MAX_DETECTIONS,
+    is_shared: bool = True,
 ) -> Iterator[tuple[list[int], list[dict[str, Tensor]]]]:
     """Detect objects in this process's part of the images of a data set.
 
-    Arguments as in `evaluate`, and `masks`: whether to return masks.
+    Arguments as in `evaluate`, and `masks`: whether to return masks; `is_shared`: whether the
+    processes share the images, or each has its own data set.
 
     Yields:
         For each batch the image ids, and for each image `scores` (n,), `labels` (n,) of the data
@@ -106,7 +134,7 @@ def detect(
     dataset = as_detection_dataset(dataset)
     labels = label_map(_unwrapped(model).config.id2label, dataset.id2label)
     for (image_ids, sizes_hw, inputs), outputs in _run(
-        model, processor, dataset, batch_size, num_workers, progress
+        model, processor, dataset, batch_size, num_workers, progress, is_shared
     ):
         detections = every_detection(processor, outputs, sizes_hw, max_detections)
         if masks:
@@ -192,6 +220,7 @@ def _run(
     batch_size: int,
     num_workers: int,
     progress: bool,
+    is_shared: bool = True,
 ) -> Iterator[tuple[Batch, Any]]:
     """Iterate over this process's batches and the model's outputs."""
     model = _unwrapped(model)
@@ -201,9 +230,10 @@ def _run(
     if processor.do_resize:
         size = SizeDict(**dict(processor.size))
         sizes_hw = [resized_hw(size_hw, size) for size_hw in sizes_hw]
+    processes = (process_index(), num_processes()) if is_shared else (0, 1)
     loader = DataLoader(
         plain,
-        batch_sampler=SizeGroupedBatches(sizes_hw, batch_size, process_index(), num_processes()),
+        batch_sampler=SizeGroupedBatches(sizes_hw, batch_size, *processes),
         num_workers=num_workers,
         collate_fn=functools.partial(_collate, processor),
     )

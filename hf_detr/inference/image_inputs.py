@@ -18,6 +18,14 @@ from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
 
 from ..data.file_names import image_endings, is_inside
+from ..data.remote_files import (
+    check_address,
+    find_storage,
+    is_address,
+    is_on_web,
+    open_file,
+    read_file,
+)
 
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 STDIN = "-"
@@ -82,7 +90,7 @@ class ImageInputs:
         """
         for name in self.names:
             if name != STDIN and is_address(name):
-                _check_storage(name)
+                check_address(name)
             elif name != STDIN:
                 _matches(name)
         if self.count() == 0:
@@ -94,7 +102,7 @@ class ImageInputs:
     @property
     def have_streams(self) -> bool:
         """Whether the number of images isn't known before all are read."""
-        return any(name == STDIN or _is_tar(name) or _is_remote(name) for name in self.names)
+        return any(name == STDIN or _is_tar(name) or _is_in_storage(name) for name in self.names)
 
     def count(self) -> int | None:
         """Return the number of images, None if it isn't known."""
@@ -127,7 +135,7 @@ class ImageInputs:
         for name, files in self._local():
             if name == STDIN:
                 yield from self._listed()
-            elif _is_remote(name) and not _is_tar(name):
+            elif _is_in_storage(name) and not _is_tar(name):
                 yield from self._in_remote_folder(name)
             elif is_address(name):
                 if name not in addresses:
@@ -177,10 +185,8 @@ class ImageInputs:
 
     def _in_remote_folder(self, name: str) -> Iterator[tuple[str, str]]:
         """Yield the images of a remote folder or pattern, or the image of that address."""
-        from fsspec.core import url_to_fs
-
         try:
-            storage, root = url_to_fs(name)
+            storage, root = find_storage(name)
             if glob.has_magic(root):
                 found = storage.glob(root)
                 root = root[: root.rindex("/", 0, _first_magic(root)) + 1]
@@ -208,36 +214,17 @@ def _kind(entry: os.DirEntry) -> str:
 
 def source_of(name: str) -> Path | Callable[[], bytes]:
     """Return the file of a path, or a function that downloads what is at an address."""
-    if not is_address(name):
-        return Path(name)
-    return partial(_read_remote if _is_remote(name) else _download, name)
+    return partial(read_file, name) if is_address(name) else Path(name)
 
 
-def is_address(name: str) -> bool:
-    """Whether a name starts with a scheme, such as `https://` or `s3://`."""
-    return "://" in name and len(urlsplit(name).scheme) > 1
-
-
-def _is_remote(name: str) -> bool:
+def _is_in_storage(name: str) -> bool:
     """Whether a name is an address of a storage, which `fsspec` reads."""
-    return is_address(name) and urlsplit(name).scheme.lower() not in ("http", "https")
+    return is_address(name) and not is_on_web(name)
 
 
 def _is_tar(name: str) -> bool:
     path = urlsplit(name).path if is_address(name) else name
     return path.lower().endswith(TARS)
-
-
-def _check_storage(name: str) -> None:
-    if not _is_remote(name):
-        return
-    scheme = urlsplit(name).scheme
-    try:
-        from fsspec import get_filesystem_class
-
-        get_filesystem_class(scheme)
-    except (ImportError, ValueError) as error:
-        raise ValueError(f"{name} can't be read: {error}") from error
 
 
 def _matches(name: str) -> list[Path]:
@@ -279,7 +266,10 @@ def _in_tar(name: str, position: int) -> Iterator[InputImage]:
     """Yield the images of a tar file, which is read once from its beginning to its end."""
     endings = image_endings()
     try:
-        with _opened(name) as file, tarfile.open(fileobj=file, mode="r|*") as tar:
+        with (
+            open_file(name) if is_address(name) else open(name, "rb") as file,
+            tarfile.open(fileobj=file, mode="r|*") as tar,
+        ):
             while member := tar.next():
                 path = PurePosixPath(member.name)
                 if member.isfile() and path.suffix.lower() in endings:
@@ -290,26 +280,3 @@ def _in_tar(name: str, position: int) -> Iterator[InputImage]:
     except Exception as error:  # of the tar, its compression or its storage
         problem = ValueError(f"{name} can't be read to its end as a tar file: {error}")
         yield InputImage(name, _place_of_address(name), problem, position)
-
-
-def _opened(name: str) -> BinaryIO:
-    if not is_address(name):
-        return open(name, "rb")
-    if _is_remote(name):
-        import fsspec
-
-        return fsspec.open(name, "rb").open()
-    from ..image_processing.image_reading import open_address
-
-    return open_address(name)
-
-
-def _read_remote(name: str) -> bytes:
-    with _opened(name) as file:
-        return file.read()
-
-
-def _download(address: str) -> bytes:
-    from ..image_processing.image_reading import download
-
-    return download(address)

@@ -17,6 +17,7 @@ from ..checkpoints.publishing import push_to_hub
 from ..data.dataset import DetectionDataset
 from ..data.formats import DataArguments
 from ..data.split_check import check_splits
+from ..data.streamed import StreamedDataset
 from ..distributed import process_index
 from ..evaluation.coco_evaluator import metrics_table
 from ..inference.model_loading import embedded_model_folder
@@ -145,8 +146,11 @@ def prepare(
         for key, value in options.recorded().items()
     }
     accelerator.init_trackers("hf_detr", config)
+    source = {"model": name}
+    if isinstance(train_data, StreamedDataset):  # whose rows the processes divide
+        source["processes"] = accelerator.num_processes
     training = Training(
-        accelerator, model, processor, train_data, val_data, options, output, {"model": name}
+        accelerator, model, processor, train_data, val_data, options, output, source
     )
     if options.resume:
         training.resume()

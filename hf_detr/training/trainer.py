@@ -2,7 +2,7 @@
 
 Images, augmentation and dropout of a step depend on the seed and the index of the step only. So a
 resumed training gives the same result as an uninterrupted one, and the result doesn't depend on the
-number of processes.
+number of processes, except with a stream, whose rows the processes divide.
 """
 
 import copy
@@ -107,6 +107,7 @@ class Training:
             PackingCollator(self.processor),
             self.options.workers,
             self.accelerator.device.type == "cuda",
+            done=(self.step % self.steps_per_epoch, self.options.batch_size),
         )
         try:
             while self.step < self.total_steps and not self.has_stalled():
@@ -139,10 +140,9 @@ class Training:
         done = self.step
         while done < self.total_steps:
             epoch, step = divmod(done, self.steps_per_epoch)
+            sizes = len(self.train_data), self.options.batch_size, self.options.micro_batch_size
             plan = plan_epoch(
-                len(self.train_data),
-                self.options.batch_size,
-                self.options.micro_batch_size,
+                *sizes,
                 epoch=epoch,
                 seed=self.options.seed,
                 num_processes=self.accelerator.num_processes,

@@ -142,9 +142,9 @@ def test_result_is_kept_until_anything_changes(
     checked: list[int] = []
     original = data_check.image_problems
 
-    def counted(dataset, image, decode):
+    def counted(dataset, image, *options):
         checked.append(image)
-        return original(dataset, image, decode)
+        return original(dataset, image, *options)
 
     monkeypatch.setattr(data_check, "image_problems", counted)
 

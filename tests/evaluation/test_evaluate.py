@@ -2,13 +2,14 @@
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import PIL.Image
 import pytest
 import torch
+from datasets import IterableDataset
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Subset
@@ -16,12 +17,14 @@ from torch.utils.data import Subset
 from hf_detr import (
     DetrForSegmentation,
     DetrImageProcessor,
+    StreamedDataset,
     evaluate,
     evaluate_panoptic,
     make_training_transform,
     read_coco,
     read_coco_panoptic,
 )
+from hf_detr.data import streamed
 from hf_detr.data.check import check_dataset
 from hf_detr.data.dataset import DetectionDataset
 from hf_detr.evaluation.evaluate import detect
@@ -129,6 +132,61 @@ def test_result_does_not_depend_on_batch_size(variant: str, tmp_path: Path) -> N
         assert result["per_class"].keys() == results[0]["per_class"].keys()
         for name in set(result) - {"per_class"}:
             assert result[name] == pytest.approx(results[0][name], abs=1e-6), name
+
+
+def stream_of(dataset: DetectionDataset) -> StreamedDataset:
+    """The rows of a data set in two shards, without ids and sizes."""
+    truth = dataset.ground_truth()
+
+    def rows(shards: list[list[int]]) -> Iterator[dict[str, Any]]:
+        for image in (truth["images"][number] for shard in shards for number in shard):
+            own = [one for one in truth["annotations"] if one["image_id"] == image["id"]]
+            keys = {"bbox": "bbox", "category_id": "category", "area": "area"}
+            objects = {name: [one[key] for one in own] for key, name in keys.items()}
+            yield {"image": Path(image["file_name"]).read_bytes(), "objects": objects}
+
+    shards = {"shards": [[0, 1, 2, 3, 4, 5], [6, 7, 8]]}
+    names = {kind["id"]: kind["name"] for kind in CATEGORIES}
+    return StreamedDataset(
+        IterableDataset.from_generator(rows, gen_kwargs=shards), 9, "coco_xywh", names
+    )
+
+
+def test_streams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that are read and evaluated a few at a time have the same metrics."""
+    monkeypatch.setattr(streamed, "PART", 4)
+    model, processor = tiny_detector(), processor_of()
+    dataset, _ = write_detectable_data(tmp_path, model, processor)
+    expected = evaluate(model, processor, dataset, progress=False)
+    for workers in (0, 1):
+        found = evaluate(model, processor, stream_of(dataset), 3, workers, progress=False)
+        assert found.pop("per_class").keys() == expected["per_class"].keys()
+        assert found == pytest.approx({name: expected[name] for name in found}, abs=1e-6)
+    with pytest.raises(ValueError, match="A stream is evaluated with 'bbox' only"):
+        evaluate(model, processor, stream_of(dataset), iou_types=("bbox", "segm"))
+
+
+def evaluate_share(rank: int, folder: str) -> None:
+    """Run one of two processes, which have different numbers of rows."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2
+    )
+    model, processor = tiny_detector(), processor_of()
+    images = Path(folder)
+    dataset = read_coco(images / "annotations.json", images / "images")
+    metrics = evaluate(model, processor, stream_of(dataset), progress=False)
+    torch.save(metrics["AP"], f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_processes_share_a_stream(tmp_path: Path) -> None:
+    """Each reads its own rows, and both get the result of all."""
+    model, processor = tiny_detector(), processor_of()
+    dataset, _ = write_detectable_data(tmp_path, model, processor)
+    expected = evaluate(model, processor, dataset, progress=False)["AP"]
+    torch.multiprocessing.spawn(evaluate_share, args=(str(tmp_path),), nprocs=2)
+    found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    assert found == pytest.approx([expected] * 2, abs=1e-6)
 
 
 def tiny_segmenter() -> DetrForSegmentation:

@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from datasets import IterableDataset
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -23,6 +24,7 @@ from torch.testing import assert_close
 from transformers import AutoModelForObjectDetection, pipeline
 
 import hf_detr
+from hf_detr.data.formats import DataArguments
 from hf_detr.training.card import base_model
 from hf_detr.training.checkpoint import load_newest_checkpoint
 from hf_detr.training.options import TrainingOptions
@@ -153,6 +155,62 @@ def test_training_in_python(
     assert [data.transform for data in small["data"]] == [None, None]
     with pytest.raises(ValueError, match="contains a training"):
         hf_detr.train(**small)
+
+
+def stream_of(data: hf_detr.DetectionDataset) -> IterableDataset:
+    """The rows of a data set in two shards."""
+    truth = data.ground_truth()
+
+    def rows(shards: list[list[int]]) -> Iterator[dict[str, Any]]:
+        for image in (truth["images"][number] for shard in shards for number in shard):
+            own = [one for one in truth["annotations"] if one["image_id"] == image["id"]]
+            objects = [{"bbox": one["bbox"], "category": one["category_id"]} for one in own]
+            yield {"image": Path(image["file_name"]).read_bytes(), "objects": objects}
+
+    numbers = list(range(NUM_IMAGES))
+    return IterableDataset.from_generator(rows, gen_kwargs={"shards": [numbers[:4], numbers[4:]]})
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_training_on_a_stream(
+    small: dict[str, Any],
+    workers: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    """A stream is trained on and resumed exactly, in the middle of an epoch."""
+    train, val = map(stream_of, small["data"])
+    data = DataArguments((train, val), names=NAMES, box_format="coco_xywh")
+    given = {**small, "data": data, "epochs": 2, "lr": 1e-3, "workers": workers, "save_every": 1}
+    whole = hf_detr.train(**given)
+    assert "6 steps: 2 epochs of 3, with 9 images in batches of 4" in capsys.readouterr().err
+    take_step = Training.take_step
+
+    def interrupted(self: Training, *arguments: Any) -> float | None:
+        if self.step == 5:
+            raise KeyboardInterrupt
+        return take_step(self, *arguments)
+
+    output = small["output"].with_name("interrupted")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Training, "take_step", interrupted)
+        hf_detr.train(**{**given, "output": output})
+    options = load_newest_checkpoint(output / "checkpoints").state["options"]
+    assert (options["processes"], options["images"]) == (1, 9)
+    result = hf_detr.train(**{**given, "output": output}, resume=True)
+    assert "Resuming from" in capsys.readouterr().err and losses(output) == losses(small["output"])
+    assert result.history == whole.history
+    name = "model.safetensors"
+    assert (result.folder / name).read_bytes() == (whole.folder / name).read_bytes()
+
+
+def test_health_check_on_a_stream(small: dict[str, Any], folder: Path) -> None:
+    """Overfitting takes the first rows, and small data need the numbers of their objects."""
+    train, val = map(stream_of, small["data"])
+    data = DataArguments((train, val), names=NAMES, box_format="coco_xywh")
+    given = {**small, "data": data, "epochs": 1, "model": folder / "model.json"}
+    with pytest.raises(ValueError, match="NOT healthy: after 1 steps"):
+        hf_detr.train(**given, overfit=2, small_data=True)
 
 
 @pytest.mark.parametrize("more", [{"lora": 2}, {"freeze": ["backbone", "decoder"]}])

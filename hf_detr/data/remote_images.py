@@ -1,0 +1,86 @@
+"""Image sources of remote folders."""
+
+import io
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from urllib.parse import quote
+
+import PIL.Image
+
+from .file_names import check_stays_inside, is_plain
+from .image_source import READING_ERRORS, ImageFolder
+from .packed_values import PackedValues
+from .remote_files import check_address, is_address, is_on_web, read_file
+
+HEADER = 2**16  # bytes in which PIL nearly always finds an image's size and orientation
+
+
+class RemoteImages:
+    """Image files in a folder on the web or in a storage of `fsspec`, downloaded on access.
+
+    Args:
+        folder: the folder's address.
+        file_names: names of the images, relative to the folder, or their addresses in it.
+        only_headers: whether opened images are read for their header only, without the rest.
+
+    Raises:
+        ValueError: if a file name points outside the folder, or the storage is unknown.
+    """
+
+    are_plain, notes = True, ()  # as of `ImageFolder`; no other spellings are looked up
+
+    def __init__(
+        self, folder: str, file_names: Sequence[str] | PackedValues, only_headers: bool = False
+    ) -> None:
+        self.folder, self.only_headers = folder.rstrip("/"), only_headers
+        if isinstance(file_names, PackedValues):  # of another source
+            self.file_names = file_names
+            return
+        check_address(folder)
+        names = [name.removeprefix(f"{self.folder}/") for name in file_names]
+        check_stays_inside([name for name in names if not is_plain(name, Path("/"))])
+        self.file_names = PackedValues.pack(names)
+
+    def headers(self) -> "RemoteImages":
+        """Return the same images, of which only the headers are read."""
+        return RemoteImages(self.folder, self.file_names, only_headers=True)
+
+    def __len__(self) -> int:
+        return len(self.file_names)
+
+    def name(self, index: int) -> str:
+        return f"{self.folder}/{self.file_names[index]}"
+
+    def open(self, index: int) -> PIL.Image.Image:
+        address = self.name(index)
+        if is_on_web(address):
+            address = f"{self.folder}/{quote(self.file_names[index])}"
+        if self.only_headers:
+            with suppress(*READING_ERRORS):
+                return PIL.Image.open(io.BytesIO(read_file(address, HEADER)))
+        return PIL.Image.open(io.BytesIO(read_file(address)))
+
+    def stamp(self, index: int) -> str:
+        return self.name(index)  # without a request for each image
+
+
+FolderImages = ImageFolder | RemoteImages
+
+
+def open_folder(
+    folder: str | os.PathLike[str], file_names: Sequence[str] | PackedValues
+) -> FolderImages:
+    """Return the images of a folder on this computer or at an address.
+
+    Packed names are known to be inside the folder.
+
+    Raises:
+        ValueError, FileNotFoundError: as in `ImageFolder` and `RemoteImages`.
+    """
+    if is_address(folder):
+        return RemoteImages(os.fspath(folder), file_names)
+    if isinstance(file_names, PackedValues):
+        return ImageFolder.of_checked(folder, file_names)
+    return ImageFolder(folder, file_names)
