@@ -26,6 +26,7 @@ GROUPS = {
     "micro_batch_size": "speed and memory",
     "resume": "saving and logging",
 }
+FINE_TUNING_EPOCHS = 50  # of small data; papers train DETR for 500 epochs from a backbone
 PACKAGES = ("accelerate", "hotcoco", "matplotlib")  # of the extra "train"
 
 
@@ -46,9 +47,11 @@ class TrainingOptions:
     small_data: bool = _option(
         False,
         "for a few thousand images or fewer: small batches, averaged weights, warm-up, cosine "
-        "schedule, and few queries in a new model",
+        "schedule, fast class heads for new classes of a trained model, few queries in a new one",
     )
-    epochs: int | None = _option(None, "default: the paper's", 1)
+    epochs: int | None = _option(
+        None, "default: the paper's, or 50 to fine-tune with --small-data", 1
+    )
     batch_size: int | None = _option(
         None, "images per step, over all processes; default: the paper's", 1
     )
@@ -189,14 +192,15 @@ class TrainingOptions:
                 )
 
     def filled(
-        self, recipe: Any, num_images: int, has_new_classes: bool = False
+        self, recipe: Any, num_images: int, is_trained: bool, has_new_classes: bool
     ) -> "TrainingOptions":
         """Set missing options to the defaults of a paper, of small data or of the health check.
 
         Args:
             recipe: the paper's `lr`, `epochs` and `batch_size`.
             num_images: number of images for training.
-            has_new_classes: whether a trained model has classes that are new to it.
+            is_trained: whether the model is a trained one.
+            has_new_classes: whether some classes are new to the trained model.
         """
         defaults: dict[str, Any] = {
             **{"lr": recipe.lr, "epochs": recipe.epochs, "batch_size": recipe.batch_size},
@@ -207,6 +211,8 @@ class TrainingOptions:
         if self.small_data:
             defaults |= {"batch_size": 8, "ema": 0.998, "schedule": "cosine"}
             defaults |= {"warmup_steps": 0.05, "class_factor": 10.0 if has_new_classes else 1.0}
+            if is_trained:
+                defaults["epochs"] = FINE_TUNING_EPOCHS
         if self.overfit:
             defaults |= {"lr": 5 * recipe.lr, "epochs": 300, "workers": 0}
             defaults |= {"batch_size": num_images, "evaluate_every": self.epochs or 300}
