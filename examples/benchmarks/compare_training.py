@@ -44,6 +44,7 @@ class ComparisonOptions:
     )
     output: Path = HfArg(default=Path("comparison"), help="folder for weights and results")
     steps: int = HfArg(default=300, help="optimizer steps")
+    minutes: float | None = HfArg(default=None, help="time of each training, instead of steps")
     batch_size: int = HfArg(default=8, help="images per step")
     lr: float = HfArg(default=2e-4, help="learning rate; backbone and offsets: a tenth")
     seed: int = HfArg(default=0, help="seed of weights, order and augmentation")
@@ -78,10 +79,13 @@ def train(options: ComparisonOptions) -> dict[str, float]:
         model = transformers.DeformableDetrForObjectDetection.from_pretrained(start)
         model.to(memory_format=torch.channels_last)  # as prepare_model does
     optimizer = torch.optim.AdamW(parameter_groups(model, frozen, options.lr), weight_decay=1e-4)
-    batches = make_batches(options, data, DetectionCollator(processor))
+    steps = None if options.minutes else options.steps
+    batches = make_batches(options, data, DetectionCollator(processor), steps)
     model.train()
-    seconds, loss = [], torch.zeros(())
-    for batch in tqdm(batches, total=options.steps, desc=options.side, unit="step"):
+    seconds, loss, begin = [], torch.zeros(()), time.perf_counter()
+    for batch in tqdm(batches, total=steps, desc=options.side, unit="step"):
+        if options.minutes and time.perf_counter() - begin > 60 * options.minutes:
+            break
         torch.manual_seed(len(seconds))  # the same dropout as far as possible
         start = time.perf_counter()
         loss = model(**batch).loss
@@ -94,6 +98,7 @@ def train(options: ComparisonOptions) -> dict[str, float]:
     median = torch.tensor(seconds).median().item()
     metrics = evaluate(model, processor, val_data)
     return {
+        "steps": len(seconds),
         "seconds per step": median,
         "images per second": options.batch_size / median,
         "peak memory, MiB": peak,
@@ -103,15 +108,18 @@ def train(options: ComparisonOptions) -> dict[str, float]:
     }
 
 
-def make_batches(options: ComparisonOptions, data: Any, collator: DetectionCollator) -> Any:
-    """Yield a batch per step."""
+def make_batches(
+    options: ComparisonOptions, data: Any, collator: DetectionCollator, steps: int | None
+) -> Any:
+    """Yield a batch per step, without end if there is no number of steps."""
     done, epoch = 0, 0
-    while done < options.steps:
+    while steps is None or done < steps:
         data.set_epoch(epoch)
         plan = plan_epoch(
             len(data), options.batch_size, options.batch_size, epoch=epoch, seed=options.seed
         )
-        indices = [part.indices for parts in plan for part in parts][: options.steps - done]
+        indices = [part.indices for parts in plan for part in parts]
+        indices = indices[: None if steps is None else steps - done]
         yield from DataLoader(data, batch_sampler=indices, collate_fn=collator)
         done, epoch = done + len(indices), epoch + 1
 
@@ -132,7 +140,8 @@ def main() -> None:
         given = [t for name, v in values.items() if v is not None for t in (f"--{name}", str(v))]
         subprocess.run([sys.executable, __file__, *given], check=True)
         results[side] = json.loads((options.output / f"{side}.json").read_text())
-    print(f"After {options.steps} steps of {options.batch_size} images:\n")
+    after = f"{options.minutes} minutes" if options.minutes else f"{options.steps} steps"
+    print(f"After {after} with steps of {options.batch_size} images:\n")
     print("| | hf_detr | transformers |\n|---|---|---|")
     for name, value in results["ours"].items():
         print(f"| {name} | {value:.4g} | {results['theirs'][name]:.4g} |")
