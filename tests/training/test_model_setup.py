@@ -9,7 +9,7 @@ import torch
 from torch.testing import assert_close
 from transformers import YolosConfig, YolosForObjectDetection
 
-from hf_detr import DetrImageProcessor, read_coco
+from hf_detr import DetrForSegmentation, DetrImageProcessor, read_coco
 from hf_detr.training.model_setup import freeze, make_model, make_transform, prepare_model
 from hf_detr.training.options import TrainingOptions
 
@@ -37,6 +37,16 @@ def test_trained_model_gets_new_classes(variant: str, tmp_path: Path, data: Any)
     assert {name for name in before.keys() - same if "class" not in name} == set()
     for name in same:
         assert_close(after[name], before[name], atol=0, rtol=0)
+
+
+def test_trained_segmenter_gets_new_classes(tmp_path: Path, data: Any) -> None:
+    """Its detector's class head and the configuration of both change."""
+    DetrForSegmentation(tiny_config(encoder_attention_heads=8)).save_pretrained(tmp_path)
+    DetrImageProcessor().save_pretrained(tmp_path)
+    model, _, kept = make_model(str(tmp_path), TrainingOptions(panoptic=True), data)
+    assert isinstance(model, DetrForSegmentation) and kept == []
+    assert model.config.id2label == model.detector.config.id2label == data.id2label
+    assert model.detector.class_labels_classifier.out_features == 3
 
 
 def test_new_model_of_a_file(tmp_path: Path, data: Any) -> None:
