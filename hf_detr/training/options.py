@@ -27,6 +27,7 @@ GROUPS = {
     "resume": "saving and logging",
 }
 FINE_TUNING_EPOCHS = 50  # of small data; papers train DETR for 500 epochs from a backbone
+PAPER_WIDTH = 256  # `d_model` that the papers' learning rates are for
 PACKAGES = ("accelerate", "hotcoco", "matplotlib")  # of the extra "train"
 
 
@@ -55,7 +56,11 @@ class TrainingOptions:
     batch_size: int | None = _option(
         None, "images per step, over all processes; default: the paper's", 1
     )
-    lr: float | None = _option(None, "learning rate; default: the paper's", 0)
+    lr: float | None = _option(
+        None,
+        "learning rate; default: the paper's, with --small-data times 256 / d_model",
+        0,
+    )
     schedule: Literal["step", "cosine"] | None = _option(
         None, "schedule of the learning rate; default: step, as in the papers"
     )
@@ -192,13 +197,20 @@ class TrainingOptions:
                 )
 
     def filled(
-        self, recipe: Any, num_images: int, is_trained: bool, has_new_classes: bool
+        self,
+        recipe: Any,
+        num_images: int,
+        *,
+        width: int = PAPER_WIDTH,
+        is_trained: bool = False,
+        has_new_classes: bool = False,
     ) -> "TrainingOptions":
         """Set missing options to the defaults of a paper, of small data or of the health check.
 
         Args:
             recipe: the paper's `lr`, `epochs` and `batch_size`.
             num_images: number of images for training.
+            width: the model's `d_model`; narrow models need larger learning rates.
             is_trained: whether the model is a trained one.
             has_new_classes: whether some classes are new to the trained model.
         """
@@ -211,6 +223,7 @@ class TrainingOptions:
         if self.small_data:
             defaults |= {"batch_size": 8, "ema": 0.998, "schedule": "cosine"}
             defaults |= {"warmup_steps": 0.05, "class_factor": 10.0 if has_new_classes else 1.0}
+            defaults["lr"] = recipe.lr * PAPER_WIDTH / width
             if is_trained:
                 defaults["epochs"] = FINE_TUNING_EPOCHS
         if self.overfit:

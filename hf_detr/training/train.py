@@ -132,7 +132,13 @@ def prepare(
     prepare_model(model, processor, options)
     recipe = VARIANTS[model.config.model_type].recipe
     new = [name for name in train_data.id2label.values() if name not in known and is_trained]
-    options = options.filled(recipe, len(train_data), is_trained, has_new_classes=bool(new))
+    options = options.filled(
+        recipe,
+        len(train_data),
+        width=model.config.d_model,
+        is_trained=is_trained,
+        has_new_classes=bool(new),
+    )
     _check_data(train_data, val_data, model, options)
     if train_data.transform is None:
         train_data = copy.copy(train_data)  # which may have been given

@@ -10,13 +10,15 @@ from hf_detr.models.variants import VARIANTS
 from hf_detr.training.options import GROUPS, TrainingOptions
 
 RECIPE = VARIANTS["detr"].recipe
+TRAINED = {"is_trained": True}
+NEW_CLASSES = {**TRAINED, "has_new_classes": True}
 
 
-def filled(is_trained: bool = False, is_new: bool = False, **given: Any) -> dict[str, Any]:
+def filled(model: dict[str, Any] | None = None, **given: Any) -> dict[str, Any]:
     """The options with the defaults of DETR and three images."""
     options = TrainingOptions(**given)
     options.check()
-    return vars(options.filled(RECIPE, 3, is_trained, is_new))
+    return vars(options.filled(RECIPE, 3, **model or {}))
 
 
 @pytest.mark.parametrize("more", [{}, {"small_data": True}, {"overfit": 3}])
@@ -34,9 +36,10 @@ def test_given_options_are_kept(more: dict[str, Any]) -> None:
         ({}, {"epochs": 500, "batch_size": 64, "lr": 1e-4, "metric": "AP"}),
         ({"small_data": True}, {"ema": 0.998, "schedule": "cosine", "batch_size": 8}),
         ({"small_data": True}, {"epochs": 500, "class_factor": 1}),
-        ({"small_data": True, "is_trained": True}, {"epochs": 50, "class_factor": 1}),
-        ({"small_data": True, "is_trained": True, "is_new": True}, {"class_factor": 10}),
-        ({"is_trained": True, "is_new": True}, {"epochs": 500, "class_factor": 1}),
+        ({"small_data": True, "model": TRAINED}, {"epochs": 50, "class_factor": 1, "lr": 1e-4}),
+        ({"small_data": True, "model": NEW_CLASSES}, {"epochs": 50, "class_factor": 10}),
+        ({"small_data": True, "model": {"width": 64}}, {"lr": 4e-4}),
+        ({"model": {**NEW_CLASSES, "width": 64}}, {"epochs": 500, "class_factor": 1, "lr": 1e-4}),
         ({"overfit": 3}, {"batch_size": 3, "micro_batch_size": 3, "evaluate_every": 300}),
         ({"batch_size": 3}, {"micro_batch_size": 2}),
         ({"batch_size": 1}, {"micro_batch_size": 1}),
