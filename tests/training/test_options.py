@@ -37,6 +37,8 @@ def test_given_options_are_kept(more: dict[str, Any]) -> None:
         ({"small_data": True}, {"ema": 0.998, "schedule": "cosine", "batch_size": 8}),
         ({"small_data": True}, {"epochs": 500, "class_factor": 1}),
         ({"small_data": True, "model": TRAINED}, {"epochs": 50, "class_factor": 1, "lr": 1e-4}),
+        ({"small_data": True, "epochs": 30}, {"evaluate_every": 3}),
+        ({"small_data": True, "epochs": 5}, {"evaluate_every": 1}),
         ({"small_data": True, "model": NEW_CLASSES}, {"epochs": 50, "class_factor": 10}),
         ({"small_data": True, "model": {"width": 64}}, {"lr": 4e-4}),
         ({"model": {**NEW_CLASSES, "width": 64}}, {"epochs": 500, "class_factor": 1, "lr": 1e-4}),
