@@ -2,7 +2,7 @@
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
@@ -10,10 +10,12 @@ from urllib.parse import quote
 import PIL.Image
 
 from .file_names import check_stays_inside, is_plain
-from .image_source import READING_ERRORS, ImageFolder
+from .image_source import READING_ERRORS, ImageFolder, ImageSource
+from .object_columns import Problem
 from .packed_values import PackedValues
 from .remote_files import check_address, is_address, is_on_web, read_file
 
+UNREAD = ("image file", "missing image", "unreadable image")  # kinds of problems
 HEADER = 2**16  # bytes in which PIL nearly always finds an image's size and orientation
 
 
@@ -84,3 +86,9 @@ def open_folder(
     if isinstance(file_names, PackedValues):
         return ImageFolder.of_checked(folder, file_names)
     return ImageFolder(folder, file_names)
+
+
+def have_failed(images: ImageSource, problems: Iterable[Problem]) -> bool:
+    """Whether images at addresses couldn't be read; a result that depends on it isn't cached."""
+    unread = (problem.image for problem in problems if problem.kind in UNREAD)
+    return any(is_address(images.name(image)) for image in unread)

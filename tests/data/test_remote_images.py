@@ -251,3 +251,31 @@ def test_remote_splits_are_compared_by_address(
     assert len(set(opened)) <= 10
     report = check_splits(splits, decode=True, use_cache=False)
     assert [problem.kind for problem in report.problems].count(SHARED) == 1
+
+
+def test_failures_are_not_cached(local: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images that couldn't be read are read again by the next command, for sizes and checks."""
+    monkeypatch.setattr(table_cache, "MIN_BYTES", 0)
+    file = local / "annotations.json"
+    content = json.loads(file.read_text())
+    for image in content["images"]:
+        del image["width"], image["height"]
+    file.write_text(json.dumps(content))
+    storage = fsspec.filesystem("memory")
+    with pytest.warns(UserWarning, match="there is no such file"):
+        data = read_coco(file, "memory://late")
+    assert not check_dataset(data).may_train
+    storage.put(str(local / "images"), "/late", recursive=True)
+    data = read_coco(file, "memory://late")
+    assert not data.table.problems and check_dataset(data).may_train
+    storage.rm("/late", recursive=True)
+
+
+def test_checks_are_repeated_after_failures(local: Path) -> None:
+    """A check that failed for the connection isn't kept as one of the image."""
+    data = read_coco(local / "annotations.json", "memory://later")
+    assert not check_dataset(data).may_train
+    storage = fsspec.filesystem("memory")
+    storage.put(str(local / "images"), "/later", recursive=True)
+    assert check_dataset(data).may_train
+    storage.rm("/later", recursive=True)
