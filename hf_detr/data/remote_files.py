@@ -105,10 +105,8 @@ def find_storage(address: str) -> tuple["AbstractFileSystem", str]:
 def open_file(address: str) -> BinaryIO:
     """Open what is at an address, to be read from its beginning to its end."""
     if not is_on_web(address):
-        import fsspec
-
-        check_address(address)
-        return fsspec.open(address, "rb").open()
+        files, path = find_storage(address)
+        return files.open(path, "rb")
     from ..image_processing.image_reading import open_address
 
     return open_address(address)
