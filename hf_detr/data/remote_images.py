@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import PIL.Image
 
@@ -41,8 +41,14 @@ class RemoteImages:
             self.file_names = file_names
             return
         check_address(folder)
-        names = [name.removeprefix(f"{self.folder}/") for name in file_names]
-        check_stays_inside([name for name in names if not is_plain(name, Path("/"))])
+        names = list(map(self._relative, file_names))
+        others = [name for name in names if not is_plain(name, Path("/"))]
+        check_stays_inside(others)
+        if outside := next(filter(is_address, others), None):
+            raise ValueError(
+                f"The file name {outside!r} in the annotations isn't inside {folder}; expected a "
+                "path relative to that folder, or an address in it."
+            )
         self.file_names = PackedValues.pack(names)
 
     def headers(self) -> "RemoteImages":
@@ -54,6 +60,10 @@ class RemoteImages:
 
     def name(self, index: int) -> str:
         return f"{self.folder}/{self.file_names[index]}"
+
+    def _relative(self, name: str) -> str:
+        relative = name.removeprefix(f"{self.folder}/")
+        return unquote(relative) if relative != name and is_on_web(name) else relative
 
     def open(self, index: int) -> PIL.Image.Image:
         address = self.name(index)

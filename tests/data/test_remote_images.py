@@ -7,6 +7,7 @@ import pickle
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import fsspec
 import PIL.Image
@@ -118,11 +119,14 @@ def test_names(address: str, local: Path) -> None:
         write_image(local / "images" / name)
     folder = f"{address}/images"
     renew(address, local)
-    images = RemoteImages(folder, [*names, f"{folder}/1.png"])
-    for index in range(3):
+    encoded = [quote(name) if address.startswith("http") else name for name in names]
+    images = RemoteImages(folder, [*names, *(f"{folder}/{name}" for name in encoded)])
+    for index in range(4):
         assert images.open(index).size == (50, 40)
-    with pytest.raises(ValueError, match="isn't inside|is not a path inside the image folder"):
+    with pytest.raises(ValueError, match="is not a path inside the image folder"):
         RemoteImages(folder, ["../secret.png"])
+    with pytest.raises(ValueError, match=f"'http://other/1.png' .* isn't inside {folder}"):
+        RemoteImages(folder, ["1.png", "http://other/1.png"])
 
 
 def test_sizes_are_read_from_headers(
