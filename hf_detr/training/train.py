@@ -119,7 +119,7 @@ def prepare(
     train_data, val_data = data.read_splits(options.seed, options.panoptic)
     if options.overfit:
         train_data = val_data = train_data.first(options.overfit)
-    is_trained, known = model is None or not is_new(str(model)), list(train_data.id2label.values())
+    is_trained, new_classes = model is None or not is_new(str(model)), []
     if isinstance(model, nn.Module):
         name = getattr(model, "name_or_path", "") or type(model).__name__
         _check_given(model, processor, train_data, options)
@@ -128,11 +128,10 @@ def prepare(
     else:
         name = "embedded" if model is None else str(model)
         source = str(embedded_model_folder()) if model is None else name
-        model, processor, known = make_model(source, options, train_data)
+        model, processor, new_classes = make_model(source, options, train_data)
     prepare_model(model, processor, options)
     recipe = VARIANTS[model.config.model_type].recipe
-    new = [name for name in train_data.id2label.values() if name not in known and is_trained]
-    options = options.filled(recipe, len(train_data), has_new_classes=bool(new))
+    options = options.filled(recipe, len(train_data), has_new_classes=bool(new_classes))
     _check_data(train_data, val_data, model, options)
     if train_data.transform is None:
         train_data = copy.copy(train_data)  # which may have been given
@@ -154,7 +153,7 @@ def prepare(
     )
     if options.resume:
         training.resume()
-    training.log.say(*_describe(training, is_trained, new))
+    training.log.say(*_describe(training, is_trained, new_classes))
     return training
 
 
@@ -218,7 +217,7 @@ def _check_data(
         raise ValueError("The data have errors; fix the problems marked ERROR above.")
 
 
-def _describe(training: Training, is_trained: bool, new: list[str]) -> list[str]:
+def _describe(training: Training, is_trained: bool, new_classes: list[str]) -> list[str]:
     """Say which classes are new, how many steps there will be, and whether they are few."""
     options, images = training.options, len(training.train_data)
     lines = [
@@ -226,8 +225,8 @@ def _describe(training: Training, is_trained: bool, new: list[str]) -> list[str]
         f"with {images} images in batches of {options.batch_size}, evaluated on "
         f"{len(training.val_data)} images."
     ]
-    if new:
-        lines.insert(0, f"Classes that are new to the model: {some_of(new, 10)}.")
+    if new_classes:
+        lines.insert(0, f"Classes that are new to the model: {some_of(new_classes, 10)}.")
     few = FEW_STEPS[not is_trained]
     if training.total_steps < few and not options.overfit:
         kind = "fine-tuning" if is_trained else "a new model"
