@@ -180,7 +180,7 @@ def local_file(name: str | os.PathLike[str]) -> Iterator[str | os.PathLike[str]]
     except ValueError as error:
         raise ValueError(str(error).replace(str(copy), address)) from error
     finally:
-        if not is_copy(copy):  # it couldn't be cached
+        if not is_copy(copy):  # it isn't cached
             copy.unlink()
 
 
@@ -197,6 +197,8 @@ def _download(address: str) -> Path:
             shutil.move(copy, unfinished)
 
     stamp = _tried_again(lambda: _stamp(address))
+    if stamp is None:
+        return _tried_again(lambda: _copy(address))
     digest = hashlib.sha256(f"{address} {stamp}".encode()).hexdigest()
     return cached(
         cache_folder("downloads") / f"{digest[:32]}.json",
@@ -207,14 +209,14 @@ def _download(address: str) -> Path:
     )
 
 
-def _stamp(address: str) -> str:
-    """Return text that changes with a file."""
+def _stamp(address: str) -> str | None:
+    """Return text that changes with a file; None if the server states nothing that does."""
     if not is_on_web(address):
         files, path = find_storage(address)
         return files.ukey(path)
     with open_file(address) as response:
         found = [response.headers.get(name) for name in STAMPS]
-    return repr(found if any(found[:2]) else time.time_ns())
+    return repr(found) if any(found[:2]) else None
 
 
 def _copy(address: str) -> Path:

@@ -112,12 +112,14 @@ def test_interrupted_downloads_are_repeated(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(remote_files, "PAUSES", (0, 0))
     answers: list[bytes] = []
+    headers = {"ETag": "1"}
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(200)
-            self.send_header("ETag", "1")
             self.send_header("Content-Length", "10")
+            for header in headers.items():
+                self.send_header(*header)
             self.end_headers()
             self.wfile.write(answers.pop(0))
 
@@ -134,5 +136,10 @@ def test_interrupted_downloads_are_repeated(
         answers += [b"", b"half", b"0123456789"]
         with local_file(address) as copy:
             assert Path(copy).read_bytes() == b"0123456789"
+        headers.clear()  # a copy that couldn't be found again isn't kept
+        answers += [b"", b"9876543210"]
+        with local_file(address) as other:
+            assert Path(other).read_bytes() == b"9876543210"
+        assert list(Path(copy).parent.iterdir()) == [copy]
         server.shutdown()
     assert not answers and [path.name for path in tmp_path.iterdir()] == ["cache"]
