@@ -83,7 +83,7 @@ def merge_results(parsed: argparse.Namespace) -> int:
 
 
 def _merge(
-    parsed: argparse.Namespace, shards: Sequence[PredictionLines], said: Mapping[str, Any]
+    parsed: argparse.Namespace, shards: Sequence[PredictionLines], summary: Mapping[str, Any]
 ) -> PredictionLines:
     options = shards[0].options
     if parsed.format is None:
@@ -95,9 +95,9 @@ def _merge(
         )
     if not any(lines.num_results + lines.num_failures for lines in shards):
         raise ValueError(NO_IMAGES)
-    lines = merge_shards(parsed.output, shards, said)
-    names = {int(label): name for label, name in said["names"].items()}
-    header = {"model": said["model"], "threshold": options["--threshold"]}
+    lines = merge_shards(parsed.output, shards, summary)
+    names = {int(label): name for label, name in summary["names"].items()}
+    header = {"model": summary["model"], "threshold": options["--threshold"]}
     write_results(parsed, lines, names, header)
     return lines
 

@@ -25,6 +25,7 @@ from .problems import (
     repeated_image_problems,
 )
 from .remote_files import is_remote
+from .remote_images import have_failed
 from .result_cache import cache_folder as folder_of_results
 from .result_cache import cached
 from .table_cache import MappedArray
@@ -157,11 +158,16 @@ def check_dataset(
     if not use_cache:
         return _check(dataset, num_queries, decode)
     images_digest = images_digest or digest_of_images(dataset.images)
+
+    def save(file: Path, report: CheckReport) -> None:
+        if not have_failed(dataset.images, report.problems):
+            report.save(file)
+
     return cached(
         cache_folder() / f"{_digest(dataset, num_queries, decode, images_digest)}.json",
         _load,
         lambda: _check(dataset, num_queries, decode),
-        lambda file, report: report.save(file),
+        save,
         "the result of the check",
     )
 

@@ -155,7 +155,8 @@ def _read_rows(data: Any, options: ReadingOptions) -> DetectionDataset | Streame
         return read_hf_splits([data], *given, seed=options.seed)[0]
     # Only as it was loaded: `take` and `filter` don't change the number that the library states.
     stated = (data.info.splits or {}).get(str(data.split)) if options.stream else None
-    return StreamedDataset(data, stated and stated.num_examples, *given, options.seed)
+    number = stated.num_examples if stated else None
+    return StreamedDataset(data, number or None, *given, options.seed)  # 0 isn't stated
 
 
 def _read_object(data: Any, options: ReadingOptions) -> DetectionDataset:
@@ -167,14 +168,15 @@ def _read_object(data: Any, options: ReadingOptions) -> DetectionDataset:
         raise ValueError(
             f"box_format can't be used with a {type(data).__name__}, whose boxes have one already."
         )
-    if isinstance(data, StreamedDataset):
-        return data
-    if all(isinstance(part, DetectionDataset) for part in _parts(data)):
+    is_stream = isinstance(data, StreamedDataset)
+    if is_stream or all(isinstance(part, DetectionDataset) for part in _parts(data)):
+        kind = "StreamedDataset" if is_stream else "DetectionDataset"
         if options.names:
-            raise ValueError("names can't be used with a DetectionDataset, which has some.")
-        dataset = as_detection_dataset(data)
+            raise ValueError(f"names can't be used with a {kind}, which has some.")
+        dataset = data if is_stream else as_detection_dataset(data)
         if (options.masks or options.panoptic) and not dataset.masks:
-            raise ValueError("The DetectionDataset has no masks; read it with masks=True.")
+            how = "" if is_stream else "; read it with masks=True"
+            raise ValueError(f"The {kind} has no masks{how}.")
         return dataset
     if not hasattr(data, "__getitem__"):
         raise TypeError(

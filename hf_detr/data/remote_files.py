@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
 
@@ -33,6 +33,7 @@ PACKAGES = {
 STAMPS = ("ETag", "Last-Modified", "Content-Length")  # headers that change with a file
 BLOCK = 2**24  # bytes that are copied at once
 PAUSES = (0.5, 2.0)  # seconds before a file is read again
+Result = TypeVar("Result")
 
 
 def is_address(name: str | os.PathLike[str]) -> bool:
@@ -104,10 +105,8 @@ def find_storage(address: str) -> tuple["AbstractFileSystem", str]:
 def open_file(address: str) -> BinaryIO:
     """Open what is at an address, to be read from its beginning to its end."""
     if not is_on_web(address):
-        import fsspec
-
-        check_address(address)
-        return fsspec.open(address, "rb").open()
+        files, path = find_storage(address)
+        return files.open(path, "rb")
     from ..image_processing.image_reading import open_address
 
     return open_address(address)
@@ -139,7 +138,7 @@ def read_range(address: str, start: int | None, end: int | None) -> bytes:
     return _tried_again(lambda: files.cat_file(path, start, end))
 
 
-def _tried_again(read: Callable[[], bytes]) -> bytes:
+def _tried_again(read: Callable[[], Result]) -> Result:
     """Read again after a pause if that can help, as after a lost connection."""
     pauses = iter(PAUSES)
     while True:
@@ -175,12 +174,14 @@ def local_file(name: str | os.PathLike[str]) -> Iterator[str | os.PathLike[str]]
     try:
         copy = _download(address)
     except Exception as error:
-        reason = "there is no such file; " if isinstance(error, FileNotFoundError) else ""
-        raise ValueError(f"{address} can't be downloaded: {reason}{error}") from error
+        raise ValueError(f"{address} can't be downloaded: {error}") from error
     try:
         yield copy
     except ValueError as error:
         raise ValueError(str(error).replace(str(copy), address)) from error
+    finally:
+        if not is_copy(copy):  # it isn't cached
+            copy.unlink()
 
 
 def is_copy(file: Path) -> bool:
@@ -195,27 +196,37 @@ def _download(address: str) -> Path:
         with atomic_file(file) as unfinished:
             shutil.move(copy, unfinished)
 
-    digest = hashlib.sha256(f"{address} {_stamp(address)}".encode()).hexdigest()
+    stamp = _tried_again(lambda: _stamp(address))
+    if stamp is None:
+        return _tried_again(lambda: _copy(address))
+    digest = hashlib.sha256(f"{address} {stamp}".encode()).hexdigest()
     return cached(
         cache_folder("downloads") / f"{digest[:32]}.json",
         lambda file: file if file.is_file() else None,
-        lambda: _copy(address),
+        lambda: _tried_again(lambda: _copy(address)),
         save,
         f"the copy of {address}",
     )
 
 
-def _stamp(address: str) -> str:
-    """Return text that changes with a file."""
+def _stamp(address: str) -> str | None:
+    """Return text that changes with a file; None if the server states nothing that does."""
     if not is_on_web(address):
         files, path = find_storage(address)
         return files.ukey(path)
     with open_file(address) as response:
         found = [response.headers.get(name) for name in STAMPS]
-    return repr(found if any(found[:2]) else time.time_ns())
+    return repr(found) if any(found[:2]) else None
 
 
 def _copy(address: str) -> Path:
-    with open_file(address) as file, tempfile.NamedTemporaryFile(delete=False) as copy:
-        shutil.copyfileobj(file, copy, BLOCK)
+    with tempfile.NamedTemporaryFile(delete=False) as copy:
+        try:
+            with open_file(address) as file:
+                shutil.copyfileobj(file, copy, BLOCK)
+                if missing := getattr(file, "length", None):  # of a response, which ignores it
+                    raise ConnectionError(f"the connection was lost {missing} bytes before the end")
+        except BaseException:
+            os.unlink(copy.name)
+            raise
     return Path(copy.name)

@@ -2,18 +2,20 @@
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import PIL.Image
 
 from .file_names import check_stays_inside, is_plain
-from .image_source import READING_ERRORS, ImageFolder
+from .image_source import READING_ERRORS, ImageFolder, ImageSource
+from .object_columns import Problem
 from .packed_values import PackedValues
 from .remote_files import check_address, is_address, is_on_web, read_file
 
+UNREAD = ("image file", "missing image", "unreadable image")  # kinds of problems
 HEADER = 2**16  # bytes in which PIL nearly always finds an image's size and orientation
 
 
@@ -39,8 +41,14 @@ class RemoteImages:
             self.file_names = file_names
             return
         check_address(folder)
-        names = [name.removeprefix(f"{self.folder}/") for name in file_names]
-        check_stays_inside([name for name in names if not is_plain(name, Path("/"))])
+        names = list(map(self._relative, file_names))
+        others = [name for name in names if not is_plain(name, Path("/"))]
+        check_stays_inside(others)
+        if outside := next(filter(is_address, others), None):
+            raise ValueError(
+                f"The file name {outside!r} in the annotations isn't inside {folder}; expected a "
+                "path relative to that folder, or an address in it."
+            )
         self.file_names = PackedValues.pack(names)
 
     def headers(self) -> "RemoteImages":
@@ -52,6 +60,10 @@ class RemoteImages:
 
     def name(self, index: int) -> str:
         return f"{self.folder}/{self.file_names[index]}"
+
+    def _relative(self, name: str) -> str:
+        relative = name.removeprefix(f"{self.folder}/")
+        return unquote(relative) if relative != name and is_on_web(name) else relative
 
     def open(self, index: int) -> PIL.Image.Image:
         address = self.name(index)
@@ -84,3 +96,9 @@ def open_folder(
     if isinstance(file_names, PackedValues):
         return ImageFolder.of_checked(folder, file_names)
     return ImageFolder(folder, file_names)
+
+
+def have_failed(images: ImageSource, problems: Iterable[Problem]) -> bool:
+    """Whether images at addresses couldn't be read; a result that depends on it isn't cached."""
+    unread = (problem.image for problem in problems if problem.kind in UNREAD)
+    return any(is_address(images.name(image)) for image in unread)

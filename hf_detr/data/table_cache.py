@@ -23,7 +23,7 @@ from .image_source import ImageSource
 from .object_columns import Problem
 from .packed_values import PackedValues
 from .remote_files import is_address, is_copy
-from .remote_images import FolderImages, open_folder
+from .remote_images import FolderImages, have_failed, open_folder
 from .result_cache import cache_folder, cached
 
 VERSION = "1"  # of the readers and the files; others aren't used
@@ -165,6 +165,8 @@ def _save(file: Path, content: Content) -> None:
     table, images, opened = content
     if images.notes or len(table.problems) > MAX_PROBLEMS:
         return  # the names that were found in the folder may change without a change of the file
+    if have_failed(images, table.problems):
+        return
     arrays = {name: getattr(table, name) for name in ARRAYS}
     for name, values in (("names", images.file_names), ("segmentations", table.segmentations)):
         if values is not None:

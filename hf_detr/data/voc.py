@@ -140,10 +140,11 @@ def _find_layout(folder: Path, split: str, problems: list[Problem]) -> _Layout:
         return _Layout(annotations, images, _split_stems(folder, split), annotations)
     home = folder / split if (folder / split).is_dir() else folder
     annotations, images = _subfolder(home, ANNOTATION_FOLDERS), _subfolder(home, IMAGE_FOLDERS)
-    is_deep = annotations != folder
-    files = _xml_files(annotations) if is_deep else map(str, annotations.glob("*.xml"))
-    start = len(os.path.join(annotations, ""))
-    stems = sorted(file[start:-4].replace(os.sep, "/") for file in files)
+    if annotations == folder:  # whose folders can be other splits
+        stems = sorted(file.stem for file in folder.glob("*.xml"))
+    else:
+        start = len(os.path.join(annotations, ""))
+        stems = sorted(file[start:-4].replace(os.sep, "/") for file in _xml_files(annotations))
     if not stems or (home == folder and split != "train"):
         found = sorted(path.name for path in folder.iterdir() if path.is_dir())
         raise ValueError(

@@ -78,8 +78,8 @@ def evaluate(
     if isinstance(dataset, StreamedDataset):
         if tuple(iou_types) != ("bbox",) or lvis is not None:
             raise ValueError("A stream is evaluated with 'bbox' only, without masks and lvis.")
-        options = batch_size, num_workers, False, progress, max_detections
-        return _evaluate_stream(model, processor, dataset, *options)
+        given = model, processor, dataset, batch_size, num_workers, progress, max_detections
+        return _evaluate_stream(*given)
     dataset = as_detection_dataset(dataset)
     evaluator = CocoEvaluator(
         _ground_truth(dataset, lvis), iou_types, max_detections, lvis is not None
@@ -91,20 +91,28 @@ def evaluate(
 
 
 def _evaluate_stream(
-    model: nn.Module, processor: DetectionImageProcessor, stream: StreamedDataset, *options: Any
+    model: nn.Module,
+    processor: DetectionImageProcessor,
+    stream: StreamedDataset,
+    batch_size: int,
+    num_workers: int,
+    progress: bool,
+    max_detections: int,
 ) -> Metrics:
-    """Evaluate the rows of a stream; `options` are those of `detect`, from `batch_size` on."""
     truths, found = [], []
-    bar = tqdm(stream.parts(process_index(), num_processes()), desc="stream", disable=None)
-    for part in bar:
-        truths.append(part.ground_truth())
-        for image_ids, detections in detect(model, processor, part, *options, is_shared=False):
-            on_cpu = [{key: v.cpu() for key, v in one.items()} for one in detections]
-            found.append((image_ids, on_cpu))
+    parts = stream.parts(process_index(), num_processes())
+    with tqdm(desc="evaluate", unit="image", disable=_hides_bar(progress)) as bar:
+        for part in parts:
+            truths.append(part.ground_truth())
+            options = batch_size, num_workers, False, False, max_detections
+            for image_ids, detections in detect(model, processor, part, *options, is_shared=False):
+                on_cpu = [{key: v.cpu() for key, v in one.items()} for one in detections]
+                found.append((image_ids, on_cpu))
+                bar.update(len(image_ids))
     shares = [truth for share in gather_from_processes(truths) for truth in share]
     joined = {key: [v for one in shares for v in one[key]] for key in ("images", "annotations")}
     categories = [{"id": label, "name": name} for label, name in stream.id2label.items()]
-    evaluator = CocoEvaluator({**joined, "categories": categories}, max_detections=options[-1])
+    evaluator = CocoEvaluator({**joined, "categories": categories}, max_detections=max_detections)
     for batch in found:
         evaluator.update(*batch)
     return evaluator.compute()
@@ -213,6 +221,11 @@ def _unwrapped(model: nn.Module) -> nn.Module:
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
 
+def _hides_bar(progress: bool) -> bool | None:
+    """Return tqdm's `disable`; None shows the bar on a terminal only."""
+    return None if progress and process_index() == 0 else True
+
+
 def _run(
     model: nn.Module,
     processor: DetectionImageProcessor,
@@ -237,10 +250,8 @@ def _run(
         num_workers=num_workers,
         collate_fn=functools.partial(_collate, processor),
     )
-    # None shows the bar on a terminal only.
-    disable = None if progress and process_index() == 0 else True
     with in_eval_mode(model):
-        bar = tqdm(loader, desc="evaluate", unit="batch", disable=disable)
+        bar = tqdm(loader, desc="evaluate", unit="batch", disable=_hides_bar(progress))
         for image_ids, original_hw, packed in bar:
             inputs = packed.unpack(processor, model.device, torch.contiguous_format)
             del inputs["labels"]

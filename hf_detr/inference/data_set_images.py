@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..data.hub_loading import load_hf_splits
 from .image_inputs import InputImage, source_of
+from .prediction_shards import part_name
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -113,7 +114,7 @@ def _part(rows: Any, process: int, num_processes: int) -> Iterator[tuple[int, in
         for number, row in zip(itertools.count(process, num_processes), own, strict=False):
             yield number, number, row
     else:
-        part, numbers = f"{process + 1:05}-of-{num_processes:05}", itertools.count()
+        part, numbers = part_name(process, num_processes), itertools.count()
         for file in range(process, num_files, num_processes):
             for row in rows.shard(num_files, file):
                 yield file, f"{part}/{next(numbers)}", row

@@ -5,7 +5,7 @@ part), `file`, and `objects` or `error`. Images are in groups of consecutive one
 in any order; the groups are in order. A failed image that is tried again gets another line, where
 the groups start again from an earlier one; the last line of an image counts. So nothing of a long
 run has to be in memory. A second file, with the ending `.run.json`, has the options of the run, and
-in the end what `complete` was given. Nothing here needs torch.
+in the end a summary. Nothing here needs torch.
 """
 
 import heapq
@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 from ..atomic_saving import atomic_file
 
-COMPLETE = "complete"  # the key of what was said in the end, beside the options
+COMPLETE = "complete"  # the key of a complete run's summary, beside the options
 index_of = itemgetter("index")
 
 
@@ -64,8 +64,8 @@ class PredictionLines:
     @classmethod
     def of_complete_run(cls, file: Path) -> "PredictionLines":
         """Open the file of a run that has ended, to read it; errors are those of `complete_run`."""
-        options, said = complete_run(file)
-        lines = cls(file, said["group_size"], options)
+        options, summary = complete_run(file)
+        lines = cls(file, summary["group_size"], options)
         lines._read_all()
         return lines
 
@@ -93,10 +93,10 @@ class PredictionLines:
         self._opened.flush()
         self._note(record, line)
 
-    def complete(self, **said: Any) -> None:
-        """Note that all images have lines, with values in JSON types for those who read them."""
+    def complete(self, **summary: Any) -> None:
+        """Note that all images have lines, with a summary in JSON types for `complete_run`."""
         self._begin()  # an empty file, if there are no images
-        write_options(self.file, self.options, {"group_size": self.group_size, **said})
+        write_options(self.file, self.options, {"group_size": self.group_size, **summary})
 
     def failed(self, names: Iterator[str]) -> Iterator[int]:
         """Check that the lines before `start` are of these images, of which no more are consumed.
@@ -207,16 +207,16 @@ class PredictionLines:
 
 
 def write_options(
-    file: Path, options: Mapping[str, Any], said: Mapping[str, Any] | None = None
+    file: Path, options: Mapping[str, Any], summary: Mapping[str, Any] | None = None
 ) -> None:
-    """Write the options of a run, and what it says in the end, beside the file of its lines."""
-    values = {**options, COMPLETE: said} if said else options
+    """Write the options of a run, and the summary of a complete one, beside its lines."""
+    values = {**options, COMPLETE: summary} if summary else options
     with atomic_file(_options_file(file)) as unfinished:
         unfinished.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
 
 def complete_run(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the options of the run that wrote a file of lines, and what it said in the end.
+    """Return the options of the run that wrote a file of lines, and its summary.
 
     Raises:
         ValueError: if it hasn't ended.

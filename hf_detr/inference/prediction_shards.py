@@ -60,32 +60,32 @@ def find_shards(folder: Path) -> list[Path]:
 
 
 def read_shards(files: Sequence[Path]) -> tuple[list[PredictionLines], dict[str, Any]]:
-    """Open the lines of all processes; return also what the first one said in the end.
+    """Open the lines of all processes; return also the summary of the first one.
 
     Raises:
         ValueError: if a process hasn't ended, or they had different options.
     """
     runs = [complete_run(file) for file in files]  # all, before any lines are read
-    first, said = runs[0]
+    first, summary = runs[0]
     for file, (options, _) in zip(files, runs, strict=True):
         if options != first:
-            changed = [name for name in {**first, **options} if first[name] != options[name]]
+            changed = [k for k in {**first, **options} if first.get(k) != options.get(k)]
             raise ValueError(
                 f"{files[0]} and {file} were written with different options: {', '.join(changed)}. "
                 "Run all processes with the same ones."
             )
-    return [PredictionLines.of_complete_run(file) for file in files], said
+    return [PredictionLines.of_complete_run(file) for file in files], summary
 
 
 def merge_shards(
-    folder: Path, shards: Sequence[PredictionLines], said: Mapping[str, Any]
+    folder: Path, shards: Sequence[PredictionLines], summary: Mapping[str, Any]
 ) -> PredictionLines:
     """Write the lines of all processes to one file, in the order of the images; open it."""
     records = heapq.merge(*(lines.records() for lines in shards), key=itemgetter("position"))
     file = folder / WHOLE
     with atomic_file(file) as unfinished, unfinished.open("wb") as lines:
         lines.writelines(line_of(_renumbered(record, i)) for i, record in enumerate(records))
-    write_options(file, shards[0].options, said)
+    write_options(file, shards[0].options, summary)
     return PredictionLines.of_complete_run(file)
 
 

@@ -50,8 +50,8 @@ class ObjectDetector(DetectionPreTrainedModel):
     def resize_classes(self, id2label: dict[int, str]) -> list[str]:
         """Change the classes, for example before fine-tuning on other data.
 
-        Classes whose name the model knows keep their weights; capital letters don't matter. The
-        others begin as the mean of all old classes, which tells objects from background already.
+        Classes whose name the model knows keep their weights, also if only capital letters differ.
+        The others begin as the mean of all old classes, which tells objects from background.
 
         Args:
             id2label: names of the new classes 0 … C-1.
@@ -65,9 +65,11 @@ class ObjectDetector(DetectionPreTrainedModel):
         if sorted(id2label) != list(range(len(id2label))) or not id2label:
             raise ValueError(f"id2label is {id2label}; expected names of 0, 1, … without gaps.")
         names = [name for _, name in sorted(id2label.items())]
-        old = {name.casefold(): label for label, name in self.config.id2label.items()}
-        known = [old.get(name.casefold()) for name in names]
-        sources = [[*old.values()] if label is None else [label] for label in known]
+        exact = {name: label for label, name in self.config.id2label.items()}
+        old = {name.casefold(): label for name, label in exact.items()} | exact
+        known = [old.get(name, old.get(name.casefold())) for name in names]
+        every = sorted(set(old.values()))
+        sources = [every if label is None else [label] for label in known]
         classification = self.criterion.classification
         for extra in range(classification.num_labels, classification.num_logits):  # "no object"
             sources.append([extra])

@@ -51,7 +51,7 @@ def make_model(
         data: for training.
 
     Returns:
-        Model, processor, and the names of the classes that a trained model knows.
+        Model, processor, and the names of the classes that are new to a trained model.
 
     Raises:
         ValueError: if an option can't be used with the model.
@@ -69,7 +69,8 @@ def make_model(
             )
         detector = model.detector if isinstance(model, Segmenter) else model
         kept = detector.resize_classes(data.id2label)
-        return model, AutoImageProcessor.from_pretrained(name), kept
+        new_classes = [label for label in data.id2label.values() if label not in kept]
+        return model, AutoImageProcessor.from_pretrained(name), new_classes
     labels = {"id2label": data.id2label, "label2id": {n: i for i, n in data.id2label.items()}}
     architecture = _read_architecture(name, options, data)
     preprocessing = architecture.pop("preprocessing", {})

@@ -119,30 +119,23 @@ def prepare(
     train_data, val_data = data.read_splits(options.seed, options.panoptic)
     if options.overfit:
         train_data = val_data = train_data.first(options.overfit)
-    is_trained, known = model is None or not is_new(str(model)), list(train_data.id2label.values())
-    if isinstance(model, nn.Module):
-        name = getattr(model, "name_or_path", "") or type(model).__name__
-        _check_given(model, processor, train_data, options)
-    elif model is not None and not isinstance(model, str | os.PathLike):
-        raise TypeError(f"The model is a {type(model).__name__}; expected a name or a model.")
-    else:
-        name = "embedded" if model is None else str(model)
-        source = str(embedded_model_folder()) if model is None else name
-        model, processor, known = make_model(source, options, train_data)
+    is_trained = model is None or not is_new(str(model))
+    name, model, processor, new_classes = _find_model(model, processor, options, train_data)
     prepare_model(model, processor, options)
     recipe = VARIANTS[model.config.model_type].recipe
-    new = [name for name in train_data.id2label.values() if name not in known and is_trained]
     options = options.filled(
         recipe,
         len(train_data),
         width=model.config.d_model,
         is_trained=is_trained,
-        has_new_classes=bool(new),
+        has_new_classes=bool(new_classes),
     )
     _check_data(train_data, val_data, model, options)
     if train_data.transform is None:
         train_data = copy.copy(train_data)  # which may have been given
         train_data.set_transform(make_transform(options, processor))
+    elif options.no_augmentation:
+        raise ValueError("The data have a transform of their own; omit it or no_augmentation.")
     if options.micro_batch_size == AUTO:
         found = find_micro_batch_size(accelerator, model, processor, train_data, options.batch_size)
         options = replace(options, micro_batch_size=found)
@@ -160,8 +153,23 @@ def prepare(
     )
     if options.resume:
         training.resume()
-    training.log.say(*_describe(training, is_trained, new))
+    training.log.say(*_describe(training, is_trained, new_classes))
     return training
+
+
+def _find_model(
+    model: Any, processor: Any, options: TrainingOptions, data: DetectionDataset
+) -> tuple[str, PreTrainedModel, Any, list[str]]:
+    """The name of the model, itself, its processor, and classes that are new to it."""
+    if isinstance(model, nn.Module):
+        _check_given(model, processor, data, options)
+        name = getattr(model, "name_or_path", "") or type(model).__name__
+        return name, model, processor, []
+    if model is not None and not isinstance(model, str | os.PathLike):
+        raise TypeError(f"The model is a {type(model).__name__}; expected a name or a model.")
+    source = str(embedded_model_folder() if model is None else model)
+    name = "embedded" if model is None else source
+    return name, *make_model(source, options, data)
 
 
 def make_accelerator(options: TrainingOptions, output: Path) -> Accelerator:
@@ -224,7 +232,7 @@ def _check_data(
         raise ValueError("The data have errors; fix the problems marked ERROR above.")
 
 
-def _describe(training: Training, is_trained: bool, new: list[str]) -> list[str]:
+def _describe(training: Training, is_trained: bool, new_classes: list[str]) -> list[str]:
     """Say which classes are new, how many steps there will be, and whether they are few."""
     options, images = training.options, len(training.train_data)
     lines = [
@@ -232,8 +240,8 @@ def _describe(training: Training, is_trained: bool, new: list[str]) -> list[str]
         f"with {images} images in batches of {options.batch_size}, evaluated on "
         f"{len(training.val_data)} images."
     ]
-    if new:
-        lines.insert(0, f"Classes that are new to the model: {some_of(new, 10)}.")
+    if new_classes:
+        lines.insert(0, f"Classes that are new to the model: {some_of(new_classes, 10)}.")
     few = FEW_STEPS[not is_trained]
     if training.total_steps < few and not options.overfit:
         kind = "fine-tuning" if is_trained else "a new model"

@@ -1,5 +1,8 @@
 """Files at addresses."""
 
+import http.server
+import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -96,6 +99,47 @@ def test_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         local_file(address) as copy,
     ):
         assert Path(copy).read_text(encoding="utf-8") == "[]"
-    Path(copy).unlink()
+    assert not Path(copy).exists()
     with local_file(tmp_path / "a.json") as same:
         assert same == tmp_path / "a.json"
+
+
+def test_interrupted_downloads_are_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file whose connection ends early isn't taken for a complete one, and leaves nothing."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(remote_files, "PAUSES", (0, 0))
+    answers: list[bytes] = []
+    headers = {"ETag": "1"}
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "10")
+            for header in headers.items():
+                self.send_header(*header)
+            self.end_headers()
+            self.wfile.write(answers.pop(0))
+
+        def log_message(self, *values: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/a.json"
+        answers += [b"", b"half", b"half", b"half"]  # the first one is read for its headers
+        message = "a.json can't be downloaded: the connection was lost 6 bytes before the end"
+        with pytest.raises(ValueError, match=message), local_file(address):
+            pass
+        answers += [b"", b"half", b"0123456789"]
+        with local_file(address) as copy:
+            assert Path(copy).read_bytes() == b"0123456789"
+        headers.clear()  # a copy that couldn't be found again isn't kept
+        answers += [b"", b"9876543210"]
+        with local_file(address) as other:
+            assert Path(other).read_bytes() == b"9876543210"
+        assert list(Path(copy).parent.iterdir()) == [copy]
+        server.shutdown()
+    assert not answers and [path.name for path in tmp_path.iterdir()] == ["cache"]

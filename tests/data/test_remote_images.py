@@ -7,6 +7,7 @@ import pickle
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import fsspec
 import PIL.Image
@@ -118,11 +119,14 @@ def test_names(address: str, local: Path) -> None:
         write_image(local / "images" / name)
     folder = f"{address}/images"
     renew(address, local)
-    images = RemoteImages(folder, [*names, f"{folder}/1.png"])
-    for index in range(3):
+    encoded = [quote(name) if address.startswith("http") else name for name in names]
+    images = RemoteImages(folder, [*names, *(f"{folder}/{name}" for name in encoded)])
+    for index in range(4):
         assert images.open(index).size == (50, 40)
-    with pytest.raises(ValueError, match="isn't inside|is not a path inside the image folder"):
+    with pytest.raises(ValueError, match="is not a path inside the image folder"):
         RemoteImages(folder, ["../secret.png"])
+    with pytest.raises(ValueError, match=f"'http://other/1.png' .* isn't inside {folder}"):
+        RemoteImages(folder, ["1.png", "http://other/1.png"])
 
 
 def test_sizes_are_read_from_headers(
@@ -251,3 +255,31 @@ def test_remote_splits_are_compared_by_address(
     assert len(set(opened)) <= 10
     report = check_splits(splits, decode=True, use_cache=False)
     assert [problem.kind for problem in report.problems].count(SHARED) == 1
+
+
+def test_failures_are_not_cached(local: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images that couldn't be read are read again by the next command, for sizes and checks."""
+    monkeypatch.setattr(table_cache, "MIN_BYTES", 0)
+    file = local / "annotations.json"
+    content = json.loads(file.read_text())
+    for image in content["images"]:
+        del image["width"], image["height"]
+    file.write_text(json.dumps(content))
+    storage = fsspec.filesystem("memory")
+    with pytest.warns(UserWarning, match="there is no such file"):
+        data = read_coco(file, "memory://late")
+    assert not check_dataset(data).may_train
+    storage.put(str(local / "images"), "/late", recursive=True)
+    data = read_coco(file, "memory://late")
+    assert not data.table.problems and check_dataset(data).may_train
+    storage.rm("/late", recursive=True)
+
+
+def test_checks_are_repeated_after_failures(local: Path) -> None:
+    """A check that failed for the connection isn't kept as one of the image."""
+    data = read_coco(local / "annotations.json", "memory://later")
+    assert not check_dataset(data).may_train
+    storage = fsspec.filesystem("memory")
+    storage.put(str(local / "images"), "/later", recursive=True)
+    assert check_dataset(data).may_train
+    storage.rm("/later", recursive=True)

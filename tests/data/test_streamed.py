@@ -176,6 +176,10 @@ def test_data_of_python(folder: Path) -> None:
     assert len(data) == 5
     val = load_dataset(str(folder), split="validation")
     assert read_splits((data, data)) == (data, data)
+    with pytest.raises(ValueError, match="names can't be used with a StreamedDataset"):
+        read_data(data, names={0: "cat"})
+    with pytest.raises(ValueError, match="The StreamedDataset has no masks"):
+        read_data(data, masks=True)
     train, other = read_splits((stream.take(4), val), box_format="coco_xywh")
     assert isinstance(train, StreamedDataset) and len(train) == 4 and len(other) == 3
 
@@ -187,6 +191,9 @@ def test_stated_number_is_used_for_a_name(folder: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("hf_detr.data.reading.load_hf_splits", lambda *given: {"train": stream})
     data = DataArguments("me/photos", stream=True, box_format="coco_xywh").read("train")
     assert len(data) == 100
+    stream.info.splits = SplitDict({"train": SplitInfo("train")})
+    data = DataArguments("me/photos", stream=True, box_format="coco_xywh").read("train")
+    assert len(data) == FILES * ROWS
 
 
 def test_generators_and_lists_as_columns() -> None:

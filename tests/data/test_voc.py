@@ -164,6 +164,15 @@ def test_data_without_lists_have_one_split(tmp_path: Path, annotations: str, ima
         read_voc(tmp_path, "val")
 
 
+def test_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """XML files and images beside each other, in the folder that the command runs in."""
+    write_files(tmp_path, ".", ".", "abc")
+    monkeypatch.chdir(tmp_path)
+    with pytest.warns(UserWarning, match="no ImageSets/Main"):
+        dataset = read_voc(".")
+    assert dataset[0][1]["boxes"].tolist() == [[10, 5, 30, 13]]
+
+
 def test_a_folder_per_split(tmp_path: Path):
     """Roboflow's layout, with the classes of all splits."""
     write_files(tmp_path, "train", "train")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,21 @@ def test_streams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert found == pytest.approx({name: expected[name] for name in found}, abs=1e-6)
     with pytest.raises(ValueError, match="A stream is evaluated with 'bbox' only"):
         evaluate(model, processor, stream_of(dataset), iou_types=("bbox", "segm"))
+
+
+def test_progress_of_streams(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """There is one bar, of all images, and none without `progress`."""
+    monkeypatch.setattr(streamed, "PART", 4)
+    model, processor = tiny_detector(), processor_of()
+    stream = stream_of(write_detectable_data(tmp_path, model, processor)[0])
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    evaluate(model, processor, stream, progress=False)
+    assert not capsys.readouterr().err
+    evaluate(model, processor, stream)
+    bars = capsys.readouterr().err
+    assert bars.count("evaluate: 0") == 1 and "9image" in bars
 
 
 def evaluate_share(rank: int, folder: str) -> None:

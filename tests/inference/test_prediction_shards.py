@@ -110,6 +110,8 @@ def test_what_is_missing_is_named(inputs: ImageInputs, tmp_path: Path) -> None:
     refused("00002-of-00003.jsonl isn't complete: .* with --resume")
     options.write_text(whole.replace("0.5", "0.25"))
     refused("00001-of-.* and .*00002-of-.* with different options: --threshold")
+    options.write_text(whole.replace("--threshold", "--other"))
+    refused("with different options: --threshold, --other")
     options.write_text(whole)
     write_part(tmp_path, inputs, 0, 2)
     refused("results of runs with 2 and 3 processes; remove")

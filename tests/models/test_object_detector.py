@@ -53,6 +53,20 @@ def test_resized_model_learns_and_reloads(variant: str, tmp_path: Path) -> None:
     assert_close(logits, expected, atol=0, rtol=0)
 
 
+def test_order_and_capitals() -> None:
+    """Names in any order; those that differ in capital letters only keep their own weights."""
+    model = detector_with_names("two stages")
+    proposals = model.class_embed[-1].weight.detach().clone()
+    model.resize_classes({2: "car", 1: "Dog", 0: "dog"})
+    assert_close(model.class_embed[-1].weight, proposals, atol=0, rtol=0)
+    heads = [head.weight.detach().clone() for head in model.class_heads()]
+    torch.nn.init.zeros_(model.class_embed[0].weight[0])
+    heads[0][0] = 0
+    assert model.resize_classes({0: "dog", 1: "Dog", 2: "car"}) == ["dog", "Dog", "car"]
+    for head, weight in zip(model.class_heads(), heads, strict=True):
+        assert_close(head.weight, weight, atol=0, rtol=0)
+
+
 @pytest.mark.parametrize("id2label", [{}, {1: "car"}, {0: "car", 2: "dog"}])
 def test_classes_with_gaps(id2label: dict[int, str]) -> None:
     """Classes are numbered from 0; others are an error and change nothing."""

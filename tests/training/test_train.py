@@ -275,6 +275,8 @@ def test_own_transform(small: dict[str, Any]) -> None:
         return hf_detr.make_evaluation_transform(64)(image, target)
 
     small["data"][0].set_transform(own)
+    with pytest.raises(ValueError, match="a transform of their own; omit it or no_augmentation"):
+        hf_detr.train(**{**small, "no_augmentation": True})
     hf_detr.train(**{**small, "epochs": 1})
     assert sizes == [(64, 64)] * 9
 

@@ -318,7 +318,7 @@ class DeformableDetrForObjectDetection(ObjectDetector):
         if self.config.two_stage:
             proposals = self.class_embed[-1]
             last = proposals.out_features - 1
-            resize_class_head(proposals, [[min(label, last)] for label in id2label])
+            resize_class_head(proposals, [[min(label, last)] for label in sorted(id2label)])
         return kept
 
     def predict(
