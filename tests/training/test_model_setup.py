@@ -43,8 +43,8 @@ def test_trained_segmenter_gets_new_classes(tmp_path: Path, data: Any) -> None:
     """Its detector's class head and the configuration of both change."""
     DetrForSegmentation(tiny_config(encoder_attention_heads=8)).save_pretrained(tmp_path)
     DetrImageProcessor().save_pretrained(tmp_path)
-    model, _, kept = make_model(str(tmp_path), TrainingOptions(panoptic=True), data)
-    assert isinstance(model, DetrForSegmentation) and kept == []
+    model, _, new = make_model(str(tmp_path), TrainingOptions(panoptic=True), data)
+    assert isinstance(model, DetrForSegmentation) and new == ["car", "dog"]
     assert model.config.id2label == model.detector.config.id2label == data.id2label
     assert model.detector.class_labels_classifier.out_features == 3
 
