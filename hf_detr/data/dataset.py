@@ -302,7 +302,10 @@ def as_detection_dataset(dataset: Dataset) -> DetectionDataset:
     if isinstance(dataset, DetectionDataset):
         return dataset
     if isinstance(dataset, Subset):
-        return as_detection_dataset(dataset.dataset).subset(dataset.indices)
+        whole = as_detection_dataset(dataset.dataset)
+        part = whole.subset(dataset.indices)
+        part.transform = whole.transform
+        return part
     if isinstance(dataset, ConcatDataset):
         return join_datasets(list(map(as_detection_dataset, dataset.datasets)))
     raise TypeError(

@@ -202,11 +202,12 @@ def test_split_divides_the_images(dataset: DetectionDataset):
 
 
 def test_subsets_of_torch_are_data_sets(dataset: DetectionDataset):
-    """What random_split returns can be evaluated and checked, nested too."""
+    """What random_split returns can be evaluated and checked, nested too, with its transform."""
+    dataset.set_transform(noisy)
     one, _ = random_split(dataset, [2, 1], torch.Generator().manual_seed(0))
     converted = as_detection_dataset(Subset(one, [1]))
     assert ids_and_boxes(converted) == ids_and_boxes(dataset)[one.indices[1] :][:1]
-    assert len(converted.ground_truth()["images"]) == 1
+    assert len(converted.ground_truth()["images"]) == 1 and converted.transform is noisy
     assert as_detection_dataset(dataset) is dataset
     with pytest.raises(ValueError, match="repeated images"):
         as_detection_dataset(Subset(dataset, [0, 0]))
