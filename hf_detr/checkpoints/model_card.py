@@ -21,6 +21,7 @@ ONLY_HERE = {
     if variant.segmenter is not None and variant.segmenter_only_here
 }
 
+LONGEST_LINE = 100  # of code
 DROPPED_ACTIVATIONS = (
     "transformers drops the activations that some norms of this backbone contain, and would detect "
     "other objects."
@@ -167,9 +168,12 @@ def _use(architecture: str, processor: str, name: str, only_here: str) -> str:
     """Installation and code examples."""
     task = _task(architecture)
     kind = "object_detection" if task == "object-detection" else "panoptic_segmentation"
+    call = f'predict = pipeline("{task}", model="{name}")'
+    if len(call) > LONGEST_LINE:
+        call = f'predict = pipeline(\n    "{task}", model="{name}"\n)'
     run_pipeline = f"""from transformers import pipeline
 
-predict = pipeline("{task}", model="{name}")
+{call}
 predictions = predict("image.jpg")
 ```"""
     if only_here:
