@@ -70,7 +70,9 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="hf-detr",
-        description="DETR, Conditional DETR and Deformable DETR on the command line.",
+        description=(
+            "DETR, Conditional DETR, Deformable DETR and Table Transformer on the command line."
+        ),
         epilog=f"`hf-detr COMMAND --help` shows a command's options.\n\n{STATUSES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

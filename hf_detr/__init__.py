@@ -1,4 +1,4 @@
-"""DETR, Conditional DETR and Deformable DETR as one Hugging Face-style package.
+"""DETR, Conditional DETR, Deformable DETR and Table Transformer as one Hugging Face-style package.
 
 `import hf_detr` makes the Auto classes and pipelines of transformers use these classes for the
 model types they cover; `HF_DETR_REGISTER=0` in the environment leaves transformers alone.
@@ -56,6 +56,11 @@ from .models.deformable_detr.modeling_deformable_detr import (
 from .models.detr.configuration_detr import DetrConfig
 from .models.detr.image_processing_detr import DetrImageProcessor
 from .models.detr.modeling_detr import DetrForObjectDetection, DetrForSegmentation, DetrModel
+from .models.table_transformer.configuration_table_transformer import TableTransformerConfig
+from .models.table_transformer.modeling_table_transformer import (
+    TableTransformerForObjectDetection,
+    TableTransformerModel,
+)
 from .ops.kernel_loader import kernel_status
 from .ops.multi_scale_deformable_attention import multi_scale_deformable_attention
 
@@ -91,6 +96,9 @@ __all__ = [
     "DetrModel",
     "SizeGroupedBatches",
     "StreamedDataset",
+    "TableTransformerConfig",
+    "TableTransformerForObjectDetection",
+    "TableTransformerModel",
     "TrainingResult",
     "convert_official_checkpoint",
     "draw_predictions",

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from .operator_cases import require_compiled
+from .tiny import PREFIXES
 
 
 @pytest.fixture(scope="session")
@@ -21,7 +22,7 @@ def reference_dir() -> Path:
     return path
 
 
-@pytest.fixture(params=["detr", "conditional_detr", "deformable_detr"])
+@pytest.fixture(params=PREFIXES)
 def variant(request: pytest.FixtureRequest) -> str:
     """Model type of each variant."""
     return request.param

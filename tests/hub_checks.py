@@ -23,16 +23,11 @@ import hf_detr
 
 from .hub_server import Hub
 from .test_documentation import REPOSITORY, blocks
-from .tiny import class_of, padded_batch, tiny_config, tiny_detector
+from .tiny import WITH_HEADS, class_of, padded_batch, tiny_config, tiny_detector
 
 # A deprecation in the client itself.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 OWNER, OTHER_USER = "hf_owner", "hf_other"
-ALL = [
-    (variant, kind)
-    for variant in ("detr", "conditional_detr", "deformable_detr")
-    for kind in ("ForObjectDetection", "ForSegmentation")
-]
 ONLY_HERE = {("conditional_detr", "ForSegmentation"), ("deformable_detr", "ForSegmentation")}
 LOAD_IN_TRANSFORMERS = """
 import json, sys, warnings
@@ -110,7 +105,7 @@ def test_all_classes_round_trip_and_load_in_transformers(hub: Hub, tmp_path: Pat
     """All six classes load after a push; classes of transformers also load without hf_detr."""
     pixel_values, pixel_mask = padded_batch()
     expected, in_transformers = {"pixel_values": pixel_values, "pixel_mask": pixel_mask}, []
-    for variant, kind in ALL:
+    for variant, kind in WITH_HEADS:
         repo, (model, processor) = f"tester/{variant}{kind}".lower(), some_model(variant, kind)
         commit = hf_detr.push_to_hub(model, processor, repo)
         assert model.config.auxiliary_loss
@@ -163,8 +158,8 @@ def check_in_transformers(
         **{"env": environment, "cwd": folder, "capture_output": True, "text": True},
     )
     assert result.returncode == 0, result.stderr[-3000:]
-    # Three detectors, DETR with masks, and all but the boxes of Conditional DETR with masks
-    assert result.stdout.count("SAME") == 2 + 2 + 2 + 3 + 2, result.stdout
+    # Four detectors, DETR with masks, and all but the boxes of Conditional DETR with masks
+    assert result.stdout.count("SAME") == 4 * 2 + 3 + 2, result.stdout
     assert not result.stderr.strip(), result.stderr
 
 

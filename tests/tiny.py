@@ -10,19 +10,30 @@ from transformers import PreTrainedConfig
 
 import hf_detr
 from hf_detr.models.object_detector import ObjectDetector
+from hf_detr.models.variants import VARIANTS
 
 # Prefixes of the variants' class names in hf_detr and transformers.
 PREFIXES = {
     "detr": "Detr",
     "conditional_detr": "ConditionalDetr",
     "deformable_detr": "DeformableDetr",
+    "table-transformer": "TableTransformer",
 }
+WITH_MASKS = [name for name in PREFIXES if VARIANTS[name].segmenter is not None]
+# Variants and kinds of classes with heads.
+WITH_HEADS = [
+    *((name, "ForObjectDetection") for name in PREFIXES),
+    *((name, "ForSegmentation") for name in WITH_MASKS),
+]
+SOFTMAX = ("detr", "table-transformer")  # scores by softmax, boxes without reference points
 # Settings of a deterministic model.
 NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0}
 
 
 def class_of(variant: str, kind: str, package: ModuleType = hf_detr) -> type:
     """Return a variant's class of a kind, such as `ForObjectDetection`."""
+    if (variant, kind) == ("table-transformer", "ImageProcessor"):
+        variant = "detr"  # it has no image processor of its own
     return getattr(package, PREFIXES[variant] + kind)
 
 

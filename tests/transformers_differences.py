@@ -60,11 +60,13 @@ def _of_family(variant: str) -> Iterator[str]:
 
 
 def _module(variant: str, kind: str) -> ModuleType:
-    return importlib.import_module(f"transformers.models.{variant}.{kind}_{variant}")
+    name = variant.replace("-", "_")
+    return importlib.import_module(f"transformers.models.{name}.{kind}_{name}")
 
 
 def _names(variant: str) -> Iterator[str]:
-    for kind in ("configuration", "modeling", "image_processing"):
+    has_processor = hasattr(transformers, PREFIXES[variant] + "ImageProcessor")
+    for kind in ("configuration", "modeling", *["image_processing"] * has_processor):
         for name in _module(variant, kind).__all__:
             if not hasattr(hf_detr, name):
                 yield f"no class `{name.replace(PREFIXES[variant], '…')}`"

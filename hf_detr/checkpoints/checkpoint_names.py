@@ -16,14 +16,14 @@ Rules = tuple[tuple[str, str], ...]
 # Regular expressions and replacements, applied in order to a name on the Hub.
 _SHARED_RULES: Rules = (
     (r"^model\.backbone\.conv_encoder\.model\.", "backbone.0.body."),
-    (r"^model\.position_embedding\.row_embeddings\.", "backbone.1.row_embed."),
-    (r"^model\.position_embedding\.column_embeddings\.", "backbone.1.col_embed."),
+    (r"^model\.(?:backbone\.)?position_embedding\.row_embeddings\.", "backbone.1.row_embed."),
+    (r"^model\.(?:backbone\.)?position_embedding\.column_embeddings\.", "backbone.1.col_embed."),
     (r"^model\.query_position_embeddings\.", "query_embed."),
     (r"^model\.(input_proj\.|input_projection\.)", "input_proj."),
     (r"^model\.", "transformer."),
     (r"^class_labels_classifier\.", "class_embed."),
     (r"^bbox_predictor\.", "bbox_embed."),
-    (r"^(transformer\.decoder\.)layernorm\.", r"\1norm."),
+    (r"^(transformer\.(?:en|de)coder\.)layernorm\.", r"\1norm."),
     (r"(\.layers\.\d+\.)fc([12])\.", r"\1linear\2."),
     (r"(\.encoder\.layers\.\d+\.)self_attn_layer_norm\.", r"\1norm1."),
     (r"(\.encoder\.layers\.\d+\.)final_layer_norm\.", r"\1norm2."),

@@ -18,9 +18,10 @@ TASKS = {"ForObjectDetection": "object-detection", "ForSegmentation": "image-seg
 ONLY_HERE = {
     variant.segmenter.__name__: variant.segmenter_only_here
     for variant in VARIANTS.values()
-    if variant.segmenter_only_here
+    if variant.segmenter is not None and variant.segmenter_only_here
 }
 
+LONGEST_LINE = 100  # of code
 DROPPED_ACTIVATIONS = (
     "transformers drops the activations that some norms of this backbone contain, and would detect "
     "other objects."
@@ -79,6 +80,9 @@ def make_model_card(
         ValueError: if `config.architectures` isn't one detector or segmentation model.
     """
     architecture = _architecture(config)
+    processor = f"{architecture.split('For')[0]}ImageProcessor"
+    if config.model_type in VARIANTS:
+        processor = VARIANTS[config.model_type].image_processor.__name__
     only_here = only_here or ONLY_HERE.get(architecture, "")
     data = ModelCardData(
         license=license,
@@ -92,7 +96,7 @@ def make_model_card(
     published = [one for one in results if one.source is not None]
     measured = [one for one in results if one.source is None]
     sections = {
-        "Use": _use(architecture, name, only_here),
+        "Use": _use(architecture, processor, name, only_here),
         "Configuration": _configuration(config),
         "Training": training,
         "Published results": "\n\n".join(map(_results_table, published)),
@@ -160,14 +164,16 @@ def _indexed(results: Sequence[CardResults], task: str) -> list[EvalResult]:
     ]
 
 
-def _use(architecture: str, name: str, only_here: str) -> str:
+def _use(architecture: str, processor: str, name: str, only_here: str) -> str:
     """Installation and code examples."""
-    prefix = architecture.split("For")[0]
     task = _task(architecture)
     kind = "object_detection" if task == "object-detection" else "panoptic_segmentation"
+    call = f'predict = pipeline("{task}", model="{name}")'
+    if len(call) > LONGEST_LINE:
+        call = f'predict = pipeline(\n    "{task}", model="{name}"\n)'
     run_pipeline = f"""from transformers import pipeline
 
-predict = pipeline("{task}", model="{name}")
+{call}
 predictions = predict("image.jpg")
 ```"""
     if only_here:
@@ -185,10 +191,10 @@ or step by step:
 ```python
 import torch
 from PIL import Image
-from hf_detr import {architecture}, {prefix}ImageProcessor
+from hf_detr import {architecture}, {processor}
 
 name = "{name}"
-processor = {prefix}ImageProcessor.from_pretrained(name)
+processor = {processor}.from_pretrained(name)
 model = {architecture}.from_pretrained(name)
 image = Image.open("image.jpg")
 with torch.no_grad():

@@ -56,10 +56,10 @@ def convert_official_checkpoint(
     """Convert a `.pth` checkpoint of the official code, MMDetection or detrex to a Hub folder.
 
     The model is recognized from the names and shapes of its weights: DETR (also with a mask head),
-    Conditional DETR and Deformable DETR in all published forms. The folder contains `config.json`,
-    `model.safetensors`, `preprocessor_config.json` and a model card, `README.md`, which includes
-    the published results of a published checkpoint. A two-stage model gets 300 queries unless the
-    file has another number.
+    Conditional DETR, Deformable DETR in all published forms and Table Transformer. The folder
+    contains `config.json`, `model.safetensors`, `preprocessor_config.json` and a model card,
+    `README.md`, which includes the published results of a published checkpoint. A two-stage model
+    gets 300 queries unless the file has another number.
 
     Args:
         file: the checkpoint; it is loaded without running code from it.
@@ -87,11 +87,16 @@ def convert_official_checkpoint(
             "block of its last stage, too. This isn't supported: the official code, torchvision "
             "and timm don't dilate it."
         )
+    published = find_published_checkpoint(file)
+    if published is not None:
+        id2label = id2label or published.id2label
     model = model_from_weights(weights, options, dilation, num_heads, id2label)
+    variant = VARIANTS[model.config.model_type]
+    preprocessing = variant.preprocessing | (published.preprocessing if published else {})
     kind = "coco_panoptic" if isinstance(model, Segmenter) else "coco_detection"
     with atomic_folder(folder) as unfinished:
         model.save_pretrained(unfinished)
-        VARIANTS[model.config.model_type].image_processor(format=kind).save_pretrained(unfinished)
+        variant.image_processor(format=kind, **preprocessing).save_pretrained(unfinished)
         card = make_converted_card(model.config, file, folder.resolve().name)
         (unfinished / "README.md").write_text(str(card), encoding="utf-8")
     return model
@@ -141,7 +146,8 @@ def export_official_checkpoint(
     """Convert a model folder to a `.pth` checkpoint that the official code loads.
 
     The checkpoint contains the weights as "model" and the options of the official training script
-    that build the model as "args", a plain dictionary.
+    that build the model as "args", a plain dictionary; for Table Transformer's code, which reads no
+    options from it, only the weights.
 
     Args:
         folder: model folder with `config.json` and safetensors.
@@ -166,8 +172,9 @@ def export_official_checkpoint(
         name: parts[None] if None in parts else torch.cat([parts[0], parts[1], parts[2]])
         for name, parts in thirds.items()
     }
+    is_bare = VARIANTS[config.model_type].official_is_bare
     with atomic_file(file) as unfinished:
-        torch.save({"model": weights, "args": options}, unfinished)
+        torch.save(weights if is_bare else {"model": weights, "args": options}, unfinished)
 
 
 def model_from_weights(
@@ -232,8 +239,10 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any], str | None]:
         and the library whose backbone dilates differently than torchvision's, or None.
     """
     content = read_pickled_checkpoint(file)
-    # "model": official code and detrex; "state_dict": MMDetection; None: a bare state dict.
-    place = next((key for key in ("model", "state_dict") if key in content), None)
+    # "model": official code and detrex; "state_dict": MMDetection; "model_state_dict": a training
+    # of Table Transformer; None: a bare state dict.
+    places = ("model", "state_dict", "model_state_dict")
+    place = next((key for key in places if key in content), None)
     weights = content if place is None else content[place]
     options = content.get("args") if place == "model" else None
     if isinstance(options, argparse.Namespace):

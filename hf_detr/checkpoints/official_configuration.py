@@ -20,6 +20,7 @@ from ..models.configuration_backbone import DC5_STRIDE
 from ..models.variants import VARIANTS
 from .checkpoint_names import DETECTOR, first_name
 from .coco_labels import coco_id2label
+from .published_checkpoints import find_published_checkpoint
 
 # torchvision's ResNets: blocks in each of the four stages, and convolutions per block.
 RESNETS = {
@@ -38,6 +39,7 @@ OPTIONS = {
     "bbox_loss_coef": "bbox_loss_coefficient",
     "giou_loss_coef": "giou_loss_coefficient",
     "cls_loss_coef": "cls_loss_coefficient",
+    "ce_loss_coef": "ce_loss_coefficient",
     "mask_loss_coef": "mask_loss_coefficient",
     "dice_loss_coef": "dice_loss_coefficient",
     "eos_coef": "eos_coefficient",
@@ -65,7 +67,7 @@ def read_configuration(
         ValueError: if the weights aren't a model of the official code or contradict each other.
     """
     model_type, has_masks = recognize(weights)
-    _refuse_other_architectures(options)
+    _refuse_other_position_encodings(options)
     prefix = DETECTOR if has_masks else ""
     shapes = {
         name.removeprefix(prefix): tuple(tensor.shape)
@@ -89,7 +91,9 @@ def read_configuration(
         raise ValueError(f"The checkpoint lacks {error}; it seems to be incomplete.") from None
     except IndexError:
         raise ValueError("A weight of the checkpoint has fewer dimensions than expected.") from None
-    return _make(VARIANTS[model_type].config, values, dilation, id2label)
+    config = _make(VARIANTS[model_type].config, values, dilation, id2label)
+    _check_norms(config, options)
+    return config
 
 
 def _make(
@@ -122,22 +126,28 @@ def recognize(weights: Mapping[str, Tensor]) -> tuple[str, bool]:
     """Return the model type of official weights and whether they have a mask head.
 
     Raises:
-        ValueError: if the model isn't one of the three.
+        ValueError: if the model isn't one of the variants.
     """
     has_masks = any(name.startswith("mask_head.") for name in weights)
     transformer = f"{DETECTOR if has_masks else ''}transformer."
-    for model_type, variant in VARIANTS.items():
-        if transformer + variant.official_mark in weights:
-            if has_masks and not variant.official_masks:
-                raise ValueError(
-                    f"The checkpoint is a {model_type} model with a mask head, which the official "
-                    "code doesn't have."
-                )
-            return model_type, has_masks
+    found = [
+        (len(variant.official_marks), model_type)
+        for model_type, variant in VARIANTS.items()
+        if all(transformer + mark in weights for mark in variant.official_marks)
+    ]
+    if found:
+        _, model_type = max(found)
+        if has_masks and not VARIANTS[model_type].official_masks:
+            raise ValueError(
+                f"The checkpoint is a {model_type} model with a mask head, which can't be "
+                "converted: there is no such official model."
+            )
+        return model_type, has_masks
     some = ", ".join(sorted(weights)[:5])
     raise ValueError(
-        "The weights are not a model of facebookresearch/detr, fundamentalvision/Deformable-DETR "
-        "or Atten4Vis/ConditionalDETR, nor one of these models in MMDetection 2 or 3 or detrex. "
+        "The weights are not a model of facebookresearch/detr, fundamentalvision/Deformable-DETR, "
+        "Atten4Vis/ConditionalDETR or microsoft/table-transformer, nor one of these models in "
+        "MMDetection 2 or 3 or detrex. "
         f"The file's first names: {some or 'none'}."
     )
 
@@ -166,7 +176,10 @@ def dilation_and_heads(
         ValueError: if a value is unknown, or `num_heads` isn't positive.
     """
     name = file_name.lower()
-    if re.search(r"(?<![a-z])r(?:esnet)?[-_]?(?:50|101)(?![0-9])", name):  # a published file
+    published = find_published_checkpoint(file_name)
+    if published is not None:
+        options = {"dilation": published.make_config().dilation, "nheads": 8, **options}
+    elif re.search(r"(?<![a-z])r(?:esnet)?[-_]?(?:50|101)(?![0-9])", name):  # named as these are
         options = {"dilation": "dc5" in name, "nheads": 8, **options}
     dilation = options.get("dilation") if dilation is None else dilation
     num_heads = options.get("nheads") if num_heads is None else num_heads
@@ -210,6 +223,8 @@ def official_options(config: PreTrainedConfig) -> dict[str, Any]:
         "num_queries": config.num_queries,
         **{o: getattr(config, field) for o, field in OPTIONS.items() if hasattr(config, field)},
     }
+    if config.normalize_before:
+        options["pre_norm"] = True
     levels = getattr(config, "num_feature_levels", None)
     if levels is not None:
         problems[f"{levels} feature levels"] = levels == 2
@@ -228,12 +243,16 @@ def official_options(config: PreTrainedConfig) -> dict[str, Any]:
     return options
 
 
-def _refuse_other_architectures(options: Mapping[str, Any]) -> None:
-    if options.get("pre_norm"):
+def _check_norms(config: PreTrainedConfig, options: Mapping[str, Any]) -> None:
+    if options.get("pre_norm", config.normalize_before) and not config.normalize_before:
         raise ValueError(
-            "The checkpoint was trained with --pre_norm (layer norm before attention), which isn't "
-            "supported; expected layer norm after attention, as in the papers."
+            "The checkpoint was trained with --pre_norm (layer norm before attention), which a "
+            f"{config.model_type} model doesn't support; expected layer norm after attention, as "
+            "in its paper, or a DETR with the weight transformer.encoder.norm.weight."
         )
+
+
+def _refuse_other_position_encodings(options: Mapping[str, Any]) -> None:
     scale = options.get("position_embedding_scale", 2 * math.pi)
     if scale != 2 * math.pi:
         raise ValueError(f"position_embedding_scale is {scale}; expected 2π.")

@@ -42,8 +42,11 @@ class PublishedCheckpoint:
         file: name of the authors' file.
         family: the model type.
         variant: description of the model.
-        metrics: results in percent on COCO 2017 val.
+        metrics: results in percent on the family's test data; none if there are none.
         options: differences from the family's default configuration, except the classes.
+        labels: names of the classes. Default: COCO's category ids.
+        longest_edge: what images are resized to, if both edges have this limit.
+        trained_on: data sets on the Hub. Default: the family's.
         source: name and URL of the source of the results. Default: the official README.
         recorded: recorded case of the official code with this configuration, if any.
     """
@@ -52,8 +55,11 @@ class PublishedCheckpoint:
     file: str
     family: str
     variant: str
-    metrics: dict[str, float]
+    metrics: dict[str, float] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
+    labels: list[str] | None = None
+    longest_edge: int | None = None
+    trained_on: list[str] | None = None
     source: list[str] | None = None
     recorded: str | None = None
 
@@ -62,13 +68,28 @@ class PublishedCheckpoint:
         """Whether the model has a mask head."""
         return "PQ" in self.metrics
 
+    @property
+    def id2label(self) -> dict[int, str]:
+        """Names of the classes; empty for COCO's."""
+        return dict(enumerate(self.labels or ()))
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """Settings of the image processor that differ from the variant's."""
+        if self.longest_edge is None:
+            return {}
+        return {"size": {"shortest_edge": self.longest_edge, "longest_edge": self.longest_edge}}
+
     def make_config(self) -> PreTrainedConfig:
         """Make the published configuration, without auxiliary losses."""
         config_class = VARIANTS[self.family].config
         task = "ForSegmentation" if self.has_masks else "ForObjectDetection"
+        classes: dict[str, Any] = {"num_labels": 250 if self.has_masks else 91}
+        if self.id2label:
+            classes = {"id2label": self.id2label}
         return config_class(
             **self.options,
-            num_labels=250 if self.has_masks else 91,
+            **classes,
             auxiliary_loss=False,
             architectures=[config_class.__name__.removesuffix("Config") + task],
         )
@@ -100,7 +121,14 @@ def make_published_card(
         " A mask head predicts the pixels of each thing and stuff segment." * checkpoint.has_masks
     )
     used = "133 of 250" if checkpoint.has_masks else "80 of 91"
+    labels = f"Labels are COCO's category ids, of which {used} are used."
+    if checkpoint.labels:
+        labels = f"Labels are {', '.join(checkpoint.labels)}."
+    recipe = f"{family['recipe']}\n\n{family.get('training', TRAINING)}"
+    alike = "this configuration" if checkpoint.recorded else "similar ones"
     source = tuple(checkpoint.source or family["readme"])
+    test_data = family.get("test_data", ["COCO 2017 val", "coco"])
+    results = [CardResults(checkpoint.metrics, *test_data, source)] if checkpoint.metrics else []
     is_dc5 = "dilation" in checkpoint.options
     # Deformable DETR's authors don't report this.
     batch_limit = is_dc5 and family.get("dc5_one_by_one", False)
@@ -112,14 +140,12 @@ def make_published_card(
             f"This checkpoint: {checkpoint.variant}.{DC5 * is_dc5}\n\n"
             f"{_origin(checkpoint, family['readme'], name)}"
         ),
-        results=[CardResults(checkpoint.metrics, "COCO 2017 val", "coco", source)],
-        evaluation=f"{VERIFIED} {'this configuration' if checkpoint.recorded else 'similar ones'}.",
-        training=f"{MASK_TRAINING * checkpoint.has_masks}{family['recipe']}\n\n{TRAINING}",
-        limits=(
-            f"Labels are COCO's category ids, of which {used} are used. {BATCH_LIMIT * batch_limit}"
-        ),
-        license="apache-2.0",
-        datasets=["coco"],
+        results=results,
+        evaluation=family.get("verified", f"{VERIFIED} {alike}."),
+        training=f"{MASK_TRAINING * checkpoint.has_masks}{recipe}",
+        limits=f"{labels} {BATCH_LIMIT * batch_limit}",
+        license=family.get("license", "apache-2.0"),
+        datasets=checkpoint.trained_on or family.get("trained_on", ["coco"]),
     )
 
 

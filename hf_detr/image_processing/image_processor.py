@@ -41,10 +41,11 @@ class DetectionImageProcessor(ImageProcessorSteps):
     """Resizes, rescales, normalizes and pads images, and converts COCO annotations to targets.
 
     Args:
-        size: `{"shortest_edge", "longest_edge"}` (default 800 and 1333), `{"shortest_edge"}` and
-            `{"max_height", "max_width"}` keep the aspect ratio; `{"height", "width"}` doesn't. In
-            old files, an int is the shortest edge and `max_size` the longest. Other forms that
-            transformers reads, such as `{"longest_edge"}`, are errors when an image is resized.
+        size: `{"shortest_edge", "longest_edge"}` (default 800 and 1333), `{"shortest_edge"}`,
+            `{"longest_edge"}` and `{"max_height", "max_width"}` keep the aspect ratio; `{"height",
+            "width"}` doesn't. In old files, an int is the shortest edge and `max_size` the longest.
+            The other form that transformers reads, `{"min_pixels", "max_pixels"}`, is an error when
+            an image is resized.
         do_resize, do_rescale, do_normalize, do_pad: whether to do these steps, True by default.
         resample: filter for resizing, by default bilinear.
         rescale_factor: factor for uint8 pixels, by default 1/255.
@@ -66,6 +67,7 @@ class DetectionImageProcessor(ImageProcessorSteps):
     valid_kwargs = DetectionImageKwargs
     model_input_names = ["pixel_values", "pixel_mask"]
     classification: type[Classification]  # of the variant's logits
+    other_families: tuple[str, ...] = ()  # whose names differ, but use this image processor
     default_to_square = False
     do_resize = True
     size = {"shortest_edge": DEFAULT_SHORTEST_EDGE, "longest_edge": DEFAULT_LONGEST_EDGE}
@@ -96,7 +98,8 @@ class DetectionImageProcessor(ImageProcessorSteps):
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         """Load from a folder or the Hub, as in transformers."""
         if "_from_auto" in kwargs:
-            warn_of_mixed_models(cls.__name__.removesuffix("ImageProcessor"))
+            own = cls.__name__.removesuffix("ImageProcessor")
+            warn_of_mixed_models(cls.__name__, (own, *cls.other_families))
         return super().from_pretrained(*args, **kwargs)
 
     @classmethod

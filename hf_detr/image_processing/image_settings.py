@@ -19,9 +19,10 @@ SIZE_KEYS = (
     {"shortest_edge", "longest_edge"},
     {"height", "width"},
     {"max_height", "max_width"},
+    {"longest_edge"},
 )
-# Forms that transformers reads, too, but refuses when an image is resized.
-OTHER_SIZE_KEYS = ({"longest_edge"}, {"min_pixels", "max_pixels"})
+# A form that transformers reads, too, but refuses when an image is resized.
+OTHER_SIZE_KEYS = ({"min_pixels", "max_pixels"},)
 FORMATS = ("coco_detection", "coco_panoptic")
 SWITCHES = (
     *("do_resize", "do_rescale", "do_normalize", "do_pad", "do_convert_annotations"),
@@ -39,6 +40,9 @@ class DetectionImageKwargs(ImagesKwargs, total=False):
 
 def standard_size(size: Any, max_size: int | None = DEFAULT_LONGEST_EDGE) -> dict[str, int]:
     """Convert any form of `size` to a dict from keys to pixels.
+
+    A longest edge alone is what images are enlarged to, too; it becomes both edges, which means the
+    same, and which transformers can resize to.
 
     Args:
         size: a dict, an int (the shortest edge), a pair (height, width), or None for the default.
@@ -62,6 +66,8 @@ def standard_size(size: Any, max_size: int | None = DEFAULT_LONGEST_EDGE) -> dic
     if set(standard) not in SIZE_KEYS + OTHER_SIZE_KEYS:
         raise ValueError(f"size is {size!r}; expected one of {_size_forms()}, in pixels.")
     _check_positive_pixels(standard, "size")
+    if set(standard) == {"longest_edge"}:
+        standard["shortest_edge"] = standard["longest_edge"]
     return standard
 
 

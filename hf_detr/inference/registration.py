@@ -37,7 +37,8 @@ def register_with_transformers() -> None:
         AutoConfig.register(config.model_type, _outermost_only(config), exist_ok=True)
         AutoModel.register(config, variant.model, exist_ok=True)
         AutoModelForObjectDetection.register(config, variant.detector, exist_ok=True)
-        AutoModelForImageSegmentation.register(config, variant.segmenter, exist_ok=True)
+        if variant.segmenter is not None:
+            AutoModelForImageSegmentation.register(config, variant.segmenter, exist_ok=True)
         # One class for both names: a file or a user that asks for "pil" gets it too.
         processors = {"torchvision": processor, "pil": processor}
         AutoImageProcessor.register(config, image_processor_classes=processors, exist_ok=True)
@@ -65,8 +66,8 @@ def patch_transformers() -> None:
 
 def _public_classes() -> Iterator[type]:
     for variant in VARIANTS.values():
-        yield from (variant.config, variant.model, variant.detector, variant.segmenter)
-        yield variant.image_processor
+        classes = (variant.config, variant.model, variant.detector, variant.segmenter)
+        yield from filter(None, (*classes, variant.image_processor))
 
 
 def _without_second_try(auto_class: type) -> type:

@@ -18,12 +18,13 @@ class TransformerLayer(GradientCheckpointingLayer):
     """Base of the layers; a subclass puts its attention before `feed_forward`.
 
     Args:
-        config: `d_model`, activation and dropout.
+        config: `d_model`, activation, dropout, and where norms are.
         ffn_dim: hidden width of the feed-forward network.
     """
 
     def __init__(self, config: PreTrainedConfig, ffn_dim: int) -> None:
         super().__init__()
+        self.normalize_before = config.normalize_before
         self.dropout = config.dropout
         self.activation_dropout = config.activation_dropout
         self.activation = ACT2FN[config.activation_function]
@@ -33,13 +34,19 @@ class TransformerLayer(GradientCheckpointingLayer):
         self.fc2 = xavier_linear(ffn_dim, config.d_model)
         self.final_layer_norm = nn.LayerNorm(config.d_model)
 
+    def norm_before(self, hidden_states: Tensor, norm: nn.LayerNorm) -> Tensor:
+        """The input of a sub-layer, normalised if norms are before sub-layers."""
+        return norm(hidden_states) if self.normalize_before else hidden_states
+
     def add_and_norm(self, hidden_states: Tensor, update: Tensor, norm: nn.LayerNorm) -> Tensor:
-        """Add the output of a sub-layer, after dropout, and normalise the sum."""
-        return norm(hidden_states + F.dropout(update, self.dropout, self.training))
+        """Add the output of a sub-layer, after dropout; normalise the sum unless its input was."""
+        hidden_states = hidden_states + F.dropout(update, self.dropout, self.training)
+        return hidden_states if self.normalize_before else norm(hidden_states)
 
     def feed_forward(self, hidden_states: Tensor) -> Tensor:
         """The layer's last step, on tokens (B, tokens, D)."""
-        inner = self.activation(self.fc1(hidden_states))
+        inner = self.norm_before(hidden_states, self.final_layer_norm)
+        inner = self.activation(self.fc1(inner))
         inner = F.dropout(inner, self.activation_dropout, self.training)
         return self.add_and_norm(hidden_states, self.fc2(inner), self.final_layer_norm)
 
@@ -75,7 +82,7 @@ class GlobalSelfAttention(MultiHeadAttention):
 
 
 class EncoderLayer(TransformerLayer):
-    """Self-attention and feed-forward network, each added and then normalised.
+    """Self-attention and feed-forward network, each added to its input.
 
     Args:
         config: widths, activation and dropout.
@@ -100,14 +107,17 @@ class EncoderLayer(TransformerLayer):
             Tokens (B, S, D), and the attention weights if asked for, else None.
         """
         attended, weights = self.self_attn(
-            hidden_states, position_embeddings, pyramid, return_weights
+            self.norm_before(hidden_states, self.self_attn_layer_norm),
+            position_embeddings,
+            pyramid,
+            return_weights,
         )
         hidden_states = self.add_and_norm(hidden_states, attended, self.self_attn_layer_norm)
         return self.feed_forward(hidden_states), weights
 
 
 class Encoder(nn.Module):
-    """A stack of encoder layers.
+    """A stack of encoder layers, with a norm for their sum if layers normalise their inputs only.
 
     Args:
         config: depth and what the layers need.
@@ -121,6 +131,7 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(
             EncoderLayer(config, make_attention(config)) for _ in range(config.encoder_layers)
         )
+        self.layernorm = nn.LayerNorm(config.d_model) if config.normalize_before else None
 
     def forward(
         self,
@@ -139,7 +150,7 @@ class Encoder(nn.Module):
             all_states.append(hidden_states)
             all_weights.append(weights)
         return EncoderOutput(
-            hidden_states,
+            hidden_states if self.layernorm is None else self.layernorm(hidden_states),
             tuple(all_states) if output_hidden_states else None,
             tuple(all_weights) if output_attentions else None,
         )

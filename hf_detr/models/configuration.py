@@ -171,6 +171,11 @@ class DetectionConfig(PreTrainedConfig):
         return 4
 
     @property
+    def normalize_before(self) -> bool:
+        """Whether layer norms are before attention and feed-forward networks; else after."""
+        return False
+
+    @property
     def backbone(self) -> str:
         """Name of the backbone in timm."""
         return self.backbone_config.backbone

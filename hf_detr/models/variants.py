@@ -4,7 +4,8 @@ Registration with the Auto classes, loading, conversion of official checkpoints 
 this table; no other module lists variants.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from ..image_processing.image_processor import DetectionImageProcessor
 from .conditional_detr.configuration_conditional_detr import ConditionalDetrConfig
@@ -28,15 +29,25 @@ from .detr.image_processing_detr import DetrImageProcessor
 from .detr.modeling_detr import DetrForObjectDetection, DetrForSegmentation, DetrModel
 from .object_detector import ObjectDetector
 from .segmentation import Segmenter
+from .table_transformer.configuration_table_transformer import TableTransformerConfig
+from .table_transformer.modeling_table_transformer import (
+    TableTransformerForObjectDetection,
+    TableTransformerModel,
+)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a paper trains its model; all divide the learning rate by 10 after 80 % of the epochs."""
+    """How a paper trains its model.
+
+    Training divides the learning rate by 10 after 80 % of the epochs, as all papers do but Table
+    Transformer's, which multiplies it by 0.9 after each epoch.
+    """
 
     lr: float
     epochs: int
     batch_size: int
+    backbone: str = "resnet50.tv_in1k"
 
 
 @dataclass(frozen=True)
@@ -44,27 +55,39 @@ class Variant:
     """The classes of one variant, its training, and how its official code names weights.
 
     Attributes:
-        config, model, detector, segmenter, image_processor: its classes.
+        config, model, detector, segmenter, image_processor: its classes; segmenter is None if it
+            has no mask head.
         recipe: its paper's training.
-        official_mark: a weight of the transformer that only its official checkpoints have.
+        official_marks: weights of the transformer that its official checkpoints have; the variant
+            with the most marks in a file is the file's.
         official_names: (pattern, replacement) from names on the Hub to official names, applied
             after those that all variants share.
         official_masks: whether its official code has a mask head.
+        official_is_bare: whether its official code reads files of weights alone, without options.
         segmenter_only_here: why transformers can't load or run the segmenter correctly, if so.
+        preprocessing: settings of its image processor that differ from the class's own.
     """
 
     config: type[DetectionConfig]
     model: type[DetectionTransformer]
     detector: type[ObjectDetector]
-    segmenter: type[Segmenter]
+    segmenter: type[Segmenter] | None
     image_processor: type[DetectionImageProcessor]
     recipe: Recipe
-    official_mark: str
+    official_marks: tuple[str, ...]
     official_names: tuple[tuple[str, str], ...]
     official_masks: bool = False
+    official_is_bare: bool = False
     segmenter_only_here: str = ""
+    preprocessing: dict[str, Any] = field(default_factory=dict)
 
 
+DETR_MARK = "decoder.layers.0.multihead_attn.in_proj_weight"
+DETR_NAMES = (
+    (r"(\.decoder\.layers\.\d+\.)self_attn_layer_norm\.", r"\1norm1."),
+    (r"(\.decoder\.layers\.\d+\.)encoder_attn_layer_norm\.", r"\1norm2."),
+    (r"\.encoder_attn\.", ".multihead_attn."),
+)
 VARIANTS: dict[str, Variant] = {
     variant.config.model_type: variant
     for variant in (
@@ -75,12 +98,8 @@ VARIANTS: dict[str, Variant] = {
             DetrForSegmentation,
             DetrImageProcessor,
             Recipe(lr=1e-4, epochs=500, batch_size=64),
-            official_mark="decoder.layers.0.multihead_attn.in_proj_weight",
-            official_names=(
-                (r"(\.decoder\.layers\.\d+\.)self_attn_layer_norm\.", r"\1norm1."),
-                (r"(\.decoder\.layers\.\d+\.)encoder_attn_layer_norm\.", r"\1norm2."),
-                (r"\.encoder_attn\.", ".multihead_attn."),
-            ),
+            official_marks=(DETR_MARK,),
+            official_names=DETR_NAMES,
             official_masks=True,
         ),
         Variant(
@@ -90,7 +109,7 @@ VARIANTS: dict[str, Variant] = {
             ConditionalDetrForSegmentation,
             ConditionalDetrImageProcessor,
             Recipe(lr=1e-4, epochs=50, batch_size=32),
-            official_mark="decoder.ref_point_head.layers.0.weight",
+            official_marks=("decoder.ref_point_head.layers.0.weight",),
             official_names=(
                 (r"(\.decoder\.layers\.\d+\.)self_attn_layer_norm\.", r"\1norm1."),
                 (r"(\.decoder\.layers\.\d+\.)encoder_attn_layer_norm\.", r"\1norm2."),
@@ -108,7 +127,7 @@ VARIANTS: dict[str, Variant] = {
             DeformableDetrForSegmentation,
             DeformableDetrImageProcessor,
             Recipe(lr=2e-4, epochs=50, batch_size=32),
-            official_mark="level_embed",
+            official_marks=("level_embed",),
             official_names=(
                 # The official code numbers its norms in another order than it uses them.
                 (r"(\.decoder\.layers\.\d+\.)self_attn_layer_norm\.", r"\1norm2."),
@@ -116,6 +135,22 @@ VARIANTS: dict[str, Variant] = {
                 (r"\.encoder_attn\.", ".cross_attn."),
             ),
             segmenter_only_here="transformers doesn't have this model.",
+        ),
+        Variant(
+            TableTransformerConfig,
+            TableTransformerModel,
+            TableTransformerForObjectDetection,
+            None,
+            DetrImageProcessor,  # as in transformers, which has no other class for it
+            # https://github.com/microsoft/table-transformer, src/detection_config.json
+            Recipe(lr=5e-5, epochs=20, batch_size=2, backbone="resnet18.tv_in1k"),
+            official_marks=(
+                DETR_MARK,
+                "encoder.norm.weight",
+            ),
+            official_names=DETR_NAMES,
+            official_is_bare=True,
+            preprocessing={"size": {"shortest_edge": 800, "longest_edge": 800}},
         ),
     )
 }

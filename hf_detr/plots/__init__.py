@@ -9,7 +9,7 @@ Every `draw_` function returns a `matplotlib.figure.Figure`, which notebooks dis
 
 - `record_attention` (or `observe`) runs a model on images and returns an `AttentionRecord` of each.
 - `draw_detections`: predictions, and targets.
-- DETR and Conditional DETR: `draw_encoder_attention`, `draw_decoder_attention`,
+- DETR, Conditional DETR and Table Transformer: `draw_encoder_attention`, `draw_decoder_attention`,
   `draw_attention_heads`.
 - Deformable DETR: `draw_sampling_overview`, `draw_sampling_points` (decoder),
   `draw_encoder_sampling_points`.

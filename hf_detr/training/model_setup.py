@@ -78,7 +78,8 @@ def make_model(
     model = factory.from_config(config)
     if options.backbone_weights is not None:
         load_backbone_weights(model, Path(options.backbone_weights))
-    return model, VARIANTS[config.model_type].image_processor(**preprocessing), []
+    variant = VARIANTS[config.model_type]
+    return model, variant.image_processor(**(variant.preprocessing | preprocessing)), []
 
 
 def prepare_model(model: PreTrainedModel, processor: Any, options: TrainingOptions) -> None:
@@ -96,7 +97,9 @@ def prepare_model(model: PreTrainedModel, processor: Any, options: TrainingOptio
     if options.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     if options.image_size is not None:
-        longest = round(options.image_size * 1333 / 800)
+        variant = VARIANTS[model.config.model_type]
+        paper = variant.preprocessing.get("size", variant.image_processor.size)
+        longest = round(options.image_size * paper["longest_edge"] / paper["shortest_edge"])
         processor.size = {"shortest_edge": options.image_size, "longest_edge": longest}
     model.to(memory_format=torch.channels_last)
 
@@ -130,7 +133,7 @@ def _read_architecture(
         return json.loads(Path(name).read_text(encoding="utf-8"))
     architecture: dict[str, Any] = {
         "model_type": name,
-        "backbone": "resnet50.tv_in1k",
+        "backbone": VARIANTS[name].recipe.backbone,
         "use_pretrained_backbone": options.backbone_weights is None,
     }
     if options.small_data:

@@ -19,7 +19,7 @@ from hf_detr.checkpoints.model_card import (
     needs_hf_detr,
 )
 
-from ..tiny import class_of, tiny_config, tiny_detector
+from ..tiny import WITH_HEADS, class_of, tiny_config, tiny_detector
 
 IMAGE = Path(__file__).parents[2] / "examples" / "images" / "garments.jpg"
 AP = CardResults(
@@ -41,7 +41,7 @@ def write_model(config: Any, folder: Path, size: dict[str, int] | None = None) -
     torch.manual_seed(0)
     architecture = config.architectures[0]
     getattr(hf_detr, architecture)(config).save_pretrained(folder)
-    processor = getattr(hf_detr, architecture.split("For")[0] + "ImageProcessor")
+    processor = class_of(config.model_type, "ImageProcessor")
     processor(size=size or {"shortest_edge": 64, "longest_edge": 96}).save_pretrained(folder)
 
 
@@ -74,7 +74,7 @@ def check_metadata(card: ModelCard) -> None:
         assert (result.source_name is None) == (result.source_url is None)
 
 
-@pytest.mark.parametrize("kind", ["ForObjectDetection", "ForSegmentation"])
+@pytest.mark.parametrize(("variant", "kind"), WITH_HEADS)
 def test_card_follows_from_the_configuration(variant: str, kind: str) -> None:
     """Library, task and code are the model's."""
     config = config_of(variant, kind)

@@ -119,16 +119,30 @@ def test_images_that_do_not_fit_raise():
         padded_hw([(3, 9), (7, 2)], do_pad=False, pad_size=None)
 
 
-@pytest.mark.parametrize("size", [{"longest_edge": 30}, {"min_pixels": 100, "max_pixels": 900}])
-def test_sizes_without_a_rule_raise_when_an_image_is_resized(size, tmp_path):
-    """Files load as in transformers, such as Table Transformer's; only resizing is refused."""
-    image = np.zeros((30, 40, 3), np.uint8)
+def test_sizes_without_a_rule_raise_when_an_image_is_resized(tmp_path):
+    """Files load as in transformers; only resizing is refused."""
+    image, size = np.zeros((30, 40, 3), np.uint8), {"min_pixels": 100, "max_pixels": 900}
     PeerImageProcessor(size=size).save_pretrained(tmp_path)
     processor = DetrImageProcessor.from_pretrained(tmp_path)
     assert dict(processor.size) == size
     with pytest.raises(ValueError, match=r"can't be resized to the size .*; expected one of"):
         processor(image)
     assert processor(image, do_resize=False)["pixel_values"].shape == (1, 3, 30, 40)
+
+
+@pytest.mark.parametrize("image_hw", [(30, 40), (400, 300), (120, 120)])
+def test_longest_edge_alone(image_hw, tmp_path):
+    """Table Transformer's files: images get that longest edge; transformers resizes none."""
+    image = np.zeros((*image_hw, 3), np.uint8)
+    PeerImageProcessor(size={"longest_edge": 80}).save_pretrained(tmp_path)
+    processor = DetrImageProcessor.from_pretrained(tmp_path)
+    expected = tuple(side * 80 // max(image_hw) for side in image_hw)
+    assert processor(image)["pixel_values"].shape[-2:] == expected
+    given = DetrImageProcessor()(image, size={"longest_edge": 80})
+    assert given["pixel_values"].shape[-2:] == expected
+    processor.save_pretrained(tmp_path)
+    theirs = PeerImageProcessor.from_pretrained(tmp_path)  # which can use it now
+    assert theirs(image)["pixel_values"].shape[-2:] == expected
 
 
 def test_a_missing_shortest_edge_can_be_added():

@@ -29,7 +29,7 @@ def test_token_cells_divide_the_image_without_padding() -> None:
     assert record.token_at(record.size_wh.tolist()) == (rows - 1) * width + columns - 1
 
 
-@pytest.mark.parametrize("variant", ["detr", "conditional_detr"])
+@pytest.mark.parametrize("variant", ["detr", "conditional_detr", "table-transformer"])
 def test_maps_are_attentions_cut_to_the_image(variant: str) -> None:
     """Maps are the attention weights without padding and sum to 1."""
     _, (_, record) = tiny_records(variant)

@@ -16,6 +16,7 @@ from ..tiny import padded_batch, tiny_detector
 KINDS = {
     "detr": ("detr", {}),
     "conditional": ("conditional_detr", {}),
+    "tables": ("table-transformer", {}),
     "deformable": ("deformable_detr", {"encoder_layers": 1, "decoder_layers": 1}),
     "two-stage": (
         "deformable_detr",

@@ -22,6 +22,7 @@ def make_config(**changes: object) -> SimpleNamespace:
         "dropout": 0.0,
         "activation_dropout": 0.0,
         "activation_function": "relu",
+        "normalize_before": False,
     }
     return SimpleNamespace(**{**values, **changes})
 

@@ -19,14 +19,21 @@ pytestmark = pytest.mark.filterwarnings(  # PEFT's own
 )
 
 # transformers' Deformable DETR takes no adapters of PEFT.
-TWO_WAY = ("detr", "conditional_detr")
+TWO_WAY = ("detr", "conditional_detr", "table-transformer")
 # In transformers; Conditional DETR's decoder has v_proj too, which is sa_v_proj and ca_v_proj here.
-TARGETS = (["fc1", "fc2"], ["q_proj", "v_proj"], ["o_proj"], "all-linear", r".*decoder.*\.v_proj")
+TARGETS = (
+    ["fc1", "fc2"],
+    ["q_proj", "v_proj"],
+    ["o_proj", "out_proj"],
+    "all-linear",
+    r".*decoder.*\.v_proj",
+)
 
 
 def theirs(variant: str) -> type[PreTrainedModel]:
     """transformers' own detector."""
-    module = importlib.import_module(f"transformers.models.{variant}.modeling_{variant}")
+    name = variant.replace("-", "_")
+    module = importlib.import_module(f"transformers.models.{name}.modeling_{name}")
     return class_of(variant, "ForObjectDetection", module)
 
 

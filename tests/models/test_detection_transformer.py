@@ -10,7 +10,15 @@ from hf_detr.layers.feature_pyramid import build_pyramid, token_centers
 from hf_detr.layers.position_encoding import SinePositionEncoding
 from hf_detr.models.deformable_detr.modeling_deformable_detr import scale_to_levels
 
-from ..tiny import NO_DROPOUT, class_of, padded_batch, some_labels, tiny_config, tiny_detector
+from ..tiny import (
+    NO_DROPOUT,
+    SOFTMAX,
+    class_of,
+    padded_batch,
+    some_labels,
+    tiny_config,
+    tiny_detector,
+)
 
 
 @torch.no_grad()
@@ -318,14 +326,12 @@ def test_initial_weights(variant: str) -> None:
     bound = (6 / (64 + 256)) ** 0.5
     assert 0.9 * bound < layer.fc1.weight.abs().max() <= bound
     assert 0.9 < model.model.query_position_embeddings.weight.std() < 1.1
-    heads = {
-        "detr": ("class_labels_classifier", "bbox_predictor"),
-        "conditional_detr": ("class_labels_classifier", "bbox_predictor"),
-        "deformable_detr": ("class_embed.0", "bbox_embed.0"),
-    }
-    class_head, box_head = (model.get_submodule(name) for name in heads[variant])
+    heads = ("class_labels_classifier", "bbox_predictor")
+    if variant == "deformable_detr":
+        heads = ("class_embed.0", "bbox_embed.0")
+    class_head, box_head = (model.get_submodule(name) for name in heads)
     assert 0.9 * 64**-0.5 < class_head.weight.abs().max() <= 64**-0.5
-    if variant == "detr":
+    if variant in SOFTMAX:
         bound = (6 / (4 * 64)) ** 0.5
         assert 0.9 * bound < layer.self_attn.q_proj.weight.abs().max() <= bound
         assert layer.self_attn.q_proj.bias.abs().max() == 0

@@ -10,11 +10,12 @@ from torch.testing import assert_close
 
 from hf_detr.inference.export import Graph
 
-from ..tiny import class_of, padded_batch, tiny_config, tiny_detector
+from ..tiny import WITH_HEADS, class_of, padded_batch, tiny_config, tiny_detector
 
 VARIANTS = [
     ("detr", {}),
     ("conditional_detr", {}),
+    ("table-transformer", {}),
     (
         "deformable_detr",
         {"with_box_refine": True, "two_stage": True, "two_stage_num_proposals": 7},
@@ -82,7 +83,7 @@ def test_accelerate_loads_empty_models(
 
 @torch.no_grad()
 @pytest.mark.filterwarnings("ignore:The following device_map keys")  # parameters without module
-@pytest.mark.parametrize("variant, changes", [*VARIANTS[:2], ("deformable_detr", {})])
+@pytest.mark.parametrize("variant, changes", [*VARIANTS[:3], ("deformable_detr", {})])
 def test_accelerate_splits_a_model_between_memory_and_disk(
     variant: str, changes: dict, tmp_path: Path
 ) -> None:
@@ -104,8 +105,10 @@ def test_accelerate_splits_a_model_between_memory_and_disk(
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", ["ForObjectDetection", "ForSegmentation"])
-@pytest.mark.parametrize("variant, changes", VARIANTS)
+@pytest.mark.parametrize(
+    "variant, changes, kind",
+    [(*one, kind) for one in VARIANTS for variant, kind in WITH_HEADS if variant == one[0]],
+)
 def test_offloading_to_disk(variant: str, changes: dict, kind: str, tmp_path: Path) -> None:
     """Protects models whose weights are on disk, by Accelerate itself and by `from_pretrained`.
 

@@ -20,7 +20,7 @@ from hf_detr.models.segmentation import Segmenter
 from hf_detr.ops.box_ops import inverse_sigmoid
 
 from ..image_processing.test_coco_panoptic import write_png
-from ..tiny import class_of, padded_batch, some_labels, tiny_config
+from ..tiny import WITH_MASKS, class_of, padded_batch, some_labels, tiny_config
 from .test_parity import Case, assert_converts_back, converted, weights  # noqa: F401  (a fixture)
 
 
@@ -310,6 +310,7 @@ def test_deformable_files(changes: dict, tmp_path: Path) -> None:
         assert_close(got[name], expected[name], atol=0, rtol=0)
 
 
+@pytest.mark.parametrize("variant", WITH_MASKS)
 def test_starts_from_a_detector(variant: str, tmp_path: Path) -> None:
     """Protects the paper's two steps: a trained detector, then a new mask head."""
     config = tiny_config(variant, d_model=128, encoder_attention_heads=8)
@@ -394,6 +395,7 @@ def test_half_precision_and_gradients() -> None:
         assert_close(got, expected, atol=0, rtol=0)
 
 
+@pytest.mark.parametrize("variant", WITH_MASKS)
 @torch.no_grad()
 def test_bf16_models(variant: str) -> None:
     """Protects masks of bfloat16 models, whose positions of boxes are computed in float32."""
@@ -435,6 +437,7 @@ PHOTOGRAPH = Path(__file__).parents[2] / "examples" / "images" / "coffee.jpg"
 EVERYTHING = {"threshold": 0.0, "mask_threshold": 0.0, "overlap_mask_area_threshold": 0.0}
 
 
+@pytest.mark.parametrize("variant", WITH_MASKS)
 @pytest.mark.parametrize("subtask", ["panoptic", "instance", "semantic"])
 def test_pipeline(segment: transformers.ImageSegmentationPipeline, subtask: str) -> None:
     """Protects `pipeline("image-segmentation")` for all variants and subtasks."""
@@ -444,6 +447,7 @@ def test_pipeline(segment: transformers.ImageSegmentationPipeline, subtask: str)
     assert results and {"score", "label", "mask"} == set(results[0])
 
 
+@pytest.mark.parametrize("variant", WITH_MASKS)
 def test_pipeline_batches_of_mixed_sizes(segment: transformers.ImageSegmentationPipeline) -> None:
     """Protects images in a batch: each gets the masks of its own size, padding cut off."""
     with Image.open(PHOTOGRAPH) as photograph:
@@ -468,6 +472,7 @@ def label_map(results: list[dict]) -> np.ndarray:
 # ---------------------------------------------------------------- training
 
 
+@pytest.mark.parametrize("variant", WITH_MASKS)
 def test_frozen_detector(variant: str) -> None:
     """Protects training of the mask head alone: nothing else gets a gradient."""
     model = tiny_segmenter(variant).train()
@@ -478,6 +483,7 @@ def test_frozen_detector(variant: str) -> None:
         assert (parameter.grad is not None) == is_head == parameter.requires_grad, name
 
 
+@pytest.mark.parametrize("variant", WITH_MASKS)
 def test_training_computes_matched_masks_only(variant: str) -> None:
     """Protects memory: the same loss as in evaluation, without the masks of all queries."""
     model = tiny_segmenter(variant, dropout=0.0, attention_dropout=0.0, activation_dropout=0.0)
@@ -506,6 +512,7 @@ def test_panoptic_annotations_train_it(tmp_path: Path) -> None:
     assert torch.isfinite(output.loss) and output.loss_dict["loss_dice"] > 0
 
 
+@pytest.mark.parametrize("variant", WITH_MASKS)
 def test_no_objects_at_all(variant: str) -> None:
     """Protects batches without objects, whose mask losses are zero."""
     output = tiny_segmenter(variant).train()(*padded_batch(), labels=labels_with_masks((0, 0)))

@@ -13,7 +13,7 @@ from hf_detr import PanopticQuality
 from hf_detr.models.segmentation import Segmenter
 from hf_detr.ops.box_ops import box_xyxy_to_cxcywh, masks_to_boxes
 
-from ..tiny import class_of, tiny_config
+from ..tiny import WITH_MASKS, class_of, tiny_config
 
 IMAGES = Path(__file__).parents[2] / "examples" / "images"
 SIZE_HW = (64, 96)
@@ -123,6 +123,7 @@ def small_segmenter(variant: str) -> Segmenter:
     return model
 
 
+@pytest.mark.parametrize("variant", WITH_MASKS)
 @pytest.mark.slow
 def test_training_end_to_end(variant: str) -> None:
     """Detector and mask head together learn to find and outline what is in the scenes."""

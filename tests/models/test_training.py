@@ -38,6 +38,7 @@ KINDS = {
     "detr": ("detr", {}),
     "conditional": ("conditional_detr", {}),
     "deformable": ("deformable_detr", {}),
+    "tables": ("table-transformer", {}),
     "refine": ("deformable_detr", {"with_box_refine": True}),
     "two-stage": ("deformable_detr", {"with_box_refine": True, "two_stage": True}),
 }

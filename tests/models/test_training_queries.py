@@ -17,7 +17,15 @@ from hf_detr.losses.matcher import NonFinitePredictionError
 from hf_detr.models.object_detector import ObjectDetector
 from hf_detr.models.training_queries import QuerySet, TrainingQueries
 
-from ..tiny import NO_DROPOUT, class_of, padded_batch, some_labels, tiny_config, tiny_detector
+from ..tiny import (
+    NO_DROPOUT,
+    PREFIXES,
+    class_of,
+    padded_batch,
+    some_labels,
+    tiny_config,
+    tiny_detector,
+)
 
 
 def learning(variant: str, num_groups: int = 2) -> ObjectDetector:
@@ -81,7 +89,7 @@ def copies_of_own_queries(model: ObjectDetector) -> Callable[..., TrainingQuerie
 @pytest.mark.parametrize(
     ("variant", "changes"),
     [
-        *(("detr", {}), ("conditional_detr", {}), ("deformable_detr", {})),
+        *((variant, {}) for variant in PREFIXES),
         ("deformable_detr", {"with_box_refine": True}),
         ("deformable_detr", {"with_box_refine": True, "two_stage": True}),
     ],

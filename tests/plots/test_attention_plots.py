@@ -23,7 +23,7 @@ def assert_shows(axis: object, weights: torch.Tensor) -> None:
     np.testing.assert_allclose(share, weights / weights.max(), atol=1e-5)
 
 
-@pytest.mark.parametrize("variant", ["detr", "conditional_detr"])
+@pytest.mark.parametrize("variant", ["detr", "conditional_detr", "table-transformer"])
 def test_decoder_attention(variant: str) -> None:
     """A panel per object, best first: the heads' mean, on the box."""
     _, (_, record) = tiny_records(variant)

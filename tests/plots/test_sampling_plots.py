@@ -142,7 +142,7 @@ def test_any_shape_of_image(size_wh: tuple[int, int]) -> None:
     plots.draw_sampling_points(long, threshold=0.0).savefig(io.BytesIO(), dpi=30)
 
 
-@pytest.mark.parametrize("variant", ["detr", "conditional_detr"])
+@pytest.mark.parametrize("variant", ["detr", "conditional_detr", "table-transformer"])
 def test_other_variants_have_no_sampling_points(variant: str) -> None:
     """The error says what to draw instead."""
     _, (record, _) = tiny_records(variant)

@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 from torch.testing import assert_close
 from transformers import YolosConfig, YolosForObjectDetection
 
@@ -65,6 +67,19 @@ def test_new_model_of_a_file(tmp_path: Path, data: Any) -> None:
     assert type(processor).__name__ == "ConditionalDetrImageProcessor"
     with pytest.raises(ValueError, match="is for a new model; a/b is loaded with its own"):
         make_model("a/b", TrainingOptions(backbone_weights=Path("b.pth")), data)
+
+
+def test_new_table_transformer(tmp_path: Path, data: Any) -> None:
+    """It has the backbone and the image size of its paper, which other sizes keep in proportion."""
+    weights = tmp_path / "resnet18.safetensors"
+    save_file(timm.create_model("resnet18").state_dict(), weights)
+    options = TrainingOptions(backbone_weights=weights, image_size=600, small_data=True)
+    model, processor, _ = make_model("table-transformer", options, data)
+    assert type(model).__name__ == "TableTransformerForObjectDetection"
+    assert model.config.backbone == "resnet18.tv_in1k" and model.config.eos_coefficient == 0.4
+    assert dict(processor.size) == {"shortest_edge": 800, "longest_edge": 800}
+    prepare_model(model, processor, options)
+    assert dict(processor.size) == {"shortest_edge": 600, "longest_edge": 600}
 
 
 def test_models_of_other_kinds(tmp_path: Path, data: Any) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+import transformers
 from datasets import IterableDataset
 from huggingface_hub import ModelCard
 from PIL import Image
@@ -224,6 +225,27 @@ def test_parts_of_a_model_are_trained(small: dict[str, Any], more: dict[str, Any
     assert changed and not any("backbone" in name for name in changed)
     layers = any(".decoder.layers." in name for name in changed)
     assert layers == ("lora" in more)
+
+
+def test_table_transformer_is_fine_tuned(small: dict[str, Any]) -> None:
+    """From files as of version 1.1 to files that plain transformers runs with its own processor."""
+    start = small["model"]
+    shutil.rmtree(start)
+    config = tiny_config("table-transformer", id2label={0: "table", 1: "red"})
+    hf_detr.TableTransformerForObjectDetection(config).save_pretrained(start)
+    theirs = transformers.DetrImageProcessor
+    theirs(size={"longest_edge": 64}).save_pretrained(start)
+    result = hf_detr.train(**{**small, "epochs": 1, "lr": 1e-3}, small_data=True)
+    ours = AutoModelForObjectDetection.from_pretrained(result.folder).eval()
+    assert type(ours) is hf_detr.TableTransformerForObjectDetection
+    assert ours.config.id2label == NAMES
+    peer = transformers.TableTransformerForObjectDetection.from_pretrained(result.folder)
+    inputs = theirs.from_pretrained(result.folder)(
+        Image.new("RGB", (48, 32), "red"), return_tensors="pt"
+    )
+    assert inputs["pixel_values"].shape[-1] == 64
+    with torch.no_grad():
+        assert_close(ours(**inputs).logits, peer(**inputs).logits, atol=1e-4, rtol=0)
 
 
 def test_given_model(small: dict[str, Any]) -> None:

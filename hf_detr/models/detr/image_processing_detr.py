@@ -13,6 +13,7 @@ class DetrImageProcessor(DetectionImageProcessor):
     """`DetectionImageProcessor` that computes detections from softmax outputs."""
 
     classification = SoftmaxClassification
+    other_families = ("TableTransformer",)
 
     def post_process_object_detection(
         self,

@@ -1,0 +1,1 @@
+"""Table Transformer (arXiv 2110.00061)."""
