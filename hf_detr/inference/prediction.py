@@ -182,7 +182,9 @@ def _prepare_ahead(
         while pending:
             yield pending.popleft().result()
     finally:
-        pool.shutdown(cancel_futures=True)
+        # Without waiting: a stream that nobody uses any more can be closed in one of these threads,
+        # which can't wait for itself.
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _prepare(

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 import numpy as np
@@ -179,6 +180,28 @@ def test_groups_have_their_own_batches(
     for (index, size_hw, boxes), (number, other_hw, others) in zip(whole[11:], later, strict=True):
         assert index == number + 12 and size_hw == other_hw == (40, 40 + 10 * (index % 3))
         assert torch.equal(boxes, others)
+
+
+def test_stream_is_closed_by_its_own_thread(
+    detector: ObjectDetector, processor: DetrImageProcessor
+) -> None:
+    """Garbage collection can close an abandoned stream in one of the threads that read images."""
+    received, closed = threading.Event(), Queue()
+
+    def close() -> np.ndarray:
+        received.wait()
+        try:
+            closed.put(stream.close())
+        except RuntimeError as error:
+            closed.put(error)
+        return image
+
+    image = np.zeros((40, 50, 3), dtype=np.uint8)
+    images = iter([image, image, close])
+    stream = stream_with_sizes(detector, processor, images, batch_size=2, num_workers=1)
+    next(stream)
+    received.set()
+    assert closed.get() is None
 
 
 def test_segmentation_models_give_segments(processor: DetrImageProcessor) -> None:
