@@ -116,12 +116,13 @@ def test_interrupted_downloads_are_repeated(
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            answer = answers.pop(0)  # first, because after the headers the next request can come
             self.send_response(200)
             self.send_header("Content-Length", "10")
             for header in headers.items():
                 self.send_header(*header)
             self.end_headers()
-            self.wfile.write(answers.pop(0))
+            self.wfile.write(answer)
 
         def log_message(self, *values: object) -> None:
             pass
