@@ -178,6 +178,8 @@ def test_page_in_a_browser(address: str, tmp_path: Path) -> None:
         broken = tmp_path / "broken.jpg"
         broken.write_text("no image")
         page.get_by_label("Remove Image").first.click()
+        # An upload before the page has done so would be lost.
+        expect(page.locator("#said")).to_contain_text("drop an image")
         page.locator("input[type=file]").first.set_input_files(broken)
         expect(page.locator("#said")).to_contain_text("broken.jpg can't be read as an image")
         expect(page.get_by_test_id("toast-body")).to_have_count(0)  # gradio's own error
