@@ -17,7 +17,7 @@ from .annotation_table import AnnotationTable, Problem
 from .augmentation import seeded
 from .dataset import DetectionDataset, Example
 from .hub import class_label_names
-from .hub_loading import import_datasets
+from .hub_loading import divides_evenly, import_datasets
 from .object_rows import (
     BOX_KEYS,
     CATEGORY_KEYS,
@@ -185,8 +185,7 @@ class StreamedDataset:
     ) -> Iterator[Mapping[str, Any]]:
         """Yield the undecoded rows of one of several processes, shuffled in an epoch.
 
-        Each process reads other files if their number is a multiple of `num_processes`, and
-        otherwise all files, of which it yields every n-th row.
+        Processes divide files or rows, see `divides_evenly`.
         """
         from datasets.distributed import split_dataset_by_node
 
@@ -209,8 +208,9 @@ class StreamedDataset:
             ValueError: if a process has no rows, or there are fewer than `len(self)`, as far as
                 that is known without reading the files of other processes.
         """
-        has_own_files = num_processes > 1 and self._rows.num_shards % num_processes == 0
-        least = 1 if has_own_files else len(range(process, len(self), num_processes))
+        least = len(range(process, len(self), num_processes))
+        if num_processes > 1 and divides_evenly(self._rows, num_processes):
+            least = 1  # the lengths of files aren't known
         while True:
             number = 0
             for row in self.rows(process, num_processes, epoch):
