@@ -38,6 +38,8 @@ BUFFER = 1000  # rows among which one is drawn when they are shuffled
 PART = 256  # rows that are evaluated at once
 IMAGE = "image"  # the column
 
+Key = tuple[int, Mapping[str, Any]]  # number and content of a row
+
 
 class RowImages:
     """The images of some rows, undecoded.
@@ -223,13 +225,19 @@ class StreamedDataset:
                     "fewer processes."
                 )
 
-    def parts(self, process: int, num_processes: int) -> Iterator[DetectionDataset]:
-        """Yield the rows of one of several processes, some at once, with unique image ids."""
-        rows, ids = self.rows(process, num_processes), count(process, num_processes)
-        while part := list(islice(rows, PART)):
-            yield self.read(part, list(islice(ids, len(part))))
+    def parts(
+        self, process: int, num_processes: int
+    ) -> Iterator[tuple[list[Key], DetectionDataset]]:
+        """Yield the rows of one of several processes, some at once, with unique image ids.
 
-    def example(self, key: tuple[int, Mapping[str, Any]], epoch: int) -> Example:
+        Each part is the arguments of `example`, and the data set of the same rows.
+        """
+        ids = count(process, num_processes)
+        keys = zip(ids, self.rows(process, num_processes), strict=False)
+        while part := list(islice(keys, PART)):
+            yield part, self.read([row for _, row in part], [number for number, _ in part])
+
+    def example(self, key: Key, epoch: int) -> Example:
         """Return the example of a row, of which the number is the image id."""
         number, row = key
         example = self.read([row], [number])[0]
