@@ -155,7 +155,7 @@ class PredictionLines:
 
     def _check_options(self) -> None:
         try:
-            before = json.loads(_options_file(self.file).read_text(encoding="utf-8"))
+            before = json.loads(options_file(self.file).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"{self.file} can't be continued, because the options of its run are unknown: "
@@ -211,7 +211,7 @@ def write_options(
 ) -> None:
     """Write the options of a run, and the summary of a complete one, beside its lines."""
     values = {**options, COMPLETE: summary} if summary else options
-    with atomic_file(_options_file(file)) as unfinished:
+    with atomic_file(options_file(file)) as unfinished:
         unfinished.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
 
@@ -222,7 +222,7 @@ def complete_run(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         ValueError: if it hasn't ended.
     """
     try:
-        options = json.loads(_options_file(file).read_text(encoding="utf-8"))
+        options = json.loads(options_file(file).read_text(encoding="utf-8"))
         return options, options.pop(COMPLETE)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(
@@ -236,7 +236,8 @@ def line_of(record: Mapping[str, Any]) -> bytes:
     return json.dumps(record).encode() + b"\n"
 
 
-def _options_file(file: Path) -> Path:
+def options_file(file: Path) -> Path:
+    """Return the file of a run's options, beside its lines."""
     return file.with_suffix(".run.json")
 
 
