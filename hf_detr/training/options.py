@@ -194,6 +194,8 @@ class TrainingOptions:
 
     def _check_together(self) -> None:
         """Check that options have an effect with the others, and that files exist."""
+        if len(self.augmentation()) > 1:
+            raise ValueError("--crop has no effect with --no-augmentation; omit one of them.")
         if self.metric in PANOPTIC_METRICS and not self.panoptic:
             raise ValueError(f"--metric {self.metric} is computed with --panoptic only.")
         if self.backbone_weights is not None and not Path(self.backbone_weights).is_file():
@@ -246,6 +248,11 @@ class TrainingOptions:
         defaults["micro_batch_size"] = batch_size if self.overfit else min(2, batch_size)
         given = {name: value for name, value in vars(self).items() if value is not None}
         return replace(self, **{**defaults, **given})
+
+    def augmentation(self) -> list[str]:
+        """Return the names of the options of augmentation that were given."""
+        names = "crop", "no_augmentation"
+        return [name for name in names if getattr(self, name) != getattr(TrainingOptions, name)]
 
     def recorded(self) -> dict[str, Any]:
         """Return the options that affect the result, as in JSON."""

@@ -67,6 +67,7 @@ def test_defaults(given: dict[str, Any], expected: dict[str, Any]) -> None:
         ({"push_to": "me/cups", "overfit": 4}, "--push-to can't be used with --overfit"),
         ({"crop": 1.5}, "a probability from 0 to 1"),
         ({"warmup_steps": 2.5}, "a whole number of steps, or a share below 1"),
+        ({"crop": 0.2, "no_augmentation": True}, "--crop has no effect with --no-augmentation"),
         ({"metric": "mAP"}, "--metric is 'mAP'; expected one of"),
         ({"freeze": ["detector"]}, "without --panoptic"),
         ({"patience": 2, "overfit": 4}, "--patience can't be used with --overfit"),

@@ -299,6 +299,8 @@ def test_own_transform(small: dict[str, Any]) -> None:
     small["data"][0].set_transform(own)
     with pytest.raises(ValueError, match="a transform of their own; omit it or no_augmentation"):
         hf_detr.train(**{**small, "no_augmentation": True})
+    with pytest.raises(ValueError, match="a transform of their own; omit it or crop"):
+        hf_detr.train(**{**small, "crop": 0.0})
     hf_detr.train(**{**small, "epochs": 1})
     assert sizes == [(64, 64)] * 9
 
