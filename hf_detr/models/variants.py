@@ -154,3 +154,21 @@ VARIANTS: dict[str, Variant] = {
         ),
     )
 }
+
+
+def check_has_masks(model_type: str, name: str) -> None:
+    """Check that there is a segmentation model of a type.
+
+    Args:
+        model_type: of the configuration; types of other libraries pass.
+        name: of the model, for the message.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if model_type in VARIANTS and VARIANTS[model_type].segmenter is None:
+        others = [one for one, variant in VARIANTS.items() if variant.segmenter is not None]
+        raise ValueError(
+            f"{name} is a {model_type} model, of which there is none with a mask head; expected a "
+            f"model of the types {', '.join(others)}."
+        )
