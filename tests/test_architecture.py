@@ -196,6 +196,7 @@ def test_every_module_has_its_tests() -> None:
         "image_processing.sigmoid_image_processor": "image_processing/test_image_processor",
         "models.configuration_backbone": "models/test_configuration",
         "models.configuration_checks": "models/test_configuration",
+        "models.configuration_sampled_attention": "models/test_configuration",
         "models.outputs": "models/test_detection_transformer",
         "models.pretrained_model": "models/test_hub_round_trip",
         "models.variants": "test_init",

@@ -6,9 +6,9 @@ from torch import nn
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
+from hf_detr.layers.deformable_attention import scale_to_levels
 from hf_detr.layers.feature_pyramid import build_pyramid, token_centers
 from hf_detr.layers.position_encoding import SinePositionEncoding
-from hf_detr.models.deformable_detr.modeling_deformable_detr import scale_to_levels
 
 from ..tiny import (
     NO_DROPOUT,
