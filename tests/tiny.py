@@ -18,6 +18,7 @@ PREFIXES = {
     "conditional_detr": "ConditionalDetr",
     "deformable_detr": "DeformableDetr",
     "table-transformer": "TableTransformer",
+    "dino_detr": "DinoDetr",
 }
 WITH_MASKS = [name for name in PREFIXES if VARIANTS[name].segmenter is not None]
 # Variants and kinds of classes with heads.

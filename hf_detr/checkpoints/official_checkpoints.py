@@ -18,7 +18,7 @@ from ..models.segmentation import Segmenter
 from ..models.variants import VARIANTS
 from ..wording import some_of
 from .checkpoint_files import check_target, check_tensors, read_pickled_checkpoint
-from .checkpoint_names import first_name, official_name
+from .checkpoint_names import first_name, official_name, repeated_names
 from .mmdetection_names import (
     check_settings,
     from_detrex,
@@ -172,9 +172,16 @@ def export_official_checkpoint(
         name: parts[None] if None in parts else torch.cat([parts[0], parts[1], parts[2]])
         for name, parts in thirds.items()
     }
-    is_bare = VARIANTS[config.model_type].official_is_bare
+    variant = VARIANTS[config.model_type]
+    if variant.official_repeats_heads:
+        weights = {
+            repeated: tensor
+            for name, tensor in weights.items()
+            for repeated in repeated_names(name, config.decoder_layers)
+        }
+    content = weights if variant.official_is_bare else {"model": weights, "args": options}
     with atomic_file(file) as unfinished:
-        torch.save(weights if is_bare else {"model": weights, "args": options}, unfinished)
+        torch.save(content, unfinished)
 
 
 def model_from_weights(

@@ -44,6 +44,10 @@ OPTIONS = {
     "dice_loss_coef": "dice_loss_coefficient",
     "eos_coef": "eos_coefficient",
     "focal_alpha": "focal_alpha",
+    "pe_temperatureH": "position_temperature",
+    "dn_number": "num_denoising_queries",
+    "dn_label_noise_ratio": "label_noise_ratio",
+    "dn_box_noise_scale": "box_noise_scale",
 }
 
 
@@ -77,7 +81,8 @@ def read_configuration(
     is_shared = heads_are_shared(weights)
     shapes |= {first_name(name, is_shared): shape for name, shape in shapes.items()}
     values = {field: options[option] for option, field in OPTIONS.items() if option in options}
-    values["attention_dropout"] = values["activation_dropout"] = values.get("dropout", 0.1)
+    if "dropout" in values:
+        values["attention_dropout"] = values["activation_dropout"] = values["dropout"]
     try:
         values |= _sizes(shapes, num_heads)
         classification = VARIANTS[model_type].image_processor.classification
@@ -156,6 +161,8 @@ def heads_are_shared(weights: Mapping[str, Tensor]) -> bool:
     """Return whether official weights list a head per layer although all layers share one."""
     if "class_embed.0.weight" not in weights:
         return False
+    if "transformer.enc_out_class_embed.weight" in weights:
+        return True  # the proposals' heads have other names, so all of these are the layers'
     if any(name.startswith("transformer.decoder.bbox_embed.") for name in weights):
         return False
     first, second = (weights.get(f"bbox_embed.{i}.layers.0.weight") for i in (0, 1))
@@ -277,8 +284,9 @@ def _sizes(shapes: Shapes, num_heads: int) -> dict[str, Any]:
         values[f"{side}_layers"] = _count(shapes, rf"transformer\.{side}\.layers\.(\d+)\.")
         values[f"{side}_ffn_dim"] = shapes[f"transformer.{side}.layers.0.linear1.weight"][0]
         values[f"{side}_attention_heads"] = num_heads
-    if "query_embed.weight" in shapes:
-        values["num_queries"] = shapes["query_embed.weight"][0]
+    for table in ("query_embed.weight", "transformer.tgt_embed.weight"):
+        if table in shapes:
+            values["num_queries"] = shapes[table][0]
     return values
 
 

@@ -22,7 +22,6 @@ class SampledAttentionConfig(DetectionConfig):
         class_cost: weight of the class in the matching cost.
         cls_loss_coefficient: weight of the classification loss.
         focal_alpha: weight of positive targets in the focal loss, in [0, 1].
-        tie_word_embeddings: whether prediction heads share weights, named as in transformers.
         kernel: implementation of deformable attention, "auto", "torch", "compiled" or "required",
             see `multi_scale_deformable_attention`; not saved.
     """
@@ -34,7 +33,6 @@ class SampledAttentionConfig(DetectionConfig):
     class_cost: Number = 2
     cls_loss_coefficient: Number = 2
     focal_alpha: Number = 0.25
-    tie_word_embeddings: bool = True
     kernel: str = "auto"
 
     @property

@@ -32,6 +32,7 @@ class DetectionTransformer(DetectionPreTrainedModel):
     needs_corner = False  # real pixels must begin in the upper left corner
     input_projection: nn.Conv2d
     query_position_embeddings: nn.Embedding
+    query_table = "query_position_embeddings"  # attribute with the learned embeddings of queries
     decoder: nn.Module
 
     def __init__(self, config: PreTrainedConfig) -> None:
@@ -114,7 +115,7 @@ class DetectionTransformer(DetectionPreTrainedModel):
         """Learned embeddings (B, Q, …) of the queries, for a memory (B, S, D)."""
         # Called, not read: Accelerate may keep the table elsewhere until then.
         indices = torch.arange(self.config.num_queries, device=memory.device)
-        return self.query_position_embeddings(indices).expand(memory.shape[0], -1, -1)
+        return getattr(self, self.query_table)(indices).expand(memory.shape[0], -1, -1)
 
     @property
     def num_queries(self) -> int:

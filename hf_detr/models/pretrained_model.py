@@ -300,13 +300,14 @@ class DetectionPreTrainedModel(PreTrainedModel):
         kept = min(num_queries, old.num_embeddings)
         new.weight[:kept] = old.weight[:kept]
         new.weight.requires_grad_(old.weight.requires_grad)
-        self.detection_transformer.query_position_embeddings = new
+        setattr(self.detection_transformer, self.detection_transformer.query_table, new)
         self.config.num_queries = num_queries
         if groups := self.detection_transformer.query_groups:
             self.add_query_groups(groups.num_groups)
 
     def _learned_queries(self) -> nn.Embedding:
-        queries = getattr(self.detection_transformer, "query_position_embeddings", None)
+        transformer = self.detection_transformer
+        queries = getattr(transformer, transformer.query_table, None)
         if queries is None:
             raise ValueError(
                 "This model's queries are proposals of its encoder, not learned; set "

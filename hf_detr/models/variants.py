@@ -27,6 +27,13 @@ from .detection_transformer import DetectionTransformer
 from .detr.configuration_detr import DetrConfig
 from .detr.image_processing_detr import DetrImageProcessor
 from .detr.modeling_detr import DetrForObjectDetection, DetrForSegmentation, DetrModel
+from .dino.configuration_dino import DinoDetrConfig
+from .dino.image_processing_dino import DinoDetrImageProcessor
+from .dino.modeling_dino import (
+    DinoDetrForObjectDetection,
+    DinoDetrForSegmentation,
+    DinoDetrModel,
+)
 from .object_detector import ObjectDetector
 from .segmentation import Segmenter
 from .table_transformer.configuration_table_transformer import TableTransformerConfig
@@ -63,6 +70,8 @@ class Variant:
         official_names: (pattern, replacement) from names on the Hub to official names, applied
             after those that all variants share.
         official_masks: whether its official code has a mask head.
+        official_repeats_heads: whether its official code names the heads that all layers share once
+            per layer, of the detector and of the decoder.
         official_is_bare: whether its official code reads files of weights alone, without options.
         segmenter_only_here: why transformers can't load or run the segmenter correctly, if so.
         preprocessing: settings of its image processor that differ from the class's own.
@@ -77,6 +86,7 @@ class Variant:
     official_marks: tuple[str, ...]
     official_names: tuple[tuple[str, str], ...]
     official_masks: bool = False
+    official_repeats_heads: bool = False
     official_is_bare: bool = False
     segmenter_only_here: str = ""
     preprocessing: dict[str, Any] = field(default_factory=dict)
@@ -87,6 +97,12 @@ DETR_NAMES = (
     (r"(\.decoder\.layers\.\d+\.)self_attn_layer_norm\.", r"\1norm1."),
     (r"(\.decoder\.layers\.\d+\.)encoder_attn_layer_norm\.", r"\1norm2."),
     (r"\.encoder_attn\.", ".multihead_attn."),
+)
+SAMPLED_NAMES = (
+    # The official code numbers its norms in another order than it uses them.
+    (r"(\.decoder\.layers\.\d+\.)self_attn_layer_norm\.", r"\1norm2."),
+    (r"(\.decoder\.layers\.\d+\.)encoder_attn_layer_norm\.", r"\1norm1."),
+    (r"\.encoder_attn\.", ".cross_attn."),
 )
 VARIANTS: dict[str, Variant] = {
     variant.config.model_type: variant
@@ -128,12 +144,7 @@ VARIANTS: dict[str, Variant] = {
             DeformableDetrImageProcessor,
             Recipe(lr=2e-4, epochs=50, batch_size=32),
             official_marks=("level_embed",),
-            official_names=(
-                # The official code numbers its norms in another order than it uses them.
-                (r"(\.decoder\.layers\.\d+\.)self_attn_layer_norm\.", r"\1norm2."),
-                (r"(\.decoder\.layers\.\d+\.)encoder_attn_layer_norm\.", r"\1norm1."),
-                (r"\.encoder_attn\.", ".cross_attn."),
-            ),
+            official_names=SAMPLED_NAMES,
             segmenter_only_here="transformers doesn't have this model.",
         ),
         Variant(
@@ -151,6 +162,26 @@ VARIANTS: dict[str, Variant] = {
             official_names=DETR_NAMES,
             official_is_bare=True,
             preprocessing={"size": {"shortest_edge": 800, "longest_edge": 800}},
+        ),
+        Variant(
+            DinoDetrConfig,
+            DinoDetrModel,
+            DinoDetrForObjectDetection,
+            DinoDetrForSegmentation,
+            DinoDetrImageProcessor,
+            Recipe(lr=1e-4, epochs=12, batch_size=16),
+            official_marks=("level_embed", "tgt_embed.weight", "enc_out_class_embed.weight"),
+            official_names=(
+                *SAMPLED_NAMES,
+                (r"^class_embed\.", "class_embed.0."),
+                (r"^transformer\.decoder\.bbox_embed\.", "bbox_embed.0."),
+                (r"^transformer\.query_contents\.", "transformer.tgt_embed."),
+                (r"^transformer\.denoising\.label_embeddings\.", "label_enc."),
+                (r"\.proposals\.(class|bbox)_embed\.", r".enc_out_\1_embed."),
+                (r"\.proposals\.", "."),
+            ),
+            official_repeats_heads=True,
+            segmenter_only_here="transformers doesn't have this model.",
         ),
     )
 }

@@ -17,6 +17,7 @@ class DeformableDetrConfig(SampledAttentionConfig):
             `with_box_refine`.
         two_stage_num_proposals: number of proposals, and of queries, if `two_stage`.
         cls_loss_coefficient: weight of the classification loss; transformers uses 1.
+        tie_word_embeddings: whether prediction heads share weights, named as in transformers.
         disable_custom_kernels, return_intermediate, max_position_embeddings: fields of
             transformers, unused.
     """
@@ -32,6 +33,7 @@ class DeformableDetrConfig(SampledAttentionConfig):
     # Deviation: class cost and weight are 2 as in the paper; in transformers they are 1.
     class_cost: Number = 2
     cls_loss_coefficient: Number = 2
+    tie_word_embeddings: bool = True
     disable_custom_kernels: bool = False
     return_intermediate: bool = True
     max_position_embeddings: int = 1024
