@@ -23,7 +23,8 @@ class LossPart:
         matches: per image indices of queries and of their objects, (n,) each, int64 on the CPU, in
             all layers; None matches each layer by itself.
         weight: factor in the total.
-        suffix: ends the names of the terms in `loss_dict`; None leaves them out.
+        suffix: ends the names of the terms in `loss_dict`; None leaves them out. Losses with one
+            are multiplied by `weight`, so that they show their share of the total.
         labels: per image what the predictions are compared with; None: the labels of the batch.
         num_groups: G equal parts of the queries, each matched by itself; matches that are given
             are then per image and group, an image's groups together.
@@ -138,7 +139,7 @@ class DetectionCriterion:
                 loss, terms, matches = self._part_loss(part, targets, normalizers)
                 total = total + part.weight * loss
                 if part.suffix is not None:
-                    loss_dict |= {f"{name}{part.suffix}": value for name, value in terms.items()}
+                    loss_dict |= _named_terms(terms, part)
                 final_matches.append(matches[-1])
         return total, loss_dict, FinalLayerMatches(final_matches[0], normalizers)
 
@@ -236,6 +237,16 @@ def flatten_matches(
     ]
     layer, image, query, index = torch.cat(columns, dim=1).to(device, non_blocking=True)
     return layer, image, query, index
+
+
+def _named_terms(terms: dict[str, Tensor], part: LossPart) -> dict[str, Tensor]:
+    """Terms of one set of queries as in `loss_dict`."""
+    if not part.suffix:
+        return terms
+    return {
+        f"{name}{part.suffix}": part.weight * value if name.startswith("loss") else value
+        for name, value in terms.items()
+    }
 
 
 @torch.no_grad()

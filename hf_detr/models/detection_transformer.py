@@ -14,6 +14,7 @@ from ..layers.feature_pyramid import FeaturePyramid, build_pyramid, check_images
 from ..layers.folded_backbone import inference_only
 from ..layers.position_encoding import make_position_encoding
 from ..layers.transformer import Encoder, GlobalSelfAttention
+from .denoising import Denoising
 from .outputs import DecoderOutput, DetectionModelOutput
 from .pretrained_model import DetectionPreTrainedModel
 from .training_queries import Queries, QueryGroups, TrainingQueries
@@ -28,7 +29,11 @@ class DetectionTransformer(DetectionPreTrainedModel):
         config: configuration of the variant.
     """
 
-    _keys_to_ignore_on_save = ["query_groups.embeddings.weight"]
+    _keys_to_ignore_on_save = [
+        "query_groups.embeddings.weight",
+        "denoising.label_embeddings.weight",
+        *(f"denoising.box_positions.layers.{i}.{n}" for i in range(2) for n in ("weight", "bias")),
+    ]
     needs_corner = False  # real pixels must begin in the upper left corner
     input_projection: nn.Conv2d
     query_position_embeddings: nn.Embedding
@@ -42,6 +47,7 @@ class DetectionTransformer(DetectionPreTrainedModel):
         self.level_embed: nn.Parameter | None = None  # (L, D), in variants with several levels
         self.encoder = self.make_encoder(config)
         self.query_groups: QueryGroups | None = None  # see `add_query_groups`
+        self.denoising: Denoising | None = None  # see `add_denoising`
 
     @staticmethod
     def make_position_encoding(config: PreTrainedConfig) -> nn.Module:
@@ -79,15 +85,25 @@ class DetectionTransformer(DetectionPreTrainedModel):
     ) -> TrainingQueries | None:
         """Hook: queries that exist in training alone; called in training mode.
 
-        Unless overridden, the groups of `add_query_groups`, if there are any.
+        Unless overridden, those of `add_denoising` or `add_query_groups`, if there are any.
 
         Args:
             labels: as the detector got them, unchecked and on any device; None if there are none.
             memory: (B, S, D).
             position_embeddings: (B, S, D).
             pyramid: geometry of the memory.
+
+        Raises:
+            ValueError: if both were added.
         """
-        groups = self.query_groups
+        groups, denoising = self.query_groups, self.denoising
+        if groups is not None and denoising is not None:
+            raise ValueError(
+                "The model has query groups and denoising; remove one of them by "
+                "model.add_query_groups(0) or model.add_denoising(0)."
+            )
+        if denoising is not None and labels is not None:
+            return denoising(labels, self.num_queries, memory.device)
         return None if groups is None else groups(memory, self.prepare_queries)
 
     def decode(

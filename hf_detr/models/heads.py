@@ -82,7 +82,6 @@ def make_box_head(d_model: int, size_bias: float | None = None) -> MLP:
     return head
 
 
-@torch.no_grad()
 def resize_class_head(head: nn.Linear, sources: Sequence[Sequence[int]]) -> None:
     """Change the logits of a class head; each new one is the mean of some old ones.
 
@@ -90,8 +89,13 @@ def resize_class_head(head: nn.Linear, sources: Sequence[Sequence[int]]) -> None
         head: the class head; its weight and bias are replaced.
         sources: for each new logit, indices of old ones.
     """
-    for name in ("weight", "bias"):
-        old = getattr(head, name)
-        new = torch.stack([old[list(rows)].mean(0) for rows in sources])
-        setattr(head, name, nn.Parameter(new, requires_grad=old.requires_grad))
+    average_rows(head, sources)
     head.out_features = len(sources)
+
+
+@torch.no_grad()
+def average_rows(module: nn.Module, sources: Sequence[Sequence[int]]) -> None:
+    """Change the rows of a module's parameters; each new one is the mean of some old ones."""
+    for name, old in list(module.named_parameters(recurse=False)):
+        new = torch.stack([old[list(rows)].mean(0) for rows in sources])
+        setattr(module, name, nn.Parameter(new, requires_grad=old.requires_grad))

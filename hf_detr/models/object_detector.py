@@ -14,7 +14,8 @@ from ..losses.loss_terms import LossNormalizers, count_loss_normalizers
 from .detection_transformer import DetectionTransformer, Labels, given
 from .heads import resize_class_head
 from .outputs import DetectionModelOutput, ObjectDetectionOutput
-from .pretrained_model import PARAMETER_KINDS, DetectionPreTrainedModel
+from .parameter_kinds import PARAMETER_KINDS
+from .pretrained_model import DetectionPreTrainedModel
 
 DETECTOR_FIELDS = frozenset(field.name for field in fields(ObjectDetectionOutput))
 
@@ -75,6 +76,8 @@ class ObjectDetector(DetectionPreTrainedModel):
             sources.append([extra])
         for head in self.class_heads():
             resize_class_head(head, sources)
+        if self.model.denoising is not None:
+            self.model.denoising.resize_classes(sources[: len(names)])
         classification.num_labels = len(names)
         self.config.id2label = dict(enumerate(names))
         self.config.label2id = {name: label for label, name in enumerate(names)}

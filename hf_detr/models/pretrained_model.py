@@ -1,7 +1,6 @@
 """What every model shares with the Hub and with training: loading, initial weights, freezing."""
 
 import os
-import re
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,6 +19,7 @@ from ..layers.backbone import reset_timm_module
 from ..wording import some_of
 from .adapters import TRANSFORMERS_NAMES, check_adapter_weights, load_adapter_file, missing_weights
 from .configuration import without_auxiliary_loss
+from .denoising import Denoising
 from .loading_checks import (
     check_finite,
     check_headers,
@@ -29,15 +29,9 @@ from .loading_checks import (
     read_headers,
     unreadable,
 )
+from .parameter_kinds import group_parameters
 from .training_queries import QueryGroups
 from .transformers_resnet import has_transformers_names, timm_names
-
-# Parameters whose learning rate differs, by their names
-PARAMETER_KINDS = {
-    "backbone": re.compile(r"\bbackbone\."),
-    "points": re.compile("sampling_offsets|reference_points"),
-    "classes": re.compile(r"\bclass_"),
-}
 
 
 class DetectionPreTrainedModel(PreTrainedModel):
@@ -48,9 +42,8 @@ class DetectionPreTrainedModel(PreTrainedModel):
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    # Frozen batch norm has no use for the first, but files hold them; a training's own checkpoints
-    # hold the second.
-    _keys_to_ignore_on_load_unexpected = [r"num_batches_tracked", r"query_groups"]
+    # Of frozen batch norm; of training queries, which a training's own checkpoints hold.
+    _keys_to_ignore_on_load_unexpected = [r"num_batches_tracked", r"query_groups|denoising"]
     # For adapters; PEFT reads it too, and applies the first that fits.
     _checkpoint_conversion_mapping = TRANSFORMERS_NAMES
     # Without it the Trainer would not average the loss over accumulated batches.
@@ -248,18 +241,9 @@ class DetectionPreTrainedModel(PreTrainedModel):
             slow_factor: what it is multiplied by for the slower ones.
             class_factor: what it is multiplied by for class heads, which may be new.
         """
-        factors = {"other": 1.0, "backbone": slow_factor, "points": slow_factor}
-        factors["classes"] = class_factor
-        groups: dict[str, list[nn.Parameter]] = {kind: [] for kind in factors}
-        for name, parameter in self.named_parameters():
-            kinds = (kind for kind, pattern in PARAMETER_KINDS.items() if pattern.search(name))
-            if parameter.requires_grad:
-                groups[next(kinds, "other")].append(parameter)
-        return [
-            {"name": kind, "params": parameters, "lr": lr * factors[kind]}
-            for kind, parameters in groups.items()
-            if parameters
-        ]
+        slow_lr = lr * slow_factor
+        lrs = {"other": lr, "backbone": slow_lr, "points": slow_lr, "classes": lr * class_factor}
+        return group_parameters(self, lrs)
 
     def add_query_groups(self, num_groups: int) -> None:
         """Add groups of queries that exist in training alone (Group DETR; arXiv 2207.13085).
@@ -275,10 +259,31 @@ class DetectionPreTrainedModel(PreTrainedModel):
         """
         if num_groups < 0:
             raise ValueError(f"num_groups is {num_groups}; give how many to add, or 0.")
-        transformer, groups = self.detection_transformer, None
-        if num_groups:
-            groups = QueryGroups(num_groups, self._learned_queries())
-        transformer.query_groups = groups
+        groups = QueryGroups(num_groups, self._learned_queries()) if num_groups else None
+        self.detection_transformer.query_groups = groups
+
+    def add_denoising(
+        self,
+        num_denoising_queries: int,
+        label_noise_ratio: float = 0.5,
+        box_noise_scale: float = 0.4,
+    ) -> None:
+        """Add training queries that restore noised objects (DN-DETR, arXiv 2203.01305; DINO).
+
+        They are not saved. A step takes longer.
+
+        Args:
+            num_denoising_queries: pairs of queries per image, such as 100; 0 removes them.
+            label_noise_ratio, box_noise_scale: as in `Denoising`.
+
+        Raises:
+            ValueError: if a value is out of range.
+        """
+        denoising, noise = None, (num_denoising_queries, label_noise_ratio, box_noise_scale)
+        if num_denoising_queries:
+            denoising = Denoising(self.config.num_labels, self.config.d_model, *noise)
+            denoising.to(device=self.device, dtype=self.dtype)
+        self.detection_transformer.denoising = denoising
 
     @torch.no_grad()
     def resize_queries(self, num_queries: int) -> None:

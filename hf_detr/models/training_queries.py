@@ -58,7 +58,8 @@ class TrainingQueries:
     """X queries per image that are decoded after the detector's own Q.
 
     Attributes:
-        queries: what the decoder needs of them, (B, X, …) each; `mask` isn't used.
+        queries: what the decoder needs of them, (B, X, …) each; `mask` isn't used. Where the
+            detector's own refer to points or to nothing, so do these.
         mask: (B or 1, X, Q + X), True where they may attend to the detector's own queries, which
             come first, or to each other.
         sets: they follow one another on the query axis and hold all X queries.
@@ -73,13 +74,16 @@ class TrainingQueries:
     def join(self, own: Queries) -> Queries:
         """The detector's own queries and these, (B, Q + X, …), with the mask of both."""
         contents, positions, reference_points = (
-            None if first is None else torch.cat([first, then], dim=1)
+            None if first is None else torch.cat([first, then[..., : first.shape[-1]]], dim=1)
             for first, then in zip(own[:3], self.queries[:3], strict=True)
         )
-        num_training, num_all = self.mask.shape[1:]
-        is_own = torch.arange(num_all, device=self.mask.device) < num_all - num_training
-        own_rows = is_own.expand(len(self.mask), num_all - num_training, -1)
-        mask = torch.cat([own_rows, self.mask], dim=1)
+        num_training = self.mask.shape[1]
+        num_own = next(part.shape[1] for part in own if part is not None)
+        # Small images may have fewer tokens to propose queries than the detector has queries.
+        own_columns, columns = self.mask[..., :num_own], self.mask[..., -num_training or num_own :]
+        rows = torch.cat([own_columns, columns], dim=-1)  # (B, X, Q + X)
+        is_own = torch.arange(num_own + num_training, device=rows.device) < num_own
+        mask = torch.cat([is_own.expand(len(rows), num_own, -1), rows], dim=1)
         return Queries(contents, positions, reference_points, mask)
 
     def loss_parts(self, logits: Tensor, pred_boxes: Tensor) -> list[LossPart]:

@@ -68,7 +68,7 @@ class TrainingHealth:
             labels: targets per image with `class_labels` (n,).
         """
         for name, value in outputs.loss_dict.items():
-            kind = re.sub(r"(_\d+|_enc)$", "", name)
+            kind = re.sub(r"(_\d+)?(_enc|_dn)?$", "", name)
             if kind in self.weights:
                 self._add(kind, self.weights[kind] * value.float())
         boxes = outputs.pred_boxes.float()

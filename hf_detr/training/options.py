@@ -93,6 +93,12 @@ class TrainingOptions:
         "steps",
         0,
     )
+    denoising: int = _option(
+        0,
+        "pairs of queries in training that start from noised objects, such as 100; they aren't "
+        "saved",
+        0,
+    )
     patience: int | None = _option(
         None, "stop after this number of evaluations without a better --metric", 1
     )
@@ -192,6 +198,8 @@ class TrainingOptions:
             raise FileNotFoundError(f"--backbone-weights {self.backbone_weights} isn't a file.")
         if "detector" in self.freeze and not self.panoptic:
             raise ValueError("--freeze detector leaves nothing to train without --panoptic.")
+        if self.query_groups and self.denoising:
+            raise ValueError("Use --query-groups or --denoising, not both.")
         for name in ("patience", "push_to"):
             if getattr(self, name) is not None and self.overfit:
                 raise ValueError(

@@ -219,7 +219,8 @@ def test_sum_of_parts() -> None:
     ]
     total, terms, _ = criterion.sum_parts(parts, labels)
     torch.testing.assert_close(total, 0.5 * own + 4 * expected)
-    assert terms["loss_ce_0_x"] == expected_terms["loss_ce_0"]
+    torch.testing.assert_close(terms["loss_ce_0_x"], 3 * expected_terms["loss_ce_0"])
+    assert terms["cardinality_error_0_x"] == expected_terms["cardinality_error_0"]
     assert {name for name in terms if name.endswith("_x")} == {
         f"{name}_x" for name in expected_terms if name != "class_error"
     }

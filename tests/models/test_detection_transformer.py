@@ -451,25 +451,6 @@ def test_detector_and_model_agree(variant: str) -> None:
         detector(batch[0], pixel_msk=batch[1])
 
 
-def test_parameter_groups(variant: str) -> None:
-    """The papers' rates: a tenth for the backbone, and for offsets and reference points."""
-    model = tiny_detector(variant)
-    groups = {group["name"]: group for group in model.parameter_groups(2e-4, class_factor=10)}
-    points = {"points": 2e-5} if "points" in groups else {}
-    expected = {"other": 2e-4, "backbone": 2e-5, **points, "classes": 2e-3}
-    assert {name: group["lr"] for name, group in groups.items()} == pytest.approx(expected)
-    heads = {id(p) for head in model.class_heads() for p in head.parameters()}
-    assert {id(p) for p in groups["classes"]["params"]} == heads
-    grouped = [p for group in groups.values() for p in group["params"]]
-    trained = [p for p in model.parameters() if p.requires_grad]
-    assert {id(p) for p in grouped} == {id(p) for p in trained} and len(grouped) == len(trained)
-    # Offsets of every encoder and decoder layer and the reference points, weight and bias each.
-    assert len(groups.get("points", {"params": []})["params"]) == (
-        2 * (2 + 3 + 1) if variant == "deformable_detr" else 0
-    )
-    torch.optim.AdamW(groups.values(), weight_decay=1e-4)
-
-
 def test_two_stage_queries_are_not_learned() -> None:
     """resize_queries says what to do instead where queries are proposals."""
     model = tiny_detector("deformable_detr", with_box_refine=True, two_stage=True)

@@ -57,10 +57,15 @@ def only(lines: list[str], start: str) -> str:
 
 
 def test_shares_of_the_loss_by_hand() -> None:
-    """Weighted terms of layers and proposals are summed; unweighted terms are ignored."""
+    """Weighted terms of layers, proposals and denoising are summed; unweighted ones are ignored."""
     health = make_health()
     terms = {"loss_ce": 1.0, "loss_ce_0": 2.0, "loss_ce_enc": 1.0, "loss_bbox": 0.4}
-    terms |= {"loss_bbox_0": 0.2, "loss_giou_10": 1.5, "class_error": 50.0, "cardinality_error": 7}
+    terms |= {
+        "loss_bbox_0_dn": 0.2,
+        "loss_giou_10": 1.5,
+        "class_error": 50.0,
+        "cardinality_error": 7,
+    }
     for _ in range(2):  # two micro-batches are one step
         health.add_batch(outputs_of(random_boxes(1), **terms), labels_of([0]))
     health.add_step(1.0)

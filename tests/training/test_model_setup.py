@@ -100,6 +100,9 @@ def test_prepared_model(data: Any) -> None:
     assert model.config.auxiliary_loss
     assert dict(processor.size) == {"shortest_edge": 400, "longest_edge": 666}
     assert model.detection_transformer.query_groups.num_groups == 2
+    prepare_model(model, processor, TrainingOptions(denoising=30))
+    assert model.detection_transformer.query_groups is None
+    assert model.detection_transformer.denoising.num_denoising_queries == 30
     transform = make_transform(TrainingOptions(), processor)
     torch.manual_seed(0)
     sizes = {transform(*data[0])[0].shape[-1] for _ in range(20)}

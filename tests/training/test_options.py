@@ -69,6 +69,7 @@ def test_defaults(given: dict[str, Any], expected: dict[str, Any]) -> None:
         ({"warmup_steps": 2.5}, "a whole number of steps, or a share below 1"),
         ({"metric": "mAP"}, "--metric is 'mAP'; expected one of"),
         ({"freeze": ["detector"]}, "without --panoptic"),
+        ({"query_groups": 1, "denoising": 9}, "not both"),
         ({"patience": 2, "overfit": 4}, "--patience can't be used with --overfit"),
         ({"tracker": ["logs"]}, "--tracker is 'logs'; expected some of"),
     ],
