@@ -30,10 +30,10 @@ from .model_card import make_model_card
 from .official_configuration import (
     dilation_and_heads,
     heads_are_shared,
-    official_options,
     read_configuration,
     recognize,
 )
+from .official_options import official_options
 from .published_checkpoints import find_published_checkpoint, make_published_card
 
 # Fields that distinguish a published configuration from others.
