@@ -188,6 +188,11 @@ def _refuse_other_position_encodings(options: Mapping[str, Any]) -> None:
     scale = options.get("position_embedding_scale", 2 * math.pi)
     if scale != 2 * math.pi:
         raise ValueError(f"position_embedding_scale is {scale}; expected 2π.")
+    temperatures = [options[f"pe_temperature{d}"] for d in "HW" if f"pe_temperature{d}" in options]
+    if len(set(temperatures)) > 1:
+        raise ValueError(
+            f"pe_temperatureH and pe_temperatureW are {temperatures}; expected the same number."
+        )
 
 
 Shapes = dict[str, tuple[int, ...]]
@@ -240,6 +245,12 @@ def _sizes_of_levels(shapes: Shapes, num_heads: int) -> dict[str, Any]:
 
 def _backbone(shapes: Shapes) -> str:
     """Return the name of a ResNet, which is the same in timm and torchvision."""
+    names = sorted(name for name in shapes if name.startswith("backbone."))
+    if names and not any(name.startswith("backbone.0.body.") for name in names):
+        raise ValueError(
+            f"The backbone isn't a ResNet of torchvision: it has {names[0]}. Other backbones can't "
+            "be converted; train a new model with one of timm's."
+        )
     stage = r"backbone\.0\.body\.layer{}\.(\d+)\."
     blocks = tuple(_count(shapes, stage.format(number)) for number in range(1, 5))
     convolutions = _count(shapes, r"backbone\.0\.body\.layer1\.0\.conv(\d+)\.")

@@ -49,8 +49,9 @@ from .table_transformer.modeling_table_transformer import (
 class Recipe:
     """How a paper trains its model.
 
-    Training divides the learning rate by 10 after 80 % of the epochs, as all papers do but Table
-    Transformer's, which multiplies it by 0.9 after each epoch.
+    Training divides the learning rate by 10 after 80 % of the epochs, as all papers do but two:
+    Table Transformer's multiplies it by 0.9 after each epoch, and DINO's divides it after the 11th
+    of 12.
     """
 
     lr: float
