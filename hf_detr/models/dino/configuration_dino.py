@@ -49,4 +49,5 @@ class DinoDetrConfig(SampledAttentionConfig):
         super().validate_architecture()
         check_range(self, ("position_temperature",), low=1)
         check_range(self, ("num_denoising_queries",), low=0, high=MOST)
-        check_range(self, ("label_noise_ratio", "box_noise_scale"), low=0)
+        check_range(self, ("label_noise_ratio",), low=0, high=1)
+        check_range(self, ("box_noise_scale",), low=0)
