@@ -115,18 +115,18 @@ def recognize(weights: Mapping[str, Tensor]) -> tuple[str, bool]:
     ]
     if found:
         _, model_type = max(found)
-        if has_masks and not VARIANTS[model_type].official_masks:
+        with_masks = [name for name, variant in VARIANTS.items() if variant.official_masks]
+        if has_masks and model_type not in with_masks:
             raise ValueError(
                 f"The checkpoint is a {model_type} model with a mask head, which can't be "
-                "converted: there is no such official model."
+                f"converted; official models with masks are of the type {', '.join(with_masks)}."
             )
         return model_type, has_masks
-    some = ", ".join(sorted(weights)[:5])
+    some = ", ".join(sorted(weights)[:5]) or "none"
     raise ValueError(
         "The weights are not a model of facebookresearch/detr, fundamentalvision/Deformable-DETR, "
         "Atten4Vis/ConditionalDETR, microsoft/table-transformer or IDEA-Research/DINO, nor one of "
-        "the first three in MMDetection 2 or 3 or detrex. "
-        f"The file's first names: {some or 'none'}."
+        f"the first three in MMDetection 2 or 3 or detrex. The file's first names: {some}."
     )
 
 

@@ -23,8 +23,9 @@ from hf_detr.checkpoints.official_checkpoints import (
     matches_digest_in_name,
     model_from_weights,
 )
-from hf_detr.checkpoints.official_configuration import dilation_and_heads
+from hf_detr.checkpoints.official_configuration import dilation_and_heads, recognize
 from hf_detr.checkpoints.published_checkpoints import make_published_card, published_checkpoints
+from hf_detr.models.variants import VARIANTS
 
 from ..tiny import class_of, tiny_config, tiny_detector
 
@@ -270,6 +271,15 @@ def test_wrong_weights(
     weights = {k: v for k, v in (content["model"] | changes).items() if v is not None}
     with pytest.raises(ValueError, match=message):
         model_from_weights(weights, content["args"], False, 4)
+
+
+@pytest.mark.parametrize("variant", [v for v, row in VARIANTS.items() if not row.official_masks])
+def test_mask_heads_without_official_code_are_named(variant: str) -> None:
+    """The message says which models have one."""
+    names = {f"detr.transformer.{mark}": torch.ones(1) for mark in VARIANTS[variant].official_marks}
+    message = f"is a {variant} model with a mask head, .* with masks are of the type detr"
+    with pytest.raises(ValueError, match=message):
+        recognize({**names, "mask_head.lay1.weight": torch.ones(1)})
 
 
 def test_other_models(tmp_path: Path) -> None:
