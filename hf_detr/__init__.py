@@ -1,4 +1,4 @@
-"""DETR, Conditional DETR, Deformable DETR and Table Transformer as one Hugging Face-style package.
+"""DETR, Conditional and Deformable DETR, DINO and Table Transformer, as Hugging Face-style models.
 
 `import hf_detr` makes the Auto classes and pipelines of transformers use these classes for the
 model types they cover; `HF_DETR_REGISTER=0` in the environment leaves transformers alone.
@@ -56,6 +56,13 @@ from .models.deformable_detr.modeling_deformable_detr import (
 from .models.detr.configuration_detr import DetrConfig
 from .models.detr.image_processing_detr import DetrImageProcessor
 from .models.detr.modeling_detr import DetrForObjectDetection, DetrForSegmentation, DetrModel
+from .models.dino.configuration_dino import DinoDetrConfig
+from .models.dino.image_processing_dino import DinoDetrImageProcessor
+from .models.dino.modeling_dino import (
+    DinoDetrForObjectDetection,
+    DinoDetrForSegmentation,
+    DinoDetrModel,
+)
 from .models.table_transformer.configuration_table_transformer import TableTransformerConfig
 from .models.table_transformer.modeling_table_transformer import (
     TableTransformerForObjectDetection,
@@ -90,6 +97,11 @@ __all__ = [
     "DetrForObjectDetection",
     "DetrForSegmentation",
     "DetrImageProcessor",
+    "DinoDetrConfig",
+    "DinoDetrForObjectDetection",
+    "DinoDetrForSegmentation",
+    "DinoDetrImageProcessor",
+    "DinoDetrModel",
     "PackingCollator",
     "PanopticQuality",
     "SegmentationPipeline",

@@ -195,6 +195,7 @@ def test_every_module_has_its_tests() -> None:
         "image_processing.sigmoid_image_processor": "image_processing/test_image_processor",
         "models.configuration_backbone": "models/test_configuration",
         "models.configuration_checks": "models/test_configuration",
+        "models.configuration_sampled_attention": "models/test_configuration",
         "models.outputs": "models/test_detection_transformer",
         "models.pretrained_model": "models/test_hub_round_trip",
         "models.variants": "test_init",
@@ -206,6 +207,7 @@ def test_every_module_has_its_tests() -> None:
         "training.trainer": "training/test_train",
         "training.card": "training/test_train",
         "checkpoints.official_configuration": "checkpoints/test_official_checkpoints",
+        "checkpoints.official_options": "checkpoints/test_official_checkpoints",
         "checkpoints.checkpoint_names": "checkpoints/test_official_checkpoints",
     }
     for module in MODULES:

@@ -74,6 +74,18 @@ def rename_weights(
     return {name: weights[before] for name, before in former.items()}
 
 
+def repeated_names(name: str, num_layers: int) -> list[str]:
+    """Return all official names of a weight where shared heads have one per layer.
+
+    The inverse of `first_name`; other weights have one name.
+    """
+    head = re.fullmatch(r"(class_embed|bbox_embed)\.0\.(.+)", name)
+    if head is None:
+        return [name]
+    places = ("", "transformer.decoder.")
+    return [f"{p}{head[1]}.{layer}.{head[2]}" for p in places for layer in range(num_layers)]
+
+
 def first_name(name: str, is_shared: bool) -> str:
     """Return the first official name of a weight that may have several.
 

@@ -18,7 +18,7 @@ from ..models.segmentation import Segmenter
 from ..models.variants import VARIANTS
 from ..wording import some_of
 from .checkpoint_files import check_target, check_tensors, read_pickled_checkpoint
-from .checkpoint_names import first_name, official_name
+from .checkpoint_names import first_name, official_name, repeated_names
 from .mmdetection_names import (
     check_settings,
     from_detrex,
@@ -30,10 +30,10 @@ from .model_card import make_model_card
 from .official_configuration import (
     dilation_and_heads,
     heads_are_shared,
-    official_options,
     read_configuration,
     recognize,
 )
+from .official_options import official_options
 from .published_checkpoints import find_published_checkpoint, make_published_card
 
 # Fields that distinguish a published configuration from others.
@@ -56,7 +56,7 @@ def convert_official_checkpoint(
     """Convert a `.pth` checkpoint of the official code, MMDetection or detrex to a Hub folder.
 
     The model is recognized from the names and shapes of its weights: DETR (also with a mask head),
-    Conditional DETR, Deformable DETR in all published forms and Table Transformer. The folder
+    Conditional DETR, Deformable DETR in all published forms, Table Transformer and DINO. The folder
     contains `config.json`, `model.safetensors`, `preprocessor_config.json` and a model card,
     `README.md`, which includes the published results of a published checkpoint. A two-stage model
     gets 300 queries unless the file has another number.
@@ -172,9 +172,16 @@ def export_official_checkpoint(
         name: parts[None] if None in parts else torch.cat([parts[0], parts[1], parts[2]])
         for name, parts in thirds.items()
     }
-    is_bare = VARIANTS[config.model_type].official_is_bare
+    variant = VARIANTS[config.model_type]
+    if variant.official_repeats_heads:
+        weights = {
+            repeated: tensor
+            for name, tensor in weights.items()
+            for repeated in repeated_names(name, config.decoder_layers)
+        }
+    content = weights if variant.official_is_bare else {"model": weights, "args": options}
     with atomic_file(file) as unfinished:
-        torch.save(weights if is_bare else {"model": weights, "args": options}, unfinished)
+        torch.save(content, unfinished)
 
 
 def model_from_weights(

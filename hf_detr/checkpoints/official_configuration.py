@@ -16,35 +16,11 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from ..losses.classification import SoftmaxClassification
-from ..models.configuration_backbone import DC5_STRIDE
 from ..models.variants import VARIANTS
 from .checkpoint_names import DETECTOR, first_name
 from .coco_labels import coco_id2label
+from .official_options import OPTIONS, RESNETS
 from .published_checkpoints import find_published_checkpoint
-
-# torchvision's ResNets: blocks in each of the four stages, and convolutions per block.
-RESNETS = {
-    "resnet18": ((2, 2, 2, 2), 2),
-    "resnet34": ((3, 4, 6, 3), 2),
-    "resnet50": ((3, 4, 6, 3), 3),
-    "resnet101": ((3, 4, 23, 3), 3),
-    "resnet152": ((3, 8, 36, 3), 3),
-}
-# Options of the training scripts that shapes don't show, and the configuration's fields.
-OPTIONS = {
-    "dropout": "dropout",
-    "set_cost_class": "class_cost",
-    "set_cost_bbox": "bbox_cost",
-    "set_cost_giou": "giou_cost",
-    "bbox_loss_coef": "bbox_loss_coefficient",
-    "giou_loss_coef": "giou_loss_coefficient",
-    "cls_loss_coef": "cls_loss_coefficient",
-    "ce_loss_coef": "ce_loss_coefficient",
-    "mask_loss_coef": "mask_loss_coefficient",
-    "dice_loss_coef": "dice_loss_coefficient",
-    "eos_coef": "eos_coefficient",
-    "focal_alpha": "focal_alpha",
-}
 
 
 def read_configuration(
@@ -77,7 +53,8 @@ def read_configuration(
     is_shared = heads_are_shared(weights)
     shapes |= {first_name(name, is_shared): shape for name, shape in shapes.items()}
     values = {field: options[option] for option, field in OPTIONS.items() if option in options}
-    values["attention_dropout"] = values["activation_dropout"] = values.get("dropout", 0.1)
+    if "dropout" in values:
+        values["attention_dropout"] = values["activation_dropout"] = values["dropout"]
     try:
         values |= _sizes(shapes, num_heads)
         classification = VARIANTS[model_type].image_processor.classification
@@ -112,7 +89,8 @@ def _make(
             )
         values = {**values, "id2label": names}
         del values["num_labels"]
-    fields = {field.name for field in dataclasses.fields(config_class)} | {"num_labels", "backbone"}
+    fields = {field.name for field in dataclasses.fields(config_class)}
+    fields |= {"num_labels", "backbone", "backbone_kwargs"}
     known = {name: value for name, value in values.items() if name in fields}
     try:
         # With auxiliary_loss=True in the file, transformers' DETR predicts wrongly.
@@ -147,8 +125,8 @@ def recognize(weights: Mapping[str, Tensor]) -> tuple[str, bool]:
     some = ", ".join(sorted(weights)[:5]) or "none"
     raise ValueError(
         "The weights are not a model of facebookresearch/detr, fundamentalvision/Deformable-DETR, "
-        "Atten4Vis/ConditionalDETR or microsoft/table-transformer, nor one of these models in "
-        f"MMDetection 2 or 3 or detrex. The file's first names: {some}."
+        "Atten4Vis/ConditionalDETR, microsoft/table-transformer or IDEA-Research/DINO, nor one of "
+        f"the first three in MMDetection 2 or 3 or detrex. The file's first names: {some}."
     )
 
 
@@ -156,6 +134,8 @@ def heads_are_shared(weights: Mapping[str, Tensor]) -> bool:
     """Return whether official weights list a head per layer although all layers share one."""
     if "class_embed.0.weight" not in weights:
         return False
+    if "transformer.enc_out_class_embed.weight" in weights:
+        return True  # the proposals' heads have other names, so all of these are the layers'
     if any(name.startswith("transformer.decoder.bbox_embed.") for name in weights):
         return False
     first, second = (weights.get(f"bbox_embed.{i}.layers.0.weight") for i in (0, 1))
@@ -195,54 +175,6 @@ def dilation_and_heads(
     return bool(dilation), num_heads
 
 
-def official_options(config: PreTrainedConfig) -> dict[str, Any]:
-    """Return the options of the official training script for a configuration.
-
-    Raises:
-        ValueError: if the official code doesn't have such a model.
-    """
-    backbone = config.backbone.split(".")[0]  # without timm's tag of the pretrained weights
-    problems = {
-        f"the backbone {config.backbone!r} (only torchvision's ResNets)": (backbone not in RESNETS),
-        "encoders and decoders with different heads or ffn_dim": (
-            config.encoder_attention_heads != config.decoder_attention_heads
-            or config.encoder_ffn_dim != config.decoder_ffn_dim
-        ),
-        f"activation_function {config.activation_function!r}": config.activation_function != "relu",
-        f"images with {config.num_channels} channels": config.num_channels != 3,
-    }
-    options = {
-        "backbone": backbone,
-        "dilation": config.backbone_config.output_stride == DC5_STRIDE,
-        "position_embedding": config.position_embedding_type,
-        "enc_layers": config.encoder_layers,
-        "dec_layers": config.decoder_layers,
-        "dim_feedforward": config.encoder_ffn_dim,
-        "hidden_dim": config.d_model,
-        "nheads": config.encoder_attention_heads,
-        "num_queries": config.num_queries,
-        **{o: getattr(config, field) for o, field in OPTIONS.items() if hasattr(config, field)},
-    }
-    if config.normalize_before:
-        options["pre_norm"] = True
-    levels = getattr(config, "num_feature_levels", None)
-    if levels is not None:
-        problems[f"{levels} feature levels"] = levels == 2
-        options |= {
-            "num_feature_levels": levels,
-            "enc_n_points": config.encoder_n_points,
-            "dec_n_points": config.decoder_n_points,
-            "with_box_refine": config.with_box_refine,
-            "two_stage": config.two_stage,
-        }
-        if config.two_stage:
-            options["num_queries"] = config.two_stage_num_proposals
-    found = [problem for problem, is_found in problems.items() if is_found]
-    if found:
-        raise ValueError(f"The official code doesn't support {', '.join(found)}.")
-    return options
-
-
 def _check_norms(config: PreTrainedConfig, options: Mapping[str, Any]) -> None:
     if options.get("pre_norm", config.normalize_before) and not config.normalize_before:
         raise ValueError(
@@ -256,6 +188,11 @@ def _refuse_other_position_encodings(options: Mapping[str, Any]) -> None:
     scale = options.get("position_embedding_scale", 2 * math.pi)
     if scale != 2 * math.pi:
         raise ValueError(f"position_embedding_scale is {scale}; expected 2π.")
+    temperatures = [options[f"pe_temperature{d}"] for d in "HW" if f"pe_temperature{d}" in options]
+    if len(set(temperatures)) > 1:
+        raise ValueError(
+            f"pe_temperatureH and pe_temperatureW are {temperatures}; expected the same number."
+        )
 
 
 Shapes = dict[str, tuple[int, ...]]
@@ -277,8 +214,9 @@ def _sizes(shapes: Shapes, num_heads: int) -> dict[str, Any]:
         values[f"{side}_layers"] = _count(shapes, rf"transformer\.{side}\.layers\.(\d+)\.")
         values[f"{side}_ffn_dim"] = shapes[f"transformer.{side}.layers.0.linear1.weight"][0]
         values[f"{side}_attention_heads"] = num_heads
-    if "query_embed.weight" in shapes:
-        values["num_queries"] = shapes["query_embed.weight"][0]
+    for table in ("query_embed.weight", "transformer.tgt_embed.weight"):
+        if table in shapes:
+            values["num_queries"] = shapes[table][0]
     return values
 
 
@@ -289,6 +227,10 @@ def _sizes_of_levels(shapes: Shapes, num_heads: int) -> dict[str, Any]:
         "num_feature_levels": num_levels,
         "two_stage": "transformer.enc_output.weight" in shapes,
     }
+    # Of the backbone's maps; further levels are made by 3x3 convolutions.
+    num_maps = sum(shapes[f"input_proj.{level}.0.weight"][-1] == 1 for level in range(num_levels))
+    if num_maps > 3:
+        values["backbone_kwargs"] = {"out_indices": [*range(-num_maps, 0)]}
     for side, attention in (("encoder", "self_attn"), ("decoder", "cross_attn")):
         rows = shapes[f"transformer.{side}.layers.0.{attention}.attention_weights.weight"][0]
         num_points, rest = divmod(rows, max(1, num_heads * num_levels))
@@ -303,6 +245,12 @@ def _sizes_of_levels(shapes: Shapes, num_heads: int) -> dict[str, Any]:
 
 def _backbone(shapes: Shapes) -> str:
     """Return the name of a ResNet, which is the same in timm and torchvision."""
+    names = sorted(name for name in shapes if name.startswith("backbone."))
+    if names and not any(name.startswith("backbone.0.body.") for name in names):
+        raise ValueError(
+            f"The backbone isn't a ResNet of torchvision: it has {names[0]}. Other backbones can't "
+            "be converted; train a new model with one of timm's."
+        )
     stage = r"backbone\.0\.body\.layer{}\.(\d+)\."
     blocks = tuple(_count(shapes, stage.format(number)) for number in range(1, 5))
     convolutions = _count(shapes, r"backbone\.0\.body\.layer1\.0\.conv(\d+)\.")

@@ -93,7 +93,9 @@ def _outermost_only(config: type[DetectionConfig]) -> type[DetectionConfig]:
     MaskFormer, for example, has a DETR configuration for its decoder. It was written for the
     defaults and the checks of transformers' class, and so were its files.
     """
-    theirs: type[PreTrainedConfig] = getattr(transformers, config.__name__)
+    theirs: type[PreTrainedConfig] | None = getattr(transformers, config.__name__, None)
+    if theirs is None:
+        return config
 
     class OutermostOnly(config):  # type: ignore[misc, valid-type]
         def __new__(cls, *args: Any, **kwargs: Any) -> Any:

@@ -24,8 +24,10 @@ class DecoderOutput:
         hidden_states: input of the first layer and output of every layer, or None.
         attentions: self-attention weights of every layer, (B, M, Q, Q) each, or None.
         cross_attentions: weights over the memory of every layer, or None.
-        enc_outputs_class: class logits (B, S, C') of every token as a proposal, or None.
-        enc_outputs_coord_logits: boxes of the proposals before the sigmoid, (B, S, 4), or None.
+        enc_outputs_class: class logits of proposals, (B, S, C') of every token or (B, Q, C') of
+            those that queries start from, or None.
+        enc_outputs_coord_logits: boxes of the proposals before the sigmoid, (B, S or Q, 4), or
+            None.
         undetached_reference_points: `reference_points` through which the loss of a layer's boxes
             reaches the layers before (DINO's "look forward twice"), or None.
     """
@@ -155,8 +157,7 @@ class DetectionModelOutput(_Sampling, _LayerStates, _Stages, _LastHiddenState):
         encoder_attentions: (B, M, S, S) per layer.
         encoder_sampling_locations, decoder_sampling_locations: where deformable attention looked,
             (B, Q, M, L, K, 2) per layer as (x, y) in [0, 1]; its attentions are (B, Q, M, L, K).
-        enc_outputs_class: two stages: class logits (B, S, C') of every token as a proposal.
-        enc_outputs_coord_logits: two stages: their boxes before the sigmoid, (B, S, 4).
+        enc_outputs_class, enc_outputs_coord_logits: as in `DecoderOutput`.
         feature_maps: the backbone's, (B, C_l, h_l, w_l) each, finest first.
         projected_feature_maps: what the encoder starts from, (B, D, h_l, w_l) each.
         pyramid: geometry of the encoded tokens.

@@ -4,6 +4,7 @@ Registration with the Auto classes, loading, conversion of official checkpoints 
 this table; no other module lists variants.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +28,14 @@ from .detection_transformer import DetectionTransformer
 from .detr.configuration_detr import DetrConfig
 from .detr.image_processing_detr import DetrImageProcessor
 from .detr.modeling_detr import DetrForObjectDetection, DetrForSegmentation, DetrModel
+from .dino.configuration_dino import DinoDetrConfig
+from .dino.image_processing_dino import DinoDetrImageProcessor
+from .dino.modeling_dino import (
+    DinoDetrForObjectDetection,
+    DinoDetrForSegmentation,
+    DinoDetrModel,
+)
+from .dino.official_options import official_options
 from .object_detector import ObjectDetector
 from .segmentation import Segmenter
 from .table_transformer.configuration_table_transformer import TableTransformerConfig
@@ -40,8 +49,9 @@ from .table_transformer.modeling_table_transformer import (
 class Recipe:
     """How a paper trains its model.
 
-    Training divides the learning rate by 10 after 80 % of the epochs, as all papers do but Table
-    Transformer's, which multiplies it by 0.9 after each epoch.
+    Training divides the learning rate by 10 after 80 % of the epochs, as all papers do but two:
+    Table Transformer's multiplies it by 0.9 after each epoch, and DINO's divides it after the 11th
+    of 12.
     """
 
     lr: float
@@ -62,9 +72,13 @@ class Variant:
             with the most marks in a file is the file's.
         official_names: (pattern, replacement) from names on the Hub to official names, applied
             after those that all variants share.
+        official_options: from a configuration to options of its official code that others lack.
         official_masks: whether its official code has a mask head.
+        official_repeats_heads: whether its official code names the heads that all layers share once
+            per layer, of the detector and of the decoder.
         official_is_bare: whether its official code reads files of weights alone, without options.
-        segmenter_only_here: why transformers can't load or run the segmenter correctly, if so.
+        only_here: why transformers can't load or run the models, if so.
+        segmenter_only_here: the same for the segmenter alone.
         preprocessing: settings of its image processor that differ from the class's own.
         on_the_hub: names of trained models, to try.
     """
@@ -77,8 +91,11 @@ class Variant:
     recipe: Recipe
     official_marks: tuple[str, ...]
     official_names: tuple[tuple[str, str], ...]
+    official_options: Callable[[Any], dict[str, Any]] = lambda config: {}
     official_masks: bool = False
+    official_repeats_heads: bool = False
     official_is_bare: bool = False
+    only_here: str = ""
     segmenter_only_here: str = ""
     preprocessing: dict[str, Any] = field(default_factory=dict)
     on_the_hub: tuple[str, ...] = ()
@@ -89,6 +106,12 @@ DETR_NAMES = (
     (r"(\.decoder\.layers\.\d+\.)self_attn_layer_norm\.", r"\1norm1."),
     (r"(\.decoder\.layers\.\d+\.)encoder_attn_layer_norm\.", r"\1norm2."),
     (r"\.encoder_attn\.", ".multihead_attn."),
+)
+SAMPLED_NAMES = (
+    # The official code numbers its norms in another order than it uses them.
+    (r"(\.decoder\.layers\.\d+\.)self_attn_layer_norm\.", r"\1norm2."),
+    (r"(\.decoder\.layers\.\d+\.)encoder_attn_layer_norm\.", r"\1norm1."),
+    (r"\.encoder_attn\.", ".cross_attn."),
 )
 VARIANTS: dict[str, Variant] = {
     variant.config.model_type: variant
@@ -132,12 +155,7 @@ VARIANTS: dict[str, Variant] = {
             DeformableDetrImageProcessor,
             Recipe(lr=2e-4, epochs=50, batch_size=32),
             official_marks=("level_embed",),
-            official_names=(
-                # The official code numbers its norms in another order than it uses them.
-                (r"(\.decoder\.layers\.\d+\.)self_attn_layer_norm\.", r"\1norm2."),
-                (r"(\.decoder\.layers\.\d+\.)encoder_attn_layer_norm\.", r"\1norm1."),
-                (r"\.encoder_attn\.", ".cross_attn."),
-            ),
+            official_names=SAMPLED_NAMES,
             segmenter_only_here="transformers doesn't have this model.",
             on_the_hub=("SenseTime/deformable-detr",),
         ),
@@ -157,6 +175,27 @@ VARIANTS: dict[str, Variant] = {
             official_is_bare=True,
             preprocessing={"size": {"shortest_edge": 800, "longest_edge": 800}},
             on_the_hub=("microsoft/table-transformer-detection",),
+        ),
+        Variant(
+            DinoDetrConfig,
+            DinoDetrModel,
+            DinoDetrForObjectDetection,
+            DinoDetrForSegmentation,
+            DinoDetrImageProcessor,
+            Recipe(lr=1e-4, epochs=12, batch_size=16),
+            official_marks=("level_embed", "tgt_embed.weight", "enc_out_class_embed.weight"),
+            official_names=(
+                *SAMPLED_NAMES,
+                (r"^class_embed\.", "class_embed.0."),
+                (r"^transformer\.decoder\.bbox_embed\.", "bbox_embed.0."),
+                (r"^transformer\.query_contents\.", "transformer.tgt_embed."),
+                (r"^transformer\.denoising\.label_embeddings\.", "label_enc."),
+                (r"\.proposals\.(class|bbox)_embed\.", r".enc_out_\1_embed."),
+                (r"\.proposals\.", "."),
+            ),
+            official_options=official_options,
+            official_repeats_heads=True,
+            only_here="transformers doesn't have this model.",
         ),
     )
 }

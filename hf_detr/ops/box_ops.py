@@ -87,13 +87,16 @@ def points_from_logits(logits: Tensor) -> Tensor:
     return _at_least_float32(logits).sigmoid()
 
 
-def boxes_from_deltas(deltas: Tensor, reference_points: Tensor | None = None) -> Tensor:
+def boxes_from_deltas(
+    deltas: Tensor, reference_points: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
     """The box formula of all variants: `sigmoid(delta + logit(reference))`.
 
     Args:
         deltas: (..., 4) outputs of the box head.
         reference_points: (..., 2) as (x, y) or (..., 4) as (cx, cy, w, h), in [0, 1]; None is
             DETR's plain `sigmoid(delta)`.
+        eps: as in `inverse_sigmoid`, for the references.
 
     Returns:
         (..., 4) boxes as (cx, cy, w, h) in [0, 1], relative to the image without its padding; at
@@ -102,7 +105,7 @@ def boxes_from_deltas(deltas: Tensor, reference_points: Tensor | None = None) ->
     deltas = _at_least_float32(deltas)
     if reference_points is None:
         return deltas.sigmoid()
-    offset = inverse_sigmoid(reference_points.to(deltas.dtype))
+    offset = inverse_sigmoid(reference_points.to(deltas.dtype), eps)
     if offset.shape[-1] == 2:
         offset = torch.cat([offset, torch.zeros_like(offset)], dim=-1)
     return (deltas + offset).sigmoid()

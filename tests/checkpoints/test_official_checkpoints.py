@@ -41,6 +41,8 @@ MODELS = {
     "five levels": ("deformable_detr", {"num_feature_levels": 5}),
     "refine": ("deformable_detr", REFINE),
     "two stages": ("deformable_detr", TWO_STAGE),
+    "dino": ("dino_detr", {"num_labels": 91, "position_temperature": 30, "box_noise_scale": 1}),
+    "dino of five scales": ("dino_detr", {"num_feature_levels": 5}),
     "tables": ("table-transformer", {"eos_coefficient": 0.4, "position_embedding_type": "learned"}),
 }
 
@@ -409,6 +411,25 @@ def test_unknown_dilation_and_heads(name: str) -> None:
         dilation_and_heads({}, name, None, 8)
     with pytest.raises(ValueError, match="Pass dilation=True or False and num_heads"):
         dilation_and_heads({}, name, False, None)
+
+
+def test_swin_backbones_are_refused(official: Callable[[str], Official]) -> None:
+    """DINO's other published backbone, Swin-L, is named instead of missing weights of a ResNet."""
+    weights = official("dino").content["model"]
+    resnet = [name for name in weights if name.startswith("backbone.")]
+    weights |= {name.replace(".body.", ".layers."): weights.pop(name) for name in resnet}
+    with pytest.raises(ValueError, match=r"isn't a ResNet of torchvision: it has backbone\.0\.lay"):
+        model_from_weights(weights, {}, False, 4)
+
+
+def test_temperatures_of_positions(official: Callable[[str], Official]) -> None:
+    """DINO's code has two; they are written, read, and have to be the same."""
+    one = official("dino")
+    weights, options = one.content["model"], one.content["args"]
+    assert options["pe_temperatureH"] == options["pe_temperatureW"] == 30
+    assert model_from_weights(weights, options, False, 4).config.position_temperature == 30
+    with pytest.raises(ValueError, match=r"pe_temperatureW are \[30, 20\]; expected the same"):
+        model_from_weights(weights, {**options, "pe_temperatureW": 20}, False, 4)
 
 
 @pytest.mark.parametrize("heads", [0, -8, True, 8.0, "8"])

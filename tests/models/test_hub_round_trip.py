@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from ..tiny import class_of, padded_batch, tiny_config, tiny_detector
+from ..tiny import IN_TRANSFORMERS, class_of, padded_batch, tiny_config, tiny_detector
 
 
 @pytest.fixture
@@ -42,6 +42,7 @@ def assert_same_predictions(
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("variant", IN_TRANSFORMERS)
 @pytest.mark.parametrize(
     "changes",
     [{}, {"dilation": True, "backbone": "resnet50"}, {"position_embedding_type": "learned"}],
@@ -140,6 +141,7 @@ def test_heads_that_no_file_holds(options: dict, tmp_path: Path) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("variant", IN_TRANSFORMERS)
 @pytest.mark.parametrize("dilation", [False, True])
 def test_saved_by_transformers_loads_here(
     variant: str, dilation: bool, tmp_path: Path, no_warnings: Callable[[], None]
@@ -200,9 +202,7 @@ def test_detector_file_loads_into_the_bare_model(variant: str, tmp_path: Path) -
     model, info = class_of(variant, "Model").from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"]
     assert all("class_" in key or "bbox" in key for key in info["unexpected_keys"])
-    assert_close(
-        model.query_position_embeddings.weight, detector.model.query_position_embeddings.weight
-    )
+    assert_close(model.learned_queries.weight, detector.model.learned_queries.weight)
 
 
 def test_another_number_of_classes(variant: str, tmp_path: Path) -> None:
@@ -251,10 +251,7 @@ def test_resized_queries_are_saved(variant: str, tmp_path: Path) -> None:
     detector.resize_queries(12)
     detector.save_pretrained(tmp_path)
     loaded = class_of(variant, "ForObjectDetection").from_pretrained(tmp_path)
-    assert_close(
-        loaded.model.query_position_embeddings.weight,
-        detector.model.query_position_embeddings.weight,
-    )
+    assert_close(loaded.model.learned_queries.weight, detector.model.learned_queries.weight)
 
 
 def test_pickles_are_refused(variant: str, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from types import ModuleType
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.testing import assert_close
 from transformers import PreTrainedModel
 
@@ -25,7 +25,11 @@ from hf_detr.losses.classification import SoftmaxClassification
 from hf_detr.losses.criterion import DetectionCriterion
 from hf_detr.losses.matcher import HungarianMatcher
 from hf_detr.losses.targets import prepare_targets
+from hf_detr.models.denoising import Denoising
 from hf_detr.models.object_detector import ObjectDetector
+from hf_detr.models.training_queries import TrainingQueries
+
+from .test_denoising import recorded_noise
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 OFFICIAL = [
@@ -33,6 +37,7 @@ OFFICIAL = [
     *("conditional-r50", "conditional-r50-dc5"),
     *("deformable-r50", "deformable-r50-refine", "deformable-r50-refine-two-stage"),
     *("deformable-r50-single-scale", "deformable-r50-single-scale-dc5"),
+    "dino-r50-4scale",
 ]
 TRANSFORMERS = [
     "detr-object-detection",
@@ -68,6 +73,7 @@ def public_class(case_name: str, kind: str) -> type:
     """Our class for a case: `Config`, `ForObjectDetection` or `ImageProcessor` of its variant."""
     family = case_name.split("-")[0]
     variant = {"detr": "Detr", "conditional": "ConditionalDetr", "deformable": "DeformableDetr"}
+    variant["dino"] = "DinoDetr"
     return getattr(hf_detr, variant[family] + kind)
 
 
@@ -86,6 +92,27 @@ class Case:
 
     def labels(self, target_set: str) -> list[dict[str, Tensor]]:
         return labels_of(self.expected, target_set)
+
+    @property
+    def proposals(self) -> str:
+        """The recording's name of the encoder's proposals."""
+        return "interm" if self.info["family"] == "dino" else "enc"
+
+    def assert_close(
+        self, name: str, tensor: Tensor, atol: float, real: Tensor | float = 1.0
+    ) -> None:
+        """Compare with the recorded part of a tensor, where it is real.
+
+        The tolerance is twice the recording's own noise if that is larger.
+        """
+        cut = self.info["slices"].get(name)
+        if cut is not None:
+            steps = [slice(None)] * tensor.ndim
+            steps[cut["dim"]] = slice(None, None, cut["step"])
+            tensor = tensor[tuple(steps)]
+        atol = max(atol, 2 * self.info["noise"].get(name, 0))
+        expected = self.expected[name] * real
+        assert_close(tensor * real, expected, atol=atol, rtol=0, msg=lambda m: f"{name}: {m}")
 
 
 def labels_of(expected: dict[str, Tensor], target_set: str) -> list[dict[str, Tensor]]:
@@ -156,22 +183,20 @@ def test_official_files_convert_back(official: tuple[ObjectDetector, Case]) -> N
 def test_official_outputs(official: tuple[ObjectDetector, Case]) -> None:
     """Final and auxiliary predictions are the official ones, auxiliary loss on or off."""
     model, case = official
-    expected = case.expected
     with torch.no_grad():
         output = model(case.pixel_values, case.pixel_mask, labels=case.labels("main"))
         model.config.auxiliary_loss = False
         without = model(case.pixel_values, case.pixel_mask)
         model.config.auxiliary_loss = True
-    assert_close(output.logits, expected["out/pred_logits"], atol=5e-4, rtol=0)
-    assert_close(output.pred_boxes, expected["out/pred_boxes"], atol=5e-5, rtol=0)
+    case.assert_close("out/pred_logits", output.logits, 5e-4)
+    case.assert_close("out/pred_boxes", output.pred_boxes, 5e-5)
     for layer, auxiliary in enumerate(output.auxiliary_outputs):
-        prefix = f"out/aux/{layer}"
-        assert_close(auxiliary["logits"], expected[f"{prefix}/pred_logits"], atol=5e-4, rtol=0)
-        assert_close(auxiliary["pred_boxes"], expected[f"{prefix}/pred_boxes"], atol=5e-5, rtol=0)
+        case.assert_close(f"out/aux/{layer}/pred_logits", auxiliary["logits"], 5e-4)
+        case.assert_close(f"out/aux/{layer}/pred_boxes", auxiliary["pred_boxes"], 5e-5)
     if output.enc_outputs_class is not None:
-        assert_close(output.enc_outputs_class, expected["out/enc/pred_logits"], atol=5e-4, rtol=0)
-        boxes = output.enc_outputs_coord_logits.sigmoid()
-        assert_close(boxes, expected["out/enc/pred_boxes"], atol=5e-5, rtol=0)
+        prefix = f"out/{case.proposals}"
+        case.assert_close(f"{prefix}/pred_logits", output.enc_outputs_class, 5e-4)
+        case.assert_close(f"{prefix}/pred_boxes", output.enc_outputs_coord_logits.sigmoid(), 5e-5)
     assert_close(without.logits, output.logits, atol=1e-5, rtol=0)
     assert_close(without.pred_boxes, output.pred_boxes, atol=1e-6, rtol=0)
 
@@ -193,15 +218,44 @@ def test_official_intermediates(official: tuple[ObjectDetector, Case]) -> None:
     padding = case.expected.get("mid/padding_mask_flat", case.expected["mid/padding_mask/0"])
     real = (padding.flatten(1) == 0)[..., None]
     for name, tensor in ours.items():
-        cut = case.info["slices"].get(name)
-        if cut is not None:
-            steps = [slice(None)] * tensor.ndim
-            steps[cut["dim"]] = slice(None, None, cut["step"])
-            tensor = tensor[tuple(steps)]
-        expected = case.expected[name]
-        if name != "mid/hs":
-            tensor, expected = tensor * real, expected * real
-        assert_close(tensor, expected, atol=5e-4, rtol=0, msg=name)
+        case.assert_close(name, tensor, 5e-4, 1.0 if name == "mid/hs" else real)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("official", ["dino-r50-4scale"], indirect=True)
+def test_official_query_selection(official: tuple[ObjectDetector, Case]) -> None:
+    """Positions, proposals as sets, references, and the position embeddings of every layer."""
+    model, case = official
+    inputs, outputs = [], []
+
+    def record(_: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
+        inputs.append(args[0])
+        outputs.append(output)
+
+    handle = model.model.decoder.ref_point_head.register_forward_hook(record)
+    output = model.model(
+        case.pixel_values, case.pixel_mask, output_hidden_states=True, output_feature_maps=True
+    )
+    handle.remove()
+    for level, projected in enumerate(output.projected_feature_maps):
+        case.assert_close(f"mid/input_proj/{level}", projected, 5e-4)
+        mask = case.expected[f"mid/padding_mask/{level}"] == 0
+        case.assert_close(f"mid/position/{level}", model.model.position_embedding(mask), 1e-5)
+    case.assert_close("mid/decoder_query_sine", inputs[0], 5e-4)
+    for layer, positions in enumerate(outputs):
+        case.assert_close(f"mid/decoder_query_pos/{layer}", positions, 5e-4)
+    states = output.decoder_hidden_states
+    case.assert_close("mid/decoder_target", states[0], 1e-6)
+    case.assert_close("mid/decoder_state", torch.stack(states[1:]), 5e-4)
+    case.assert_close("mid/init_reference", output.reference_points[0], 5e-5)
+    refined = case.expected["mid/inter_references"][:-1]  # nothing starts from the last one
+    assert_close(torch.stack(output.reference_points[1:]), refined, atol=1e-4, rtol=0)
+
+    ranked = case.expected["mid/proposal_scores"].topk(900).indices
+    assert ranked.sort().values.equal(case.expected["mid/topk_proposals"].sort().values)
+    best = case.expected["mid/topk_proposals"][..., None].expand(-1, -1, 4)
+    boxes = case.expected["mid/enc_coord_unactivated"].gather(1, best).sort(1).values
+    assert_close(output.enc_outputs_coord_logits.sort(1).values, boxes, atol=5e-4, rtol=0)
 
 
 @pytest.mark.parametrize("target_set", SETS)
@@ -219,9 +273,11 @@ def test_official_losses_and_gradients(
     for name, value in recorded["losses"].items():
         if name.startswith("cardinality") and case.info["family"] != "detr":
             continue  # ours counts something meaningful for sigmoids, see the classification
+        if name.startswith(("loss_xy", "loss_hw")):
+            continue  # parts of loss_bbox
         # Another assignment of the same cost has another class loss, within a percent.
         tolerance = 1e-2 if any(name.endswith(s) for s in near_ties) else 1e-4
-        got = output.loss_dict[name].item()
+        got = output.loss_dict[name.replace("_interm", "_enc")].item()
         assert got == pytest.approx(value, rel=tolerance, abs=1e-5), name
     tolerance = 1e-3 if near_ties else 1e-4
     assert output.loss.item() == pytest.approx(recorded["total"], rel=tolerance)
@@ -231,7 +287,9 @@ def test_official_losses_and_gradients(
     assert total.item() == pytest.approx(recorded["grad_norms"]["total"], rel=1e-3)
     frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
     assert len(frozen) == len(case.info["parameters_without_gradient"]["frozen"])
-    assert len(gradients) == len(dict(model.named_parameters())) - len(frozen)
+    # Denoising queries exist in training mode alone.
+    unused = [name for name, _ in model.named_parameters() if "denoising" in name]
+    assert len(gradients) == len(dict(model.named_parameters())) - len(frozen) - len(unused)
 
 
 def _suffix(layer: str) -> str:
@@ -243,11 +301,16 @@ def test_official_single_gradients(official: tuple[ObjectDetector, Case]) -> Non
     model, case = official
     model.zero_grad()
     model(case.pixel_values, case.pixel_mask, labels=case.labels("main")).loss.backward()
+    assert_single_gradients(model, case, "grad/main/")
+
+
+def assert_single_gradients(model: ObjectDetector, case: Case, prefix: str) -> None:
+    """Compare the gradients that are recorded under names with a prefix."""
     by_official = _gradients_by_official_name(model)
     checked = 0
     for name, value in case.expected.items():
-        if name.startswith("grad/main/"):
-            got = by_official[name.removeprefix("grad/main/")].flatten()[: value.numel()]
+        if name.startswith(prefix) and value.any():
+            got = by_official[name.removeprefix(prefix)].flatten()[: value.numel()]
             difference = (got - value.flatten()).norm() / value.norm().clamp(min=1e-12)
             assert difference < 5e-2, f"{name}: relative difference {difference:.3g}"
             checked += 1
@@ -280,8 +343,8 @@ def test_official_matches_and_detections(official: tuple[ObjectDetector, Case]) 
         )
         matches = dict(zip([*map(str, range(len(layers) - 1)), "last"], matches, strict=True))
         if output.enc_outputs_class is not None:
-            objects = [{**t, "class_labels": torch.zeros_like(t["class_labels"])} for t in labels]
-            (matches["enc"],) = model.criterion.matcher(
+            objects = model.proposal_labels(labels)
+            (matches[case.proposals],) = model.criterion.matcher(
                 output.enc_outputs_class[None],
                 output.enc_outputs_coord_logits[None].sigmoid(),
                 prepare_targets(objects, 2, output.logits.device),
@@ -303,6 +366,94 @@ def test_official_matches_and_detections(official: tuple[ObjectDetector, Case]) 
         assert_close(result["labels"][clear], expected[f"{prefix}/labels"][clear])
         boxes = expected[f"{prefix}/boxes"]
         assert_close(result["boxes"][clear], boxes[clear], atol=5e-2, rtol=0)
+
+
+# ---------------------------------------------------------------- denoising in training
+
+
+@pytest.mark.parametrize("official", ["dino-r50-4scale"], indirect=True)
+@pytest.mark.parametrize("target_set", SETS)
+def test_official_denoising(
+    official: tuple[ObjectDetector, Case], target_set: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A training step with the recorded random numbers: queries, predictions, losses, gradients."""
+    model, case = official
+    labels, recorded = case.labels(target_set), case.info["training"][target_set]
+    made = draw_recorded_noise(case, target_set, monkeypatch)
+    model.zero_grad()
+    output = model.train()(case.pixel_values, case.pixel_mask, labels=labels)
+    output.loss.backward()
+    model.eval()
+
+    (training,) = made
+    assert training.queries.contents.shape[1] == recorded["pad_size"]
+    case.assert_close(f"dn/{target_set}/query_label", training.queries.contents, 1e-6)
+    boxes = case.expected[f"dn/{target_set}/query_bbox"].sigmoid()
+    assert_close(training.queries.reference_points, boxes, atol=2e-6, rtol=0)
+
+    assert output.loss.item() == pytest.approx(recorded["total"], rel=1e-4)
+    for name, value in recorded["losses"].items():
+        if re.match("loss_(ce|bbox|giou)", name) and recorded["pad_size"]:
+            ours = re.sub(r"_dn_(\d)$", r"_\1_dn", name.replace("_interm", "_enc"))
+            tolerance = 1e-2 if target_set == "crowded" else 1e-4  # of near ties, see above
+            got = output.loss_dict[ours].item()
+            assert got == pytest.approx(value, rel=tolerance, abs=1e-5), name
+    gradients = [p.grad for p in model.parameters() if p.requires_grad]
+    assert all(gradient is not None for gradient in gradients)
+    total = torch.stack([gradient.norm() for gradient in gradients]).norm()
+    assert total.item() == pytest.approx(recorded["grad_norms"]["total"], rel=1e-3)
+    if target_set == "main":
+        assert_single_gradients(model, case, "grad/train_main/")
+
+
+@pytest.mark.parametrize("official", ["dino-r50-4scale"], indirect=True)
+@torch.no_grad()
+def test_official_denoised_predictions(
+    official: tuple[ObjectDetector, Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What every layer predicts for denoising queries, and for the others as without them."""
+    model, case = official
+    for target_set in ("main", "one_empty", "crowded"):
+        draw_recorded_noise(case, target_set, monkeypatch)
+        outputs = model.model.train()(
+            case.pixel_values, case.pixel_mask, labels=case.labels(target_set)
+        )
+        model.model.eval()
+        states = outputs.training_states
+        logits, boxes = model.predict(states.layer_states, states.undetached_reference_points)
+        for layer in range(6):
+            prefix = f"dn/{target_set}/out" + (f"/aux/{layer}" if layer < 5 else "")
+            case.assert_close(f"{prefix}/pred_logits", logits[layer], 5e-4)
+            case.assert_close(f"{prefix}/pred_boxes", boxes[layer], 5e-5)
+        own = model.predict(
+            outputs.intermediate_hidden_states[-1:], outputs.undetached_reference_points[-1:]
+        )
+        case.assert_close("out/pred_logits", own[0][0], 5e-4)
+        case.assert_close("out/pred_boxes", own[1][0], 5e-5)
+
+
+def draw_recorded_noise(
+    case: Case, target_set: str, monkeypatch: pytest.MonkeyPatch
+) -> list[TrainingQueries]:
+    """Make denoising draw what the official code drew; the list gets the queries it makes."""
+    prefix = f"dn/{target_set}/"
+    record = {
+        name.removeprefix(prefix): tensor
+        for name, tensor in case.expected.items()
+        if name.startswith(prefix)
+    }
+    targets = prepare_targets(case.labels(target_set), 2, torch.device("cpu"))
+    made, make_queries = [], Denoising.make_queries
+
+    def recording(self: Denoising, *args: object) -> TrainingQueries:
+        made.append(make_queries(self, *args))
+        return made[-1]
+
+    if max(targets.counts):
+        noise = recorded_noise(record, targets)
+        monkeypatch.setattr(Denoising, "draw_noise", lambda *_: noise)
+    monkeypatch.setattr(Denoising, "make_queries", recording)
+    return made
 
 
 # ---------------------------------------------------------------- transformers' files

@@ -249,6 +249,28 @@ def test_table_transformer_is_fine_tuned(small: dict[str, Any]) -> None:
         assert_close(ours(**inputs).logits, peer(**inputs).logits, atol=1e-4, rtol=0)
 
 
+def test_dino_is_fine_tuned(small: dict[str, Any], capsys: pytest.CaptureFixture) -> None:
+    """Known classes keep the embeddings that denoising starts from, in files with all weights."""
+    start = small["model"]
+    shutil.rmtree(start)
+    names = {0: "table", 1: "red", 2: "car"}
+    config = tiny_config("dino_detr", num_labels=3, id2label=names)
+    model = hf_detr.DinoDetrForObjectDetection(config)
+    model.save_pretrained(start)
+    size = {"shortest_edge": 64, "longest_edge": 64}
+    hf_detr.DinoDetrImageProcessor(size=size).save_pretrained(start)
+    result = hf_detr.train(**{**small, "epochs": 1})
+    assert "denois" not in capsys.readouterr().err  # no weight is missing or new
+    tuned, info = hf_detr.DinoDetrForObjectDetection.from_pretrained(
+        result.folder, output_loading_info=True
+    )
+    assert not any(info.values()), info
+    assert tuned.config.id2label == NAMES and tuned.config.num_denoising_queries == 4
+    red = [label for label, name in NAMES.items() if name == "red"]
+    before = model.model.denoising.label_embeddings.weight[1:2]
+    assert_close(tuned.model.denoising.label_embeddings.weight[red], before, atol=1e-6, rtol=0)
+
+
 def test_given_model(small: dict[str, Any]) -> None:
     """A model that is an object is trained itself; its classes have to be those of the data."""
     model = AutoModelForObjectDetection.from_pretrained(small.pop("model"))

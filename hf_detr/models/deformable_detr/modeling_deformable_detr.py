@@ -14,78 +14,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...layers.attention import MultiHeadAttention
-from ...layers.deformable_attention import (
-    MultiScaleDeformableAttention,
-    MultiScaleDeformableSelfAttention,
-    SamplingPoints,
-    scale_to_levels,
-)
-from ...layers.feature_pyramid import FeaturePyramid, token_centers
-from ...layers.initial_weights import draw_xavier, output_projection, starting, xavier_linear
-from ...layers.position_encoding import encode_points, make_position_encoding, sines
-from ...layers.transformer import TransformerLayer
+from ...layers.feature_pyramid import FeaturePyramid
+from ...layers.initial_weights import output_projection, xavier_linear
+from ...layers.position_encoding import make_position_encoding, sines
 from ...losses.classification import SigmoidFocalClassification
 from ...losses.criterion import make_criterion
 from ...ops.box_ops import boxes_from_deltas, points_from_logits
-from ..detection_transformer import DetectionTransformer
 from ..heads import make_box_head, make_class_head, resize_class_head
 from ..object_detector import ObjectDetector
 from ..outputs import DecoderOutput
-from ..segmentation import NUM_MAPS, Segmenter
+from ..sampled_attention import (
+    SampledAttentionModel,
+    SampledAttentionSegmenter,
+    SampledDecoderLayer,
+    anchor_boxes,
+)
 from ..training_queries import Queries, TrainingQueries
 from .configuration_deformable_detr import DeformableDetrConfig
-
-
-class DeformableDetrDecoderLayer(TransformerLayer):
-    """Queries attend to each other, then to points of the memory, then pass a feed-forward network.
-
-    Args:
-        config: widths, levels, points, activation and dropout.
-    """
-
-    def __init__(self, config: DeformableDetrConfig) -> None:
-        super().__init__(config, config.decoder_ffn_dim)
-        width, num_heads = config.d_model, config.decoder_attention_heads
-        self.self_attn = MultiHeadAttention(width, num_heads, config.attention_dropout)
-        self.self_attn_layer_norm = nn.LayerNorm(width)
-        self.encoder_attn = MultiScaleDeformableAttention(
-            width, num_heads, config.num_feature_levels, config.decoder_n_points, config.kernel
-        )
-        self.encoder_attn_layer_norm = nn.LayerNorm(width)
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        query_position_embeddings: Tensor,
-        reference_points: Tensor,
-        memory: Tensor,
-        pyramid: FeaturePyramid,
-        mask: Tensor | None,
-        return_weights: bool,
-    ) -> tuple[Tensor, Tensor | None, SamplingPoints | None]:
-        """Transform queries (B, Q, D) that refer to points (B, Q, 2) or boxes (B, Q, 4).
-
-        The mask (B or 1, Q, Q) is that of self-attention, or None.
-
-        Returns:
-            Queries (B, Q, D), and if asked for the weights of self-attention and the sampling
-            points of cross-attention.
-        """
-        query = hidden_states + query_position_embeddings
-        attended, weights = self.self_attn(query, query, hidden_states, mask, return_weights)
-        hidden_states = self.add_and_norm(hidden_states, attended, self.self_attn_layer_norm)
-        attended, sampling_points = self.encoder_attn(
-            hidden_states + query_position_embeddings,
-            memory,
-            pyramid.mask,
-            scale_to_levels(reference_points, pyramid),
-            pyramid.spatial_shapes,
-            pyramid.level_start_index,
-            return_weights,
-        )
-        hidden_states = self.add_and_norm(hidden_states, attended, self.encoder_attn_layer_norm)
-        return self.feed_forward(hidden_states), weights, sampling_points
 
 
 class DeformableDetrDecoder(nn.Module):
@@ -98,7 +43,7 @@ class DeformableDetrDecoder(nn.Module):
     def __init__(self, config: DeformableDetrConfig) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
-            DeformableDetrDecoderLayer(config) for _ in range(config.decoder_layers)
+            SampledDecoderLayer(config) for _ in range(config.decoder_layers)
         )
         self.bbox_embed = make_box_heads(config) if config.with_box_refine else None
         self.class_embed = make_class_heads(config) if config.two_stage else None
@@ -141,20 +86,14 @@ class DeformableDetrDecoder(nn.Module):
         )
 
 
-class DeformableDetrModel(DetectionTransformer):
+class DeformableDetrModel(SampledAttentionModel):
     """Deformable DETR without final heads: from pixels to the states of the object queries."""
 
     config_class = DeformableDetrConfig
-    _no_split_modules = ["Backbone", "EncoderLayer", "DeformableDetrDecoderLayer"]
-    needs_corner = True  # as the ratios of `FeaturePyramid`
 
     def __init__(self, config: DeformableDetrConfig) -> None:
         super().__init__(config)
         width = config.d_model
-        self.input_proj = make_projections(
-            self.backbone.num_channels[config.num_mask_levels :], config
-        )
-        self.level_embed = nn.Parameter(torch.empty(config.num_feature_levels, width))
         self.decoder = DeformableDetrDecoder(config)
         if config.two_stage:
             self.enc_output = xavier_linear(width, width)
@@ -166,37 +105,10 @@ class DeformableDetrModel(DetectionTransformer):
             self.reference_points = output_projection(width, 2)
         self.post_init()
 
-    def reset_parameters(self) -> None:
-        """The level embeddings; every other weight belongs to a module of its own."""
-        nn.init.normal_(self.level_embed)
-
     @staticmethod
     def make_position_encoding(config: DeformableDetrConfig) -> nn.Module:
         kind, width = config.position_embedding_type, config.d_model
         return make_position_encoding(kind, width, offset=-0.5)
-
-    @staticmethod
-    def make_encoder_attention(config: DeformableDetrConfig) -> MultiScaleDeformableSelfAttention:
-        return MultiScaleDeformableSelfAttention(
-            config.d_model,
-            config.encoder_attention_heads,
-            config.num_feature_levels,
-            config.encoder_n_points,
-            config.kernel,
-        )
-
-    def project(self, feature_maps: list[Tensor]) -> list[Tensor]:
-        feature_maps = feature_maps[self.config.num_mask_levels :]
-        levels = [
-            projection(feature_map)
-            for projection, feature_map in zip(self.input_proj, feature_maps, strict=False)
-        ]
-        # Further levels: the first from the backbone's last map, each other from the one before.
-        coarsest = feature_maps[-1]
-        for projection in self.input_proj[len(feature_maps) :]:
-            coarsest = projection(coarsest)
-            levels.append(coarsest)
-        return levels
 
     def decode(
         self,
@@ -233,23 +145,8 @@ class DeformableDetrModel(DetectionTransformer):
         return config.two_stage_num_proposals if config.two_stage else config.num_queries
 
     def propose(self, memory: Tensor, pyramid: FeaturePyramid) -> tuple[Tensor, Tensor]:
-        """Class logits (B, S, C) and box logits (B, S, 4) of every token (paper, appendix A.4).
-
-        Boxes start at the token's centre with a size that doubles from level to level; tokens at
-        the very border or on padding propose nothing, their boxes are infinite.
-        """
-        centers = token_centers(pyramid)  # (B, S, 2)
-        sizes = [
-            centers.new_full((height * width,), 0.05 * 2**level)
-            for level, (height, width) in enumerate(pyramid.spatial_shapes)
-        ]
-        sizes = torch.cat(sizes)[None, :, None].expand_as(centers)
-        anchors = torch.cat([centers, sizes], dim=-1)
-        valid = ((anchors > 0.01) & (anchors < 0.99)).all(-1, keepdim=True)
-        if pyramid.mask is not None:
-            valid = valid & pyramid.mask[..., None]
-        # Clamped first: beyond 1 the logit is NaN, whose gradient would survive the filling.
-        anchor_logits = anchors.clamp(0.01, 0.99).logit().masked_fill(~valid, torch.inf)
+        """Class logits (B, S, C) and box logits (B, S, 4) of every token (paper, appendix A.4)."""
+        anchor_logits, valid = anchor_boxes(pyramid)
         tokens = self.enc_output_norm(self.enc_output(memory.masked_fill(~valid, 0)))
         box_logits = self.decoder.bbox_embed[-1](tokens) + anchor_logits  # at least float32
         return self.decoder.class_embed[-1](tokens), box_logits
@@ -332,19 +229,6 @@ class DeformableDetrForObjectDetection(ObjectDetector):
         return torch.stack(logits), torch.stack(boxes)
 
 
-def make_projections(num_channels: list[int], config: DeformableDetrConfig) -> nn.ModuleList:
-    """1x1 convolutions for the backbone's maps, strided 3x3 ones for further levels."""
-    width = config.d_model
-    convolutions = [nn.Conv2d(channels, width, kernel_size=1) for channels in num_channels]
-    channels = num_channels[-1]
-    for _ in range(config.num_feature_levels - len(num_channels)):
-        convolutions.append(nn.Conv2d(channels, width, kernel_size=3, stride=2, padding=1))
-        channels = width
-    return nn.ModuleList(
-        nn.Sequential(starting(conv, draw_xavier), nn.GroupNorm(32, width)) for conv in convolutions
-    )
-
-
 def make_class_heads(config: DeformableDetrConfig) -> nn.ModuleList:
     """One class head per decoder layer, shared unless boxes are refined, and the proposals'."""
     classification = SigmoidFocalClassification(config.num_labels, config.focal_alpha)
@@ -381,43 +265,12 @@ def tied_heads(config: DeformableDetrConfig) -> dict[str, str]:
     return tied
 
 
-class DeformableDetrForSegmentation(Segmenter):
+class DeformableDetrForSegmentation(SampledAttentionSegmenter):
     """Deformable DETR and a mask for each of its objects; hf_detr's alone, no paper's.
 
-    Neither the official code nor transformers has such a model, so its files need hf_detr. Each
-    query's attention maps are on the encoded level that the backbone's last map became; the mask
-    head then goes on to finer maps of the backbone as DETR's does. `config.num_mask_levels` of
-    those the detector doesn't read. Neither queries nor memory contain their position, because
-    boxes are relative to references and attention to samples, so sines of positions are added.
+    Neither the official code nor transformers has such a model, so its files need hf_detr.
     """
 
     config_class = DeformableDetrConfig
     base_model_prefix = "deformable_detr"
     detector_class = DeformableDetrForObjectDetection
-
-    def __init__(self, config: DeformableDetrConfig) -> None:
-        super().__init__(with_mask_levels(config))
-
-    @property
-    def mask_level(self) -> int:
-        num_maps = len(self.detection_transformer.backbone.num_channels)
-        return num_maps - self.config.num_mask_levels - 1
-
-    def attention_inputs(
-        self, queries: Tensor, memory: Tensor, pred_boxes: Tensor, centers: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        width = self.config.d_model
-        places = encode_points(pred_boxes[..., :2].detach(), width).to(queries.dtype)
-        return queries + places, memory + encode_points(centers, width).to(memory.dtype)
-
-
-def with_mask_levels(config: DeformableDetrConfig) -> DeformableDetrConfig:
-    """The configuration, with as many finer maps of the backbone as the mask head needs."""
-    levels = config.backbone_config.out_indices
-    missing = NUM_MAPS - len(levels)
-    if missing <= 0:
-        return config
-    config = copy.deepcopy(config)
-    config.num_mask_levels += missing
-    config.backbone_config.out_indices = [*range(levels[0] - missing, levels[0]), *levels]
-    return config
