@@ -38,6 +38,7 @@ class DetectionTransformer(DetectionPreTrainedModel):
     input_projection: nn.Conv2d
     query_position_embeddings: nn.Embedding
     query_table = "query_position_embeddings"  # attribute with the learned embeddings of queries
+    needs_query_positions = True  # of training queries; else the decoder makes them of references
     decoder: nn.Module
 
     def __init__(self, config: PreTrainedConfig) -> None:
@@ -75,6 +76,40 @@ class DetectionTransformer(DetectionPreTrainedModel):
     def prepare_queries(self, embeddings: Tensor) -> Queries:
         """Hook: queries from learned embeddings (B, Q, …), their positions unless overridden."""
         return Queries(torch.zeros_like(embeddings), embeddings)
+
+    @property
+    def learned_queries(self) -> nn.Embedding:
+        """The learned embeddings of queries.
+
+        Raises:
+            ValueError: if there are none.
+        """
+        queries = getattr(self, self.query_table, None)
+        if queries is None:
+            raise ValueError(
+                "This model's queries are proposals of its encoder, not learned; set "
+                "model.config.two_stage_num_proposals to have more of them."
+            )
+        return queries
+
+    def make_query_groups(self, num_groups: int) -> QueryGroups:
+        """Hook: groups of training queries; a variant that can't have them raises `ValueError`."""
+        return QueryGroups(num_groups, self.learned_queries)
+
+    def make_denoising(
+        self, num_denoising_queries: int, label_noise_ratio: float, box_noise_scale: float
+    ) -> Denoising | None:
+        """Hook: what makes denoising queries, see `Denoising`; None if there are to be none."""
+        if num_denoising_queries == 0:
+            return None
+        return Denoising(
+            self.config.num_labels,
+            self.config.d_model,
+            num_denoising_queries,
+            label_noise_ratio,
+            box_noise_scale,
+            self.needs_query_positions,
+        )
 
     def training_queries(
         self,

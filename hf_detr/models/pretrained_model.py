@@ -16,10 +16,10 @@ from transformers.utils import CONFIG_NAME
 from ..atomic_saving import atomic_folder, read_between_saves
 from ..distributed import process_index
 from ..layers.backbone import reset_timm_module
+from ..layers.initial_weights import starting
 from ..wording import some_of
 from .adapters import TRANSFORMERS_NAMES, check_adapter_weights, load_adapter_file, missing_weights
 from .configuration import without_auxiliary_loss
-from .denoising import Denoising
 from .loading_checks import (
     check_finite,
     check_headers,
@@ -30,7 +30,6 @@ from .loading_checks import (
     unreadable,
 )
 from .parameter_kinds import group_parameters
-from .training_queries import QueryGroups
 from .transformers_resnet import has_transformers_names, timm_names
 
 
@@ -259,8 +258,8 @@ class DetectionPreTrainedModel(PreTrainedModel):
         """
         if num_groups < 0:
             raise ValueError(f"num_groups is {num_groups}; give how many to add, or 0.")
-        groups = QueryGroups(num_groups, self._learned_queries()) if num_groups else None
-        self.detection_transformer.query_groups = groups
+        transformer = self.detection_transformer
+        transformer.query_groups = transformer.make_query_groups(num_groups) if num_groups else None
 
     def add_denoising(
         self,
@@ -270,7 +269,7 @@ class DetectionPreTrainedModel(PreTrainedModel):
     ) -> None:
         """Add training queries that restore noised objects (DN-DETR, arXiv 2203.01305; DINO).
 
-        They are not saved. A step takes longer.
+        They are not saved, unless they are a part of the model's paper. A step takes longer.
 
         Args:
             num_denoising_queries: pairs of queries per image, such as 100; 0 removes them.
@@ -279,11 +278,11 @@ class DetectionPreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: if a value is out of range.
         """
-        denoising, noise = None, (num_denoising_queries, label_noise_ratio, box_noise_scale)
-        if num_denoising_queries:
-            denoising = Denoising(self.config.num_labels, self.config.d_model, *noise)
+        transformer, noise = self.detection_transformer, (label_noise_ratio, box_noise_scale)
+        denoising = transformer.make_denoising(num_denoising_queries, *noise)
+        if denoising is not None:
             denoising.to(device=self.device, dtype=self.dtype)
-        self.detection_transformer.denoising = denoising
+        transformer.denoising = denoising
 
     @torch.no_grad()
     def resize_queries(self, num_queries: int) -> None:
@@ -298,24 +297,15 @@ class DetectionPreTrainedModel(PreTrainedModel):
         """
         if num_queries < 1:
             raise ValueError(f"num_queries is {num_queries}; a detector needs at least 1.")
-        old = self._learned_queries()
-        new = nn.Embedding(
-            num_queries, old.embedding_dim, device=old.weight.device, dtype=old.weight.dtype
-        )
+        transformer = self.detection_transformer
+        old = transformer.learned_queries
+        new = nn.Embedding(num_queries, old.embedding_dim).to(old.weight)
+        if hasattr(old, "draw_weights"):
+            starting(new, old.draw_weights)
         kept = min(num_queries, old.num_embeddings)
         new.weight[:kept] = old.weight[:kept]
         new.weight.requires_grad_(old.weight.requires_grad)
-        setattr(self.detection_transformer, self.detection_transformer.query_table, new)
+        setattr(transformer, transformer.query_table, new)
         self.config.num_queries = num_queries
-        if groups := self.detection_transformer.query_groups:
+        if groups := transformer.query_groups:
             self.add_query_groups(groups.num_groups)
-
-    def _learned_queries(self) -> nn.Embedding:
-        transformer = self.detection_transformer
-        queries = getattr(transformer, transformer.query_table, None)
-        if queries is None:
-            raise ValueError(
-                "This model's queries are proposals of its encoder, not learned; set "
-                "model.config.two_stage_num_proposals to have more of them."
-            )
-        return queries

@@ -91,7 +91,8 @@ def prepare_model(model: PreTrainedModel, processor: Any, options: TrainingOptio
     model.config.auxiliary_loss = True
     model.unfreeze_backbone(options.frozen_stages)
     model.add_query_groups(options.query_groups)
-    model.add_denoising(options.denoising)
+    if options.denoising is not None:
+        model.add_denoising(options.denoising)
     if options.lora:
         add_lora(model, options.lora)
     freeze(model, options.freeze)

@@ -93,10 +93,10 @@ class TrainingOptions:
         "steps",
         0,
     )
-    denoising: int = _option(
-        0,
-        "pairs of queries in training that start from noised objects, such as 100; they aren't "
-        "saved",
+    denoising: int | None = _option(
+        None,
+        "pairs of queries in training that start from noised objects, such as 100; default: the "
+        "paper's, which is 0 for all models but DINO",
         0,
     )
     patience: int | None = _option(

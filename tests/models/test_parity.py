@@ -25,7 +25,11 @@ from hf_detr.losses.classification import SoftmaxClassification
 from hf_detr.losses.criterion import DetectionCriterion
 from hf_detr.losses.matcher import HungarianMatcher
 from hf_detr.losses.targets import prepare_targets
+from hf_detr.models.denoising import Denoising
 from hf_detr.models.object_detector import ObjectDetector
+from hf_detr.models.training_queries import TrainingQueries
+
+from .test_denoising import recorded_noise
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 OFFICIAL = [
@@ -297,11 +301,16 @@ def test_official_single_gradients(official: tuple[ObjectDetector, Case]) -> Non
     model, case = official
     model.zero_grad()
     model(case.pixel_values, case.pixel_mask, labels=case.labels("main")).loss.backward()
+    assert_single_gradients(model, case, "grad/main/")
+
+
+def assert_single_gradients(model: ObjectDetector, case: Case, prefix: str) -> None:
+    """Compare the gradients that are recorded under names with a prefix."""
     by_official = _gradients_by_official_name(model)
     checked = 0
     for name, value in case.expected.items():
-        if name.startswith("grad/main/") and value.any():
-            got = by_official[name.removeprefix("grad/main/")].flatten()[: value.numel()]
+        if name.startswith(prefix) and value.any():
+            got = by_official[name.removeprefix(prefix)].flatten()[: value.numel()]
             difference = (got - value.flatten()).norm() / value.norm().clamp(min=1e-12)
             assert difference < 5e-2, f"{name}: relative difference {difference:.3g}"
             checked += 1
@@ -357,6 +366,95 @@ def test_official_matches_and_detections(official: tuple[ObjectDetector, Case]) 
         assert_close(result["labels"][clear], expected[f"{prefix}/labels"][clear])
         boxes = expected[f"{prefix}/boxes"]
         assert_close(result["boxes"][clear], boxes[clear], atol=5e-2, rtol=0)
+
+
+# ---------------------------------------------------------------- denoising in training
+
+
+@pytest.mark.parametrize("official", ["dino-r50-4scale"], indirect=True)
+@pytest.mark.parametrize("target_set", SETS)
+def test_official_denoising(
+    official: tuple[ObjectDetector, Case], target_set: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A training step with the recorded random numbers: queries, predictions, losses, gradients."""
+    model, case = official
+    labels, recorded = case.labels(target_set), case.info["training"][target_set]
+    made = draw_recorded_noise(case, target_set, monkeypatch)
+    model.zero_grad()
+    output = model.train()(case.pixel_values, case.pixel_mask, labels=labels)
+    output.loss.backward()
+    model.eval()
+
+    (training,) = made
+    assert training.queries.contents.shape[1] == recorded["pad_size"]
+    case.assert_close(f"dn/{target_set}/query_label", training.queries.contents, 1e-6)
+    boxes = case.expected[f"dn/{target_set}/query_bbox"].sigmoid()
+    # The official code clamps boxes at 0.001 before their logit.
+    assert_close(training.queries.reference_points.clamp(1e-3, 1 - 1e-3), boxes, atol=2e-6, rtol=0)
+
+    assert output.loss.item() == pytest.approx(recorded["total"], rel=1e-4)
+    for name, value in recorded["losses"].items():
+        if re.match("loss_(ce|bbox|giou)", name) and recorded["pad_size"]:
+            ours = re.sub(r"_dn_(\d)$", r"_\1_dn", name.replace("_interm", "_enc"))
+            tolerance = 1e-2 if target_set == "crowded" else 1e-4  # of near ties, see above
+            got = output.loss_dict[ours].item()
+            assert got == pytest.approx(value, rel=tolerance, abs=1e-5), name
+    gradients = [p.grad for p in model.parameters() if p.requires_grad]
+    assert all(gradient is not None for gradient in gradients)
+    total = torch.stack([gradient.norm() for gradient in gradients]).norm()
+    assert total.item() == pytest.approx(recorded["grad_norms"]["total"], rel=1e-3)
+    if target_set == "main":
+        assert_single_gradients(model, case, "grad/train_main/")
+
+
+@pytest.mark.parametrize("official", ["dino-r50-4scale"], indirect=True)
+@torch.no_grad()
+def test_official_denoised_predictions(
+    official: tuple[ObjectDetector, Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What every layer predicts for denoising queries, and for the others as without them."""
+    model, case = official
+    for target_set in ("main", "one_empty", "crowded"):
+        draw_recorded_noise(case, target_set, monkeypatch)
+        outputs = model.model.train()(
+            case.pixel_values, case.pixel_mask, labels=case.labels(target_set)
+        )
+        model.model.eval()
+        states = outputs.training_states
+        logits, boxes = model.predict(states.layer_states, states.undetached_reference_points)
+        for layer in range(6):
+            prefix = f"dn/{target_set}/out" + (f"/aux/{layer}" if layer < 5 else "")
+            case.assert_close(f"{prefix}/pred_logits", logits[layer], 5e-4)
+            case.assert_close(f"{prefix}/pred_boxes", boxes[layer], 5e-5)
+        own = model.predict(
+            outputs.intermediate_hidden_states[-1:], outputs.undetached_reference_points[-1:]
+        )
+        case.assert_close("out/pred_logits", own[0][0], 5e-4)
+        case.assert_close("out/pred_boxes", own[1][0], 5e-5)
+
+
+def draw_recorded_noise(
+    case: Case, target_set: str, monkeypatch: pytest.MonkeyPatch
+) -> list[TrainingQueries]:
+    """Make denoising draw what the official code drew; the list gets the queries it makes."""
+    prefix = f"dn/{target_set}/"
+    record = {
+        name.removeprefix(prefix): tensor
+        for name, tensor in case.expected.items()
+        if name.startswith(prefix)
+    }
+    targets = prepare_targets(case.labels(target_set), 2, torch.device("cpu"))
+    made, make_queries = [], Denoising.make_queries
+
+    def recording(self: Denoising, *args: object) -> TrainingQueries:
+        made.append(make_queries(self, *args))
+        return made[-1]
+
+    if max(targets.counts):
+        noise = recorded_noise(record, targets)
+        monkeypatch.setattr(Denoising, "draw_noise", lambda *_: noise)
+    monkeypatch.setattr(Denoising, "make_queries", recording)
+    return made
 
 
 # ---------------------------------------------------------------- transformers' files

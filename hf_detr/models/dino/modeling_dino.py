@@ -18,6 +18,7 @@ from ...layers.position_encoding import encode_points, make_position_encoding
 from ...losses.classification import SigmoidFocalClassification
 from ...losses.criterion import make_criterion
 from ...ops.box_ops import boxes_from_deltas, points_from_logits
+from ..denoising import Denoising
 from ..detection_transformer import Labels
 from ..heads import MLP, make_box_head, make_class_head
 from ..object_detector import ObjectDetector
@@ -28,7 +29,7 @@ from ..sampled_attention import (
     SampledDecoderLayer,
     anchor_boxes,
 )
-from ..training_queries import Queries, TrainingQueries
+from ..training_queries import Queries, QueryGroups, TrainingQueries
 from .configuration_dino import DinoDetrConfig
 
 # References are kept this far from 0 and 1 before their logit is taken; in other papers 1e-5.
@@ -137,7 +138,9 @@ class DinoDetrModel(SampledAttentionModel):
     """DINO without final heads: from pixels to the states of the object queries."""
 
     config_class = DinoDetrConfig
+    _keys_to_ignore_on_save: list[str] = []  # files have the embeddings of denoising's labels
     query_table = "query_contents"
+    needs_query_positions = False
 
     def __init__(self, config: DinoDetrConfig) -> None:
         super().__init__(config)
@@ -145,8 +148,8 @@ class DinoDetrModel(SampledAttentionModel):
         table = nn.Embedding(config.num_queries, config.d_model)
         self.query_contents = starting(table, draw_xavier_weight)
         self.decoder = DinoDetrDecoder(config)
-        labels = nn.Embedding(config.num_labels + 1, config.d_model)
-        self.denoising = nn.ModuleDict({"label_embeddings": labels})
+        noise = (config.label_noise_ratio, config.box_noise_scale)
+        self.denoising = self.make_denoising(config.num_denoising_queries, *noise)
         self.post_init()
 
     @staticmethod
@@ -155,6 +158,25 @@ class DinoDetrModel(SampledAttentionModel):
         return make_position_encoding(
             kind, width, config.position_offset, config.position_temperature
         )
+
+    def make_query_groups(self, num_groups: int) -> QueryGroups:
+        raise ValueError(
+            "DINO can't have query groups, because all of its queries start from proposals of the "
+            "encoder; it has denoising queries instead."
+        )
+
+    def make_denoising(
+        self, num_denoising_queries: int, label_noise_ratio: float, box_noise_scale: float
+    ) -> Denoising | None:
+        config = self.config
+        denoising = super().make_denoising(
+            num_denoising_queries, label_noise_ratio, box_noise_scale
+        )
+        config.num_denoising_queries = num_denoising_queries
+        config.label_noise_ratio, config.box_noise_scale = label_noise_ratio, box_noise_scale
+        if denoising is not None and self.denoising is not None:
+            denoising.label_embeddings = self.denoising.label_embeddings  # which have been trained
+        return denoising
 
     def decode(
         self,
