@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from ..losses.classification import SoftmaxClassification
+from ..models.configuration_backbone import DC5_STRIDE
 from ..models.variants import VARIANTS
 from .checkpoint_names import DETECTOR, first_name
 from .coco_labels import coco_id2label
@@ -29,7 +30,6 @@ RESNETS = {
     "resnet101": ((3, 4, 23, 3), 3),
     "resnet152": ((3, 8, 36, 3), 3),
 }
-STAGES = (1, 2, 3, 4)  # their numbers in timm, which also counts the stem
 # Options of the training scripts that shapes don't show, and the configuration's fields.
 OPTIONS = {
     "dropout": "dropout",
@@ -45,7 +45,6 @@ OPTIONS = {
     "eos_coef": "eos_coefficient",
     "focal_alpha": "focal_alpha",
     "pe_temperatureH": "position_temperature",
-    "position_offset": "position_offset",  # in other code; the official code has none
     "dn_number": "num_denoising_queries",
     "dn_label_noise_ratio": "label_noise_ratio",
     "dn_box_noise_scale": "box_noise_scale",
@@ -82,6 +81,8 @@ def read_configuration(
     is_shared = heads_are_shared(weights)
     shapes |= {first_name(name, is_shared): shape for name, shape in shapes.items()}
     values = {field: options[option] for option, field in OPTIONS.items() if option in options}
+    if "position_offset" in options:  # of other libraries; the official code has none
+        values["position_offset"] = options["position_offset"]
     if "dropout" in values:
         values["attention_dropout"] = values["activation_dropout"] = values["dropout"]
     try:
@@ -119,8 +120,7 @@ def _make(
             )
         values = {**values, "id2label": names}
         del values["num_labels"]
-    fields = {field.name for field in dataclasses.fields(config_class)}
-    fields |= {"num_labels", "backbone", "backbone_kwargs"}
+    fields = {field.name for field in dataclasses.fields(config_class)} | {"num_labels", "backbone"}
     known = {name: value for name, value in values.items() if name in fields}
     try:
         # With auxiliary_loss=True in the file, transformers' DETR predicts wrongly.
@@ -166,9 +166,7 @@ def heads_are_shared(weights: Mapping[str, Tensor]) -> bool:
         return False
     kinds = ["bbox_embed.{}.layers.0.weight"]
     if "transformer.enc_out_class_embed.weight" in weights:
-        kinds.append(
-            "class_embed.{}.weight"
-        )  # proposals have heads of their own: these are layers'
+        kinds.append("class_embed.{}.weight")  # layers' only: the proposals' have other names
     elif any(name.startswith("transformer.decoder.bbox_embed.") for name in weights):
         return False
     pairs = [(weights.get(kind.format(0)), weights.get(kind.format(1))) for kind in kinds]
@@ -208,6 +206,54 @@ def dilation_and_heads(
     if isinstance(num_heads, bool) or not isinstance(num_heads, int) or num_heads < 1:
         raise ValueError(f"num_heads is {num_heads!r}; expected a positive integer.")
     return bool(dilation), num_heads
+
+
+def official_options(config: PreTrainedConfig) -> dict[str, Any]:
+    """Return the options of the official training script for a configuration.
+
+    Raises:
+        ValueError: if the official code doesn't have such a model.
+    """
+    backbone = config.backbone.split(".")[0]  # without timm's tag of the pretrained weights
+    problems = {
+        f"the backbone {config.backbone!r} (only torchvision's ResNets)": (backbone not in RESNETS),
+        "encoders and decoders with different heads or ffn_dim": (
+            config.encoder_attention_heads != config.decoder_attention_heads
+            or config.encoder_ffn_dim != config.decoder_ffn_dim
+        ),
+        f"activation_function {config.activation_function!r}": config.activation_function != "relu",
+        f"images with {config.num_channels} channels": config.num_channels != 3,
+    }
+    options = {
+        "backbone": backbone,
+        "dilation": config.backbone_config.output_stride == DC5_STRIDE,
+        "position_embedding": config.position_embedding_type,
+        "enc_layers": config.encoder_layers,
+        "dec_layers": config.decoder_layers,
+        "dim_feedforward": config.encoder_ffn_dim,
+        "hidden_dim": config.d_model,
+        "nheads": config.encoder_attention_heads,
+        "num_queries": config.num_queries,
+        **{o: getattr(config, field) for o, field in OPTIONS.items() if hasattr(config, field)},
+    }
+    if config.normalize_before:
+        options["pre_norm"] = True
+    levels = getattr(config, "num_feature_levels", None)
+    if levels is not None:
+        problems[f"{levels} feature levels"] = levels == 2
+        options |= {
+            "num_feature_levels": levels,
+            "enc_n_points": config.encoder_n_points,
+            "dec_n_points": config.decoder_n_points,
+            "with_box_refine": config.with_box_refine,
+            "two_stage": config.two_stage,
+        }
+        if config.two_stage:
+            options["num_queries"] = config.two_stage_num_proposals
+    found = [problem for problem, is_found in problems.items() if is_found]
+    if found:
+        raise ValueError(f"The official code doesn't support {', '.join(found)}.")
+    return options
 
 
 def _check_norms(config: PreTrainedConfig, options: Mapping[str, Any]) -> None:
@@ -257,10 +303,6 @@ def _sizes_of_levels(shapes: Shapes, num_heads: int) -> dict[str, Any]:
         "num_feature_levels": num_levels,
         "two_stage": "transformer.enc_output.weight" in shapes,
     }
-    # Further levels have larger kernels.
-    kernels = [shapes.get(f"input_proj.{level}.0.weight", ())[2:] for level in range(num_levels)]
-    if kernels.count((1, 1)) == len(STAGES):
-        values["backbone_kwargs"] = {"out_indices": list(STAGES)}
     for side, attention in (("encoder", "self_attn"), ("decoder", "cross_attn")):
         rows = shapes[f"transformer.{side}.layers.0.{attention}.attention_weights.weight"][0]
         num_points, rest = divmod(rows, max(1, num_heads * num_levels))
