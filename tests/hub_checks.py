@@ -28,7 +28,12 @@ from .tiny import WITH_HEADS, class_of, padded_batch, tiny_config, tiny_detector
 # A deprecation in the client itself.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 OWNER, OTHER_USER = "hf_owner", "hf_other"
-ONLY_HERE = {("conditional_detr", "ForSegmentation"), ("deformable_detr", "ForSegmentation")}
+ONLY_HERE = {
+    ("conditional_detr", "ForSegmentation"),
+    ("deformable_detr", "ForSegmentation"),
+    ("dino_detr", "ForObjectDetection"),
+    ("dino_detr", "ForSegmentation"),
+}
 LOAD_IN_TRANSFORMERS = """
 import json, sys, warnings
 import torch, transformers
@@ -102,7 +107,7 @@ def push_raw(hub: Hub, repo: str, **files: bytes) -> None:
 
 
 def test_all_classes_round_trip_and_load_in_transformers(hub: Hub, tmp_path: Path) -> None:
-    """All six classes load after a push; classes of transformers also load without hf_detr."""
+    """All classes load after a push; classes of transformers also load without hf_detr."""
     pixel_values, pixel_mask = padded_batch()
     expected, in_transformers = {"pixel_values": pixel_values, "pixel_mask": pixel_mask}, []
     for variant, kind in WITH_HEADS:

@@ -26,6 +26,9 @@ WITH_HEADS = [
     *((name, "ForObjectDetection") for name in PREFIXES),
     *((name, "ForSegmentation") for name in WITH_MASKS),
 ]
+IN_TRANSFORMERS = [name for name in PREFIXES if name != "dino_detr"]
+WITH_GROUPS = [name for name in PREFIXES if name != "dino_detr"]  # of training queries
+SAMPLED = ("deformable_detr", "dino_detr")  # attention samples points of several levels
 SOFTMAX = ("detr", "table-transformer")  # scores by softmax, boxes without reference points
 # Settings of a deterministic model.
 NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0}
@@ -54,6 +57,8 @@ def tiny_config(variant: str = "detr", **changes: Any) -> PreTrainedConfig:
         "auxiliary_loss": False,
         **changes,
     }
+    if variant == "dino_detr":
+        values = {"num_denoising_queries": 4, **values}
     return class_of(variant, "Config")(**values)
 
 

@@ -18,7 +18,7 @@ from transformers.utils import ModelOutput
 import hf_detr
 from hf_detr.models import outputs
 
-from .tiny import PREFIXES, class_of
+from .tiny import IN_TRANSFORMERS, PREFIXES, class_of
 
 MODELS = ("Model", "ForObjectDetection", "ForSegmentation")
 OUTPUTS = {
@@ -32,11 +32,11 @@ OF_TEXT_MODELS = ("past_key_values", "cache")  # fields of a base class; always 
 def differences() -> list[str]:
     """One line per difference, with the families that have it unless all have."""
     families: dict[str, list[str]] = defaultdict(list)
-    for variant, prefix in PREFIXES.items():
+    for variant in IN_TRANSFORMERS:
         for difference in dict.fromkeys(_of_family(variant)):
-            families[difference].append(prefix)
+            families[difference].append(PREFIXES[variant])
     return [
-        line if len(having) == len(PREFIXES) else f"{line} ({', '.join(having)})"
+        line if len(having) == len(IN_TRANSFORMERS) else f"{line} ({', '.join(having)})"
         for line, having in families.items()
     ]
 

@@ -16,9 +16,13 @@ from ..models.variants import VARIANTS
 TASKS = {"ForObjectDetection": "object-detection", "ForSegmentation": "image-segmentation"}
 # Models that transformers can't load or run correctly, and the reason.
 ONLY_HERE = {
-    variant.segmenter.__name__: variant.segmenter_only_here
+    model.__name__: reason
     for variant in VARIANTS.values()
-    if variant.segmenter is not None and variant.segmenter_only_here
+    for model, reason in (
+        (variant.detector, variant.only_here),
+        (variant.segmenter, variant.only_here or variant.segmenter_only_here),
+    )
+    if model is not None and reason
 }
 
 LONGEST_LINE = 100  # of code

@@ -23,10 +23,10 @@ from .model_card import make_model_card
 from .official_configuration import (
     dilation_and_heads,
     heads_are_shared,
-    official_options,
     read_configuration,
     recognize,
 )
+from .official_options import official_options
 from .other_libraries import rename_other_libraries
 from .published_checkpoints import find_published_checkpoint, make_published_card
 

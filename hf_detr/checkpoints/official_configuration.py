@@ -16,39 +16,11 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from ..losses.classification import SoftmaxClassification
-from ..models.configuration_backbone import DC5_STRIDE
 from ..models.variants import VARIANTS
 from .checkpoint_names import DETECTOR, first_name
 from .coco_labels import coco_id2label
+from .official_options import OPTIONS, RESNETS
 from .published_checkpoints import find_published_checkpoint
-
-# torchvision's ResNets: blocks in each of the four stages, and convolutions per block.
-RESNETS = {
-    "resnet18": ((2, 2, 2, 2), 2),
-    "resnet34": ((3, 4, 6, 3), 2),
-    "resnet50": ((3, 4, 6, 3), 3),
-    "resnet101": ((3, 4, 23, 3), 3),
-    "resnet152": ((3, 8, 36, 3), 3),
-}
-# Options of the training scripts that shapes don't show, and the configuration's fields.
-OPTIONS = {
-    "dropout": "dropout",
-    "set_cost_class": "class_cost",
-    "set_cost_bbox": "bbox_cost",
-    "set_cost_giou": "giou_cost",
-    "bbox_loss_coef": "bbox_loss_coefficient",
-    "giou_loss_coef": "giou_loss_coefficient",
-    "cls_loss_coef": "cls_loss_coefficient",
-    "ce_loss_coef": "ce_loss_coefficient",
-    "mask_loss_coef": "mask_loss_coefficient",
-    "dice_loss_coef": "dice_loss_coefficient",
-    "eos_coef": "eos_coefficient",
-    "focal_alpha": "focal_alpha",
-    "pe_temperatureH": "position_temperature",
-    "dn_number": "num_denoising_queries",
-    "dn_label_noise_ratio": "label_noise_ratio",
-    "dn_box_noise_scale": "box_noise_scale",
-}
 
 
 def read_configuration(
@@ -120,7 +92,8 @@ def _make(
             )
         values = {**values, "id2label": names}
         del values["num_labels"]
-    fields = {field.name for field in dataclasses.fields(config_class)} | {"num_labels", "backbone"}
+    fields = {field.name for field in dataclasses.fields(config_class)}
+    fields |= {"num_labels", "backbone", "backbone_kwargs"}
     known = {name: value for name, value in values.items() if name in fields}
     try:
         # With auxiliary_loss=True in the file, transformers' DETR predicts wrongly.
@@ -208,54 +181,6 @@ def dilation_and_heads(
     return bool(dilation), num_heads
 
 
-def official_options(config: PreTrainedConfig) -> dict[str, Any]:
-    """Return the options of the official training script for a configuration.
-
-    Raises:
-        ValueError: if the official code doesn't have such a model.
-    """
-    backbone = config.backbone.split(".")[0]  # without timm's tag of the pretrained weights
-    problems = {
-        f"the backbone {config.backbone!r} (only torchvision's ResNets)": (backbone not in RESNETS),
-        "encoders and decoders with different heads or ffn_dim": (
-            config.encoder_attention_heads != config.decoder_attention_heads
-            or config.encoder_ffn_dim != config.decoder_ffn_dim
-        ),
-        f"activation_function {config.activation_function!r}": config.activation_function != "relu",
-        f"images with {config.num_channels} channels": config.num_channels != 3,
-    }
-    options = {
-        "backbone": backbone,
-        "dilation": config.backbone_config.output_stride == DC5_STRIDE,
-        "position_embedding": config.position_embedding_type,
-        "enc_layers": config.encoder_layers,
-        "dec_layers": config.decoder_layers,
-        "dim_feedforward": config.encoder_ffn_dim,
-        "hidden_dim": config.d_model,
-        "nheads": config.encoder_attention_heads,
-        "num_queries": config.num_queries,
-        **{o: getattr(config, field) for o, field in OPTIONS.items() if hasattr(config, field)},
-    }
-    if config.normalize_before:
-        options["pre_norm"] = True
-    levels = getattr(config, "num_feature_levels", None)
-    if levels is not None:
-        problems[f"{levels} feature levels"] = levels == 2
-        options |= {
-            "num_feature_levels": levels,
-            "enc_n_points": config.encoder_n_points,
-            "dec_n_points": config.decoder_n_points,
-            "with_box_refine": config.with_box_refine,
-            "two_stage": config.two_stage,
-        }
-        if config.two_stage:
-            options["num_queries"] = config.two_stage_num_proposals
-    found = [problem for problem, is_found in problems.items() if is_found]
-    if found:
-        raise ValueError(f"The official code doesn't support {', '.join(found)}.")
-    return options
-
-
 def _check_norms(config: PreTrainedConfig, options: Mapping[str, Any]) -> None:
     if options.get("pre_norm", config.normalize_before) and not config.normalize_before:
         raise ValueError(
@@ -303,6 +228,10 @@ def _sizes_of_levels(shapes: Shapes, num_heads: int) -> dict[str, Any]:
         "num_feature_levels": num_levels,
         "two_stage": "transformer.enc_output.weight" in shapes,
     }
+    # Of the backbone's maps; further levels are made by 3x3 convolutions.
+    num_maps = sum(shapes[f"input_proj.{level}.0.weight"][-1] == 1 for level in range(num_levels))
+    if num_maps > 3:
+        values["backbone_kwargs"] = {"out_indices": [*range(5 - num_maps, 5)]}
     for side, attention in (("encoder", "self_attn"), ("decoder", "cross_attn")):
         rows = shapes[f"transformer.{side}.layers.0.{attention}.attention_weights.weight"][0]
         num_points, rest = divmod(rows, max(1, num_heads * num_levels))

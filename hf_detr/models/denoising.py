@@ -17,6 +17,7 @@ from ..ops.box_ops import box_cxcywh_to_xyxy, box_xyxy_to_cxcywh
 from .heads import MLP, average_rows
 from .training_queries import Queries, QuerySet, TrainingQueries
 
+EPS = 1e-3  # least distance of a noised box's numbers from 0 and 1
 NUM_KINDS = 2  # of noised queries: those that restore the object, and those that reject it
 
 
@@ -129,7 +130,8 @@ class Denoising(nn.Module):
         is_object = is_object[:, None, None, :, None]
         contents = self.label_embeddings(class_labels).masked_fill(~is_object, 0)
         contents = contents.flatten(1, 3)  # (B, X, D)
-        boxes = boxes.masked_fill(~is_object, 0.5).flatten(1, 3)
+        # As in the official code, which keeps their logit.
+        boxes = boxes.masked_fill(~is_object, 0.5).clamp(EPS, 1 - EPS).flatten(1, 3)
         positions = None
         if self.box_positions is not None:
             encoding = encode_points(boxes, contents.shape[-1]).to(contents.dtype)

@@ -4,6 +4,7 @@ Registration with the Auto classes, loading, conversion of official checkpoints 
 this table; no other module lists variants.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +35,7 @@ from .dino.modeling_dino import (
     DinoDetrForSegmentation,
     DinoDetrModel,
 )
+from .dino.official_options import official_options
 from .object_detector import ObjectDetector
 from .segmentation import Segmenter
 from .table_transformer.configuration_table_transformer import TableTransformerConfig
@@ -69,11 +71,13 @@ class Variant:
             with the most marks in a file is the file's.
         official_names: (pattern, replacement) from names on the Hub to official names, applied
             after those that all variants share.
+        official_options: from a configuration to options of its official code that others lack.
         official_masks: whether its official code has a mask head.
         official_repeats_heads: whether its official code names heads once per layer, also if all
             layers share them, of the detector and of the decoder.
         official_is_bare: whether its official code reads files of weights alone, without options.
-        segmenter_only_here: why transformers can't load or run the segmenter correctly, if so.
+        only_here: why transformers can't load or run the models, if so.
+        segmenter_only_here: the same for the segmenter alone.
         preprocessing: settings of its image processor that differ from the class's own.
     """
 
@@ -85,9 +89,11 @@ class Variant:
     recipe: Recipe
     official_marks: tuple[str, ...]
     official_names: tuple[tuple[str, str], ...]
+    official_options: Callable[[Any], dict[str, Any]] = lambda config: {}
     official_masks: bool = False
     official_repeats_heads: bool = False
     official_is_bare: bool = False
+    only_here: str = ""
     segmenter_only_here: str = ""
     preprocessing: dict[str, Any] = field(default_factory=dict)
 
@@ -180,8 +186,9 @@ VARIANTS: dict[str, Variant] = {
                 (r"\.proposals\.(class|bbox)_embed\.", r".enc_out_\1_embed."),
                 (r"\.proposals\.", "."),
             ),
+            official_options=official_options,
             official_repeats_heads=True,
-            segmenter_only_here="transformers doesn't have this model.",
+            only_here="transformers doesn't have this model.",
         ),
     )
 }

@@ -19,7 +19,7 @@ from hf_detr.checkpoints.model_card import (
     needs_hf_detr,
 )
 
-from ..tiny import WITH_HEADS, class_of, tiny_config, tiny_detector
+from ..tiny import SAMPLED, WITH_HEADS, class_of, tiny_config, tiny_detector
 
 IMAGE = Path(__file__).parents[2] / "examples" / "images" / "garments.jpg"
 AP = CardResults(
@@ -109,12 +109,12 @@ def test_backbones_that_transformers_changes() -> None:
     assert DROPPED_ACTIVATIONS in card.text
 
 
-@pytest.mark.parametrize("variant", ["conditional_detr", "deformable_detr"])
+@pytest.mark.parametrize("variant", ["conditional_detr", "deformable_detr", "dino_detr"])
 def test_code_of_models_that_need_the_package_runs(
     variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The code in cards of unpublished segmentation models runs."""
-    levels = {"num_mask_levels": 1} if variant == "deformable_detr" else {}
+    levels = {"num_mask_levels": 1} if variant in SAMPLED else {}
     config = config_of(variant, "ForSegmentation", **levels)
     write_model(config, tmp_path / "toy")
     shutil.copy(IMAGE, tmp_path / "image.jpg")

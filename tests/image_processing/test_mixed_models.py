@@ -8,7 +8,7 @@ import pytest
 import transformers
 from transformers import AutoImageProcessor
 
-from ..tiny import class_of
+from ..tiny import IN_TRANSFORMERS, class_of
 
 
 @pytest.fixture
@@ -19,6 +19,7 @@ def user_module(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
+@pytest.mark.parametrize("variant", IN_TRANSFORMERS)
 def test_models_of_transformers(variant: str, user_module: ModuleType, tmp_path: Path) -> None:
     """Our targets with transformers' model warn; with ours or another family's they don't."""
     class_of(variant, "ImageProcessor")().save_pretrained(tmp_path)

@@ -28,6 +28,7 @@ KINDS = {
             "two_stage_num_proposals": 7,
         },
     ),
+    "dino": ("dino_detr", {"encoder_layers": 1, "decoder_layers": 1}),
 }
 
 

@@ -11,7 +11,7 @@ from hf_detr import DetrForSegmentation
 from hf_detr.inference.record_attention import query_boxes, record_attention
 
 from ..some_attention_records import make_processor, some_images
-from ..tiny import SOFTMAX, tiny_config, tiny_detector
+from ..tiny import SAMPLED, SOFTMAX, tiny_config, tiny_detector
 
 
 def test_record_equals_the_forward_pass(variant: str) -> None:
@@ -88,7 +88,7 @@ def test_without_attention(variant: str) -> None:
     model = tiny_detector(variant)
     [record] = record_attention(model, make_processor(variant), image, attentions=False)
     assert record.encoder_attentions is None and len(record.best_queries(0.0)) == 7
-    method = record.query_points if variant == "deformable_detr" else record.query_maps
+    method = record.query_points if variant in SAMPLED else record.query_maps
     with pytest.raises(ValueError, match="attentions=True"):
         method([0])
 

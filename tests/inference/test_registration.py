@@ -24,7 +24,7 @@ from transformers import (
 import hf_detr
 from hf_detr import ModelLoadingError
 
-from ..tiny import class_of, tiny_detector
+from ..tiny import IN_TRANSFORMERS, class_of, tiny_detector
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -47,6 +47,7 @@ def test_auto_classes_resolve_to_ours(variant: str, folder: Path) -> None:
     assert type(AutoImageProcessor.from_pretrained(folder)) is class_of(variant, "ImageProcessor")
 
 
+@pytest.mark.parametrize("variant", IN_TRANSFORMERS)
 def test_processor_of_transformers_files_is_ours(variant: str, folder: Path) -> None:
     """A preprocessor_config.json that transformers wrote gives our processor."""
     class_of(variant, "ImageProcessor", transformers)().save_pretrained(folder)
@@ -150,6 +151,7 @@ def patched(monkeypatch: pytest.MonkeyPatch) -> None:
     hf_detr.patch_transformers()
 
 
+@pytest.mark.parametrize("variant", IN_TRANSFORMERS)
 @pytest.mark.usefixtures("patched")
 def test_names_of_transformers_can_be_ours(variant: str) -> None:
     """After `patch_transformers()`, imports from transformers give our classes."""

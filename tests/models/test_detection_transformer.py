@@ -12,6 +12,7 @@ from hf_detr.layers.position_encoding import SinePositionEncoding
 
 from ..tiny import (
     NO_DROPOUT,
+    SAMPLED,
     SOFTMAX,
     class_of,
     padded_batch,
@@ -34,9 +35,9 @@ def test_padding_does_not_change_an_image(variant: str) -> None:
     # The convolutions see zeros beyond the border in both cases, up to the bias of the stem.
     padded = model(canvas, mask)
     # The centre of a level's last, half real cell is part of Deformable's geometry.
-    atol = 0.1 if variant == "deformable_detr" else 0.02
+    atol = 0.1 if variant in SAMPLED else 0.02
     assert_close(padded.pred_boxes, alone.pred_boxes, atol=atol, rtol=0)
-    if variant == "deformable_detr":
+    if variant in SAMPLED:
         return  # on so small a canvas its strided convolutions carry garbage into every level
     garbage = model(canvas + 9 * (1 - mask[:, None]), mask)
     unmasked = model(canvas + 9 * (1 - mask[:, None]))
@@ -83,12 +84,13 @@ def test_attentions_and_hidden_states_when_asked_for(variant: str) -> None:
     assert plain.cross_attentions is None and plain.encoder_hidden_states is None
     num_tokens = output.encoder_last_hidden_state.shape[1]
     assert [w.shape for w in output.decoder_attentions] == [(2, 4, 7, 7)] * 3
-    if variant == "deformable_detr":  # per query, head, level and point, and where that is
+    if variant in SAMPLED:  # per query, head, level and point, and where that is
         assert [w.shape for w in output.cross_attentions] == [(2, 7, 4, 4, 4)] * 3
         assert [w.shape for w in output.decoder_sampling_locations] == [(2, 7, 4, 4, 4, 2)] * 3
         assert [w.shape for w in output.encoder_attentions] == [(2, num_tokens, 4, 4, 4)] * 2
         assert output.encoder_sampling_locations[0].shape == (2, num_tokens, 4, 4, 4, 2)
-        assert [r.shape for r in output.reference_points] == [(2, 7, 2)] * 3
+        size = 2 if variant == "deformable_detr" else 4
+        assert [r.shape for r in output.reference_points] == [(2, 7, size)] * 3
         weights_per_query = [w.flatten(3) for w in output.cross_attentions]
     else:
         assert [w.shape for w in output.cross_attentions] == [(2, 4, 7, num_tokens)] * 3
@@ -182,7 +184,7 @@ def test_images_without_real_pixels_are_refused(variant: str, training: bool) ->
     pixel_mask[1] = 0
     with pytest.raises(ValueError, match="no real pixel in image 1,"):
         model(pixel_values, pixel_mask, labels=some_labels() if training else None)
-    if variant != "deformable_detr":
+    if variant not in SAMPLED:
         # Between the pixels that the map keeps, which are 32 apart.
         pixel_mask[1, 33:40, 33:40] = 1
         with pytest.raises(ValueError, match="none that is left on the feature maps"):
@@ -195,7 +197,7 @@ def test_padding_at_the_top_or_left(variant: str) -> None:
     pixel_values, pixel_mask = padded_batch()
     for flipped in ((1,), (2,), (1, 2)):
         mask = pixel_mask.flip(flipped)
-        if variant == "deformable_detr":
+        if variant in SAMPLED:
             with pytest.raises(ValueError, match=r"image 1 don't begin in .*upper left corner"):
                 model(pixel_values, mask)
         else:
@@ -206,7 +208,7 @@ def test_padding_at_the_top_or_left(variant: str) -> None:
     hole[:, 16:40, 16:40] = 0
     assert model(pixel_values, hole).logits.isfinite().all()
     hole[:, 0, 16:40] = 0
-    if variant == "deformable_detr":
+    if variant in SAMPLED:
         with pytest.raises(ValueError, match="gaps in the first row or column"):
             model(pixel_values, hole)
 
@@ -325,10 +327,17 @@ def test_initial_weights(variant: str) -> None:
     layer = model.model.encoder.layers[0]
     bound = (6 / (64 + 256)) ** 0.5
     assert 0.9 * bound < layer.fc1.weight.abs().max() <= bound
-    assert 0.9 < model.model.query_position_embeddings.weight.std() < 1.1
+    std = model.model.learned_queries.weight.std()
+    if variant == "dino_detr":  # Xavier, too
+        bound = (6 / (64 + 100)) ** 0.5
+        assert 0.9 * bound < std * 3**0.5 < 1.1 * bound
+    else:
+        assert 0.9 < std < 1.1
     heads = ("class_labels_classifier", "bbox_predictor")
     if variant == "deformable_detr":
         heads = ("class_embed.0", "bbox_embed.0")
+    elif variant == "dino_detr":
+        heads = ("class_embed", "model.decoder.bbox_embed")
     class_head, box_head = (model.get_submodule(name) for name in heads)
     assert 0.9 * 64**-0.5 < class_head.weight.abs().max() <= 64**-0.5
     if variant in SOFTMAX:
@@ -377,15 +386,15 @@ def test_freezing_the_backbone(variant: str) -> None:
 def test_resize_queries_keeps_learned_ones(variant: str) -> None:
     """More queries: the old ones stay and predict; fewer: the first ones stay."""
     model = tiny_detector(variant)
-    old = model.model.query_position_embeddings.weight.clone()
+    old = model.model.learned_queries.weight.clone()
     model.resize_queries(11)
-    new = model.model.query_position_embeddings.weight
+    new = model.model.learned_queries.weight
     assert_close(new[:7], old)
     assert new.shape == (11, old.shape[1]) and len({tuple(row.tolist()) for row in new}) == 11
     assert model.config.num_queries == 11 and new.requires_grad
     assert model(*padded_batch()).logits.shape[:2] == (2, 11)
     model.resize_queries(4)
-    assert_close(model.model.query_position_embeddings.weight, old[:4])
+    assert_close(model.model.learned_queries.weight, old[:4])
     with pytest.raises(ValueError, match="num_queries is 0"):
         model.resize_queries(0)
 

@@ -20,6 +20,7 @@ VARIANTS = [
         "deformable_detr",
         {"with_box_refine": True, "two_stage": True, "two_stage_num_proposals": 7},
     ),
+    ("dino_detr", {}),
 ]
 
 

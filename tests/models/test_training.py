@@ -41,6 +41,7 @@ KINDS = {
     "tables": ("table-transformer", {}),
     "refine": ("deformable_detr", {"with_box_refine": True}),
     "two-stage": ("deformable_detr", {"with_box_refine": True, "two_stage": True}),
+    "dino": ("dino_detr", {}),
 }
 # Images of the first process hold objects, those of the second hold none.
 COUNTS = (2, 1, 0, 0)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.testing import assert_close
 from torch.utils._pytree import tree_map
 
+import hf_detr
 from hf_detr import DetrForSegmentation
 from hf_detr.layers.feature_pyramid import FeaturePyramid
 from hf_detr.losses.criterion import LossPart
@@ -19,7 +20,7 @@ from hf_detr.models.training_queries import QuerySet, TrainingQueries
 
 from ..tiny import (
     NO_DROPOUT,
-    PREFIXES,
+    WITH_GROUPS,
     class_of,
     padded_batch,
     some_labels,
@@ -41,6 +42,7 @@ def saved_names(folder: Path) -> list[str]:
         return list(file.keys())
 
 
+@pytest.mark.parametrize("variant", WITH_GROUPS)
 def test_loss_is_the_mean_over_groups(variant: str) -> None:
     """As if each group were the model's own queries, in a padded batch (1e-5); gradients too."""
     model, batch, labels = learning(variant), padded_batch(), some_labels((2, 3))
@@ -74,7 +76,10 @@ def copies_of_own_queries(model: ObjectDetector) -> Callable[..., TrainingQuerie
     def training_queries(
         labels: list | None, memory: Tensor, positions: Tensor, pyramid: FeaturePyramid
     ) -> TrainingQueries:
-        if getattr(model.config, "two_stage", False):
+        if isinstance(model.model, hf_detr.DinoDetrModel):
+            _, box_logits = model.model.proposals(memory, pyramid, model.model.num_queries)
+            own = model.model.queries_at(box_logits, memory)
+        elif getattr(model.config, "two_stage", False):
             own = model.model.queries_from(*model.model.propose(memory, pyramid))
         else:
             own = model.model.prepare_queries(model.model.query_embeddings(memory))
@@ -89,7 +94,8 @@ def copies_of_own_queries(model: ObjectDetector) -> Callable[..., TrainingQuerie
 @pytest.mark.parametrize(
     ("variant", "changes"),
     [
-        *((variant, {}) for variant in PREFIXES),
+        *((variant, {}) for variant in WITH_GROUPS),
+        ("dino_detr", {"num_denoising_queries": 0}),
         ("deformable_detr", {"with_box_refine": True}),
         ("deformable_detr", {"with_box_refine": True, "two_stage": True}),
     ],
@@ -111,6 +117,7 @@ def test_they_are_decoded_like_the_detectors_own(variant: str, changes: dict) ->
         assert_close(output.loss_dict[f"{name}_copied"], alone.loss_dict[name], atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("variant", WITH_GROUPS)
 def test_outputs_do_not_show_them(variant: str) -> None:
     """What a detector returns in training is as large as without them, without labels too."""
     batch, given = padded_batch(), {"output_attentions": True, "output_hidden_states": True}
@@ -132,6 +139,7 @@ def test_compiled_training_step() -> None:
     compiled.loss.backward()
 
 
+@pytest.mark.parametrize("variant", WITH_GROUPS)
 def test_accumulated_parts_add_up(variant: str) -> None:
     """Two images one by one give the loss of both at once (1e-5), one of them without objects."""
     model, labels = learning(variant), some_labels((3, 0))
@@ -145,6 +153,7 @@ def test_accumulated_parts_add_up(variant: str) -> None:
     assert_close(sum(parts), whole, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("variant", WITH_GROUPS)
 def test_nothing_of_them_detects_or_is_saved(variant: str, tmp_path: Path) -> None:
     """Predictions are the model's without groups, to the bit; so are the files and their names."""
     model, batch = tiny_detector(variant), padded_batch()
@@ -199,6 +208,8 @@ def test_refused_groups() -> None:
     proposing = tiny_detector("deformable_detr", two_stage=True, with_box_refine=True)
     with pytest.raises(ValueError, match="proposals of its encoder"):
         proposing.add_query_groups(2)
+    with pytest.raises(ValueError, match="DINO can't have query groups"):
+        tiny_detector("dino_detr").add_query_groups(2)
 
 
 def test_groups_are_as_large_as_the_detectors_own() -> None:

@@ -11,7 +11,7 @@ from transformers import AutoModelForObjectDetection, ResNetConfig
 
 from hf_detr.models.transformers_resnet import BLOCKS, WIDTHS
 
-from ..tiny import class_of, padded_batch, tiny_config
+from ..tiny import IN_TRANSFORMERS, class_of, padded_batch, tiny_config
 
 LEVELS = ["stage1", "stage2", "stage3", "stage4"]
 
@@ -34,6 +34,7 @@ def save_with_their_resnet(variant: str, resnet: ResNetConfig, folder: Path) -> 
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("variant", IN_TRANSFORMERS)
 @pytest.mark.parametrize(
     "layer_type, depths", [("basic", [2, 2, 2, 2]), ("bottleneck", [3, 4, 6, 3])]
 )

@@ -22,6 +22,7 @@ from hf_detr.inference.prediction import read_outputs
 from hf_detr.plots import demo_page as demo
 
 from ..test_documentation import REPOSITORY, write_folder
+from ..tiny import SAMPLED
 from ..waiting import NEVER, wait_until
 
 SCRIPT = Path(__file__)  # no image
@@ -76,7 +77,7 @@ def test_tabs_fit_the_variant(variant: str, tmp_path: Path) -> None:
     """Each variant fills one tab with figures, and the other one says why it can't."""
     write_folder(tmp_path, variant, "ForObjectDetection")
     run, _ = demo.look(str(tmp_path), str(IMAGE))
-    fitting, other = ("points", "attention")[:: 1 if variant == "deformable_detr" else -1]
+    fitting, other = ("points", "attention")[:: 1 if variant in SAMPLED else -1]
     seen, words, pictures = demo.draw_tab(run, None, fitting, 0.0, [(40.0, 30.0)])
     assert words == demo.HINT
     assert [type(picture).__name__ for picture in pictures] == ["PngImageFile"] * demo.NUM_FIGURES
