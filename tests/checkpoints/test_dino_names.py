@@ -28,9 +28,11 @@ from torch.testing import assert_close
 from hf_detr import convert_official_checkpoint, export_official_checkpoint
 from hf_detr.checkpoints.checkpoint_names import first_name
 from hf_detr.checkpoints.dino_names import position_options
+from hf_detr.checkpoints.official_options import official_options
 from hf_detr.checkpoints.other_libraries import rename_other_libraries
 
 from ..some_weights import batch, named_weights
+from ..tiny import tiny_config
 from .test_mmdetection_names import DETECTRON2, backbone_shapes
 
 NUM_POINTS = 4
@@ -505,23 +507,20 @@ def test_other_positions_are_rejected() -> None:
 
 
 def test_back_to_the_official_code(tmp_path: Path) -> None:
-    """Heads per layer go to the official code and back; detrex's positions can't."""
+    """Heads per layer have the official names, of which each has two."""
     file, folder = tmp_path / "model.pth", tmp_path / "hub"
-    for name in ("mmdetection", "detrex"):
-        write(name, weights_of(name, Sizes()), file)
-        convert_official_checkpoint(file, folder, dilation=False, num_heads=8, overwrite=True)
-        if name == "detrex":
-            with pytest.raises(ValueError, match=r"doesn't support position_offset -0\.5"):
-                export_official_checkpoint(folder, tmp_path / "again.pth", overwrite=True)
-            return
-        export_official_checkpoint(folder, tmp_path / "again.pth")
-        content = torch.load(tmp_path / "again.pth", weights_only=True)
-        assert content["args"]["dec_pred_bbox_embed_share"] is False
-        assert content["args"]["return_interm_indices"] == [1, 2, 3]
-        weights = content["model"]
-        for kind in ("class_embed.{}.bias", "bbox_embed.{}.layers.2.bias"):
-            first, second = (weights[kind.format(layer)] for layer in (0, 1))
-            assert not torch.equal(first, second)
-            assert torch.equal(weights[f"transformer.decoder.{kind.format(1)}"], second)
-        again = convert_official_checkpoint(tmp_path / "again.pth", tmp_path / "again")
-        assert not again.config.shared_heads
+    write("mmdetection", weights_of("mmdetection", Sizes()), file)
+    convert_official_checkpoint(file, folder, dilation=False, num_heads=8)
+    export_official_checkpoint(folder, file, overwrite=True)
+    content = torch.load(file, weights_only=True)
+    assert content["args"]["dec_pred_bbox_embed_share"] is False
+    for kind in ("class_embed.{}.bias", "bbox_embed.{}.layers.2.bias"):
+        first, second = (content["model"][kind.format(layer)] for layer in (0, 1))
+        assert not torch.equal(first, second)
+        assert torch.equal(content["model"][f"transformer.decoder.{kind.format(1)}"], second)
+
+
+def test_positions_without_official_code() -> None:
+    """The official code has no offset of positions, so detrex's models don't go back."""
+    with pytest.raises(ValueError, match=r"doesn't support position_offset -0\.5"):
+        official_options(tiny_config("dino_detr", backbone="resnet18", position_offset=-0.5))

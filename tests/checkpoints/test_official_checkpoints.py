@@ -45,6 +45,7 @@ MODELS = {
         "dino_detr",
         {"num_feature_levels": 5, "backbone_kwargs": {"out_indices": [1, 2, 3, 4]}},
     ),
+    "dino of separate heads": ("dino_detr", {"shared_heads": False}),
     "tables": ("table-transformer", {"eos_coefficient": 0.4, "position_embedding_type": "learned"}),
 }
 
@@ -356,7 +357,7 @@ def test_published_tables(
 def test_published_names() -> None:
     """Names of all published files are recognized."""
     published = published_checkpoints()
-    assert len(published) == 21
+    assert len(published) == 27
     for one in published:
         expected = (one.options.get("dilation", False), 8)
         assert dilation_and_heads({}, one.file, None, None) == expected, one.file
