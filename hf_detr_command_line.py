@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="hf-detr",
         description=(
-            "DETR, Conditional DETR, Deformable DETR and Table Transformer on the command line."
+            "DETR, Conditional and Deformable DETR, DINO and Table Transformer on the command line."
         ),
         epilog=f"`hf-detr COMMAND --help` shows a command's options.\n\n{STATUSES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -50,7 +50,7 @@ def convert_official_checkpoint(
     """Convert a `.pth` checkpoint of the official code, MMDetection or detrex to a Hub folder.
 
     The model is recognized from the names and shapes of its weights: DETR (also with a mask head),
-    Conditional DETR, Deformable DETR in all published forms and Table Transformer. The folder
+    Conditional DETR, Deformable DETR in all published forms, Table Transformer and DINO. The folder
     contains `config.json`, `model.safetensors`, `preprocessor_config.json` and a model card,
     `README.md`, which includes the published results of a published checkpoint. A two-stage model
     gets 300 queries unless the file has another number.

@@ -127,8 +127,8 @@ def recognize(weights: Mapping[str, Tensor]) -> tuple[str, bool]:
     some = ", ".join(sorted(weights)[:5])
     raise ValueError(
         "The weights are not a model of facebookresearch/detr, fundamentalvision/Deformable-DETR, "
-        "Atten4Vis/ConditionalDETR or microsoft/table-transformer, nor one of these models in "
-        "MMDetection 2 or 3 or detrex. "
+        "Atten4Vis/ConditionalDETR, microsoft/table-transformer or IDEA-Research/DINO, nor one of "
+        "the first three or DINO in MMDetection 2 or 3 or detrex, nor a Co-DINO. "
         f"The file's first names: {some or 'none'}."
     )
 
@@ -231,7 +231,7 @@ def _sizes_of_levels(shapes: Shapes, num_heads: int) -> dict[str, Any]:
     # Of the backbone's maps; further levels are made by 3x3 convolutions.
     num_maps = sum(shapes[f"input_proj.{level}.0.weight"][-1] == 1 for level in range(num_levels))
     if num_maps > 3:
-        values["backbone_kwargs"] = {"out_indices": [*range(5 - num_maps, 5)]}
+        values["backbone_kwargs"] = {"out_indices": [*range(-num_maps, 0)]}
     for side, attention in (("encoder", "self_attn"), ("decoder", "cross_attn")):
         rows = shapes[f"transformer.{side}.layers.0.{attention}.attention_weights.weight"][0]
         num_points, rest = divmod(rows, max(1, num_heads * num_levels))

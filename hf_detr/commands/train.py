@@ -31,8 +31,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--model",
         type=trainable_model,
         help="folder or Hub name of a trained model; for a new one a model type (detr, "
-        "conditional_detr, deformable_detr or table-transformer) or a .json file with another "
-        "architecture; default: the small detector that comes with hf_detr",
+        "conditional_detr, deformable_detr, dino_detr or table-transformer) or a .json file with "
+        "another architecture; default: the small detector that comes with hf_detr",
     )
     add("--output", type=Path, default="trained", help="folder for all results, default trained")
     add_field_options(parser, TrainingOptions, GROUPS)

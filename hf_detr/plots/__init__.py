@@ -11,7 +11,7 @@ Every `draw_` function returns a `matplotlib.figure.Figure`, which notebooks dis
 - `draw_detections`: predictions, and targets.
 - DETR, Conditional DETR and Table Transformer: `draw_encoder_attention`, `draw_decoder_attention`,
   `draw_attention_heads`.
-- Deformable DETR: `draw_sampling_overview`, `draw_sampling_points` (decoder),
+- Deformable DETR and DINO: `draw_sampling_overview`, `draw_sampling_points` (decoder),
   `draw_encoder_sampling_points`.
 - A data set: `draw_query_slots(query_boxes(model, processor, images))`.
 - A training: `draw_training_curves(folder / "losses.csv", read_history(folder))`; several:

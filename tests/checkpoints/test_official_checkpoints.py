@@ -41,10 +41,7 @@ MODELS = {
     "refine": ("deformable_detr", REFINE),
     "two stages": ("deformable_detr", TWO_STAGE),
     "dino": ("dino_detr", {"num_labels": 91, "position_temperature": 30, "box_noise_scale": 1}),
-    "dino of five levels": (
-        "dino_detr",
-        {"num_feature_levels": 5, "backbone_kwargs": {"out_indices": [1, 2, 3, 4]}},
-    ),
+    "dino of five scales": ("dino_detr", {"num_feature_levels": 5}),
     "dino of separate heads": ("dino_detr", {"shared_heads": False}),
     "tables": ("table-transformer", {"eos_coefficient": 0.4, "position_embedding_type": "learned"}),
 }

@@ -12,7 +12,7 @@ from hf_detr import DetectionPipeline
 from hf_detr.inference.pipelines import pad_to_batch
 from hf_detr.models.object_detector import ObjectDetector
 
-from ..tiny import SOFTMAX, class_of, tiny_config, tiny_detector
+from ..tiny import IN_TRANSFORMERS, SOFTMAX, class_of, tiny_config, tiny_detector
 
 IMAGES = Path(__file__).parents[2] / "examples" / "images"
 
@@ -62,6 +62,7 @@ def test_batches_of_mixed_sizes(folder: Path, variant: str) -> None:
                     assert all(abs(x - y) < 0.1 * max(photo.size) for x, y in edges)
 
 
+@pytest.mark.parametrize("variant", IN_TRANSFORMERS)
 def test_other_models_go_through_unchanged(variant: str) -> None:
     """Models of transformers give the same results as in transformers' pipeline."""
     torch.manual_seed(0)

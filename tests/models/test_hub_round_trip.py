@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from ..tiny import class_of, padded_batch, tiny_config, tiny_detector
+from ..tiny import IN_TRANSFORMERS, class_of, padded_batch, tiny_config, tiny_detector
 
 
 @pytest.fixture
@@ -42,6 +42,7 @@ def assert_same_predictions(
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("variant", IN_TRANSFORMERS)
 @pytest.mark.parametrize(
     "changes",
     [{}, {"dilation": True, "backbone": "resnet50"}, {"position_embedding_type": "learned"}],
@@ -140,6 +141,7 @@ def test_heads_that_no_file_holds(options: dict, tmp_path: Path) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("variant", IN_TRANSFORMERS)
 @pytest.mark.parametrize("dilation", [False, True])
 def test_saved_by_transformers_loads_here(
     variant: str, dilation: bool, tmp_path: Path, no_warnings: Callable[[], None]

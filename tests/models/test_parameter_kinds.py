@@ -19,7 +19,6 @@ def test_parameter_groups(variant: str) -> None:
     trained = [p for p in model.parameters() if p.requires_grad]
     assert {id(p) for p in grouped} == {id(p) for p in trained} and len(grouped) == len(trained)
     # Offsets of every encoder and decoder layer and the reference points, weight and bias each.
-    assert len(groups.get("points", {"params": []})["params"]) == (
-        2 * (2 + 3 + 1) if variant == "deformable_detr" else 0
-    )
+    num_points = {"deformable_detr": 2 * (2 + 3 + 1), "dino_detr": 2 * (2 + 3)}.get(variant, 0)
+    assert len(groups.get("points", {"params": []})["params"]) == num_points
     torch.optim.AdamW(groups.values(), weight_decay=1e-4)

@@ -487,6 +487,7 @@ def test_frozen_detector(variant: str) -> None:
 def test_training_computes_matched_masks_only(variant: str) -> None:
     """Protects memory: the same loss as in evaluation, without the masks of all queries."""
     model = tiny_segmenter(variant, dropout=0.0, attention_dropout=0.0, activation_dropout=0.0)
+    model.add_denoising(0)
     batch, labels = padded_batch(), labels_with_masks()
     evaluated = model(*batch, labels=labels)
     trained = model.train()(*batch, labels=labels)

@@ -13,8 +13,8 @@ class DinoDetrConfig(SampledAttentionConfig):
 
     The model type is `dino_detr` because `dino` is also the name of self-supervised training
     (arXiv 2104.14294), whose successors transformers has as `dinov2` and `dinov3_vit`, and part of
-    the name `grounding-dino`. By default there are 4 feature levels; for 5 of them, give
-    `backbone_kwargs={"out_indices": [1, 2, 3, 4]}` and `num_feature_levels=5`.
+    the name `grounding-dino`. `num_feature_levels=5` are the paper's "5 scales": the backbone's map
+    of stride 4 is used, too.
 
     Args:
         num_queries: number of object queries, and of the encoder's proposals that they start from.
@@ -43,6 +43,11 @@ class DinoDetrConfig(SampledAttentionConfig):
     num_denoising_queries: int = 100
     label_noise_ratio: Number = 0.5
     box_noise_scale: Number = 0.4
+
+    @property
+    def num_backbone_levels(self) -> int:
+        """Default number of the backbone's last feature maps that are used."""
+        return super().num_backbone_levels + (self.num_feature_levels > 4)
 
     def validate_architecture(self) -> None:
         """Check the values; called by the base class."""
