@@ -34,7 +34,7 @@ from .published_checkpoints import find_published_checkpoint, make_published_car
 ARCHITECTURE_FIELDS = (
     *("architectures", "backbone", "dilation", "num_labels", "num_queries", "d_model"),
     *("encoder_layers", "decoder_layers", "encoder_attention_heads", "num_feature_levels"),
-    *("with_box_refine", "two_stage"),
+    *("with_box_refine", "two_stage", "shared_heads"),
 )
 
 
