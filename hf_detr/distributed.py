@@ -1,11 +1,23 @@
-"""Communication between the processes of a distributed training."""
+"""Processes that work together: their devices and communication."""
 
+import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
 
 Result = TypeVar("Result")
+
+
+def device_of_process() -> str | None:
+    """Return the GPU of a process of torchrun, the one that Accelerate chooses in training.
+
+    If a machine has fewer GPUs than processes, some share one. None is the default device, of a
+    process alone or without a GPU.
+    """
+    if "RANK" not in os.environ or not torch.cuda.is_available():
+        return None
+    return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
 
 
 def num_processes() -> int:

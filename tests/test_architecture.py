@@ -191,7 +191,6 @@ def test_every_module_has_its_tests() -> None:
     """tests/ mirrors hf_detr/; a variant's folder is tested by what runs over all variants."""
     elsewhere = {
         "__main__": "commands/test_command_line",
-        "distributed": "training/test_health",
         "ops.embedding_bag_sampling": "ops/test_multi_scale_deformable_attention",
         "image_processing.sigmoid_image_processor": "image_processing/test_image_processor",
         "models.configuration_backbone": "models/test_configuration",

@@ -13,6 +13,7 @@ from PIL import Image
 from transformers import AutoConfig, AutoModelForObjectDetection, pipeline
 
 from hf_detr import embedded_model_folder
+from hf_detr.models.variants import VARIANTS
 from hf_detr.ops.compiled_attention import find_operators
 
 from .some_data import entry, write_coco
@@ -130,15 +131,20 @@ def test_draw_plots(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("script", "options", "parts"),
     [
-        ("", (), ("loss + matcher", "image processor", "DeformableDetr resnet18, end", "ceiling")),
+        (
+            "",
+            (),
+            (
+                "loss + matcher",
+                "image processor",
+                "ceiling",
+                *(f"{name} resnet18, end" for name in VARIANTS),
+            ),
+        ),
         ("_evaluation", (), ("boxes, 20 images", "masks, 20 images", "pycocotools")),
         ("_batches", (), ("sent: bytes", "sent, prepared: bytes", "114 tensors")),
-        ("_export", ("--rounds", "1"), ("| DETR |", "| Conditional DETR |", "| Deformable DETR |")),
-        (
-            "_precision",
-            ("--rounds", "1"),
-            ("| Detr |", "| ConditionalDetr |", "| DeformableDetr |"),
-        ),
+        ("_export", ("--rounds", "1"), tuple(f"| {one} |" for one in VARIANTS)),
+        ("_precision", ("--rounds", "1"), tuple(f"| {one} |" for one in VARIANTS)),
         ("_predict", (), ("| hf-detr | 0 |", "| hf-detr | 1 |", "| transformers | 1 |")),
         ("_reading", (), ("| first |", "| mapped |")),
         ("_segmentation", (), ("panoptic, 30", "instance, 30", "semantic, 30", "MiB, resnet18")),

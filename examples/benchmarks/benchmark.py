@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import hf_detr
+from hf_detr.models.variants import VARIANTS, Variant
 
 PARTS = ["loss", "processor", "model"]
 
@@ -115,41 +116,37 @@ def benchmark_processor(batch_size: int, width: int, height: int, rounds: int) -
 # ---------------------------------------------------------------- end to end
 
 
-def make_models(prefix: str, backbone: str) -> tuple[nn.Module, nn.Module]:
+def make_models(variant: Variant, backbone: str) -> tuple[nn.Module, nn.Module]:
     """Make a random detector and load its files with hf_detr and transformers."""
     torch.manual_seed(0)
-    detector = f"{prefix}ForObjectDetection"
-    config = getattr(hf_detr, f"{prefix}Config")(
-        backbone=backbone, num_labels=91, auxiliary_loss=False
-    )
+    config = variant.config(backbone=backbone, num_labels=91, auxiliary_loss=False)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name, "model")
-        getattr(hf_detr, detector)(config).save_pretrained(folder)
+        variant.detector(config).save_pretrained(folder)
         ours, theirs = (
-            getattr(package, detector).from_pretrained(folder).eval()
-            for package in (hf_detr, transformers)
+            one.from_pretrained(folder).eval()
+            for one in (variant.detector, getattr(transformers, variant.detector.__name__))
         )
     return ours, theirs
 
 
 @torch.no_grad()
 def benchmark_end_to_end(
-    prefix: str, backbone: str, size: dict[str, int], rounds: int, ceiling: float
+    variant: Variant, backbone: str, size: dict[str, int], rounds: int, ceiling: float
 ) -> None:
     """Time image processing, model and post-processing of one image.
 
     Args:
-        prefix: prefix of the classes' names, such as "Detr".
+        variant: the model's classes.
         backbone: timm's name.
         size: size of the image processor.
         rounds: number of measurements per side.
         ceiling: maximum FLOP per CPU second of the machine.
     """
-    models = make_models(prefix, backbone)
-    processors = [
-        getattr(package, f"{prefix}ImageProcessor")(size=size)
-        for package in (hf_detr, transformers)
-    ]
+    models = make_models(variant, backbone)
+    name = variant.config.model_type
+    theirs = getattr(transformers, variant.image_processor.__name__)
+    processors = [one(size=size) for one in (variant.image_processor, theirs)]
     (image,) = make_images(1)
 
     def detect(side: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -164,17 +161,17 @@ def benchmark_end_to_end(
     for got, expected in zip(detect(0), detect(1), strict=True):
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
     ours, theirs = medians(lambda: detect(0), lambda: detect(1), rounds=rounds)
-    report(f"{prefix} {backbone}, end to end", ours, theirs)
+    report(f"{name} {backbone}", ours, theirs)
     pixels = processors[0](image, return_tensors="pt")["pixel_values"]
-    flop = count_flop(models[0].config, f"{prefix}ForObjectDetection", pixels)
+    flop = count_flop(models[0], pixels)
     shares = [f"{flop / seconds / ceiling:.0%}" for seconds in (ours, theirs)]
     print(f"{'  of the ceiling':34}{shares[0]:>12}{shares[1]:>14}", flush=True)
 
 
-def count_flop(config: transformers.PreTrainedConfig, detector: str, pixels: Tensor) -> int:
+def count_flop(model: nn.Module, pixels: Tensor) -> int:
     """Count the FLOP of convolutions and matrix products in a forward pass on the meta device."""
     with torch.device("meta"):
-        model = getattr(hf_detr, detector)(config).eval()
+        model = type(model)(model.config).eval()
     with FlopCounterMode(display=False) as counter:
         model(pixels.to("meta"))
     return counter.get_total_flops()
@@ -216,8 +213,9 @@ def main() -> None:
         print(f"{'ceiling of this machine':34}{ceiling / 1e9:12.1f} GFLOP per CPU second")
         backbone, edge = ("resnet18", 256) if arguments.quick else ("resnet50", 800)
         size = {"shortest_edge": edge, "longest_edge": 1333}
-        for prefix in ("Detr", "ConditionalDetr", "DeformableDetr"):
-            benchmark_end_to_end(prefix, backbone, size, rounds, ceiling)
+        for variant in VARIANTS.values():
+            if hasattr(transformers, variant.detector.__name__):
+                benchmark_end_to_end(variant, backbone, size, rounds, ceiling)
 
 
 if __name__ == "__main__":

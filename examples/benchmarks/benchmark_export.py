@@ -1,4 +1,4 @@
-"""Export all three models to ONNX and compare the speed of onnxruntime with eager torch.
+"""Export all models to ONNX and compare the speed of onnxruntime with eager torch.
 
     OMP_NUM_THREADS=1 python examples/benchmarks/benchmark_export.py --rounds 5
 
@@ -16,14 +16,8 @@ import onnxruntime
 import torch
 from benchmark_timing import medians
 
-import hf_detr
 from hf_detr.inference.export import example_batch, export_model
-
-MODELS = {
-    "DETR": (hf_detr.DetrConfig, hf_detr.DetrForObjectDetection),
-    "Conditional DETR": (hf_detr.ConditionalDetrConfig, hf_detr.ConditionalDetrForObjectDetection),
-    "Deformable DETR": (hf_detr.DeformableDetrConfig, hf_detr.DeformableDetrForObjectDetection),
-}
+from hf_detr.models.variants import VARIANTS
 
 
 def session_of(path: Path) -> onnxruntime.InferenceSession:
@@ -36,9 +30,9 @@ def session_of(path: Path) -> onnxruntime.InferenceSession:
 @torch.no_grad()
 def measure(name: str, size: tuple[int, int], rounds: int, **settings: Any) -> str:
     """Measure one model and return a row of the table."""
-    config_class, model_class = MODELS[name]
+    variant = VARIANTS[name]
     torch.manual_seed(0)
-    model = model_class(config_class(use_pretrained_backbone=False, **settings)).eval()
+    model = variant.detector(variant.config(use_pretrained_backbone=False, **settings)).eval()
     batch = example_batch(1, *size)
     inputs = {"pixel_values": batch[0].numpy(), "pixel_mask": batch[1].numpy()}
     with tempfile.TemporaryDirectory() as folder:
@@ -68,7 +62,7 @@ def main() -> None:
     print(f"One image of {shape}, {torch.get_num_threads()} threads\n")
     print("| model | MB | largest difference | torch ms | onnxruntime ms | torch / onnxruntime |")
     print("|---|---|---|---|---|---|")
-    for name in MODELS:
+    for name in VARIANTS:
         print(measure(name, size, options.rounds, **settings))
         sys.stdout.flush()
 

@@ -16,19 +16,18 @@ import torch
 from benchmark_timing import medians
 from torch import Tensor, nn
 
-import hf_detr
+from hf_detr.models.variants import VARIANTS
 
-NAMES = ("Detr", "ConditionalDetr", "DeformableDetr")
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 0.02}  # of boxes in [0, 1] and probabilities
 
 
-def make_model(prefix: str, backbone: str) -> nn.Module:
-    """Make a detector with random weights."""
+def make_model(name: str, backbone: str) -> nn.Module:
+    """Make a detector of a model type with random weights."""
     torch.manual_seed(0)
-    config = getattr(hf_detr, f"{prefix}Config")(
+    config = VARIANTS[name].config(
         backbone=backbone, use_pretrained_backbone=False, auxiliary_loss=False
     )
-    return getattr(hf_detr, f"{prefix}ForObjectDetection")(config).eval()
+    return VARIANTS[name].detector(config).eval()
 
 
 def results(model: nn.Module, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
@@ -38,9 +37,9 @@ def results(model: nn.Module, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def measure(prefix: str, backbone: str, size: tuple[int, int], compiles: bool, rounds: int) -> str:
+def measure(name: str, backbone: str, size: tuple[int, int], compiles: bool, rounds: int) -> str:
     """Measure one model and return a row of the table."""
-    model = make_model(prefix, backbone)
+    model = make_model(name, backbone)
     pixel_values = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
     models = [model, copy.deepcopy(model).to(torch.bfloat16)]
     if compiles:
@@ -54,7 +53,7 @@ def measure(prefix: str, backbone: str, size: tuple[int, int], compiles: bool, r
             torch.testing.assert_close(got, wanted, rtol=0, atol=tolerance)
     seconds = medians(*runs, rounds=rounds)
     cells = [f"{1e3 * value:.0f} ({seconds[0] / value:.2f}x)" for value in seconds]
-    return f"| {prefix} | {' | '.join(cells)} |"
+    return f"| {name} | {' | '.join(cells)} |"
 
 
 def main() -> None:
@@ -75,8 +74,8 @@ def main() -> None:
     if options.compile:
         columns += [f"{column} compiled" for column in columns]
     print(f"| model | {' | '.join(columns)} |\n|---{'|---' * len(columns)}|")
-    for prefix in NAMES:
-        row = measure(prefix, backbone, size, options.compile, options.rounds)
+    for name in VARIANTS:
+        row = measure(name, backbone, size, options.compile, options.rounds)
         print(row, flush=True)
 
 

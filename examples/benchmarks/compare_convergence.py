@@ -1,10 +1,10 @@
-"""Compare the number of epochs in which Conditional and Deformable DETR reach the AP of DETR.
+"""Compare the number of epochs in which the other models reach the AP of DETR.
 
     python examples/garments/make_garments.py --output data/garments --side 128
     python examples/benchmarks/compare_convergence.py --data data/garments \\
         --backbone_weights efficientnet-lite0.pth
 
-Trains all three models with the same backbone, width, depth, queries, data, order, number of steps
+Trains all models with the same backbone, width, depth, queries, data, order, number of steps
 and optimizer, and writes `convergence.csv`, `.png` and `.md`. An interrupted run is resumed when it
 is started again. With `--only detr` etc. the models can be trained in parallel; the command without
 `--only` then writes the comparison.
@@ -20,20 +20,16 @@ from transformers import HfArgumentParser
 from transformers.hf_argparser import HfArg
 
 from hf_detr import DataArguments, plots
+from hf_detr.models.variants import VARIANTS
 from hf_detr.training.options import TrainingOptions
 from hf_detr.training.train import prepare
 
-NAMES = {
-    "detr": "DETR",
-    "conditional_detr": "Conditional DETR",
-    "deformable_detr": "Deformable DETR",
-}
 Curves = dict[str, list[tuple[int, float]]]
 
 
 @dataclass
 class ComparisonOptions:
-    """Options of all three models."""
+    """Options of all models."""
 
     data: Path = HfArg(help="folder with train and val (or test)")
     output: Path = HfArg(default=Path("convergence"), help="folder for the results")
@@ -52,7 +48,9 @@ class ComparisonOptions:
     batch_size: int = HfArg(default=8, help="images per step")
     lr: float = HfArg(default=3e-4, help="learning rate; the backbone's is a tenth")
     seed: int = HfArg(default=0, help="seed of weights and data")
-    only: str | None = HfArg(default=None, help="train only this model, without a comparison")
+    only: str | None = HfArg(
+        default=None, help=f"train one of {', '.join(VARIANTS)}, without a comparison"
+    )
 
 
 def write_architecture(options: ComparisonOptions, model_type: str) -> Path:
@@ -75,7 +73,7 @@ def write_architecture(options: ComparisonOptions, model_type: str) -> Path:
             "image_std": [options.backbone_mean_std] * 3,
         },
     }
-    if model_type == "deformable_detr":
+    if hasattr(VARIANTS[model_type].config, "num_feature_levels"):
         architecture["num_feature_levels"] = 2  # the second is computed from the first
     for part in ("encoder", "decoder"):
         architecture[f"{part}_layers"] = options.layers
@@ -113,7 +111,7 @@ def write_results(options: ComparisonOptions, curves: Curves) -> str:
         writer = csv.writer(file)
         writer.writerow(["model", "epoch", "AP"])
         writer.writerows((name, *point) for name, points in curves.items() for point in points)
-    figure = plots.draw_comparison({NAMES[name]: points for name, points in curves.items()})
+    figure = plots.draw_comparison(curves)
     figure.savefig(options.output / "convergence.png", dpi=120)
     summary = summarize(curves)
     (options.output / "convergence.md").write_text(summary)
@@ -131,7 +129,7 @@ def summarize(curves: Curves) -> str:
         reached = next((epoch for epoch, ap in points if ap >= goal), None)
         fewer = "not reached" if reached is None else f"{epochs / reached:.1f} ×"
         best_epoch, best = max(points, key=lambda point: point[1])
-        cells = (NAMES[model_type], f"{points[-1][1]:.3f}", f"{best:.3f} (epoch {best_epoch})")
+        cells = (model_type, f"{points[-1][1]:.3f}", f"{best:.3f} (epoch {best_epoch})")
         lines.append(f"| {' | '.join(cells)} | {reached or '-'} | {fewer} |")
     if goal < 0.05:
         lines.append("\nThe AP of DETR is too low for a meaningful comparison.")
@@ -139,14 +137,14 @@ def summarize(curves: Curves) -> str:
 
 
 def main() -> None:
-    """Train all three models and write the comparison."""
+    """Train all models and write the comparison."""
     (options,) = HfArgumentParser(
         ComparisonOptions, description=__doc__
     ).parse_args_into_dataclasses()
     if options.only is not None:
         train(options, options.only)
         return
-    curves = {model_type: train(options, model_type) for model_type in NAMES}
+    curves = {model_type: train(options, model_type) for model_type in VARIANTS}
     print(write_results(options, curves))
 
 

@@ -118,18 +118,19 @@ def recognize(weights: Mapping[str, Tensor]) -> tuple[str, bool]:
     ]
     if found:
         _, model_type = max(found)
-        if has_masks and not VARIANTS[model_type].official_masks:
+        with_masks = [name for name, variant in VARIANTS.items() if variant.official_masks]
+        if has_masks and model_type not in with_masks:
             raise ValueError(
                 f"The checkpoint is a {model_type} model with a mask head, which can't be "
-                "converted: there is no such official model."
+                f"converted; official models with masks are of the type {', '.join(with_masks)}."
             )
         return model_type, has_masks
-    some = ", ".join(sorted(weights)[:5])
+    some = ", ".join(sorted(weights)[:5]) or "none"
     raise ValueError(
         "The weights are not a model of facebookresearch/detr, fundamentalvision/Deformable-DETR, "
         "Atten4Vis/ConditionalDETR, microsoft/table-transformer or IDEA-Research/DINO, nor one of "
-        "the first three or DINO in MMDetection 2 or 3 or detrex, nor a Co-DINO. "
-        f"The file's first names: {some or 'none'}."
+        "the first three or DINO in MMDetection 2 or 3 or detrex, nor a Co-DINO. The file's first "
+        f"names: {some}."
     )
 
 
@@ -194,6 +195,11 @@ def _refuse_other_position_encodings(options: Mapping[str, Any]) -> None:
     scale = options.get("position_embedding_scale", 2 * math.pi)
     if scale != 2 * math.pi:
         raise ValueError(f"position_embedding_scale is {scale}; expected 2π.")
+    temperatures = [options[f"pe_temperature{d}"] for d in "HW" if f"pe_temperature{d}" in options]
+    if len(set(temperatures)) > 1:
+        raise ValueError(
+            f"pe_temperatureH and pe_temperatureW are {temperatures}; expected the same number."
+        )
 
 
 Shapes = dict[str, tuple[int, ...]]
@@ -246,6 +252,12 @@ def _sizes_of_levels(shapes: Shapes, num_heads: int) -> dict[str, Any]:
 
 def _backbone(shapes: Shapes) -> str:
     """Return the name of a ResNet, which is the same in timm and torchvision."""
+    names = sorted(name for name in shapes if name.startswith("backbone."))
+    if names and not any(name.startswith("backbone.0.body.") for name in names):
+        raise ValueError(
+            f"The backbone isn't a ResNet of torchvision: it has {names[0]}. Other backbones can't "
+            "be converted; train a new model with one of timm's."
+        )
     stage = r"backbone\.0\.body\.layer{}\.(\d+)\."
     blocks = tuple(_count(shapes, stage.format(number)) for number in range(1, 5))
     convolutions = _count(shapes, r"backbone\.0\.body\.layer1\.0\.conv(\d+)\.")

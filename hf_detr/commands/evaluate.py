@@ -65,13 +65,16 @@ def _joined_processes() -> Iterator[tuple[int, str | None]]:
     """Join the other processes of torchrun, if any; give this one's rank and device."""
     import torch
 
+    from ..distributed import device_of_process
+
     if "RANK" not in os.environ:
         yield 0, None
         return
-    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    device = device_of_process() or "cpu"
     if device != "cpu":
         torch.cuda.set_device(device)
-    torch.distributed.init_process_group("gloo" if device == "cpu" else "nccl")
+    # Only objects are gathered, not tensors of GPUs; nccl doesn't work if processes share a GPU.
+    torch.distributed.init_process_group("gloo")
     try:
         yield torch.distributed.get_rank(), device
     finally:

@@ -197,6 +197,7 @@ def run(parsed: argparse.Namespace) -> int:
 
     if parsed.merge:
         return merge_results(parsed)
+    from ..distributed import device_of_process
     from ..inference.model_loading import load_model
     from .prediction_run import PredictionRun
 
@@ -206,7 +207,7 @@ def run(parsed: argparse.Namespace) -> int:
             say(f"skipped: {file} doesn't have the name of an image")
         if others := sum(1 for _ in skipped):
             say(f"skipped: {others} more files")
-    device = parsed.device or _device_of_process()
+    device = parsed.device or device_of_process()
     model, processor = load_model(parsed.model, device, parsed.masks or None, parsed.dtype)
     parsed.output.mkdir(parents=True, exist_ok=True)
     prediction_run = PredictionRun(parsed, model, processor)
@@ -217,12 +218,3 @@ def run(parsed: argparse.Namespace) -> int:
     if parsed.num_processes > 1:
         merge_if_last(parsed)
     return prediction_run.status()
-
-
-def _device_of_process() -> str | None:
-    """Return the device of one of several processes on a machine; None is the default one."""
-    import torch
-
-    if "LOCAL_RANK" not in os.environ or not torch.cuda.is_available():
-        return None
-    return f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"

@@ -10,7 +10,13 @@ from tqdm.auto import tqdm
 
 from ..inference.prediction_formats import FORMATS, IMAGE_FOLDERS, write_format, write_report
 from ..inference.prediction_lines import PredictionLines
-from ..inference.prediction_shards import find_shards, merge_shards, read_shards, shard_file
+from ..inference.prediction_shards import (
+    check_whole,
+    find_shards,
+    merge_shards,
+    read_shards,
+    shard_file,
+)
 
 MERGED_FORMATS = [name for name in FORMATS if name not in IMAGE_FOLDERS]  # of any run
 NO_IMAGES = "there are no images in what was given."
@@ -77,9 +83,12 @@ def merge_results(parsed: argparse.Namespace) -> int:
     """Merge what several processes have written; return the exit status.
 
     Raises:
-        ValueError: if results are missing or not complete, or don't have what `--format` needs.
+        ValueError: if results are missing or not complete, or don't have what `--format` needs,
+            or if those of one process would be replaced.
     """
-    return status_of(_merge(parsed, *read_shards(find_shards(parsed.output))))
+    files = find_shards(parsed.output)
+    check_whole(parsed.output)
+    return status_of(_merge(parsed, *read_shards(files)))
 
 
 def _merge(

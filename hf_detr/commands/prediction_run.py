@@ -21,7 +21,7 @@ from ..data.file_names import image_endings
 from ..data.image_source import READING_ERRORS
 from ..image_processing.image_processor import DetectionImageProcessor
 from ..inference.drawing import draw_predictions
-from ..inference.image_inputs import InputImage
+from ..inference.image_inputs import InputImage, images_as_before
 from ..inference.prediction import PROGRESS_AFTER, stream_with_sizes
 from ..inference.prediction_formats import IMAGE_FOLDERS
 from ..inference.prediction_lines import PredictionLines, describe
@@ -93,6 +93,8 @@ class PredictionRun:
             disable=True if self.parsed.process else None,  # None shows it on a terminal only
         )
         images = self.parsed.inputs.part(self.parsed.process, self.parsed.num_processes)
+        if torn := self.lines.torn_tars():
+            images = images_as_before(images, torn)
         writes_images = self.parsed.draw or self.parsed.masks or self.parsed.format in IMAGE_FOLDERS
         inputs = _with_places(images) if writes_images else ((image, "") for image in images)
         with bar:

@@ -80,6 +80,14 @@ def _with_split(loaded: "Dataset | DatasetDict") -> "Dataset | DatasetDict":
     return datasets.DatasetDict({name.partition("[")[0]: loaded})
 
 
+def divides_evenly(rows: "IterableDataset", num_processes: int) -> bool:
+    """Return whether each process reads files of its own, and otherwise every n-th row of all.
+
+    This is the rule of `split_dataset_by_node`.
+    """
+    return rows.num_shards % num_processes == 0
+
+
 class HubImages:
     """The images of a column, decoded on access."""
 

@@ -8,6 +8,7 @@ from .remote_files import find_storage, is_address
 
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 TAR = ".tar"
+OTHERS = (".yaml", ".yml", ".xml", ".parquet", ".csv", ".txt", ".zip")  # endings of other formats
 DEPTH = 2  # of tar files in a folder
 
 
@@ -30,16 +31,22 @@ def find_shards(data: str, splits: tuple[str, ...] = ()) -> dict[str | None, lis
 
     Raises:
         ValueError: if only some of the names begin with a split's, a remote folder has no tar
-            files, or its storage can't be read.
+            files, or its storage can't be read; or for a remote file of another format.
         FileNotFoundError: if there are none.
     """
     found: dict[str | None, list[str]] = {}
+    files_of_coco: list[str] = []
+    if is_address(data) and urlsplit(data).path.lower().endswith(OTHERS):
+        raise ValueError(f"{data} isn't a tar file. {_what_can_be_read(files_of_coco)}")
     for address in _expanded(data):
         files, path = find_storage(address)
         paths = files.glob(path)
         start = len(path)
         if files.isdir(path):
-            paths = [one for one in files.find(path, maxdepth=DEPTH) if one.endswith(TAR)]
+            listed = files.find(path, maxdepth=DEPTH)
+            paths = [one for one in listed if one.endswith(TAR)]
+            jsons = (one for one in listed if one.endswith(".json"))
+            files_of_coco += map(files.unstrip_protocol, jsons)
         elif not paths:
             raise FileNotFoundError(f"{address} doesn't exist; expected tar files of WebDataset.")
         else:
@@ -48,17 +55,23 @@ def find_shards(data: str, splits: tuple[str, ...] = ()) -> dict[str | None, lis
             split = _split_of(one[start:].lstrip("/"), splits)
             found.setdefault(split, []).append(files.unstrip_protocol(one))
     if not found and is_address(data):
-        raise ValueError(
-            f"{data} has no tar files. Of data at an address, tar files of WebDataset can be read, "
-            "or a JSON file of COCO with --images, the address of its images' folder; download "
-            "other data, or give the name of a data set on the Hub."
-        )
+        raise ValueError(f"{data} has no tar files. {_what_can_be_read(files_of_coco)}")
     if None in found and len(found) > 1:
         raise ValueError(
             f"{data} has {found[None][0]}, whose name doesn't begin with a split's as those of "
             "others; expected train-000.tar or train/000.tar for all, or for none."
         )
     return found
+
+
+def _what_can_be_read(files_of_coco: list[str]) -> str:
+    """Say which data can be read at an address, and which of the files found may be such data."""
+    found = f", such as {files_of_coco[0]}," if files_of_coco else ""
+    return (
+        "Of data at an address, tar files of WebDataset can be read, or a JSON file of "
+        f"COCO{found} with --images, the address of its images' folder. Download other data, such "
+        "as those of YOLO and Pascal VOC, or give the name of a data set on the Hub."
+    )
 
 
 def _split_of(name: str, splits: tuple[str, ...]) -> str | None:

@@ -95,16 +95,13 @@ def check_splits(
     digests = dict.fromkeys(splits)
     if use_cache:
         digests = {name: digest_of_images(data.images) for name, data in splits.items()}
-    contents = decode is True
-    if decode is None and max(map(len, splits.values())) <= LARGE:
-        contents = not any(_has_remote(data.images) for data in splits.values())
     return SplitsReport(
         {name: summarize(data.table) for name, data in splits.items()},
         {
             name: check_dataset(data, num_queries, decode, use_cache, digests[name])
             for name, data in splits.items()
         },
-        (*_class_problems(splits), *_cached_image_problems(splits, contents, digests)),
+        (*_class_problems(splits), *_cached_image_problems(splits, decode, digests)),
     )
 
 
@@ -118,15 +115,19 @@ def _class_problems(splits: Mapping[str, DetectionDataset]) -> Iterator[Problem]
 
 
 def _cached_image_problems(
-    splits: Mapping[str, DetectionDataset], contents: bool, digests: Mapping[str, str | None]
+    splits: Mapping[str, DetectionDataset], decode: bool | None, digests: Mapping[str, str | None]
 ) -> list[Problem]:
     """Find images in two splits, or take them from the cache if there are digests of all images.
 
     One process of a training compares the images; the others wait for its result, see `cached`.
     """
+
+    def compare() -> list[Problem]:
+        return list(shared_image_problems(splits, _reads_contents(splits, decode)))
+
     if len(splits) < 2 or None in digests.values():
-        return list(shared_image_problems(splits, contents))
-    key = hashlib.sha256(repr((VERSION, contents, digests)).encode(errors="surrogatepass"))
+        return compare()
+    key = hashlib.sha256(repr((VERSION, decode, digests)).encode(errors="surrogatepass"))
 
     def save(file: Path, problems: list[Problem]) -> None:
         with atomic_file(file) as unfinished:
@@ -136,10 +137,20 @@ def _cached_image_problems(
     return cached(
         cache_folder("split_checks") / f"{key.hexdigest()}.json",
         _load,
-        lambda: list(shared_image_problems(splits, contents)),
+        compare,
         save,
         "the comparison of the splits",
     )
+
+
+def _reads_contents(splits: Mapping[str, DetectionDataset], decode: bool | None) -> bool:
+    """Return whether the content of images that aren't files is compared too.
+
+    By default it isn't that of many or remote images; their names are all looked at.
+    """
+    if decode is not None or max(map(len, splits.values())) > LARGE:
+        return decode is True
+    return not any(_has_remote(data.images) for data in splits.values())
 
 
 def _load(file: Path) -> list[Problem] | None:

@@ -17,7 +17,7 @@ from .annotation_table import AnnotationTable, Problem
 from .augmentation import seeded
 from .dataset import DetectionDataset, Example
 from .hub import class_label_names
-from .hub_loading import import_datasets
+from .hub_loading import divides_evenly, import_datasets
 from .object_rows import (
     BOX_KEYS,
     CATEGORY_KEYS,
@@ -37,6 +37,8 @@ SAMPLE = 200  # first rows, which are checked and tell the format of the boxes
 BUFFER = 1000  # rows among which one is drawn when they are shuffled
 PART = 256  # rows that are evaluated at once
 IMAGE = "image"  # the column
+
+Key = tuple[int, Mapping[str, Any]]  # number and content of a row
 
 
 class RowImages:
@@ -185,8 +187,7 @@ class StreamedDataset:
     ) -> Iterator[Mapping[str, Any]]:
         """Yield the undecoded rows of one of several processes, shuffled in an epoch.
 
-        Each process reads other files if their number is a multiple of `num_processes`, and
-        otherwise all files, of which it yields every n-th row.
+        Processes divide files or rows, see `divides_evenly`.
         """
         from datasets.distributed import split_dataset_by_node
 
@@ -209,8 +210,9 @@ class StreamedDataset:
             ValueError: if a process has no rows, or there are fewer than `len(self)`, as far as
                 that is known without reading the files of other processes.
         """
-        has_own_files = num_processes > 1 and self._rows.num_shards % num_processes == 0
-        least = 1 if has_own_files else len(range(process, len(self), num_processes))
+        least = len(range(process, len(self), num_processes))
+        if num_processes > 1 and divides_evenly(self._rows, num_processes):
+            least = 1  # the lengths of files aren't known
         while True:
             number = 0
             for row in self.rows(process, num_processes, epoch):
@@ -223,13 +225,19 @@ class StreamedDataset:
                     "fewer processes."
                 )
 
-    def parts(self, process: int, num_processes: int) -> Iterator[DetectionDataset]:
-        """Yield the rows of one of several processes, some at once, with unique image ids."""
-        rows, ids = self.rows(process, num_processes), count(process, num_processes)
-        while part := list(islice(rows, PART)):
-            yield self.read(part, list(islice(ids, len(part))))
+    def parts(
+        self, process: int, num_processes: int
+    ) -> Iterator[tuple[list[Key], DetectionDataset]]:
+        """Yield the rows of one of several processes, some at once, with unique image ids.
 
-    def example(self, key: tuple[int, Mapping[str, Any]], epoch: int) -> Example:
+        Each part is the arguments of `example`, and the data set of the same rows.
+        """
+        ids = count(process, num_processes)
+        keys = zip(ids, self.rows(process, num_processes), strict=False)
+        while part := list(islice(keys, PART)):
+            yield part, self.read([row for _, row in part], [number for number, _ in part])
+
+    def example(self, key: Key, epoch: int) -> Example:
         """Return the example of a row, of which the number is the image id."""
         number, row = key
         example = self.read([row], [number])[0]

@@ -1,7 +1,5 @@
 """Evaluation of a model on a data set: AP and PQ, independent of the batch size."""
 
-import copy
-import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,19 +8,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers.image_utils import SizeDict
 
-from ..data.batches import PackedBatch, SizeGroupedBatches, pack_batch
 from ..data.dataset import DetectionDataset, as_detection_dataset
 from ..data.image_source import read_segment_ids
 from ..data.streamed import StreamedDataset
-from ..distributed import gather_from_processes, num_processes, process_index
+from ..distributed import gather_from_processes, process_index
 from ..image_processing.image_processor import DetectionImageProcessor
-from ..image_processing.image_settings import resized_hw
 from ..image_processing.postprocess import detections_per_image
 from ..inference.prediction import in_eval_mode
 from ..losses.classification import SigmoidFocalClassification
 from .coco_evaluator import MAX_DETECTIONS, CocoEvaluator, Metrics
+from .image_batches import load_images, load_rows
 from .label_map import label_map, relabelled, relabelled_segments
 from .lvis_fields import add_lvis_fields
 from .panoptic_quality import PanopticQuality
@@ -100,15 +96,18 @@ def _evaluate_stream(
     max_detections: int,
 ) -> Metrics:
     truths, found = [], []
-    parts = stream.parts(process_index(), num_processes())
+
+    def note_truth(part: DetectionDataset) -> None:
+        truths.append(part.ground_truth())
+
+    loader = load_rows(stream, processor, batch_size, num_workers, note_truth)
+    labels = label_map(_unwrapped(model).config.id2label, stream.id2label)
     with tqdm(desc="evaluate", unit="image", disable=_hides_bar(progress)) as bar:
-        for part in parts:
-            truths.append(part.ground_truth())
-            options = batch_size, num_workers, False, False, max_detections
-            for image_ids, detections in detect(model, processor, part, *options, is_shared=False):
-                on_cpu = [{key: v.cpu() for key, v in one.items()} for one in detections]
-                found.append((image_ids, on_cpu))
-                bar.update(len(image_ids))
+        for (image_ids, sizes_hw, _), outputs in _run(model, processor, loader, progress=False):
+            detections = every_detection(processor, outputs, sizes_hw, max_detections)
+            on_cpu = [{key: v.cpu() for key, v in one.items()} for one in detections]
+            found.append((image_ids, [relabelled(one, labels) for one in on_cpu]))
+            bar.update(len(image_ids))
     shares = [truth for share in gather_from_processes(truths) for truth in share]
     joined = {key: [v for one in shares for v in one[key]] for key in ("images", "annotations")}
     categories = [{"id": label, "name": name} for label, name in stream.id2label.items()]
@@ -127,12 +126,10 @@ def detect(
     masks: bool = False,
     progress: bool = True,
     max_detections: int = MAX_DETECTIONS,
-    is_shared: bool = True,
 ) -> Iterator[tuple[list[int], list[dict[str, Tensor]]]]:
     """Detect objects in this process's part of the images of a data set.
 
-    Arguments as in `evaluate`, and `masks`: whether to return masks; `is_shared`: whether the
-    processes share the images, or each has its own data set.
+    Arguments as in `evaluate`, and `masks`: whether to return masks.
 
     Yields:
         For each batch the image ids, and for each image `scores` (n,), `labels` (n,) of the data
@@ -141,9 +138,8 @@ def detect(
     """
     dataset = as_detection_dataset(dataset)
     labels = label_map(_unwrapped(model).config.id2label, dataset.id2label)
-    for (image_ids, sizes_hw, inputs), outputs in _run(
-        model, processor, dataset, batch_size, num_workers, progress, is_shared
-    ):
+    loader = load_images(dataset, processor, batch_size, num_workers)
+    for (image_ids, sizes_hw, inputs), outputs in _run(model, processor, loader, progress):
         detections = every_detection(processor, outputs, sizes_hw, max_detections)
         if masks:
             _add_masks(detections, outputs, inputs, sizes_hw)
@@ -195,9 +191,8 @@ def evaluate_panoptic(
     labels = label_map(_unwrapped(model).config.id2label, dataset.id2label)
     fused = {label for label, data_label in labels.items() if data_label in stuff}
     index_of = {int(image_id): i for i, image_id in enumerate(dataset.table.image_ids)}
-    for (image_ids, sizes_hw, _), outputs in _run(
-        model, processor, dataset, batch_size, num_workers, progress
-    ):
+    loader = load_images(dataset, processor, batch_size, num_workers)
+    for (image_ids, sizes_hw, _), outputs in _run(model, processor, loader, progress):
         found = processor.post_process_panoptic_merge(
             outputs, threshold, fused, target_sizes=sizes_hw
         )
@@ -227,31 +222,14 @@ def _hides_bar(progress: bool) -> bool | None:
 
 
 def _run(
-    model: nn.Module,
-    processor: DetectionImageProcessor,
-    dataset: DetectionDataset,
-    batch_size: int,
-    num_workers: int,
-    progress: bool,
-    is_shared: bool = True,
+    model: nn.Module, processor: DetectionImageProcessor, loader: DataLoader, progress: bool
 ) -> Iterator[tuple[Batch, Any]]:
-    """Iterate over this process's batches and the model's outputs."""
+    """Iterate over this process's batches, with inputs of the model, and the model's outputs."""
     model = _unwrapped(model)
-    plain = copy.copy(dataset)
-    plain.set_transform(None)
-    sizes_hw = [dataset.image_hw(index) for index in range(len(dataset))]
-    if processor.do_resize:
-        size = SizeDict(**dict(processor.size))
-        sizes_hw = [resized_hw(size_hw, size) for size_hw in sizes_hw]
-    processes = (process_index(), num_processes()) if is_shared else (0, 1)
-    loader = DataLoader(
-        plain,
-        batch_sampler=SizeGroupedBatches(sizes_hw, batch_size, *processes),
-        num_workers=num_workers,
-        collate_fn=functools.partial(_collate, processor),
-    )
     with in_eval_mode(model):
-        bar = tqdm(loader, desc="evaluate", unit="batch", disable=_hides_bar(progress))
+        # tqdm would start the workers of a loader itself, and a second time when it is iterated.
+        batches = iter(loader)
+        bar = tqdm(batches, desc="evaluate", unit="batch", disable=_hides_bar(progress))
         for image_ids, original_hw, packed in bar:
             inputs = packed.unpack(processor, model.device, torch.contiguous_format)
             del inputs["labels"]
@@ -259,16 +237,6 @@ def _run(
             with torch.no_grad():
                 outputs = model(**inputs)
             yield (image_ids, original_hw, inputs), outputs
-
-
-def _collate(
-    processor: DetectionImageProcessor, samples: Sequence[tuple[Tensor, dict[str, Tensor]]]
-) -> tuple[list[int], list[tuple[int, int]], PackedBatch]:
-    """Return image ids, original sizes (height, width), and the images."""
-    images = [image for image, _ in samples]
-    packed = pack_batch(images, [{}] * len(images), processor, processor.do_resize)
-    image_ids = [int(target["image_id"]) for _, target in samples]
-    return image_ids, [tuple(target["orig_size"].tolist()) for _, target in samples], packed
 
 
 def _target_segments(dataset: DetectionDataset, index: int) -> dict[str, Any]:

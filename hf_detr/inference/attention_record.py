@@ -39,6 +39,8 @@ class AttentionRecord:
     Attributes:
         image: (3, H, W), uint8 or floats in [0, 1], before the image processor.
         id2label: names of the classes.
+        num_queries: the detector's own queries; of Q queries those from here on are queries that
+            exist in training alone, if they were asked for.
         scores, labels: (Q,), score and label of each object query's best class.
         boxes_xyxy: (Q, 4), box of each object query, in pixels of the image.
         spatial_shapes: (h, w) of each level, including padding.
@@ -57,6 +59,7 @@ class AttentionRecord:
 
     image: Tensor
     id2label: dict[int, str]
+    num_queries: int
     scores: Tensor
     labels: Tensor
     boxes_xyxy: Tensor
@@ -81,17 +84,19 @@ class AttentionRecord:
         return f"{self.id2label[int(self.labels[query])]} {self.scores[query]:.2f}"
 
     def best_queries(self, threshold: float = 0.5, most: int | None = None) -> list[int]:
-        """Return object queries with scores above the threshold, best first.
+        """Return the detector's own queries with scores above the threshold, best first.
 
         Raises:
             ValueError: if there is none.
         """
-        order = self.scores.argsort(descending=True).tolist()
-        found = [query for query in order if self.scores[query] > threshold][:most]
+        scores = self.scores[: self.num_queries]
+        found = [
+            query for query in scores.argsort(descending=True).tolist() if scores[query] > threshold
+        ][:most]
         if not found:
             raise ValueError(
                 f"No object query has a score above {threshold}; the highest is "
-                f"{self.scores.max():.2f}. Pass a lower threshold or the indices of queries."
+                f"{scores.max():.2f}. Pass a lower threshold or the indices of queries."
             )
         return found
 

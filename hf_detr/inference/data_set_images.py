@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
-from ..data.hub_loading import load_hf_splits
+from ..data.hub_loading import divides_evenly, load_hf_splits
 from .image_inputs import InputImage, source_of
 from .prediction_shards import part_name
 
@@ -98,23 +98,21 @@ class DataSetImages:
 def _part(rows: Any, process: int, num_processes: int) -> Iterator[tuple[int, int | str, Any]]:
     """Yield the position of every row's file or of the row itself, its number, and the row.
 
-    If a streamed data set has files enough for all processes, each gets files of its own, whose
-    rows have the name of the process and a number in its part.
+    Rows of a process with files of its own have its name and a number in its part.
     """
     import datasets
     from datasets.distributed import split_dataset_by_node
 
     if isinstance(rows, datasets.Dataset):
         rows = rows.to_iterable_dataset()  # of one file
-    num_files = rows.num_shards
     if num_processes == 1:
         yield from ((number, number, row) for number, row in enumerate(rows))
-    elif num_files % num_processes:
+    elif divides_evenly(rows, num_processes):
+        part, numbers = part_name(process, num_processes), itertools.count()
+        for file in range(process, rows.num_shards, num_processes):
+            for row in rows.shard(rows.num_shards, file):
+                yield file, f"{part}/{next(numbers)}", row
+    else:
         own = split_dataset_by_node(rows, process, num_processes)
         for number, row in zip(itertools.count(process, num_processes), own, strict=False):
             yield number, number, row
-    else:
-        part, numbers = part_name(process, num_processes), itertools.count()
-        for file in range(process, num_files, num_processes):
-            for row in rows.shard(num_files, file):
-                yield file, f"{part}/{next(numbers)}", row

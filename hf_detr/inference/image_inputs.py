@@ -10,9 +10,10 @@ import itertools
 import os
 import sys
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
@@ -102,7 +103,7 @@ class ImageInputs:
     @property
     def have_streams(self) -> bool:
         """Whether the number of images isn't known before all are read."""
-        return any(name == STDIN or _is_tar(name) or _is_in_storage(name) for name in self.names)
+        return any(name == STDIN or is_tar(name) or _is_in_storage(name) for name in self.names)
 
     def count(self) -> int | None:
         """Return the number of images, None if it isn't known."""
@@ -115,7 +116,7 @@ class ImageInputs:
         """Iterate over the images of one of several processes."""
         units = enumerate(self._units())
         for position, (name, place) in itertools.islice(units, process, None, num_processes):
-            if _is_tar(name):
+            if is_tar(name):
                 yield from _in_tar(name, position)
             else:
                 yield InputImage(name, place, source_of(name), position)
@@ -123,7 +124,7 @@ class ImageInputs:
     def local_files(self) -> Iterator[Path]:
         """Iterate over the images that are files, but not those of lists."""
         found = (file for _, files in self._local() for file, _, is_image in files if is_image)
-        return (file for file in found if not _is_tar(str(file)))
+        return (file for file in found if not is_tar(str(file)))
 
     def skipped(self) -> Iterator[Path]:
         """Iterate over the files in folders whose names aren't those of images."""
@@ -135,7 +136,7 @@ class ImageInputs:
         for name, files in self._local():
             if name == STDIN:
                 yield from self._listed()
-            elif _is_in_storage(name) and not _is_tar(name):
+            elif _is_in_storage(name) and not is_tar(name):
                 yield from self._in_remote_folder(name)
             elif is_address(name):
                 if name not in addresses:
@@ -222,7 +223,8 @@ def _is_in_storage(name: str) -> bool:
     return is_address(name) and not is_on_web(name)
 
 
-def _is_tar(name: str) -> bool:
+def is_tar(name: str) -> bool:
+    """Whether a path or address has the name of a tar file."""
     path = urlsplit(name).path if is_address(name) else name
     return path.lower().endswith(TARS)
 
@@ -240,6 +242,31 @@ def _matches(name: str) -> list[Path]:
             f"{name} doesn't exist; expected an image, folder, pattern, tar or address."
         )
     return [Path(path) for path in found or [name]]
+
+
+def images_as_before(images: Iterator[InputImage], torn: Mapping[str, int]) -> Iterator[InputImage]:
+    """Yield images without those that are new in tars that couldn't be read to their end before.
+
+    Args:
+        torn: name of such a tar -> number of its images before. After them comes its failure, as
+            before, which says what to do with the others.
+    """
+    for position, part in itertools.groupby(images, attrgetter("position")):
+        first = next(part)
+        tar = next((name for name in torn if f"{first.name}/".startswith(f"{name}/")), None)
+        part = itertools.chain([first], part)
+        if tar is None:
+            yield from part
+            continue
+        yield from itertools.islice(part, torn[tar])
+        for image in itertools.islice(part, 1):
+            problem = ValueError(
+                f"{tar} couldn't be read to its end when this run began, and has more images now. "
+                "Their results have no place among those of the images after it; run them alone: "
+                f"hf-detr predict {tar} --output with another folder"
+            )
+            failure = InputImage(tar, _place_of_address(tar), problem, position)
+            yield image if image.name == tar else failure
 
 
 def _place_of_address(name: str) -> str:

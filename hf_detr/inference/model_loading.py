@@ -14,7 +14,7 @@ from transformers import (
 
 from ..image_processing.image_processor import DetectionImageProcessor
 from ..models.pretrained_model import DetectionPreTrainedModel
-from ..models.variants import VARIANTS
+from ..models.variants import VARIANTS, check_has_masks
 
 
 def embedded_model_folder() -> Path:
@@ -71,6 +71,8 @@ def _load(
             f"model of hf_detr ({', '.join(VARIANTS)}). If it is one of these, remove "
             "HF_DETR_REGISTER=0 from the environment."
         )
+    if masks:
+        check_has_masks(config.model_type, str(name))
     has_masks = any(str(saved).endswith("ForSegmentation") for saved in config.architectures or ())
     if masks and not has_masks:
         raise ValueError(

@@ -20,6 +20,10 @@ IMAGES = ("pixel_values", "pixel_mask")
 class DetectionPipeline(ObjectDetectionPipeline):
     """Pipeline for object detection that pads the images of a batch to one size."""
 
+    def check_model_type(self, supported_models: Any) -> None:
+        if not isinstance(self.model, DetectionPreTrainedModel):  # which transformers may not have
+            super().check_model_type(supported_models)
+
     def preprocess(self, image: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         return put_in_lists(super().preprocess(image, *args, **kwargs), self.model)
 
@@ -29,6 +33,10 @@ class DetectionPipeline(ObjectDetectionPipeline):
 
 class SegmentationPipeline(ImageSegmentationPipeline):
     """Pipeline for image segmentation that pads the images of a batch to one size."""
+
+    def check_model_type(self, supported_models: Any) -> None:
+        if not isinstance(self.model, DetectionPreTrainedModel):  # which transformers may not have
+            super().check_model_type(supported_models)
 
     def preprocess(self, image: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         return put_in_lists(super().preprocess(image, *args, **kwargs), self.model)

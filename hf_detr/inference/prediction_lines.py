@@ -11,6 +11,7 @@ in the end a summary. Nothing here needs torch.
 import heapq
 import json
 import os
+from collections import deque
 from collections.abc import Iterator, Mapping
 from itertools import groupby, pairwise
 from operator import itemgetter
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..atomic_saving import atomic_file
+from .image_inputs import is_tar
 
 COMPLETE = "complete"  # the key of a complete run's summary, beside the options
 index_of = itemgetter("index")
@@ -49,14 +51,12 @@ class PredictionLines:
         self.retry = retry
         self._opened: BinaryIO | None = None
         self._has_begun = False
-        self._end = 0  # bytes of all lines
-        self._starts = [0]  # bytes of the file where groups start from an earlier one
-        self._group = self._last_group = 0  # the highest one, and the one of the last line
-        self._done: dict[int, tuple[str, bool]] = {}  # in the highest: index, name, has failed
-        self.num_results = self.num_failures = 0
+        self._note_nothing()
         if resume and file.exists():
             self._check_options()
             self._read_all()
+            if retry and self.num_failures:
+                self._drop_tar_at_end()
             self._opened = file.open("r+b")
             self._opened.truncate(self._end)
             self._opened.seek(0, os.SEEK_END)
@@ -92,6 +92,15 @@ class PredictionLines:
         self._opened.write(line := line_of(record))
         self._opened.flush()
         self._note(record, line)
+
+    def torn_tars(self) -> dict[str, int]:
+        """Return the number of images of each tar that couldn't be read to its end."""
+        failed = (record["file"] for record in self.records() if "error" in record)
+        tars = dict.fromkeys(filter(is_tar, failed), 0) if self.num_failures else {}
+        for record in self.records() if tars else ():
+            for tar in tars:
+                tars[tar] += record["file"].startswith(f"{tar}/")
+        return tars
 
     def complete(self, **summary: Any) -> None:
         """Note that all images have lines, with a summary in JSON types for `complete_run`."""
@@ -155,7 +164,7 @@ class PredictionLines:
 
     def _check_options(self) -> None:
         try:
-            before = json.loads(_options_file(self.file).read_text(encoding="utf-8"))
+            before = json.loads(options_file(self.file).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"{self.file} can't be continued, because the options of its run are unknown: "
@@ -171,6 +180,26 @@ class PredictionLines:
                 f"{before.get(name)} and is {now.get(name)} now. Give the options of before, or "
                 "another --output; without --resume the file is replaced."
             )
+
+    def _note_nothing(self) -> None:
+        self._end = 0  # bytes of all lines
+        self._starts = [0]  # bytes of the file where groups start from an earlier one
+        self._group = self._last_group = 0  # the highest one, and the one of the last line
+        self._done: dict[int, tuple[str, bool]] = {}  # in the highest: index, name, has failed
+        self.num_results = self.num_failures = 0
+
+    def _drop_tar_at_end(self) -> None:
+        """Drop the last image's line if it is a tar's failure, which more images can replace."""
+        [last] = deque(self.records(), maxlen=1)
+        if "error" not in last or not is_tar(last["file"]):
+            return
+        write_options(self.file, self.options)  # the run isn't complete any more
+        with self.file.open("rb") as lines, atomic_file(self.file) as unfinished:
+            kept = (one for one in lines if (_parsed(one) or last)["index"] != last["index"])
+            with unfinished.open("wb") as rest:
+                rest.writelines(kept)
+        self._note_nothing()
+        self._read_all()
 
     def _read_all(self) -> None:
         """Find where to continue."""
@@ -211,7 +240,7 @@ def write_options(
 ) -> None:
     """Write the options of a run, and the summary of a complete one, beside its lines."""
     values = {**options, COMPLETE: summary} if summary else options
-    with atomic_file(_options_file(file)) as unfinished:
+    with atomic_file(options_file(file)) as unfinished:
         unfinished.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
 
@@ -222,7 +251,7 @@ def complete_run(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         ValueError: if it hasn't ended.
     """
     try:
-        options = json.loads(_options_file(file).read_text(encoding="utf-8"))
+        options = json.loads(options_file(file).read_text(encoding="utf-8"))
         return options, options.pop(COMPLETE)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(
@@ -236,7 +265,8 @@ def line_of(record: Mapping[str, Any]) -> bytes:
     return json.dumps(record).encode() + b"\n"
 
 
-def _options_file(file: Path) -> Path:
+def options_file(file: Path) -> Path:
+    """Return the file of a run's options, beside its lines."""
     return file.with_suffix(".run.json")
 
 

@@ -13,9 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic_saving import atomic_file
-from .prediction_lines import PredictionLines, complete_run, line_of, write_options
+from .prediction_lines import (
+    PredictionLines,
+    complete_run,
+    line_of,
+    options_file,
+    write_options,
+)
 
 WHOLE = "predictions.jsonl"
+MERGED = "merged"  # the key of the number of processes, in the summary of merged lines
 SHARD = re.compile(r"predictions-\d{5,}-of-(\d{5,})\.jsonl")
 
 
@@ -77,6 +84,26 @@ def read_shards(files: Sequence[Path]) -> tuple[list[PredictionLines], dict[str,
     return [PredictionLines.of_complete_run(file) for file in files], summary
 
 
+def check_whole(folder: Path) -> None:
+    """Check that there is no file of a run of one process, which merged lines would replace.
+
+    Raises:
+        ValueError: if there is.
+    """
+    file = folder / WHOLE
+    if not file.exists() or not options_file(file).exists():  # of a merge that was killed
+        return
+    try:
+        is_merged = MERGED in complete_run(file)[1]
+    except ValueError:
+        is_merged = False
+    if not is_merged:
+        raise ValueError(
+            f"{file} is of a run of one process, and merging would replace it. Move it and "
+            f"{options_file(file).name} to another folder, or remove them, and merge again."
+        )
+
+
 def merge_shards(
     folder: Path, shards: Sequence[PredictionLines], summary: Mapping[str, Any]
 ) -> PredictionLines:
@@ -85,7 +112,7 @@ def merge_shards(
     file = folder / WHOLE
     with atomic_file(file) as unfinished, unfinished.open("wb") as lines:
         lines.writelines(line_of(_renumbered(record, i)) for i, record in enumerate(records))
-    write_options(file, shards[0].options, summary)
+    write_options(file, shards[0].options, {**summary, MERGED: len(shards)})
     return PredictionLines.of_complete_run(file)
 
 

@@ -1,7 +1,7 @@
 """Records predictions and attention of a detector in one forward pass, for the plots."""
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -13,7 +13,9 @@ from transformers.image_utils import ImageInput
 from ..image_processing.image_processor import DetectionImageProcessor
 from ..layers.attention import ProjectedAttention, multi_head_attention
 from ..layers.feature_pyramid import token_centers
+from ..models.detection_transformer import DetectionTransformer
 from ..models.object_detector import ObjectDetector
+from ..models.outputs import DetectionModelOutput, ObjectDetectionOutput, split_sampling
 from ..models.segmentation import Segmenter
 from ..ops.box_ops import box_cxcywh_to_xyxy
 from .attention_record import AttentionRecord, Layers
@@ -25,6 +27,7 @@ def record_attention(
     processor: DetectionImageProcessor,
     images: ImageInput,
     attentions: bool = True,
+    annotations: Sequence[dict[str, Any]] | None = None,
 ) -> list[AttentionRecord]:
     """Run a detector on a batch of images and record predictions and attention.
 
@@ -33,30 +36,41 @@ def record_attention(
         processor: the model's image processor.
         images: one image or several, in any format that the image processor supports.
         attentions: whether to record attention; predictions alone need much less memory.
+        annotations: of each image, as for the image processor, to also record the queries that
+            exist in training alone: those of `add_denoising`, which start from noised annotations,
+            or of `add_query_groups`. They follow the detector's own queries.
 
     Returns:
         A record per image.
 
     Raises:
         TypeError: if the model isn't a model of hf_detr.
-        ValueError: if an image is invalid.
+        ValueError: if an image is invalid, or the model has no queries for annotations.
     """
     detector = _detector(model)
     batch = read_for(processor, images)
-    inputs = processor(batch, input_data_format="channels_first", return_tensors="pt")
+    inputs = processor(
+        batch, annotations=annotations, input_data_format="channels_first", return_tensors="pt"
+    )
+    labels = inputs.pop("labels", None)
     with torch.no_grad(), in_eval_mode(model), _separate_parts(detector) as parts:
-        states = detector.model(
-            **inputs.to(model.device, model.dtype),
-            output_attentions=attentions,
-            return_dict=True,
-            output_feature_maps=True,
-        )
+        with _training_queries(detector.model, labels is not None):
+            states = detector.model(
+                **inputs.to(model.device, model.dtype),
+                labels=labels,
+                output_attentions=attentions,
+                return_dict=True,
+                output_feature_maps=True,
+            )
         outputs, _ = detector.detect(states, None, attentions)
-    scores, labels = detector.criterion.classification.probabilities(outputs.logits).max(-1)
+        num_queries = outputs.logits.shape[1]
+        if annotations is not None:
+            _add_training_queries(detector, states, outputs)
+    scores, classes = detector.criterion.classification.probabilities(outputs.logits).max(-1)
     pyramid = states.pyramid
     each: dict[str, Any] = {
         "scores": scores,
-        "labels": labels,
+        "labels": classes,
         "boxes_xyxy": box_cxcywh_to_xyxy(outputs.pred_boxes.float()),
         "valid_ratios": pyramid.valid_ratios,
         "token_centers": token_centers(pyramid),
@@ -77,6 +91,7 @@ def record_attention(
             AttentionRecord(
                 _in_unit_range(image),
                 detector.config.id2label,
+                num_queries,
                 spatial_shapes=pyramid.spatial_shapes,
                 **own,
             )
@@ -118,6 +133,44 @@ def query_boxes(
     if not boxes:
         raise ValueError("There are no images; expected at least one.")
     return torch.cat(boxes)
+
+
+@contextmanager
+def _training_queries(transformer: DetectionTransformer, are_wanted: bool) -> Iterator[None]:
+    """Let the model make the queries that only training has; its parts stay in eval mode."""
+    transformer.training = are_wanted
+    try:
+        yield
+    finally:
+        transformer.training = False
+
+
+def _add_training_queries(
+    detector: ObjectDetector, states: DetectionModelOutput, outputs: ObjectDetectionOutput
+) -> None:
+    """Append the queries that exist in training alone to a detector's outputs."""
+    training = states.training_states
+    if training is None:
+        raise ValueError(
+            "The model has no queries for annotations; call model.add_denoising(100) first, or "
+            "leave out annotations."
+        )
+    references = training.undetached_reference_points or training.reference_points
+    logits, pred_boxes = detector.predict(
+        training.layer_states[-1:], None if references is None else references[-1:]
+    )
+    weights, locations = split_sampling(training.cross_attentions)
+    outputs.logits = torch.cat([outputs.logits, logits[-1]], dim=1)
+    outputs.pred_boxes = torch.cat([outputs.pred_boxes, pred_boxes[-1]], dim=1)
+    for name, others, axis in (
+        ("cross_attentions", weights, 1 if locations else 2),
+        ("decoder_sampling_locations", locations, 1),
+        ("reference_points", training.reference_points, 1),
+    ):
+        layers = getattr(outputs, name)
+        if layers is not None:
+            pairs = zip(layers, others, strict=True)
+            outputs[name] = tuple(torch.cat(pair, dim=axis) for pair in pairs)
 
 
 def _detector(model: Any) -> ObjectDetector:

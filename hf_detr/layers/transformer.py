@@ -142,15 +142,16 @@ class Encoder(nn.Module):
         output_attentions: bool = False,
     ) -> EncoderOutput:
         """Transform tokens (B, S, D) into the memory that the decoder reads."""
-        all_states, all_weights = [hidden_states], []
+        # Kept only if asked for: one layer's tokens are among the largest tensors of inference.
+        all_states, all_weights = (hidden_states,), ()
         for layer in self.layers:
             hidden_states, weights = layer(
                 hidden_states, position_embeddings, pyramid, output_attentions
             )
-            all_states.append(hidden_states)
-            all_weights.append(weights)
+            all_states = (*all_states, hidden_states) if output_hidden_states else ()
+            all_weights = (*all_weights, weights) if output_attentions else ()
         return EncoderOutput(
             hidden_states if self.layernorm is None else self.layernorm(hidden_states),
-            tuple(all_states) if output_hidden_states else None,
-            tuple(all_weights) if output_attentions else None,
+            all_states if output_hidden_states else None,
+            all_weights if output_attentions else None,
         )

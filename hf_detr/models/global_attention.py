@@ -130,17 +130,20 @@ class GlobalAttentionDetector(ObjectDetector):
     """The model with its heads: from pixels to classes, boxes and loss.
 
     A subclass gives `model_class`.
+
+    Args:
+        config: of the subclass.
+        class_weight: weight of the classification loss, for configurations that have one.
     """
 
     model_class: type[GlobalAttentionModel]
 
-    def __init__(self, config: PreTrainedConfig) -> None:
+    def __init__(self, config: PreTrainedConfig, class_weight: float = 1) -> None:
         super().__init__(config)
         classification = SoftmaxClassification(config.num_labels, config.eos_coefficient)
         self.model = self.model_class(config)
         self.class_labels_classifier = make_class_head(config.d_model, classification)
         self.bbox_predictor = make_box_head(config.d_model)
-        class_weight = getattr(config, "ce_loss_coefficient", 1)  # not every variant has it
         self.criterion = make_criterion(config, classification, class_weight)
         self.post_init()
 

@@ -42,7 +42,7 @@ class DecoderOutput:
     undetached_reference_points: tuple[Tensor, ...] | None = None
 
     def split(self, num_queries: int) -> tuple["DecoderOutput", "DecoderOutput"]:
-        """Outputs of the first queries, and of the others the states and references."""
+        """Outputs of the first queries, and of the others what their boxes and plots need."""
         first, rest = slice(num_queries), slice(num_queries, None)
         own = replace(
             self,
@@ -56,6 +56,7 @@ class DecoderOutput:
         others = DecoderOutput(
             self.layer_states[:, :, rest],
             _cut(self.reference_points, rest),
+            cross_attentions=_cut(self.cross_attentions, rest, axis=2),
             undetached_reference_points=_cut(self.undetached_reference_points, rest),
         )
         return own, others
@@ -187,8 +188,8 @@ class DetectionModelOutput(_Sampling, _LayerStates, _Stages, _LastHiddenState):
         if training_queries is not None:
             num_training = training_queries.mask.shape[1]
             decoded, training_states = decoded.split(decoded.layer_states.shape[2] - num_training)
-        encoder_attentions, encoder_locations = _split_sampling(encoded.attentions)
-        cross_attentions, decoder_locations = _split_sampling(decoded.cross_attentions)
+        encoder_attentions, encoder_locations = split_sampling(encoded.attentions)
+        cross_attentions, decoder_locations = split_sampling(decoded.cross_attentions)
         return cls(
             decoded.layer_states[-1],
             decoded.hidden_states,
@@ -243,7 +244,7 @@ class SegmentationOutput(
     pixel_mask: Tensor | None = None
 
 
-def _split_sampling(
+def split_sampling(
     attentions: tuple[Any, ...] | None,
 ) -> tuple[tuple[Tensor, ...] | None, tuple[Tensor, ...] | None]:
     """Attention weights per layer, and sampling locations where attention is deformable."""

@@ -49,8 +49,9 @@ from .table_transformer.modeling_table_transformer import (
 class Recipe:
     """How a paper trains its model.
 
-    Training divides the learning rate by 10 after 80 % of the epochs, as all papers do but Table
-    Transformer's, which multiplies it by 0.9 after each epoch.
+    Training divides the learning rate by 10 after 80 % of the epochs, as all papers do but two:
+    Table Transformer's multiplies it by 0.9 after each epoch, and DINO's divides it after the 11th
+    of 12.
     """
 
     lr: float
@@ -79,6 +80,7 @@ class Variant:
         only_here: why transformers can't load or run the models, if so.
         segmenter_only_here: the same for the segmenter alone.
         preprocessing: settings of its image processor that differ from the class's own.
+        on_the_hub: names of trained models, to try.
     """
 
     config: type[DetectionConfig]
@@ -96,6 +98,7 @@ class Variant:
     only_here: str = ""
     segmenter_only_here: str = ""
     preprocessing: dict[str, Any] = field(default_factory=dict)
+    on_the_hub: tuple[str, ...] = ()
 
 
 DETR_MARK = "decoder.layers.0.multihead_attn.in_proj_weight"
@@ -123,6 +126,7 @@ VARIANTS: dict[str, Variant] = {
             official_marks=(DETR_MARK,),
             official_names=DETR_NAMES,
             official_masks=True,
+            on_the_hub=("facebook/detr-resnet-50", "facebook/detr-resnet-50-panoptic"),
         ),
         Variant(
             ConditionalDetrConfig,
@@ -141,6 +145,7 @@ VARIANTS: dict[str, Variant] = {
                 "transformers' class of this name ignores the reference points in the boxes and "
                 "scores by softmax instead of sigmoid."
             ),
+            on_the_hub=("microsoft/conditional-detr-resnet-50",),
         ),
         Variant(
             DeformableDetrConfig,
@@ -152,6 +157,7 @@ VARIANTS: dict[str, Variant] = {
             official_marks=("level_embed",),
             official_names=SAMPLED_NAMES,
             segmenter_only_here="transformers doesn't have this model.",
+            on_the_hub=("SenseTime/deformable-detr",),
         ),
         Variant(
             TableTransformerConfig,
@@ -168,6 +174,7 @@ VARIANTS: dict[str, Variant] = {
             official_names=DETR_NAMES,
             official_is_bare=True,
             preprocessing={"size": {"shortest_edge": 800, "longest_edge": 800}},
+            on_the_hub=("microsoft/table-transformer-detection",),
         ),
         Variant(
             DinoDetrConfig,
@@ -192,3 +199,21 @@ VARIANTS: dict[str, Variant] = {
         ),
     )
 }
+
+
+def check_has_masks(model_type: str, name: str) -> None:
+    """Check that there is a segmentation model of a type.
+
+    Args:
+        model_type: of the configuration; types of other libraries pass.
+        name: of the model, for the message.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if model_type in VARIANTS and VARIANTS[model_type].segmenter is None:
+        others = [one for one, variant in VARIANTS.items() if variant.segmenter is not None]
+        raise ValueError(
+            f"{name} is a {model_type} model, of which there is none with a mask head; expected a "
+            f"model of the types {', '.join(others)}."
+        )

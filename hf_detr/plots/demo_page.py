@@ -18,6 +18,7 @@ from ..inference.drawing import draw_predictions, make_picture
 from ..inference.model_loading import embedded_model_folder, load_model
 from ..inference.prediction import read_outputs
 from ..inference.record_attention import record_attention
+from ..models.variants import VARIANTS
 from .attention_plots import draw_attention_heads, draw_decoder_attention, draw_encoder_attention
 from .figures import Figure
 from .sampling_plots import (
@@ -31,10 +32,7 @@ EXAMPLE = Path(__file__).with_name("garments.jpg")
 GARMENTS = str(embedded_model_folder())
 MODELS = [
     ("garments (comes with hf_detr)", GARMENTS),
-    "facebook/detr-resnet-50",
-    "facebook/detr-resnet-50-panoptic",
-    "microsoft/conditional-detr-resnet-50",
-    "SenseTime/deformable-detr",
+    *(name for variant in VARIANTS.values() for name in variant.on_the_hub),
 ]
 COLUMNS = ["object", "score", "left", "top", "right", "bottom"]
 TABS = {"attention": "Attention", "points": "Sampling points"}

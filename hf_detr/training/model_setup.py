@@ -24,7 +24,7 @@ from ..data.augmentation import (
 from ..data.dataset import DetectionDataset
 from ..models.pretrained_model import DetectionPreTrainedModel
 from ..models.segmentation import Segmenter
-from ..models.variants import VARIANTS
+from ..models.variants import VARIANTS, check_has_masks
 from ..wording import some_of
 from .backbone_weights import load_backbone_weights
 from .lora import add_lora
@@ -61,6 +61,8 @@ def make_model(
         raise ValueError(f"--backbone-weights is for a new model; {name} is loaded with its own.")
     factory = AutoModelForImageSegmentation if options.panoptic else AutoModelForObjectDetection
     if not is_new(name):
+        if options.panoptic:
+            check_has_masks(AutoConfig.from_pretrained(name).model_type, name)
         model = factory.from_pretrained(name)
         if not isinstance(model, DetectionPreTrainedModel):
             raise ValueError(
@@ -75,6 +77,8 @@ def make_model(
     architecture = _read_architecture(name, options, data)
     preprocessing = architecture.pop("preprocessing", {})
     config = AutoConfig.for_model(architecture.pop("model_type"), **architecture, **labels)
+    if options.panoptic:
+        check_has_masks(config.model_type, name)
     model = factory.from_config(config)
     if options.backbone_weights is not None:
         load_backbone_weights(model, Path(options.backbone_weights))

@@ -30,6 +30,14 @@ FINE_TUNING_EPOCHS = 50  # of small data; papers train DETR for 500 epochs from 
 EVALUATIONS = 10  # of small data
 PAPER_WIDTH = 256  # `d_model` that the papers' learning rates are for
 PACKAGES = ("accelerate", "hotcoco", "matplotlib")  # of the extra "train"
+# Values of options that the papers do without
+PLAIN = {
+    "schedule": "step",
+    "ema": 0.0,
+    "warmup_steps": 0,
+    "class_factor": 1.0,
+    "evaluate_every": 1,
+}
 
 
 def _option(default: Any, help: str, lowest: float | None = None, may_change: bool = False) -> Any:
@@ -192,6 +200,8 @@ class TrainingOptions:
 
     def _check_together(self) -> None:
         """Check that options have an effect with the others, and that files exist."""
+        if len(self.augmentation()) > 1:
+            raise ValueError("--crop has no effect with --no-augmentation; omit one of them.")
         if self.metric in PANOPTIC_METRICS and not self.panoptic:
             raise ValueError(f"--metric {self.metric} is computed with --panoptic only.")
         if self.backbone_weights is not None and not Path(self.backbone_weights).is_file():
@@ -227,9 +237,8 @@ class TrainingOptions:
         """
         defaults: dict[str, Any] = {
             **{"lr": recipe.lr, "epochs": recipe.epochs, "batch_size": recipe.batch_size},
-            **{"schedule": "step", "ema": 0.0, "workers": 2, "warmup_steps": 0},
-            **{"evaluate_every": 1, "metric": "pq" if self.panoptic else "AP"},
-            "class_factor": 1.0,
+            **{"workers": 2, "metric": "pq" if self.panoptic else "AP"},
+            **PLAIN,
         }
         if self.small_data:
             defaults |= {"batch_size": 8, "ema": 0.998, "schedule": "cosine"}
@@ -248,6 +257,11 @@ class TrainingOptions:
         given = {name: value for name, value in vars(self).items() if value is not None}
         return replace(self, **{**defaults, **given})
 
+    def augmentation(self) -> list[str]:
+        """Return the names of the options of augmentation that were given."""
+        names = "crop", "no_augmentation"
+        return [name for name in names if getattr(self, name) != getattr(TrainingOptions, name)]
+
     def recorded(self) -> dict[str, Any]:
         """Return the options that affect the result, as in JSON."""
         kept = {one.name for one in fields(self) if not one.metadata["may_change"]}
@@ -258,9 +272,12 @@ class TrainingOptions:
 def check_same_options(before: dict[str, Any], now: dict[str, Any]) -> None:
     """Check that the recorded options of a training to resume haven't changed.
 
+    An option that didn't exist when the training began had its default, or its value in `PLAIN`.
+
     Raises:
         ValueError: if one has.
     """
+    before = {**TrainingOptions().recorded(), **PLAIN, **before}
     changed = [
         f"{name} was {before.get(name)!r}, is {now[name]!r}"
         for name in now

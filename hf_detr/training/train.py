@@ -134,8 +134,10 @@ def prepare(
     if train_data.transform is None:
         train_data = copy.copy(train_data)  # which may have been given
         train_data.set_transform(make_transform(options, processor))
-    elif options.no_augmentation:
-        raise ValueError("The data have a transform of their own; omit it or no_augmentation.")
+    elif unused := options.augmentation():
+        raise ValueError(
+            f"The data have a transform of their own; omit it or {' and '.join(unused)}."
+        )
     if options.micro_batch_size == AUTO:
         found = find_micro_batch_size(accelerator, model, processor, train_data, options.batch_size)
         options = replace(options, micro_batch_size=found)

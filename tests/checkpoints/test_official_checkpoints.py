@@ -23,8 +23,9 @@ from hf_detr.checkpoints.official_checkpoints import (
     matches_digest_in_name,
     model_from_weights,
 )
-from hf_detr.checkpoints.official_configuration import dilation_and_heads
+from hf_detr.checkpoints.official_configuration import dilation_and_heads, recognize
 from hf_detr.checkpoints.published_checkpoints import make_published_card, published_checkpoints
+from hf_detr.models.variants import VARIANTS
 
 from ..tiny import class_of, tiny_config, tiny_detector
 
@@ -273,6 +274,15 @@ def test_wrong_weights(
         model_from_weights(weights, content["args"], False, 4)
 
 
+@pytest.mark.parametrize("variant", [v for v, row in VARIANTS.items() if not row.official_masks])
+def test_mask_heads_without_official_code_are_named(variant: str) -> None:
+    """The message says which models have one."""
+    names = {f"detr.transformer.{mark}": torch.ones(1) for mark in VARIANTS[variant].official_marks}
+    message = f"is a {variant} model with a mask head, .* with masks are of the type detr"
+    with pytest.raises(ValueError, match=message):
+        recognize({**names, "mask_head.lay1.weight": torch.ones(1)})
+
+
 def test_other_models(tmp_path: Path) -> None:
     """Files of other models are rejected, and nothing is written."""
     file = tmp_path / "resnet.pth"
@@ -402,6 +412,25 @@ def test_unknown_dilation_and_heads(name: str) -> None:
         dilation_and_heads({}, name, None, 8)
     with pytest.raises(ValueError, match="Pass dilation=True or False and num_heads"):
         dilation_and_heads({}, name, False, None)
+
+
+def test_swin_backbones_are_refused(official: Callable[[str], Official]) -> None:
+    """DINO's other published backbone, Swin-L, is named instead of missing weights of a ResNet."""
+    weights = official("dino").content["model"]
+    resnet = [name for name in weights if name.startswith("backbone.")]
+    weights |= {name.replace(".body.", ".layers."): weights.pop(name) for name in resnet}
+    with pytest.raises(ValueError, match=r"isn't a ResNet of torchvision: it has backbone\.0\.lay"):
+        model_from_weights(weights, {}, False, 4)
+
+
+def test_temperatures_of_positions(official: Callable[[str], Official]) -> None:
+    """DINO's code has two; they are written, read, and have to be the same."""
+    one = official("dino")
+    weights, options = one.content["model"], one.content["args"]
+    assert options["pe_temperatureH"] == options["pe_temperatureW"] == 30
+    assert model_from_weights(weights, options, False, 4).config.position_temperature == 30
+    with pytest.raises(ValueError, match=r"pe_temperatureW are \[30, 20\]; expected the same"):
+        model_from_weights(weights, {**options, "pe_temperatureW": 20}, False, 4)
 
 
 @pytest.mark.parametrize("heads", [0, -8, True, 8.0, "8"])

@@ -140,6 +140,11 @@ def test_merged_later(
     assert files == ["0.png", "1.png", "2.png", "3.png", "torn.png"]
     report = json.loads((together / "predictions.json").read_text())
     assert report["model"] == model and len(report["images"]) == 4
+    assert predict(together, images[0], "--model", model) == 3
+    before, _ = (together / "predictions.jsonl").read_bytes(), capsys.readouterr()
+    assert predict(together, "--merge") == 1
+    assert "is of a run of one process, and merging would replace it" in capsys.readouterr().err
+    assert (together / "predictions.jsonl").read_bytes() == before
     assert predict(tmp_path / "nothing", images[0], "--model", model) == 3
     assert predict(tmp_path / "nothing", "--merge") == 1
     assert "no results of several processes" in capsys.readouterr().err

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -250,6 +251,65 @@ def test_failed_images_are_tried_again(
     assert [line["index"] for line in lines] == [3, 76, 77, 159, 161]
     report = json.loads((output / "predictions.json").read_text())
     assert [one["index"] for one in report["images"]] == list(range(162))
+
+
+def torn_tar(file: Path, torn: int) -> bytes:
+    """Write a tar of five images that ends in one of them; return the whole one."""
+    contents = {f"{number}.png": png(16, 16, number) for number in range(5)}
+    whole = write_tar(file, contents).read_bytes()
+    with tarfile.open(file) as tar:
+        end = tar.getmembers()[torn].offset_data + 10
+    file.write_bytes(whole[:end])
+    return whole
+
+
+def by_index(output: Path) -> dict[int, dict[str, Any]]:
+    """The last line of each image."""
+    last = {line["index"]: line for line in lines_of(output)}
+    return {index: last[index] for index in sorted(last)}
+
+
+@pytest.mark.parametrize("torn", [0, 3])
+def test_repaired_tar_at_the_end_is_continued(model: str, tmp_path: Path, torn: int) -> None:
+    """The rest of its images follow those that were there, as if it had never been torn."""
+    photo, tar, output = write_image(tmp_path / "a.png"), tmp_path / "t.tar", tmp_path / "output"
+    whole = torn_tar(tar, torn)
+    given = (photo, tar, "--model", model, "--no-draw")
+    assert predict(output, *given) == 3
+    before = by_index(output)
+    assert list(before) == list(range(2 + torn))
+    assert "to its end as a tar file" in before[1 + torn]["error"]
+    assert predict(output, *given, "--retry-failed") == 3 and by_index(output) == before
+    tar.write_bytes(whole)
+    assert predict(output, *given, "--resume") == 3 and by_index(output) == before
+    assert predict(output, *given, "--retry-failed") == 0
+    assert predict(tmp_path / "whole", *given) == 0
+    after, expected = by_index(output), by_index(tmp_path / "whole")
+    assert [after[n]["file"] for n in after] == [expected[n]["file"] for n in range(6)]
+    assert all("objects" in line for line in after.values())
+    assert [after[n] for n in range(1 + torn)] == [before[n] for n in range(1 + torn)]
+
+
+def test_repaired_tar_in_the_middle_says_what_to_do(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Other failed images are tried again; no result is mistaken for another image's."""
+    tar, photo, output = tmp_path / "t.tar", tmp_path / "a.png", tmp_path / "output"
+    whole = torn_tar(tar, 2)
+    photo.write_text("torn")
+    given = (tar, photo, "--model", model, "--no-draw")
+    assert predict(output, *given) == 3
+    before = by_index(output)
+    tar.write_bytes(whole)
+    write_image(photo)
+    assert predict(output, *given, "--resume") == 3 and by_index(output) == before
+    capsys.readouterr()
+    assert predict(output, *given, "--retry-failed") == 3
+    assert f"run them alone: hf-detr predict {tar}" in capsys.readouterr().err
+    after = by_index(output)
+    assert [line["file"] for line in after.values()] == [one["file"] for one in before.values()]
+    assert "objects" in after[3] and [n for n in after if "error" in after[n]] == [2]
+    assert (after[0], after[1]) == (before[0], before[1])
 
 
 @pytest.mark.parametrize("name", READERS)

@@ -2,14 +2,16 @@
 
 import pickle
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from hf_detr.data.hub import read_hf_dataset
-from hf_detr.data.hub_loading import load_hf_splits
+from hf_detr.data.hub_loading import divides_evenly, load_hf_splits
 
 datasets = pytest.importorskip("datasets")
+from datasets.distributed import split_dataset_by_node  # noqa: E402
 
 from .test_hub import DICT_OF_LISTS, ROWS, make  # noqa: E402
 
@@ -62,3 +64,18 @@ def test_error_of_missing_library_says_how_to_install_it(monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ImportError, match="pip install"):
         read_hf_dataset(data, "coco_xywh")
+
+
+@pytest.mark.parametrize("num_processes", [2, 3, 4, 5])
+def test_division_of_files_is_that_of_the_library(num_processes: int) -> None:
+    """Where it says that a process has files of its own, `datasets` reads no others."""
+    opened = []
+
+    def rows(shards: list[int]) -> Iterator[dict[str, int]]:
+        for shard in shards:
+            opened.append(shard)
+            yield {"shard": shard}
+
+    stream = datasets.IterableDataset.from_generator(rows, gen_kwargs={"shards": [0, 1, 2, 3]})
+    list(split_dataset_by_node(stream, 0, num_processes))
+    assert divides_evenly(stream, num_processes) == (len(opened) < 4)

@@ -50,3 +50,18 @@ def test_other_file_systems() -> None:
     expected = {"train": ["memory:///shards/train/a.tar"], "val": ["memory:///shards/val/b.tar"]}
     assert find_shards("memory://shards", SPLITS) == expected
     assert is_shards("memory://shards") and is_shards("a-{0..1}.tar") and not is_shards("a/tar")
+
+
+def test_other_data_at_an_address() -> None:
+    """The message names what works instead, and the file of COCO that is there."""
+    files = fsspec.filesystem("memory")
+    files.pipe({"/coco/train/annotations.json": b"", "/coco/train/images/1.jpg": b""})
+    message = r"no tar files\. .* of COCO, such as memory:///coco/train/annotations.json, with --im"
+    with pytest.raises(ValueError, match=message):
+        find_shards("memory://coco", SPLITS)
+    files.pipe({"/yolo/data.yaml": b"", "/yolo/labels/train/1.txt": b""})
+    for address in ("memory://yolo/data.yaml", "https://example.org/data.yaml"):
+        with pytest.raises(ValueError, match="data.yaml isn't a tar file. .* Download other data"):
+            find_shards(address, SPLITS)
+    with pytest.raises(ValueError, match="memory://yolo has no tar files. .* file of COCO with --"):
+        find_shards("memory://yolo", SPLITS)

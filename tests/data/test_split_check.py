@@ -132,6 +132,20 @@ def test_comparison_is_cached(folder: Path, monkeypatch: pytest.MonkeyPatch):
     assert not check_splits(splits).problems
 
 
+def test_cache_is_asked_before_names(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """Which images are at addresses is found once, not at each start of each process."""
+    splits = read(folder, "train", "val")
+    first = check_splits(splits)
+
+    def fail(name: str) -> bool:
+        raise AssertionError(f"{name} was looked at again")
+
+    monkeypatch.setattr(split_check, "is_remote", fail)
+    assert check_splits(splits) == first
+    with pytest.raises(AssertionError, match="looked at again"):
+        check_splits(splits, use_cache=False)
+
+
 def test_rows_are_read_once(folder: Path):
     """Images that aren't files are compared by their content, which isn't read at each start."""
     datasets = pytest.importorskip("datasets")

@@ -111,7 +111,8 @@ def test_examples_are_those_of_the_data_set(folder: Path) -> None:
         assert torch.equal(image, expected[number][0])
         for key, value in expected[number][1].items():
             assert torch.equal(target[key], value), key
-    [part] = stream.parts(0, 1)
+    [(keys, part)] = stream.parts(0, 1)
+    assert keys == list(enumerate(stream.rows()))
     assert part.ground_truth()["annotations"] == expected.ground_truth()["annotations"]
 
 
@@ -134,7 +135,7 @@ def test_processes_divide_the_rows_of_an_epoch(num_processes: int) -> None:
         orders.append(parts)
         assert sorted(itertools.chain(*parts)) == list(range(12))
     assert orders[0] == orders[1] != orders[2]
-    ids = [part.table.image_ids.tolist() for p in range(2) for part in stream.parts(p, 2)]
+    ids = [part.table.image_ids.tolist() for p in range(2) for _, part in stream.parts(p, 2)]
     assert sorted(itertools.chain(*ids)) == list(range(12))
 
 

@@ -13,7 +13,7 @@ import torch
 from datasets import IterableDataset
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import Subset
+from torch.utils.data import DataLoader, Subset
 
 from hf_detr import (
     DetrForSegmentation,
@@ -165,6 +165,23 @@ def test_streams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert found == pytest.approx({name: expected[name] for name in found}, abs=1e-6)
     with pytest.raises(ValueError, match="A stream is evaluated with 'bbox' only"):
         evaluate(model, processor, stream_of(dataset), iou_types=("bbox", "segm"))
+
+
+def test_workers_start_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All images of a data set, and all parts of a stream, are loaded by the same workers."""
+    monkeypatch.setattr(streamed, "PART", 2)
+    model, processor = tiny_detector(), processor_of()
+    dataset, _ = write_detectable_data(tmp_path, model, processor)
+    iterate, started = DataLoader.__iter__, []
+
+    def noted(loader: DataLoader) -> Any:
+        started.append(loader)
+        return iterate(loader)
+
+    monkeypatch.setattr(DataLoader, "__iter__", noted)
+    for data, number in ((dataset, 1), (stream_of(dataset), 2)):
+        evaluate(model, processor, data, progress=False)
+        assert len(started) == number
 
 
 def test_progress_of_streams(

@@ -12,7 +12,7 @@ from hf_detr import DetrForObjectDetection, DetrForSegmentation, DetrImageProces
 from hf_detr.inference.model_loading import load_model
 
 from ..models.test_segmentation import tiny_segmenter
-from ..tiny import tiny_detector
+from ..tiny import tiny_config, tiny_detector
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +48,10 @@ def test_invalid_models(folder: Path, tmp_path: Path) -> None:
     """Detectors with masks=True, other models and unknown devices are rejected."""
     with pytest.raises(ValueError, match="has no mask head"):
         load_model(folder / "detector", masks=True)
+    tiny_config("table-transformer").save_pretrained(folder / "tables")
+    message = "tables is a table-transformer model, .* expected a model of the types detr, cond"
+    with pytest.raises(ValueError, match=message):
+        load_model(folder / "tables", masks=True)
     with pytest.raises(ValueError, match="The device 'abacus' isn't available"):
         load_model(folder / "detector", "abacus")
     YolosConfig().save_pretrained(tmp_path)

@@ -8,11 +8,11 @@ import transformers
 from PIL import Image
 from transformers import AutoImageProcessor, pipeline
 
-from hf_detr import DetectionPipeline
+from hf_detr import DetectionPipeline, SegmentationPipeline
 from hf_detr.inference.pipelines import pad_to_batch
 from hf_detr.models.object_detector import ObjectDetector
 
-from ..tiny import IN_TRANSFORMERS, SOFTMAX, class_of, tiny_config, tiny_detector
+from ..tiny import IN_TRANSFORMERS, SOFTMAX, WITH_HEADS, class_of, tiny_config, tiny_detector
 
 IMAGES = Path(__file__).parents[2] / "examples" / "images"
 
@@ -42,6 +42,25 @@ def test_pipeline_on_a_photograph(folder: Path, variant: str) -> None:
     assert {"score", "label", "box"} == set(detections[0])
     assert detections[0]["label"].startswith("class ")
     assert set(detections[0]["box"]) == {"xmin", "ymin", "xmax", "ymax"}
+
+
+@pytest.mark.parametrize(("variant", "kind"), WITH_HEADS)
+def test_models_are_supported(variant: str, kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    """No message says otherwise, also of models that transformers doesn't have."""
+    config = tiny_config(variant, d_model=128, encoder_attention_heads=8)
+    arguments = {
+        "model": class_of(variant, kind)(config),
+        "image_processor": class_of(variant, "ImageProcessor")(),
+    }
+    transformers.utils.logging.enable_propagation()
+    try:
+        if kind == "ForObjectDetection":
+            DetectionPipeline(**arguments)
+        else:
+            SegmentationPipeline(**arguments)
+    finally:
+        transformers.utils.logging.disable_propagation()
+    assert "not supported" not in caplog.text
 
 
 def test_batches_of_mixed_sizes(folder: Path, variant: str) -> None:

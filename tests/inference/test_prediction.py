@@ -16,6 +16,7 @@ from torch.testing import assert_close
 from hf_detr import DetrImageProcessor, predict, stream_predictions
 from hf_detr.inference.prediction import WAITING_BATCHES, in_eval_mode, stream_with_sizes
 from hf_detr.inference.record_attention import record_attention
+from hf_detr.layers import folded_backbone
 from hf_detr.models.object_detector import ObjectDetector
 from hf_detr.models.segmentation import Segmenter
 
@@ -224,8 +225,9 @@ def test_modes_are_restored() -> None:
     assert [module.training for module in model.modules()] == [True, True, False]
 
 
-def test_folded_backbone_is_reused() -> None:
+def test_folded_backbone_is_reused(monkeypatch: pytest.MonkeyPatch) -> None:
     """The folded backbone is computed once, and dropped by training mode."""
+    monkeypatch.setattr(folded_backbone, "LEAST_PIXELS", 0)
     model, processor = tiny_detector("detr"), DetrImageProcessor(size=SIZE)
     folded, image = model.model.backbone.folded, np.zeros((40, 50, 3), np.uint8)
     predict(model, processor, image)

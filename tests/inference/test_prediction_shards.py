@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from hf_detr.inference.image_inputs import ImageInputs
-from hf_detr.inference.prediction_lines import PredictionLines, complete_run
+from hf_detr.inference.prediction_lines import PredictionLines, complete_run, write_options
 from hf_detr.inference.prediction_shards import (
+    check_whole,
     find_shards,
     merge_shards,
     read_shards,
@@ -69,7 +70,7 @@ def test_order_is_that_of_the_images(
     [torn] = [record for record in records if "error" in record]
     assert torn["error"] == f"image {torn['index']} is torn"
     assert (lines.num_results, lines.num_failures) == (24, 1)
-    said = {"group_size": 4, "names": {"0": "cat"}}
+    said = {"group_size": 4, "names": {"0": "cat"}, "merged": num_processes}
     assert complete_run(tmp_path / "out" / "predictions.jsonl") == ({"--threshold": 0.5}, said)
 
 
@@ -117,6 +118,23 @@ def test_what_is_missing_is_named(inputs: ImageInputs, tmp_path: Path) -> None:
     refused("results of runs with 2 and 3 processes; remove")
     (tmp_path / "predictions-00001-of-00002.jsonl").unlink()
     assert merged(tmp_path).num_results == 24
+
+
+def test_run_of_one_process_is_kept(inputs: ImageInputs, tmp_path: Path) -> None:
+    """Only lines that were merged before are replaced, also by a merge that was killed."""
+    for process in range(2):
+        write_part(tmp_path, inputs, process, 2)
+    for _ in range(2):
+        check_whole(tmp_path)
+        merged(tmp_path)
+    (tmp_path / "predictions.run.json").unlink()
+    check_whole(tmp_path)
+    write_part(tmp_path, inputs, 0, 1)
+    with pytest.raises(ValueError, match="of a run of one process, and merging would replace it"):
+        check_whole(tmp_path)
+    write_options(tmp_path / "predictions.jsonl", {"--threshold": 0.5})  # it is still running
+    with pytest.raises(ValueError, match=r"Move it and predictions\.run\.json"):
+        check_whole(tmp_path)
 
 
 def test_memory_is_constant(tmp_path: Path) -> None:

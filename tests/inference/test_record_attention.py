@@ -126,3 +126,50 @@ def test_query_boxes() -> None:
     two_stage = tiny_detector("deformable_detr", two_stage=True, with_box_refine=True)
     with pytest.raises(ValueError, match="two-stage.*learned queries"):
         query_boxes(two_stage, make_processor("deformable_detr"), some_images())
+
+
+@pytest.mark.parametrize("attentions", [True, False])
+def test_queries_of_training(variant: str, attentions: bool) -> None:
+    """Those that start from annotations follow the detector's own, which don't change."""
+    model, processor = tiny_detector(variant), make_processor(variant)
+    images = some_images()
+    annotations = [
+        {
+            "image_id": index,
+            "annotations": [
+                {"bbox": [8, 16, 40, 64], "category_id": label, "area": 2560, "iscrowd": 0}
+                for label in labels
+            ],
+        }
+        for index, labels in enumerate(([1, 3], [0]))
+    ]
+    alone = record_attention(model, processor, images, attentions)
+    model.add_denoising(4, label_noise_ratio=0, box_noise_scale=0)
+    model.eval()
+    records = record_attention(model, processor, images, attentions, annotations)
+    assert not any(module.training for module in model.modules())
+    for record, without in zip(records, alone, strict=True):
+        assert record.num_queries == without.num_queries == len(without.scores) == 7
+        assert len(record.scores) == len(record.boxes_xyxy) == 7 + 8  # 2 groups of 2 kinds of 2
+        torch.testing.assert_close(record.boxes_xyxy[:7], without.boxes_xyxy)
+        assert record.best_queries(0.0) == without.best_queries(0.0)
+    if attentions:
+        record, without = records[0], alone[0]
+        axis = 0 if record.decoder_locations else 1
+        for layer, weights in enumerate(without.cross_attentions):
+            assert record.cross_attentions[layer].shape[axis] == 15
+            own = record.cross_attentions[layer].narrow(axis, 0, 7)
+            torch.testing.assert_close(own, weights)
+        if variant not in SOFTMAX:
+            start = torch.tensor([28 / 192, 48 / 128])  # without noise, the centre of the box
+            references = record.reference_points[0][7:, :2]
+            torch.testing.assert_close(references, start.expand(8, 2), atol=2e-3, rtol=0)
+
+
+def test_annotations_without_queries_for_them() -> None:
+    """A model without training queries says how to get them."""
+    annotations = {"image_id": 1, "annotations": []}
+    with pytest.raises(ValueError, match="add_denoising"):
+        record_attention(
+            tiny_detector(), make_processor("detr"), some_images()[0], annotations=[annotations]
+        )

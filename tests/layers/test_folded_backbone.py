@@ -8,13 +8,21 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from hf_detr.layers import folded_backbone
 from hf_detr.layers.backbone import Backbone
 from hf_detr.layers.folded_backbone import find_pairs, fold_pair, has_fast_onednn, inference_only
 
 from ..tiny import padded_batch, tiny_detector
 from .test_backbone import image_for, make_backbone, plain_model
+
+
+@pytest.fixture(autouse=True)
+def folded_whatever_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The images of these tests are small."""
+    monkeypatch.setattr(folded_backbone, "LEAST_PIXELS", 0)
 
 
 def seen_backbone(name: str = "test_resnet", **changes: object) -> Backbone:
@@ -76,7 +84,7 @@ def test_dilated_last_stage() -> None:
 @pytest.mark.skipif(not has_fast_onednn(), reason="oneDNN isn't chosen on this processor")
 def test_small_kernels_on_one_thread() -> None:
     """Protects that 1 x 1 convolutions take oneDNN's kernel, which torch would choose on two."""
-    backbone, image = seen_backbone("resnet50"), image_for("resnet50")
+    backbone, image = seen_backbone("resnet50"), torch.randn(1, 3, 224, 224)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -378,3 +386,34 @@ def test_recorded_operators_contain_no_short_cut() -> None:
         assert torch.jit.trace(model, x, check_trace=False)(x).tolist() == [0, 0]
         with FlopCounterMode(display=False):
             assert model(x).tolist() == [0, 0]
+
+
+def test_few_pixels_are_not_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Protects small images from a copy that takes longer than the network itself."""
+    monkeypatch.setattr(folded_backbone, "LEAST_PIXELS", 2 * 64 * 96)
+    backbone = seen_backbone()
+    with torch.no_grad():
+        backbone(torch.randn(1, 3, 64, 96))
+        assert backbone.folded.copy is None
+        backbone(torch.randn(2, 3, 64, 96))
+    assert backbone.folded.copy is not None
+
+
+@pytest.mark.skipif(not has_fast_onednn(), reason="oneDNN isn't chosen on this processor")
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_small_maps_do_not_take_the_slow_convolution(batch_size: int) -> None:
+    """Protects that no operator of torch's dilated convolution runs, whatever the size."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        backbone, image = seen_backbone("resnet50"), torch.randn(batch_size, 3, 64, 64)
+        expected = backbone(image)
+        with torch.no_grad():
+            assert_close(backbone(image), expected)
+            with profile(activities=[ProfilerActivity.CPU]) as record:
+                backbone(image)
+    finally:
+        torch.set_num_threads(threads)
+    names = {event.key for event in record.key_averages()}
+    assert any("convolution" in name for name in names)
+    assert not any("dilated" in name for name in names)

@@ -1,6 +1,7 @@
 """Protects the encoder and the transformer layer: against torch's own post-norm encoder."""
 
 import math
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -189,3 +190,19 @@ def test_gradient_checkpointing_keeps_the_gradients() -> None:
     for got, grad in zip(gradients(), expected, strict=True):
         torch.testing.assert_close(got, grad, atol=1e-4, rtol=1e-4)
     assert len(calls) == len(encoder.layers)
+
+
+def test_states_between_layers_are_freed() -> None:
+    """In inference an output that nobody asked for is gone as soon as the next layer has run."""
+    encoder, (tokens, *geometry) = make_encoder(encoder_layers=4), random_tokens()
+    outputs: list[weakref.ref[Tensor]] = []
+
+    def remember(layer: nn.Module, inputs: tuple, output: tuple[Tensor, Tensor | None]) -> None:
+        assert [ref() is not None for ref in outputs[:-1]] == [False] * len(outputs[:-1])
+        outputs.append(weakref.ref(output[0]))
+
+    for layer in encoder.layers:
+        layer.register_forward_hook(remember)
+    with torch.no_grad():
+        encoder(tokens, *geometry)
+    assert len(outputs) == 4

@@ -54,6 +54,12 @@ def test_losses_and_gradients(eos_coefficient: float) -> None:
     assert compared == sum(parameter.requires_grad for parameter in ours.parameters())
 
 
+def test_weight_of_the_classification_loss() -> None:
+    """Table Transformer's configuration has it; DETR's paper has a weight of 1."""
+    assert tiny_detector("detr").criterion.weights["loss_ce"] == 1
+    assert tiny_detector(VARIANT, ce_loss_coefficient=3).criterion.weights["loss_ce"] == 3
+
+
 @torch.no_grad()
 def test_states() -> None:
     """Memory is normalised, states between layers aren't, and all equal transformers'."""

@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 from hf_detr.inference.prediction import read_outputs
+from hf_detr.models.variants import VARIANTS
 from hf_detr.plots import demo_page as demo
 
 from ..test_documentation import REPOSITORY, write_folder
@@ -36,6 +37,13 @@ def garments() -> Any:
     run, said = demo.look(demo.GARMENTS, str(IMAGE))
     assert "480 × 360 pixels" in said
     return run
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_models_of_all_variants_can_be_chosen(variant: str) -> None:
+    """The page offers trained models of each variant."""
+    offered = VARIANTS[variant].on_the_hub
+    assert offered and set(offered) <= set(demo.MODELS)
 
 
 def test_threshold_draws_from_one_run(garments: Any) -> None:

@@ -52,6 +52,19 @@ def test_trained_segmenter_gets_new_classes(tmp_path: Path, data: Any) -> None:
     assert model.detector.class_labels_classifier.out_features == 3
 
 
+@pytest.mark.parametrize("name", ["table-transformer", "model.json", "folder"])
+def test_models_without_masks_are_named(
+    name: str, tmp_path: Path, data: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new or trained model of a type without mask head is refused with the types that have it."""
+    monkeypatch.chdir(tmp_path)
+    Path("model.json").write_text('{"model_type": "table-transformer"}')
+    tiny_config("table-transformer").save_pretrained("folder")
+    message = f"{name} is a table-transformer model, .* types detr, conditional_detr, deform"
+    with pytest.raises(ValueError, match=message):
+        make_model(name, TrainingOptions(panoptic=True), data)
+
+
 def test_new_model_of_a_file(tmp_path: Path, data: Any) -> None:
     """The file has the configuration, the type and the processor's settings."""
     values = tiny_config("conditional_detr").to_diff_dict()

@@ -26,8 +26,9 @@ from transformers import AutoModelForObjectDetection, pipeline
 
 import hf_detr
 from hf_detr.data.formats import DataArguments
+from hf_detr.models.variants import VARIANTS
 from hf_detr.training.card import base_model
-from hf_detr.training.checkpoint import load_newest_checkpoint
+from hf_detr.training.checkpoint import load_newest_checkpoint, save_checkpoint
 from hf_detr.training.options import TrainingOptions
 from hf_detr.training.train import make_accelerator
 from hf_detr.training.trainer import Training
@@ -248,6 +249,28 @@ def test_table_transformer_is_fine_tuned(small: dict[str, Any]) -> None:
         assert_close(ours(**inputs).logits, peer(**inputs).logits, atol=1e-4, rtol=0)
 
 
+def test_dino_is_fine_tuned(small: dict[str, Any], capsys: pytest.CaptureFixture) -> None:
+    """Known classes keep the embeddings that denoising starts from, in files with all weights."""
+    start = small["model"]
+    shutil.rmtree(start)
+    names = {0: "table", 1: "red", 2: "car"}
+    config = tiny_config("dino_detr", num_labels=3, id2label=names)
+    model = hf_detr.DinoDetrForObjectDetection(config)
+    model.save_pretrained(start)
+    size = {"shortest_edge": 64, "longest_edge": 64}
+    hf_detr.DinoDetrImageProcessor(size=size).save_pretrained(start)
+    result = hf_detr.train(**{**small, "epochs": 1})
+    assert "denois" not in capsys.readouterr().err  # no weight is missing or new
+    tuned, info = hf_detr.DinoDetrForObjectDetection.from_pretrained(
+        result.folder, output_loading_info=True
+    )
+    assert not any(info.values()), info
+    assert tuned.config.id2label == NAMES and tuned.config.num_denoising_queries == 4
+    red = [label for label, name in NAMES.items() if name == "red"]
+    before = model.model.denoising.label_embeddings.weight[1:2]
+    assert_close(tuned.model.denoising.label_embeddings.weight[red], before, atol=1e-6, rtol=0)
+
+
 def test_given_model(small: dict[str, Any]) -> None:
     """A model that is an object is trained itself; its classes have to be those of the data."""
     model = AutoModelForObjectDetection.from_pretrained(small.pop("model"))
@@ -299,6 +322,8 @@ def test_own_transform(small: dict[str, Any]) -> None:
     small["data"][0].set_transform(own)
     with pytest.raises(ValueError, match="a transform of their own; omit it or no_augmentation"):
         hf_detr.train(**{**small, "no_augmentation": True})
+    with pytest.raises(ValueError, match="a transform of their own; omit it or crop"):
+        hf_detr.train(**{**small, "crop": 0.0})
     hf_detr.train(**{**small, "epochs": 1})
     assert sizes == [(64, 64)] * 9
 
@@ -310,6 +335,23 @@ def test_metric_without_objects(small: dict[str, Any], capsys: pytest.CaptureFix
     assert result.metrics == result.history[1] and result.metrics["AP_large"] == -1
     message = "The validation data have no objects for AP_large"
     assert capsys.readouterr().err.count(message) == 1
+
+
+def test_training_of_an_earlier_version_is_resumed(
+    small: dict[str, Any], capsys: pytest.CaptureFixture
+) -> None:
+    """Options that its checkpoint doesn't know count as neutral, other values are refused."""
+    given = {**small, "epochs": 1, "class_factor": 1.0}
+    hf_detr.train(**given)
+    newest = load_newest_checkpoint(small["output"] / "checkpoints")
+    state = newest.state
+    for name in ("class_factor", "patience"):
+        del state["options"][name]
+    save_checkpoint(small["output"] / "checkpoints", newest.step, newest.tensors, state)
+    with pytest.raises(ValueError, match=r"class_factor was 1.0, is 10.0\. Use the old values"):
+        hf_detr.train(**{**given, "class_factor": 10.0}, resume=True)
+    hf_detr.train(**given, resume=True)
+    assert f"Resuming from {newest.folder}." in capsys.readouterr().err
 
 
 def test_second_training_in_a_process(tmp_path: Path) -> None:
@@ -521,7 +563,7 @@ def test_comparisons(folder: Path) -> None:
         *(*common, *small, "--epochs", "1", "--batch_size", "4", "--queries", "6"),
         *("--output", str(folder / "convergence")),
     )
-    assert "| Deformable DETR |" in shown
+    assert all(f"| {name} |" in shown for name in VARIANTS)
     # The weights are random, so that DETR's AP may exceed the limit of the warning by chance.
     with (folder / "convergence" / "convergence.csv").open() as file:
         [ap] = [float(row["AP"]) for row in csv.DictReader(file) if row["model"] == "detr"]

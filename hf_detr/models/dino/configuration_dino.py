@@ -55,4 +55,5 @@ class DinoDetrConfig(SampledAttentionConfig):
         check_range(self, ("position_temperature",), low=1)
         check_range(self, ("position_offset",), low=-1, high=1)
         check_range(self, ("num_denoising_queries",), low=0, high=MOST)
-        check_range(self, ("label_noise_ratio", "box_noise_scale"), low=0)
+        check_range(self, ("label_noise_ratio",), low=0, high=1)
+        check_range(self, ("box_noise_scale",), low=0)

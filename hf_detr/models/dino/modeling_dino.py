@@ -100,7 +100,7 @@ class DinoDetrDecoder(nn.Module):
         hidden_states, refined = queries.contents, queries.reference_points
         trace, references, undetached = [(hidden_states, None, None)], [], []
         for layer, box_head in zip(self.layers, self.box_heads(), strict=True):
-            # The next layer starts from where the boxes are, but doesn't learn to move them back.
+            # A layer starts from the boxes of the one before, through which no gradient flows.
             reference_points = refined.detach()
             references.append(reference_points)
             undetached.append(refined)

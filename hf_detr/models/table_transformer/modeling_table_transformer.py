@@ -28,3 +28,6 @@ class TableTransformerForObjectDetection(GlobalAttentionDetector):
 
     config_class = TableTransformerConfig
     model_class = TableTransformerModel
+
+    def __init__(self, config: TableTransformerConfig) -> None:
+        super().__init__(config, config.ce_loss_coefficient)
