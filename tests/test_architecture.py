@@ -208,6 +208,7 @@ def test_every_module_has_its_tests() -> None:
         "training.card": "training/test_train",
         "checkpoints.official_configuration": "checkpoints/test_official_checkpoints",
         "checkpoints.official_options": "checkpoints/test_official_checkpoints",
+        "checkpoints.other_libraries": "checkpoints/test_dino_names",
         "checkpoints.checkpoint_names": "checkpoints/test_official_checkpoints",
     }
     for module in MODULES:

@@ -74,16 +74,18 @@ def rename_weights(
     return {name: weights[before] for name, before in former.items()}
 
 
-def repeated_names(name: str, num_layers: int) -> list[str]:
-    """Return all official names of a weight where shared heads have one per layer.
+def repeated_names(name: str, num_layers: int, is_shared: bool) -> list[str]:
+    """Return all official names of a weight where the decoder's heads are listed, too.
 
-    The inverse of `first_name`; other weights have one name.
+    The inverse of `first_name`, with one name per layer if all of `num_layers` share a head; other
+    weights have one name.
     """
-    head = re.fullmatch(r"(class_embed|bbox_embed)\.0\.(.+)", name)
+    head = re.fullmatch(r"(class_embed|bbox_embed)\.(\d+)\.(.+)", name)
     if head is None:
         return [name]
+    layers = range(num_layers) if is_shared else [head[2]]
     places = ("", "transformer.decoder.")
-    return [f"{p}{head[1]}.{layer}.{head[2]}" for p in places for layer in range(num_layers)]
+    return [f"{place}{head[1]}.{layer}.{head[3]}" for place in places for layer in layers]
 
 
 def first_name(name: str, is_shared: bool) -> str:

@@ -152,6 +152,16 @@ def from_detrex(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return with_official_names(rename_weights(models, lambda name: apply_rules(rules, name)))
 
 
+def configuration_texts(meta: Any) -> list[str]:
+    """Return the configuration stored in an MMDetection checkpoint, on one line, if there is one.
+
+    Args:
+        meta: the value of "meta" in the file; any type.
+    """
+    texts = [meta.get(name) for name in ("config", "cfg")] if isinstance(meta, dict) else []
+    return [" ".join(text.split()) for text in texts if isinstance(text, str)]
+
+
 def check_settings(meta: Any) -> None:
     """Check the configuration stored in an MMDetection checkpoint for unsupported settings.
 
@@ -161,8 +171,7 @@ def check_settings(meta: Any) -> None:
     Raises:
         ValueError: if the backbone or the normalisation of images isn't torchvision's.
     """
-    texts = [meta.get(name) for name in ("config", "cfg")] if isinstance(meta, dict) else []
-    for text in (" ".join(text.split()) for text in texts if isinstance(text, str)):
+    for text in configuration_texts(meta):
         found = re.search(_OTHER_SETTINGS, text)
         if found:
             raise ValueError(

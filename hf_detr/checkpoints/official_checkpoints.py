@@ -19,13 +19,6 @@ from ..models.variants import VARIANTS
 from ..wording import some_of
 from .checkpoint_files import check_target, check_tensors, read_pickled_checkpoint
 from .checkpoint_names import first_name, official_name, repeated_names
-from .mmdetection_names import (
-    check_settings,
-    from_detrex,
-    has_detrex_names,
-    has_mmdetection_names,
-    with_official_names,
-)
 from .model_card import make_model_card
 from .official_configuration import (
     dilation_and_heads,
@@ -34,13 +27,14 @@ from .official_configuration import (
     recognize,
 )
 from .official_options import official_options
+from .other_libraries import rename_other_libraries
 from .published_checkpoints import find_published_checkpoint, make_published_card
 
 # Fields that distinguish a published configuration from others.
 ARCHITECTURE_FIELDS = (
     *("architectures", "backbone", "dilation", "num_labels", "num_queries", "d_model"),
     *("encoder_layers", "decoder_layers", "encoder_attention_heads", "num_feature_levels"),
-    *("with_box_refine", "two_stage"),
+    *("with_box_refine", "two_stage", "shared_heads"),
 )
 
 
@@ -177,7 +171,7 @@ def export_official_checkpoint(
         weights = {
             repeated: tensor
             for name, tensor in weights.items()
-            for repeated in repeated_names(name, config.decoder_layers)
+            for repeated in repeated_names(name, config.decoder_layers, config.shared_heads)
         }
     content = weights if variant.official_is_bare else {"model": weights, "args": options}
     with atomic_file(file) as unfinished:
@@ -259,16 +253,10 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any], str | None]:
             f"{file} has a {type(weights).__name__} as {place!r}; expected a state dict."
         )
     check_tensors(weights, file)
-    other_dilation = None
-    if has_mmdetection_names(weights):
-        check_settings(content.get("meta"))
-        weights, other_dilation = with_official_names(weights), "MMDetection"
-    elif has_detrex_names(weights):
-        other_dilation = "detectron2" if "backbone.stem.conv1.weight" in weights else None
-        weights = from_detrex(weights)
+    found = rename_other_libraries(weights, content.get("meta"))
     # Frozen batch norm doesn't have this buffer, but some files do.
-    weights = {n: t for n, t in weights.items() if not n.endswith(".num_batches_tracked")}
-    return weights, options or {}, other_dilation
+    weights = {n: t for n, t in found.weights.items() if not n.endswith(".num_batches_tracked")}
+    return weights, found.options or options or {}, found.other_dilation
 
 
 def _load(folder: Path) -> PreTrainedModel:

@@ -53,6 +53,8 @@ def read_configuration(
     is_shared = heads_are_shared(weights)
     shapes |= {first_name(name, is_shared): shape for name, shape in shapes.items()}
     values = {field: options[option] for option, field in OPTIONS.items() if option in options}
+    if "position_offset" in options:  # of other libraries; the official code has none
+        values["position_offset"] = options["position_offset"]
     if "dropout" in values:
         values["attention_dropout"] = values["activation_dropout"] = values["dropout"]
     try:
@@ -62,6 +64,7 @@ def read_configuration(
         if "transformer.level_embed" in shapes:
             values |= _sizes_of_levels(shapes, num_heads)
             values["with_box_refine"] = not is_shared
+            values["shared_heads"] = is_shared
             if values["two_stage"]:
                 values["two_stage_num_proposals"] = options.get("num_queries", 300)
     except KeyError as error:
@@ -126,7 +129,8 @@ def recognize(weights: Mapping[str, Tensor]) -> tuple[str, bool]:
     raise ValueError(
         "The weights are not a model of facebookresearch/detr, fundamentalvision/Deformable-DETR, "
         "Atten4Vis/ConditionalDETR, microsoft/table-transformer or IDEA-Research/DINO, nor one of "
-        f"the first three in MMDetection 2 or 3 or detrex. The file's first names: {some}."
+        "the first three or DINO in MMDetection 2 or 3 or detrex, nor a Co-DINO. The file's first "
+        f"names: {some}."
     )
 
 
@@ -134,12 +138,15 @@ def heads_are_shared(weights: Mapping[str, Tensor]) -> bool:
     """Return whether official weights list a head per layer although all layers share one."""
     if "class_embed.0.weight" not in weights:
         return False
+    kinds = ["bbox_embed.{}.layers.0.weight"]
     if "transformer.enc_out_class_embed.weight" in weights:
-        return True  # the proposals' heads have other names, so all of these are the layers'
-    if any(name.startswith("transformer.decoder.bbox_embed.") for name in weights):
+        kinds.append("class_embed.{}.weight")  # layers' only: the proposals' have other names
+    elif any(name.startswith("transformer.decoder.bbox_embed.") for name in weights):
         return False
-    first, second = (weights.get(f"bbox_embed.{i}.layers.0.weight") for i in (0, 1))
-    return second is None or first is None or torch.equal(first, second)
+    pairs = [(weights.get(kind.format(0)), weights.get(kind.format(1))) for kind in kinds]
+    return all(
+        second is None or first is None or torch.equal(first, second) for first, second in pairs
+    )
 
 
 def dilation_and_heads(

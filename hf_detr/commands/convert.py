@@ -1,8 +1,9 @@
 """Convert official checkpoints to folders for the Hub, and back.
 
 A checkpoint is a .pth of facebookresearch/detr, fundamentalvision/Deformable-DETR,
-Atten4Vis/ConditionalDETR, MMDetection (2 or 3) or detrex; folders are converted to a .pth of the
-first three. If a conversion fails, nothing is written.
+Atten4Vis/ConditionalDETR, microsoft/table-transformer, IDEA-Research/DINO, MMDetection (2 or 3),
+Sense-X/Co-DETR or detrex; folders are converted to a .pth of the first five. If a conversion fails,
+nothing is written.
 """
 
 import argparse

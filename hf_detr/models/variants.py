@@ -74,8 +74,8 @@ class Variant:
             after those that all variants share.
         official_options: from a configuration to options of its official code that others lack.
         official_masks: whether its official code has a mask head.
-        official_repeats_heads: whether its official code names the heads that all layers share once
-            per layer, of the detector and of the decoder.
+        official_repeats_heads: whether its official code names heads once per layer, also if all
+            layers share them, of the detector and of the decoder.
         official_is_bare: whether its official code reads files of weights alone, without options.
         only_here: why transformers can't load or run the models, if so.
         segmenter_only_here: the same for the segmenter alone.
@@ -186,8 +186,8 @@ VARIANTS: dict[str, Variant] = {
             official_marks=("level_embed", "tgt_embed.weight", "enc_out_class_embed.weight"),
             official_names=(
                 *SAMPLED_NAMES,
-                (r"^class_embed\.", "class_embed.0."),
-                (r"^transformer\.decoder\.bbox_embed\.", "bbox_embed.0."),
+                (r"^transformer\.decoder\.bbox_embed\.", "bbox_embed."),
+                (r"^(class|bbox)_embed\.(?!\d)", r"\1_embed.0."),  # one head for all layers
                 (r"^transformer\.query_contents\.", "transformer.tgt_embed."),
                 (r"^transformer\.denoising\.label_embeddings\.", "label_enc."),
                 (r"\.proposals\.(class|bbox)_embed\.", r".enc_out_\1_embed."),

@@ -43,6 +43,7 @@ MODELS = {
     "two stages": ("deformable_detr", TWO_STAGE),
     "dino": ("dino_detr", {"num_labels": 91, "position_temperature": 30, "box_noise_scale": 1}),
     "dino of five scales": ("dino_detr", {"num_feature_levels": 5}),
+    "dino of separate heads": ("dino_detr", {"shared_heads": False}),
     "tables": ("table-transformer", {"eos_coefficient": 0.4, "position_embedding_type": "learned"}),
 }
 
@@ -363,7 +364,7 @@ def test_published_tables(
 def test_published_names() -> None:
     """Names of all published files are recognized."""
     published = published_checkpoints()
-    assert len(published) == 21
+    assert len(published) == 27
     for one in published:
         expected = (one.options.get("dilation", False), 8)
         assert dilation_and_heads({}, one.file, None, None) == expected, one.file

@@ -20,6 +20,9 @@ class DinoDetrConfig(SampledAttentionConfig):
         num_queries: number of object queries, and of the encoder's proposals that they start from.
         position_temperature: of the sines that encode positions on the feature maps, see
             `SinePositionEncoding`.
+        position_offset: of the cells in these sines; the paper's is 0, detrex's -0.5.
+        shared_heads: whether all decoder layers share one class head and one box head, as in the
+            paper's models; those of MMDetection and detrex have heads of their own.
         num_denoising_queries: number of pairs of noised objects, one of them with more noise, that
             a training step adds to each image.
         label_noise_ratio: twice the share of them whose class is replaced by a random one.
@@ -35,6 +38,8 @@ class DinoDetrConfig(SampledAttentionConfig):
     activation_dropout: Number = 0.0
     cls_loss_coefficient: Number = 1
     position_temperature: Number = 20
+    position_offset: Number = 0
+    shared_heads: bool = True
     num_denoising_queries: int = 100
     label_noise_ratio: Number = 0.5
     box_noise_scale: Number = 0.4
@@ -48,6 +53,7 @@ class DinoDetrConfig(SampledAttentionConfig):
         """Check the values; called by the base class."""
         super().validate_architecture()
         check_range(self, ("position_temperature",), low=1)
+        check_range(self, ("position_offset",), low=-1, high=1)
         check_range(self, ("num_denoising_queries",), low=0, high=MOST)
         check_range(self, ("label_noise_ratio",), low=0, high=1)
         check_range(self, ("box_noise_scale",), low=0)

@@ -5,6 +5,9 @@ selection"). Each decoder layer refines their boxes, and the loss of a layer's b
 the layer before ("look forward twice"). Classes are sigmoids without "no object".
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -68,7 +71,7 @@ class DinoDetrProposals(nn.Module):
 
 
 class DinoDetrDecoder(nn.Module):
-    """A stack of decoder layers that share one box head, by which each refines the boxes.
+    """A stack of decoder layers and their box heads, by which each layer refines the boxes.
 
     Args:
         config: depth and what the layers need.
@@ -82,7 +85,7 @@ class DinoDetrDecoder(nn.Module):
         )
         self.layernorm = nn.LayerNorm(width)
         self.ref_point_head = MLP(2 * width, width, width, num_layers=2, linear=xavier_linear)
-        self.bbox_embed = make_box_head(width, size_bias=0.0)
+        self.bbox_embed = make_heads(partial(make_box_head, width, size_bias=0.0), config)
 
     def forward(
         self,
@@ -96,7 +99,7 @@ class DinoDetrDecoder(nn.Module):
         """Decode queries (B, Q, D) at boxes (B, Q, 4), with memory (B, S, D)."""
         hidden_states, refined = queries.contents, queries.reference_points
         trace, references, undetached = [(hidden_states, None, None)], [], []
-        for layer in self.layers:
+        for layer, box_head in zip(self.layers, self.box_heads(), strict=True):
             # A layer starts from the boxes of the one before, through which no gradient flows.
             reference_points = refined.detach()
             references.append(reference_points)
@@ -113,7 +116,7 @@ class DinoDetrDecoder(nn.Module):
                 output_attentions,
             )
             trace.append((hidden_states, weights, sampling_points))
-            refined = boxes_from_deltas(self.bbox_embed(hidden_states), reference_points, EPS)
+            refined = boxes_from_deltas(box_head(hidden_states), reference_points, EPS)
         return DecoderOutput.from_trace(
             trace,
             norm=self.layernorm,
@@ -123,6 +126,12 @@ class DinoDetrDecoder(nn.Module):
             undetached_reference_points=tuple(undetached),
             **proposals,
         )
+
+    def box_heads(self) -> list[nn.Module]:
+        """The box head of each layer."""
+        if isinstance(self.bbox_embed, nn.ModuleList):
+            return list(self.bbox_embed)
+        return [self.bbox_embed] * len(self.layers)
 
 
 class DinoDetrModel(SampledAttentionModel):
@@ -146,7 +155,9 @@ class DinoDetrModel(SampledAttentionModel):
     @staticmethod
     def make_position_encoding(config: DinoDetrConfig) -> nn.Module:
         kind, width = config.position_embedding_type, config.d_model
-        return make_position_encoding(kind, width, temperature=config.position_temperature)
+        return make_position_encoding(
+            kind, width, config.position_offset, config.position_temperature
+        )
 
     def make_query_groups(self, num_groups: int) -> QueryGroups:
         raise ValueError(
@@ -205,19 +216,36 @@ class DinoDetrForObjectDetection(ObjectDetector):
         super().__init__(config)
         classification = make_classification(config)
         self.model = DinoDetrModel(config)
-        self.class_embed = make_class_head(config.d_model, classification)
+        make_head = partial(make_class_head, config.d_model, classification)
+        self.class_embed = make_heads(make_head, config)
         self.criterion = make_criterion(config, classification, config.cls_loss_coefficient)
         self.post_init()
 
     def predict(
         self, layer_states: Tensor, reference_points: tuple[Tensor, ...]
     ) -> tuple[Tensor, Tensor]:
-        deltas = self.model.decoder.bbox_embed(layer_states)
+        deltas = apply_heads(self.model.decoder.bbox_embed, layer_states)
         boxes = boxes_from_deltas(deltas, torch.stack(reference_points), EPS)
-        return self.class_embed(layer_states), boxes
+        return apply_heads(self.class_embed, layer_states), boxes
 
     def proposal_labels(self, labels: Labels) -> Labels:
         return labels
+
+
+def make_heads(make_head: Callable[[], nn.Module], config: DinoDetrConfig) -> nn.Module:
+    """The head that all decoder layers share, or a list of one per layer."""
+    if config.shared_heads:
+        return make_head()
+    return nn.ModuleList(make_head() for _ in range(config.decoder_layers))
+
+
+def apply_heads(heads: nn.Module, layer_states: Tensor) -> Tensor:
+    """What heads of `make_heads` read off the states (N, B, Q, D) of the last N layers."""
+    if not isinstance(heads, nn.ModuleList):
+        return heads(layer_states)
+    last = list(heads)[-len(layer_states) :]
+    pairs = zip(last, layer_states, strict=True)
+    return torch.stack([head(states) for head, states in pairs])
 
 
 def make_classification(config: DinoDetrConfig) -> SigmoidFocalClassification:

@@ -6,7 +6,16 @@ from .configuration_dino import DinoDetrConfig
 
 
 def official_options(config: DinoDetrConfig) -> dict[str, Any]:
-    """Options that build a model of this configuration, besides those that DETR's code has, too."""
+    """Options that build a model of this configuration, besides those that DETR's code has, too.
+
+    Raises:
+        ValueError: if the official code doesn't have such a model.
+    """
+    if config.position_offset != 0:
+        raise ValueError(
+            f"The official code doesn't support position_offset {config.position_offset}; it is "
+            "that of detrex's models."
+        )
     levels = [level - 5 if level >= 0 else level for level in config.backbone_config.out_indices]
     return {
         "modelname": "dino",
@@ -16,8 +25,8 @@ def official_options(config: DinoDetrConfig) -> dict[str, Any]:
         "return_interm_indices": [level + 4 for level in levels],
         "two_stage_type": "standard",
         "embed_init_tgt": True,
-        "dec_pred_class_embed_share": True,
-        "dec_pred_bbox_embed_share": True,
+        "dec_pred_class_embed_share": config.shared_heads,
+        "dec_pred_bbox_embed_share": config.shared_heads,
         "use_dn": config.num_denoising_queries > 0,
         "dn_labelbook_size": config.num_labels,
     }
