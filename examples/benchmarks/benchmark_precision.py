@@ -49,8 +49,10 @@ def measure(name: str, backbone: str, size: tuple[int, int], compiles: bool, rou
     for one in models:
         runs.append(partial(results, one, pixel_values))
         tolerance = TOLERANCES[next(one.parameters()).dtype]
-        for got, wanted in zip(runs[-1](), expected, strict=True):
-            torch.testing.assert_close(got, wanted, rtol=0, atol=tolerance)
+        pairs = zip(runs[-1](), expected, strict=True)
+        if not all(torch.allclose(*pair, rtol=0, atol=tolerance) for pair in pairs):
+            # Of random weights: rounding changes the order of nearly equal proposals.
+            return f"| {name} | not timed: results differ by more than {tolerance} |"
     seconds = medians(*runs, rounds=rounds)
     cells = [f"{1e3 * value:.0f} ({seconds[0] / value:.2f}x)" for value in seconds]
     return f"| {name} | {' | '.join(cells)} |"

@@ -75,6 +75,8 @@ def write_architecture(options: ComparisonOptions, model_type: str) -> Path:
     }
     if hasattr(VARIANTS[model_type].config, "num_feature_levels"):
         architecture["num_feature_levels"] = 2  # the second is computed from the first
+    if hasattr(VARIANTS[model_type].config, "num_denoising_queries"):
+        architecture["num_denoising_queries"] = options.queries
     for part in ("encoder", "decoder"):
         architecture[f"{part}_layers"] = options.layers
         architecture[f"{part}_ffn_dim"] = 4 * options.width
