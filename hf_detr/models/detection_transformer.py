@@ -5,6 +5,8 @@ encoded, how the encoder attends, how queries are made and decoded, and which qu
 training alone. `object_detector.py` puts heads and a loss on it.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
@@ -97,7 +99,10 @@ class DetectionTransformer(DetectionPreTrainedModel):
         return QueryGroups(num_groups, self.learned_queries)
 
     def make_denoising(
-        self, num_denoising_queries: int, label_noise_ratio: float, box_noise_scale: float
+        self,
+        num_denoising_queries: int,
+        label_noise_ratio: float | None,
+        box_noise_scale: float | None,
     ) -> Denoising | None:
         """Hook: what makes denoising queries, see `Denoising`; None if there are to be none."""
         if num_denoising_queries == 0:
@@ -106,8 +111,8 @@ class DetectionTransformer(DetectionPreTrainedModel):
             self.config.num_labels,
             self.config.d_model,
             num_denoising_queries,
-            label_noise_ratio,
-            box_noise_scale,
+            given(label_noise_ratio, 0.5),
+            given(box_noise_scale, 0.4),
             self.needs_query_positions,
         )
 
@@ -223,6 +228,6 @@ class DetectionTransformer(DetectionPreTrainedModel):
         return output if given(return_dict, self.config.return_dict) else output.to_tuple()
 
 
-def given(value: bool | None, otherwise: bool) -> bool:
+def given(value: Any, otherwise: Any) -> Any:
     """An option of a call, or the configuration's if the call has none."""
     return otherwise if value is None else value

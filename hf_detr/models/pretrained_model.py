@@ -264,8 +264,8 @@ class DetectionPreTrainedModel(PreTrainedModel):
     def add_denoising(
         self,
         num_denoising_queries: int,
-        label_noise_ratio: float = 0.5,
-        box_noise_scale: float = 0.4,
+        label_noise_ratio: float | None = None,
+        box_noise_scale: float | None = None,
     ) -> None:
         """Add training queries that restore noised objects (DN-DETR, arXiv 2203.01305; DINO).
 
@@ -273,7 +273,8 @@ class DetectionPreTrainedModel(PreTrainedModel):
 
         Args:
             num_denoising_queries: pairs of queries per image, such as 100; 0 removes them.
-            label_noise_ratio, box_noise_scale: as in `Denoising`.
+            label_noise_ratio, box_noise_scale: as in `Denoising`; default: 0.5 and 0.4, or what a
+                configuration says that has them.
 
         Raises:
             ValueError: if a value is out of range.

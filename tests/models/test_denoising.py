@@ -248,10 +248,12 @@ def test_nothing_is_saved(variant: str, tmp_path: Path) -> None:
 
 def test_denoising_of_dino_is_saved(tmp_path: Path) -> None:
     """Numbers are the configuration's, embeddings are in the file and survive other numbers."""
-    model = tiny_detector("dino_detr", num_denoising_queries=8, box_noise_scale=1.0)
+    model = tiny_detector("dino_detr", num_denoising_queries=8, box_noise_scale=0.7)
     denoising = model.model.denoising
-    assert denoising.num_denoising_queries == 8 and denoising.box_noise_scale == 1.0
+    assert denoising.num_denoising_queries == 8 and denoising.box_noise_scale == 0.7
     trained = denoising.label_embeddings.weight.detach().clone()
+    model.add_denoising(30)
+    assert model.model.denoising.box_noise_scale == model.config.box_noise_scale == 0.7
     model.add_denoising(20, 0.25, 0.5)
     model.save_pretrained(tmp_path)
     loaded, info = class_of("dino_detr", "ForObjectDetection").from_pretrained(

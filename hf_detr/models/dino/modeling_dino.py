@@ -19,7 +19,7 @@ from ...losses.classification import SigmoidFocalClassification
 from ...losses.criterion import make_criterion
 from ...ops.box_ops import boxes_from_deltas, points_from_logits
 from ..denoising import Denoising
-from ..detection_transformer import Labels
+from ..detection_transformer import Labels, given
 from ..heads import MLP, make_box_head, make_class_head
 from ..object_detector import ObjectDetector
 from ..outputs import DecoderOutput
@@ -148,8 +148,7 @@ class DinoDetrModel(SampledAttentionModel):
         table = nn.Embedding(config.num_queries, config.d_model)
         self.query_contents = starting(table, draw_xavier_weight)
         self.decoder = DinoDetrDecoder(config)
-        noise = (config.label_noise_ratio, config.box_noise_scale)
-        self.denoising = self.make_denoising(config.num_denoising_queries, *noise)
+        self.denoising = self.make_denoising(config.num_denoising_queries, None, None)
         self.post_init()
 
     @staticmethod
@@ -166,14 +165,17 @@ class DinoDetrModel(SampledAttentionModel):
         )
 
     def make_denoising(
-        self, num_denoising_queries: int, label_noise_ratio: float, box_noise_scale: float
+        self,
+        num_denoising_queries: int,
+        label_noise_ratio: float | None,
+        box_noise_scale: float | None,
     ) -> Denoising | None:
         config = self.config
-        denoising = super().make_denoising(
-            num_denoising_queries, label_noise_ratio, box_noise_scale
-        )
         config.num_denoising_queries = num_denoising_queries
-        config.label_noise_ratio, config.box_noise_scale = label_noise_ratio, box_noise_scale
+        config.label_noise_ratio = given(label_noise_ratio, config.label_noise_ratio)
+        config.box_noise_scale = given(box_noise_scale, config.box_noise_scale)
+        noise = (config.label_noise_ratio, config.box_noise_scale)
+        denoising = super().make_denoising(num_denoising_queries, *noise)
         if denoising is not None and self.denoising is not None:
             denoising.label_embeddings = self.denoising.label_embeddings  # which have been trained
         return denoising
