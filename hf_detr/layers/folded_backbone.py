@@ -177,7 +177,9 @@ class OneDnnConv2d(nn.Conv2d):
         # map it doesn't, and its own code for dilation is slow.
         is_small = len(feature_map) == 1 and feature_map.numel() <= MOST_WITHOUT_ONEDNN
         dilation = 1 if is_small else 2
-        return F.conv2d(feature_map, self.weight, self.bias, self.stride, self.padding, dilation)
+        return F.conv2d(
+            feature_map, self.weight, self.bias, self.stride, self.padding, dilation, self.groups
+        )
 
 
 def has_fast_onednn() -> bool:

@@ -388,6 +388,14 @@ def test_recorded_operators_contain_no_short_cut() -> None:
             assert model(x).tolist() == [0, 0]
 
 
+def test_groups_of_1x1_convolutions() -> None:
+    """Protects networks whose 1 x 1 convolutions have groups, such as MobileOne."""
+    backbone, image = seen_backbone("repvgg_b1g4"), image_for("repvgg_b1g4")
+    expected = backbone(image)
+    with torch.no_grad():
+        assert_close(backbone(image), expected)
+
+
 def test_few_pixels_are_not_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Protects small images from a copy that takes longer than the network itself."""
     monkeypatch.setattr(folded_backbone, "LEAST_PIXELS", 2 * 64 * 96)
