@@ -90,19 +90,19 @@ class Denoising(nn.Module):
     # The number of queries depends on the labels, and so would the compiled graph.
     @torch.compiler.disable
     def forward(
-        self, labels: list[dict[str, Tensor]], num_queries: int, device: torch.device
+        self, labels: list[dict[str, Tensor]], num_queries: int, memory: Tensor
     ) -> TrainingQueries:
         """Training queries of a batch.
 
         Args:
             labels: per image, as the detector gets them.
             num_queries: Q, the detector's own queries.
-            device: that of the result.
+            memory: (B, S, D), for its batch size and device.
 
         Raises:
             ValueError, TypeError: if the labels can't be used, see `prepare_targets`.
         """
-        targets = prepare_targets(labels, len(labels), device)
+        targets = prepare_targets(labels, len(memory), memory.device)
         num_groups = max(1, self.num_denoising_queries // max(max(targets.counts), 1))
         return self.make_queries(targets, self.draw_noise(targets, num_groups), num_queries)
 

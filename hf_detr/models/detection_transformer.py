@@ -143,7 +143,7 @@ class DetectionTransformer(DetectionPreTrainedModel):
                 "model.add_query_groups(0) or model.add_denoising(0)."
             )
         if denoising is not None and labels is not None:
-            return denoising(labels, self.num_queries, memory.device)
+            return denoising(labels, self.num_queries, memory)
         return None if groups is None else groups(memory, self.prepare_queries)
 
     def decode(

@@ -162,7 +162,8 @@ class ObjectDetector(DetectionPreTrainedModel):
     def count_loss_normalizers(self, labels: Labels) -> LossNormalizers:
         """What the losses of the parts of a larger batch are divided by, for accumulated gradients.
 
-        The sum of the parts' losses is then the loss of the whole batch. All processes must call
+        The sum of the parts' losses is then the loss of the whole batch, but for denoising, whose
+        noise and number of queries are those of each part. All processes must call
         this at the same time, each with the labels of its own parts.
 
         Args:

@@ -273,8 +273,8 @@ class DetectionPreTrainedModel(PreTrainedModel):
 
         Args:
             num_denoising_queries: pairs of queries per image, such as 100; 0 removes them.
-            label_noise_ratio, box_noise_scale: as in `Denoising`; default: 0.5 and 0.4, or what a
-                configuration says that has them.
+            label_noise_ratio, box_noise_scale: as in `Denoising`; default: the configuration's,
+                or 0.5 and 0.4 where it has none.
 
         Raises:
             ValueError: if a value is out of range.
@@ -282,7 +282,7 @@ class DetectionPreTrainedModel(PreTrainedModel):
         transformer, noise = self.detection_transformer, (label_noise_ratio, box_noise_scale)
         denoising = transformer.make_denoising(num_denoising_queries, *noise)
         if denoising is not None:
-            denoising.to(device=self.device, dtype=self.dtype)
+            denoising.to(device=self.device, dtype=self.dtype).train(transformer.training)
         transformer.denoising = denoising
 
     @torch.no_grad()

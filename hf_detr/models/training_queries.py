@@ -80,8 +80,8 @@ class TrainingQueries:
         num_training = self.mask.shape[1]
         num_own = next(part.shape[1] for part in own if part is not None)
         # Small images may have fewer tokens to propose queries than the detector has queries.
-        own_columns, columns = self.mask[..., :num_own], self.mask[..., -num_training or num_own :]
-        rows = torch.cat([own_columns, columns], dim=-1)  # (B, X, Q + X)
+        columns = self.mask[..., self.mask.shape[-1] - num_training :]
+        rows = torch.cat([self.mask[..., :num_own], columns], dim=-1)  # (B, X, Q + X)
         is_own = torch.arange(num_own + num_training, device=rows.device) < num_own
         mask = torch.cat([is_own.expand(len(rows), num_own, -1), rows], dim=1)
         return Queries(contents, positions, reference_points, mask)

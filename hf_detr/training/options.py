@@ -51,7 +51,8 @@ def _option(default: Any, help: str, lowest: float | None = None, may_change: bo
 class TrainingOptions:
     """How a model is trained; None means the value of its paper, or of `small_data`.
 
-    `micro_batch_size`, `workers` and other options of speed don't change the result.
+    `micro_batch_size`, `workers` and other options of speed don't change the result, except that
+    denoising draws its noise for each micro-batch.
     """
 
     small_data: bool = _option(

@@ -102,7 +102,7 @@ def test_groups_fill_the_number_of_queries() -> None:
     """As many groups of pairs as fit, at least one, whatever the images have."""
     denoising = Denoising(5, 8, num_denoising_queries=10)
     for counts, expected in (((3, 1), 18), ((20, 2), 40), ((1,), 20), ((0, 0), 0)):
-        training = denoising(some_labels(counts), 7, torch.device("cpu"))
+        training = denoising(some_labels(counts), 7, torch.zeros(len(counts), 0, 8))
         assert training.sets[0].num_queries == expected
         assert training.queries.contents.shape == (len(counts), expected, 8)
         assert training.mask.shape == (1, expected, 7 + expected)
@@ -128,7 +128,7 @@ def test_no_noise_gives_the_objects_themselves() -> None:
     """With both scales at 0 queries start at the labels and boxes, padded ones at nothing."""
     denoising = Denoising(5, 8, 4, label_noise_ratio=0, box_noise_scale=0)
     labels = some_labels((2, 1))
-    queries = denoising(labels, 7, torch.device("cpu")).queries
+    queries = denoising(labels, 7, torch.zeros(2, 0, 8)).queries
     for image, target in enumerate(labels):
         number = len(target["boxes"])
         first = queries.reference_points[image].unflatten(0, (2, 2, 2))[:, :, :number]
@@ -143,8 +143,12 @@ def test_no_noise_gives_the_objects_themselves() -> None:
     "values", [(-1,), (5, 1.5), (5, -0.1), (5, 0.5, -1.0)], ids=["number", "high", "low", "scale"]
 )
 def test_values_out_of_range_are_refused(values: tuple[float, ...]) -> None:
-    with pytest.raises(ValueError, match="num_denoising_queries is .* expected at least 1"):
-        tiny_detector("conditional_detr").add_denoising(*values)
+    for variant in ("conditional_detr", "dino_detr"):
+        model = tiny_detector(variant)
+        before = model.config.to_dict()
+        with pytest.raises(ValueError, match="num_denoising_queries is .* expected at least 1"):
+            model.add_denoising(*values)
+        assert model.config.to_dict() == before
 
 
 # ---------------------------------------------------------------- in a detector
@@ -272,10 +276,18 @@ def test_denoising_of_dino_is_saved(tmp_path: Path) -> None:
     assert not any(info.values()), info
 
 
-def test_fewer_tokens_than_proposals() -> None:
+@pytest.mark.parametrize("counts", [(2,), (0,)], ids=["objects", "none"])
+@pytest.mark.parametrize(
+    ("variant", "changes"),
+    [
+        ("deformable_detr", TWO_STAGE | {"two_stage_num_proposals": 300}),
+        ("dino_detr", {"num_queries": 300}),
+    ],
+)
+def test_fewer_tokens_than_proposals(variant: str, changes: dict, counts: tuple[int]) -> None:
     """An image too small for all proposals trains with denoising all the same."""
-    model = learning("deformable_detr", **(TWO_STAGE | {"two_stage_num_proposals": 300}))
-    loss = model(torch.randn(1, 3, 64, 64), labels=some_labels((2,))).loss
+    model = learning(variant, **changes)
+    loss = model(torch.randn(1, 3, 64, 64), labels=some_labels(counts)).loss
     loss.backward()
     assert loss.isfinite()
 
@@ -299,6 +311,8 @@ def test_wrong_labels_are_reported() -> None:
     labels[1]["class_labels"][0] = 5
     with pytest.raises(ValueError, match=r"labels\[1\], object 0 .* outside 0 … 4"):
         model(*batch, labels=labels)
+    with pytest.raises(ValueError, match="labels has 3 dicts for 2 images"):
+        model(*batch, labels=some_labels((2, 1, 1)))
     labels = some_labels((2, 1))
     labels[0]["boxes"][1, 0] = torch.nan
     with pytest.raises(ValueError, match=r"labels\[0\], object 1 .* isn't finite"):

@@ -171,11 +171,13 @@ class DinoDetrModel(SampledAttentionModel):
         box_noise_scale: float | None,
     ) -> Denoising | None:
         config = self.config
+        label_noise_ratio = given(label_noise_ratio, config.label_noise_ratio)
+        box_noise_scale = given(box_noise_scale, config.box_noise_scale)
+        denoising = super().make_denoising(
+            num_denoising_queries, label_noise_ratio, box_noise_scale
+        )
         config.num_denoising_queries = num_denoising_queries
-        config.label_noise_ratio = given(label_noise_ratio, config.label_noise_ratio)
-        config.box_noise_scale = given(box_noise_scale, config.box_noise_scale)
-        noise = (config.label_noise_ratio, config.box_noise_scale)
-        denoising = super().make_denoising(num_denoising_queries, *noise)
+        config.label_noise_ratio, config.box_noise_scale = label_noise_ratio, box_noise_scale
         if denoising is not None and self.denoising is not None:
             denoising.label_embeddings = self.denoising.label_embeddings  # which have been trained
         return denoising

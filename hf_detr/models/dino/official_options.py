@@ -16,6 +16,11 @@ def official_options(config: DinoDetrConfig) -> dict[str, Any]:
             f"The official code doesn't support position_offset {config.position_offset}; it is "
             "that of detrex's models."
         )
+    if config.num_denoising_queries == 0:
+        raise ValueError(
+            "The official code's models have embeddings of noised labels, but "
+            "num_denoising_queries is 0; call model.add_denoising(100) and save the model first."
+        )
     levels = [level - 5 if level >= 0 else level for level in config.backbone_config.out_indices]
     return {
         "modelname": "dino",
@@ -27,6 +32,6 @@ def official_options(config: DinoDetrConfig) -> dict[str, Any]:
         "embed_init_tgt": True,
         "dec_pred_class_embed_share": config.shared_heads,
         "dec_pred_bbox_embed_share": config.shared_heads,
-        "use_dn": config.num_denoising_queries > 0,
+        "use_dn": True,
         "dn_labelbook_size": config.num_labels,
     }
