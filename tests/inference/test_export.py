@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 from torch.testing import assert_close
 
 from hf_detr import DetrImageProcessor
-from hf_detr.inference.export import Graph, export_model
+from hf_detr.inference.export import Graph, _largest_difference, export_model
 from hf_detr_command_line import main as run
 
 from ..tiny import padded_batch, tiny_detector
@@ -127,3 +128,22 @@ def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
         main([str(tmp_path / "model.pth")])
     assert ended.value.code == 2 and "must end with" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@torch.no_grad()
+def test_swapped_proposals_are_not_differences() -> None:
+    """Protects models that rank proposals: a few other queries are rounding, many an error."""
+    model = tiny_detector("dino_detr", num_queries=100)
+    graph, shapes = Graph(model), ((1, 160, 160),)
+
+    def altered(number: int) -> float:
+        def run(*batch: Tensor) -> list[Tensor]:
+            outputs = [output.clone() for output in graph(*batch)]
+            outputs[0][:, :number] += 1
+            return outputs
+
+        return _largest_difference(graph, run, shapes)
+
+    assert altered(4) < 1e-6 and altered(10) == pytest.approx(1, abs=1e-5)
+    graph, shapes = Graph(tiny_detector("detr", num_queries=100)), ((1, 64, 64),)
+    assert altered(1) == pytest.approx(1, abs=1e-5)
