@@ -236,7 +236,7 @@ def _sizes_of_levels(shapes: Shapes, num_heads: int) -> dict[str, Any]:
     }
     # Of the backbone's maps; further levels are made by 3x3 convolutions.
     num_maps = sum(shapes[f"input_proj.{level}.0.weight"][-1] == 1 for level in range(num_levels))
-    if num_maps > 3:
+    if num_maps != min(3, num_levels):
         values["backbone_kwargs"] = {"out_indices": [*range(-num_maps, 0)]}
     for side, attention in (("encoder", "self_attn"), ("decoder", "cross_attn")):
         rows = shapes[f"transformer.{side}.layers.0.{attention}.attention_weights.weight"][0]

@@ -263,7 +263,7 @@ def images_as_before(images: Iterator[InputImage], torn: Mapping[str, int]) -> I
             problem = ValueError(
                 f"{tar} couldn't be read to its end when this run began, and has more images now. "
                 "Their results have no place among those of the images after it; run them alone: "
-                f"hf-detr predict {tar} --output with another folder"
+                f"hf-detr predict {tar} --output FOLDER"
             )
             failure = InputImage(tar, _place_of_address(tar), problem, position)
             yield image if image.name == tar else failure

@@ -99,7 +99,8 @@ def check_whole(folder: Path) -> None:
         is_merged = False
     if not is_merged:
         raise ValueError(
-            f"{file} is of a run of one process, and merging would replace it. Move it and "
+            f"{file} is of a run of one process, and merging would replace it; an earlier version "
+            "may also have merged it, without a mark. Move it and "
             f"{options_file(file).name} to another folder, or remove them, and merge again."
         )
 

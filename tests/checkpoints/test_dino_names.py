@@ -524,3 +524,5 @@ def test_positions_without_official_code() -> None:
     """The official code has no offset of positions, so detrex's models don't go back."""
     with pytest.raises(ValueError, match=r"doesn't support position_offset -0\.5"):
         official_options(tiny_config("dino_detr", backbone="resnet18", position_offset=-0.5))
+    with pytest.raises(ValueError, match="num_denoising_queries is 0"):
+        official_options(tiny_config("dino_detr", backbone="resnet18", num_denoising_queries=0))
