@@ -74,6 +74,7 @@ def convert_official_checkpoint(
     file, folder = Path(file), Path(folder)
     check_target(folder, overwrite, is_folder=True)
     weights, options, other_dilation = _read(file)
+    recognize(weights)  # before options are asked for that no model of hf_detr could use
     dilation, num_heads = dilation_and_heads(options, file.name, dilation, num_heads)
     if dilation and other_dilation:
         raise ValueError(

@@ -288,7 +288,7 @@ def test_other_models(tmp_path: Path) -> None:
     file = tmp_path / "resnet.pth"
     torch.save({"fc.weight": torch.ones(2)}, file)
     with pytest.raises(ValueError, match=r"not a model of .*first names: fc\.weight"):
-        convert_official_checkpoint(file, tmp_path / "hub", dilation=False, num_heads=8)
+        convert_official_checkpoint(file, tmp_path / "hub")  # without asking for options first
     torch.save({"model": [1, 2]}, file)
     with pytest.raises(ValueError, match="has a list as 'model'"):
         convert_official_checkpoint(file, tmp_path / "hub", dilation=False, num_heads=8)
