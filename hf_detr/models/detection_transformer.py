@@ -79,7 +79,6 @@ class DetectionTransformer(DetectionPreTrainedModel):
         """Hook: queries from learned embeddings (B, Q, …), their positions unless overridden."""
         return Queries(torch.zeros_like(embeddings), embeddings)
 
-    @property
     def learned_queries(self) -> nn.Embedding:
         """The learned embeddings of queries.
 
@@ -96,7 +95,7 @@ class DetectionTransformer(DetectionPreTrainedModel):
 
     def make_query_groups(self, num_groups: int) -> QueryGroups:
         """Hook: groups of training queries; a variant that can't have them raises `ValueError`."""
-        return QueryGroups(num_groups, self.learned_queries)
+        return QueryGroups(num_groups, self.learned_queries())
 
     def make_denoising(
         self,

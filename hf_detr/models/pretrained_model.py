@@ -299,7 +299,7 @@ class DetectionPreTrainedModel(PreTrainedModel):
         if num_queries < 1:
             raise ValueError(f"num_queries is {num_queries}; a detector needs at least 1.")
         transformer = self.detection_transformer
-        old = transformer.learned_queries
+        old = transformer.learned_queries()
         new = nn.Embedding(num_queries, old.embedding_dim).to(old.weight)
         if hasattr(old, "draw_weights"):
             starting(new, old.draw_weights)

@@ -202,7 +202,7 @@ def test_detector_file_loads_into_the_bare_model(variant: str, tmp_path: Path) -
     model, info = class_of(variant, "Model").from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"]
     assert all("class_" in key or "bbox" in key for key in info["unexpected_keys"])
-    assert_close(model.learned_queries.weight, detector.model.learned_queries.weight)
+    assert_close(model.learned_queries().weight, detector.model.learned_queries().weight)
 
 
 def test_another_number_of_classes(variant: str, tmp_path: Path) -> None:
@@ -251,7 +251,7 @@ def test_resized_queries_are_saved(variant: str, tmp_path: Path) -> None:
     detector.resize_queries(12)
     detector.save_pretrained(tmp_path)
     loaded = class_of(variant, "ForObjectDetection").from_pretrained(tmp_path)
-    assert_close(loaded.model.learned_queries.weight, detector.model.learned_queries.weight)
+    assert_close(loaded.model.learned_queries().weight, detector.model.learned_queries().weight)
 
 
 def test_pickles_are_refused(variant: str, tmp_path: Path) -> None:
