@@ -152,7 +152,10 @@ def converted(
 ) -> PreTrainedModel:
     """The case's weights, by way of an official file that was converted for the Hub."""
     file = tmp_path_factory.mktemp("official") / f"{case.info['case']}.pth"
-    torch.save({"model": case.state}, file)
+    content = {"model": case.state}
+    if noise := case.info["architecture"].get("dn_box_noise_scale"):
+        content["args"] = {"dn_box_noise_scale": noise}  # not the default, which the script sets
+    torch.save(content, file)
     case.converted = file.parent / "hub"
     hf_detr.convert_official_checkpoint(file, case.converted)
     file.unlink()
