@@ -15,7 +15,12 @@ from ..layers.attention import ProjectedAttention, multi_head_attention
 from ..layers.feature_pyramid import token_centers
 from ..models.detection_transformer import DetectionTransformer
 from ..models.object_detector import ObjectDetector
-from ..models.outputs import DetectionModelOutput, ObjectDetectionOutput, split_sampling
+from ..models.outputs import (
+    DetectionModelOutput,
+    ObjectDetectionOutput,
+    box_references,
+    split_sampling,
+)
 from ..models.segmentation import Segmenter
 from ..ops.box_ops import box_cxcywh_to_xyxy
 from .attention_record import AttentionRecord, Layers
@@ -155,7 +160,7 @@ def _add_training_queries(
             "The model has no queries for annotations; call model.add_denoising(100) first, or "
             "leave out annotations."
         )
-    references = training.undetached_reference_points or training.reference_points
+    references = box_references(training)
     logits, pred_boxes = detector.predict(
         training.layer_states[-1:], None if references is None else references[-1:]
     )

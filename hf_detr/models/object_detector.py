@@ -13,7 +13,7 @@ from ..losses.criterion import DetectionCriterion, FinalLayerMatches, LossPart
 from ..losses.loss_terms import LossNormalizers, count_loss_normalizers
 from .detection_transformer import DetectionTransformer, Labels, given
 from .heads import resize_class_head
-from .outputs import DetectionModelOutput, ObjectDetectionOutput
+from .outputs import DetectionModelOutput, ObjectDetectionOutput, box_references
 from .parameter_kinds import PARAMETER_KINDS
 from .pretrained_model import DetectionPreTrainedModel
 
@@ -135,7 +135,7 @@ class ObjectDetector(DetectionPreTrainedModel):
         logits, pred_boxes = self._predict_layers(
             layers,
             outputs.intermediate_hidden_states,
-            outputs.undetached_reference_points or outputs.reference_points,
+            box_references(outputs),
         )
         states = {name: value for name, value in outputs.items() if name in DETECTOR_FIELDS}
         if not output_attentions:
@@ -184,8 +184,7 @@ class ObjectDetector(DetectionPreTrainedModel):
         parts = [own]
         if (training := outputs.training_queries) is not None:
             states = outputs.training_states
-            references = states.undetached_reference_points or states.reference_points
-            predicted = self._predict_layers(layers, states.layer_states, references)
+            predicted = self._predict_layers(layers, states.layer_states, box_references(states))
             own = replace(own, weight=training.own_weight)
             parts = [own, *training.loss_parts(*predicted)]
         if outputs.enc_outputs_class is not None:

@@ -244,6 +244,11 @@ class SegmentationOutput(
     pixel_mask: Tensor | None = None
 
 
+def box_references(states: DecoderOutput | DetectionModelOutput) -> tuple[Tensor, ...] | None:
+    """What the boxes of each layer are relative to in the loss and in predictions, or None."""
+    return states.undetached_reference_points or states.reference_points
+
+
 def split_sampling(
     attentions: tuple[Any, ...] | None,
 ) -> tuple[tuple[Tensor, ...] | None, tuple[Tensor, ...] | None]:
