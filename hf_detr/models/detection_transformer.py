@@ -106,13 +106,13 @@ class DetectionTransformer(DetectionPreTrainedModel):
         """Hook: what makes denoising queries, see `Denoising`; None if there are to be none."""
         if num_denoising_queries == 0:
             return None
+        noise = {"label_noise_ratio": label_noise_ratio, "box_noise_scale": box_noise_scale}
         return Denoising(
             self.config.num_labels,
             self.config.d_model,
             num_denoising_queries,
-            given(label_noise_ratio, 0.5),
-            given(box_noise_scale, 0.4),
-            self.needs_query_positions,
+            encodes_boxes=self.needs_query_positions,
+            **{name: value for name, value in noise.items() if value is not None},
         )
 
     def training_queries(

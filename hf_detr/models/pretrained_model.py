@@ -274,7 +274,7 @@ class DetectionPreTrainedModel(PreTrainedModel):
         Args:
             num_denoising_queries: pairs of queries per image, such as 100; 0 removes them.
             label_noise_ratio, box_noise_scale: as in `Denoising`; default: the configuration's,
-                or 0.5 and 0.4 where it has none.
+                or those of `Denoising` where it has none.
 
         Raises:
             ValueError: if a value is out of range.
