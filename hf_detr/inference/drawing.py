@@ -1,6 +1,7 @@
 """Draws what a model found on the image: boxes, names, scores and segments."""
 
 import colorsys
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,8 @@ GOLDEN_RATIO = 0.618034  # its multiples spread over the circle of hues, however
 SHADES = (1.0, 0.7, 0.45)  # for segments of one class
 SMALLEST_FONT_SIZE = 11  # pixels; smaller letters are unreadable
 MARGIN = 2  # pixels left and right of a label's text
+LEAST_SIDE = 640  # pixels of a picture on a page or in a plot, for sharp lines and letters
+MOST_HIDDEN = 0.1  # of a label's area that may overlap other labels
 
 Size = tuple[int, int]  # width, height
 Edges = tuple[float, float, float, float]  # x0, y0, x1, y1
@@ -27,12 +30,14 @@ def draw_predictions(
 ) -> PIL.Image.Image:
     """A copy of an image with a box, name and score for every object, and its segments.
 
-    Lines and letters grow with the image, and labels avoid each other. A class has the same colour
-    in every image.
+    Lines and letters grow with the image, letters less if there are many objects. Labels avoid each
+    other; one that could only hide a label of a higher score is left out. A class has the same
+    colour in every image.
 
     Args:
         image: anything that holds one image; files and PIL images are turned upright.
-        result: as `predict` returns it for this image.
+        result: as `predict` returns it for this image. Without `scores`, as for targets, names
+            stand alone.
         id2label: names of the labels; labels without a name are shown as numbers.
 
     Returns:
@@ -43,24 +48,28 @@ def draw_predictions(
         _paint_segments(picture, result["segmentation"], result["segments_info"])
     canvas, short_side = ImageDraw.Draw(picture), min(picture.size)
     pen = max(round(short_side / 200), 1)
-    font = ImageFont.load_default(max(short_side / 26, SMALLEST_FONT_SIZE))
     boxes, colors, texts = _best_first(result, id2label, picture.size)
+    of_each = math.sqrt(picture.width * picture.height / max(len(boxes), 1))
+    font_size = max(min(short_side / 26, of_each / 3), SMALLEST_FONT_SIZE)
+    font = ImageFont.load_default(font_size)
     places = place_labels(boxes, [_plate_size(canvas, text, font) for text in texts], picture.size)
     drawings = list(zip(boxes, colors, texts, places, strict=True))[::-1]  # the best ones on top
     for box, color, _, _ in drawings:
         canvas.rectangle(box, outline=color, width=pen)
     for _, color, text, place in drawings:
-        _write(canvas, text, place, font, color)
+        if place is not None:
+            _write(canvas, text, place, font, color)
     return picture
 
 
 def place_labels(
     boxes_xyxy: Sequence[Sequence[float]], sizes: Sequence[Size], image_wh: Size
-) -> list[Edges]:
-    """A rectangle for the label of every box: within the image, and if possible free.
+) -> list[Edges | None]:
+    """A rectangle for the label of every box: within the image, and free of other labels.
 
     Each label takes the first place that earlier labels leave free: above its box, below it, or
-    inside it from top to bottom; if none is free, the one that overlaps them least.
+    inside it from top to bottom; if none is free, the one that overlaps them least. If that is more
+    than a tenth of the label, it has no place.
 
     Args:
         boxes_xyxy: in pixels, the most important first.
@@ -68,13 +77,19 @@ def place_labels(
         image_wh: width and height of the image.
 
     Returns:
-        (x0, y0, x1, y1) of each label.
+        (x0, y0, x1, y1) of each label, or None.
     """
-    taken: list[Edges] = []
+    chosen: list[Edges | None] = []
+    taken = np.zeros((0, 4))
     for box, size in zip(boxes_xyxy, sizes, strict=True):
-        places = _possible_places(box, size, image_wh)
-        taken.append(min(places, key=lambda place: sum(_overlap(place, t) for t in taken)))
-    return taken
+        places = np.array(list(_possible_places(box, size, image_wh)))
+        overlaps = _overlaps(places, taken).sum(1)
+        best = int(overlaps.argmin())  # the first of equal ones
+        is_free = overlaps[best] <= MOST_HIDDEN * size[0] * size[1]
+        chosen.append(tuple(places[best].tolist()) if is_free else None)
+        if is_free:
+            taken = np.concatenate([taken, places[best, None]])
+    return chosen
 
 
 def _possible_places(box: Sequence[float], size: Size, image_wh: Size) -> Iterator[Edges]:
@@ -89,11 +104,11 @@ def _possible_places(box: Sequence[float], size: Size, image_wh: Size) -> Iterat
             yield left, top, left + width, top + height
 
 
-def _overlap(one: Edges, other: Edges) -> float:
-    """Area, in square pixels, that two rectangles share."""
-    width = min(one[2], other[2]) - max(one[0], other[0])
-    height = min(one[3], other[3]) - max(one[1], other[1])
-    return max(width, 0) * max(height, 0)
+def _overlaps(ones: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Areas (n, m) in square pixels that rectangles (n, 4) and (m, 4) share."""
+    low = np.maximum(ones[:, None, :2], others[:, :2])
+    high = np.minimum(ones[:, None, 2:], others[:, 2:])
+    return (high - low).clip(0).prod(2)
 
 
 def make_picture(image: Any) -> PIL.Image.Image:
@@ -112,14 +127,16 @@ def _best_first(
     result: Mapping[str, Any], id2label: Mapping[int, str], image_wh: Size
 ) -> tuple[list[list[float]], list[Color], list[str]]:
     """Boxes (x0, y0, x1, y1) within the image, colours and texts, the highest scores first."""
-    order = result["scores"].argsort(descending=True)
-    labels, scores = result["labels"][order].tolist(), result["scores"][order].tolist()
+    scores, labels = result.get("scores"), result["labels"]
+    order = torch.arange(len(labels)) if scores is None else scores.argsort(descending=True)
     corner = torch.tensor([image_wh[0] - 1, image_wh[1] - 1] * 2)
     # An edge beyond the image would be invisible.
     boxes = result["boxes"][order].float().clamp(min=0).minimum(corner).tolist()
-    named = zip(labels, scores, strict=True)
-    texts = [f"{id2label.get(label, label)} {score:.2f}" for label, score in named]
-    return boxes, [_color(label) for label in labels], texts
+    names = [str(id2label.get(label, label)) for label in labels.tolist()]
+    if scores is not None:
+        names = [f"{name} {score:.2f}" for name, score in zip(names, scores.tolist(), strict=True)]
+    colors = [_color(label) for label in labels[order].tolist()]
+    return boxes, colors, [names[index] for index in order.tolist()]
 
 
 def _color(label: int, shade: float = SHADES[0]) -> Color:

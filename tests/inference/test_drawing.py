@@ -68,9 +68,35 @@ def test_labels_leave_each_other_visible(size: tuple[int, int]) -> None:
 
 
 def test_labels_without_any_room() -> None:
-    """Where labels can't avoid each other, or are wider than the image, they are still drawn."""
+    """A label wider than the image is drawn, but others don't hide it."""
     places = place_labels([[0.0, 0, 20, 10]] * 3, [(50, 12)] * 3, (40, 16))
-    assert [place[0] for place in places] == [0, 0, 0]
+    assert places == [(0, 0, 50, 12), None, None]
+
+
+def test_crowds_keep_the_best_labels() -> None:
+    """Among hundreds of boxes, labels that are drawn can be read, the best one among them."""
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.rand(300, 2, generator=generator) * 280
+    boxes = torch.cat([corners, corners + 20], dim=1).tolist()
+    places = place_labels(boxes, [(60, 12)] * 300, (300, 300))
+    drawn = [place for place in places if place is not None]
+    assert places[0] is not None and 60 < len(drawn) < 300
+    for number, (x0, y0, x1, y1) in enumerate(drawn):
+        hidden = 0.0
+        for left, top, right, bottom in drawn[:number]:
+            width, height = min(x1, right) - max(x0, left), min(y1, bottom) - max(y0, top)
+            hidden += max(width, 0) * max(height, 0)
+        assert hidden <= 60 * 12 / 10
+
+
+def test_targets_have_names_alone() -> None:
+    """Without scores, which targets don't have, a label is the name."""
+    image = PIL.Image.new("RGB", (640, 480), (100,) * 3)
+    result = result_of([100.0, 100, 300, 300], labels=(3,))
+    scored = changed(draw_predictions(image, result, NAMES))
+    del result["scores"]
+    named = changed(draw_predictions(image, result, NAMES))
+    assert named.sum() < scored.sum() and not (named & ~scored).any()
 
 
 def test_nothing_found_changes_nothing() -> None:
