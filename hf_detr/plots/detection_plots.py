@@ -3,10 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import ImageOps
 from torch import Tensor
 
 from ..inference.attention_record import AttentionRecord
+from ..inference.drawing import LEAST_SIDE, draw_predictions, make_picture
 from .figures import (
     BLUE,
     FONT_SIZE,
@@ -16,12 +19,9 @@ from .figures import (
     Figure,
     add_heading,
     add_legend,
-    color_of,
-    draw_box,
     legend_key,
     make_panels,
     show_image,
-    write_label,
 )
 
 LARGE = 0.3  # square root of a box's share of the image from which it counts as large
@@ -53,9 +53,9 @@ def draw_detections(
     largest_wh = torch.stack([one.size_wh for one in records]).amax(0)
     figure, axes = make_panels(1 if targets is None else 2, len(records), largest_wh)
     for index, (one, panel) in enumerate(zip(records, axes[-1], strict=True)):
-        queries = [query for query in range(len(one.scores)) if one.scores[query] > threshold]
-        names = [one.name(query) for query in queries]
-        _show_boxes(panel, one, one.boxes_xyxy[queries], one.labels[queries], names)
+        found = one.scores > threshold
+        _show_objects(panel, one, one.boxes_xyxy[found], one.labels[found], one.scores[found])
+        panel.set_title(f"found: {int(found.sum())}, score above {threshold}", fontsize=FONT_SIZE)
         if targets is not None:
             boxes, labels = targets[index]["boxes"], targets[index]["class_labels"]
             if len(boxes) and float(boxes.max()) <= 1:
@@ -63,10 +63,8 @@ def draw_detections(
                     "no coordinate of the target's boxes is above 1, so they seem to be relative; "
                     "give (x0, y0, x1, y1) in pixels of the image, as a DetectionDataset does."
                 )
-            names = [one.id2label.get(label, f"class {label}") for label in labels.tolist()]
-            _show_boxes(axes[0, index], one, boxes, labels, names)
+            _show_objects(axes[0, index], one, boxes, labels)
             axes[0, index].set_title(f"targets: {len(boxes)}", fontsize=FONT_SIZE)
-        panel.set_title(f"found: {len(queries)}, score above {threshold}", fontsize=FONT_SIZE)
     return figure
 
 
@@ -117,11 +115,18 @@ def slot_colors(boxes_cxcywh: Tensor) -> list[str]:
     ]
 
 
-def _show_boxes(
-    panel: Axes, record: AttentionRecord, boxes_xyxy: Tensor, labels: Tensor, names: list[str]
+def _show_objects(
+    panel: Axes,
+    record: AttentionRecord,
+    boxes_xyxy: Tensor,
+    labels: Tensor,
+    scores: Tensor | None = None,
 ) -> None:
-    """Boxes with their names, in a colour for each class."""
-    show_image(panel, record.image)
-    for box, label, name in zip(boxes_xyxy, labels.tolist(), names, strict=True):
-        draw_box(panel, box, color_of(label))
-        write_label(panel, box, name, color_of(label))
+    """Show the image with its objects drawn as `draw_predictions` does."""
+    picture = make_picture(record.image)
+    scale = max(LEAST_SIDE / max(picture.size), 1)
+    result = {"boxes": boxes_xyxy * scale, "labels": labels}
+    if scores is not None:
+        result["scores"] = scores
+    picture = draw_predictions(ImageOps.scale(picture, scale), result, record.id2label)
+    show_image(panel, torch.from_numpy(np.array(picture)).permute(2, 0, 1))

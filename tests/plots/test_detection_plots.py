@@ -1,12 +1,16 @@
 """Predictions beside targets, and the slots of queries."""
 
 import io
+from typing import Any
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 
 from hf_detr import plots
+from hf_detr.inference.drawing import draw_predictions
+from hf_detr.plots import detection_plots
 from hf_detr.plots.detection_plots import slot_colors
 from hf_detr.plots.figures import BLUE, GREEN, RED
 
@@ -14,21 +18,31 @@ from ..some_attention_records import tiny_records
 from ..tiny import random_sample
 
 
-def test_predictions_below_targets() -> None:
-    """Each image has its targets' boxes above and what scores enough below, with their names."""
+def test_predictions_below_targets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each image has its targets above and what scores enough below, drawn as everywhere else."""
+    drawn: list[dict[str, torch.Tensor]] = []
+
+    def draw(image: PIL.Image.Image, result: dict[str, torch.Tensor], names: dict[int, str]) -> Any:
+        width = records[len(drawn) // 2].image.shape[2]
+        drawn.append({**result, "scale": image.width / width})
+        return draw_predictions(image, result, names)
+
+    monkeypatch.setattr(detection_plots, "draw_predictions", draw)
     _, records = tiny_records("conditional_detr", id2label={i: f"class {i}" for i in range(5)})
     targets = [random_sample(image_id=1)[1], random_sample(num_objects=0)[1]]
     threshold = float(records[0].scores.median())
     figure = plots.draw_detections(records, targets, threshold)
-    assert len(figure.axes) == 4
-    drawn = [patch.get_bbox().extents for patch in figure.axes[0].patches]
-    np.testing.assert_allclose(drawn, targets[0]["boxes"], atol=1e-3)
-    assert [text.get_text() for text in figure.axes[0].texts] == ["class 0", "class 1", "class 2"]
-    assert not figure.axes[1].patches
-    for one, axis in zip(records, figure.axes[2:], strict=True):
-        kept = one.boxes_xyxy[one.scores > threshold]
-        drawn = [patch.get_bbox().extents for patch in axis.patches]
-        np.testing.assert_allclose(np.reshape(drawn, (-1, 4)), kept, atol=1e-3)
+    assert [len(axis.images) for axis in figure.axes] == [1] * 4
+    titles = [axis.get_title() for axis in figure.axes]
+    assert titles[:2] == ["targets: 3", "targets: 0"]
+    for number, (one, target) in enumerate(zip(records, targets, strict=True)):
+        found, given = drawn[2 * number : 2 * number + 2]
+        kept = one.scores > threshold
+        torch.testing.assert_close(found["boxes"], one.boxes_xyxy[kept] * found["scale"])
+        torch.testing.assert_close(found["scores"], one.scores[kept])
+        torch.testing.assert_close(given["boxes"], target["boxes"] * found["scale"])
+        assert torch.equal(given["labels"], target["class_labels"]) and "scores" not in given
+        assert titles[2 + number].startswith(f"found: {int(kept.sum())}, ")
     figure.savefig(io.BytesIO())
 
 
