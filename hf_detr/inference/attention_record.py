@@ -15,6 +15,7 @@ from ..ops.box_ops import box_cxcywh_to_xyxy
 
 Part = Literal["all", "content", "place"]
 Layers = tuple[Tensor, ...]
+FEW = 4  # queries that are shown where none is above the threshold
 
 
 @dataclass(frozen=True)
@@ -86,19 +87,12 @@ class AttentionRecord:
     def best_queries(self, threshold: float = 0.5, most: int | None = None) -> list[int]:
         """Return the detector's own queries with scores above the threshold, best first.
 
-        Raises:
-            ValueError: if there is none.
+        If there is none, return the best ones of all, at most `FEW`.
         """
         scores = self.scores[: self.num_queries]
-        found = [
-            query for query in scores.argsort(descending=True).tolist() if scores[query] > threshold
-        ][:most]
-        if not found:
-            raise ValueError(
-                f"No object query has a score above {threshold}; the highest is "
-                f"{scores.max():.2f}. Pass a lower threshold or the indices of queries."
-            )
-        return found
+        order = scores.argsort(descending=True)
+        number = int((scores > threshold).sum()) or FEW
+        return order[:number].tolist()[:most]
 
     def token_at(self, point_xy: Sequence[float], level: int = 0) -> int:
         """Return the index of the token whose cell contains a point of the image.

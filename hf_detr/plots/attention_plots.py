@@ -39,7 +39,7 @@ def draw_encoder_attention(
     Args:
         record: from `record_attention`.
         points_xy: pixels (x, y) of the image; None: the centres of the best objects.
-        threshold: the score that the best objects must exceed.
+        threshold: the score that the best objects must exceed; if none does, the best few of all.
         layer: of the encoder; -1 is the last.
 
     Raises:
@@ -78,7 +78,7 @@ def draw_decoder_attention(
         layer: of the decoder; -1 is the last.
 
     Raises:
-        ValueError: if there is no such attention, or nothing was found.
+        ValueError: if there is no such attention.
     """
     if queries is None:
         queries = record.best_queries(threshold, MOST)
@@ -106,7 +106,7 @@ def draw_attention_heads(
         query: its number; None: the best one.
 
     Raises:
-        ValueError: if there is no such attention, or nothing was found.
+        ValueError: if there is no such attention.
     """
     if query is None:
         [query] = record.best_queries(threshold, 1)

@@ -78,7 +78,7 @@ def draw_sampling_points(
         record, queries, threshold, layer: as in `draw_decoder_attention`.
 
     Raises:
-        ValueError: if the model has no sampling points, or nothing was found.
+        ValueError: if the model has no sampling points.
     """
     if queries is None:
         queries = record.best_queries(threshold, MOST)
@@ -111,7 +111,7 @@ def draw_sampling_overview(
         strongest: number of points drawn for each query, those of the largest weights.
 
     Raises:
-        ValueError: if the model has no sampling points, or nothing was found.
+        ValueError: if the model has no sampling points.
     """
     if queries is None:
         queries = record.best_queries(threshold, MOST)
