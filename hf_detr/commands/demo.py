@@ -41,10 +41,14 @@ def check(parsed: argparse.Namespace) -> None:
 
 def run(parsed: argparse.Namespace) -> int:
     """Serve the page until it is interrupted; return the exit status."""
-    from ..plots.demo_page import make_page
+    from ..plots.demo_page import STYLE, make_page
 
     page = make_page(parsed.model)
     page.launch(
-        server_port=parsed.port, share=parsed.share, show_error=True, footer_links=["gradio"]
+        server_port=parsed.port,
+        share=parsed.share,
+        show_error=True,
+        footer_links=["gradio"],
+        css=STYLE,
     )
     return 0

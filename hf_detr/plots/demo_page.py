@@ -1,5 +1,6 @@
 """The page of `hf-detr demo`: drop an image, see detections, attention and sampling points."""
 
+import html
 import io
 import os
 import time
@@ -14,7 +15,7 @@ import torch
 from PIL import Image, ImageOps
 
 from ..inference.attention_record import AttentionRecord
-from ..inference.drawing import draw_predictions, make_picture
+from ..inference.drawing import LEAST_SIDE, draw_predictions, make_picture
 from ..inference.model_loading import embedded_model_folder, load_model
 from ..inference.prediction import read_outputs
 from ..inference.record_attention import record_attention
@@ -35,10 +36,23 @@ MODELS = [
     *(name for variant in VARIANTS.values() for name in variant.on_the_hub),
 ]
 COLUMNS = ["object", "score", "left", "top", "right", "bottom"]
-TABS = {"attention": "Attention", "points": "Sampling points"}
+TABS = {"attention": "Attention", "points": "Sampling"}
 NUM_FIGURES = 3  # in each of these tabs
-HINT = "Click on the image on the left to choose the pixel whose attention is drawn."
-LEAST_SIDE = 640  # smaller images are enlarged, for sharp lines and letters
+ALERT = "⚠️ "  # before the message of an error
+HINT = "Click on your image to choose the pixel whose attention is drawn."
+# On narrow screens what was found is above the choices.
+STYLE = """
+#table table { width: 100%; border-collapse: collapse; }
+#table tr { border: 0; }
+#table th, #table td { border: 0; border-bottom: 1px solid var(--border-color-primary); }
+#table th, #table td { padding: 0.3em; text-align: right; overflow-wrap: break-word; }
+#table th:first-child, #table td:first-child { text-align: left; }
+@media (max-width: 768px) {
+    #columns { flex-direction: column-reverse; flex-wrap: nowrap; }
+    #picture { height: auto !important; min-height: 200px; }
+    #table { font-size: 80%; }
+}
+"""
 Points = list[tuple[float, float]] | None  # pixels (x, y); None: the objects' centres
 
 
@@ -86,7 +100,7 @@ def look(name: str | None, path: str | None) -> tuple[Run | None, str]:
     try:
         model, processor = load(name.strip())
     except (ValueError, OSError) as error:
-        return None, f"⚠️ The model {name} can't be loaded: {error}"
+        return None, f"{ALERT}The model {name} can't be loaded: {error}"
     try:
         picture = read_upload(path)
         start = time.perf_counter()
@@ -94,17 +108,17 @@ def look(name: str | None, path: str | None) -> tuple[Run | None, str]:
             inputs = processor(picture, return_tensors="pt")
             outputs = model(**inputs.to(model.device, model.dtype))
     except (ValueError, TypeError, OSError) as error:
-        return None, f"⚠️ {error}"
+        return None, f"{ALERT}{error}"
     seconds, millions = time.perf_counter() - start, model.num_parameters() / 1e6
     who = f"{type(model).__name__}, {millions:.1f} million parameters"
     size = f"{picture.width} × {picture.height} pixels"
     return Run(model, processor, picture, outputs), f"{who}: {size} in {seconds:.2f} s"
 
 
-def show(run: Run | None, threshold: float) -> tuple[Image.Image | None, str, list[list[Any]]]:
-    """The image with detections above the threshold, a summary, and the rows of the table."""
+def show(run: Run | None, threshold: float) -> tuple[Image.Image | None, str, str]:
+    """The image with detections above the threshold, a summary, and a table in HTML."""
     if run is None:
-        return None, "", []
+        return None, "", ""
     scale = max(LEAST_SIDE / max(run.picture.size), 1)
     picture = ImageOps.scale(run.picture, scale)
     [result] = read_outputs(run.processor, run.outputs, threshold, [picture.size[::-1]])
@@ -113,18 +127,28 @@ def show(run: Run | None, threshold: float) -> tuple[Image.Image | None, str, li
         values.tolist() for values in (result["scores"], result["labels"], result["boxes"] / scale)
     )
     objects = sorted(zip(*columns, strict=True), reverse=True)
-    rows = [[names[label], round(score, 2), *map(round, box)] for score, label, box in objects]
+    rows = [[names[label], f"{score:.2f}", *map(round, box)] for score, label, box in objects]
     counts = Counter(names[label] for _, label, _ in objects).most_common()
     summary = ", ".join(f"{count} × {name}" for name, count in counts)
     summary = summary or f"No detection scores above {threshold:.2f}: move the threshold down."
-    return draw_predictions(picture, result, names), summary, rows
+    return draw_predictions(picture, result, names), summary, make_table(rows)
+
+
+def make_table(rows: list[list[Any]]) -> str:
+    """A table of objects in HTML, whole at any width; empty without rows."""
+    if not rows:
+        return ""
+    heads = "".join(f"<th>{column}</th>" for column in COLUMNS)
+    lines = ("".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) for row in rows)
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    return f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def explain(record: AttentionRecord, tab: str, threshold: float, points: Points) -> list[Figure]:
     """The figures of a tab.
 
     Raises:
-        ValueError: if they don't fit the model, or nothing was found.
+        ValueError: if they don't fit the model.
     """
     if tab == "attention":
         record.query_maps([0])  # raises where attention is deformable
@@ -153,8 +177,10 @@ def draw_tab(
         return None, "There is nothing to show yet.", []
     if record is None:
         [record] = record_attention(run.model, run.processor, run.picture)
+    is_found = float(record.scores.max()) > threshold
+    message = HINT if is_found else f"No score is above {threshold:.2f}: the best few. {HINT}"
     try:
-        return record, HINT, [as_picture(f) for f in explain(record, tab, threshold, points)]
+        return record, message, [as_picture(f) for f in explain(record, tab, threshold, points)]
     except ValueError as error:
         message = str(error)
         return record, message[0].upper() + message[1:], []
@@ -175,10 +201,10 @@ def make_page(model: str | None = None) -> Any:
 
     with gr.Blocks(title="hf_detr") as page:
         gr.Markdown("# hf_detr: detections, attention and sampling points")
-        with gr.Row():
+        with gr.Row(elem_id="columns"):
             with gr.Column(scale=1, min_width=280):
                 name, image, threshold = _add_inputs(gr, model or GARMENTS)
-            with gr.Column(scale=2, min_width=400):
+            with gr.Column(scale=2, min_width=280):
                 said = gr.Markdown(elem_id="said")
                 tabs, panels = _add_tabs(gr)
         run, record, points, open_tab = gr.State(), gr.State(), gr.State(), gr.State("detections")
@@ -195,10 +221,11 @@ def make_page(model: str | None = None) -> Any:
         }
         looked = gr.on(
             [page.load, name.change, image.change],
-            lambda name_, upload: look(name_, upload and upload["path"]),
+            partial(_look, gr),
             [name, image],
             [run, said],
             preprocess=False,  # gradio opens the image, and shows its own error where that fails
+            show_progress_on=panels["detections"][0],
         )
         looked.then(lambda: (None, None), None, [record, points]).then(**showing).then(**drawing)
         threshold.change(**showing)
@@ -211,6 +238,14 @@ def make_page(model: str | None = None) -> Any:
         for key, tab in tabs.items():
             tab.select(partial(str, key), None, open_tab).then(**drawing)
     return page
+
+
+def _look(gr: ModuleType, name: str | None, upload: dict[str, Any] | None) -> tuple[Any, str]:
+    """`look` at an upload; where that fails, its message is also shown above the page."""
+    run, said = look(name, upload and upload["path"])
+    if run is None and upload and name:
+        gr.Warning(said.removeprefix(ALERT), duration=None)
+    return run, said
 
 
 def _add_inputs(gr: ModuleType, model: str) -> tuple[Any, Any, Any]:
@@ -241,9 +276,9 @@ def _add_tabs(gr: ModuleType) -> tuple[dict[str, Any], dict[str, list[Any]]]:
     tabs, panels = {}, {}
     with gr.Tab("Detections") as tabs["detections"]:
         panels["detections"] = [
-            gr.Image(height=480, **plain),
+            gr.Image(height=480, elem_id="picture", **plain),
             gr.Markdown(elem_id="summary"),
-            gr.Dataframe(headers=COLUMNS, interactive=False, elem_id="table"),
+            gr.HTML(elem_id="table", padding=False),
         ]
     for key, title in TABS.items():
         with gr.Tab(title) as tabs[key]:

@@ -6,6 +6,7 @@ example (`apt-get install chromium`).
 
 import importlib.util
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -46,18 +47,37 @@ def test_models_of_all_variants_can_be_chosen(variant: str) -> None:
     assert offered and set(offered) <= set(demo.MODELS)
 
 
+def rows_of(table: str) -> list[list[str]]:
+    """The cells of a table in HTML, without its head."""
+    rows = re.findall(r"<tr>(<td>.*?)</tr>", table)
+    return [re.findall("<td>(.*?)</td>", row) for row in rows]
+
+
+def test_table_escapes_names() -> None:
+    """A class name is text on the page, whatever it contains."""
+    assert rows_of(demo.make_table([["<b>a&b", "0.50", 1]])) == [["&lt;b&gt;a&amp;b", "0.50", "1"]]
+
+
+def test_nothing_above_the_threshold_shows_the_best_few(garments: Any) -> None:
+    """Above all scores, the plots are drawn for the best queries, and the words say so."""
+    _, words, pictures = demo.draw_tab(garments, None, "points", 0.99, None)
+    assert words == f"No score is above 0.99: the best few. {demo.HINT}"
+    assert len(pictures) == demo.NUM_FIGURES
+
+
 def test_threshold_draws_from_one_run(garments: Any) -> None:
     """A threshold picks from what the model said once: fewer rows, the best first, all drawn."""
-    picture, summary, rows = demo.show(garments, 0.5)
+    picture, summary, table = demo.show(garments, 0.5)
     names = ["bag", "ankle boot", "trouser", "sneaker", "t-shirt/top", "coat"]
+    rows = rows_of(table)
     assert [row[0] for row in rows] == names
-    assert max(rows[0][2:]) in (129, 130)
+    assert max(map(int, rows[0][2:])) in (129, 130)
     assert summary == ", ".join(f"1 × {name}" for name in names)
     assert picture.size == (640, 480)  # enlarged, but the table counts the image's pixels
     _, _, fewer = demo.show(garments, 0.65)
-    assert fewer == rows[:4]
-    empty, summary, rows = demo.show(garments, 0.99)
-    assert rows == [] and "threshold down" in summary
+    assert rows_of(fewer) == rows[:4]
+    empty, summary, table = demo.show(garments, 0.99)
+    assert table == "" and "threshold down" in summary
     assert empty.tobytes() != picture.tobytes()
 
 
@@ -66,7 +86,7 @@ def test_failures_are_words(name: str | None, image: Path) -> None:
     """A model that isn't there, none at all, and a file that is no image: words, nothing drawn."""
     run, said = demo.look(demo.GARMENTS if name == "" else name, str(image))
     assert run is None and len(said) > 20
-    assert demo.show(run, 0.5) == (None, "", [])
+    assert demo.show(run, 0.5) == (None, "", "")
     assert demo.draw_tab(run, None, "points", 0.5, None)[2] == []
 
 
@@ -175,7 +195,7 @@ def test_page_in_a_browser(address: str, tmp_path: Path) -> None:
         expect(table).not_to_contain_text("coat")
         expect(table).to_contain_text("sneaker")
 
-        page.get_by_role("tab", name="Sampling points").click()
+        page.get_by_role("tab", name="Sampling").click()
         expect(page.locator("#points-words")).to_contain_text("Click")
         shown = page.locator("[role=tabpanel]:visible img").last
         before = shown.get_attribute("src")
@@ -191,12 +211,22 @@ def test_page_in_a_browser(address: str, tmp_path: Path) -> None:
         expect(page.locator("#said")).to_contain_text("drop an image")
         page.locator("input[type=file]").first.set_input_files(broken)
         expect(page.locator("#said")).to_contain_text("broken.jpg can't be read as an image")
-        expect(page.get_by_test_id("toast-body")).to_have_count(0)  # gradio's own error
+        toast = page.get_by_test_id("toast-body")  # one, and not gradio's own error
+        expect(toast).to_have_count(1)
+        expect(toast).to_contain_text("broken.jpg can't be read as an image")
 
         page.screenshot(path=tmp_path / "page.png")
         page.get_by_label("Model").fill("nowhere")
         page.get_by_label("Model").press("Enter")
         expect(page.locator("#said")).to_contain_text("nowhere can't be loaded")
+
+        phone = browser.new_page(viewport={"width": 375, "height": 800})
+        phone.set_default_timeout(NEVER * 1000)
+        phone.goto(address)
+        expect(phone.locator("#table")).to_contain_text("coat")
+        assert phone.evaluate("document.documentElement.scrollWidth") == 375
+        tops = [phone.locator(place).bounding_box()["y"] for place in ("#picture", "#image")]
+        assert tops[0] < tops[1]  # what was found is above the choices
         browser.close()
     with Image.open(tmp_path / "page.png") as picture:
         assert picture.size == (1280, 1000)
