@@ -17,8 +17,9 @@ from .dataset import DetectionDataset
 from .file_names import check_stays_inside
 from .image_source import ImageSource, read_sizes_hw, turned_size_hw, with_boxes
 from .object_columns import ObjectColumns, Problem, is_integer
-from .remote_files import local_file
+from .remote_files import is_address, local_file
 from .remote_images import FolderImages, RemoteImages, open_folder
+from .remote_paths import data_path
 from .table_cache import Content, OpenedImages, read_mapped
 
 
@@ -143,8 +144,9 @@ def _find_files(
     file: StrPath, image_folder: StrPath | None, split: str
 ) -> tuple[StrPath, StrPath, list[Problem]]:
     """Return the annotation file and the image folder, in the folder of a data set if need be."""
-    folder = Path(file)
-    if not folder.is_dir():
+    folder = data_path(file)
+    # That a file at an address isn't a folder is known where its images' folder is given.
+    if (image_folder is not None and is_address(file)) or not folder.is_dir():
         if image_folder is None:
             raise ValueError(f"image_folder is missing; expected the folder of {file}'s images.")
         return file, image_folder, []

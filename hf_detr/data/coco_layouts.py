@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from .remote_paths import RemotePath
+
 # Annotation file and image folder of a split, relative to the data set's folder.
 LAYOUTS = (
     ("{split}/annotations.json", "{split}/images"),
@@ -46,7 +48,9 @@ PANOPTIC = (
 )
 
 
-def find_coco(folder: Path, split: str) -> tuple[Path, Path, bool] | None:
+def find_coco(
+    folder: Path | RemotePath, split: str
+) -> tuple[Path | RemotePath, Path | RemotePath, bool] | None:
     """Find the annotation file and the image folder of a split.
 
     Returns:
@@ -63,7 +67,7 @@ def find_coco(folder: Path, split: str) -> tuple[Path, Path, bool] | None:
     return None
 
 
-def find_panoptic(folder: Path, split: str) -> tuple[Path, Path, Path] | None:
+def find_panoptic(folder: Path | RemotePath, split: str) -> tuple[Path | RemotePath, ...] | None:
     """Find the annotation file, the image folder and the folder of segment maps of a split."""
     for layout in PANOPTIC:
         file, images, maps = (folder / part.format(split=split) for part in layout)

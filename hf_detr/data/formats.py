@@ -42,8 +42,8 @@ class DataArguments:
         default=None,
         metadata={
             "help": "Folder of COCO, YOLO or Pascal VOC data, or of the library datasets; YAML "
-            "file of YOLO; JSON file of COCO with --images; tar files of WebDataset, also remote; "
-            "or a data set's name on the Hub."
+            "file of YOLO; JSON file of COCO with --images; tar files of WebDataset; a data set's "
+            "name on the Hub; or the address of data of COCO or WebDataset."
         },
     )
     images: str | None = field(

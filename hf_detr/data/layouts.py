@@ -6,7 +6,7 @@ Nothing here needs torch, so that a command line can be checked at once.
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ import yaml
 from .coco_layouts import LAYOUTS, PANOPTIC, WHOLE, find_coco, find_panoptic
 from .file_names import check_stays_inside
 from .remote_files import check_address, is_address
+from .remote_paths import RemotePath, data_path
 from .shards import find_shards, is_shards
 
 # Formats, as messages name them
@@ -60,8 +61,8 @@ def find_data(data: str, split: str | None = None, panoptic: bool = False) -> Da
     """Find the format and the splits of data.
 
     Args:
-        data: a folder, a YAML file of YOLO, a JSON file of COCO, also at an address, a Parquet
-            file, tar files of WebDataset, or a name on the Hub.
+        data: a folder, a YAML file of YOLO, a JSON file of COCO, a Parquet file, tar files of
+            WebDataset, or a name on the Hub. Data of COCO and WebDataset can be at an address.
         split: a split that may have another name than those of `SPLITS`.
         panoptic: whether to use the panoptic annotations of a folder that has others too.
 
@@ -69,15 +70,15 @@ def find_data(data: str, split: str | None = None, panoptic: bool = False) -> Da
         ValueError: if the data have no known format, or several.
         FileNotFoundError: if there is no such path, and it can't be a name on the Hub.
     """
+    names = (split, *SPLITS) if split else SPLITS
     if is_shards(data):
-        shards = find_shards(data, (*SPLITS, split) if split else SPLITS)
-        return DataFiles(WEBDATASET, data, None if None in shards else tuple(shards))
+        return _find_coco_at(data, names, panoptic) or _find_shards(data, names)
     if is_address(data):
         check_address(data)
         return DataFiles(COCO, data, None)
     path = Path(data)
     if path.is_dir():
-        return _find_in_folder(path, (split, *SPLITS) if split else SPLITS, panoptic)
+        return _find_in_folder(path, names, panoptic)
     if path.is_file():
         return _of_file(path)
     if not HUB_NAME.fullmatch(data) or path.suffix in (".json", ".yaml", ".yml", ".parquet"):
@@ -86,6 +87,24 @@ def find_data(data: str, split: str | None = None, panoptic: bool = False) -> Da
             "rishitdagli/cppe-5."
         )
     return DataFiles(ON_THE_HUB, data, None)
+
+
+def _find_coco_at(data: str, names: Sequence[str], panoptic: bool) -> DataFiles | None:
+    """Find COCO data in the folder of an address; None if there are none."""
+    folder = data_path(data)
+    if not isinstance(folder, RemotePath) or not folder.is_dir():
+        return None
+    check_stays_inside(names)
+    for name, find in ((COCO, find_coco), (PANOPTIC_COCO, find_panoptic)):
+        found = [split for split in dict.fromkeys(names) if find(folder, split)]
+        if found and (name == PANOPTIC_COCO or not panoptic):
+            return DataFiles(name, data, tuple(found))
+    return None
+
+
+def _find_shards(data: str, names: Sequence[str]) -> DataFiles:
+    shards = find_shards(data, tuple(names))
+    return DataFiles(WEBDATASET, data, None if None in shards else tuple(shards))
 
 
 def _of_file(path: Path) -> DataFiles:

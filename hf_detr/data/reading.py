@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from torch.utils.data import ConcatDataset, Subset
@@ -23,6 +22,7 @@ from .layouts import (
     DataFiles,
     find_data,
 )
+from .remote_paths import data_path
 from .shards import find_shards
 from .streamed import StreamedDataset
 from .torch_data import read_torch_dataset
@@ -100,7 +100,7 @@ def _read_files(files: DataFiles, options: ReadingOptions, split: str) -> Detect
     if options.segments or files.format == PANOPTIC_COCO:
         is_json = options.segments is not None
         folders = (path, options.images, options.segments)
-        paths = folders if is_json else find_panoptic(Path(path), split)
+        paths = folders if is_json else find_panoptic(data_path(path), split)
         masks = options.masks or options.panoptic
         return read_coco_panoptic(*paths, box_format, masks, seed)
     if files.format == COCO:

@@ -125,7 +125,7 @@ def read_file(address: str, most: int | None = None) -> bytes:
         with open_file(address) as file:
             return file.read() if most is None else file.read(most)
 
-    return _tried_again(read)
+    return tried_again(read)
 
 
 def read_range(address: str, start: int | None, end: int | None) -> bytes:
@@ -135,10 +135,10 @@ def read_range(address: str, start: int | None, end: int | None) -> bytes:
         OSError, ValueError: as in `read_file`.
     """
     files, path = find_storage(address)
-    return _tried_again(lambda: files.cat_file(path, start, end))
+    return tried_again(lambda: files.cat_file(path, start, end))
 
 
-def _tried_again(read: Callable[[], Result]) -> Result:
+def tried_again(read: Callable[[], Result]) -> Result:
     """Read again after a pause if that can help, as after a lost connection."""
     pauses = iter(PAUSES)
     while True:
@@ -196,14 +196,14 @@ def _download(address: str) -> Path:
         with atomic_file(file) as unfinished:
             shutil.move(copy, unfinished)
 
-    stamp = _tried_again(lambda: _stamp(address))
+    stamp = tried_again(lambda: _stamp(address))
     if stamp is None:
-        return _tried_again(lambda: _copy(address))
+        return tried_again(lambda: _copy(address))
     digest = hashlib.sha256(f"{address} {stamp}".encode()).hexdigest()
     return cached(
         cache_folder("downloads") / f"{digest[:32]}.json",
         lambda file: file if file.is_file() else None,
-        lambda: _tried_again(lambda: _copy(address)),
+        lambda: tried_again(lambda: _copy(address)),
         save,
         f"the copy of {address}",
     )

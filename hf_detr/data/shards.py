@@ -68,7 +68,8 @@ def _what_can_be_read(files_of_coco: list[str]) -> str:
     """Say which data can be read at an address, and which of the files found may be such data."""
     found = f", such as {files_of_coco[0]}," if files_of_coco else ""
     return (
-        "Of data at an address, tar files of WebDataset can be read, or a JSON file of "
+        "Of data at an address, tar files of WebDataset can be read, a folder in a layout of COCO "
+        "such as annotations/instances_train2017.json with train2017, or a JSON file of "
         f"COCO{found} with --images, the address of its images' folder. Download other data, such "
         "as those of YOLO and Pascal VOC, or give the name of a data set on the Hub."
     )

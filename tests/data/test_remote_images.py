@@ -179,7 +179,7 @@ def _content() -> dict:
     return {"images": images, "categories": CATEGORIES}
 
 
-def test_what_cannot_be_read_is_refused_at_once(local: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_read_is_refused_at_once(local: Path) -> None:
     """Unknown storages, missing packages, folders without tar files and missing --images."""
     file = str(local / "annotations.json")
     for images, message in (
@@ -194,7 +194,7 @@ def test_what_cannot_be_read_is_refused_at_once(local: Path, tmp_path: Path) -> 
     with pytest.raises(ValueError, match="nonsense://a.json can't be read"):
         DataArguments("nonsense://a.json", images="memory://x").check()
     with pytest.raises(ValueError, match="has no tar files. Of data at an address, .* --images"):
-        DataArguments((tmp_path / "local").as_uri()).check()
+        DataArguments((local / "images").as_uri()).check()
 
 
 def test_panoptic(local: Path, address: str) -> None:
