@@ -12,7 +12,6 @@ from transformers.image_utils import ImageInput
 
 from ..image_processing.image_processor import DetectionImageProcessor
 from ..layers.attention import ProjectedAttention, multi_head_attention
-from ..layers.feature_pyramid import token_centers
 from ..models.detection_transformer import DetectionTransformer
 from ..models.object_detector import ObjectDetector
 from ..models.outputs import (
@@ -78,7 +77,7 @@ def record_attention(
         "labels": classes,
         "boxes_xyxy": box_cxcywh_to_xyxy(outputs.pred_boxes.float()),
         "valid_ratios": pyramid.valid_ratios,
-        "token_centers": token_centers(pyramid),
+        "token_centers": pyramid.token_centers,
         "encoder_attentions": outputs.encoder_attentions,
         "encoder_locations": outputs.encoder_sampling_locations,
         "cross_attentions": outputs.cross_attentions,

@@ -16,7 +16,7 @@ from ..ops.multi_scale_deformable_attention import (
     multi_scale_deformable_attention,
     normalize,
 )
-from .feature_pyramid import FeaturePyramid, token_centers
+from .feature_pyramid import FeaturePyramid
 from .initial_weights import draw_zeros, output_projection, starting
 
 SamplingPoints = tuple[Tensor, Tensor]  # weights (B, Q, M, L, K), locations (B, Q, M, L, K, 2)
@@ -133,21 +133,12 @@ class MultiScaleDeformableSelfAttention(MultiScaleDeformableAttention):
         return_weights: bool,
     ) -> tuple[Tensor, SamplingPoints | None]:
         """Attend within `hidden_states` (B, S, D)."""
-        reference_points = scale_to_levels(token_centers(pyramid), pyramid)
         return super().forward(
             hidden_states + position_embeddings,
             hidden_states,
             pyramid.mask,
-            reference_points,
+            pyramid.token_references,
             pyramid.spatial_shapes,
             pyramid.level_start_index,
             return_weights,
         )
-
-
-def scale_to_levels(reference_points: Tensor, pyramid: FeaturePyramid) -> Tensor:
-    """References (B, Q, 2 or 4) relative to the real image, on every padded level: (B, Q, L, …)."""
-    # In the ratios' float32: a reference in half precision could not say which pixel it means.
-    ratios = pyramid.valid_ratios
-    ratios = ratios.repeat(1, 1, reference_points.shape[-1] // 2)  # (B, L, 2 or 4)
-    return reference_points[:, :, None] * ratios[:, None]

@@ -20,22 +20,54 @@ class FeaturePyramid:
         spatial_shapes: (h_l, w_l) of each level, finest first.
         valid_ratios: (B, L, 2) as (w, h), the part of each level that real pixels cover, in
             [0, 1], float32.
+        token_references: (B, S, L, 2), the tokens' centres relative to every padded level; only of
+            models that sample points.
     """
 
     mask: Tensor | None
     spatial_shapes: list[tuple[int, int]]
     valid_ratios: Tensor
+    token_references: Tensor | None = None
 
     def to(self, device: torch.device | str, **kwargs: Any) -> "FeaturePyramid":
         """The same on another device; Accelerate calls it where layers are on several."""
-        mask = None if self.mask is None else self.mask.to(device, **kwargs)
-        return replace(self, mask=mask, valid_ratios=self.valid_ratios.to(device, **kwargs))
+        tensors = {
+            name: value.to(device, **kwargs)
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor)
+        }
+        return replace(self, **tensors)
 
     @property
     def level_start_index(self) -> list[int]:
         """Index of each level's first token."""
         sizes = [height * width for height, width in self.spatial_shapes]
         return [sum(sizes[:level]) for level in range(len(sizes))]
+
+    @property
+    def token_centers(self) -> Tensor:
+        """Centres (B, S, 2) of all tokens as (x, y) relative to the real image.
+
+        They are beyond 1 on padding.
+        """
+        ratios = self.valid_ratios
+        centers = []
+        for level, (height, width) in enumerate(self.spatial_shapes):
+            y = (torch.arange(height, device=ratios.device) + 0.5) / height
+            x = (torch.arange(width, device=ratios.device) + 0.5) / width
+            grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)  # (h, w, 2)
+            centers.append(grid.flatten(0, 1) / ratios[:, level, None])
+        return torch.cat(centers, dim=1)
+
+    def scale_to_levels(self, reference_points: Tensor) -> Tensor:
+        """References (B, Q, 2 or 4) relative to the real image, on every padded level.
+
+        Returns:
+            (B, Q, L, 2 or 4).
+        """
+        # In the ratios' float32: a reference in half precision could not say which pixel it means.
+        ratios = self.valid_ratios.repeat(1, 1, reference_points.shape[-1] // 2)  # (B, L, 2 or 4)
+        return reference_points[:, :, None] * ratios[:, None]
 
 
 def check_images(pixel_values: Tensor, pixel_mask: Tensor | None, num_channels: int) -> None:
@@ -128,7 +160,7 @@ def build_pyramid(
     pixel_mask: Tensor | None,
     position_encoding: nn.Module,
     level_embed: Tensor | None = None,
-    needs_corner: bool = False,
+    samples_points: bool = False,
 ) -> tuple[Tensor, Tensor, FeaturePyramid]:
     """Flatten projected feature maps and encode the position of every token.
 
@@ -138,14 +170,15 @@ def build_pyramid(
         position_encoding: turns a mask (B, h, w), and whether all of it is real, into
             (B, D, h, w).
         level_embed: (L, D), added to the positions of each level.
-        needs_corner: refuse masks whose real pixels don't begin in the upper left corner, which
+        samples_points: whether attention samples points around references; adds those of tokens,
+            and refuses masks whose real pixels don't begin in the upper left corner, which
             `valid_ratios` can't describe.
 
     Returns:
         Tokens (B, S, D), their position embeddings (B, S, D) in the same dtype, and the geometry.
 
     Raises:
-        ValueError: for images without real cells, and as `needs_corner` says. Masks on an
+        ValueError: for images without real cells, and as `samples_points` says. Masks on an
             accelerator aren't checked: it would have to be waited for.
     """
     masks = [resize_mask(pixel_mask, feature_map) for feature_map in feature_maps]
@@ -155,25 +188,16 @@ def build_pyramid(
     if level_embed is not None:
         positions = [p + embed for p, embed in zip(positions, level_embed, strict=True)]
     if pixel_mask is not None and is_readable(pixel_mask):
-        _check_real_cells(masks, needs_corner)
+        _check_real_cells(masks, needs_corner=samples_points)
     pyramid = FeaturePyramid(
         mask=None if all_real else torch.cat([m.flatten(1) for m in masks], dim=1),
         spatial_shapes=[tuple(feature_map.shape[-2:]) for feature_map in feature_maps],
         valid_ratios=torch.stack([_valid_ratio(m) for m in masks], dim=1),
     )
+    if samples_points:  # here and not in each of the encoder's layers
+        references = pyramid.scale_to_levels(pyramid.token_centers)
+        pyramid = replace(pyramid, token_references=references)
     return hidden_states, torch.cat(positions, dim=1), pyramid
-
-
-def token_centers(pyramid: FeaturePyramid) -> Tensor:
-    """Centres (B, S, 2) of all tokens as (x, y) relative to the real image; beyond 1 on padding."""
-    ratios = pyramid.valid_ratios
-    centers = []
-    for level, (height, width) in enumerate(pyramid.spatial_shapes):
-        y = (torch.arange(height, device=ratios.device) + 0.5) / height
-        x = (torch.arange(width, device=ratios.device) + 0.5) / width
-        grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)  # (h, w, 2)
-        centers.append(grid.flatten(0, 1) / ratios[:, level, None])
-    return torch.cat(centers, dim=1)
 
 
 def _valid_ratio(mask: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ class DetectionTransformer(DetectionPreTrainedModel):
         "denoising.label_embeddings.weight",
         *(f"denoising.box_positions.layers.{i}.{n}" for i in range(2) for n in ("weight", "bias")),
     ]
-    needs_corner = False  # real pixels must begin in the upper left corner
+    samples_points = False  # as in `build_pyramid`
     input_projection: nn.Conv2d
     query_position_embeddings: nn.Embedding
     query_table = "query_position_embeddings"  # attribute with the learned embeddings of queries
@@ -213,7 +213,7 @@ class DetectionTransformer(DetectionPreTrainedModel):
         feature_maps = self.backbone(pixel_values.to(self.dtype))
         projected = self.project(feature_maps)
         tokens, positions, pyramid = build_pyramid(
-            projected, pixel_mask, self.position_embedding, self.level_embed, self.needs_corner
+            projected, pixel_mask, self.position_embedding, self.level_embed, self.samples_points
         )
         encoded = self.encoder(tokens, positions, pyramid, *asked_for)
         memory = encoded.last_hidden_state

@@ -15,9 +15,8 @@ from ..layers.deformable_attention import (
     MultiScaleDeformableAttention,
     MultiScaleDeformableSelfAttention,
     SamplingPoints,
-    scale_to_levels,
 )
-from ..layers.feature_pyramid import FeaturePyramid, token_centers
+from ..layers.feature_pyramid import FeaturePyramid
 from ..layers.initial_weights import draw_xavier, starting
 from ..layers.position_encoding import encode_points
 from ..layers.transformer import TransformerLayer
@@ -68,7 +67,7 @@ class SampledDecoderLayer(TransformerLayer):
             hidden_states + query_position_embeddings,
             memory,
             pyramid.mask,
-            scale_to_levels(reference_points, pyramid),
+            pyramid.scale_to_levels(reference_points),
             pyramid.spatial_shapes,
             pyramid.level_start_index,
             return_weights,
@@ -85,7 +84,7 @@ class SampledAttentionModel(DetectionTransformer):
     """
 
     _no_split_modules = ["Backbone", "EncoderLayer", "SampledDecoderLayer"]
-    needs_corner = True  # as the ratios of `FeaturePyramid`
+    samples_points = True
 
     def __init__(self, config: SampledAttentionConfig) -> None:
         super().__init__(config)
@@ -144,7 +143,7 @@ def anchor_boxes(pyramid: FeaturePyramid) -> tuple[Tensor, Tensor]:
     Returns:
         Logits (B, S, 4) of boxes (cx, cy, w, h), and whether a token proposes one, (B, S, 1).
     """
-    centers = token_centers(pyramid)  # (B, S, 2)
+    centers = pyramid.token_centers  # (B, S, 2)
     sizes = [
         centers.new_full((height * width,), 0.05 * 2**level)
         for level, (height, width) in enumerate(pyramid.spatial_shapes)

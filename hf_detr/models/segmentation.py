@@ -7,7 +7,6 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedConfig
 
-from ..layers.feature_pyramid import token_centers
 from ..layers.mask_head import AttentionMaps, MaskHead
 from ..losses.criterion import DetectionCriterion, FinalLayerMatches, flatten_matches
 from ..losses.loss_terms import LossNormalizers, mask_dice_loss, mask_focal_loss
@@ -128,7 +127,7 @@ class Segmenter(DetectionPreTrainedModel):
             states.last_hidden_state,
             states.encoder_last_hidden_state[:, tokens],
             pred_boxes,
-            token_centers(pyramid)[:, tokens],
+            pyramid.token_centers[:, tokens],
         )
         mask = None if pyramid.mask is None else pyramid.mask[:, tokens]
         return self.bbox_attention(queries, memory, mask)

@@ -82,3 +82,20 @@ def test_an_image_smaller_than_a_cell_keeps_one_token() -> None:
     pixel_mask[:, :1, :1] = 1
     mask = resize_mask(pixel_mask, torch.zeros(1, 1, 2, 2))
     assert mask.tolist() == [[[True, False], [False, False]]]
+
+
+def test_references_are_on_every_level() -> None:
+    """Protects that tokens refer to the same place of the padded canvas on every level."""
+    pixel_mask = torch.ones(1, 8, 8)
+    pixel_mask[:, :, 4:] = 0
+    maps = [torch.zeros(1, 8, 4, 4), torch.zeros(1, 8, 2, 2)]
+    *_, plain = build_pyramid(maps, pixel_mask, CellNumbers())
+    *_, pyramid = build_pyramid(maps, pixel_mask, CellNumbers(), samples_points=True)
+    assert plain.token_references is None
+    assert pyramid.token_references.shape == (1, 20, 2, 2)
+    for level in range(2):
+        fine = pyramid.token_references[0, :16, level].view(4, 4, 2)
+        assert fine[0, :, 0].tolist() == [0.125, 0.375, 0.625, 0.875]
+        assert fine[:, 0, 1].tolist() == [0.125, 0.375, 0.625, 0.875]
+    moved = pyramid.to("meta")
+    assert {moved.mask.device.type, moved.token_references.device.type} == {"meta"}

@@ -6,8 +6,7 @@ from torch import nn
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
-from hf_detr.layers.deformable_attention import scale_to_levels
-from hf_detr.layers.feature_pyramid import build_pyramid, token_centers
+from hf_detr.layers.feature_pyramid import build_pyramid
 from hf_detr.layers.position_encoding import SinePositionEncoding
 from hf_detr.models.outputs import ObjectDetectionOutput
 
@@ -493,8 +492,8 @@ def test_valid_ratios_place_the_proposals() -> None:
     assert_close(padded.valid_ratios, torch.full((1, 2, 2), 0.5))
     real = [torch.zeros(1, 4, 4, 8), torch.zeros(1, 4, 2, 4)]
     _, _, alone = build_pyramid(real, None, SinePositionEncoding(4))
-    centers = token_centers(padded)[padded.mask]
-    assert_close(centers, token_centers(alone)[0])
+    centers = padded.token_centers[padded.mask]
+    assert_close(centers, alone.token_centers[0])
     # On the padded map the same places are half as far from the corner.
-    scaled = scale_to_levels(token_centers(alone), padded)
-    assert_close(scaled, token_centers(alone)[:, :, None].expand(-1, -1, 2, -1) * 0.5)
+    scaled = padded.scale_to_levels(alone.token_centers)
+    assert_close(scaled, alone.token_centers[:, :, None].expand(-1, -1, 2, -1) * 0.5)

@@ -11,7 +11,6 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ...layers.deformable_attention import scale_to_levels
 from ...layers.feature_pyramid import FeaturePyramid
 from ...layers.initial_weights import draw_xavier_weight, starting, xavier_linear
 from ...layers.position_encoding import encode_points, make_position_encoding
@@ -104,7 +103,7 @@ class DinoDetrDecoder(nn.Module):
             reference_points = refined.detach()
             references.append(reference_points)
             undetached.append(refined)
-            boxes = scale_to_levels(reference_points, pyramid)[:, :, 0]
+            boxes = pyramid.scale_to_levels(reference_points)[:, :, 0]
             sines = encode_points(boxes, hidden_states.shape[-1])  # (B, Q, 2D)
             hidden_states, weights, sampling_points = layer(
                 hidden_states,
