@@ -70,6 +70,7 @@ from .models.table_transformer.modeling_table_transformer import (
 )
 from .ops.kernel_loader import kernel_status
 from .ops.multi_scale_deformable_attention import multi_scale_deformable_attention
+from .ops.speed_up import speed_up
 
 if TYPE_CHECKING:
     from .training.train import TrainingResult, train
@@ -143,6 +144,7 @@ __all__ = [
     "read_voc",
     "read_webdataset",
     "read_yolo",
+    "speed_up",
     "stream_predictions",
     "train",
 ]

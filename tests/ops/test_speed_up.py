@@ -1,0 +1,124 @@
+"""The operator in other models of transformers: same results, gradients and files, or an error."""
+
+import copy
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import nn
+from torch.testing import assert_close
+from transformers.models.deformable_detr import modeling_deformable_detr
+
+from hf_detr import speed_up
+from hf_detr.ops import speed_up as module
+from hf_detr.ops.speed_up import SampledSum
+
+SMALL = {"encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "decoder_layers": 2, "num_queries": 6}
+
+
+def make_rt_detr() -> nn.Module:
+    backbone = transformers.RTDetrResNetConfig(
+        embedding_size=8,
+        hidden_sizes=[8, 8, 16, 16],
+        depths=[1, 1, 1, 1],
+        layer_type="basic",
+        out_features=["stage2", "stage3", "stage4"],
+    )
+    config = transformers.RTDetrConfig(
+        backbone_config=backbone,
+        encoder_hidden_dim=32,
+        encoder_in_channels=[8, 16, 16],
+        d_model=32,
+        decoder_in_channels=[32, 32, 32],
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        num_denoising=0,
+        **SMALL,
+    )
+    return transformers.RTDetrForObjectDetection(config)
+
+
+def make_deformable_detr() -> nn.Module:
+    backbone = transformers.ResNetConfig(
+        embedding_size=8,
+        hidden_sizes=[8, 8, 16, 16],
+        depths=[1, 1, 1, 1],
+        layer_type="basic",
+        out_features=["stage2", "stage3", "stage4"],
+    )
+    config = transformers.DeformableDetrConfig(
+        backbone_config=backbone,
+        d_model=32,
+        encoder_layers=1,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        **SMALL,
+    )
+    return modeling_deformable_detr.DeformableDetrForObjectDetection(config)
+
+
+@pytest.mark.parametrize("make", [make_rt_detr, make_deformable_detr])
+def test_same_results_and_gradients(make: Any) -> None:
+    """Protects that only the time changes."""
+    torch.manual_seed(0)
+    model = make().eval()
+    with torch.no_grad():  # away from pixels' centres, where the gradient of locations jumps
+        for weight in model.parameters():
+            weight += 0.02 * torch.randn_like(weight)
+    fast = copy.deepcopy(model)
+    assert speed_up(fast) is fast
+    assert sum(isinstance(part, SampledSum) for part in fast.modules()) >= 2
+    assert model.state_dict().keys() == fast.state_dict().keys()
+    images = torch.randn(2, 3, 96, 128)
+    outputs = [one(images) for one in (model, fast)]
+    for name in ("logits", "pred_boxes"):
+        assert_close(outputs[1][name], outputs[0][name], atol=1e-5, rtol=1e-4)
+    for output in outputs:
+        (output.logits.sigmoid().sum() + output.pred_boxes.sum()).backward()
+    for (name, one), other in zip(model.named_parameters(), fast.parameters(), strict=True):
+        if one.grad is not None:
+            assert_close(other.grad, one.grad, atol=1e-4, rtol=1e-3, msg=name)
+
+
+def test_files_stay_the_same(tmp_path: Path) -> None:
+    """Protects that what is saved loads in plain transformers."""
+    model = speed_up(make_rt_detr())
+    model.save_pretrained(tmp_path)
+    loaded = transformers.RTDetrForObjectDetection.from_pretrained(tmp_path)
+    assert not any(isinstance(part, SampledSum) for part in loaded.modules())
+    for name, weight in loaded.state_dict().items():
+        assert torch.equal(weight, model.state_dict()[name]), name
+
+
+def test_twice_is_once_and_others_are_refused() -> None:
+    """Protects repeated calls, and that a model without the module isn't silently as slow."""
+    model = speed_up(make_rt_detr())
+    parts = [part for part in model.modules() if isinstance(part, SampledSum)]
+    assert [part for part in speed_up(model).modules() if isinstance(part, SampledSum)] == parts
+    with pytest.raises(ValueError, match="Sequential has no MultiScaleDeformableAttention"):
+        speed_up(nn.Sequential(nn.Linear(2, 2)))
+
+
+def test_transformers_has_one_module_for_all() -> None:
+    """Protects that all of its classes of this name compute the same from the same arguments."""
+    folder = Path(transformers.models.__path__[0])
+    mark = f"class {module.SLOW}("
+    files = [f for f in folder.glob("*/modeling_*.py") if mark in f.read_text(encoding="utf-8")]
+    assert len(files) > 3
+    expected = list(inspect.signature(SampledSum.forward).parameters)
+    names = {f"transformers.models.{file.parent.name}.{file.stem}" for file in files}
+    classes = [getattr(__import__(name, fromlist=["x"]), module.SLOW) for name in sorted(names)]
+    for one in classes:
+        assert list(inspect.signature(one.forward).parameters) == expected, one
+    shapes = [(4, 5), (2, 3)]
+    generator = torch.Generator().manual_seed(0)
+    value = torch.randn(2, 26, 2, 4, generator=generator)
+    locations = torch.rand(2, 3, 2, 2, 4, 2, generator=generator) * 1.4 - 0.2
+    weights = torch.rand(2, 3, 2, 2, 4, generator=generator)
+    tensors = torch.tensor(shapes), shapes, torch.tensor([0, 20]), locations, weights, 64
+    result = SampledSum()(value, *tensors)
+    for one in classes:
+        assert_close(one()(value, *tensors), result, atol=1e-5, rtol=1e-5)
