@@ -40,6 +40,7 @@ def evaluate(
     progress: bool = True,
     max_detections: int = MAX_DETECTIONS,
     lvis: Mapping[str, Any] | None = None,
+    diagnose: bool = False,
 ) -> Metrics:
     """Evaluate a model on a data set with COCO metrics.
 
@@ -63,6 +64,8 @@ def evaluate(
         lvis: the content of the LVIS file that the data set was read from, for LVIS' AP of its
             incomplete annotations and of rare, common and frequent classes. Use it with
             `max_detections=300`, which is then the number per image.
+        diagnose: whether to add `diagnosis`, a `Diagnosis` of the errors of boxes, which
+            `hf_detr.plots.write_report` shows; not with `lvis`.
 
     Returns:
         The result of `CocoEvaluator.compute`.
@@ -75,10 +78,10 @@ def evaluate(
         if tuple(iou_types) != ("bbox",) or lvis is not None:
             raise ValueError("A stream is evaluated with 'bbox' only, without masks and lvis.")
         given = model, processor, dataset, batch_size, num_workers, progress, max_detections
-        return _evaluate_stream(*given)
+        return _evaluate_stream(*given, diagnose)
     dataset = as_detection_dataset(dataset)
     evaluator = CocoEvaluator(
-        _ground_truth(dataset, lvis), iou_types, max_detections, lvis is not None
+        _ground_truth(dataset, lvis), iou_types, max_detections, lvis is not None, diagnose
     )
     given = model, processor, dataset, batch_size, num_workers, "segm" in iou_types, progress
     for image_ids, detections in detect(*given, max_detections):
@@ -94,6 +97,7 @@ def _evaluate_stream(
     num_workers: int,
     progress: bool,
     max_detections: int,
+    diagnose: bool,
 ) -> Metrics:
     truths, found = [], []
 
@@ -111,7 +115,9 @@ def _evaluate_stream(
     shares = [truth for share in gather_from_processes(truths) for truth in share]
     joined = {key: [v for one in shares for v in one[key]] for key in ("images", "annotations")}
     categories = [{"id": label, "name": name} for label, name in stream.id2label.items()]
-    evaluator = CocoEvaluator({**joined, "categories": categories}, max_detections=max_detections)
+    evaluator = CocoEvaluator(
+        {**joined, "categories": categories}, max_detections=max_detections, diagnose=diagnose
+    )
     for batch in found:
         evaluator.update(*batch)
     return evaluator.compute()

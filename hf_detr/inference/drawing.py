@@ -32,7 +32,7 @@ def draw_predictions(
 
     Args:
         image: anything that holds one image; files and PIL images are turned upright.
-        result: as `predict` returns it for this image.
+        result: as `predict` returns it for this image; or targets, which have no `scores`.
         id2label: names of the labels; labels without a name are shown as numbers.
 
     Returns:
@@ -112,13 +112,18 @@ def _best_first(
     result: Mapping[str, Any], id2label: Mapping[int, str], image_wh: Size
 ) -> tuple[list[list[float]], list[Color], list[str]]:
     """Boxes (x0, y0, x1, y1) within the image, colours and texts, the highest scores first."""
-    order = result["scores"].argsort(descending=True)
-    labels, scores = result["labels"][order].tolist(), result["scores"][order].tolist()
+    order = torch.arange(len(result["labels"]))
+    if (scores := result.get("scores")) is not None:
+        order = scores.argsort(descending=True)
+    labels = result["labels"][order].tolist()
+    numbers = (
+        [""] * len(labels) if scores is None else [f" {s:.2f}" for s in scores[order].tolist()]
+    )
     corner = torch.tensor([image_wh[0] - 1, image_wh[1] - 1] * 2)
     # An edge beyond the image would be invisible.
     boxes = result["boxes"][order].float().clamp(min=0).minimum(corner).tolist()
-    named = zip(labels, scores, strict=True)
-    texts = [f"{id2label.get(label, label)} {score:.2f}" for label, score in named]
+    named = zip(labels, numbers, strict=True)
+    texts = [f"{id2label.get(label, label)}{number}" for label, number in named]
     return boxes, [_color(label) for label in labels], texts
 
 

@@ -71,6 +71,7 @@ def make_model(
             )
         detector = model.detector if isinstance(model, Segmenter) else model
         kept = detector.resize_classes(data.id2label)
+        model.config.class_thresholds = None  # training changes the scores
         new_classes = [label for label in data.id2label.values() if label not in kept]
         return model, AutoImageProcessor.from_pretrained(name), new_classes
     labels = {"id2label": data.id2label, "label2id": {n: i for i, n in data.id2label.items()}}
