@@ -64,14 +64,10 @@ def write_report(
     if not isinstance(diagnosis, Diagnosis):
         raise ValueError("metrics has no diagnosis; call evaluate with diagnose=True.")
     objects = sum(curve.num_objects for curve in diagnosis.curves)
-    facts = (
-        f"{diagnosis.num_images} images",
-        f"{objects} objects",
-        f"{len(diagnosis.names)} classes",
-    )
+    facts = {"image": diagnosis.num_images, "object": objects, "class": len(diagnosis.names)}
     values = {
         "title": f"{model} on {data}",
-        "subtitle": ", ".join(facts),
+        "subtitle": ", ".join(_number_of(noun, number) for noun, number in facts.items()),
         "numbers": _numbers(metrics),
         "default_threshold": DEFAULT_THRESHOLD,
         "confident": CONFIDENT,
@@ -91,6 +87,11 @@ def write_report(
     page = Environment(autoescape=True).from_string(template).render(values)
     with atomic_file(file) as unfinished:
         unfinished.write_text(page, encoding="utf-8")
+
+
+def _number_of(noun: str, number: int) -> str:
+    plural = "es" if noun.endswith("s") else "s"
+    return f"{number:,} {noun}{'' if number == 1 else plural}"
 
 
 def _percent(value: float) -> str:
@@ -247,10 +248,7 @@ class _Pictures:
     def describe(self, errors: ImageErrors, is_doubtful: bool) -> dict[str, Any]:
         """The two pictures of an image, or why there are none, with its name and a line of text."""
         index = self.index_of[errors.image_id]
-        words = (
-            f"{errors.num_true} found, {errors.num_missed} missed, {errors.num_false} wrong "
-            "detections"
-        )
+        words = f"{errors.num_true} found, {errors.num_missed} missed, {errors.num_false} wrong"
         if is_doubtful:
             words = "; ".join(
                 f"{self.names[one.label]} with score {one.score:.2f}, "
