@@ -40,7 +40,7 @@ class ScoreCurve:
         """Return the threshold of the best F1; None if no object is found at any.
 
         The best F1 of few objects is largely chance. Therefore F1 is smoothed first, over logits,
-        because models differ in the range of their scores; of equal ones the middle is taken.
+        because models differ in the range of their scores; of equal ones, that nearest to 0.5 is taken.
         """
         if not len(self.true_scores):
             return None
@@ -50,4 +50,4 @@ class ScoreCurve:
         padded = np.pad(self.f1(), reach, mode="edge")
         smooth = np.convolve(padded, weights / weights.sum(), mode="valid")
         best = np.flatnonzero(smooth > smooth.max() - TIE)
-        return round(float(SCORES[best[len(best) // 2]]), 3)
+        return round(float(SCORES[best[np.abs(LOGITS[best]).argmin()]]), 3)

@@ -18,6 +18,7 @@ from ..inference.drawing import draw_predictions, make_picture
 from ..inference.model_loading import embedded_model_folder, load_model
 from ..inference.prediction import read_outputs
 from ..inference.record_attention import record_attention
+from ..inference.score_thresholds import threshold_of_labels
 from ..models.variants import VARIANTS
 from .attention_plots import draw_attention_heads, draw_decoder_attention, draw_encoder_attention
 from .figures import Figure
@@ -101,13 +102,19 @@ def look(name: str | None, path: str | None) -> tuple[Run | None, str]:
     return Run(model, processor, picture, outputs), f"{who}: {size} in {seconds:.2f} s"
 
 
-def show(run: Run | None, threshold: float) -> tuple[Image.Image | None, str, list[list[Any]]]:
-    """The image with detections above the threshold, a summary, and the rows of the table."""
+def show(
+    run: Run | None, threshold: float, own: bool = False
+) -> tuple[Image.Image | None, str, list[list[Any]]]:
+    """The image with detections above the threshold, a summary, and the rows of the table.
+
+    With `own`, the thresholds are those of the model's classes.
+    """
     if run is None:
         return None, "", []
     scale = max(LEAST_SIDE / max(run.picture.size), 1)
     picture = ImageOps.scale(run.picture, scale)
-    [result] = read_outputs(run.processor, run.outputs, threshold, [picture.size[::-1]])
+    least = threshold_of_labels(None if own else threshold, run.model.config)
+    [result] = read_outputs(run.processor, run.outputs, least, [picture.size[::-1]])
     names = run.model.config.id2label
     columns = (
         values.tolist() for values in (result["scores"], result["labels"], result["boxes"] / scale)
@@ -116,8 +123,14 @@ def show(run: Run | None, threshold: float) -> tuple[Image.Image | None, str, li
     rows = [[names[label], round(score, 2), *map(round, box)] for score, label, box in objects]
     counts = Counter(names[label] for _, label, _ in objects).most_common()
     summary = ", ".join(f"{count} × {name}" for name, count in counts)
-    summary = summary or f"No detection scores above {threshold:.2f}: move the threshold down."
+    above = "its class's threshold" if own else f"{threshold:.2f}"
+    summary = summary or f"No detection scores above {above}: move the threshold down."
     return draw_predictions(picture, result, names), summary, rows
+
+
+def has_own_thresholds(run: Run | None) -> bool:
+    """Whether the model has thresholds of its classes."""
+    return run is not None and bool(run.model.config.class_thresholds)
 
 
 def explain(record: AttentionRecord, tab: str, threshold: float, points: Points) -> list[Figure]:
@@ -177,7 +190,7 @@ def make_page(model: str | None = None) -> Any:
         gr.Markdown("# hf_detr: detections, attention and sampling points")
         with gr.Row():
             with gr.Column(scale=1, min_width=280):
-                name, image, threshold = _add_inputs(gr, model or GARMENTS)
+                name, image, threshold, own = _add_inputs(gr, model or GARMENTS)
             with gr.Column(scale=2, min_width=400):
                 said = gr.Markdown(elem_id="said")
                 tabs, panels = _add_tabs(gr)
@@ -189,7 +202,7 @@ def make_page(model: str | None = None) -> Any:
         }
         showing = {
             "fn": show,
-            "inputs": [run, threshold],
+            "inputs": [run, threshold, own],
             "outputs": panels["detections"],
             "show_progress": "hidden",
         }
@@ -200,7 +213,10 @@ def make_page(model: str | None = None) -> Any:
             [run, said],
             preprocess=False,  # gradio opens the image, and shows its own error where that fails
         )
-        looked.then(lambda: (None, None), None, [record, points]).then(**showing).then(**drawing)
+        offered = looked.then(partial(_offer_own, gr), run, own)
+        offered.then(lambda: (None, None), None, [record, points]).then(**showing).then(**drawing)
+        own.input(**showing)
+        threshold.input(lambda: False, None, own, show_progress="hidden")
         threshold.change(**showing)
         threshold.change(**drawing)
 
@@ -213,8 +229,13 @@ def make_page(model: str | None = None) -> Any:
     return page
 
 
-def _add_inputs(gr: ModuleType, model: str) -> tuple[Any, Any, Any]:
-    """Add the model's name, the image and the threshold."""
+def _offer_own(gr: ModuleType, run: Run | None) -> Any:
+    """Check the box of the model's own thresholds if it has them, else hide it."""
+    return gr.Checkbox(value=has_own_thresholds(run), visible=has_own_thresholds(run))
+
+
+def _add_inputs(gr: ModuleType, model: str) -> tuple[Any, Any, Any, Any]:
+    """Add the model's name, the image, the threshold, and whether to use the model's own."""
     name = gr.Dropdown(
         MODELS,
         value=model,
@@ -231,8 +252,9 @@ def _add_inputs(gr: ModuleType, model: str) -> tuple[Any, Any, Any]:
         elem_id="image",
     )
     threshold = gr.Slider(0.01, 0.99, 0.5, step=0.01, label="Least score")
+    own = gr.Checkbox(label="The model's own threshold of each class instead", visible=False)
     gr.Examples([str(EXAMPLE)], image, label="Example")
-    return name, image, threshold
+    return name, image, threshold, own
 
 
 def _add_tabs(gr: ModuleType) -> tuple[dict[str, Any], dict[str, list[Any]]]:
