@@ -40,7 +40,8 @@ class ScoreCurve:
         """Return the threshold of the best F1; None if no object is found at any.
 
         The best F1 of few objects is largely chance. Therefore F1 is smoothed first, over logits,
-        because models differ in the range of their scores; of equal ones, that nearest to 0.5 is taken.
+        because models differ in the range of their scores. Of equal ones, that nearest to 0.5 is
+        taken.
         """
         if not len(self.true_scores):
             return None

@@ -104,3 +104,13 @@ def test_pictures_are_upright_and_have_three_channels(tmp_path: Path) -> None:
     assert picture.size == (60, 80) and picture.mode == "RGB"
     assert make_picture(np.full((4, 5), 0.5)).getpixel((0, 0)) == (128, 128, 128)
     assert make_picture(PIL.Image.new("RGBA", (5, 4))).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_targets_have_no_scores() -> None:
+    """Without scores, a label is the name alone, in the colour of its class."""
+    image, result = PIL.Image.new("RGB", (640, 480), (100,) * 3), result_of([100, 100, 300, 300])
+    found = changed(draw_predictions(image, result, NAMES))
+    del result["scores"]
+    targets = changed(draw_predictions(image, result, NAMES))
+    assert 0 < targets.sum() < found.sum()
+    assert (targets[200] == found[200]).all()  # the edges
