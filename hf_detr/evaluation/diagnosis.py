@@ -11,7 +11,7 @@ import numpy as np
 
 from .detection_columns import DetectionColumns
 from .ground_truth import GroundTruth
-from .score_curves import ScoreCurve
+from .score_curves import ScoreCurve, joined_curve
 
 MOST_IMAGES = 12  # of each kind, to be shown
 DEFAULT_THRESHOLD = 0.5  # of classes of which nothing is found
@@ -116,18 +116,20 @@ def make_diagnosis(evaluation: Any, truth: GroundTruth, found: DetectionColumns)
     is_true = np.fromiter((s == "tp" for s in matched.values()), bool, len(matched))
     curves = _curves(truth, found.labels[counted], found.scores[counted], is_true)
     names = [category["name"] for category in truth.categories]
-    best = {name: curve.best_threshold() for name, curve in zip(names, curves, strict=True)}
+    of_all = joined_curve(curves)
+    best = {n: curve.best_threshold(of_all) for n, curve in zip(names, curves, strict=True)}
     thresholds = {name: score for name, score in best.items() if score is not None}
     used = np.array([thresholds.get(name, DEFAULT_THRESHOLD) for name in names])
     keep = np.zeros(len(found.scores), dtype=bool)
     keep[counted] = found.scores[counted] > used[found.labels[counted]]
-    ground_truth = evaluation.coco_gt
-    kept = type(evaluation)(ground_truth, ground_truth.load_res(found.rows()[keep]), "bbox")
-    kept.params.max_dets = evaluation.params.max_dets
-    kept.evaluate()
+    kept = _of_rows(evaluation, found, keep)
     counts = kept.tide_errors(pos_thr=IOU)["counts"]
     gains = evaluation.tide_errors(pos_thr=IOU)["delta_ap"]
-    worst, doubtful = _images(kept.image_diagnostics(iou_thr=IOU, score_thr=CONFIDENT))
+    summaries = kept.image_diagnostics(iou_thr=IOU)["img_summary"]
+    # Alone, so that a target isn't matched with an unlikely second class of the same query.
+    confident = _of_rows(evaluation, found, keep & (found.scores > CONFIDENT))
+    doubts = confident.image_diagnostics(iou_thr=IOU, score_thr=CONFIDENT)["label_errors"]
+    worst, doubtful = _images(summaries, doubts)
     images = _ImageReader(truth, found, keep)
     return Diagnosis(
         names=names,
@@ -142,6 +144,15 @@ def make_diagnosis(evaluation: Any, truth: GroundTruth, found: DetectionColumns)
         num_images=len(truth.images),
         num_doubtful=len(doubtful),
     )
+
+
+def _of_rows(evaluation: Any, found: DetectionColumns, keep: np.ndarray) -> Any:
+    """Return the backend's evaluation of some of the detections."""
+    truth = evaluation.coco_gt
+    some = type(evaluation)(truth, truth.load_res(found.rows()[keep]), "bbox")
+    some.params.max_dets = evaluation.params.max_dets
+    some.evaluate()
+    return some
 
 
 def _curves(
@@ -162,12 +173,12 @@ def _curves(
 _Image = tuple[int, dict[str, Any], list[dict[str, Any]]]  # index, summary, doubts
 
 
-def _images(diagnostics: dict[str, Any]) -> tuple[list[_Image], list[_Image]]:
+def _images(
+    summaries: dict[int, dict[str, Any]], label_errors: list[dict[str, Any]]
+) -> tuple[list[_Image], list[_Image]]:
     """Return the images with errors, the worst first, and those with doubtful targets."""
-    summaries, doubts = diagnostics["img_summary"], {}
-    for one in sorted(
-        diagnostics["label_errors"], key=lambda one: (-one["dt_score"], one["dt_id"])
-    ):
+    doubts: dict[int, list[dict[str, Any]]] = {}
+    for one in sorted(label_errors, key=lambda one: (-one["dt_score"], one["dt_id"])):
         doubts.setdefault(one["image_id"], []).append(one)
     errors = {index: one["fp"] + one["fn"] for index, one in summaries.items()}
     worst = sorted(

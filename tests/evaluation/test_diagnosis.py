@@ -138,6 +138,16 @@ def test_doubtful_targets(errors: Diagnosis) -> None:
     assert errors.num_doubtful == 2 and errors.num_images == 8
 
 
+def test_unlikely_second_class_does_not_hide_a_doubt() -> None:
+    """With sigmoids, a query has a score for the target's class too, often above its threshold."""
+    some = diagnose(
+        [(0, 3, BOX, 0), (1, 7, BOX, 0)], [(0, 7, BOX, 0.9), (0, 3, BOX, 0.3), (1, 7, BOX, 0.8)]
+    )
+    assert some.thresholds["cat"] < 0.3
+    [image] = some.doubtful
+    assert image.doubts == [LabelDoubt(7, pytest.approx(0.9), 3)]
+
+
 def test_lists_are_limited() -> None:
     """Memory doesn't grow with the number of wrong images."""
     found = [(image, 3, [5.0 + 20 * n, 5.0, 9.0, 9.0], 0.9) for image in range(8) for n in range(3)]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hf_detr.evaluation.score_curves import ScoreCurve
+from hf_detr.evaluation.score_curves import ScoreCurve, joined_curve
 
 
 def curve_of(true: list[float], false: list[float], num_objects: int) -> ScoreCurve:
@@ -63,3 +63,13 @@ def test_nothing_found_has_no_threshold() -> None:
     assert curve_of([], [0.9, 0.3], 0).best_threshold() is None
     assert curve_of([], [0.9, 0.3], 4).best_threshold() is None
     assert curve_of([], [], 0).f1(0.5) == 0
+
+
+def test_few_objects_follow_all_classes() -> None:
+    """One object doesn't make a threshold that all others speak against; many do."""
+    others = curve_of([0.9] * 100, [0.4] * 100, 100)
+    for number, is_high in ((1, True), (300, False)):
+        own = curve_of([0.2] * number, [0.02] * number, number)
+        together = own.best_threshold(joined_curve([own, others]))
+        assert (together > 0.4) == is_high
+    assert curve_of([], [0.3], 2).best_threshold(others) is None

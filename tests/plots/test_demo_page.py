@@ -61,6 +61,17 @@ def test_threshold_draws_from_one_run(garments: Any) -> None:
     assert empty.tobytes() != picture.tobytes()
 
 
+def test_models_own_thresholds(garments: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page offers those of a model that has them, and uses them until the slider is moved."""
+    assert not demo.has_own_thresholds(garments) and not demo.has_own_thresholds(None)
+    assert demo.show(garments, 0.9, own=True)[2] == demo.show(garments, 0.5)[2]
+    monkeypatch.setattr(garments.model.config, "class_thresholds", {"coat": 0.99, "bag": 0.99})
+    assert demo.has_own_thresholds(garments)
+    rows = demo.show(garments, 0.9, own=True)[2]
+    assert [row[0] for row in rows] == ["ankle boot", "trouser", "sneaker", "t-shirt/top"]
+    assert len(demo.show(garments, 0.5)[2]) == 6
+
+
 @pytest.mark.parametrize(("name", "image"), [("nowhere", IMAGE), (None, IMAGE), ("", SCRIPT)])
 def test_failures_are_words(name: str | None, image: Path) -> None:
     """A model that isn't there, none at all, and a file that is no image: words, nothing drawn."""
