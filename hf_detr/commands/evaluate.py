@@ -74,13 +74,13 @@ def check(parsed: argparse.Namespace) -> None:
 def run(parsed: argparse.Namespace) -> int:
     """Evaluate the model; return the exit status."""
     with _joined_processes() as (rank, device):
-        metrics, dataset, id2label = _compute_metrics(parsed, parsed.device or device)
+        metrics, dataset = _compute_metrics(parsed, parsed.device or device)
     if rank == 0:
         _report({key: value for key, value in metrics.items() if key != "diagnosis"}, parsed.json)
         if parsed.report is not None:
             _write_page(parsed, metrics, dataset)
         if parsed.write:
-            _write_thresholds(parsed.model, metrics, dataset, id2label)
+            _write_thresholds(parsed.model, metrics)
     return 0
 
 
@@ -105,10 +105,8 @@ def _joined_processes() -> Iterator[tuple[int, str | None]]:
         torch.distributed.destroy_process_group()
 
 
-def _compute_metrics(
-    parsed: argparse.Namespace, device: str | None
-) -> tuple["Metrics", Any, dict[int, str]]:
-    """Return the metrics, with panoptic quality as `panoptic`, the data, and the model's names."""
+def _compute_metrics(parsed: argparse.Namespace, device: str | None) -> tuple["Metrics", Any]:
+    """Return the metrics, with panoptic quality as `panoptic`, and the data set."""
     from ..evaluation.evaluate import evaluate, evaluate_panoptic
     from ..inference.model_loading import load_model
 
@@ -124,7 +122,7 @@ def _compute_metrics(
     metrics = evaluate(*given, **options)
     if has_segments:
         metrics["panoptic"] = evaluate_panoptic(*given)
-    return metrics, dataset, model.config.id2label
+    return metrics, dataset
 
 
 def _write_page(parsed: argparse.Namespace, metrics: "Metrics", dataset: Any) -> None:
@@ -137,13 +135,10 @@ def _write_page(parsed: argparse.Namespace, metrics: "Metrics", dataset: Any) ->
     print(f"The report is {parsed.report}.", file=sys.stderr)
 
 
-def _write_thresholds(
-    folder: str, metrics: "Metrics", dataset: Any, id2label: dict[int, str]
-) -> None:
+def _write_thresholds(folder: str, metrics: "Metrics") -> None:
     from ..checkpoints.threshold_files import write_class_thresholds
-    from ..evaluation.label_map import names_of_model
 
-    thresholds = names_of_model(metrics["diagnosis"].thresholds, id2label, dataset.id2label)
+    thresholds = metrics["diagnosis"].class_thresholds
     if not thresholds:
         raise ValueError("--write: the model finds no object, so there are no thresholds.")
     files = write_class_thresholds(folder, thresholds)

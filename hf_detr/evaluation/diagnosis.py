@@ -72,8 +72,10 @@ class Diagnosis:
 
     Attributes:
         names: of the classes.
-        thresholds: class name -> score of the best F1, see `ScoreCurve.best_threshold`; classes
-            without objects that are found are missing.
+        thresholds: per class the score of the best F1, see `ScoreCurve.best_threshold`; None for a
+            class without objects that are found.
+        class_thresholds: those as a model's configuration has them, class name -> score; by
+            `evaluate` with the model's names.
         curves: per class.
         precision: (K, 101) at an IoU of 0.5, over recalls 0, 0.01, … 1; -1 without objects.
         confusion: (K + 1, K + 1) numbers of targets of a class (row) that were found as a class
@@ -86,7 +88,8 @@ class Diagnosis:
     """
 
     names: list[str]
-    thresholds: dict[str, float]
+    thresholds: list[float | None]
+    class_thresholds: dict[str, float]
     curves: list[ScoreCurve]
     precision: np.ndarray
     confusion: np.ndarray
@@ -99,7 +102,7 @@ class Diagnosis:
 
     def used_thresholds(self) -> list[float]:
         """Return the threshold of each class at which errors are counted."""
-        return [self.thresholds.get(name, DEFAULT_THRESHOLD) for name in self.names]
+        return [DEFAULT_THRESHOLD if best is None else best for best in self.thresholds]
 
 
 def make_diagnosis(evaluation: Any, truth: GroundTruth, found: DetectionColumns) -> Diagnosis:
@@ -117,9 +120,9 @@ def make_diagnosis(evaluation: Any, truth: GroundTruth, found: DetectionColumns)
     curves = _curves(truth, found.labels[counted], found.scores[counted], is_true)
     names = [category["name"] for category in truth.categories]
     of_all = joined_curve(curves)
-    best = {n: curve.best_threshold(of_all) for n, curve in zip(names, curves, strict=True)}
-    thresholds = {name: score for name, score in best.items() if score is not None}
-    used = np.array([thresholds.get(name, DEFAULT_THRESHOLD) for name in names])
+    thresholds = [curve.best_threshold(of_all) for curve in curves]
+    named = {name: best for name, best in zip(names, thresholds, strict=True) if best is not None}
+    used = np.array([DEFAULT_THRESHOLD if best is None else best for best in thresholds])
     keep = np.zeros(len(found.scores), dtype=bool)
     keep[counted] = found.scores[counted] > used[found.labels[counted]]
     kept = _of_rows(evaluation, found, keep)
@@ -134,6 +137,7 @@ def make_diagnosis(evaluation: Any, truth: GroundTruth, found: DetectionColumns)
     return Diagnosis(
         names=names,
         thresholds=thresholds,
+        class_thresholds=named,
         curves=curves,
         precision=evaluation.eval["precision"][0, :, :, 0, -1].T,
         confusion=kept.confusion_matrix(iou_thr=IOU, max_det=len(keep))["matrix"].astype(np.int64),

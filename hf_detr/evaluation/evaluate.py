@@ -1,6 +1,7 @@
 """Evaluation of a model on a data set: AP and PQ, independent of the batch size."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from ..inference.prediction import in_eval_mode
 from ..losses.classification import SigmoidFocalClassification
 from .coco_evaluator import MAX_DETECTIONS, CocoEvaluator, Metrics
 from .image_batches import load_images, load_rows
-from .label_map import label_map, relabelled, relabelled_segments
+from .label_map import label_map, names_of_model, relabelled, relabelled_segments
 from .lvis_fields import add_lvis_fields
 from .panoptic_quality import PanopticQuality
 
@@ -65,7 +66,8 @@ def evaluate(
             incomplete annotations and of rare, common and frequent classes. Use it with
             `max_detections=300`, which is then the number per image.
         diagnose: whether to add `diagnosis`, a `Diagnosis` of the errors of boxes, which
-            `hf_detr.plots.write_report` shows; not with `lvis`.
+            `hf_detr.plots.write_report` shows; its `class_thresholds` are those for the model's
+            configuration. Not with `lvis`.
 
     Returns:
         The result of `CocoEvaluator.compute`.
@@ -78,7 +80,8 @@ def evaluate(
         if tuple(iou_types) != ("bbox",) or lvis is not None:
             raise ValueError("A stream is evaluated with 'bbox' only, without masks and lvis.")
         given = model, processor, dataset, batch_size, num_workers, progress, max_detections
-        return _evaluate_stream(*given, diagnose)
+        metrics = _evaluate_stream(*given, diagnose)
+        return _with_model_names(metrics, model, dataset.id2label)
     dataset = as_detection_dataset(dataset)
     evaluator = CocoEvaluator(
         _ground_truth(dataset, lvis), iou_types, max_detections, lvis is not None, diagnose
@@ -86,7 +89,16 @@ def evaluate(
     given = model, processor, dataset, batch_size, num_workers, "segm" in iou_types, progress
     for image_ids, detections in detect(*given, max_detections):
         evaluator.update(image_ids, detections)
-    return evaluator.compute()
+    return _with_model_names(evaluator.compute(), model, dataset.id2label)
+
+
+def _with_model_names(metrics: Metrics, model: nn.Module, names: Mapping[int, str]) -> Metrics:
+    """Name the classes of the thresholds as the model does."""
+    if (diagnosis := metrics.get("diagnosis")) is not None:
+        own = _unwrapped(model).config.id2label
+        named = names_of_model(diagnosis.class_thresholds, own, names)
+        metrics["diagnosis"] = replace(diagnosis, class_thresholds=named)
+    return metrics
 
 
 def _evaluate_stream(

@@ -144,13 +144,12 @@ def _classes(metrics: Metrics, diagnosis: Diagnosis) -> dict[str, Any]:
     averages = [f"{prefix}{ap}" for prefix in ("", "segm_") for ap in ("AP", "AP50", "AP75")]
     averages = [name for name in averages if name in metrics]
     rows = []
-    for name, curve, threshold in zip(
-        diagnosis.names, diagnosis.curves, diagnosis.used_thresholds(), strict=True
-    ):
+    columns = diagnosis.names, diagnosis.curves, diagnosis.thresholds, diagnosis.used_thresholds()
+    for name, curve, best, threshold in zip(*columns, strict=True):
         one = metrics["per_class"][name]
         true, found = (int(number) for number in curve.counts(threshold))
         has_objects = curve.num_objects > 0
-        shown = f"{threshold:.3f}" if name in diagnosis.thresholds else "–"
+        shown = f"{threshold:.3f}" if best is not None else "–"
         cells = [
             curve.num_objects,
             *(_percent(one[average]) for average in averages),
@@ -201,7 +200,7 @@ def _charts(diagnosis: Diagnosis) -> dict[str, Any]:
 
 
 def _mark(axis: Axes, diagnosis: Diagnosis, k: int, color: str) -> None:
-    threshold = diagnosis.thresholds.get(diagnosis.names[k])
+    threshold = diagnosis.thresholds[k]
     if threshold is not None:
         value = float(diagnosis.curves[k].f1(threshold))
         axis.plot([threshold], [value], "o", color=color, markersize=5, markeredgecolor="black")

@@ -101,10 +101,10 @@ def test_confusion_matrix(errors: Diagnosis) -> None:
 
 def test_curves_and_thresholds(errors: Diagnosis) -> None:
     """A class without objects has no threshold, and -1 for precision, as in COCO."""
-    assert set(errors.thresholds) == {"cat", "dog"}
+    assert set(errors.class_thresholds) == {"cat", "dog"} and errors.thresholds[2] is None
     assert errors.used_thresholds()[2] == 0.5
     cat = errors.curves[0]
-    assert all(0.01 < score < 0.7 for score in errors.thresholds.values())
+    assert all(0.01 < score < 0.7 for score in errors.class_thresholds.values())
     assert cat.num_objects == 9
     assert cat.true_scores.tolist() == pytest.approx([0.7] * 4 + [0.9] * 2)
     assert len(cat.scores) == 8  # the one in the crowd isn't counted
@@ -143,7 +143,7 @@ def test_unlikely_second_class_does_not_hide_a_doubt() -> None:
     some = diagnose(
         [(0, 3, BOX, 0), (1, 7, BOX, 0)], [(0, 7, BOX, 0.9), (0, 3, BOX, 0.3), (1, 7, BOX, 0.8)]
     )
-    assert some.thresholds["cat"] < 0.3
+    assert some.class_thresholds["cat"] < 0.3
     [image] = some.doubtful
     assert image.doubts == [LabelDoubt(7, pytest.approx(0.9), 3)]
 
@@ -161,7 +161,7 @@ def test_lists_are_limited() -> None:
 def test_nothing_at_all(objects: list[Any], found: list[Found]) -> None:
     """Without objects, without detections, or both, numbers are 0 and no threshold is made up."""
     nothing = diagnose(objects, found)
-    assert nothing.thresholds == {}
+    assert nothing.class_thresholds == {}
     assert sum(nothing.errors.values()) == len(objects) + len(found)
     assert nothing.confusion.sum() == len(objects) + len(found)
     assert all(np.isfinite(list(nothing.gains.values())))
