@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 from jinja2 import Environment
+from PIL import ImageOps
 from torch.utils.data import Dataset
 
 from ..atomic_saving import atomic_file
 from ..data.dataset import DetectionDataset, as_detection_dataset
 from ..data.image_source import READING_ERRORS
 from ..evaluation.coco_evaluator import Metrics
-from ..evaluation.diagnosis import CONFIDENT, DEFAULT_THRESHOLD, Diagnosis, ImageErrors
+from ..evaluation.diagnosis import CONFIDENT, DEFAULT_THRESHOLD, Diagnosis, ImageErrors, LabelDoubt
 from ..evaluation.score_curves import SCORES
 from ..inference.drawing import draw_predictions, make_picture
 from .figures import COLORS, Axes, Figure, make_chart
@@ -23,10 +24,13 @@ from .figures import COLORS, Axes, Figure, make_chart
 TEMPLATE = Path(__file__).with_name("report.html")
 LARGEST_MATRIX = 100  # classes
 MOST_CONFUSIONS = 12
-LONGEST_SIDE = 512  # pixels of a picture
+MOST_DOUBTS = 3  # that are described per image
+# Pixels of a picture's longer side; small images are enlarged, for letters that can be read.
+SMALLEST, LARGEST = 384, 512
 JPEG_QUALITY = 82
 CHART_INCHES, DOTS_PER_INCH = (4.6, 3.5), 170
 COLORED = [color for color in COLORS if color != "#F0E442"]  # yellow is too pale for lines
+GRAY = {"color": "0.8", "linewidth": 0.7}
 NO_PICTURES = "There are no pictures: the images were streamed and can't be read a second time."
 WORDS = {
     "class": "At the place of an object of another class. Look at the confused classes and "
@@ -168,42 +172,36 @@ def _classes(metrics: Metrics, diagnosis: Diagnosis) -> dict[str, Any]:
 
 
 def _charts(diagnosis: Diagnosis) -> dict[str, Any]:
-    """Curves of all classes, those with the lowest AP50 in colour."""
+    """Curves of all classes with objects, those with the lowest AP50 in colour."""
     known = [k for k, curve in enumerate(diagnosis.curves) if curve.num_objects]
     if not known:
         return {"charts": []}
     known.sort(key=lambda k: diagnosis.precision[k].mean())
-    lowest, others = known[: len(COLORED)], known[len(COLORED) :]
-    f1 = {k: diagnosis.curves[k].f1() for k in known}
-    charts = []
-    for values, at, x, text in (
-        (
-            {k: diagnosis.precision[k] for k in known},
-            np.linspace(0, 1, 101),
-            ("recall", "precision"),
-            "Precision over recall at an IoU of 0.5",
-        ),
-        (f1, SCORES, ("score threshold", "F1"), "F1 over the threshold; a point is the one chosen"),
-    ):
-        figure, axis = make_chart(*x, CHART_INCHES)
-        for k in others:
-            axis.plot(at, values[k], color="0.8", linewidth=0.7)
-        for color, k in zip(COLORED, lowest, strict=False):
-            axis.plot(at, values[k], color=color, linewidth=1.4)
-            if values is f1:
-                _mark(axis, diagnosis, k, color)
-        axis.plot(at, np.mean(list(values.values()), axis=0), color="black", linewidth=2)
-        axis.set(xlim=(0, 1), ylim=(0, 1.02))
-        charts.append({"src": _chart(figure), "text": text})
-    key = [(color, diagnosis.names[k]) for color, k in zip(COLORED, lowest, strict=False)]
-    return {"charts": charts, "key": key, "num_gray": len(others)}
+    curves = [diagnosis.curves[k] for k in known]
+    precision, recall = make_chart("recall", "precision", CHART_INCHES)
+    _draw_curves(recall, np.linspace(0, 1, 101), diagnosis.precision[known])
+    f1, score = make_chart("score threshold", "F1", CHART_INCHES)
+    _draw_curves(score, SCORES, np.stack([curve.f1() for curve in curves]))
+    for color, k, curve in zip(COLORED, known, curves, strict=False):
+        if (best := diagnosis.thresholds[k]) is not None:
+            score.plot([best], [curve.f1(best)], "o", color=color, markeredgecolor="black")
+    return {
+        "charts": [
+            {"src": _chart(precision), "text": "Precision over recall at an IoU of 0.5"},
+            {"src": _chart(f1), "text": "F1 over the threshold; a point is the one chosen"},
+        ],
+        "key": [(color, diagnosis.names[k]) for color, k in zip(COLORED, known, strict=False)],
+        "num_gray": max(len(known) - len(COLORED), 0),
+    }
 
 
-def _mark(axis: Axes, diagnosis: Diagnosis, k: int, color: str) -> None:
-    threshold = diagnosis.thresholds[k]
-    if threshold is not None:
-        value = float(diagnosis.curves[k].f1(threshold))
-        axis.plot([threshold], [value], "o", color=color, markersize=5, markeredgecolor="black")
+def _draw_curves(axis: Axes, x: np.ndarray, values: np.ndarray) -> None:
+    """Draw the curves (K, n) of classes, the first ones in colour, and their mean."""
+    for k in reversed(range(len(values))):
+        style = {"color": COLORED[k], "linewidth": 1.4} if k < len(COLORED) else GRAY
+        axis.plot(x, values[k], **style)
+    axis.plot(x, values.mean(0), color="black", linewidth=2)
+    axis.set(xlim=(0, 1), ylim=(0, 1.02))
 
 
 def _confusion(diagnosis: Diagnosis) -> dict[str, Any]:
@@ -249,23 +247,16 @@ class _Pictures:
         index = self.index_of[errors.image_id]
         words = f"{errors.num_true} found, {errors.num_missed} missed, {errors.num_false} wrong"
         if is_doubtful:
-            words = "; ".join(
-                f"{self.names[one.label]} with score {one.score:.2f}, "
-                + (
-                    "no target"
-                    if one.target_label is None
-                    else f"but the target is {self.names[one.target_label]}"
-                )
-                for one in errors.doubts[:3]
-            )
+            words = "; ".join(map(self._describe_doubt, errors.doubts[:MOST_DOUBTS]))
         image = {"name": Path(self.dataset.images.name(index)).name, "words": words}
         try:
             with self.dataset.images.open(index) as opened:
                 picture = make_picture(opened)
         except READING_ERRORS as error:
             return {**image, "problem": f"The image can't be read again: {error}"}
-        scale = min(LONGEST_SIDE / max(picture.size), 1)
-        picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+        side = max(picture.size)
+        scale = min(max(side, SMALLEST), LARGEST) / side
+        picture = ImageOps.scale(picture, scale)
         found = {"scores": torch.from_numpy(errors.scores), "labels": errors.labels}
         for name, result, boxes in (
             ("found", found, errors.boxes_xyxy),
@@ -277,6 +268,12 @@ class _Pictures:
             draw_predictions(picture, result, self.names).save(drawn, "JPEG", quality=JPEG_QUALITY)
             image[name] = _data_uri("jpeg", drawn)
         return image
+
+    def _describe_doubt(self, doubt: LabelDoubt) -> str:
+        target = "no target"
+        if doubt.target_label is not None:
+            target = f"but the target is {self.names[doubt.target_label]}"
+        return f"{self.names[doubt.label]} with score {doubt.score:.2f}, {target}"
 
 
 def _chart(figure: Figure) -> str:

@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import PIL.Image
 import pytest
 import torch
@@ -19,9 +20,9 @@ from torch.utils.data import Subset
 from hf_detr import CocoEvaluator, read_coco
 from hf_detr.data.dataset import DetectionDataset
 from hf_detr.plots import write_report
-from hf_detr.plots.report import LONGEST_SIDE
+from hf_detr.plots.report import LARGEST, SMALLEST
 
-from ..some_data import entry, write_coco, write_image
+from ..some_data import entry, write_coco
 from ..waiting import NEVER
 from .test_demo_page import CHROMIUM
 
@@ -106,7 +107,9 @@ def test_page_says_what_was_found(data: DetectionDataset, tmp_path: Path) -> Non
     matrix = {row[0]: row[1:] for row in rows_of(page, "Confused classes")[1:]}
     assert matrix[NASTY] == ["1", "1", "", ""] and matrix["no target"] == ["1", "", "", ""]
     curves, pictures = pictures_of(page)[:2], pictures_of(page)[2:]
-    assert [picture.size for picture in pictures] == [(50, 40)] * 2 * (3 + 2)
+    assert [picture.size for picture in pictures] == [(SMALLEST, round(0.8 * SMALLEST))] * 2 * (
+        3 + 2
+    )
     assert curves[0].format == "PNG" and pictures[0].format == "JPEG"
     assert page.index("2.png") < page.index("4.png") < page.index("3.png")
     assert f"{html.escape(LONG)} with score 0.90, but the target is" in page
@@ -123,13 +126,24 @@ def test_page_is_self_contained(data: DetectionDataset, tmp_path: Path) -> None:
 
 
 def test_large_pictures_are_reduced(tmp_path: Path) -> None:
-    """Boxes keep their places, and the file stays small."""
-    data = read_coco(*write_coco(tmp_path, [], num_images=1))
-    write_image(tmp_path / "images" / "1.png", 4 * 400, 4 * 500)
-    found = evaluate_found(data, (1, 0, 0.9, [10.0, 5.0, 30.0, 13.0]))
+    """The file stays small, and boxes are where they were: the target's edge is at a fifth."""
+    large = {"id": 1, "file_name": "1.png", "height": 1600, "width": 2000}
+    entries = [entry(1, bbox=[400, 200, 800, 320])]
+    file, images = write_coco(tmp_path, entries, num_images=1, images=[large])
+    PIL.Image.new("RGB", (2000, 1600), "gray").save(images / "1.png")
+    data = read_coco(file, images)
+    found = evaluate_found(data, (1, 1, 0.9, [400.0, 200.0, 1200.0, 520.0]))
     write_report(tmp_path / "report.html", found, data)
-    pictures = pictures_of((tmp_path / "report.html").read_text(encoding="utf-8"))
-    assert {picture.size for picture in pictures} == {(LONGEST_SIDE, round(LONGEST_SIDE * 0.8))}
+    pictures = pictures_of((tmp_path / "report.html").read_text(encoding="utf-8"))[2:]
+    assert len(pictures) == 2 * 2
+    for picture in pictures:
+        assert picture.size == (LARGEST, round(LARGEST * 0.8))
+        row = np.asarray(picture.convert("RGB")).astype(int)[120]
+        is_drawn = np.abs(row - 128).max(-1) > 40
+        edges = np.flatnonzero(is_drawn) * 2000 / LARGEST
+        assert edges.min() == pytest.approx(400, abs=12) and edges.max() == pytest.approx(
+            1200, abs=12
+        )
 
 
 def test_subset_and_lost_image(data: DetectionDataset, tmp_path: Path) -> None:
