@@ -215,7 +215,7 @@ def make_page(model: str | None = None) -> Any:
         )
         offered = looked.then(partial(_offer_own, gr), run, own)
         offered.then(lambda: (None, None), None, [record, points]).then(**showing).then(**drawing)
-        own.input(**showing)
+        own.change(**showing)
         threshold.input(lambda: False, None, own, show_progress="hidden")
         threshold.change(**showing)
         threshold.change(**drawing)
