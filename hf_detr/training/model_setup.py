@@ -71,7 +71,6 @@ def make_model(
             )
         detector = model.detector if isinstance(model, Segmenter) else model
         kept = detector.resize_classes(data.id2label)
-        model.config.class_thresholds = None  # training changes the scores
         new_classes = [label for label in data.id2label.values() if label not in kept]
         return model, AutoImageProcessor.from_pretrained(name), new_classes
     labels = {"id2label": data.id2label, "label2id": {n: i for i, n in data.id2label.items()}}
@@ -94,6 +93,7 @@ def prepare_model(model: PreTrainedModel, processor: Any, options: TrainingOptio
         ValueError: if the model has no such part, or an option can't be used with it.
     """
     model.config.auxiliary_loss = True
+    model.config.class_thresholds = None  # training changes the scores
     model.unfreeze_backbone(options.frozen_stages)
     model.add_query_groups(options.query_groups)
     if options.denoising is not None:
