@@ -34,7 +34,9 @@ assert installed in sources.parents and list(sources.rglob("*.cu")), sources
 assert hf_detr.__name__ in KNOWN_PACKAGES
 assert published_checkpoints()
 from hf_detr.plots.demo_page import EXAMPLE
+from hf_detr.plots.report import TEMPLATE
 
+assert installed in TEMPLATE.parents and TEMPLATE.is_file()
 assert installed in EXAMPLE.parents and EXAMPLE.is_file()
 folder = hf_detr.embedded_model_folder()
 assert installed in folder.parents

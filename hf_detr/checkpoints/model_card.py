@@ -4,6 +4,7 @@ Training, conversion and the cards of published checkpoints use the same functio
 """
 
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -25,7 +26,9 @@ ONLY_HERE = {
     if model is not None and reason
 }
 
+CARD_NAME = "README.md"
 LONGEST_LINE = 100  # of code
+THRESHOLDS = "Score thresholds"  # title of a section
 DROPPED_ACTIVATIONS = (
     "transformers drops the activations that some norms of this backbone contain, and would detect "
     "other objects."
@@ -105,6 +108,7 @@ def make_model_card(
         "Training": training,
         "Published results": "\n\n".join(map(_results_table, published)),
         "Measured results": "\n\n".join(filter(None, [*map(_results_table, measured), evaluation])),
+        THRESHOLDS: _thresholds(config.class_thresholds or {}),
         "Limits": f"{_limits(config)} {limits}",
         "Licence": license or "No licence is given; ask the author before you use the model.",
     }
@@ -119,6 +123,26 @@ def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str
     lines = [columns, ["---"] * len(columns), *rows]
     cells = [[str(value).replace("|", "\\|") for value in line] for line in lines]
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+
+
+def with_thresholds(card: str, thresholds: Mapping[str, float]) -> str:
+    """Return a card's text with a section of the classes' thresholds, which replaces one."""
+    section = re.compile(rf"^## {THRESHOLDS}\n.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
+    text = f"## {THRESHOLDS}\n\n{_thresholds(thresholds)}\n"
+    if found := section.search(card):
+        end = card[found.end() :]
+        return card[: found.start()] + text + ("\n" if end else "") + end
+    return f"{card.rstrip()}\n\n{text}"
+
+
+def _thresholds(thresholds: Mapping[str, float]) -> str:
+    if not thresholds:
+        return ""
+    return (
+        "The scores of the best F1 of each class on validation data (`class_thresholds` in "
+        "`config.json`). hf_detr uses them if no threshold is given, and 0.5 for other classes.\n\n"
+        f"{markdown_table(('class', 'threshold'), thresholds.items())}"
+    )
 
 
 def _architecture(config: PreTrainedConfig) -> str:
@@ -218,7 +242,9 @@ def _configuration(config: PreTrainedConfig) -> str:
     written = config.to_dict()
     general = {field.name for field in dataclasses.fields(PreTrainedConfig)}
     names = [field.name for field in dataclasses.fields(config) if field.name in written]
-    names = [name for name in names if name not in general | {"backbone_config"}]
+    names = [
+        name for name in names if name not in general | {"backbone_config", "class_thresholds"}
+    ]
     rows = [
         (f"`{name}`", f"`{getattr(config, name)}`", f"`{getattr(default, name)}`")
         for name in ("backbone", "num_labels", *names)

@@ -4,15 +4,21 @@ With --masks, a segmentation model's masks are evaluated too; with --segments, t
 panoptic PNGs, also its panoptic quality. The results depend neither on the batch size nor on the
 number of processes, which torchrun starts: `torchrun --nproc-per-node 4 -m hf_detr evaluate …`.
 Without --split, it reads the first of the splits val, valid, validation and test.
+
+--report writes a page for the browser: errors of each kind, confused classes, curves, thresholds,
+and pictures of the worst images and of targets that may be wrong. --write writes the score
+thresholds of the best F1 to the model's config.json and card, from where predict takes them.
 """
 
 import argparse
 import json
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..atomic_saving import atomic_file
 from .options import add_data_options, add_model_options, checked_data, positive, prepare_file
@@ -21,6 +27,7 @@ if TYPE_CHECKING:
     from ..evaluation.coco_evaluator import Metrics
 
 STDOUT = Path("-")
+REPORT_LIBRARIES = ("matplotlib", "jinja2")
 PANOPTIC_PARTS = ("pq", "sq", "rq", "pq_things", "pq_stuff")
 
 
@@ -40,6 +47,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         const=STDOUT,
         help="also write all numbers here; without a file, print them instead of the table",
     )
+    help = "also write a page with errors, curves and pictures here, for example report.html"
+    parser.add_argument("--report", type=Path, metavar="FILE", help=help)
+    help = "write each class's threshold of the best F1 to config.json and the card of --model"
+    parser.add_argument("--write", action="store_true", help=help)
 
 
 def check(parsed: argparse.Namespace) -> None:
@@ -49,14 +60,27 @@ def check(parsed: argparse.Namespace) -> None:
     parsed.data = checked_data(parsed, evaluation=True)
     if parsed.json not in (None, STDOUT):
         prepare_file(parsed.json)
+    if parsed.report is not None:
+        for library in REPORT_LIBRARIES:
+            if find_spec(library) is None:
+                raise ValueError(
+                    f"--report needs {library}; pip install 'hf_detr[plots]' installs it."
+                )
+        prepare_file(parsed.report)
+    if parsed.write and not Path(parsed.model or "", "config.json").is_file():
+        raise ValueError("--write changes files of --model, which must be a folder of yours.")
 
 
 def run(parsed: argparse.Namespace) -> int:
     """Evaluate the model; return the exit status."""
     with _joined_processes() as (rank, device):
-        metrics = _compute_metrics(parsed, parsed.device or device)
+        metrics, dataset = _compute_metrics(parsed, parsed.device or device)
     if rank == 0:
-        _report(metrics, parsed.json)
+        _report({key: value for key, value in metrics.items() if key != "diagnosis"}, parsed.json)
+        if parsed.report is not None:
+            _write_page(parsed, metrics, dataset)
+        if parsed.write:
+            _write_thresholds(parsed.model, metrics)
     return 0
 
 
@@ -81,8 +105,8 @@ def _joined_processes() -> Iterator[tuple[int, str | None]]:
         torch.distributed.destroy_process_group()
 
 
-def _compute_metrics(parsed: argparse.Namespace, device: str | None) -> "Metrics":
-    """Return AP and AR of boxes, of masks if they are read, and panoptic quality as `panoptic`."""
+def _compute_metrics(parsed: argparse.Namespace, device: str | None) -> tuple["Metrics", Any]:
+    """Return the metrics, with panoptic quality as `panoptic`, and the data set."""
     from ..evaluation.evaluate import evaluate, evaluate_panoptic
     from ..inference.model_loading import load_model
 
@@ -92,10 +116,34 @@ def _compute_metrics(parsed: argparse.Namespace, device: str | None) -> "Metrics
     model, processor = load_model(parsed.model, device, needs_masks, parsed.dtype)
     given = model, processor, dataset, parsed.batch_size, parsed.num_workers
     iou_types = ("bbox", "segm") if dataset.masks else ("bbox",)
-    metrics = evaluate(*given, iou_types=iou_types, max_detections=parsed.max_detections)
+    options = {"iou_types": iou_types, "max_detections": parsed.max_detections}
+    if parsed.report is not None or parsed.write:
+        options["diagnose"] = True
+    metrics = evaluate(*given, **options)
     if has_segments:
         metrics["panoptic"] = evaluate_panoptic(*given)
-    return metrics
+    return metrics, dataset
+
+
+def _write_page(parsed: argparse.Namespace, metrics: "Metrics", dataset: Any) -> None:
+    from ..data.streamed import StreamedDataset
+    from ..plots.report import write_report
+
+    images = None if isinstance(dataset, StreamedDataset) else dataset
+    model = Path(parsed.model).name if parsed.model else "The garment detector of hf_detr"
+    write_report(parsed.report, metrics, images, model, str(parsed.data.data))
+    print(f"The report is {parsed.report}.", file=sys.stderr)
+
+
+def _write_thresholds(folder: str, metrics: "Metrics") -> None:
+    from ..checkpoints.threshold_files import write_class_thresholds
+
+    thresholds = metrics["diagnosis"].class_thresholds
+    if not thresholds:
+        raise ValueError("--write: the model finds no object, so there are no thresholds.")
+    files = write_class_thresholds(folder, thresholds)
+    number = f"Thresholds of {len(thresholds)} classes"
+    print(f"{number} are in {', '.join(map(str, files))}.", file=sys.stderr)
 
 
 def _report(metrics: "Metrics", file: Path | None) -> None:

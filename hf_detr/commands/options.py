@@ -39,9 +39,8 @@ def add_prediction_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", type=Path, default="outputs", help="folder for the results, default outputs"
     )
-    parser.add_argument(
-        "--threshold", type=_score, default=0.5, help="lowest score of an object, default 0.5"
-    )
+    help = "lowest score of an object; default: the model's class_thresholds, otherwise 0.5"
+    parser.add_argument("--threshold", type=_score, help=help)
     parser.add_argument(
         "--batch-size",
         type=positive,

@@ -199,6 +199,7 @@ def run(parsed: argparse.Namespace) -> int:
         return merge_results(parsed)
     from ..distributed import device_of_process
     from ..inference.model_loading import load_model
+    from ..inference.score_thresholds import known_threshold
     from .prediction_run import PredictionRun
 
     if parsed.process == 0:
@@ -209,6 +210,7 @@ def run(parsed: argparse.Namespace) -> int:
             say(f"skipped: {others} more files")
     device = parsed.device or device_of_process()
     model, processor = load_model(parsed.model, device, parsed.masks or None, parsed.dtype)
+    parsed.threshold = known_threshold(parsed.threshold, model.config)
     parsed.output.mkdir(parents=True, exist_ok=True)
     prediction_run = PredictionRun(parsed, model, processor)
     try:

@@ -13,6 +13,7 @@ from ..distributed import compute_on_main_process, process_index
 from ..wording import aligned
 from .coco_summary import summarize
 from .detection_columns import DetectionColumns, join_columns
+from .diagnosis import make_diagnosis
 from .ground_truth import read_ground_truth
 
 IOU_TYPES = ("bbox", "segm")
@@ -35,10 +36,12 @@ class CocoEvaluator:
         lvis: whether to compute AP by LVIS' rules: a class counts in the images that were searched
             for it only. Images need LVIS' `neg_category_ids` and `not_exhaustive_category_ids`, and
             categories its `frequency`. `max_detections`, in LVIS 300, is then per image.
+        diagnose: whether to look at the errors of boxes, too; not with `lvis`.
 
     Raises:
         ValueError: if two categories have the same name, an image or category is unknown, a
-            segmentation or a field of LVIS is missing, or `max_detections` isn't above 10.
+            segmentation or a field of LVIS is missing, `max_detections` isn't above 10, or
+            `diagnose` can't be used.
         ImportError: if hotcoco isn't installed.
     """
 
@@ -48,13 +51,20 @@ class CocoEvaluator:
         iou_types: Sequence[str] = ("bbox",),
         max_detections: int = MAX_DETECTIONS,
         lvis: bool = False,
+        diagnose: bool = False,
     ) -> None:
         _backend()
+        self.diagnose = diagnose
         if type(max_detections) is not int or max_detections <= max(RECALL_DETECTIONS):
             raise ValueError(f"max_detections is {max_detections!r}; expected an integer above 10.")
         self.max_detections = max_detections
         if isinstance(iou_types, str) or not iou_types or set(iou_types) - set(IOU_TYPES):
             raise ValueError(f"iou_types is {iou_types!r}; expected a sequence of {IOU_TYPES}.")
+        if diagnose and (lvis or "bbox" not in iou_types):
+            raise ValueError(
+                "diagnose counts the errors of boxes by COCO's rules; leave out lvis, and add "
+                "'bbox' to iou_types."
+            )
         self.iou_types = tuple(iou_types)
         self._truth = read_ground_truth(ground_truth, "segm" in iou_types, lvis)
         self.names = {int(c["id"]): str(c["name"]) for c in ground_truth["categories"]}
@@ -103,7 +113,7 @@ class CocoEvaluator:
             `AR_small`, `AR_medium`, `AR_large`, in [0, 1], or -1 without objects; the same for
             masks as `segm_AP`, …; and `per_class`, for each class name `num_objects`, `AP`, `AP50`,
             `AP75` and `AR_100`. With `lvis` also `AP_rare`, `AP_common` and `AP_frequent`, but
-            neither `AR_1` nor `AR_10`.
+            neither `AR_1` nor `AR_10`. With `diagnose` also `diagnosis`, a `Diagnosis`.
         """
         self._parts = [join_columns(self._parts)]
         return compute_on_main_process(self._compute, self._parts[0])
@@ -127,7 +137,8 @@ class CocoEvaluator:
         metrics: Metrics = {}
         numbers = self._recall_numbers
         for iou_type in self.iou_types:
-            precision, recall = self._accumulate(found, iou_type)
+            evaluation = self._accumulate(found, iou_type)
+            precision, recall = evaluation.eval["precision"], evaluation.eval["recall"]
             prefix = "" if iou_type == "bbox" else f"{iou_type}_"
             summary = summarize(precision, recall, numbers, self._truth.frequencies)
             metrics |= {prefix + name: value for name, value in summary.items()}
@@ -135,6 +146,8 @@ class CocoEvaluator:
                 one = summarize(precision[:, :, [index]], recall[:, [index]], numbers)
                 names = "AP", "AP50", "AP75", f"AR_{self.max_detections}"
                 per_class[self.names[label]] |= {prefix + name: one[name] for name in names}
+            if self.diagnose and iou_type == "bbox":
+                metrics["diagnosis"] = make_diagnosis(evaluation, self._truth, found)
         return {**metrics, "per_class": per_class}
 
     def _warn_of_many_objects(self) -> None:
@@ -195,8 +208,8 @@ class CocoEvaluator:
         rles = _backend().mask.encode(np.asfortranarray(masks.transpose(1, 2, 0)))
         return [rle["counts"] for rle in rles]
 
-    def _accumulate(self, found: DetectionColumns, iou_type: str) -> tuple[np.ndarray, np.ndarray]:
-        """Compute precision (T, R, K, A, M) and recall (T, K, A, M).
+    def _accumulate(self, found: DetectionColumns, iou_type: str) -> Any:
+        """Return the backend's evaluation, with `precision` (T, R, K, A, M), `recall` (T, K, A, M).
 
         T IoU thresholds, R recall thresholds, K classes, A areas, M maximum numbers of detections.
         """
@@ -211,10 +224,7 @@ class CocoEvaluator:
             iscrowd=objects.is_crowd,
             segmentation=objects.segmentations,
         )
-        boxes = found.boxes_xyxy.astype(np.float64)
-        boxes[:, 2:] -= boxes[:, :2]
-        images = found.image_of_rows()
-        rows = np.column_stack([images, boxes, found.scores, found.labels])
+        images, rows = found.image_of_rows(), found.rows()
         if iou_type == "bbox":
             results = truth.load_res(rows)
         else:
@@ -232,15 +242,16 @@ class CocoEvaluator:
         evaluation.params.max_dets = list(self._recall_numbers)
         evaluation.evaluate()
         evaluation.accumulate()
-        return evaluation.eval["precision"], evaluation.eval["recall"]
+        return evaluation
 
 
 def metrics_table(metrics: Metrics) -> str:
     """Format the result of `CocoEvaluator.compute`: a line per IoU type and per class."""
     prefixes = {"boxes": "", "masks": "segm_"}
     prefixes = {kind: prefix for kind, prefix in prefixes.items() if f"{prefix}AP" in metrics}
-    names = [name for name in metrics if name != "per_class" and not name.startswith("segm_")]
-    names = names or [name[5:] for name in metrics if name.startswith("segm_")]
+    every = [name for name, value in metrics.items() if isinstance(value, float)]
+    names = [name for name in every if not name.startswith("segm_")]
+    names = names or [name[5:] for name in every]
     rows = [["", *names]]
     rows += [
         [kind, *(_percent(metrics[prefix + name]) for name in names)]

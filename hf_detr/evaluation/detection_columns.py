@@ -21,6 +21,12 @@ class DetectionColumns:
         """Return the index of each detection's image, (n,) int32."""
         return np.repeat(self.images, self.counts)
 
+    def rows(self) -> np.ndarray:
+        """Return (n, 7) float64 as the backend reads it: image, box (x, y, w, h), score, class."""
+        boxes = self.boxes_xyxy.astype(np.float64)
+        boxes[:, 2:] -= boxes[:, :2]
+        return np.column_stack([self.image_of_rows(), boxes, self.scores, self.labels])
+
 
 NO_DETECTIONS = DetectionColumns(
     images=np.empty(0, np.int32),

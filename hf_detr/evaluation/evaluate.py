@@ -1,6 +1,7 @@
 """Evaluation of a model on a data set: AP and PQ, independent of the batch size."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from ..inference.prediction import in_eval_mode
 from ..losses.classification import SigmoidFocalClassification
 from .coco_evaluator import MAX_DETECTIONS, CocoEvaluator, Metrics
 from .image_batches import load_images, load_rows
-from .label_map import label_map, relabelled, relabelled_segments
+from .label_map import label_map, names_of_model, relabelled, relabelled_segments
 from .lvis_fields import add_lvis_fields
 from .panoptic_quality import PanopticQuality
 
@@ -40,6 +41,7 @@ def evaluate(
     progress: bool = True,
     max_detections: int = MAX_DETECTIONS,
     lvis: Mapping[str, Any] | None = None,
+    diagnose: bool = False,
 ) -> Metrics:
     """Evaluate a model on a data set with COCO metrics.
 
@@ -63,6 +65,9 @@ def evaluate(
         lvis: the content of the LVIS file that the data set was read from, for LVIS' AP of its
             incomplete annotations and of rare, common and frequent classes. Use it with
             `max_detections=300`, which is then the number per image.
+        diagnose: whether to add `diagnosis`, a `Diagnosis` of the errors of boxes, which
+            `hf_detr.plots.write_report` shows; its `class_thresholds` are those for the model's
+            configuration. Not with `lvis`.
 
     Returns:
         The result of `CocoEvaluator.compute`.
@@ -75,15 +80,25 @@ def evaluate(
         if tuple(iou_types) != ("bbox",) or lvis is not None:
             raise ValueError("A stream is evaluated with 'bbox' only, without masks and lvis.")
         given = model, processor, dataset, batch_size, num_workers, progress, max_detections
-        return _evaluate_stream(*given)
+        metrics = _evaluate_stream(*given, diagnose)
+        return _with_model_names(metrics, model, dataset.id2label)
     dataset = as_detection_dataset(dataset)
     evaluator = CocoEvaluator(
-        _ground_truth(dataset, lvis), iou_types, max_detections, lvis is not None
+        _ground_truth(dataset, lvis), iou_types, max_detections, lvis is not None, diagnose
     )
     given = model, processor, dataset, batch_size, num_workers, "segm" in iou_types, progress
     for image_ids, detections in detect(*given, max_detections):
         evaluator.update(image_ids, detections)
-    return evaluator.compute()
+    return _with_model_names(evaluator.compute(), model, dataset.id2label)
+
+
+def _with_model_names(metrics: Metrics, model: nn.Module, names: Mapping[int, str]) -> Metrics:
+    """Name the classes of the thresholds as the model does."""
+    if (diagnosis := metrics.get("diagnosis")) is not None:
+        own = _unwrapped(model).config.id2label
+        named = names_of_model(diagnosis.class_thresholds, own, names)
+        metrics["diagnosis"] = replace(diagnosis, class_thresholds=named)
+    return metrics
 
 
 def _evaluate_stream(
@@ -94,6 +109,7 @@ def _evaluate_stream(
     num_workers: int,
     progress: bool,
     max_detections: int,
+    diagnose: bool,
 ) -> Metrics:
     truths, found = [], []
 
@@ -111,7 +127,9 @@ def _evaluate_stream(
     shares = [truth for share in gather_from_processes(truths) for truth in share]
     joined = {key: [v for one in shares for v in one[key]] for key in ("images", "annotations")}
     categories = [{"id": label, "name": name} for label, name in stream.id2label.items()]
-    evaluator = CocoEvaluator({**joined, "categories": categories}, max_detections=max_detections)
+    evaluator = CocoEvaluator(
+        {**joined, "categories": categories}, max_detections=max_detections, diagnose=diagnose
+    )
     for batch in found:
         evaluator.update(*batch)
     return evaluator.compute()

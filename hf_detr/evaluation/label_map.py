@@ -17,16 +17,7 @@ def label_map(model_names: Mapping[int, str], data_names: Mapping[int, str]) -> 
     Raises:
         ValueError: if the model and the data set have no class in common.
     """
-    model_names = {int(label): name for label, name in model_names.items()}
-    if all(name == f"LABEL_{label}" for label, name in model_names.items()):
-        shared = {label: label for label in model_names if label in data_names}
-    else:
-        label_of_name = {name: label for label, name in data_names.items()}
-        shared = {
-            label: label_of_name[name]
-            for label, name in model_names.items()
-            if name in label_of_name
-        }
+    shared = _shared_labels(model_names, data_names)
     if not shared:
         raise ValueError(
             f"The model's classes {list(model_names.values())[:5]} … and the data set's "
@@ -41,6 +32,27 @@ def label_map(model_names: Mapping[int, str], data_names: Mapping[int, str]) -> 
             stacklevel=2,
         )
     return shared
+
+
+def names_of_model(
+    values: Mapping[str, Any], model_names: Mapping[int, str], data_names: Mapping[int, str]
+) -> dict[str, Any]:
+    """Replace the data set's class names by the model's, which differ if it has no names."""
+    return {
+        model_names[label]: values[data_names[data_label]]
+        for label, data_label in _shared_labels(model_names, data_names).items()
+        if data_names[data_label] in values
+    }
+
+
+def _shared_labels(model_names: Mapping[int, str], data_names: Mapping[int, str]) -> dict[int, int]:
+    model_names = {int(label): name for label, name in model_names.items()}
+    if all(name == f"LABEL_{label}" for label, name in model_names.items()):
+        return {label: label for label in model_names if label in data_names}
+    label_of_name = {name: label for label, name in data_names.items()}
+    return {
+        label: label_of_name[name] for label, name in model_names.items() if name in label_of_name
+    }
 
 
 def relabelled(found: Mapping[str, Tensor], labels: Mapping[int, int]) -> dict[str, Tensor]:

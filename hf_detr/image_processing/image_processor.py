@@ -184,7 +184,7 @@ class DetectionImageProcessor(ImageProcessorSteps):
     def post_process_instance_segmentation(
         self,
         outputs: Any,
-        threshold: float = 0.5,
+        threshold: float | Tensor = 0.5,
         mask_threshold: float = 0.5,
         overlap_mask_area_threshold: float = 0.8,
         target_sizes: list[tuple[int, int]] | None = None,
@@ -198,7 +198,7 @@ class DetectionImageProcessor(ImageProcessorSteps):
     def post_process_panoptic_segmentation(
         self,
         outputs: Any,
-        threshold: float = 0.5,
+        threshold: float | Tensor = 0.5,
         mask_threshold: float = 0.5,
         overlap_mask_area_threshold: float = 0.8,
         label_ids_to_fuse: Collection[int] | None = None,
@@ -219,7 +219,7 @@ class DetectionImageProcessor(ImageProcessorSteps):
     def post_process_panoptic_merge(
         self,
         outputs: Any,
-        threshold: float = 0.85,
+        threshold: float | Tensor = 0.85,
         label_ids_to_fuse: Collection[int] | None = None,
         min_area: int = 5,
         target_sizes: list[tuple[int, int]] | None = None,

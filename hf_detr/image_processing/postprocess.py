@@ -14,7 +14,7 @@ def detections_per_image(
     scores: Tensor,
     labels: Tensor,
     boxes_cxcywh: Tensor,
-    threshold: float,
+    threshold: float | Tensor,
     target_sizes: Tensor | list[Tensor] | list[tuple[int, int]] | None = None,
     queries: Tensor | None = None,
 ) -> list[dict[str, Tensor]]:
@@ -26,7 +26,7 @@ def detections_per_image(
         scores: (B, K) in [0, 1].
         labels: (B, K) class indices.
         boxes_cxcywh: (B, K, 4) in [0, 1], relative to each image without its padding.
-        threshold: detections with a higher score are kept.
+        threshold: detections with a higher score are kept; a number, or one for each label (C,).
         target_sizes: (B, 2) as (height, width) in pixels; if None, boxes are in [0, 1].
         queries: (B, K), the query of each detection.
 
@@ -35,10 +35,10 @@ def detections_per_image(
         and `queries` (n,) if they are given.
 
     Raises:
-        ValueError: if the threshold isn't a number up to 1, or `target_sizes` doesn't have a
+        ValueError: if a threshold isn't a number up to 1, or `target_sizes` doesn't have a
             height and width above 0 for each image.
     """
-    check_threshold(threshold, "threshold")
+    is_above = above_threshold(scores, labels, threshold)
     # bfloat16 can't represent all integers above 256.
     boxes = box_cxcywh_to_xyxy(boxes_cxcywh.float())
     if target_sizes is not None:
@@ -51,8 +51,26 @@ def detections_per_image(
     columns |= {} if queries is None else {"queries": queries}
     return [
         {name: column[image][keep] for name, column in columns.items()}
-        for image, keep in enumerate((scores > threshold) & is_finite)
+        for image, keep in enumerate(is_above & is_finite)
     ]
+
+
+def above_threshold(scores: Tensor, labels: Tensor, threshold: float | Tensor) -> Tensor:
+    """Return which scores exceed a threshold, or that of their labels.
+
+    Args:
+        scores, labels: of the same shape.
+        threshold: a number, or one for each label (C,).
+
+    Raises:
+        ValueError: if one isn't a number up to 1.
+    """
+    if not isinstance(threshold, Tensor) or threshold.ndim != 1:
+        check_threshold(threshold, "threshold")
+        return scores > threshold
+    for value in threshold.tolist():
+        check_threshold(value, "threshold")
+    return scores > threshold.to(scores.device)[labels]
 
 
 def check_threshold(threshold: Any, name: str) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 
 from .coco_masks import run_lengths
-from .postprocess import check_threshold, warn_about_nan
+from .postprocess import above_threshold, check_threshold, warn_about_nan
 from .resized_argmax import Resizing, make_resizings, resized_argmax, resized_maps, write_winners
 
 BestClasses = tuple[Tensor, Tensor, Tensor]  # scores, labels, whether it is an object; (B, Q)
@@ -67,7 +67,7 @@ def semantic_maps(
 def segment_maps(
     best_classes: BestClasses,
     pred_masks: Tensor,
-    threshold: float = 0.5,
+    threshold: float | Tensor = 0.5,
     mask_threshold: float = 0.5,
     overlap_mask_area_threshold: float = 0.8,
     label_ids_to_fuse: Collection[int] = (),
@@ -79,7 +79,8 @@ def segment_maps(
     Args:
         best_classes: score in [0, 1] of each query, label, and whether it is an object; (B, Q).
         pred_masks: mask logits (B, Q, h, w).
-        threshold: objects with a higher score can become segments.
+        threshold: objects with a higher score can become segments; a number, or one for each
+            label (C,).
         mask_threshold: minimum product of mask probability and score of a query's own pixels.
         overlap_mask_area_threshold: a query is dropped unless a larger fraction of its own pixels
             is assigned to it.
@@ -122,7 +123,7 @@ def segment_maps(
 def merged_maps(
     best_classes: BestClasses,
     pred_masks: Tensor,
-    threshold: float = 0.85,
+    threshold: float | Tensor = 0.85,
     label_ids_to_fuse: Collection[int] = (),
     min_area: int = 5,
     target_sizes: Sequence[tuple[int, int]] | None = None,
@@ -195,11 +196,12 @@ def encode_segments(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return encoded
 
 
-def _queries_above(best_classes: BestClasses, pred_masks: Tensor, threshold: float) -> list[Tensor]:
+def _queries_above(
+    best_classes: BestClasses, pred_masks: Tensor, threshold: float | Tensor
+) -> list[Tensor]:
     """Return the indices of the objects of each image with a score above the threshold."""
-    check_threshold(threshold, "threshold")
-    scores, _, is_object = best_classes
-    keep = is_object & (scores > threshold)
+    scores, labels, is_object = best_classes
+    keep = is_object & above_threshold(scores, labels.where(is_object, 0), threshold)
     queries = [kept.nonzero()[:, 0] for kept in keep]
     is_nan = [
         masks[kept].isnan().flatten(1).any(1)

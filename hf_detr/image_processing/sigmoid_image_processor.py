@@ -17,7 +17,7 @@ class SigmoidImageProcessor(DetectionImageProcessor):
     def post_process_object_detection(
         self,
         outputs: Any,
-        threshold: float = 0.5,
+        threshold: float | Tensor = 0.5,
         target_sizes: Tensor | list[tuple[int, int]] | None = None,
         top_k: int = 100,
     ) -> list[dict[str, Tensor]]:

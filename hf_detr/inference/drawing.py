@@ -127,16 +127,19 @@ def _best_first(
     result: Mapping[str, Any], id2label: Mapping[int, str], image_wh: Size
 ) -> tuple[list[list[float]], list[Color], list[str]]:
     """Boxes (x0, y0, x1, y1) within the image, colours and texts, the highest scores first."""
-    scores, labels = result.get("scores"), result["labels"]
-    order = torch.arange(len(labels)) if scores is None else scores.argsort(descending=True)
+    order = torch.arange(len(result["labels"]))
+    if (scores := result.get("scores")) is not None:
+        order = scores.argsort(descending=True)
+    labels = result["labels"][order].tolist()
+    numbers = (
+        [""] * len(labels) if scores is None else [f" {s:.2f}" for s in scores[order].tolist()]
+    )
     corner = torch.tensor([image_wh[0] - 1, image_wh[1] - 1] * 2)
     # An edge beyond the image would be invisible.
     boxes = result["boxes"][order].float().clamp(min=0).minimum(corner).tolist()
-    names = [str(id2label.get(label, label)) for label in labels.tolist()]
-    if scores is not None:
-        names = [f"{name} {score:.2f}" for name, score in zip(names, scores.tolist(), strict=True)]
-    colors = [_color(label) for label in labels[order].tolist()]
-    return boxes, colors, [names[index] for index in order.tolist()]
+    named = zip(labels, numbers, strict=True)
+    texts = [f"{id2label.get(label, label)}{number}" for label, number in named]
+    return boxes, [_color(label) for label in labels], texts
 
 
 def _color(label: int, shade: float = SHADES[0]) -> Color:

@@ -13,12 +13,16 @@ from transformers import ImageSegmentationPipeline, ObjectDetectionPipeline
 from transformers.utils import ModelOutput
 
 from ..models.pretrained_model import DetectionPreTrainedModel
+from .score_thresholds import Threshold, threshold_of_labels
 
 IMAGES = ("pixel_values", "pixel_mask")
 
 
 class DetectionPipeline(ObjectDetectionPipeline):
-    """Pipeline for object detection that pads the images of a batch to one size."""
+    """Pipeline for object detection that pads the images of a batch to one size.
+
+    `threshold` is as in `predict`: by default, the model's `class_thresholds`.
+    """
 
     def check_model_type(self, supported_models: Any) -> None:
         if not isinstance(self.model, DetectionPreTrainedModel):  # which transformers may not have
@@ -29,6 +33,12 @@ class DetectionPipeline(ObjectDetectionPipeline):
 
     def _forward(self, model_inputs: dict[str, Any]) -> ModelOutput:
         return super()._forward(pad_lists(model_inputs))
+
+    def postprocess(
+        self, model_outputs: ModelOutput, threshold: Threshold = None
+    ) -> list[dict[str, Any]]:
+        per_label = threshold_of_labels(threshold, self.model.config)
+        return super().postprocess(model_outputs, per_label)
 
 
 class SegmentationPipeline(ImageSegmentationPipeline):

@@ -15,6 +15,7 @@ from transformers.utils import ModelOutput
 from ..image_processing.image_processor import DetectionImageProcessor
 from ..image_processing.image_reading import read_images
 from ..image_processing.image_settings import number_of_channels
+from .score_thresholds import Threshold, threshold_of_labels
 
 WAITING_BATCHES = 4  # at most this many batches of images wait for others of their size
 PROGRESS_AFTER = 3  # seconds
@@ -27,7 +28,7 @@ def predict(
     model: nn.Module,
     processor: DetectionImageProcessor,
     images: Any,
-    threshold: float = 0.5,
+    threshold: Threshold = None,
     batch_size: int = 8,
     progress: bool = True,
 ) -> list[dict[str, Any]]:
@@ -37,7 +38,8 @@ def predict(
         model: a detector or segmentation model, in training or eval mode.
         processor: the model's image processor.
         images: an image or a list of images: PIL images, arrays, tensors, paths or URLs.
-        threshold: minimum score of returned objects.
+        threshold: minimum score of returned objects, or a dict of class names and scores. Default:
+            the model's `config.class_thresholds`, and 0.5 for classes without.
         batch_size: number of images with the same size that run together.
         progress: whether to show a progress bar on a terminal, after a few seconds.
 
@@ -62,7 +64,7 @@ def stream_predictions(
     model: nn.Module,
     processor: DetectionImageProcessor,
     images: Iterable[Any],
-    threshold: float = 0.5,
+    threshold: Threshold = None,
     batch_size: int = 8,
     on_bad_image: Callable[[int, Exception], None] | None = None,
     num_workers: int = 0,
@@ -91,7 +93,7 @@ def stream_with_sizes(
     model: nn.Module,
     processor: DetectionImageProcessor,
     images: Iterable[Any],
-    threshold: float = 0.5,
+    threshold: Threshold = None,
     batch_size: int = 8,
     on_bad_image: Callable[[int, Exception], None] | None = None,
     num_workers: int = 0,
@@ -106,6 +108,7 @@ def stream_with_sizes(
     for name, number, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
         if number < least:
             raise ValueError(f"{name} is {number}; expected at least {least}.")
+    threshold = threshold_of_labels(threshold, model.config)
     waiting: dict[tuple[int, ...], list[_Prepared]] = {}
     with in_eval_mode(model):
         prepared_images = _prepare_ahead(processor, images, num_workers, batch_size)
@@ -203,7 +206,10 @@ def _prepare(
 
 
 def _run(
-    model: nn.Module, processor: DetectionImageProcessor, batch: list[_Prepared], threshold: float
+    model: nn.Module,
+    processor: DetectionImageProcessor,
+    batch: list[_Prepared],
+    threshold: float | Tensor,
 ) -> Iterator[tuple[int, tuple[int, int], dict[str, Any]]]:
     indices, sizes_hw, parts = zip(*batch, strict=True)
     inputs = BatchFeature({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
@@ -216,7 +222,7 @@ def _run(
 def read_outputs(
     processor: DetectionImageProcessor,
     outputs: ModelOutput,
-    threshold: float,
+    threshold: float | Tensor,
     sizes_hw: Sequence[tuple[int, int]],
 ) -> list[dict[str, Any]]:
     """Convert a batch's outputs to results as of `predict`, for images of the given sizes."""

@@ -18,6 +18,7 @@ from .configuration_backbone import SHORT_FORM, make_backbone_config
 from .configuration_checks import (
     MOST,
     MOST_LAYERS,
+    check_class_thresholds,
     check_number_of_labels,
     check_range,
     check_stored,
@@ -58,9 +59,12 @@ class DetectionConfig(PreTrainedConfig):
         mask_loss_coefficient, dice_loss_coefficient: weights of the mask losses.
         eos_coefficient: weight of "no object" in the classification loss.
         init_std, init_xavier_std: fields of transformers, unused.
+        class_thresholds: class name -> score in [0, 1] that its objects must exceed in prediction
+            if no threshold is given; 0.5 for other classes. Only hf_detr reads it.
 
     Raises:
-        ValueError: if two forms of the backbone differ.
+        ValueError: if two forms of the backbone differ, or `class_thresholds` has other names than
+            `id2label` or isn't in [0, 1].
         StrictDataclassError: if a value has a wrong type or is out of range.
     """
 
@@ -103,6 +107,7 @@ class DetectionConfig(PreTrainedConfig):
     eos_coefficient: Number = 0.1
     init_std: Number = 0.02
     init_xavier_std: Number = 1.0
+    class_thresholds: dict[str, Number] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.backbone_config = make_backbone_config(
@@ -120,6 +125,7 @@ class DetectionConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         warn_about_contradiction(self.id2label, self.label2id)
         self.label2id = {label: index for index, label in self.id2label.items()}
+        check_class_thresholds(self.class_thresholds, self.id2label)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -146,10 +152,21 @@ class DetectionConfig(PreTrainedConfig):
             for name, value in config_dict.items()
             if cls.attribute_map.get(name, name) not in replaced
         }
+        if "id2label" in replaced and kept.get("class_thresholds"):  # only those of the same names
+            names = set((changes.get("id2label") or {}).values())
+            stored = kept["class_thresholds"].items()
+            kept["class_thresholds"] = {name: score for name, score in stored if name in names}
         try:
             return super().from_dict({**kept, **changes}, **kwargs)
         except StrictDataclassError as error:
             raise ValueError(f"The configuration is invalid: {error.__cause__}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in transformers, without `class_thresholds` if there are none."""
+        values = super().to_dict()
+        if not values.get("class_thresholds"):
+            values.pop("class_thresholds", None)
+        return values
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """Write `config.json`; arguments as in transformers."""
@@ -183,6 +200,7 @@ class DetectionConfig(PreTrainedConfig):
     def validate_architecture(self) -> None:
         """Check the values; called by the base class."""
         check_transformer(self)
+        check_class_thresholds(self.class_thresholds, self.id2label)
         check_range(self, SIZES, low=1, high=MOST)
         check_range(self, ("encoder_layers", "decoder_layers"), low=1, high=MOST_LAYERS)
         check_range(self, PROBABILITIES, low=0, high=1)

@@ -82,6 +82,26 @@ def check_number_of_labels(number: Any) -> None:
         raise ValueError(f"num_labels is {number!r}; it must be an integer from 1 to {MOST}.")
 
 
+def check_class_thresholds(
+    thresholds: Any, id2label: dict[int, str], field: str = "class_thresholds"
+) -> None:
+    """Check the scores that objects must exceed, by class name; None: there are none.
+
+    Raises:
+        ValueError: if a class is unknown, or a score isn't from 0 to 1.
+    """
+    names = set(id2label.values())
+    for name, score in (thresholds or {}).items():
+        if name not in names:
+            raise ValueError(
+                f"{field} has the class {name!r}, which isn't in id2label; expected names "
+                f"such as {some_of(sorted(names), 3)}. Remove it, or correct its name."
+            )
+        is_number = isinstance(score, (int, float)) and not isinstance(score, bool)
+        if not (is_number and 0 <= score <= 1):
+            raise ValueError(f"{field}[{name!r}] is {score!r}; expected a score from 0 to 1.")
+
+
 def _shortened(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:60]}…"

@@ -51,8 +51,9 @@ class ObjectDetector(DetectionPreTrainedModel):
     def resize_classes(self, id2label: dict[int, str]) -> list[str]:
         """Change the classes, for example before fine-tuning on other data.
 
-        Classes whose name the model knows keep their weights, also if only capital letters differ.
-        The others begin as the mean of all old classes, which tells objects from background.
+        Classes whose name the model knows keep their weights and `class_thresholds`, also if only
+        capital letters differ. The others begin as the mean of all old classes, which tells objects
+        from background.
 
         Args:
             id2label: names of the new classes 0 … C-1.
@@ -79,6 +80,14 @@ class ObjectDetector(DetectionPreTrainedModel):
         if self.model.denoising is not None:
             self.model.denoising.resize_classes(sources[: len(names)])
         classification.num_labels = len(names)
+        thresholds = self.config.class_thresholds or {}
+        old_names = [self.config.id2label.get(label) for label in known]
+        kept = {
+            new: thresholds[was]
+            for new, was in zip(names, old_names, strict=True)
+            if was in thresholds
+        }
+        self.config.class_thresholds = kept or None
         self.config.id2label = dict(enumerate(names))
         self.config.label2id = {name: label for label, name in enumerate(names)}
         return [name for name, label in zip(names, known, strict=True) if label is not None]

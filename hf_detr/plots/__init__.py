@@ -14,6 +14,7 @@ Every `draw_` function returns a `matplotlib.figure.Figure`, which notebooks dis
 - Deformable DETR and DINO: `draw_sampling_overview`, `draw_sampling_points` (decoder),
   `draw_encoder_sampling_points`.
 - A data set: `draw_query_slots(query_boxes(model, processor, images))`.
+- An evaluation: `write_report("report.html", evaluate(…, diagnose=True), dataset)`, a page.
 - A training: `draw_training_curves(folder / "losses.csv", read_history(folder))`; several:
   `draw_comparison({"DETR": [(1, 0.02), (2, 0.05)], …})`.
 """
@@ -22,6 +23,7 @@ from ..inference.attention_record import AttentionRecord, SamplingPoints
 from ..inference.record_attention import query_boxes, record_attention
 from .attention_plots import draw_attention_heads, draw_decoder_attention, draw_encoder_attention
 from .detection_plots import draw_detections, draw_query_slots
+from .report import write_report
 from .sampling_plots import (
     draw_encoder_sampling_points,
     draw_sampling_overview,
@@ -48,4 +50,5 @@ __all__ = [
     "query_boxes",
     "read_history",
     "record_attention",
+    "write_report",
 ]

@@ -3,24 +3,23 @@
 import html
 import io
 import os
-import time
 from collections import Counter
-from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch
 from PIL import Image, ImageOps
 
 from ..inference.attention_record import AttentionRecord
-from ..inference.drawing import LEAST_SIDE, draw_predictions, make_picture
-from ..inference.model_loading import embedded_model_folder, load_model
+from ..inference.drawing import LEAST_SIDE, draw_predictions
+from ..inference.model_loading import embedded_model_folder
 from ..inference.prediction import read_outputs
 from ..inference.record_attention import record_attention
+from ..inference.score_thresholds import threshold_of_labels
 from ..models.variants import VARIANTS
 from .attention_plots import draw_attention_heads, draw_decoder_attention, draw_encoder_attention
+from .demo_run import ALERT, Run, look
 from .figures import Figure
 from .sampling_plots import (
     draw_encoder_sampling_points,
@@ -38,7 +37,6 @@ MODELS = [
 COLUMNS = ["object", "score", "left", "top", "right", "bottom"]
 TABS = {"attention": "Attention", "points": "Sampling"}
 NUM_FIGURES = 3  # in each of these tabs
-ALERT = "⚠️ "  # before the message of an error
 HINT = "Click on your image to choose the pixel whose attention is drawn."
 # On narrow screens what was found is above the choices.
 STYLE = """
@@ -56,72 +54,19 @@ STYLE = """
 Points = list[tuple[float, float]] | None  # pixels (x, y); None: the objects' centres
 
 
-@dataclass(frozen=True)
-class Run:
-    """A model's outputs for an image, before any threshold."""
+def show(
+    run: Run | None, threshold: float, own: bool = False
+) -> tuple[Image.Image | None, str, str]:
+    """The image with detections above the threshold, a summary, and a table in HTML.
 
-    model: Any
-    processor: Any
-    picture: Image.Image
-    outputs: Any
-
-
-@lru_cache(maxsize=2)
-def load(name: str) -> tuple[Any, Any]:
-    """A model and its image processor, kept for the next image."""
-    return load_model(name)
-
-
-def read_upload(path: str) -> Image.Image:
-    """The upright RGB image in an uploaded file.
-
-    Raises:
-        ValueError: if it can't be read; the message has the file's name, not its place here.
+    With `own`, the thresholds are those of the model's classes.
     """
-    name = Path(path).name
-    try:
-        file = Image.open(path)
-    except (OSError, Image.DecompressionBombError) as error:
-        raise ValueError(
-            f"{name} can't be read as an image: it is damaged or too large, or of another format "
-            "than JPEG, PNG, WebP and others that PIL reads."
-        ) from error
-    with file:
-        try:
-            return make_picture(file)
-        except ValueError as error:
-            raise ValueError(f"{name} can't be read: {error}") from error
-
-
-def look(name: str | None, path: str | None) -> tuple[Run | None, str]:
-    """Run the model of that name on an image file; return a line on the run, or the error."""
-    if not path or not name:
-        return None, "Choose a model, and drop an image."
-    try:
-        model, processor = load(name.strip())
-    except (ValueError, OSError) as error:
-        return None, f"{ALERT}The model {name} can't be loaded: {error}"
-    try:
-        picture = read_upload(path)
-        start = time.perf_counter()
-        with torch.no_grad():
-            inputs = processor(picture, return_tensors="pt")
-            outputs = model(**inputs.to(model.device, model.dtype))
-    except (ValueError, TypeError, OSError) as error:
-        return None, f"{ALERT}{error}"
-    seconds, millions = time.perf_counter() - start, model.num_parameters() / 1e6
-    who = f"{type(model).__name__}, {millions:.1f} million parameters"
-    size = f"{picture.width} × {picture.height} pixels"
-    return Run(model, processor, picture, outputs), f"{who}: {size} in {seconds:.2f} s"
-
-
-def show(run: Run | None, threshold: float) -> tuple[Image.Image | None, str, str]:
-    """The image with detections above the threshold, a summary, and a table in HTML."""
     if run is None:
         return None, "", ""
     scale = max(LEAST_SIDE / max(run.picture.size), 1)
     picture = ImageOps.scale(run.picture, scale)
-    [result] = read_outputs(run.processor, run.outputs, threshold, [picture.size[::-1]])
+    least = threshold_of_labels(None if own else threshold, run.model.config)
+    [result] = read_outputs(run.processor, run.outputs, least, [picture.size[::-1]])
     names = run.model.config.id2label
     columns = (
         values.tolist() for values in (result["scores"], result["labels"], result["boxes"] / scale)
@@ -130,7 +75,8 @@ def show(run: Run | None, threshold: float) -> tuple[Image.Image | None, str, st
     rows = [[names[label], f"{score:.2f}", *map(round, box)] for score, label, box in objects]
     counts = Counter(names[label] for _, label, _ in objects).most_common()
     summary = ", ".join(f"{count} × {name}" for name, count in counts)
-    summary = summary or f"No detection scores above {threshold:.2f}: move the threshold down."
+    above = "its class's threshold" if own else f"{threshold:.2f}"
+    summary = summary or f"No detection scores above {above}: move the threshold down."
     return draw_predictions(picture, result, names), summary, make_table(rows)
 
 
@@ -142,6 +88,11 @@ def make_table(rows: list[list[Any]]) -> str:
     lines = ("".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) for row in rows)
     body = "".join(f"<tr>{line}</tr>" for line in lines)
     return f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def has_own_thresholds(run: Run | None) -> bool:
+    """Whether the model has thresholds of its classes."""
+    return run is not None and bool(run.model.config.class_thresholds)
 
 
 def explain(record: AttentionRecord, tab: str, threshold: float, points: Points) -> list[Figure]:
@@ -203,7 +154,7 @@ def make_page(model: str | None = None) -> Any:
         gr.Markdown("# hf_detr: detections, attention and sampling points")
         with gr.Row(elem_id="columns"):
             with gr.Column(scale=1, min_width=280):
-                name, image, threshold = _add_inputs(gr, model or GARMENTS)
+                name, image, threshold, own = _add_inputs(gr, model or GARMENTS)
             with gr.Column(scale=2, min_width=280):
                 said = gr.Markdown(elem_id="said")
                 tabs, panels = _add_tabs(gr)
@@ -215,7 +166,7 @@ def make_page(model: str | None = None) -> Any:
         }
         showing = {
             "fn": show,
-            "inputs": [run, threshold],
+            "inputs": [run, threshold, own],
             "outputs": panels["detections"],
             "show_progress": "hidden",
         }
@@ -227,7 +178,10 @@ def make_page(model: str | None = None) -> Any:
             preprocess=False,  # gradio opens the image, and shows its own error where that fails
             show_progress_on=panels["detections"][0],
         )
-        looked.then(lambda: (None, None), None, [record, points]).then(**showing).then(**drawing)
+        offered = looked.then(partial(_offer_own, gr), run, own)
+        offered.then(lambda: (None, None), None, [record, points]).then(**showing).then(**drawing)
+        own.change(**showing)
+        threshold.input(lambda: False, None, own, show_progress="hidden")
         threshold.change(**showing)
         threshold.change(**drawing)
 
@@ -248,8 +202,13 @@ def _look(gr: ModuleType, name: str | None, upload: dict[str, Any] | None) -> tu
     return run, said
 
 
-def _add_inputs(gr: ModuleType, model: str) -> tuple[Any, Any, Any]:
-    """Add the model's name, the image and the threshold."""
+def _offer_own(gr: ModuleType, run: Run | None) -> Any:
+    """Check the box of the model's own thresholds if it has them, else hide it."""
+    return gr.Checkbox(value=has_own_thresholds(run), visible=has_own_thresholds(run))
+
+
+def _add_inputs(gr: ModuleType, model: str) -> tuple[Any, Any, Any, Any]:
+    """Add the model's name, the image, the threshold, and whether to use the model's own."""
     name = gr.Dropdown(
         MODELS,
         value=model,
@@ -266,8 +225,9 @@ def _add_inputs(gr: ModuleType, model: str) -> tuple[Any, Any, Any]:
         elem_id="image",
     )
     threshold = gr.Slider(0.01, 0.99, 0.5, step=0.01, label="Least score")
+    own = gr.Checkbox(label="The model's own threshold of each class instead", visible=False)
     gr.Examples([str(EXAMPLE)], image, label="Example")
-    return name, image, threshold
+    return name, image, threshold, own
 
 
 def _add_tabs(gr: ModuleType) -> tuple[dict[str, Any], dict[str, list[Any]]]:

@@ -74,9 +74,9 @@ def make_panels(
     return figure, axes
 
 
-def make_chart(x: str, y: str) -> tuple[Figure, Axes]:
-    """A figure for curves over named axes, with a grid."""
-    figure = Figure(figsize=CHART_INCHES, layout="constrained")
+def make_chart(x: str, y: str, size_wh: tuple[float, float] = CHART_INCHES) -> tuple[Figure, Axes]:
+    """A figure for curves over named axes, with a grid; its size is in inches."""
+    figure = Figure(figsize=size_wh, layout="constrained")
     axis = figure.subplots()
     axis.grid(color="0.9", linewidth=0.8)
     axis.spines[["top", "right"]].set_visible(False)

@@ -93,6 +93,7 @@ def prepare_model(model: PreTrainedModel, processor: Any, options: TrainingOptio
         ValueError: if the model has no such part, or an option can't be used with it.
     """
     model.config.auxiliary_loss = True
+    model.config.class_thresholds = None  # training changes the scores
     model.unfreeze_backbone(options.frozen_stages)
     model.add_query_groups(options.query_groups)
     if options.denoising is not None:

@@ -2,11 +2,15 @@
 
 import json
 import math
+import shutil
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
+import PIL.Image
 import pytest
 
-from hf_detr import DeformableDetrImageProcessor, evaluate, read_coco
+from hf_detr import DeformableDetrImageProcessor, embedded_model_folder, evaluate, read_coco
+from hf_detr.commands import evaluate as command
 from hf_detr.commands.evaluate import _report
 from hf_detr_command_line import main as run
 
@@ -97,3 +101,91 @@ def test_quality_of_nothing_is_null(capsys: pytest.CaptureFixture) -> None:
     _report({"AP": 0.25, "panoptic": quality}, Path("-"))
     nothing = {"pq": 0.5, "pq_stuff": None, "per_class": {"dog": {"pq": None}}}
     assert json.loads(capsys.readouterr().out) == {"AP": 0.25, "panoptic": nothing}
+
+
+def write_garments(folder: Path) -> tuple[Path, list[str]]:
+    """A copy of the embedded model, and the options of data with its example, one coat a dress."""
+    image = Path(__file__).parents[2] / "examples" / "images" / "garments.jpg"
+    model = folder / "model"
+    shutil.copytree(embedded_model_folder(), model)
+    assert run(["predict", str(image), "--output", str(folder / "found"), "--no-draw"]) == 0
+    [found] = json.loads((folder / "found" / "predictions.json").read_text())["images"]
+    names = json.loads((model / "config.json").read_text())["id2label"].values()
+    categories = [{"id": number, "name": name} for number, name in enumerate(names, 1)]
+    ids = {one["name"]: one["id"] for one in categories}
+    entries = []
+    for number, one in enumerate(found["objects"], 1):
+        x0, y0, x1, y1 = one["box"]
+        label = "dress" if one["label"] == "coat" else one["label"]
+        more = {"category_id": ids[label], "bbox": [x0, y0, x1 - x0, y1 - y0]}
+        entries.append(entry(number, segmentation=None, **more))
+    file, images = write_coco(folder / "data", entries, num_images=1, categories=categories)
+    shutil.copy(image, images / "1.png")
+    with PIL.Image.open(image) as opened:
+        content = json.loads(file.read_text())
+        content["images"][0] |= {"width": opened.width, "height": opened.height}
+    file.write_text(json.dumps(content))
+    return model, ["--data", str(file), "--images", str(images), "--model", str(model)]
+
+
+def test_report_and_thresholds_of_garments(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """The page shows the mislabelled coat; the thresholds reach the files, and then `predict`."""
+    model, data = write_garments(tmp_path)
+    (model / "README.md").write_text("# Garments\n")
+    plain = evaluate_json(data, capsys)
+    page = tmp_path / "sub" / "report.html"
+    assert main([*data, "--report", str(page), "--write", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out) == plain  # the numbers are the same
+    assert str(page) in err and "README.md" in err
+    assert "but the target is dress" in page.read_text(encoding="utf-8")
+    thresholds = json.loads((model / "config.json").read_text())["class_thresholds"]
+    assert "bag" in thresholds and "coat" not in thresholds  # there are none in the targets
+    assert all(0.3 < score < 0.7 for score in thresholds.values())
+    assert f"| bag | {thresholds['bag']} |" in (model / "README.md").read_text()
+    assert evaluate_json(data, capsys) == plain
+
+    image = str(tmp_path / "data" / "images" / "1.png")
+    options = ["predict", image, "--model", str(model), "--no-draw", "--json", "--output"]
+    assert run([*options, str(tmp_path / "own")]) == 0
+    own = json.loads(capsys.readouterr().out)
+    assert own["threshold"] == thresholds
+    for one in own["images"][0]["objects"]:
+        assert one["score"] > thresholds.get(one["label"], 0.5)
+    assert run([*options, str(tmp_path / "given"), "--threshold", "0.65"]) == 0
+    given = json.loads(capsys.readouterr().out)
+    assert given["threshold"] == 0.65
+    assert all(one["score"] > 0.65 for one in given["images"][0]["objects"])
+
+
+def evaluate_json(data: list[str], capsys: pytest.CaptureFixture) -> dict:
+    capsys.readouterr()
+    assert main([*data, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("library", ["matplotlib", "jinja2"])
+def test_missing_libraries_of_the_report(
+    library: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    """One line says what to install, before anything is evaluated."""
+    monkeypatch.setattr(
+        command, "find_spec", lambda name: None if name == library else ModuleSpec(name, None)
+    )
+    write_coco(tmp_path / "val", [entry(1)])
+    with pytest.raises(SystemExit) as ended:
+        main(["--data", str(tmp_path), "--report", str(tmp_path / "report.html")])
+    assert ended.value.code == 2
+    expected = f"--report needs {library}; pip install 'hf_detr[plots]' installs it"
+    assert expected in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("model", [[], ["--model", "facebook/detr-resnet-50"]])
+def test_only_own_files_are_changed(
+    model: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Neither the package's model nor one in the cache gets thresholds."""
+    write_coco(tmp_path / "val", [entry(1)])
+    with pytest.raises(SystemExit) as ended:
+        main(["--data", str(tmp_path), *model, "--write"])
+    assert ended.value.code == 2 and "must be a folder of yours" in capsys.readouterr().err

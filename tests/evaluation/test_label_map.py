@@ -2,7 +2,7 @@
 
 import pytest
 
-from hf_detr.evaluation.label_map import label_map
+from hf_detr.evaluation.label_map import label_map, names_of_model
 
 
 def test_label_map() -> None:
@@ -13,3 +13,11 @@ def test_label_map() -> None:
     assert label_map({0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}, data) == {0: 0, 1: 1}
     with pytest.raises(ValueError, match=r"\['car'\] .*\['cat', 'dog'\] .*no name in common"):
         label_map({0: "car"}, data)
+
+
+def test_names_of_a_model() -> None:
+    """Values by the data's names become values by the model's, which can be LABEL_0, …"""
+    values, data = {"cat": 0.3, "bird": 0.4}, {0: "cat", 1: "dog", 2: "bird"}
+    assert names_of_model(values, {17: "cat", 18: "dog"}, data) == {"cat": 0.3}
+    unnamed = {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}
+    assert names_of_model(values, unnamed, data) == {"LABEL_0": 0.3, "LABEL_2": 0.4}

@@ -149,6 +149,41 @@ def test_we_read_what_transformers_writes(tmp_path: Path) -> None:
     assert config.backbone == "resnet50"
 
 
+def test_class_thresholds(tmp_path: Path) -> None:
+    """They are saved and loaded, also by transformers; without them, the file doesn't have them."""
+    names = {0: "cat", 1: "dog"}
+    DetrConfig(id2label=names, auxiliary_loss=False).save_pretrained(tmp_path)
+    assert "class_thresholds" not in (tmp_path / "config.json").read_text()
+    config = DetrConfig(id2label=names, class_thresholds={"dog": 0.3}, auxiliary_loss=False)
+    config.save_pretrained(tmp_path)
+    assert DetrConfig.from_pretrained(tmp_path).class_thresholds == {"dog": 0.3}
+    theirs = transformers.DetrConfig.from_pretrained(tmp_path)
+    theirs.save_pretrained(tmp_path)
+    assert DetrConfig.from_pretrained(tmp_path).class_thresholds == {"dog": 0.3}
+    renamed = DetrConfig.from_pretrained(tmp_path, id2label={0: "dog", 1: "bird"})
+    assert renamed.class_thresholds == {"dog": 0.3}
+    assert not DetrConfig.from_pretrained(tmp_path, num_labels=5).class_thresholds
+    content = json.loads((tmp_path / "config.json").read_text())
+    content["class_thresholds"] = {"dog": 30}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"class_thresholds\['dog'\] is 30"):
+        DetrConfig.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "message"),
+    [
+        ({"fish": 0.5}, "class_thresholds has the class 'fish', which isn't in id2label"),
+        ({"LABEL_0": -0.1}, r"class_thresholds\['LABEL_0'\] is -0.1; expected a score from 0 to 1"),
+        ({"LABEL_0": float("nan")}, "is nan; expected a score"),
+    ],
+)
+def test_invalid_class_thresholds(thresholds: dict[str, float], message: str) -> None:
+    """A ValueError when the configuration is built, and when it is saved."""
+    with pytest.raises(ValueError, match=message):
+        DetrConfig(num_labels=2, class_thresholds=thresholds)
+
+
 def test_overrides_on_loading(tmp_path: Path) -> None:
     """Keyword arguments of from_pretrained override fields, also by their aliases."""
     (tmp_path / "config.json").write_text((FIXTURES / f"{STORED[0]}.json").read_text())

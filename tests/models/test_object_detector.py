@@ -78,3 +78,17 @@ def test_classes_with_gaps(id2label: dict[int, str]) -> None:
     with pytest.raises(ValueError, match="expected names of 0, 1, … without gaps"):
         model.resize_classes(id2label)
     assert model.config.id2label == before
+
+
+def test_resized_classes_keep_thresholds() -> None:
+    """Those of classes that keep their weights stay, under the new spelling; others are dropped."""
+    model = tiny_detector(
+        num_labels=3,
+        id2label={0: "cat", 1: "dog", 2: "bird"},
+        class_thresholds={"cat": 0.3, "bird": 0.6},
+    )
+    model.resize_classes({0: "Bird", 1: "dog", 2: "fish"})
+    assert model.config.class_thresholds == {"Bird": 0.6}
+    model.config.validate()
+    model.resize_classes({0: "fish"})
+    assert model.config.class_thresholds is None

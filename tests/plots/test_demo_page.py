@@ -81,6 +81,17 @@ def test_threshold_draws_from_one_run(garments: Any) -> None:
     assert empty.tobytes() != picture.tobytes()
 
 
+def test_models_own_thresholds(garments: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page offers those of a model that has them, and uses them until the slider is moved."""
+    assert not demo.has_own_thresholds(garments) and not demo.has_own_thresholds(None)
+    assert demo.show(garments, 0.9, own=True)[2] == demo.show(garments, 0.5)[2]
+    monkeypatch.setattr(garments.model.config, "class_thresholds", {"coat": 0.99, "bag": 0.99})
+    assert demo.has_own_thresholds(garments)
+    rows = rows_of(demo.show(garments, 0.9, own=True)[2])
+    assert [row[0] for row in rows] == ["ankle boot", "trouser", "sneaker", "t-shirt/top"]
+    assert len(rows_of(demo.show(garments, 0.5)[2])) == 6
+
+
 @pytest.mark.parametrize(("name", "image"), [("nowhere", IMAGE), (None, IMAGE), ("", SCRIPT)])
 def test_failures_are_words(name: str | None, image: Path) -> None:
     """A model that isn't there, none at all, and a file that is no image: words, nothing drawn."""
@@ -88,17 +99,6 @@ def test_failures_are_words(name: str | None, image: Path) -> None:
     assert run is None and len(said) > 20
     assert demo.show(run, 0.5) == (None, "", "")
     assert demo.draw_tab(run, None, "points", 0.5, None)[2] == []
-
-
-@pytest.mark.parametrize("content", ["no image", "half of one", "nothing"])
-def test_unreadable_upload(tmp_path: Path, content: str) -> None:
-    """The message has the file's name, but no folder of the server."""
-    whole = IMAGE.read_bytes()
-    upload = tmp_path / "my cat.jpg"
-    upload.write_bytes({"no image": b"text", "nothing": b""}.get(content, whole[: len(whole) // 2]))
-    run, said = demo.look(demo.GARMENTS, str(upload))
-    assert run is None and "my cat.jpg can't be read" in said
-    assert str(tmp_path) not in said
 
 
 def test_tabs_fit_the_variant(variant: str, tmp_path: Path) -> None:

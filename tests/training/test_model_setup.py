@@ -107,6 +107,18 @@ def test_models_of_other_kinds(tmp_path: Path, data: Any) -> None:
         make_model(str(tmp_path), TrainingOptions(), data)
 
 
+@pytest.mark.parametrize("kind", ["detector", "segmenter"])
+def test_thresholds_are_dropped(kind: str) -> None:
+    """Training changes the scores that they were chosen for, also of a segmentation model."""
+    own = {"id2label": {0: "cat", 1: "dog"}, "num_labels": 2, "class_thresholds": {"cat": 0.2}}
+    model = tiny_detector(**own)
+    if kind == "segmenter":
+        model = DetrForSegmentation(tiny_config(encoder_attention_heads=8, **own))
+    prepare_model(model, DetrImageProcessor(), TrainingOptions())
+    assert model.config.class_thresholds is None
+    assert getattr(model, "detector", model).config.class_thresholds is None
+
+
 def test_prepared_model(data: Any) -> None:
     """Every decoder layer is trained, and images have the given size."""
     model, processor = tiny_detector(), DetrImageProcessor()

@@ -18,14 +18,15 @@ class DetrImageProcessor(DetectionImageProcessor):
     def post_process_object_detection(
         self,
         outputs: Any,
-        threshold: float = 0.5,
+        threshold: float | Tensor = 0.5,
         target_sizes: Tensor | list[tuple[int, int]] | None = None,
     ) -> list[dict[str, Tensor]]:
         """Convert the model's outputs to the detections of each image.
 
         Args:
             outputs: `logits` (B, Q, C + 1) and `pred_boxes` (B, Q, 4) as (cx, cy, w, h) in [0, 1].
-            threshold: detections with a higher score are kept.
+            threshold: detections with a higher score are kept; a number, or one for each label
+                (C,).
             target_sizes: (height, width) of each original image in pixels; if None, boxes are
                 in [0, 1].
 

@@ -13,7 +13,7 @@ class DinoDetrImageProcessor(SigmoidImageProcessor):
     def post_process_object_detection(
         self,
         outputs: Any,
-        threshold: float = 0.5,
+        threshold: float | Tensor = 0.5,
         target_sizes: Tensor | list[tuple[int, int]] | None = None,
         top_k: int = 300,
     ) -> list[dict[str, Tensor]]:
