@@ -1,6 +1,7 @@
 """Tests the results of images in tiles, with a model that finds exactly the colored rectangles."""
 
 from itertools import product
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ class ExactDetector(nn.Module):
         super().__init__()
         self.with_masks, self.batches = with_masks, []
         self.device, self.dtype = torch.device("cpu"), torch.float32
+        self.config = SimpleNamespace(id2label={0: "red", 1: "green"})
 
     def forward(self, pixel_values: Tensor, **others: Any) -> ObjectDetectionOutput:
         self.batches.append(tuple(pixel_values.shape))
