@@ -139,8 +139,8 @@ def _cut_table(
         counts += kept.sum(1).tolist()
     if num_lost:
         warnings.warn(
-            f"No tile shows half of {num_lost} of {len(table.ids)} objects, so they aren't trained; "
-            "use larger tiles.",
+            f"No tile shows half of {num_lost} of {len(table.ids)} objects, so they aren't "
+            "trained; use larger tiles.",
             stacklevel=4,
         )
     taken = np.concatenate([np.empty(0, np.int64), *rows])

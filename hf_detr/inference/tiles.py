@@ -7,8 +7,8 @@ object. Three rules decide:
 1. What a border cuts, but another tile shows completely, is left to that tile.
 2. Results of the same class are one object if their boxes have an IoU of at least a half: those of
    two whole objects as they are, others as far as the tile that cuts one shows the other; or if
-   their segments have it where both tiles see. An object has at most one part in a tile; the most
-   similar parts are joined first.
+   their segments have it where both tiles see. An object has at most one part in a tile; those that
+   are most similar and certain are joined first.
 3. Of the parts of an object, the best whole one counts. An object that is larger than the overlap
    has only cut parts; it is their union.
 """
@@ -22,7 +22,7 @@ from torch import Tensor
 from ..ops.box_ops import box_iou
 
 SAME_OBJECT = 0.5  # IoU
-MARGIN = 0.01  # of a tile's side: boxes this near to a border are taken as cut
+MARGIN = 0.02  # of a tile's side: boxes this near to a border are taken as cut
 
 
 def find_objects(
@@ -65,7 +65,7 @@ def find_objects(
         return box_iou(one_seen, two_seen)[0]
 
     rows_of = [((tile_of == tile) & is_left).nonzero()[:, 0] for tile in range(len(frames))]
-    pairs = _same(frames, rows_of, labels, similarity or box_similarity)
+    pairs = _same(frames, rows_of, scores, labels, similarity or box_similarity)
     for _, one, other in sorted(pairs, reverse=True):
         first, second = object_of[one], object_of[other]
         mine, others = objects[first], objects[second]
@@ -120,10 +120,11 @@ def _overlapping(frames: Tensor, tile: int) -> Tensor:
 def _same(
     frames: Tensor,
     rows_of: list[Tensor],
+    scores: Tensor,
     labels: Tensor,
     similarity: Callable[[Tensor, Tensor], Tensor],
 ) -> Iterator[tuple[float, int, int]]:
-    """Yield the IoU and the rows of all pairs of rows of tiles that could be the same object."""
+    """Yield IoU times scores, and the rows, of pairs of rows that could be the same object."""
     for tile, rows in enumerate(rows_of):
         for other in _overlapping(frames, tile).tolist():
             others = rows_of[other]
@@ -132,7 +133,9 @@ def _same(
             iou = similarity(rows, others).nan_to_num(0)
             iou = iou.masked_fill(labels[rows, None] != labels[others], 0)
             first, second = (iou >= SAME_OBJECT).nonzero(as_tuple=True)
-            found = iou[first, second], rows[first], others[second]
+            one, two = rows[first], others[second]
+            # The scores are for queries of low scores beside those that found the same object.
+            found = iou[first, second] * scores[one] * scores[two], one, two
             yield from zip(*(column.tolist() for column in found), strict=True)
 
 

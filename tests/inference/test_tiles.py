@@ -95,6 +95,15 @@ def test_an_object_has_one_part_in_a_tile() -> None:
     assert objects_of(SIDE_BY_SIDE, parts, [0.9, 0.8, 0.7, 0.6]) == [[0], [1]]
 
 
+def test_uncertain_queries_do_not_part_certain_ones() -> None:
+    """A model's queries of low scores beside an object can be nearer to what another tile found."""
+    parts = [
+        *((0, [82, 10, 96, 30]), (0, [82, 12, 97, 31])),
+        *((1, [82, 12, 97, 32]), (1, [82, 10, 96, 31])),
+    ]
+    assert objects_of(SIDE_BY_SIDE, parts, [0.9, 0.1, 0.8, 0.2]) == [[0], [3]]
+
+
 def test_corners_where_four_tiles_meet() -> None:
     """A small object is seen by all four, a larger one whole by one, the largest by none."""
     small = [(tile, [84, 85, 96, 95]) for tile in range(4)]
