@@ -6,7 +6,8 @@
 Photographs of Yellowstone, and of two sites in California and Florida, of the National Ecological
 Observatory Network, are cut into tiles. The western half of the largest photograph is for training,
 everything else for testing, so that no tree is in both. Trees at a border are clipped, and left out
-where less than half is on the tile.
+where less than half is on the tile. With `--whole`, only the largest photograph is divided, and
+`hf-detr train|evaluate|predict --tiles 400` cut the others.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from PIL import Image
 LARGE = "2019_YELL_2_528000_4978000_image_crop2"
 OTHERS = ("2019_YELL_2_541000_4977000_image_crop", "SOAP_061", "OSBS_029")
 MIN_VISIBLE = 0.5
+ANY_SIZE = 10**6  # pixels, of a tile that is a whole photograph
 
 
 def read_photograph(wheel: zipfile.ZipFile, name: str) -> tuple[Image.Image, np.ndarray]:
@@ -69,7 +71,7 @@ def write_split(folder: Path, parts: list[tuple[Image.Image, np.ndarray]]) -> No
     content = {"images": images, "annotations": annotations}
     content["categories"] = [{"id": 1, "name": "tree"}]
     (folder / "annotations.json").write_text(json.dumps(content), encoding="utf-8")
-    print(f"{folder}: {len(images)} tiles, {len(annotations)} trees")
+    print(f"{folder}: {len(images)} images, {len(annotations)} trees")
 
 
 def main() -> None:
@@ -78,15 +80,17 @@ def main() -> None:
     parser.add_argument("--wheel", type=Path, required=True, help="file of the package")
     parser.add_argument("--output", type=Path, required=True, help="folder for the data")
     parser.add_argument("--side", type=int, default=400, help="of the tiles in pixels, default 400")
+    parser.add_argument("--whole", action="store_true", help="don't cut the photographs into tiles")
     options = parser.parse_args()
+    side = ANY_SIZE if options.whole else options.side
     with zipfile.ZipFile(options.wheel) as wheel:
         image, boxes = read_photograph(wheel, LARGE)
         half = image.width // 2
-        write_split(options.output / "train", list(tiles(image, boxes, options.side, (0, half))))
-        test = list(tiles(image, boxes, options.side, (half, image.width)))
+        write_split(options.output / "train", list(tiles(image, boxes, side, (0, half))))
+        test = list(tiles(image, boxes, side, (half, image.width)))
         for name in OTHERS:
             image, boxes = read_photograph(wheel, name)
-            test += tiles(image, boxes, options.side, (0, image.width))
+            test += tiles(image, boxes, side, (0, image.width))
         write_split(options.output / "val", test)
 
 

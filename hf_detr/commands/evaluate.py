@@ -21,7 +21,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..atomic_saving import atomic_file
-from .options import add_data_options, add_model_options, checked_data, positive, prepare_file
+from .options import (
+    add_data_options,
+    add_model_options,
+    add_tile_options,
+    check_tile_options,
+    checked_data,
+    positive,
+    prepare_file,
+)
 
 if TYPE_CHECKING:
     from ..evaluation.coco_evaluator import Metrics
@@ -40,6 +48,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-workers", type=int, default=0, help=help)
     help = "detections that count per image and class, default COCO's 100; above 10"
     parser.add_argument("--max-detections", type=positive, default=100, help=help)
+    add_tile_options(parser)
     parser.add_argument(
         "--json",
         type=Path,
@@ -57,6 +66,7 @@ def check(parsed: argparse.Namespace) -> None:
     """Check the arguments; `data` becomes those of the data set."""
     if parsed.max_detections <= 10:  # not later, as an error of the evaluator
         raise ValueError(f"--max-detections is {parsed.max_detections}; expected more than 10.")
+    check_tile_options(parsed)
     parsed.data = checked_data(parsed, evaluation=True)
     if parsed.json not in (None, STDOUT):
         prepare_file(parsed.json)
@@ -116,12 +126,13 @@ def _compute_metrics(parsed: argparse.Namespace, device: str | None) -> tuple["M
     model, processor = load_model(parsed.model, device, needs_masks, parsed.dtype)
     given = model, processor, dataset, parsed.batch_size, parsed.num_workers
     iou_types = ("bbox", "segm") if dataset.masks else ("bbox",)
-    options = {"iou_types": iou_types, "max_detections": parsed.max_detections}
+    more = {"tiles": parsed.tiles, "overlap": parsed.overlap}
+    options = {"iou_types": iou_types, "max_detections": parsed.max_detections, **more}
     if parsed.report is not None or parsed.write:
         options["diagnose"] = True
     metrics = evaluate(*given, **options)
     if has_segments:
-        metrics["panoptic"] = evaluate_panoptic(*given)
+        metrics["panoptic"] = evaluate_panoptic(*given, **more)
     return metrics, dataset
 
 

@@ -10,6 +10,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from ..data.formats import DataArguments
 from ..data.layouts import HUB_NAME
+from ..data.tile_grid import OVERLAP, check_tiles
 
 FORMER = ("--coco", "--voc", "--yolo", "--hub")
 
@@ -34,7 +35,7 @@ def add_model_options(parser: argparse.ArgumentParser, several: bool = False) ->
 
 
 def add_prediction_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of a model, and `--output`, `--threshold` and `--batch-size`."""
+    """Add the options of a model and of tiles, `--output`, `--threshold` and `--batch-size`."""
     add_model_options(parser)
     parser.add_argument(
         "--output", type=Path, default="outputs", help="folder for the results, default outputs"
@@ -45,8 +46,38 @@ def add_prediction_options(parser: argparse.ArgumentParser) -> None:
         "--batch-size",
         type=positive,
         default=8,
-        help="images of equal size that run together, default 8; doesn't change the results",
+        help="images or tiles of equal size that run together, default 8; doesn't change the "
+        "results",
     )
+    add_tile_options(parser)
+
+
+def add_tile_options(parser: argparse.ArgumentParser) -> None:
+    """Add `--tiles` and `--overlap`, for `check_tile_options`."""
+    parser.add_argument(
+        "--tiles",
+        type=positive,
+        metavar="N",
+        help="cut larger images into tiles of N x N pixels, and join their results; default: no",
+    )
+    parser.add_argument(
+        "--overlap",
+        type=float,
+        metavar="X",
+        help=f"share of a tile's side that it has in common with the next one, default {OVERLAP}",
+    )
+
+
+def check_tile_options(parsed: argparse.Namespace) -> None:
+    """Check `--tiles` and `--overlap`, and fill in the default.
+
+    Raises:
+        ValueError: if one is too small or too large, or has no effect.
+    """
+    if parsed.overlap is not None and parsed.tiles is None:
+        raise ValueError("--overlap has no effect without --tiles.")
+    parsed.overlap = OVERLAP if parsed.overlap is None else parsed.overlap
+    check_tiles(parsed.tiles, parsed.overlap)
 
 
 def add_json_option(parser: argparse.ArgumentParser) -> None:

@@ -24,7 +24,7 @@ from ..inference.data_set_images import DataSetImages
 from ..inference.image_inputs import STDIN, ImageInputs
 from ..inference.prediction_formats import FORMATS, IMAGE_FOLDERS
 from ..inference.prediction_shards import part_name, shard_file
-from .options import add_json_option, add_prediction_options
+from .options import add_json_option, add_prediction_options, check_tile_options
 
 FEW = 1000  # images, up to which all results are drawn and written to one JSON file
 SAID = 10  # skipped files that are named on stderr
@@ -103,6 +103,7 @@ def check(parsed: argparse.Namespace) -> None:
     parsed.num_processes = int(os.environ.get("WORLD_SIZE", 1))
     if parsed.format == "parquet" and find_spec("pyarrow") is None:
         raise ValueError("--format parquet needs pyarrow: pip install pyarrow.")
+    check_tile_options(parsed)
     if parsed.merge:
         _check_merge(parsed)
         return

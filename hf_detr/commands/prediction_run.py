@@ -134,6 +134,8 @@ class PredictionRun:
             self._note_failure,
             self.parsed.workers,
             self.lines.group_size,
+            self.parsed.tiles,
+            self.parsed.overlap,
         )
         for number, size_hw, result in results:
             self._write(number, size_hw, result)
@@ -249,6 +251,8 @@ def _options(parsed: argparse.Namespace, model: DetectionPreTrainedModel) -> dic
         "--dtype": str(model.dtype).removeprefix("torch."),
         "--threshold": parsed.threshold,
         "--batch-size": parsed.batch_size,
+        "--tiles": parsed.tiles,
+        "--overlap": parsed.overlap if parsed.tiles else None,
         "--masks": parsed.masks,
         "--draw": parsed.draw,
         "--format": parsed.format if parsed.format in IMAGE_FOLDERS else "no data set",

@@ -20,7 +20,7 @@ import PIL.Image
 from tqdm.auto import tqdm
 
 from ..inference.prediction_lines import describe
-from .options import add_prediction_options, positive
+from .options import add_prediction_options, check_tile_options, positive
 
 try:
     import av
@@ -39,6 +39,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def check(parsed: argparse.Namespace) -> None:
     """Check the arguments; `drawn` and `lines` are the files to write."""
+    check_tile_options(parsed)
     video = Path(parsed.video)
     parsed.drawn = parsed.output / f"{video.stem}.mp4"
     parsed.lines = parsed.drawn.with_suffix(".jsonl")
@@ -74,7 +75,8 @@ def _write(frames: "_Frames", parsed: argparse.Namespace) -> Counter[str]:
 
     model, processor = load_model(parsed.model, parsed.device, dtype=parsed.dtype)
     id2label, counts = model.config.id2label, Counter()
-    results = stream_predictions(model, processor, frames, parsed.threshold, parsed.batch_size)
+    given = model, processor, frames, parsed.threshold, parsed.batch_size
+    results = stream_predictions(*given, tiles=parsed.tiles, overlap=parsed.overlap)
     first = next(results)  # raises before files of an earlier run are overwritten
     parsed.output.mkdir(parents=True, exist_ok=True)
     bar = tqdm(total=frames.total, unit="frame", delay=PROGRESS_AFTER, disable=None)

@@ -13,13 +13,15 @@ from tqdm.auto import tqdm
 from ..data.dataset import DetectionDataset, as_detection_dataset
 from ..data.image_source import read_segment_ids
 from ..data.streamed import StreamedDataset
+from ..data.tile_grid import OVERLAP
 from ..distributed import gather_from_processes, process_index
 from ..image_processing.image_processor import DetectionImageProcessor
 from ..image_processing.postprocess import detections_per_image
 from ..inference.prediction import in_eval_mode
+from ..inference.tile_results import join_batches
 from ..losses.classification import SigmoidFocalClassification
 from .coco_evaluator import MAX_DETECTIONS, CocoEvaluator, Metrics
-from .image_batches import load_images, load_rows
+from .image_batches import load_rows, load_tiles
 from .label_map import label_map, names_of_model, relabelled, relabelled_segments
 from .lvis_fields import add_lvis_fields
 from .panoptic_quality import PanopticQuality
@@ -42,6 +44,8 @@ def evaluate(
     max_detections: int = MAX_DETECTIONS,
     lvis: Mapping[str, Any] | None = None,
     diagnose: bool = False,
+    tiles: int | None = None,
+    overlap: float = OVERLAP,
 ) -> Metrics:
     """Evaluate a model on a data set with COCO metrics.
 
@@ -68,17 +72,18 @@ def evaluate(
         diagnose: whether to add `diagnosis`, a `Diagnosis` of the errors of boxes, which
             `hf_detr.plots.write_report` shows; its `class_thresholds` are those for the model's
             configuration. Not with `lvis`.
+        tiles, overlap: as in `predict`; the best `max_detections` of a class count per image.
 
     Returns:
         The result of `CocoEvaluator.compute`.
 
     Raises:
         ValueError: if the model and the data set have no class in common, or `lvis` doesn't have
-            the data set's images and classes.
+            the data set's images and classes, or tiles or overlap are invalid.
     """
     if isinstance(dataset, StreamedDataset):
-        if tuple(iou_types) != ("bbox",) or lvis is not None:
-            raise ValueError("A stream is evaluated with 'bbox' only, without masks and lvis.")
+        if tuple(iou_types) != ("bbox",) or lvis is not None or tiles is not None:
+            raise ValueError("A stream is evaluated with 'bbox' only, without masks, lvis, tiles.")
         given = model, processor, dataset, batch_size, num_workers, progress, max_detections
         metrics = _evaluate_stream(*given, diagnose)
         return _with_model_names(metrics, model, dataset.id2label)
@@ -87,7 +92,7 @@ def evaluate(
         _ground_truth(dataset, lvis), iou_types, max_detections, lvis is not None, diagnose
     )
     given = model, processor, dataset, batch_size, num_workers, "segm" in iou_types, progress
-    for image_ids, detections in detect(*given, max_detections):
+    for image_ids, detections in detect(*given, max_detections, tiles, overlap):
         evaluator.update(image_ids, detections)
     return _with_model_names(evaluator.compute(), model, dataset.id2label)
 
@@ -144,6 +149,8 @@ def detect(
     masks: bool = False,
     progress: bool = True,
     max_detections: int = MAX_DETECTIONS,
+    tiles: int | None = None,
+    overlap: float = OVERLAP,
 ) -> Iterator[tuple[list[int], list[dict[str, Tensor]]]]:
     """Detect objects in this process's part of the images of a data set.
 
@@ -156,14 +163,21 @@ def detect(
     """
     dataset = as_detection_dataset(dataset)
     labels = label_map(_unwrapped(model).config.id2label, dataset.id2label)
-    loader = load_images(dataset, processor, batch_size, num_workers)
-    for (image_ids, sizes_hw, inputs), outputs in _run(model, processor, loader, progress):
+
+    def found(batch: Batch, outputs: Any) -> list[dict[str, Tensor]]:
+        _, sizes_hw, inputs = batch
         detections = every_detection(processor, outputs, sizes_hw, max_detections)
         if masks:
             _add_masks(detections, outputs, inputs, sizes_hw)
-        for found in detections:
-            del found["queries"]
-        yield image_ids, [relabelled(found, labels) for found in detections]
+        for one in detections:
+            del one["queries"]
+        return detections
+
+    loader, places = load_tiles(dataset, processor, batch_size, num_workers, tiles, overlap)
+    runs = _run(model, processor, loader, progress)
+    results = ((batch[0], found(batch, outputs)) for batch, outputs in runs)
+    for image_ids, detections in join_batches(results, places, max_detections):
+        yield image_ids, [relabelled(one, labels) for one in detections]
 
 
 def every_detection(
@@ -189,6 +203,8 @@ def evaluate_panoptic(
     num_workers: int = 0,
     threshold: float = PANOPTIC_THRESHOLD,
     progress: bool = True,
+    tiles: int | None = None,
+    overlap: float = OVERLAP,
 ) -> Metrics:
     """Evaluate a segmentation model on panoptic data with panoptic quality.
 
@@ -209,14 +225,17 @@ def evaluate_panoptic(
     labels = label_map(_unwrapped(model).config.id2label, dataset.id2label)
     fused = {label for label, data_label in labels.items() if data_label in stuff}
     index_of = {int(image_id): i for i, image_id in enumerate(dataset.table.image_ids)}
-    loader = load_images(dataset, processor, batch_size, num_workers)
-    for (image_ids, sizes_hw, _), outputs in _run(model, processor, loader, progress):
-        found = processor.post_process_panoptic_merge(
-            outputs, threshold, fused, target_sizes=sizes_hw
-        )
+
+    loader, places = load_tiles(dataset, processor, batch_size, num_workers, tiles, overlap)
+    merge = processor.post_process_panoptic_merge
+    results = (
+        (ids, merge(outputs, threshold, fused, target_sizes=sizes_hw))
+        for (ids, sizes_hw, _), outputs in _run(model, processor, loader, progress)
+    )
+    for image_ids, segmentations in join_batches(results, places):
         quality.update(
             image_ids,
-            [relabelled_segments(segments, labels) for segments in found],
+            [relabelled_segments(segments, labels) for segments in segmentations],
             [_target_segments(dataset, index_of[image_id]) for image_id in image_ids],
         )
     return quality.compute()

@@ -12,6 +12,7 @@ from transformers.image_utils import SizeDict
 from ..data.batches import PackedBatch, SizeGroupedBatches, pack_batch
 from ..data.dataset import DetectionDataset, Example
 from ..data.streamed import Key, StreamedDataset
+from ..data.tiles import TilePlace, tile_dataset
 from ..distributed import num_processes, process_index
 from ..image_processing.image_processor import DetectionImageProcessor
 from ..image_processing.image_settings import resized_hw
@@ -34,6 +35,30 @@ def load_images(
     sizes_hw = _input_sizes_hw(dataset, processor)
     batches = SizeGroupedBatches(sizes_hw, batch_size, process_index(), num_processes())
     return _loader(plain, batches, processor, num_workers)
+
+
+def load_tiles(
+    dataset: DetectionDataset,
+    processor: DetectionImageProcessor,
+    batch_size: int,
+    num_workers: int,
+    tiles: int | None,
+    overlap: float,
+) -> tuple[DataLoader, list[TilePlace] | None]:
+    """Return a loader as `load_images`, but of tiles, with their index instead of an image id.
+
+    All tiles of an image are in the same process.
+
+    Returns:
+        The loader, and the place of each tile; None without tiles.
+    """
+    if tiles is None:
+        return load_images(dataset, processor, batch_size, num_workers), None
+    part = dataset.subset(range(process_index(), len(dataset), num_processes()))
+    cut, places = tile_dataset(part, tiles, overlap, with_objects=False)
+    cut.set_transform(None)
+    batches = SizeGroupedBatches(_input_sizes_hw(cut, processor), batch_size)
+    return _loader(cut, batches, processor, num_workers), places
 
 
 def load_rows(

@@ -4,24 +4,42 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers.image_processing_utils import BatchFeature
 from transformers.utils import ModelOutput
 
+from ..data.tile_grid import OVERLAP, check_tiles, tile_windows
 from ..image_processing.image_processor import DetectionImageProcessor
 from ..image_processing.image_reading import read_images
 from ..image_processing.image_settings import number_of_channels
 from .score_thresholds import Threshold, threshold_of_labels
+from .tile_results import TileResults
 
 WAITING_BATCHES = 4  # at most this many batches of images wait for others of their size
 PROGRESS_AFTER = 3  # seconds
 
-# Index of an image, (h, w) of the upright image, and inputs of the model, a batch of one.
-_Prepared = tuple[int, tuple[int, int], BatchFeature]
+
+@dataclass(frozen=True)
+class _Tile:
+    """A tile of an image, or a whole image; or the reason why the image can't be read."""
+
+    image: int  # index
+    error: Exception | None = None
+    number: int = 0  # in the image
+    windows: np.ndarray | None = None  # of all tiles of the image
+    pixels: Tensor | None = None  # (C, h, w)
+    inputs: BatchFeature | None = None  # of the model, a batch of one
+
+    @property
+    def is_last(self) -> bool:
+        """Whether no other tile of the image follows."""
+        return self.error is not None or self.number == len(self.windows) - 1
 
 
 def predict(
@@ -31,6 +49,8 @@ def predict(
     threshold: Threshold = None,
     batch_size: int = 8,
     progress: bool = True,
+    tiles: int | None = None,
+    overlap: float = OVERLAP,
 ) -> list[dict[str, Any]]:
     """Detect objects in images; predictions don't depend on the batch size.
 
@@ -40,8 +60,11 @@ def predict(
         images: an image or a list of images: PIL images, arrays, tensors, paths or URLs.
         threshold: minimum score of returned objects, or a dict of class names and scores. Default:
             the model's `config.class_thresholds`, and 0.5 for classes without.
-        batch_size: number of images with the same size that run together.
+        batch_size: number of images or tiles with the same size that run together.
         progress: whether to show a progress bar on a terminal, after a few seconds.
+        tiles: side in pixels of tiles that larger images are cut into, whose results are joined.
+        overlap: share of the side by which neighbouring tiles overlap; objects that are larger are
+            joined from their parts.
 
     Returns:
         A dictionary per image, in the given order, on the CPU: `scores` (n,), `labels` (n,) and
@@ -50,10 +73,12 @@ def predict(
 
     Raises:
         ValueError, TypeError: if an image can't be read; the message has its index.
+        ValueError: if tiles or overlap are too small or too large.
     """
     if not isinstance(images, Sequence) or isinstance(images, str):
         images = list(images) if getattr(images, "ndim", 0) == 4 else [images]
-    results = stream_predictions(model, processor, images, threshold, batch_size)
+    given = model, processor, images, threshold, batch_size
+    results = stream_predictions(*given, tiles=tiles, overlap=overlap)
     disable = None if progress else True  # None shows it on a terminal only
     bar = {"total": len(images), "unit": "image", "delay": PROGRESS_AFTER, "disable": disable}
     found = dict(tqdm(results, desc="predict", **bar))
@@ -68,13 +93,15 @@ def stream_predictions(
     batch_size: int = 8,
     on_bad_image: Callable[[int, Exception], None] | None = None,
     num_workers: int = 0,
+    tiles: int | None = None,
+    overlap: float = OVERLAP,
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Detect objects as `predict` does, and yield results as soon as a batch is done.
 
     At most a few batches of images are in memory.
 
     Args:
-        model, processor, threshold, batch_size: see `predict`.
+        model, processor, threshold, batch_size, tiles, overlap: see `predict`.
         images: any number of images, or functions that return one.
         on_bad_image: called with the index of an image that can't be read and the error. Default:
             raise the error.
@@ -85,7 +112,7 @@ def stream_predictions(
         Index and result of every image, not in order.
     """
     given = model, processor, images, threshold, batch_size, on_bad_image, num_workers
-    for index, _, result in stream_with_sizes(*given):
+    for index, _, result in stream_with_sizes(*given, tiles=tiles, overlap=overlap):
         yield index, result
 
 
@@ -98,6 +125,8 @@ def stream_with_sizes(
     on_bad_image: Callable[[int, Exception], None] | None = None,
     num_workers: int = 0,
     group_size: int | None = None,
+    tiles: int | None = None,
+    overlap: float = OVERLAP,
 ) -> Iterator[tuple[int, tuple[int, int], dict[str, Any]]]:
     """Do the same as `stream_predictions`, with the size (h, w) of every upright image.
 
@@ -109,27 +138,44 @@ def stream_with_sizes(
         if number < least:
             raise ValueError(f"{name} is {number}; expected at least {least}.")
     threshold = threshold_of_labels(threshold, model.config)
-    waiting: dict[tuple[int, ...], list[_Prepared]] = {}
-    with in_eval_mode(model):
-        prepared_images = _prepare_ahead(processor, images, num_workers, batch_size)
-        for index, prepared in enumerate(prepared_images):
-            if isinstance(prepared, Exception):
+    check_tiles(tiles, overlap)
+    found, bad = TileResults(), set()
+
+    def readable() -> Iterator[_Tile]:
+        for tile in _prepare_ahead(processor, images, num_workers, batch_size, tiles, overlap):
+            if tile.error is not None and tile.image not in bad:
                 if on_bad_image is None:
-                    raise prepared
-                on_bad_image(index, prepared)
-            else:
-                shape = tuple(prepared[-1]["pixel_values"].shape)
-                waiting.setdefault(shape, []).append(prepared)
-                if len(waiting[shape]) == batch_size:
-                    yield from _run(model, processor, waiting.pop(shape), threshold)
-                elif sum(map(len, waiting.values())) == WAITING_BATCHES * batch_size:
-                    fullest = max(waiting, key=lambda shape: len(waiting[shape]))
-                    yield from _run(model, processor, waiting.pop(fullest), threshold)
-            if group_size and (index + 1) % group_size == 0:
-                while waiting:
-                    yield from _run(model, processor, waiting.popitem()[1], threshold)
-        for batch in waiting.values():
-            yield from _run(model, processor, batch, threshold)
+                    raise tile.error
+                bad.add(tile.image)
+                on_bad_image(tile.image, tile.error)
+            yield tile
+
+    with in_eval_mode(model):
+        for batch in _batches(readable(), batch_size, group_size):
+            for tile, result in _run(model, processor, batch, threshold):
+                joined = found.add(tile.image, tile.number, tile.windows, result)
+                if joined is not None:
+                    width, height = tile.windows[:, 2:].max(0).tolist()
+                    yield tile.image, (height, width), joined
+
+
+def _batches(
+    tiles: Iterable[_Tile], batch_size: int, group_size: int | None
+) -> Iterator[list[_Tile]]:
+    """Yield batches of tiles of equal size; those with errors are in none."""
+    waiting: dict[tuple[int, ...], list[_Tile]] = {}
+    for tile in tiles:
+        if tile.error is None:
+            shape = tuple(tile.inputs["pixel_values"].shape)
+            waiting.setdefault(shape, []).append(tile)
+            if len(waiting[shape]) == batch_size:
+                yield waiting.pop(shape)
+            elif sum(map(len, waiting.values())) == WAITING_BATCHES * batch_size:
+                yield waiting.pop(max(waiting, key=lambda shape: len(waiting[shape])))
+        if group_size and tile.is_last and (tile.image + 1) % group_size == 0:
+            while waiting:
+                yield waiting.popitem()[1]
+    yield from waiting.values()
 
 
 @contextmanager
@@ -164,23 +210,68 @@ def read_for(processor: DetectionImageProcessor, images: Any, first_index: int =
 
 
 def _prepare_ahead(
-    processor: DetectionImageProcessor, images: Iterable[Any], num_workers: int, batch_size: int
-) -> Iterator[_Prepared | Exception]:
-    """Prepare images in order, the next ones in threads, which decoding doesn't block.
+    processor: DetectionImageProcessor,
+    images: Iterable[Any],
+    num_workers: int,
+    batch_size: int,
+    tiles: int | None,
+    overlap: float,
+) -> Iterator[_Tile]:
+    """Prepare the tiles of images in order, the next ones in threads.
 
-    Yields:
-        What the model needs of each image, or why it can't be read.
+    Only the tiles of the next batch are prepared, of large images that are kept once.
+    """
+
+    def read(numbered: tuple[int, Any]) -> _Tile:
+        index, image = numbered
+        try:
+            pixels = read_for(processor, [image() if callable(image) else image], index)
+            if len(pixels) != 1:
+                raise ValueError(
+                    f"image {index} is a batch of {len(pixels)} images; expected one image."
+                )
+        except (ValueError, TypeError, OSError) as error:
+            return _Tile(index, error)
+        windows = tile_windows(pixels[0].shape[-2:], tiles, overlap)
+        return _Tile(index, windows=windows, pixels=pixels[0])
+
+    def prepare(tile: _Tile) -> _Tile:
+        if tile.error is not None:
+            return tile
+        x0, y0, x1, y1 = tile.windows[tile.number].tolist()
+        pixels = [tile.pixels[:, y0:y1, x0:x1]]
+        try:
+            inputs = processor(pixels, input_data_format="channels_first", return_tensors="pt")
+        except (ValueError, TypeError, OSError) as error:
+            return _Tile(tile.image, error)
+        return replace(tile, pixels=None, inputs=inputs)
+
+    def each_tile() -> Iterator[_Tile]:
+        for image in _map_ahead(read, enumerate(images), num_workers, num_workers):
+            number = 1 if image.error is not None else len(image.windows)
+            yield from (replace(image, number=number) for number in range(number))
+
+    return _map_ahead(prepare, each_tile(), num_workers, batch_size)
+
+
+def _map_ahead(
+    function: Callable[[Any], _Tile], values: Iterable[Any], num_workers: int, most: int
+) -> Iterator[_Tile]:
+    """Call a function for values in order, for the next ones in threads, so that it doesn't block.
+
+    Args:
+        num_workers: number of threads; 0 calls it here, when its result is needed.
+        most: number of results that are kept for later.
     """
     if not num_workers:
-        for index, image in enumerate(images):
-            yield _prepare(processor, image, index)
+        yield from map(function, values)
         return
     pending = deque()
     pool = ThreadPoolExecutor(num_workers)
     try:
-        for index, image in enumerate(images):
-            pending.append(pool.submit(_prepare, processor, image, index))
-            if len(pending) == batch_size + num_workers:  # enough while the model runs a batch
+        for value in values:
+            pending.append(pool.submit(function, value))
+            if len(pending) == most + 1:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
@@ -190,33 +281,23 @@ def _prepare_ahead(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _prepare(
-    processor: DetectionImageProcessor, image: Any, index: int
-) -> _Prepared | ValueError | TypeError | OSError:
-    try:
-        pixels = read_for(processor, [image() if callable(image) else image], index)
-        if len(pixels) != 1:
-            raise ValueError(
-                f"image {index} is a batch of {len(pixels)} images; expected one image."
-            )
-        inputs = processor(pixels, input_data_format="channels_first", return_tensors="pt")
-    except (ValueError, TypeError, OSError) as error:
-        return error
-    return index, tuple(pixels[0].shape[-2:]), inputs
-
-
 def _run(
     model: nn.Module,
     processor: DetectionImageProcessor,
-    batch: list[_Prepared],
+    batch: list[_Tile],
     threshold: float | Tensor,
-) -> Iterator[tuple[int, tuple[int, int], dict[str, Any]]]:
-    indices, sizes_hw, parts = zip(*batch, strict=True)
+) -> Iterator[tuple[_Tile, dict[str, Any]]]:
+    parts = [tile.inputs for tile in batch]
     inputs = BatchFeature({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
     with torch.no_grad():
         outputs = model(**inputs.to(model.device, model.dtype))
-    results = read_outputs(processor, outputs, threshold, sizes_hw)
-    yield from zip(indices, sizes_hw, results, strict=True)
+    sizes_hw = [_size_hw(tile.windows[tile.number]) for tile in batch]
+    yield from zip(batch, read_outputs(processor, outputs, threshold, sizes_hw), strict=True)
+
+
+def _size_hw(window: np.ndarray) -> tuple[int, int]:
+    x0, y0, x1, y1 = window.tolist()
+    return y1 - y0, x1 - x0
 
 
 def read_outputs(

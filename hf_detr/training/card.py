@@ -1,5 +1,6 @@
 """Write a model card with metrics, training curve and detections in some images."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,14 @@ def describe_evaluation(best: dict[str, Any]) -> str:
 Detections with scores above {THRESHOLD} in the first validation images:
 
 ![Detections](samples.png)"""
+
+
+def name_of_data(data: Any) -> str:
+    """The name of a folder or file; other data are the user's own."""
+    if not isinstance(data, str | os.PathLike):
+        return "own data"
+    path = Path(data).resolve()  # "." has a name too
+    return path.name if path.is_dir() else path.stem
 
 
 def base_model(model: str) -> str | None:

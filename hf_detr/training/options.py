@@ -10,6 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+from ..data.tile_grid import OVERLAP, check_tiles
+
 TRACKERS = ("tensorboard", "trackio", "wandb")
 # What a model can be chosen by; not all are computed for all models and data.
 AREAS = ("small", "medium", "large")
@@ -125,6 +127,12 @@ class TrainingOptions:
     lora: int = _option(
         0, "rank of LoRA adapters, which are trained with the heads instead of all weights", 0
     )
+    tiles: int | None = _option(
+        None,
+        "train on tiles of this side in pixels instead of larger images; evaluations join the "
+        "results of tiles",
+    )
+    overlap: float = _option(OVERLAP, "share of a tile's side in common with the next one")
     panoptic: bool = _option(False, "also train a mask head, with COCO panoptic data")
     crop: float = _option(0.5, "probability of a random crop", 0)
     no_augmentation: bool = _option(False, "train without augmentation")
@@ -186,6 +194,7 @@ class TrainingOptions:
                 f"--warmup-steps is {self.warmup_steps}; expected a whole number of steps, or a "
                 "share below 1."
             )
+        check_tiles(self.tiles, self.overlap)
         if self.metric is not None and self.metric not in METRICS:
             raise ValueError(f"--metric is {self.metric!r}; expected one of {METRICS}.")
         self._check_together()
@@ -203,6 +212,10 @@ class TrainingOptions:
         """Check that options have an effect with the others, and that files exist."""
         if len(self.augmentation()) > 1:
             raise ValueError("--crop has no effect with --no-augmentation; omit one of them.")
+        if self.overlap != OVERLAP and self.tiles is None:
+            raise ValueError("--overlap has no effect without --tiles.")
+        if self.metric == "AR_100" and self.tiles is not None:
+            raise ValueError("--metric AR_100 isn't computed with --tiles; use another one.")
         if self.metric in PANOPTIC_METRICS and not self.panoptic:
             raise ValueError(f"--metric {self.metric} is computed with --panoptic only.")
         if self.backbone_weights is not None and not Path(self.backbone_weights).is_file():

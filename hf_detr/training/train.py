@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
@@ -18,6 +19,7 @@ from ..data.dataset import DetectionDataset
 from ..data.formats import DataArguments
 from ..data.split_check import check_splits
 from ..data.streamed import StreamedDataset
+from ..data.tiles import tile_dataset
 from ..distributed import process_index
 from ..evaluation.coco_evaluator import metrics_table
 from ..inference.model_loading import embedded_model_folder
@@ -26,7 +28,7 @@ from ..models.segmentation import Segmenter
 from ..models.variants import VARIANTS
 from ..wording import some_of
 from .batch_size import find_micro_batch_size
-from .card import write_card
+from .card import name_of_data, write_card
 from .checkpoint import checkpoint_folder, load_checkpoint
 from .lora import merge_lora
 from .model_setup import is_new, make_model, make_transform, prepare_model
@@ -97,7 +99,7 @@ def train(
     else:
         folder = Path(output) / "model"
         if training.accelerator.is_main_process:
-            _finish(training, folder, data_name or _name_of(arguments.data))
+            _finish(training, folder, data_name or name_of_data(arguments.data))
     return TrainingResult(folder, best, training.history)
 
 
@@ -117,8 +119,13 @@ def prepare(
     accelerator = make_accelerator(options, output)
     torch.manual_seed(options.seed)
     train_data, val_data = data.read_splits(options.seed, options.panoptic)
+    whole = train_data
+    if options.tiles is not None:
+        if isinstance(train_data, StreamedDataset) or isinstance(val_data, StreamedDataset):
+            raise ValueError("A stream can't be cut into --tiles; omit one of them.")
+        train_data, _ = tile_dataset(train_data, options.tiles, options.overlap)
     if options.overfit:
-        train_data = val_data = train_data.first(options.overfit)
+        whole = train_data = val_data = train_data.first(options.overfit)
     is_trained = model is None or not is_new(str(model))
     name, model, processor, new_classes = _find_model(model, processor, options, train_data)
     prepare_model(model, processor, options)
@@ -130,7 +137,7 @@ def prepare(
         is_trained=is_trained,
         has_new_classes=bool(new_classes),
     )
-    _check_data(train_data, val_data, model, options)
+    _check_data(whole, val_data, model, options)
     if train_data.transform is None:
         train_data = copy.copy(train_data)  # which may have been given
         train_data.set_transform(make_transform(options, processor))
@@ -220,10 +227,8 @@ def _check_data(
 
     No process waits for another here: checking much data takes longer than a barrier lasts.
     """
-    config = model.config
-    num_queries = config.num_queries
-    if getattr(config, "two_stage", False):
-        num_queries = config.two_stage_num_proposals
+    # Whole images can have more objects than a model of their tiles needs.
+    num_queries = None if options.tiles else _num_queries(model)
     splits = {"train": train_data}
     if not options.overfit:
         splits["val"] = val_data
@@ -232,6 +237,11 @@ def _check_data(
         print(report.text(), file=sys.stderr)
     if not report.may_train:
         raise ValueError("The data have errors; fix the problems marked ERROR above.")
+
+
+def _num_queries(model: PreTrainedModel) -> int:
+    is_two_stage = getattr(model.config, "two_stage", False)
+    return model.config.two_stage_num_proposals if is_two_stage else model.config.num_queries
 
 
 def _describe(training: Training, is_trained: bool, new_classes: list[str]) -> list[str]:
@@ -244,6 +254,9 @@ def _describe(training: Training, is_trained: bool, new_classes: list[str]) -> l
     ]
     if new_classes:
         lines.insert(0, f"Classes that are new to the model: {some_of(new_classes, 10)}.")
+    most = int(np.diff(training.train_data.table.offsets).max(initial=0))
+    if options.tiles and most > (number := _num_queries(training.plain_model)):
+        lines.append(f"Tiles have up to {most} objects, but the model only {number} queries.")
     few = FEW_STEPS[not is_trained]
     if training.total_steps < few and not options.overfit:
         kind = "fine-tuning" if is_trained else "a new model"
@@ -300,10 +313,3 @@ def _report_health(training: Training) -> None:
     if training.accelerator.is_main_process:
         number = len(training.train_data)
         print(f"Healthy: AP50 is {metrics['AP50']:.2f} on {number} overfitted images.")
-
-
-def _name_of(data: Any) -> str:
-    if not isinstance(data, str | os.PathLike):
-        return "own data"
-    path = Path(data).resolve()  # "." has a name too
-    return path.name if path.is_dir() else path.stem

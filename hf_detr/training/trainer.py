@@ -19,7 +19,6 @@ from transformers import PreTrainedModel
 
 from ..data.batches import PackedBatch, PackingCollator
 from ..data.dataset import DetectionDataset
-from ..evaluation.evaluate import evaluate, evaluate_panoptic
 from ..losses.loss_terms import LossNormalizers
 from ..losses.matcher import NonFinitePredictionError
 from ..models.configuration import without_auxiliary_loss
@@ -36,6 +35,7 @@ from .options import TrainingOptions, check_same_options
 from .plan import MicroBatch, learning_rate_factor, plan_epoch
 from .sample_loader import load_steps
 from .state import copy_whole_model, gather_training_state, restore_training_state
+from .validation import validate
 
 
 class Training:
@@ -231,15 +231,11 @@ class Training:
 
     def evaluate(self, epoch: int) -> None:
         """Evaluate, with averaged weights if available, and log metrics."""
-        batch_size = self.options.eval_batch_size or self.options.micro_batch_size
-        given = self.plain_model, self.processor, self.val_data, batch_size
+        given = self.plain_model, self.processor, self.val_data
         with nullcontext() if self.ema is None else self.ema.applied():
             if self.is_sharded:  # a sharded model would communicate in every batch
                 copy_whole_model(self.model, self.plain_model.to(self.accelerator.device))
-            metrics = evaluate(*given, self.options.workers)
-            if self.options.panoptic:
-                quality = evaluate_panoptic(*given, self.options.workers)
-                metrics |= {name: quality[name] for name in ("pq", "sq", "rq")}
+            metrics = validate(*given, self.options)
         if metrics[self.options.metric] < 0 and not self.history:
             self.log.say(
                 f"The validation data have no objects for {self.options.metric}, so the last "

@@ -44,6 +44,10 @@ def test_evaluate_prints_and_writes_what_evaluate_returns(
     assert json.loads(capsys.readouterr().out) == expected
     assert main([*data, "--json", "--max-detections", "150"]) == 0
     assert "AR_150" in json.loads(capsys.readouterr().out)
+    tiles = {"tiles": 32, "overlap": 0.5}
+    expected = evaluate(model, processor, read_coco(file, images), **tiles)
+    assert main([*data, "--json", "--tiles", "32", "--overlap", "0.5"]) == 0
+    assert json.loads(capsys.readouterr().out) == expected
     assert main([*data, "--dtype", "bfloat16"]) == 0
     assert main([*data, "--masks"]) == 1
     assert "has no mask head" in capsys.readouterr().err

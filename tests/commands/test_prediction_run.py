@@ -18,6 +18,7 @@ import PIL.Image
 import pytest
 import torch
 
+import hf_detr
 from hf_detr import DetrImageProcessor
 from hf_detr.commands import prediction_run
 from hf_detr.commands.predict import FEW
@@ -520,3 +521,50 @@ def test_wrong_combinations(
         with pytest.raises(SystemExit) as ended:
             predict(tmp_path / "output", *given)
         assert ended.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_tiles_are_resumed(model: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Lines of images in tiles are those of `predict`, are continued, and need the same tiles."""
+    for number, height in enumerate((70, 30, 100, 64, 70)):
+        write_image(tmp_path / "photos" / f"{number}.png", height, 80, seed=number)
+    given = [tmp_path / "photos", "--model", model, "--workers", 2, "--batch-size", 1]
+    tiles = [*given, "--tiles", 40, "--overlap", 0.5, "--no-draw"]
+    assert predict(tmp_path / "whole", *tiles, "--format", "json") == 0
+    found = by_index(tmp_path / "whole")
+    assert len(found) == 5 and found[2]["height"] == 100
+    detector = tiny_detector("detr", decoder_layers=1, encoder_layers=1)
+    processor = DetrImageProcessor(size={"shortest_edge": 32, "longest_edge": 48})
+    images = sorted((tmp_path / "photos").iterdir())
+    options = {"threshold": 0, "progress": False, "tiles": 40, "overlap": 0.5}
+    for index, result in enumerate(hf_detr.predict(detector, processor, images, **options)):
+        scores = [one["score"] for one in found[index]["objects"]]
+        assert scores == pytest.approx(result["scores"].tolist(), abs=1e-3) and len(scores) > 7
+    output = tmp_path / "torn"
+    shutil.copytree(tmp_path / "whole", output)
+    file = output / "predictions.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join(lines[:2]) + lines[2][:20])
+    for changed in (["--tiles", 50], ["--tiles", 40, "--overlap", 0.2], []):
+        assert predict(output, *given, *changed, "--no-draw", "--resume") == 1
+        assert "was written with other options: --" in capsys.readouterr().err
+    assert predict(output, *tiles, "--resume") == 0
+    assert file.read_bytes() == (tmp_path / "whole" / "predictions.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--tiles", 8], "tiles is 8; expected the side of a tile in pixels, at least 32"),
+        (["--tiles", 64, "--overlap", 64], "overlap is 64.0; expected a share"),
+        (["--overlap", 0.3], "--overlap has no effect without --tiles"),
+    ],
+)
+def test_wrong_tiles_are_status_2(
+    given: list[Any], message: str, many: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Before a model is loaded, by all commands that have them."""
+    commands = ["predict", str(many)], ["video", "a.mp4"], ["evaluate", "--data", "a"]
+    for command in commands:
+        with pytest.raises(SystemExit) as ended:
+            run([*command, *map(str, given)])
+        assert ended.value.code == 2 and message in capsys.readouterr().err, command

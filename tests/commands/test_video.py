@@ -71,6 +71,20 @@ def test_finds_garments_in_every_frame(
     assert 0.5 < np.abs(difference).mean() < 20  # lines and letters on the same image
 
 
+def test_frames_in_tiles(garments: np.ndarray, tmp_path: Path) -> None:
+    """Frames come in their order, each with the objects of all its tiles."""
+    large = np.concatenate([garments, garments], axis=1)
+    write_video(tmp_path / "clip.avi", large)
+    side, half = max(garments.shape[:2]), garments.shape[1]
+    given = [str(tmp_path / "clip.avi"), "--output", str(tmp_path), "--tiles", str(side)]
+    assert main([*given, "--overlap", "0", "--batch-size", "3"]) == 0
+    records = [json.loads(line) for line in (tmp_path / "clip.jsonl").read_text().splitlines()]
+    assert [record["frame"] for record in records] == [0, 1, 2, 3, 4]
+    for record in records:
+        places = [one["box"][0] < half for one in record["objects"] if one["label"] == "coat"]
+        assert True in places and False in places
+
+
 def test_most_frames(garments: np.ndarray, tmp_path: Path) -> None:
     """`--most-frames` ends early, with complete files."""
     write_video(tmp_path / "clip.avi", garments)

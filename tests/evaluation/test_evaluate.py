@@ -31,6 +31,7 @@ from hf_detr.data.dataset import DetectionDataset
 from hf_detr.evaluation.evaluate import detect
 from hf_detr.image_processing.coco_masks import rle_from_mask
 
+from ..inference.test_tile_results import PROCESSOR, ExactDetector, picture, some_rectangles
 from ..some_data import write_image
 from ..tiny import class_of, tiny_config, tiny_detector
 
@@ -165,6 +166,8 @@ def test_streams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert found == pytest.approx({name: expected[name] for name in found}, abs=1e-6)
     with pytest.raises(ValueError, match="A stream is evaluated with 'bbox' only"):
         evaluate(model, processor, stream_of(dataset), iou_types=("bbox", "segm"))
+    with pytest.raises(ValueError, match="without masks, lvis, tiles"):
+        evaluate(model, processor, stream_of(dataset), tiles=64)
 
 
 def test_workers_start_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -457,3 +460,64 @@ def test_panoptic_quality_requires_panoptic_data(tmp_path: Path) -> None:
     """Data without maps raise."""
     with pytest.raises(ValueError, match="use read_coco_panoptic"):
         evaluate_panoptic(tiny_segmenter(), processor_of(), write_data(tmp_path))
+
+
+def test_tiles_of_a_model_that_finds_everything(tmp_path: Path) -> None:
+    """AP of boxes and masks and panoptic quality are 1, and tiles aren't larger than they say."""
+    (tmp_path / "segments").mkdir()
+    images, annotations, segments = [], [], []
+    for number, size_hw in enumerate([(150, 170), (60, 50), (64, 200)]):
+        rectangles = some_rectangles(number, size_hw, 40)[:20]
+        rectangles = [rectangle for rectangle in rectangles if rectangle[4]]  # one class
+        pixels = picture(size_hw, rectangles)
+        PIL.Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+        ids = pixels.copy()
+        ids[..., 0] += 1
+        ids[..., 1:] = 0
+        PIL.Image.fromarray(ids).save(tmp_path / "segments" / f"{number}.png")
+        image = {"id": 3 * number, "file_name": f"{number}.png"}
+        images.append({**image, "height": size_hw[0], "width": size_hw[1]})
+        infos = [{"id": 1, "category_id": 0, "iscrowd": 0, "bbox": [0, 0, *size_hw[::-1]]}]
+        for x0, y0, x1, y1, kind in rectangles:
+            box = {"bbox": [x0, y0, x1 - x0, y1 - y0], "category_id": kind, "iscrowd": 0}
+            polygon = [[x0, y0, x1, y0, x1, y1, x0, y1]]
+            infos.append({**box, "id": len(infos) + 1})
+            annotation = {**box, "id": len(annotations) + 1, "image_id": 3 * number}
+            annotation |= {"segmentation": polygon, "area": (x1 - x0) * (y1 - y0)}
+            annotations.append(annotation)
+        segments.append({"image_id": 3 * number, "file_name": f"{number}.png"})
+        segments[-1]["segments_info"] = infos
+    categories = [{"id": 0, "name": "red", "isthing": 0}, {"id": 1, "name": "green", "isthing": 1}]
+    content = {"images": images, "categories": categories}
+    file = tmp_path / "objects.json"
+    file.write_text(json.dumps({**content, "annotations": annotations}))
+    dataset, model = read_coco(file, tmp_path, masks=True), ExactDetector(with_masks=True)
+    given = model, PROCESSOR, dataset, 8, 0, ("bbox", "segm")
+    for tiles in (None, 64):
+        model.batches.clear()
+        metrics = evaluate(*given, progress=False, tiles=tiles)
+        assert metrics["per_class"]["green"]["AP"] == metrics["per_class"]["green"]["segm_AP"] == 1
+        largest = max(max(batch[2:]) for batch in model.batches)
+        assert largest == (tiles or 200)
+    with pytest.raises(ValueError, match="tiles is 8"):
+        evaluate(*given, tiles=8)
+    file = tmp_path / "panoptic.json"
+    file.write_text(json.dumps({**content, "annotations": segments}))
+    dataset = read_coco_panoptic(file, tmp_path, tmp_path / "segments")
+    for tiles in (None, 64):
+        given = model, PROCESSOR, dataset
+        quality = evaluate_panoptic(*given, threshold=0.5, progress=False, tiles=tiles)
+        assert quality["pq"] == 1
+
+
+def test_tiles_that_nothing_is_larger_than(tmp_path: Path) -> None:
+    """Detections are those without tiles, and count up to the best ones of each class."""
+    model, processor = tiny_detector(), processor_of()
+    dataset = write_data(tmp_path)
+    expected = gathered(model, processor, dataset, 3)
+    found = gathered(model, processor, dataset, 3, tiles=96)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    cut = gathered(model, processor, dataset, 3, tiles=48, max_detections=2)
+    for image_id, result in cut.items():
+        if max(SIZES_HW[(image_id - 2) // 5]) > 48:
+            assert result["labels"].bincount().max() <= 2

@@ -72,6 +72,10 @@ def test_defaults(given: dict[str, Any], expected: dict[str, Any]) -> None:
         ({"freeze": ["detector"]}, "without --panoptic"),
         ({"query_groups": 1, "denoising": 9}, "not both"),
         ({"patience": 2, "overfit": 4}, "--patience can't be used with --overfit"),
+        ({"tiles": 8}, "tiles is 8; expected the side of a tile"),
+        ({"tiles": 64, "overlap": 1}, "overlap is 1; expected a share"),
+        ({"overlap": 0.5}, "--overlap has no effect without --tiles"),
+        ({"tiles": 64, "metric": "AR_100"}, "--metric AR_100 isn't computed with --tiles"),
         ({"tracker": ["logs"]}, "--tracker is 'logs'; expected some of"),
     ],
 )

@@ -32,6 +32,7 @@ from hf_detr.training.checkpoint import load_newest_checkpoint, save_checkpoint
 from hf_detr.training.options import TrainingOptions
 from hf_detr.training.train import make_accelerator
 from hf_detr.training.trainer import Training
+from hf_detr_command_line import main
 
 from ..checkpoints.test_model_card import check_metadata, code_blocks, run_block
 from ..tiny import NO_DROPOUT, tiny_config
@@ -204,6 +205,37 @@ def test_training_on_a_stream(
     assert result.history == whole.history
     name = "model.safetensors"
     assert (result.folder / name).read_bytes() == (whole.folder / name).read_bytes()
+
+
+def test_tiles_of_large_images(
+    small: dict[str, Any], folder: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Tiles are the examples, evaluations join theirs, and a training is resumed exactly."""
+    given = {**small, "batch_size": 12, "epochs": 2, "lr": 1e-3, "tiles": 40, "overlap": 0.25}
+    whole = hf_detr.train(**given)
+    shown = capsys.readouterr().err
+    assert "6 steps: 2 epochs of 3, with 36 images in batches of 12, evaluated on 9 image" in shown
+    model = AutoModelForObjectDetection.from_pretrained(whole.folder)
+    processor = hf_detr.DeformableDetrImageProcessor.from_pretrained(whole.folder)
+    val_data = small["data"][1]
+    expected = hf_detr.evaluate(model, processor, val_data, 2, tiles=40, overlap=0.25)
+    found = {name: value for name, value in whole.metrics.items() if name not in ("epoch", "step")}
+    assert found == expected
+    output = small["output"].with_name("again")
+    shutil.copytree(small["output"] / "checkpoints", output / "checkpoints")
+    shutil.rmtree(output / "checkpoints" / "checkpoint-00000006")
+    with pytest.raises(ValueError, match="tiles was 40, is 48"):
+        hf_detr.train(**{**given, "output": output, "tiles": 48}, resume=True)
+    result = hf_detr.train(**{**given, "output": output}, resume=True)
+    assert result.history == whole.history
+    with pytest.raises(ValueError, match="A stream can't be cut into --tiles"):
+        streams = tuple(map(stream_of, small["data"]))
+        data = DataArguments(streams, names=NAMES, box_format="coco_xywh")
+        hf_detr.train(**{**given, "output": output / "other", "data": data})
+    options = "--tiles", "40", "--overlap", "0.25", "--epochs", "1", "--overfit", "8"
+    assert main(command(folder, "tiles", *options)[2:]) == 1
+    shown = capsys.readouterr().err
+    assert "with 8 images in batches of 4" in shown and "NOT healthy: after 2 steps" in shown
 
 
 def test_health_check_on_a_stream(small: dict[str, Any], folder: Path) -> None:
