@@ -39,6 +39,7 @@ from .inference.registration import (
     patch_transformers,
     register_with_transformers,
 )
+from .inference.tracking import ObjectTracker
 from .models.conditional_detr.configuration_conditional_detr import ConditionalDetrConfig
 from .models.conditional_detr.image_processing_conditional_detr import ConditionalDetrImageProcessor
 from .models.conditional_detr.modeling_conditional_detr import (
@@ -102,6 +103,7 @@ __all__ = [
     "DinoDetrForSegmentation",
     "DinoDetrImageProcessor",
     "DinoDetrModel",
+    "ObjectTracker",
     "PackingCollator",
     "PanopticQuality",
     "SegmentationPipeline",

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..image_processing.image_reading import read_images
 
 GOLDEN_RATIO = 0.618034  # its multiples spread over the circle of hues, however many there are
+GREY = (128, 128, 128)
 SHADES = (1.0, 0.7, 0.45)  # for segments of one class
 SMALLEST_FONT_SIZE = 11  # pixels; smaller letters are unreadable
 MARGIN = 2  # pixels left and right of a label's text
@@ -28,11 +29,11 @@ def draw_predictions(
     """A copy of an image with a box, name and score for every object, and its segments.
 
     Lines and letters grow with the image, and labels avoid each other. A class has the same colour
-    in every image.
+    in every image; tracked objects have their id and its colour, or grey before they have one.
 
     Args:
         image: anything that holds one image; files and PIL images are turned upright.
-        result: as `predict` returns it for this image.
+        result: as `predict` or `ObjectTracker` returns it for this image.
         id2label: names of the labels; labels without a name are shown as numbers.
 
     Returns:
@@ -119,7 +120,11 @@ def _best_first(
     boxes = result["boxes"][order].float().clamp(min=0).minimum(corner).tolist()
     named = zip(labels, scores, strict=True)
     texts = [f"{id2label.get(label, label)} {score:.2f}" for label, score in named]
-    return boxes, [_color(label) for label in labels], texts
+    if "track_ids" not in result:
+        return boxes, [_color(label) for label in labels], texts
+    tracks = result["track_ids"][order].tolist()
+    texts = [f"#{track} {t}" if track >= 0 else t for track, t in zip(tracks, texts, strict=True)]
+    return boxes, [_color(track) if track >= 0 else GREY for track in tracks], texts
 
 
 def _color(label: int, shade: float = SHADES[0]) -> Color:
