@@ -40,6 +40,7 @@ from .inference.registration import (
     register_with_transformers,
 )
 from .inference.tracking import ObjectTracker
+from .inference.uncertainty import uncertainty
 from .models.conditional_detr.configuration_conditional_detr import ConditionalDetrConfig
 from .models.conditional_detr.image_processing_conditional_detr import ConditionalDetrImageProcessor
 from .models.conditional_detr.modeling_conditional_detr import (
@@ -147,6 +148,7 @@ __all__ = [
     "read_yolo",
     "stream_predictions",
     "train",
+    "uncertainty",
 ]
 
 

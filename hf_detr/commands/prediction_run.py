@@ -26,8 +26,9 @@ from ..inference.prediction import PROGRESS_AFTER, stream_with_sizes
 from ..inference.prediction_formats import IMAGE_FOLDERS
 from ..inference.prediction_lines import PredictionLines, describe
 from ..inference.prediction_shards import part_name, shard_file
+from ..inference.uncertainty import LOWEST_SCORE, uncertainty
 from ..models.pretrained_model import DetectionPreTrainedModel
-from .prediction_results import NO_IMAGES, say, status_of, write_results
+from .prediction_results import NO_IMAGES, UNCERTAIN, say, status_of, write_results
 
 ENDINGS = PICTURE, SEGMENTS = ".png", ".segments.png"  # of drawn images and segment maps
 GROUP_BATCHES = 16  # batches of images whose results can be in any order
@@ -125,11 +126,12 @@ class PredictionRun:
         self, images: Iterable[tuple[int, tuple[InputImage, str]]], bar: tqdm
     ) -> None:
         """Write the results of images with their indices and places."""
+        threshold = self.parsed.threshold
         results = stream_with_sizes(
             self.model,
             self.processor,
             self._images(images),
-            self.parsed.threshold,
+            min(threshold, LOWEST_SCORE) if self.parsed.uncertain else threshold,
             self.parsed.batch_size,
             self._note_failure,
             self.parsed.workers,
@@ -186,6 +188,10 @@ class PredictionRun:
             return  # it was run again for the others in its batch
         height, width = size_hw
         record = {**self._record(index, image), "width": width, "height": height}
+        if self.parsed.uncertain:
+            record["uncertainty"] = round(uncertainty(result), 4)
+            is_found = result["scores"] > self.parsed.threshold
+            result = {key: values[is_found] for key, values in result.items()}
         record |= describe(result, self.id2label)
         try:
             record |= self._write_images(place, content, result)
@@ -243,7 +249,7 @@ class PredictionRun:
 
 def _options(parsed: argparse.Namespace, model: DetectionPreTrainedModel) -> dict[str, Any]:
     """Return what the results depend on, apart from the images."""
-    return {
+    options = {
         "--model": str(parsed.model or "the one of hf_detr"),
         "the model's files": _digest(model),
         "--dtype": str(model.dtype).removeprefix("torch."),
@@ -253,6 +259,7 @@ def _options(parsed: argparse.Namespace, model: DetectionPreTrainedModel) -> dic
         "--draw": parsed.draw,
         "--format": parsed.format if parsed.format in IMAGE_FOLDERS else "no data set",
     }
+    return options | {UNCERTAIN: True} if parsed.uncertain else options
 
 
 def _digest(model: DetectionPreTrainedModel) -> str | None:
