@@ -2,6 +2,7 @@
 
 import argparse
 import heapq
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import itemgetter
@@ -65,9 +66,9 @@ def _write_uncertain(parsed: argparse.Namespace, lines: PredictionLines) -> None
     records = (record for record in lines.records() if "error" not in record)
     chosen = heapq.nlargest(parsed.uncertain, records, key=itemgetter("uncertainty"))
     file = parsed.output / "uncertain.txt"
-    any_bytes = {"encoding": "utf-8", "errors": "surrogateescape"}  # as names of files can have
-    with atomic_file(file) as unfinished, unfinished.open("w", **any_bytes) as names:
-        names.writelines(f"{record['file']}\n" for record in chosen)
+    names = "".join(f"{record['file']}\n" for record in chosen)
+    with atomic_file(file) as unfinished:
+        unfinished.write_bytes(os.fsencode(names))  # as they are, which can be any bytes
     say(f"The {len(chosen)} most uncertain images are in {file}.", not parsed.json)
     for record in chosen[:SAID]:
         say(f"{record['uncertainty']:9.4f}  {record['file']}", not parsed.json)

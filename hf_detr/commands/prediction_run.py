@@ -251,7 +251,7 @@ def _options(parsed: argparse.Namespace, model: DetectionPreTrainedModel) -> dic
     """Return what the results depend on, apart from the images."""
     options = {
         "--model": str(parsed.model or "the one of hf_detr"),
-        "the model's files": _digest(model),
+        "the model's files": model_revision(model),
         "--dtype": str(model.dtype).removeprefix("torch."),
         "--threshold": parsed.threshold,
         "--batch-size": parsed.batch_size,
@@ -262,7 +262,7 @@ def _options(parsed: argparse.Namespace, model: DetectionPreTrainedModel) -> dic
     return options | {UNCERTAIN: True} if parsed.uncertain else options
 
 
-def _digest(model: DetectionPreTrainedModel) -> str | None:
+def model_revision(model: DetectionPreTrainedModel) -> str | None:
     """Return what changes with the files of a model: a hash, or the revision on the Hub."""
     folder = Path(model.name_or_path)
     if not folder.is_dir():
