@@ -2,7 +2,6 @@
 
 import argparse
 import errno
-import hashlib
 import io
 import os
 import re
@@ -22,6 +21,7 @@ from ..data.image_source import READING_ERRORS
 from ..image_processing.image_processor import DetectionImageProcessor
 from ..inference.drawing import draw_predictions
 from ..inference.image_inputs import InputImage, images_as_before
+from ..inference.model_loading import model_revision
 from ..inference.prediction import PROGRESS_AFTER, stream_with_sizes
 from ..inference.prediction_formats import IMAGE_FOLDERS
 from ..inference.prediction_lines import PredictionLines, describe
@@ -38,7 +38,6 @@ NOT_IN_NAMES = re.compile(
     r'[\x00-\x1f\x7f\x85\u2028\u2029\\:*?"<>|\ud800-\udfff]|^\s+|(?<=/)\s+|\s+(?=/)|\s+$'
 )
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # not of one image
-MODEL_FILES = ("config.json", "preprocessor_config.json", "*.safetensors")
 
 
 class PredictionRun:
@@ -260,18 +259,6 @@ def _options(parsed: argparse.Namespace, model: DetectionPreTrainedModel) -> dic
         "--format": parsed.format if parsed.format in IMAGE_FOLDERS else "no data set",
     }
     return options | {UNCERTAIN: True} if parsed.uncertain else options
-
-
-def model_revision(model: DetectionPreTrainedModel) -> str | None:
-    """Return what changes with the files of a model: a hash, or the revision on the Hub."""
-    folder = Path(model.name_or_path)
-    if not folder.is_dir():
-        return getattr(model.config, "_commit_hash", None)
-    digest = hashlib.sha256()
-    for file in sorted(path for pattern in MODEL_FILES for path in folder.glob(pattern)):
-        with file.open("rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
-    return digest.hexdigest()
 
 
 def _with_places(images: Iterator[InputImage]) -> Iterator[tuple[InputImage, str]]:

@@ -141,7 +141,7 @@ def _line(
     num_images: int,
 ) -> str:
     """Return the line to paste."""
-    from .prediction_run import model_revision
+    from ..inference.model_loading import model_revision
 
     name, authors = published.main_metric, published.metrics[published.main_metric]
     part = "" if parsed.images is None else f" (random, seed {SEED})"

@@ -26,8 +26,12 @@ BOXES = {8: (20, 31, 109, 87), 9: (152, 68, 145, 83), 1: (168, 191, 103, 136), 5
 
 @pytest.fixture(scope="module")
 def coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in COCO's layout with a few images of garments."""
-    folder = tmp_path_factory.mktemp("coco")
+    """A folder in COCO's layout."""
+    return write_garments(tmp_path_factory.mktemp("coco"))
+
+
+def write_garments(folder: Path) -> Path:
+    """Write a few images of garments in COCO's layout."""
     names = json.loads((embedded_model_folder() / "config.json").read_text())["id2label"]
     (folder / "val2017").mkdir()
     (folder / "annotations").mkdir()
