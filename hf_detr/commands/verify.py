@@ -44,11 +44,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def check(parsed: argparse.Namespace) -> None:
     """Check the arguments."""
-    if find_coco(parsed.coco, "val") is None and find_panoptic(parsed.coco, "val") is None:
+    if _find_boxes(parsed.coco) is None and find_panoptic(parsed.coco, "val") is None:
         raise FileNotFoundError(
             f"{parsed.coco} doesn't have annotations/instances_val2017.json and val2017; expected "
             "the folder of COCO 2017."
         )
+
+
+def _find_boxes(folder: Path) -> tuple[Path, Path] | None:
+    """Find the annotation file and the image folder of COCO 2017 val, not of another year."""
+    file, images, *_ = find_coco(folder, "val") or (Path(), Path())
+    return (file, images) if file.name == "instances_val2017.json" else None
 
 
 def run(parsed: argparse.Namespace) -> int:
@@ -73,7 +79,7 @@ def run(parsed: argparse.Namespace) -> int:
     print(_line(parsed, published, model, figure, difference, len(dataset)))
     if len(dataset) == NUM_IMAGES:
         return int(abs(difference) > TOLERANCE)
-    # Twice the standard error: about 0.35 points for all images, and larger as 1 / sqrt(images).
+    # Twice the standard error, estimated as 0.35 points of all images; it goes as 1 / sqrt(images).
     deviation = 2 * 0.35 * (NUM_IMAGES / len(dataset)) ** 0.5
     print(
         f"This is a part of the {NUM_IMAGES} images: comparable within roughly ±{deviation:.1f} "
@@ -119,13 +125,13 @@ def _read(parsed: argparse.Namespace, published: "PublishedCheckpoint") -> "Dete
                 "annotations/panoptic_val2017."
             )
         dataset = read_coco_panoptic(*found)
-    elif (found := find_coco(parsed.coco, "val")) is None:
+    elif (found := _find_boxes(parsed.coco)) is None:
         raise ValueError(
             f"{published.name} is compared by AP, for which {parsed.coco} needs "
             "annotations/instances_val2017.json."
         )
     else:
-        dataset = read_coco(*found[:2])
+        dataset = read_coco(*found)
     if parsed.images is None or parsed.images >= len(dataset):
         return dataset
     chosen = random.Random(SEED).sample(range(len(dataset)), parsed.images)
@@ -144,7 +150,9 @@ def _line(
     from ..inference.model_loading import model_revision
 
     name, authors = published.main_metric, published.metrics[published.main_metric]
-    part = "" if parsed.images is None else f" (random, seed {SEED})"
+    is_part = parsed.images == num_images != NUM_IMAGES
+    part = f" (random, seed {SEED})" if is_part else ""
+    revision = model_revision(model)
     device = str(model.device)
     if model.device.type == "cuda":
         import torch
@@ -153,7 +161,7 @@ def _line(
     versions = ", ".join(f"{package} {_version(package)}" for package in PACKAGES)
     dtype = str(model.dtype).removeprefix("torch.")
     return (
-        f"{published.name} ({(model_revision(model) or 'unknown revision')[:12]}): "
+        f"{published.name} ({revision[:12] if revision else 'unknown revision'}): "
         f"{name} {figure:.2f}, authors {authors} ({difference:+.2f}), "
         f"{num_images} images of COCO 2017 val{part}; {versions}; {device}, {dtype}"
     )
