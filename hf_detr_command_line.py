@@ -30,6 +30,7 @@ COMMANDS = {
     "predict": "find objects in images and draw them",
     "video": "find objects in the frames of a video",
     "evaluate": "AP, AR and panoptic quality on a data set",
+    "verify": "compare a published checkpoint's AP on COCO with its authors'",
     "check": "find errors in a data set before training",
     "convert": "official checkpoints to Hub folders, and back",
     "export": "write a model as an ONNX or torch.export file",

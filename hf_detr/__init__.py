@@ -39,6 +39,8 @@ from .inference.registration import (
     patch_transformers,
     register_with_transformers,
 )
+from .inference.tracking import ObjectTracker
+from .inference.uncertainty import uncertainty
 from .models.conditional_detr.configuration_conditional_detr import ConditionalDetrConfig
 from .models.conditional_detr.image_processing_conditional_detr import ConditionalDetrImageProcessor
 from .models.conditional_detr.modeling_conditional_detr import (
@@ -103,6 +105,7 @@ __all__ = [
     "DinoDetrForSegmentation",
     "DinoDetrImageProcessor",
     "DinoDetrModel",
+    "ObjectTracker",
     "PackingCollator",
     "PanopticQuality",
     "SegmentationPipeline",
@@ -147,6 +150,7 @@ __all__ = [
     "speed_up",
     "stream_predictions",
     "train",
+    "uncertainty",
 ]
 
 

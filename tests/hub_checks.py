@@ -20,7 +20,10 @@ from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from torch.testing import assert_close
 
 import hf_detr
+from hf_detr.commands import verify
+from hf_detr_command_line import main as run
 
+from .commands.test_verify import NUM_IMAGES, publish, write_garments
 from .hub_server import Hub
 from .test_documentation import REPOSITORY, blocks
 from .tiny import WITH_HEADS, class_of, padded_batch, tiny_config, tiny_detector
@@ -371,6 +374,22 @@ def test_an_index_cannot_lead_outside(hub: Hub, tmp_path: Path) -> None:
         # Rejected by the client; transformers 5.17 turns its ValueError into an OSError.
         with pytest.raises((ValueError, OSError), match="Invalid filename"):
             type(model).from_pretrained("tester/outside")
+
+
+def test_a_published_checkpoint_is_verified(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """`hf-detr verify` downloads it by its name; the line has the revision on the Hub."""
+    folder = hf_detr.embedded_model_folder()
+    model = hf_detr.DeformableDetrForObjectDetection.from_pretrained(folder)
+    processor = hf_detr.DeformableDetrImageProcessor.from_pretrained(folder)
+    commit = hf_detr.push_to_hub(model, processor, "tester/garments")
+    publish(monkeypatch, "tester/garments", AP=75.0)
+    monkeypatch.setattr(verify, "NUM_IMAGES", NUM_IMAGES)
+    given = ["--coco", str(write_garments(tmp_path)), "--device", "cpu"]
+    assert run(["verify", "tester/garments", *given]) == 0
+    line = capsys.readouterr().out
+    assert line.startswith(f"tester/garments ({commit.oid[:12]}): AP 75.00, authors 75.0 (+0.00)")
 
 
 def test_the_server_is_the_hub(hub: Hub) -> None:

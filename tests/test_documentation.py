@@ -25,6 +25,8 @@ REPOSITORY = Path(__file__).parents[1]
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 # It talks to the Hub, so it runs where there is one: in hub_checks.py.
 ELSEWHERE = {"publishing.md"}
+# Blocks that import these are skipped where they aren't installed.
+OTHER_LIBRARIES = ("supervision", "trackers", "sahi")
 COCO = {"image_id": 1, "bbox": [10, 20, 30, 40], "category_id": 1, "area": 1200, "iscrowd": 0}
 
 
@@ -94,6 +96,9 @@ def test_python_runs(page: Path, names_for: Callable[[str], dict[str, Any]]) -> 
     for block in blocks(page, "python") if page.name not in ELSEWHERE else []:
         if '"required"' in block and find_operators("cpu")[0] is None:
             continue  # there is no compiler on this machine
+        for library in OTHER_LIBRARIES:
+            if re.search(rf"^(from|import) {library}\b", block, re.MULTILINE):
+                pytest.importorskip(library)
         names |= names_for(block)
         exec(compile(block, page.name, "exec"), names)
 

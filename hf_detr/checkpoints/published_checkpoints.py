@@ -69,6 +69,21 @@ class PublishedCheckpoint:
         return "PQ" in self.metrics
 
     @property
+    def main_metric(self) -> str:
+        """The metric that models of this kind are compared by."""
+        return "PQ" if self.has_masks else "AP"
+
+    @property
+    def test_data(self) -> list[str]:
+        """Name of the data that the results are of, and its name on the Hub."""
+        return _read()["families"][self.family].get("test_data", ["COCO 2017 val", "coco"])
+
+    @property
+    def is_on_coco(self) -> bool:
+        """Whether there is a result on COCO 2017 val."""
+        return self.main_metric in self.metrics and self.test_data[1] == "coco"
+
+    @property
     def id2label(self) -> dict[int, str]:
         """Names of the classes; empty for COCO's."""
         return dict(enumerate(self.labels or ()))
@@ -101,9 +116,18 @@ def published_checkpoints() -> list[PublishedCheckpoint]:
 
 
 def find_published_checkpoint(file: str | Path) -> PublishedCheckpoint | None:
-    """Return the published checkpoint whose file has this name in any folder, or None."""
+    """Return a published checkpoint, or None.
+
+    Args:
+        file: the authors' file in any folder; or the repository on the Hub, or any folder with the
+            repository's name, as `hf-detr convert` writes it.
+    """
     name = PurePath(file).name
-    return next((one for one in published_checkpoints() if one.file == name), None)
+    folder = name if Path(file).is_dir() else None
+    for one in published_checkpoints():
+        if one.file == name or one.name == str(file) or PurePath(one.name).name == folder:
+            return one
+    return None
 
 
 def make_published_card(
@@ -127,8 +151,11 @@ def make_published_card(
     recipe = f"{family['recipe']}\n\n{family.get('training', TRAINING)}"
     alike = "this configuration" if checkpoint.recorded else "similar ones"
     source = tuple(checkpoint.source or family["readme"])
-    test_data = family.get("test_data", ["COCO 2017 val", "coco"])
-    results = [CardResults(checkpoint.metrics, *test_data, source)] if checkpoint.metrics else []
+    results = (
+        [CardResults(checkpoint.metrics, *checkpoint.test_data, source)]
+        if checkpoint.metrics
+        else []
+    )
     is_dc5 = "dilation" in checkpoint.options
     # Deformable DETR's authors don't report this.
     batch_limit = is_dc5 and family.get("dc5_one_by_one", False)

@@ -25,6 +25,11 @@ def add_model_options(parser: argparse.ArgumentParser, several: bool = False) ->
         help="folder or name on the Hub; default: the small detector of ten kinds of garments that "
         "comes with hf_detr",
     )
+    add_device_options(parser)
+
+
+def add_device_options(parser: argparse.ArgumentParser) -> None:
+    """Add `--device` and `--dtype`."""
     parser.add_argument("--device", help="such as cpu or cuda:1; default: a GPU if there is one")
     parser.add_argument(
         "--dtype",

@@ -24,7 +24,7 @@ from ..inference.data_set_images import DataSetImages
 from ..inference.image_inputs import STDIN, ImageInputs
 from ..inference.prediction_formats import FORMATS, IMAGE_FOLDERS
 from ..inference.prediction_shards import part_name, shard_file
-from .options import add_json_option, add_prediction_options, check_tile_options
+from .options import add_json_option, add_prediction_options, check_tile_options, positive
 
 FEW = 1000  # images, up to which all results are drawn and written to one JSON file
 SAID = 10  # skipped files that are named on stderr
@@ -64,6 +64,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         choices=FORMATS,
         help="what is written beside predictions.jsonl: one JSON file, Parquet, or a data set with "
         "the images; default: json, or nothing more (jsonl) for many images",
+    )
+    parser.add_argument(
+        "--uncertain",
+        type=positive,
+        metavar="N",
+        help="also write uncertain.txt, the names of the N images that are most worth labelling: "
+        "those with the largest sum of p (1 - p) over all scores p above 0.1, which is the "
+        "`uncertainty` of each image in the results; without masks",
     )
     parser.add_argument(
         "--resume",
@@ -115,6 +123,8 @@ def check(parsed: argparse.Namespace) -> None:
         parsed.draw = not parsed.are_many
     if parsed.format is None:
         parsed.format = "jsonl" if parsed.are_many else "json"
+    if parsed.uncertain and parsed.masks:
+        raise ValueError("--uncertain reads the scores of boxes; omit --masks.")
     if parsed.workers < 0:
         raise ValueError(f"--workers is {parsed.workers}; expected at least 0.")
     if parsed.num_processes > 1 and parsed.json:
@@ -210,7 +220,8 @@ def run(parsed: argparse.Namespace) -> int:
         if others := sum(1 for _ in skipped):
             say(f"skipped: {others} more files")
     device = parsed.device or device_of_process()
-    model, processor = load_model(parsed.model, device, parsed.masks or None, parsed.dtype)
+    masks = False if parsed.uncertain else parsed.masks or None
+    model, processor = load_model(parsed.model, device, masks, parsed.dtype)
     parsed.threshold = known_threshold(parsed.threshold, model.config)
     parsed.output.mkdir(parents=True, exist_ok=True)
     prediction_run = PredictionRun(parsed, model, processor)

@@ -1,13 +1,17 @@
 """What `hf-detr predict` writes from lines in the end, those of one process or of several."""
 
 import argparse
+import heapq
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
+from ..atomic_saving import atomic_file
 from ..inference.prediction_formats import FORMATS, IMAGE_FOLDERS, write_format, write_report
 from ..inference.prediction_lines import PredictionLines
 from ..inference.prediction_shards import (
@@ -19,6 +23,8 @@ from ..inference.prediction_shards import (
 )
 
 MERGED_FORMATS = [name for name in FORMATS if name not in IMAGE_FOLDERS]  # of any run
+UNCERTAIN = "--uncertain"
+SAID = 10  # uncertain images that are printed
 NO_IMAGES = "there are no images in what was given."
 
 
@@ -48,9 +54,24 @@ def write_results(
             if dropped:
                 say(f"{dropped} objects without area within their image aren't in the data set.")
         say(f"The results are in {target}.", not parsed.json)
+        if parsed.uncertain:
+            _write_uncertain(parsed, lines)
     if lines.num_failures:
         done = lines.num_results + lines.num_failures
         say(f"{lines.num_failures} of {done} images failed; --retry-failed tries them again.")
+
+
+def _write_uncertain(parsed: argparse.Namespace, lines: PredictionLines) -> None:
+    """Write the names of the most uncertain images, and print the first of them."""
+    records = (record for record in lines.records() if "error" not in record)
+    chosen = heapq.nlargest(parsed.uncertain, records, key=itemgetter("uncertainty"))
+    file = parsed.output / "uncertain.txt"
+    names = "".join(f"{record['file']}\n" for record in chosen)
+    with atomic_file(file) as unfinished:
+        unfinished.write_bytes(os.fsencode(names))  # as they are, which can be any bytes
+    say(f"The {len(chosen)} most uncertain images are in {file}.", not parsed.json)
+    for record in chosen[:SAID]:
+        say(f"{record['uncertainty']:9.4f}  {record['file']}", not parsed.json)
 
 
 def merge_if_last(parsed: argparse.Namespace) -> None:
@@ -102,6 +123,8 @@ def _merge(
             f"The processes ran without --format {parsed.format}, and haven't kept the images of "
             f"such a data set; merge with --format {' or '.join(MERGED_FORMATS)}."
         )
+    if parsed.uncertain and UNCERTAIN not in options:
+        raise ValueError("The processes ran without --uncertain; merge without it.")
     if not any(lines.num_results + lines.num_failures for lines in shards):
         raise ValueError(NO_IMAGES)
     lines = merge_shards(parsed.output, shards, summary)

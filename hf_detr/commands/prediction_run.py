@@ -2,7 +2,6 @@
 
 import argparse
 import errno
-import hashlib
 import io
 import os
 import re
@@ -15,19 +14,24 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import PIL.Image
+import torch
 from tqdm.auto import tqdm
 
 from ..data.file_names import image_endings
 from ..data.image_source import READING_ERRORS
 from ..image_processing.image_processor import DetectionImageProcessor
+from ..image_processing.postprocess import above_threshold
 from ..inference.drawing import draw_predictions
 from ..inference.image_inputs import InputImage, images_as_before
+from ..inference.model_loading import model_revision
 from ..inference.prediction import PROGRESS_AFTER, stream_with_sizes
 from ..inference.prediction_formats import IMAGE_FOLDERS
 from ..inference.prediction_lines import PredictionLines, describe
 from ..inference.prediction_shards import part_name, shard_file
+from ..inference.score_thresholds import threshold_of_labels
+from ..inference.uncertainty import LOWEST_SCORE, uncertainty
 from ..models.pretrained_model import DetectionPreTrainedModel
-from .prediction_results import NO_IMAGES, say, status_of, write_results
+from .prediction_results import NO_IMAGES, UNCERTAIN, say, status_of, write_results
 
 ENDINGS = PICTURE, SEGMENTS = ".png", ".segments.png"  # of drawn images and segment maps
 GROUP_BATCHES = 16  # batches of images whose results can be in any order
@@ -37,7 +41,6 @@ NOT_IN_NAMES = re.compile(
     r'[\x00-\x1f\x7f\x85\u2028\u2029\\:*?"<>|\ud800-\udfff]|^\s+|(?<=/)\s+|\s+(?=/)|\s+$'
 )
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # not of one image
-MODEL_FILES = ("config.json", "preprocessor_config.json", "*.safetensors")
 
 
 class PredictionRun:
@@ -59,6 +62,7 @@ class PredictionRun:
     ) -> None:
         self.parsed, self.model, self.processor = parsed, model, processor
         self.id2label = model.config.id2label
+        self.threshold = threshold_of_labels(parsed.threshold, model.config)
         self.folder = parsed.output
         self.part = Path()  # of this process, in folders of all
         if parsed.num_processes > 1:
@@ -125,11 +129,14 @@ class PredictionRun:
         self, images: Iterable[tuple[int, tuple[InputImage, str]]], bar: tqdm
     ) -> None:
         """Write the results of images with their indices and places."""
+        threshold = self.threshold
+        if self.parsed.uncertain:
+            threshold = torch.as_tensor(threshold).clamp(max=LOWEST_SCORE)
         results = stream_with_sizes(
             self.model,
             self.processor,
             self._images(images),
-            self.parsed.threshold,
+            threshold,
             self.parsed.batch_size,
             self._note_failure,
             self.parsed.workers,
@@ -188,6 +195,10 @@ class PredictionRun:
             return  # it was run again for the others in its batch
         height, width = size_hw
         record = {**self._record(index, image), "width": width, "height": height}
+        if self.parsed.uncertain:
+            record["uncertainty"] = round(uncertainty(result), 4)
+            is_found = above_threshold(result["scores"], result["labels"], self.threshold)
+            result = {key: values[is_found] for key, values in result.items()}
         record |= describe(result, self.id2label)
         try:
             record |= self._write_images(place, content, result)
@@ -245,9 +256,9 @@ class PredictionRun:
 
 def _options(parsed: argparse.Namespace, model: DetectionPreTrainedModel) -> dict[str, Any]:
     """Return what the results depend on, apart from the images."""
-    return {
+    options = {
         "--model": str(parsed.model or "the one of hf_detr"),
-        "the model's files": _digest(model),
+        "the model's files": model_revision(model),
         "--dtype": str(model.dtype).removeprefix("torch."),
         "--threshold": parsed.threshold,
         "--batch-size": parsed.batch_size,
@@ -257,18 +268,7 @@ def _options(parsed: argparse.Namespace, model: DetectionPreTrainedModel) -> dic
         "--draw": parsed.draw,
         "--format": parsed.format if parsed.format in IMAGE_FOLDERS else "no data set",
     }
-
-
-def _digest(model: DetectionPreTrainedModel) -> str | None:
-    """Return what changes with the files of a model: a hash, or the revision on the Hub."""
-    folder = Path(model.name_or_path)
-    if not folder.is_dir():
-        return getattr(model.config, "_commit_hash", None)
-    digest = hashlib.sha256()
-    for file in sorted(path for pattern in MODEL_FILES for path in folder.glob(pattern)):
-        with file.open("rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
-    return digest.hexdigest()
+    return options | {UNCERTAIN: True} if parsed.uncertain else options
 
 
 def _with_places(images: Iterator[InputImage]) -> Iterator[tuple[InputImage, str]]:

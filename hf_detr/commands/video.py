@@ -1,8 +1,12 @@
 """Find objects in every frame of a video; write the video with the objects drawn.
 
 A second file has one line of JSON per frame: its number, its time in seconds and the objects. Sound
-isn't kept. Frames are independent of each other: objects aren't tracked. Results before a bad frame
-stay. The command needs `pip install 'hf_detr[video]'`.
+isn't kept. Results before a bad frame stay. The command needs `pip install 'hf_detr[video]'`.
+
+Frames are independent of each other. With --track, an object keeps its id and colour from frame to
+frame, from the second one in which it is found until it is gone for a second. Then found objects
+below --threshold, down to half of it, continue tracks; and of segmentation models only the boxes
+are used. This needs `pip install 'hf_detr[track]'`.
 """
 
 import argparse
@@ -11,9 +15,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from fractions import Fraction
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import PIL.Image
@@ -29,11 +34,17 @@ try:
 except ImportError:  # only this command needs it, and says so
     av, VIDEO_ERRORS = None, ()
 
+if TYPE_CHECKING:
+    from ..image_processing.image_processor import DetectionImageProcessor
+    from ..models.pretrained_model import DetectionPreTrainedModel
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     parser.add_argument("video", metavar="VIDEO", help="file or address that FFmpeg can read")
     add_prediction_options(parser)
+    help = "give the objects ids, which they keep from frame to frame"
+    parser.add_argument("--track", action="store_true", help=help)
     parser.add_argument("--most-frames", type=positive, help="stop after this number; default: all")
 
 
@@ -45,6 +56,8 @@ def check(parsed: argparse.Namespace) -> None:
     parsed.lines = parsed.drawn.with_suffix(".jsonl")
     if av is None:
         raise ValueError("PyAV isn't installed; pip install 'hf_detr[video]' installs it.")
+    if parsed.track and find_spec("trackers") is None:
+        raise ValueError("--track needs trackers; pip install 'hf_detr[track]' installs it.")
     if not video.exists() and ":" not in parsed.video:  # FFmpeg's addresses have a colon
         raise FileNotFoundError(f"{video} doesn't exist; expected a video.")
     if video.resolve() in (parsed.drawn.resolve(), parsed.lines.resolve()):
@@ -62,21 +75,25 @@ def run(parsed: argparse.Namespace) -> int:
     except VIDEO_ERRORS as error:
         raise ValueError(str(error)) from error
     found = ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "nothing"
-    print(f"{frames.count} frames, objects in all of them: {found}.")
+    what = "tracked objects" if parsed.track else "objects in all of them"
+    print(f"{frames.count} frames, {what}: {found}.")
     print(f"The video is {parsed.drawn}, the results are in {parsed.lines}.")
     return 0
 
 
 def _write(frames: "_Frames", parsed: argparse.Namespace) -> Counter[str]:
-    """Write video and lines frame by frame; return how often each class was found."""
+    """Write video and lines frame by frame; return how often each class was found.
+
+    With --track, each object counts once, when it gets its id.
+    """
     from ..inference.drawing import draw_predictions
     from ..inference.model_loading import load_model
-    from ..inference.prediction import PROGRESS_AFTER, stream_predictions
+    from ..inference.prediction import PROGRESS_AFTER
 
-    model, processor = load_model(parsed.model, parsed.device, dtype=parsed.dtype)
-    id2label, counts = model.config.id2label, Counter()
-    given = model, processor, frames, parsed.threshold, parsed.batch_size
-    results = stream_predictions(*given, tiles=parsed.tiles, overlap=parsed.overlap)
+    masks = False if parsed.track else None
+    model, processor = load_model(parsed.model, parsed.device, masks, parsed.dtype)
+    id2label, counts, tracks = model.config.id2label, Counter(), {None}
+    results = _find_objects(model, processor, frames, parsed)
     first = next(results)  # raises before files of an earlier run are overwritten
     parsed.output.mkdir(parents=True, exist_ok=True)
     bar = tqdm(total=frames.total, unit="frame", delay=PROGRESS_AFTER, disable=None)
@@ -85,12 +102,39 @@ def _write(frames: "_Frames", parsed: argparse.Namespace) -> Counter[str]:
         for index, result in chain([first], results):  # in order, since all have one size
             image, pts, time_base = frames.waiting.pop(index)
             record = describe(result, id2label)
-            counts.update(found["label"] for found in record["objects"])
+            objects = record["objects"]
+            new = [one for one in objects if not parsed.track or one["track_id"] not in tracks]
+            counts.update(one["label"] for one in new)
+            tracks.update(one.get("track_id") for one in new)
             time = round(float(pts * time_base), 4)
             write_line({"frame": index, "time": time, **record})
             add_frame(np.asarray(draw_predictions(image, result, id2label)), pts, time_base)
             bar.update()
     return counts
+
+
+def _find_objects(
+    model: "DetectionPreTrainedModel",
+    processor: "DetectionImageProcessor",
+    frames: "_Frames",
+    parsed: argparse.Namespace,
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the index and the result of each frame, with --track of tracked objects."""
+    from ..inference.prediction import stream_predictions
+    from ..inference.score_thresholds import threshold_of_labels
+    from ..inference.tracking import ObjectTracker
+
+    tiles = {"tiles": parsed.tiles, "overlap": parsed.overlap}
+    if not parsed.track:
+        given = frames, parsed.threshold, parsed.batch_size
+        yield from stream_predictions(model, processor, *given, **tiles)
+        return
+    # In files with irregular times the average rate can be that of their clock.
+    threshold = threshold_of_labels(parsed.threshold, model.config)
+    tracker = ObjectTracker(threshold, float(frames.stream.guessed_rate or frames.rate))
+    given = frames, tracker.lowest_score, parsed.batch_size
+    for index, result in stream_predictions(model, processor, *given, **tiles):
+        yield index, tracker.update(result)
 
 
 class _Frames:

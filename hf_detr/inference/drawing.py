@@ -14,6 +14,7 @@ from torch import Tensor
 from ..image_processing.image_reading import read_images
 
 GOLDEN_RATIO = 0.618034  # its multiples spread over the circle of hues, however many there are
+GREY = (128, 128, 128)
 SHADES = (1.0, 0.7, 0.45)  # for segments of one class
 SMALLEST_FONT_SIZE = 11  # pixels; smaller letters are unreadable
 MARGIN = 2  # pixels left and right of a label's text
@@ -32,12 +33,13 @@ def draw_predictions(
 
     Lines and letters grow with the image, letters less if there are many objects. Labels avoid each
     other; one that could only hide a label of a higher score is left out. A class has the same
-    colour in every image.
+    colour in every image; tracked objects have their id and its colour, or grey before they have
+    one.
 
     Args:
         image: anything that holds one image; files and PIL images are turned upright.
-        result: as `predict` returns it for this image. Without `scores`, as for targets, names
-            stand alone.
+        result: as `predict` or `ObjectTracker` returns it for this image. Without `scores`, as for
+            targets, names stand alone.
         id2label: names of the labels; labels without a name are shown as numbers.
 
     Returns:
@@ -139,7 +141,11 @@ def _best_first(
     boxes = result["boxes"][order].float().clamp(min=0).minimum(corner).tolist()
     named = zip(labels, numbers, strict=True)
     texts = [f"{id2label.get(label, label)}{number}" for label, number in named]
-    return boxes, [_color(label) for label in labels], texts
+    if "track_ids" not in result:
+        return boxes, [_color(label) for label in labels], texts
+    tracks = result["track_ids"][order].tolist()
+    texts = [f"#{track} {t}" if track >= 0 else t for track, t in zip(tracks, texts, strict=True)]
+    return boxes, [_color(track) if track >= 0 else GREY for track in tracks], texts
 
 
 def _color(label: int, shade: float = SHADES[0]) -> Color:

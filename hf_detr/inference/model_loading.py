@@ -1,10 +1,12 @@
 """Loads models and image processors for the commands."""
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -15,6 +17,8 @@ from transformers import (
 from ..image_processing.image_processor import DetectionImageProcessor
 from ..models.pretrained_model import DetectionPreTrainedModel
 from ..models.variants import VARIANTS, check_has_masks
+
+MODEL_FILES = ("config.json", "preprocessor_config.json", "*.safetensors")
 
 
 def embedded_model_folder() -> Path:
@@ -59,6 +63,19 @@ def load_model(
         return model.to(device=device, dtype=dtype and getattr(torch, dtype)), processor
     except (RuntimeError, AssertionError) as error:  # torch raises either
         raise ValueError(f"The device {device!r} isn't available: {error}") from error
+
+
+def model_revision(model: DetectionPreTrainedModel) -> str | None:
+    """Return what changes with the files of a model: a hash, or the revision on the Hub."""
+    folder = Path(model.name_or_path)
+    if not folder.is_dir():
+        file = try_to_load_from_cache(model.name_or_path, "config.json")
+        return Path(file).parent.name if isinstance(file, str) else None
+    digest = hashlib.sha256()
+    for file in sorted(path for pattern in MODEL_FILES for path in folder.glob(pattern)):
+        with file.open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()
 
 
 def _load(

@@ -81,7 +81,7 @@ def write_parquet(target: Path, records: Records) -> None:
     sizes = {name: pyarrow.int64() for name in ("index", "width", "height")}
     files = dict.fromkeys(("file", "picture", "segment_map", "error"), text)
     lists = {"objects": pyarrow.list_(objects), "segments": pyarrow.list_(segments)}
-    schema = pyarrow.schema({**sizes, **files, **lists})
+    schema = pyarrow.schema({**sizes, **files, **lists, "uncertainty": real})
     waiting = records()
     with atomic_file(target) as unfinished, ParquetWriter(unfinished, schema) as writer:
         while rows := list(islice(waiting, ROW_GROUP)):

@@ -304,6 +304,9 @@ def describe(result: Mapping[str, Any], id2label: Mapping[int, str]) -> dict[str
         }
         for score, label, box in zip(*columns, strict=True)
     ]
+    if "track_ids" in result:
+        for found, track in zip(objects, result["track_ids"].tolist(), strict=True):
+            found["track_id"] = track if track >= 0 else None
     objects.sort(key=lambda found: found["score"], reverse=True)
     if "segments_info" not in result:
         return {"objects": objects}

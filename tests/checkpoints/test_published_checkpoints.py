@@ -157,6 +157,26 @@ def test_files_are_found_by_name() -> None:
     assert find_published_checkpoint("detr-r50.pth") is None
 
 
+def test_repositories_and_folders_are_found(tmp_path: Path) -> None:
+    """A name on the Hub, or a folder with the repository's name; not somebody else's repository."""
+    for checkpoint in PUBLISHED:
+        assert find_published_checkpoint(checkpoint.name) == checkpoint
+    folder = tmp_path / "detr-resnet-50"
+    assert find_published_checkpoint(folder) is None
+    folder.mkdir()
+    assert find_published_checkpoint(folder) == PUBLISHED[0]
+    assert find_published_checkpoint("someone/detr-resnet-50") is None
+    assert find_published_checkpoint("detr-resnet-50") is None
+
+
+def test_what_is_compared() -> None:
+    """Detectors by AP and panoptic models by PQ, if the figure is on COCO."""
+    metrics = {one.name: one.main_metric for one in PUBLISHED if one.is_on_coco}
+    assert metrics["facebook/detr-resnet-50"] == "AP"
+    assert metrics["facebook/detr-resnet-50-panoptic"] == "PQ"
+    assert not any("table" in name for name in metrics) and len(metrics) == 22
+
+
 def test_card_of_a_conversion(tmp_path: Path) -> None:
     """A converted file has the published results and recipe, but its own configuration."""
     checkpoint = PUBLISHED[0]

@@ -10,6 +10,7 @@ import pytest
 from hf_detr import read_data
 from hf_detr.commands import prediction_results
 from hf_detr.inference.prediction_lines import complete_run, write_options
+from hf_detr_command_line import main as run
 
 from ..inference.test_image_inputs import write_tar
 from ..some_data import write_image
@@ -205,3 +206,76 @@ def test_wrong_options(
     with pytest.raises(SystemExit):
         predict(tmp_path, "--merge")
     assert "--merge is for one process, but 2 were started" in capsys.readouterr().err
+
+
+def uncertainties(output: Path) -> dict[str, float]:
+    """Of the images that didn't fail, in their order."""
+    lines = sorted(lines_of(output), key=lambda line: line["index"])
+    return {line["file"]: line["uncertainty"] for line in lines if "error" not in line}
+
+
+def test_uncertain_images_are_listed(
+    model: str,
+    images: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    """One process, several, a resumed one and a later merge list the same images, the first first.
+
+    Objects below the threshold count, but aren't in the results.
+    """
+    output = tmp_path / "output"
+    given = (*images, "--model", model, "--no-draw", "--threshold", "0.9")
+    assert predict(output, *given, "--uncertain", "5") == 3
+    known = uncertainties(output)
+    order = sorted(known, key=known.get, reverse=True)
+    listed = (output / "uncertain.txt").read_text().splitlines()
+    assert len(known) == 11 and listed == order[:5] and known[order[0]] > 0
+    assert f"{known[order[0]]:9.4f}  {order[0]}" in capsys.readouterr().out
+    assert not any(line.get("objects") for line in lines_of(output))
+    # A torn file is continued; more images can be listed then.
+    file = output / "predictions.jsonl"
+    file.write_bytes(file.read_bytes()[:-20])
+    assert predict(output, *given, "--uncertain", "7", "--resume") == 3
+    assert (output / "uncertain.txt").read_text().splitlines() == order[:7]
+    predict_by_processes(monkeypatch, tmp_path / "three", *given, "--uncertain", "5")
+    together = tmp_path / "three" / "uncertain.txt"
+    assert together.read_text().splitlines() == listed
+    together.unlink()
+    assert run(["predict", "--merge", "--output", str(tmp_path / "three"), "--uncertain", "5"]) == 3
+    assert together.read_text().splitlines() == listed
+
+
+def test_uncertain_needs_a_run_that_measured_it(
+    model: str,
+    images: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    """Lines of a run without --uncertain can't be continued or merged with it; nor masks used."""
+    given = (*images, "--model", model, "--no-draw")
+    assert predict(tmp_path / "one", *given) == 3
+    assert predict(tmp_path / "one", *given, "--resume", "--uncertain", "5") == 1
+    assert "--uncertain was None and is True now" in capsys.readouterr().err
+    predict_by_processes(monkeypatch, tmp_path / "three", *given)
+    assert run(["predict", "--merge", "--output", str(tmp_path / "three"), "--uncertain", "5"]) == 1
+    assert "ran without --uncertain" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        predict(tmp_path / "one", *given, "--uncertain", "5", "--masks")
+    assert ended.value.code == 2 and "omit --masks" in capsys.readouterr().err
+
+
+def test_uncertain_changes_no_result(model: str, images: list[Path], tmp_path: Path) -> None:
+    """Objects above the threshold are the same, in the lines, with drawn images and as JSON."""
+    for name, more in (("one", ()), ("other", ("--uncertain", "2"))):
+        given = (images[2], "--model", model, "--threshold", "0.15", *more)
+        assert predict(tmp_path / name, *given) == 0
+    one, other = (lines_of(tmp_path / name) for name in ("one", "other"))
+    assert any(line["objects"] for line in one)
+    for line, with_more in zip(one, other, strict=True):
+        assert with_more.pop("uncertainty") > 0
+        assert line["objects"] == with_more["objects"]
+        pictures = [Path(record["picture"]).read_bytes() for record in (line, with_more)]
+        assert pictures[0] == pictures[1]

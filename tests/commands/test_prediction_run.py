@@ -349,6 +349,25 @@ def test_data_sets_of_predictions(
     assert predict(outputs, *given, "--resume") == 3
 
 
+@pytest.mark.parametrize("name", READERS)
+def test_data_sets_of_predictions_are_checked_and_trained_on(
+    model: str, tmp_path: Path, name: str, capsys: pytest.CaptureFixture
+) -> None:
+    """`check` finds no errors in what was found, and `train` takes 20 steps on it."""
+    for number in range(10):
+        write_image(tmp_path / "photos" / f"{number}.png", seed=number)
+    output = tmp_path / "found"
+    assert predict(output, tmp_path / "photos", "--format", name, "--model", model) == 0
+    assert run(["check", "--data", str(output)]) == 0
+    assert "Training may start" in capsys.readouterr().out
+    given = ["--data", output, "--model", model, "--epochs", 5, "--batch-size", 2]
+    if name != "yolo":  # whose data.yaml has a validation split
+        given += ["--val-fraction", 0.2]
+    assert run(["train", *map(str, given), "--output", str(tmp_path / "trained")]) == 0
+    steps = (tmp_path / "trained" / "losses.csv").read_text().splitlines()[1:]
+    assert steps and (tmp_path / "trained" / "model" / "model.safetensors").is_file()
+
+
 def test_links_in_the_output_are_replaced(model: str, tmp_path: Path) -> None:
     """No result is written through a link of an earlier data set to an input image."""
     photo = write_image(tmp_path / "photos" / "images" / "1.png")

@@ -1,6 +1,7 @@
 """`hf-detr video` on real videos: orientation, times, and files that aren't videos."""
 
 import json
+from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
 
@@ -24,14 +25,22 @@ def main(arguments: list[str]) -> int:
 
 def write_video(path: Path, pixels: np.ndarray, degrees: int = 0) -> None:
     """Write a video of one image (H, W, 3), to be shown turned counterclockwise."""
+    write_frames(path, [pixels] * len(TIMES), TIMES, degrees)
+
+
+def write_frames(
+    path: Path, frames: Iterable[np.ndarray], times: Iterable[int], degrees: int = 0
+) -> None:
+    """Write images (H, W, 3) at times in milliseconds."""
+    first, *_ = frames = list(frames)
     with av.open(path, "w") as container:
         stream = container.add_stream("mpeg4", rate=25)
-        stream.height, stream.width = pixels.shape[:2]
+        stream.height, stream.width = first.shape[:2]
         stream.pix_fmt, stream.bit_rate = "yuv420p", 4_000_000
         stream.codec_context.time_base = Fraction(1, 1000)
         if degrees:
             stream.set_display_rotation(degrees)
-        for time in TIMES:
+        for time, pixels in zip(times, frames, strict=True):
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
             frame.pts, frame.time_base = time, Fraction(1, 1000)
             container.mux(stream.encode(frame))
@@ -83,6 +92,42 @@ def test_frames_in_tiles(garments: np.ndarray, tmp_path: Path) -> None:
     for record in records:
         places = [one["box"][0] < half for one in record["objects"] if one["label"] == "coat"]
         assert True in places and False in places
+
+
+def crossing(garments: np.ndarray) -> Iterable[np.ndarray]:
+    """A bag moves to the right, in front of trousers that move to the left and are hidden."""
+    bag, trousers = garments[25:124, 12:137], garments[185:335, 160:280]
+    for step in range(16):
+        frame = np.full((240, 320, 3), (117, 69, 45), np.uint8)
+        x = 5 + round(185 * step / 15)
+        frame[60:210, 190 - x : 310 - x] = trousers
+        frame[10:109, x : x + 125] = bag
+        yield frame
+
+
+def test_tracks_objects_through_a_crossing(
+    garments: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Ids are in the lines and stay, though the hidden object isn't found in some frames."""
+    pytest.importorskip("trackers")
+    write_frames(tmp_path / "clip.avi", crossing(garments), range(0, 1600, 100))
+    given = [str(tmp_path / "clip.avi"), "--output", str(tmp_path), "--batch-size", "4"]
+    assert main([*given, "--track"]) == 0
+    assert "16 frames, tracked objects: 1 bag, 1 trouser." in capsys.readouterr().out
+    lines = (tmp_path / "clip.jsonl").read_text().splitlines()
+    bags, others = [], []
+    for line in lines:
+        best, *rest = json.loads(line)["objects"]  # the best one is the bag
+        bags.append(best["track_id"])
+        others.append([one["track_id"] for one in rest])
+    first, second = bags[1], others[1][0]
+    assert bags == [None] + [first] * 15 and first != second
+    assert others[0] == [None] and others[-1] == [second]  # it is the same at both ends
+    assert {one for frame in others for one in frame} == {None, second}
+    with av.open(tmp_path / "clip.mp4") as container:
+        assert len(list(container.decode(video=0))) == 16
+    assert main(given) == 0
+    assert "track_id" not in (tmp_path / "clip.jsonl").read_text()
 
 
 def test_most_frames(garments: np.ndarray, tmp_path: Path) -> None:
@@ -172,10 +217,15 @@ def test_wrong_arguments_are_status_2(
     for name, message in [
         ("none.avi", "none.avi doesn't exist"),
         ("clip.mp4", "clip.mp4 would be overwritten"),
+        ("clip.mp4", "hf_detr[track]"),
         ("clip.mp4", "hf_detr[video]"),
     ]:
         if message == "hf_detr[video]":
             monkeypatch.setattr(video_command, "av", None)
+        given = ["--output", str(tmp_path)]
+        if message == "hf_detr[track]":
+            monkeypatch.setattr(video_command, "find_spec", lambda name: None)
+            given = ["--output", str(tmp_path / "other"), "--track"]
         with pytest.raises(SystemExit) as ended:
-            main([str(tmp_path / name), "--output", str(tmp_path)])
+            main([str(tmp_path / name), *given])
         assert ended.value.code == 2 and message in capsys.readouterr().err

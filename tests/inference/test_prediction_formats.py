@@ -108,7 +108,8 @@ def test_parquet_has_all_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     odd = {"index": 8, "file": "caf\udce9.jpg", "error": "torn"}
     segment = {"id": 1, "label_id": 0, "was_fused": False, "score": 0.5, "label": "a cat"}
     masks = {"index": 9, "file": "m.png", "width": 1, "height": 1, "objects": []}
-    more = [odd, {**masks, "segments": [{**segment, "area": 7}], "segment_map": "m.segments.png"}]
+    masks |= {"segment_map": "m.segments.png", "uncertainty": 0.5}
+    more = [odd, {**masks, "segments": [{**segment, "area": 7}]}]
     write_parquet(tmp_path / "p.parquet", lambda: iter([*records(), *more]))
     table = parquet.ParquetFile(tmp_path / "p.parquet")
     assert table.num_row_groups == 4
@@ -119,6 +120,7 @@ def test_parquet_has_all_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert rows[0]["objects"] is None and rows[0]["error"] == "torn"
     assert rows[8]["file"] == "caf\\udce9.jpg"
     assert rows[9]["segments"] == [{**segment, "area": 7}]
+    assert [rows[index]["uncertainty"] for index in (8, 9)] == [None, 0.5]
 
 
 def test_reports_are_one_object() -> None:
