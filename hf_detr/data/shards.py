@@ -49,8 +49,8 @@ def find_shards(data: str, splits: tuple[str, ...] = ()) -> dict[str | None, lis
             files_of_coco += map(files.unstrip_protocol, jsons)
         elif not paths:
             raise FileNotFoundError(
-                f"{address} doesn't exist; expected tar files of WebDataset, or a folder in a layout "
-                "of COCO."
+                f"{address} doesn't exist; expected tar files of WebDataset, or a folder in a "
+                "layout of COCO."
             )
         else:
             splits = ()

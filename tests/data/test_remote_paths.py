@@ -75,7 +75,8 @@ def test_nothing_there(storage: MemoryFileSystem) -> None:
     storage.pipe("/mine/notes.txt", b"none")
     with pytest.raises(ValueError, match="memory://mine has no tar files.*in a layout of COCO"):
         find_data("memory://mine")
-    with pytest.raises(FileNotFoundError, match="other doesn't exist; expected .* or a folder in a layout of COCO"):
+    message = "memory://other doesn't exist; expected .* or a folder in a layout of COCO"
+    with pytest.raises(FileNotFoundError, match=message):
         find_data("memory://other")
 
 
