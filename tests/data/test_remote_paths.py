@@ -128,6 +128,6 @@ def test_root_of_a_storage(tmp_path: Path, storage: MemoryFileSystem, address: s
 def test_archives_are_not_searched(tmp_path: Path) -> None:
     """The path in an archive isn't the end of the address, so that names can't be added to it."""
     with ZipFile(tmp_path / "a.zip", "w") as archive:
-        archive.writestr("annotations.json", "{}")
+        archive.writestr("val/annotations.json", "{}")
     with pytest.raises(ValueError, match="isn't a tar file"):
         find_data(f"zip://::{(tmp_path / 'a.zip').as_uri()}")
