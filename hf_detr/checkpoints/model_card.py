@@ -119,9 +119,9 @@ def make_model_card(
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Format a table in Markdown; bars in values are escaped."""
+    """Format a table in Markdown; bars in values are escaped, line breaks are spaces."""
     lines = [columns, ["---"] * len(columns), *rows]
-    cells = [[str(value).replace("|", "\\|") for value in line] for line in lines]
+    cells = [[" ".join(str(value).split()).replace("|", "\\|") for value in line] for line in lines]
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 

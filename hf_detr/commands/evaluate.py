@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..atomic_saving import atomic_file
+from ..wording import some_of
 from .options import (
     add_data_options,
     add_model_options,
@@ -151,10 +152,10 @@ def _write_thresholds(folder: str, metrics: "Metrics") -> None:
 
     thresholds = metrics["diagnosis"].class_thresholds
     if not thresholds:
-        raise ValueError("--write: the model finds no object, so there are no thresholds.")
+        raise ValueError("--write: no object of the data is found, so there are no thresholds.")
     files = write_class_thresholds(folder, thresholds)
-    number = f"Thresholds of {len(thresholds)} classes"
-    print(f"{number} are in {', '.join(map(str, files))}.", file=sys.stderr)
+    where = " and ".join(map(str, files))
+    print(f"The thresholds of {some_of(sorted(thresholds))} are in {where}.", file=sys.stderr)
 
 
 def _report(metrics: "Metrics", file: Path | None) -> None:

@@ -51,6 +51,12 @@ def is_remote(name: str) -> bool:
     return is_address(name) and urlsplit(name).scheme.lower() not in LOCAL
 
 
+def without_slash(folder: str) -> str:
+    """Return a folder's address without the slashes at its end, but with those of its scheme."""
+    scheme, separator, path = folder.partition("://")
+    return f"{scheme}{separator}{path.rstrip('/')}"
+
+
 def check_storage(address: str) -> None:
     """Check that `fsspec` knows a storage and that its package is installed.
 

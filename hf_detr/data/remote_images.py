@@ -13,7 +13,7 @@ from .file_names import check_stays_inside, is_plain
 from .image_source import READING_ERRORS, ImageFolder, ImageSource
 from .object_columns import Problem
 from .packed_values import PackedValues
-from .remote_files import check_address, is_address, is_on_web, read_file
+from .remote_files import check_address, is_address, is_on_web, read_file, without_slash
 
 UNREAD = ("image file", "missing image", "unreadable image")  # kinds of problems
 HEADER = 2**16  # bytes in which PIL nearly always finds an image's size and orientation
@@ -36,7 +36,7 @@ class RemoteImages:
     def __init__(
         self, folder: str, file_names: Sequence[str] | PackedValues, only_headers: bool = False
     ) -> None:
-        self.folder, self.only_headers = folder.rstrip("/"), only_headers
+        self.folder, self.only_headers = without_slash(folder), only_headers
         if isinstance(file_names, PackedValues):  # of another source
             self.file_names = file_names
             return

@@ -4,7 +4,7 @@ import os
 from functools import cached_property
 from pathlib import Path
 
-from .remote_files import find_storage, is_address, is_on_web, tried_again
+from .remote_files import find_storage, is_address, is_on_web, tried_again, without_slash
 
 
 class RemotePath:
@@ -18,7 +18,7 @@ class RemotePath:
     """
 
     def __init__(self, address: str, above: "RemotePath | None" = None) -> None:
-        self.address, self._above = address.rstrip("/"), above
+        self.address, self._above = without_slash(address), above
         self._children: dict[str, RemotePath] = {}
 
     def __fspath__(self) -> str:
@@ -63,7 +63,10 @@ class RemotePath:
 def data_path(name: str | os.PathLike[str]) -> Path | RemotePath:
     """Return the path of a name on this computer, or of an address in a storage.
 
-    The web has no folders that can be listed.
+    The web has no folders that can be listed, and in archives (`zip://a::s3://b.zip`) they aren't
+    looked for.
     """
     text = os.fspath(name)
-    return RemotePath(text) if is_address(text) and not is_on_web(text) else Path(text)
+    is_in_archive = "::" in text.partition("://")[2]
+    is_folder = is_address(text) and not is_on_web(text) and not is_in_archive
+    return RemotePath(text) if is_folder else Path(text)

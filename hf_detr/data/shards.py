@@ -48,7 +48,10 @@ def find_shards(data: str, splits: tuple[str, ...] = ()) -> dict[str | None, lis
             jsons = (one for one in listed if one.endswith(".json"))
             files_of_coco += map(files.unstrip_protocol, jsons)
         elif not paths:
-            raise FileNotFoundError(f"{address} doesn't exist; expected tar files of WebDataset.")
+            raise FileNotFoundError(
+                f"{address} doesn't exist; expected tar files of WebDataset, or a folder in a "
+                "layout of COCO."
+            )
         else:
             splits = ()
         for one in sorted(paths):

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from ..inference.score_thresholds import DEFAULT
 from .detection_columns import DetectionColumns
 from .ground_truth import GroundTruth
 from .score_curves import ScoreCurve, joined_curve
 
 MOST_IMAGES = 12  # of each kind, to be shown
-DEFAULT_THRESHOLD = 0.5  # of classes of which nothing is found
 CONFIDENT = 0.5  # score from which a detection casts doubt on the targets
 IOU = 0.5
 # The kinds of TIDE (arXiv 2008.08115), and the backend's names
@@ -102,7 +102,7 @@ class Diagnosis:
 
     def used_thresholds(self) -> list[float]:
         """Return the threshold of each class at which errors are counted."""
-        return [DEFAULT_THRESHOLD if best is None else best for best in self.thresholds]
+        return [DEFAULT if best is None else best for best in self.thresholds]
 
 
 def make_diagnosis(evaluation: Any, truth: GroundTruth, found: DetectionColumns) -> Diagnosis:
@@ -122,7 +122,7 @@ def make_diagnosis(evaluation: Any, truth: GroundTruth, found: DetectionColumns)
     of_all = joined_curve(curves)
     thresholds = [curve.best_threshold(of_all) for curve in curves]
     named = {name: best for name, best in zip(names, thresholds, strict=True) if best is not None}
-    used = np.array([DEFAULT_THRESHOLD if best is None else best for best in thresholds])
+    used = np.array([DEFAULT if best is None else best for best in thresholds])
     keep = np.zeros(len(found.scores), dtype=bool)
     keep[counted] = found.scores[counted] > used[found.labels[counted]]
     kept = _of_rows(evaluation, found, keep)

@@ -39,7 +39,7 @@ class ScoreCurve:
         return 2 * true / np.maximum(every + self.num_objects, 1)
 
     def best_threshold(self, of_all: "ScoreCurve | None" = None) -> float | None:
-        """Return the threshold of the best F1; None if no object is found at any.
+        """Return the threshold of the best F1, of `SCORES`; None if no object is found at any.
 
         The best F1 of few objects is largely chance. Therefore a few objects are added that have
         the scores of all classes, and F1 is smoothed, over logits, because models differ in the
@@ -48,7 +48,7 @@ class ScoreCurve:
         Args:
             of_all: the curve of all classes together; None adds nothing.
         """
-        if not len(self.true_scores):
+        if not self.counts(SCORES[0])[0]:
             return None
         f1 = self.f1() if of_all is None else self._f1_with(of_all)
         step = LOGITS[1] - LOGITS[0]

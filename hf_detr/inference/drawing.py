@@ -166,7 +166,8 @@ def _paint_segments(
 
 def _plate_size(canvas: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont) -> Size:
     left, top, right, bottom = canvas.textbbox((0, 0), text, font)
-    return round(right + left) + 2 * MARGIN, round(bottom + top)  # equal margins on all sides
+    height = max(round(bottom + top), 1)  # equal margins on all sides; without text, it is zero
+    return round(right + left) + 2 * MARGIN, height
 
 
 def _write(

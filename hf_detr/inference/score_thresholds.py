@@ -31,8 +31,9 @@ def threshold_of_labels(threshold: Threshold, config: PreTrainedConfig) -> Any |
     known = known_threshold(threshold, config)
     if not isinstance(known, dict):
         return known
-    check_class_thresholds(known, config.id2label, "threshold")
+    field = "class_thresholds" if threshold is None else "threshold"
+    check_class_thresholds(known, config.id2label, field)
     scores = torch.full((max(config.id2label) + 1,), DEFAULT)
     for label, name in config.id2label.items():
-        scores[label] = known.get(name, DEFAULT)
+        scores[label] = float(known.get(name, DEFAULT))
     return scores

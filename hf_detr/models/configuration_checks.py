@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from numbers import Real
 from typing import Any
 
 import torch
@@ -97,7 +98,7 @@ def check_class_thresholds(
                 f"{field} has the class {name!r}, which isn't in id2label; expected names "
                 f"such as {some_of(sorted(names), 3)}. Remove it, or correct its name."
             )
-        is_number = isinstance(score, (int, float)) and not isinstance(score, bool)
+        is_number = isinstance(score, Real) and not isinstance(score, bool)
         if not (is_number and 0 <= score <= 1):
             raise ValueError(f"{field}[{name!r}] is {score!r}; expected a score from 0 to 1.")
 

@@ -16,9 +16,10 @@ from ..atomic_saving import atomic_file
 from ..data.dataset import DetectionDataset, as_detection_dataset
 from ..data.image_source import READING_ERRORS
 from ..evaluation.coco_evaluator import Metrics
-from ..evaluation.diagnosis import CONFIDENT, DEFAULT_THRESHOLD, Diagnosis, ImageErrors, LabelDoubt
+from ..evaluation.diagnosis import CONFIDENT, Diagnosis, ImageErrors, LabelDoubt
 from ..evaluation.score_curves import SCORES
 from ..inference.drawing import draw_predictions, make_picture
+from ..inference.score_thresholds import DEFAULT
 from .figures import COLORS, Axes, Figure, make_chart
 
 TEMPLATE = Path(__file__).with_name("report.html")
@@ -62,7 +63,7 @@ def write_report(
         model, data: names for the title.
 
     Raises:
-        ValueError: if `metrics` has no `diagnosis`.
+        ValueError: if `metrics` has no `diagnosis`, or is of other images.
     """
     diagnosis = metrics.get("diagnosis")
     if not isinstance(diagnosis, Diagnosis):
@@ -73,7 +74,7 @@ def write_report(
         "title": f"{model} on {data}",
         "subtitle": ", ".join(_number_of(noun, number) for noun, number in facts.items()),
         "numbers": _numbers(metrics),
-        "default_threshold": DEFAULT_THRESHOLD,
+        "default_threshold": DEFAULT,
         "confident": CONFIDENT,
         "num_images": diagnosis.num_images,
         "num_doubtful": diagnosis.num_doubtful,
@@ -244,7 +245,11 @@ class _Pictures:
 
     def describe(self, errors: ImageErrors, is_doubtful: bool) -> dict[str, Any]:
         """The two pictures of an image, or why there are none, with its name and a line of text."""
-        index = self.index_of[errors.image_id]
+        index = self.index_of.get(errors.image_id)
+        if index is None:
+            raise ValueError(
+                f"The data set has no image {errors.image_id}; give the one that was evaluated."
+            )
         words = f"{errors.num_true} found, {errors.num_missed} missed, {errors.num_false} wrong"
         if is_doubtful:
             words = "; ".join(map(self._describe_doubt, errors.doubts[:MOST_DOUBTS]))

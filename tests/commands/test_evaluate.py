@@ -12,6 +12,7 @@ import pytest
 from hf_detr import DeformableDetrImageProcessor, embedded_model_folder, evaluate, read_coco
 from hf_detr.commands import evaluate as command
 from hf_detr.commands.evaluate import _report
+from hf_detr.wording import some_of
 from hf_detr_command_line import main as run
 
 from ..data.test_yolo import BOX, write_yolo
@@ -144,6 +145,7 @@ def test_report_and_thresholds_of_garments(tmp_path: Path, capsys: pytest.Captur
     assert str(page) in err and "README.md" in err
     assert "but the target is dress" in page.read_text(encoding="utf-8")
     thresholds = json.loads((model / "config.json").read_text())["class_thresholds"]
+    assert f"thresholds of {some_of(list(thresholds))} are in {model / 'config.json'} and" in err
     assert "bag" in thresholds and "coat" not in thresholds  # there are none in the targets
     assert all(0.3 < score < 0.7 for score in thresholds.values())
     assert f"| bag | {thresholds['bag']} |" in (model / "README.md").read_text()

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from zipfile import ZipFile
 
 import fsspec
 import pytest
@@ -74,7 +75,8 @@ def test_nothing_there(storage: MemoryFileSystem) -> None:
     storage.pipe("/mine/notes.txt", b"none")
     with pytest.raises(ValueError, match="memory://mine has no tar files.*in a layout of COCO"):
         find_data("memory://mine")
-    with pytest.raises(FileNotFoundError, match="memory://other doesn't exist"):
+    message = "memory://other doesn't exist; expected .* or a folder in a layout of COCO"
+    with pytest.raises(FileNotFoundError, match=message):
         find_data("memory://other")
 
 
@@ -107,3 +109,25 @@ def test_other_names_are_plain_paths() -> None:
     """The web, where nothing can be listed, and this computer have paths of pathlib."""
     assert data_path("photos") == Path("photos")
     assert not isinstance(data_path("https://example.org/photos"), RemotePath)
+
+
+@pytest.mark.parametrize("address", ["memory://", "memory:///"])
+def test_root_of_a_storage(tmp_path: Path, storage: MemoryFileSystem, address: str) -> None:
+    """A storage's root can be the folder, and the one of the images."""
+    move(tmp_path / "a", "_annotations.coco.json", ".")
+    names = [path.name for path in (tmp_path / "a").iterdir() if path.is_file()]
+    storage.put([str(tmp_path / "a" / name) for name in names], "/")
+    try:
+        assert find_data(address).splits == ("train",)
+        with pytest.warns(UserWarning, match="has no splits"):
+            assert len(read_data(address)) == 2
+    finally:
+        storage.rm([f"/{name}" for name in names])
+
+
+def test_archives_are_not_searched(tmp_path: Path) -> None:
+    """The path in an archive isn't the end of the address, so that names can't be added to it."""
+    with ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("val/annotations.json", "{}")
+    with pytest.raises(ValueError, match="isn't a tar file"):
+        find_data(f"zip://::{(tmp_path / 'a.zip').as_uri()}")

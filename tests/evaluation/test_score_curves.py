@@ -73,3 +73,10 @@ def test_few_objects_follow_all_classes() -> None:
         together = own.best_threshold(joined_curve([own, others]))
         assert (together > 0.4) == is_high
     assert curve_of([], [0.3], 2).best_threshold(others) is None
+
+
+def test_scores_below_all_thresholds_have_none() -> None:
+    """An object that is found below the lowest threshold of the curve isn't found at any."""
+    others = curve_of([0.9] * 100, [0.4] * 100, 100)
+    for of_all in (None, others):
+        assert curve_of([1e-9], [1e-9], 1).best_threshold(of_all) is None

@@ -130,3 +130,10 @@ def test_pictures_are_upright_and_have_three_channels(tmp_path: Path) -> None:
     assert picture.size == (60, 80) and picture.mode == "RGB"
     assert make_picture(np.full((4, 5), 0.5)).getpixel((0, 0)) == (128, 128, 128)
     assert make_picture(PIL.Image.new("RGBA", (5, 4))).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_label_without_text() -> None:
+    """A class may have an empty name, as targets have no score beside it."""
+    image = PIL.Image.new("RGB", (80, 60), (100,) * 3)
+    result = {"labels": torch.tensor([0]), "boxes": torch.tensor([[10.0, 10, 40, 40]])}
+    assert changed(draw_predictions(image, result, {0: ""})).any()

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import pipeline
@@ -29,6 +30,7 @@ def test_order_of_precedence() -> None:
     assert threshold_of_labels(0.0, own) == 0.0
     assert threshold_of_labels(None, own).tolist() == pytest.approx([0.5, 0.2, 0.5])
     assert threshold_of_labels({"cat": 0.3}, own).tolist() == pytest.approx([0.3, 0.5, 0.5])
+    assert threshold_of_labels({"cat": np.float32(0.25)}, own)[0] == 0.25
     assert known_threshold(None, own) == {"dog": 0.2} and known_threshold(None, plain) == 0.5
 
 
@@ -47,6 +49,14 @@ def test_wrong_thresholds(given: dict[str, Any], message: str) -> None:
         predict(
             tiny_detector(num_labels=3, id2label=NAMES), processor, [torch.zeros(3, 40, 60)], given
         )
+
+
+def test_names_that_no_longer_fit_are_the_models() -> None:
+    """The message names the field, not an argument that wasn't given."""
+    config = tiny_config(num_labels=3, id2label=NAMES, class_thresholds={"dog": 0.2})
+    config.id2label = {0: "fish"}
+    with pytest.raises(ValueError, match="class_thresholds has the class 'dog'"):
+        threshold_of_labels(None, config)
 
 
 @pytest.mark.parametrize("variant", ["detr", "deformable_detr"])

@@ -156,6 +156,12 @@ def test_subset_and_lost_image(data: DetectionDataset, tmp_path: Path) -> None:
     assert len(pictures_of(page)) == 2 + 2 * 2
 
 
+def test_other_images(data: DetectionDataset, tmp_path: Path) -> None:
+    """A data set without the images of the errors isn't the one that was evaluated."""
+    with pytest.raises(ValueError, match="has no image 2; give the one that was evaluated"):
+        write_report(tmp_path / "report.html", some_errors(data), data.subset([0]))
+
+
 def test_no_pictures_of_a_stream(data: DetectionDataset, tmp_path: Path) -> None:
     """A sentence is in their place."""
     write_report(tmp_path / "report.html", some_errors(data), None)
