@@ -18,9 +18,9 @@ from .image_source import (
     ImageSource,
     JoinedImages,
     SelectedImages,
+    check_size,
     read_pixels,
     read_segment_ids,
-    size_reason,
 )
 from .table_parts import join_tables, select_images
 
@@ -167,13 +167,7 @@ class DetectionDataset(Dataset):
         if index in self._fatal:
             raise ValueError(f"{self.images.name(index)}: {self._fatal[index]}.")
         image = read_pixels(self.images, index)
-        height, width = self.image_hw(index)
-        if image.shape[1:] != (height, width):
-            raise ValueError(
-                f"{self.images.name(index)} has {image.shape[2]} x {image.shape[1]} pixels (width "
-                f"x height, upright), but its annotations are for {width} x {height}; fix the "
-                f"image or the annotations{size_reason(self.images, index, (height, width))}."
-            )
+        check_size(self.images, index, image.shape[1:], self.image_hw(index))
         target = self._target(index)
         if self.transform is None:
             return tv_tensors.Image(image), target
