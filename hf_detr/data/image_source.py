@@ -231,22 +231,6 @@ def turned_size_hw(source: ImageSource, index: int) -> tuple[int, int] | None:
         return None
 
 
-def check_size(
-    source: ImageSource, index: int, pixels_hw: tuple[int, int], annotated_hw: tuple[int, int]
-) -> None:
-    """Check that an image has the height and width that its annotations are for.
-
-    Raises:
-        ValueError: if it hasn't.
-    """
-    if tuple(pixels_hw) != tuple(annotated_hw):
-        raise ValueError(
-            f"{source.name(index)} has {pixels_hw[1]} x {pixels_hw[0]} pixels (width x height, "
-            f"upright), but its annotations are for {annotated_hw[1]} x {annotated_hw[0]}; fix the "
-            f"image or the annotations{size_reason(source, index, annotated_hw)}."
-        )
-
-
 def size_reason(source: ImageSource, index: int, annotated_hw: tuple[int, int]) -> str:
     """Explain an annotated size that is that of the image before its EXIF orientation; or ""."""
     if turned_size_hw(source, index) != annotated_hw[::-1]:

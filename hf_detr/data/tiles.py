@@ -9,8 +9,8 @@ import numpy as np
 import PIL.Image
 
 from .annotation_table import AnnotationTable
-from .dataset import DetectionDataset
-from .image_source import ImageSource, check_size, read_pixels
+from .dataset import DetectionDataset, check_size
+from .image_source import ImageSource, read_pixels
 from .table_parts import PER_OBJECT
 from .tile_grid import OVERLAP, check_tiles, tile_windows
 
@@ -79,7 +79,7 @@ class TileImages:
             pixels = read_pixels(self._source, image)
             decoded = PIL.Image.fromarray(pixels.permute(1, 2, 0).numpy())
         # Else tiles outside of it would be black.
-        check_size(self._source, image, decoded.size[::-1], self._image_hw[image].tolist())
+        check_size(self._source, image, decoded.size[::-1], tuple(self._image_hw[image].tolist()))
         return decoded
 
 

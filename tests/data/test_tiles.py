@@ -100,6 +100,13 @@ def test_images_must_have_the_annotated_size(dataset: DetectionDataset, tmp_path
         write_image(tmp_path / "images" / "1.png", *size)
         with pytest.raises(ValueError, match="but its annotations are for 100 x 90"):
             cut[1]
+    write_image(tmp_path / "images" / "1.png", 90, 100)
+    with PIL.Image.open(tmp_path / "images" / "1.png") as image:
+        exif = image.getexif()
+        exif[0x0112] = 6
+        image.save(tmp_path / "images" / "1.png", exif=exif)
+    with pytest.raises(ValueError, match="its EXIF orientation turns it"):
+        cut[1]
 
 
 def opening(source: object, index: int) -> PIL.Image.Image:
