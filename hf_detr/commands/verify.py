@@ -133,6 +133,7 @@ def _read(parsed: argparse.Namespace, published: "PublishedCheckpoint") -> "Dete
     else:
         dataset = read_coco(*found)
     if parsed.images is None or parsed.images >= len(dataset):
+        parsed.images = None  # all of the folder, which aren't a random part
         return dataset
     chosen = random.Random(SEED).sample(range(len(dataset)), parsed.images)
     return dataset.subset(sorted(chosen))
@@ -150,8 +151,7 @@ def _line(
     from ..inference.model_loading import model_revision
 
     name, authors = published.main_metric, published.metrics[published.main_metric]
-    is_part = parsed.images == num_images != NUM_IMAGES
-    part = f" (random, seed {SEED})" if is_part else ""
+    part = f" (random, seed {SEED})" if parsed.images else ""
     revision = model_revision(model)
     device = str(model.device)
     if model.device.type == "cuda":

@@ -167,13 +167,7 @@ class DetectionDataset(Dataset):
         if index in self._fatal:
             raise ValueError(f"{self.images.name(index)}: {self._fatal[index]}.")
         image = read_pixels(self.images, index)
-        height, width = self.image_hw(index)
-        if image.shape[1:] != (height, width):
-            raise ValueError(
-                f"{self.images.name(index)} has {image.shape[2]} x {image.shape[1]} pixels (width "
-                f"x height, upright), but its annotations are for {width} x {height}; fix the "
-                f"image or the annotations{size_reason(self.images, index, (height, width))}."
-            )
+        check_size(self.images, index, tuple(image.shape[1:]), self.image_hw(index))
         target = self._target(index)
         if self.transform is None:
             return tv_tensors.Image(image), target
@@ -272,6 +266,18 @@ class DetectionDataset(Dataset):
         if self.segment_maps is None:
             return [self.table.segmentations[row] for row in rows]
         return list(map(rle_from_mask, self.object_masks(index, rows)))
+
+
+def check_size(
+    source: ImageSource, index: int, pixels_hw: tuple[int, int], annotated_hw: tuple[int, int]
+) -> None:
+    """Check that an image has its annotations' size, and raise ValueError if it hasn't."""
+    if pixels_hw != annotated_hw:
+        raise ValueError(
+            f"{source.name(index)} has {pixels_hw[1]} x {pixels_hw[0]} pixels (width x height, "
+            f"upright), but its annotations are for {annotated_hw[1]} x {annotated_hw[0]}; fix the "
+            f"image or the annotations{size_reason(source, index, annotated_hw)}."
+        )
 
 
 def join_datasets(datasets: Sequence[DetectionDataset]) -> DetectionDataset:

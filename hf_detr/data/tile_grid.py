@@ -1,5 +1,6 @@
 """Windows of equal size that cover an image and overlap; nothing here needs torch."""
 
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,13 +14,14 @@ def check_tiles(tiles: Any, overlap: Any) -> None:
     """Check the side of tiles in pixels, None for none, and the share by which they overlap.
 
     Raises:
-        ValueError: if one is too small or too large.
+        ValueError: if one is no number, or too small or too large.
     """
     if tiles is not None and (type(tiles) is not int or tiles < LEAST_SIDE):
         raise ValueError(
-            f"tiles is {tiles!r}; expected the side of a tile in pixels, at least {LEAST_SIDE}."
+            f"tiles is {tiles!r}; expected the side of a tile in pixels, at least {LEAST_SIDE}, as "
+            "an int."
         )
-    if not 0 <= overlap < 1:
+    if not isinstance(overlap, numbers.Real) or not 0 <= overlap < 1:
         raise ValueError(
             f"overlap is {overlap!r}; expected a share of the tile's side, from 0 to below 1."
         )

@@ -9,7 +9,7 @@ import numpy as np
 import PIL.Image
 
 from .annotation_table import AnnotationTable
-from .dataset import DetectionDataset
+from .dataset import DetectionDataset, check_size
 from .image_source import ImageSource, read_pixels
 from .table_parts import PER_OBJECT
 from .tile_grid import OVERLAP, check_tiles, tile_windows
@@ -28,6 +28,7 @@ class TileImages:
         images: index of each tile's image.
         windows: (n, 4), x0, y0, x1, y1 of each tile in pixels of the upright image.
         is_whole: (n,), whether a tile is its whole image.
+        image_hw: (m, 2), annotated height and width of each image of the source.
         are_maps: whether the source has segment maps, whose numbers aren't colors.
     """
 
@@ -37,10 +38,11 @@ class TileImages:
         images: np.ndarray,
         windows: np.ndarray,
         is_whole: np.ndarray,
+        image_hw: np.ndarray,
         are_maps: bool = False,
     ) -> None:
         self._source, self._images, self._windows = source, images, windows
-        self._is_whole, self._are_maps = is_whole, are_maps
+        self._is_whole, self._image_hw, self._are_maps = is_whole, image_hw, are_maps
         self._latest: tuple[int, PIL.Image.Image] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -70,10 +72,15 @@ class TileImages:
         return f"{stamp} {self._windows[index].tolist()}"
 
     def _decoded(self, image: int) -> PIL.Image.Image:
-        if not self._are_maps:  # upright RGB of 8 bits, as the whole image would be
-            return PIL.Image.fromarray(read_pixels(self._source, image).permute(1, 2, 0).numpy())
-        with self._source.open(image) as opened:
-            return opened.copy()
+        if self._are_maps:
+            with self._source.open(image) as opened:
+                decoded = opened.copy()
+        else:  # upright RGB of 8 bits, as the whole image would be
+            pixels = read_pixels(self._source, image)
+            decoded = PIL.Image.fromarray(pixels.permute(1, 2, 0).numpy())
+        # Else tiles outside of it would be black.
+        check_size(self._source, image, decoded.size[::-1], tuple(self._image_hw[image].tolist()))
+        return decoded
 
 
 def tile_dataset(
@@ -110,7 +117,7 @@ def tile_dataset(
     images = np.repeat(np.arange(len(table)), list(map(len, windows)))
     joined = np.concatenate([np.empty((0, 4), dtype=np.int64), *windows])
     is_whole = np.array([len(some) == 1 for _, _, some in places], dtype=bool)
-    cut = images, joined, is_whole
+    cut = images, joined, is_whole, table.image_hw
     maps = dataset.segment_maps if with_objects else None
     result = DetectionDataset(
         _cut_table(table, windows, with_objects),

@@ -10,7 +10,8 @@ object. Three rules decide:
    their segments have it where both tiles see. An object has at most one part in a tile; those that
    are most similar and certain are joined first.
 3. Of the parts of an object, the best whole one counts. An object that is larger than the overlap
-   has only cut parts; it is their union.
+   has only cut parts; it is their union. Parts with less than half of the best score don't count:
+   they are of queries that hardly found it, and would make a certain object's box or score worse.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from torch import Tensor
 from ..ops.box_ops import box_iou
 
 SAME_OBJECT = 0.5  # IoU
+CERTAIN_PART = 0.5  # of the best part's score
 MARGIN = 0.02  # of a tile's side: boxes this near to a border are taken as cut
 
 
@@ -76,6 +78,8 @@ def find_objects(
     best = scores.tolist()
     chosen = []
     for parts in objects.values():
+        least = CERTAIN_PART * max(best[row] for row in parts)
+        parts = [row for row in parts if best[row] >= least]
         whole = [row for row in parts if is_whole[row]]
         chosen.append([max(whole, key=best.__getitem__)] if whole else parts)
     return sorted(chosen, key=lambda parts: -max(best[row] for row in parts))

@@ -38,8 +38,8 @@ def test_wrong_sides_are_refused(tiles: object) -> None:
         check_tiles(tiles, 0.2)
 
 
-@pytest.mark.parametrize("overlap", [-0.1, 1, 20, float("nan")])
-def test_wrong_overlaps_are_refused(overlap: float) -> None:
+@pytest.mark.parametrize("overlap", [-0.1, 1, 20, float("nan"), None, "0.2"])
+def test_wrong_overlaps_are_refused(overlap: object) -> None:
     """An overlap is a share, not a number of pixels."""
     check_tiles(None, 0)
     with pytest.raises(ValueError, match="overlap is .*; expected a share of the tile's side"):

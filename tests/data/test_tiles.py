@@ -93,6 +93,22 @@ def test_an_image_is_decoded_once_for_its_tiles(
     assert pickle.loads(pickle.dumps(cut.images))._latest is None
 
 
+def test_images_must_have_the_annotated_size(dataset: DetectionDataset, tmp_path: Path) -> None:
+    """Tiles outside a smaller image would be black, and those of a larger one miss a part."""
+    cut, _ = tile_dataset(dataset, 60, 0.2, with_objects=False)
+    for size in ((50, 40), (200, 180)):
+        write_image(tmp_path / "images" / "1.png", *size)
+        with pytest.raises(ValueError, match="but its annotations are for 100 x 90"):
+            cut[1]
+    write_image(tmp_path / "images" / "1.png", 90, 100)
+    with PIL.Image.open(tmp_path / "images" / "1.png") as image:
+        exif = image.getexif()
+        exif[0x0112] = 6
+        image.save(tmp_path / "images" / "1.png", exif=exif)
+    with pytest.raises(ValueError, match="its EXIF orientation turns it"):
+        cut[1]
+
+
 def opening(source: object, index: int) -> PIL.Image.Image:
     return PIL.Image.open(source.name(index))
 

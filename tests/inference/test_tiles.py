@@ -104,6 +104,15 @@ def test_uncertain_queries_do_not_part_certain_ones() -> None:
     assert objects_of(SIDE_BY_SIDE, parts, [0.9, 0.1, 0.8, 0.2]) == [[0], [3]]
 
 
+def test_uncertain_parts_do_not_change_certain_objects() -> None:
+    """A lower threshold leaves the score and box of what a higher one finds."""
+    whole = [(0, [75, 10, 100, 30]), (1, [83, 10, 110, 30])]
+    assert objects_of(SIDE_BY_SIDE, whole, [0.9, 0.1]) == [[0]]
+    cut = [(0, [60, 10, 99, 30]), (1, [80, 10, 120, 32])]
+    assert objects_of(SIDE_BY_SIDE, cut, [0.1, 0.9]) == [[1]]
+    assert objects_of(SIDE_BY_SIDE, cut, [0.6, 0.9]) == [[0, 1]]
+
+
 def test_corners_where_four_tiles_meet() -> None:
     """A small object is seen by all four, a larger one whole by one, the largest by none."""
     small = [(tile, [84, 85, 96, 95]) for tile in range(4)]
