@@ -233,11 +233,10 @@ def _prepare_ahead(
         except (ValueError, TypeError, OSError) as error:
             return _Tile(index, error)
         windows = tile_windows(pixels[0].shape[-2:], tiles, overlap)
-        return _Tile(index, windows=windows, pixels=pixels[0])
+        tile = _Tile(index, windows=windows, pixels=pixels[0])
+        return prepare(tile) if len(windows) == 1 else tile
 
     def prepare(tile: _Tile) -> _Tile:
-        if tile.error is not None:
-            return tile
         x0, y0, x1, y1 = tile.windows[tile.number].tolist()
         pixels = [tile.pixels[:, y0:y1, x0:x1]]
         try:
@@ -246,12 +245,13 @@ def _prepare_ahead(
             return _Tile(tile.image, error)
         return replace(tile, pixels=None, inputs=inputs)
 
-    def each_tile() -> Iterator[_Tile]:
-        for image in _map_ahead(read, enumerate(images), num_workers, num_workers):
-            number = 1 if image.error is not None else len(image.windows)
-            yield from (replace(image, number=number) for number in range(number))
-
-    return _map_ahead(prepare, each_tile(), num_workers, batch_size)
+    num_ahead = batch_size if tiles is None else num_workers
+    for image in _map_ahead(read, enumerate(images), num_workers, num_ahead):
+        if image.pixels is None:
+            yield image
+        else:
+            parts = (replace(image, number=number) for number in range(len(image.windows)))
+            yield from _map_ahead(prepare, parts, num_workers, batch_size)
 
 
 def _map_ahead(
