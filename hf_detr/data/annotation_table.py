@@ -57,6 +57,10 @@ class AnnotationTable:
         """Return the index of each object's image, (n,) int64."""
         return np.repeat(np.arange(len(self)), np.diff(self.offsets))
 
+    def most_objects(self) -> int:
+        """Return the number of objects of the image that has most."""
+        return int(np.diff(self.offsets).max(initial=0))
+
 
 def make_table(
     categories: Mapping[int, str],

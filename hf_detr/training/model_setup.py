@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from transformers import (
@@ -144,8 +143,7 @@ def _read_architecture(
         "use_pretrained_backbone": options.backbone_weights is None,
     }
     if options.small_data:
-        most = int(np.diff(data.table.offsets).max())
-        architecture["num_queries"] = max(2 * most, 20)
+        architecture["num_queries"] = max(2 * data.table.most_objects(), 20)
     return architecture
 
 

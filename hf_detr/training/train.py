@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
@@ -228,7 +227,7 @@ def _check_data(
     No process waits for another here: checking much data takes longer than a barrier lasts.
     """
     # Whole images can have more objects than a model of their tiles needs.
-    num_queries = None if options.tiles else _num_queries(model)
+    num_queries = None if options.tiles else model.detection_transformer.num_queries
     splits = {"train": train_data}
     if not options.overfit:
         splits["val"] = val_data
@@ -237,11 +236,6 @@ def _check_data(
         print(report.text(), file=sys.stderr)
     if not report.may_train:
         raise ValueError("The data have errors; fix the problems marked ERROR above.")
-
-
-def _num_queries(model: PreTrainedModel) -> int:
-    is_two_stage = getattr(model.config, "two_stage", False)
-    return model.config.two_stage_num_proposals if is_two_stage else model.config.num_queries
 
 
 def _describe(training: Training, is_trained: bool, new_classes: list[str]) -> list[str]:
@@ -254,9 +248,11 @@ def _describe(training: Training, is_trained: bool, new_classes: list[str]) -> l
     ]
     if new_classes:
         lines.insert(0, f"Classes that are new to the model: {some_of(new_classes, 10)}.")
-    most = int(np.diff(training.train_data.table.offsets).max(initial=0))
-    if options.tiles and most > (number := _num_queries(training.plain_model)):
-        lines.append(f"Tiles have up to {most} objects, but the model only {number} queries.")
+    if options.tiles:
+        most = training.train_data.table.most_objects()
+        number = training.plain_model.detection_transformer.num_queries
+        if most > number:
+            lines.append(f"Tiles have up to {most} objects, but the model only {number} queries.")
     few = FEW_STEPS[not is_trained]
     if training.total_steps < few and not options.overfit:
         kind = "fine-tuning" if is_trained else "a new model"

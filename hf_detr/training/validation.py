@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import numpy as np
 from transformers import PreTrainedModel
 
 from ..data.dataset import DetectionDataset
@@ -24,7 +23,7 @@ def validate(
     tiles: dict[str, Any] = {"tiles": options.tiles, "overlap": options.overlap}
     most = MAX_DETECTIONS
     if options.tiles is not None:
-        most = max(most, int(np.diff(data.table.offsets).max(initial=0)))
+        most = max(most, data.table.most_objects())
     metrics = evaluate(*given, max_detections=most, **tiles)
     if options.panoptic:
         quality = evaluate_panoptic(*given, **tiles)

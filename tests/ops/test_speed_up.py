@@ -17,18 +17,18 @@ from hf_detr.ops import speed_up as module
 from hf_detr.ops.speed_up import SampledSum
 
 SMALL = {"encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "decoder_layers": 2, "num_queries": 6}
+BACKBONE = {
+    "embedding_size": 8,
+    "hidden_sizes": [8, 8, 16, 16],
+    "depths": [1, 1, 1, 1],
+    "layer_type": "basic",
+    "out_features": ["stage2", "stage3", "stage4"],
+}
 
 
 def make_rt_detr() -> nn.Module:
-    backbone = transformers.RTDetrResNetConfig(
-        embedding_size=8,
-        hidden_sizes=[8, 8, 16, 16],
-        depths=[1, 1, 1, 1],
-        layer_type="basic",
-        out_features=["stage2", "stage3", "stage4"],
-    )
     config = transformers.RTDetrConfig(
-        backbone_config=backbone,
+        backbone_config=transformers.RTDetrResNetConfig(**BACKBONE),
         encoder_hidden_dim=32,
         encoder_in_channels=[8, 16, 16],
         d_model=32,
@@ -42,15 +42,8 @@ def make_rt_detr() -> nn.Module:
 
 
 def make_deformable_detr() -> nn.Module:
-    backbone = transformers.ResNetConfig(
-        embedding_size=8,
-        hidden_sizes=[8, 8, 16, 16],
-        depths=[1, 1, 1, 1],
-        layer_type="basic",
-        out_features=["stage2", "stage3", "stage4"],
-    )
     config = transformers.DeformableDetrConfig(
-        backbone_config=backbone,
+        backbone_config=transformers.ResNetConfig(**BACKBONE),
         d_model=32,
         encoder_layers=1,
         encoder_attention_heads=4,
