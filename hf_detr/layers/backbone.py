@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from transformers import TimmBackboneConfig
 from transformers import initialization as init
 
-from .folded_backbone import FoldedBackbone, inference_only
+from .folded_backbone import FoldedBackbone, is_readable
+from .folded_training import FoldedTraining
 
 
 class Backbone(nn.Module):
@@ -43,6 +44,7 @@ class Backbone(nn.Module):
         self.reductions: list[int] = model.feature_info.reduction()
         self.channels_last_output = getattr(model, "output_fmt", "NCHW") == "NHWC"
         self.folded = FoldedBackbone((OneStepBatchNorm2d, OneStepBatchNormAct2d))
+        self.folded_training = FoldedTraining(self.folded.norm_types)
         self.freeze(num_stages=1)
         if not next(model.parameters()).is_meta:
             # timm has just initialised or loaded these; the model's own init must not redraw them.
@@ -52,8 +54,9 @@ class Backbone(nn.Module):
     def forward(self, pixel_values: Tensor) -> list[Tensor]:
         """Feature maps (B, C_l, h_l, w_l), finest first, of `pixel_values` (B, 3, H, W)."""
         network = self.conv_encoder["model"]
-        if inference_only(pixel_values):
-            network = self.folded.network_for(network, pixel_values)
+        if is_readable(pixel_values):
+            folded = self.folded_training if torch.is_grad_enabled() else self.folded
+            network = folded.network_for(network, pixel_values)
         features = network(pixel_values)
         if self.channels_last_output:
             features = [feature.permute(0, 3, 1, 2) for feature in features]
@@ -62,6 +65,8 @@ class Backbone(nn.Module):
     def train(self, mode: bool = True) -> "Backbone":
         """As in torch; also frees the folded copy."""
         self.folded.drop()
+        if not mode:  # transformers' Trainer calls train() before every step
+            self.folded_training.drop()
         return super().train(mode)
 
     def freeze(self, num_stages: int | None = None) -> None:

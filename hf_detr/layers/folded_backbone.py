@@ -66,15 +66,10 @@ class FoldedBackbone:
         if pixel_values[:, 0].numel() < LEAST_PIXELS:
             return network
         modules = list(network.modules())
-        if _has_any_global_hook() or not all(_is_plain(module) for module in modules):
-            return network
         # Much faster than parameters() and buffers(), which also make names.
-        tensors = [tensor for module in modules for tensor in _own_tensors(module)]
-        # Not a part of a distributed or quantised tensor; torch counts its changes.
-        if not all(
-            type(t) in (Tensor, nn.Parameter) and t.device.type == "cpu" and not t.is_inference()
-            for t in tensors
-        ):
+        tensors = [tensor for module in modules for tensor in own_tensors(module)]
+        is_training = any(module.training for module in modules)
+        if is_training or not takes_folding(modules, tensors):
             return network
         folded, parts = self.copy, [*modules, *tensors]  # read once: another thread may drop it
         if (
@@ -97,10 +92,23 @@ class FoldedBackbone:
     ) -> FoldedNetwork:
         pairs = find_pairs(network, tensors, pixel_values, self.norm_types)
         modules = [network.get_submodule(name) for pair in pairs for name in pair]
-        sources = [tensor for module in modules for tensor in _own_tensors(module)]
+        sources = [tensor for module in modules for tensor in own_tensors(module)]
         contents = _contents(sources)  # before folding, so that later changes are noticed
         folded = fold(network, tensors, pairs) if pairs else network
         return FoldedNetwork(folded, parts, sources, contents)
+
+
+def takes_folding(modules: list[nn.Module], tensors: list[Tensor]) -> bool:
+    """Whether a network of these modules and tensors may be folded."""
+    return (
+        not _has_any_global_hook()
+        and all(_is_plain(module) for module in modules)
+        # Not a part of a distributed or quantised tensor; torch counts its changes.
+        and all(
+            type(t) in (Tensor, nn.Parameter) and t.device.type == "cpu" and not t.is_inference()
+            for t in tensors
+        )
+    )
 
 
 def find_pairs(
@@ -159,13 +167,20 @@ def fold(network: nn.Module, tensors: list[Tensor], pairs: list[Pair]) -> nn.Mod
     for convolution_name, norm_name in pairs:
         convolution, norm = folded.get_submodule(convolution_name), folded.get_submodule(norm_name)
         weight, bias = fold_pair(convolution, norm)
+        weight = weight.contiguous(memory_format=torch.channels_last)
         convolution.weight = nn.Parameter(weight, requires_grad=False)
         convolution.bias = nn.Parameter(bias, requires_grad=False)
-        is_1x1 = type(convolution) is nn.Conv2d and convolution.kernel_size == (1, 1)
-        if is_1x1 and weight.dtype == torch.float32 and has_fast_onednn():
-            convolution.__class__ = OneDnnConv2d
+        with_onednn(convolution)
         folded.set_submodule(norm_name, getattr(norm, "act", nn.Identity()))
     return folded
+
+
+def with_onednn(convolution: nn.Conv2d) -> nn.Conv2d:
+    """Change the class of a convolution to `OneDnnConv2d` where that is faster."""
+    is_1x1 = type(convolution) is nn.Conv2d and convolution.kernel_size == (1, 1)
+    if is_1x1 and convolution.weight.dtype == torch.float32 and has_fast_onednn():
+        convolution.__class__ = OneDnnConv2d
+    return convolution
 
 
 class OneDnnConv2d(nn.Conv2d):
@@ -196,21 +211,20 @@ def fold_pair(convolution: nn.Conv2d, norm: nn.Module) -> tuple[Tensor, Tensor]:
     if convolution.bias is not None:
         bias = bias + convolution.bias * scale
     weight = (convolution.weight * scale[:, None, None, None]).to(convolution.weight.dtype)
-    return weight.contiguous(memory_format=torch.channels_last), bias.to(weight.dtype)
+    return weight, bias.to(weight.dtype)
 
 
 def _is_plain(module: nn.Module) -> bool:
     """Whether a module only runs the code of its class: a copy doesn't call hooks."""
     return type(module).__module__.partition(".")[0] in KNOWN_PACKAGES and not (
-        module.training
-        or module._forward_hooks
+        module._forward_hooks
         or module._forward_pre_hooks
         or module._compiled_call_impl
         or "forward" in vars(module)
     )
 
 
-def _own_tensors(module: nn.Module) -> list[Tensor]:
+def own_tensors(module: nn.Module) -> list[Tensor]:
     held = (*module._parameters.values(), *module._buffers.values())
     return [tensor for tensor in held if tensor is not None]
 

@@ -1,0 +1,92 @@
+"""A network that folds its frozen norms into the convolutions before them at each step of training.
+
+A frozen norm reads and writes a whole map forwards and backwards, and keeps its input for the
+backward pass. Its factor and summand can be those of the convolution before it, whose weights are
+still what is trained: the chain rule goes through one product per step, of the size of the weights.
+"""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from .folded_backbone import Pair, find_pairs, fold_pair, own_tensors, takes_folding, with_onednn
+
+# Pixels of a batch from which folding pays: making the twin, and scaling and reordering weights at
+# each step, must take less time than passes over maps save.
+LEAST_PIXELS = 25_000
+MOST_WEIGHTS_PER_PIXEL = 120
+
+
+class FoldedTraining:
+    """Makes a network's twin for training, which has the same parameters but no folded norms.
+
+    The twin holds no values of its own, so that changes of weights are always seen. It is in no
+    state dict, and isn't copied or pickled with the network.
+
+    Args:
+        norm_types: classes of frozen norms, as for `FoldedBackbone`.
+    """
+
+    def __init__(self, norm_types: tuple[type[nn.Module], ...]) -> None:
+        self.norm_types = norm_types
+        self.drop()
+
+    def __getstate__(self) -> dict[str, tuple[type[nn.Module], ...]]:
+        return {"norm_types": self.norm_types}
+
+    def __setstate__(self, state: dict[str, tuple[type[nn.Module], ...]]) -> None:
+        self.__init__(**state)
+
+    def drop(self) -> None:
+        """Free the twin."""
+        self.twin: tuple[nn.Module, list, list] | None = None
+
+    def network_for(self, network: nn.Module, pixel_values: Tensor) -> nn.Module:
+        """The twin of `network`, or `network` itself where nothing can be folded or it doesn't pay.
+
+        Modules are compared with those that the twin was made of, with their mode of training.
+        """
+        pixels = pixel_values[:, 0].numel()
+        if pixels < LEAST_PIXELS:
+            return network
+        modules = list(network.modules())
+        tensors = [tensor for module in modules for tensor in own_tensors(module)]
+        weights = sum(tensor.numel() for tensor in tensors if tensor.ndim == 4)
+        if weights > MOST_WEIGHTS_PER_PIXEL * pixels or not takes_folding(modules, tensors):
+            return network
+        twin, parts = self.twin, [*modules, *tensors]  # read once: another thread may drop it
+        modes = [module.training for module in modules]
+        if twin is None or list(map(id, parts)) != list(map(id, twin[1])) or modes != twin[2]:
+            pairs = find_pairs(network, tensors, pixel_values, self.norm_types)
+            self.twin = twin = (make_twin(network, tensors, pairs), parts, modes)
+        return twin[0]
+
+
+def make_twin(network: nn.Module, tensors: list[Tensor], pairs: list[Pair]) -> nn.Module:
+    """Copy a network without its tensors, and let the given convolutions do their norms' work."""
+    if not pairs:
+        return network
+    twin = copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
+    for convolution_name, norm_name in pairs:
+        convolution, norm = twin.get_submodule(convolution_name), twin.get_submodule(norm_name)
+        twin.set_submodule(convolution_name, FoldedConvolution(convolution, norm))
+        twin.set_submodule(norm_name, getattr(norm, "act", nn.Identity()))
+    return twin
+
+
+class FoldedConvolution(nn.Module):
+    """A convolution and the frozen norm after it as one convolution."""
+
+    def __init__(self, convolution: nn.Conv2d, norm: nn.Module) -> None:
+        super().__init__()
+        self.convolution = with_onednn(convolution)
+        self.norm = norm
+
+    def forward(self, feature_map: Tensor) -> Tensor:
+        """Convolve and normalise a feature map (B, C, h, w)."""
+        weight, bias = fold_pair(self.convolution, self.norm)
+        # Not set in the module: threads may share it, and it would keep the graph of this step.
+        folded = copy.copy(self.convolution)
+        folded._parameters = {"weight": weight, "bias": bias}
+        return folded(feature_map.contiguous(memory_format=torch.channels_last))
