@@ -33,13 +33,11 @@ except ImportError:  # on Windows
     fcntl = None
 
 UNFINISHED, FINISHED, MOVING = ".unfinished-save", ".finished-save", ".moving-save"
-# The weights of `model` or `model.<variant>`, one file or an index and its shards; a graph of ONNX
-# or OpenVINO, and its weights.
+# Weights of `model` or `model.<variant>`, one file or an index and shards; graphs, ONNX or OpenVINO
 WEIGHTS = re.compile(
     r"(?P<stem>model(\.\w+?)?)(?P<shard>-\d{5}-of-\d{5})?\.safetensors"
     r"|model\.safetensors\.index(?P<variant>\.\w+)?\.json"
-    r"|(?P<graph>.+\.onnx)(?P<data>\.data)?"
-    r"|(?P<openvino>.+)\.(xml|(?P<bin>bin))"
+    r"|(?P<graph>.+\.onnx|.+\.(?=(xml|bin)$))(xml|(?P<data>\.data|bin))?"
 )
 WAIT = 0.01  # seconds
 Result = TypeVar("Result")
@@ -205,9 +203,7 @@ def _content(folder: Path, name: str | None) -> bytes | None:
 def weights_of(name: str) -> str | None:
     """Return the model that a file of weights belongs to, such as `model`; None for other files."""
     match = WEIGHTS.fullmatch(name)
-    if match is None or match["openvino"]:
-        return match and f"{match['openvino']}.xml"
-    return match["stem"] or match["graph"] or f"model{match['variant'] or ''}"
+    return match and (match["stem"] or match["graph"] or f"model{match['variant'] or ''}")
 
 
 def flush(path: Path) -> None:
@@ -317,7 +313,7 @@ def _in_the_way(folder: Path, finished: Path) -> list[Path]:
 def _is_entry(name: str) -> bool:
     """Return whether loading weights begins with this file, not with another that names it."""
     match = WEIGHTS.fullmatch(name)
-    return match is not None and not (match["shard"] or match["data"] or match["bin"])
+    return match is not None and not (match["shard"] or match["data"])
 
 
 def _same(one: Path, other: Path) -> bool:

@@ -23,7 +23,7 @@ from ..inference.export import (
     export_model,
     keep_files,
 )
-from ..inference.openvino_export import load, quantise
+from ..inference.openvino_export import load_openvino, quantise
 from ..models.pretrained_model import DetectionPreTrainedModel
 from .evaluate import evaluate
 from .image_batches import load_images, load_rows
@@ -121,7 +121,9 @@ def export_int8(
             raise ValueError("the data set has no objects, so AP can't be measured.")
         int8_file.parent.mkdir()
         quantise(float_file, int8_file, Graph(model), images)
-        after = _ap(evaluate(FileModel(model, load(int8_file)), processor, dataset, **options))
+        after = _ap(
+            evaluate(FileModel(model, load_openvino(int8_file)), processor, dataset, **options)
+        )
         _check_drop(before, after, max_ap_drop)
         num_bytes = keep_files(int8_file.parent, path.parent)
     report = str(path), exported.inputs, exported.outputs, before, after, len(images), num_bytes

@@ -22,7 +22,7 @@ from ..atomic_saving import atomic_folder
 from ..image_processing.image_processor import DetectionImageProcessor
 from ..image_processing.image_settings import resized_hw
 from ..models.pretrained_model import DetectionPreTrainedModel
-from . import openvino_export
+from .openvino_export import convert_to_openvino, load_openvino, save_openvino
 from .prediction import in_eval_mode
 
 # Each ending's packages, and the extra that installs them
@@ -245,14 +245,14 @@ def _load(path: Path) -> Run:
 
 def _export_openvino(graph: Graph, path: Path, fixed_hw: tuple[int, int] | None) -> None:
     batch, names = example_batch(2, *(fixed_hw or EXPORTED_HW)), (INPUTS, graph.outputs)
-    openvino_export.save(openvino_export.convert(graph, batch, names, fixed_hw), path)
+    save_openvino(convert_to_openvino(graph, batch, names, fixed_hw), path)
 
 
 # How a file of each ending is written, and how it is loaded for the check
 EXPORTERS: dict[str, tuple[Callable[[Graph, Path, tuple[int, int] | None], None], Load]] = {
     ".onnx": (_export_onnx, _load_onnx),
     ".pt2": (_export, _load),
-    ".xml": (_export_openvino, openvino_export.load),
+    ".xml": (_export_openvino, load_openvino),
 }
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 PRECISION = {"INFERENCE_PRECISION_HINT": "f32"}  # by default bfloat16 on CPUs with units for it
 
 
-def convert(
+def convert_to_openvino(
     graph: nn.Module,
     batch: Sequence[Tensor],
     names: tuple[Sequence[str], Sequence[str]],
@@ -55,14 +55,14 @@ def convert(
     return model
 
 
-def save(model: "openvino.Model", path: Path) -> None:
+def save_openvino(model: "openvino.Model", path: Path) -> None:
     """Write a model to an `.xml` file, and its weights to a `.bin` file beside it."""
     import openvino
 
     openvino.save_model(model, path, compress_to_fp16=False)
 
 
-def load(path: Path) -> Callable[..., list[Tensor]]:
+def load_openvino(path: Path) -> Callable[..., list[Tensor]]:
     """Return a function from images (B, 3, H, W) and masks (B, H, W) to the outputs."""
     import openvino
 
@@ -107,7 +107,7 @@ def quantise(
             subset_size=len(images),
             ignored_scope=nncf.IgnoredScope(names=ignored, validate=False),
         )
-    save(quantised, target)
+    save_openvino(quantised, target)
 
 
 def _operations_to_quantise(graph: nn.Module) -> Callable[[str, str], bool]:
