@@ -133,6 +133,8 @@ def add_field_options(
         if field.default not in (None, MISSING, False, 0):
             given["help"] += f", default {field.default}"
         name = (names or {}).get(field.name, f"--{field.name.replace('_', '-')}")
+        for other, new in (names or {}).items():
+            given["help"] = given["help"].replace(f"--{other}", new)
         group.add_argument(name, dest=field.name, **given)
 
 

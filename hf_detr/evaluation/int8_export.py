@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
-from ..data.dataset import DetectionDataset
+from ..data.dataset import DetectionDataset, as_detection_dataset
 from ..data.streamed import StreamedDataset
 from ..image_processing.image_processor import DetectionImageProcessor
 from ..inference.export import (
@@ -109,7 +109,8 @@ def export_int8(
     check_target(path, overwrite)
     if importlib.util.find_spec("nncf") is None:
         raise ImportError("int8 needs the package nncf: pip install 'hf_detr[openvino]'.")
-    images = list(_calibration_inputs(dataset, processor, calibration_images))
+    if not isinstance(dataset, StreamedDataset):
+        dataset = as_detection_dataset(dataset)
     iou_types = ("bbox", "segm") if dataset.masks else ("bbox",)
     options = {"iou_types": iou_types, "progress": progress}
     with TemporaryDirectory() as temporary:
@@ -119,6 +120,7 @@ def export_int8(
         before = _ap(evaluate(model, processor, dataset, **options))
         if min(before.values()) < 0:
             raise ValueError("the data set has no objects, so AP can't be measured.")
+        images = list(_calibration_inputs(dataset, processor, calibration_images))
         int8_file.parent.mkdir()
         quantise(float_file, int8_file, Graph(model), images)
         after = _ap(

@@ -83,6 +83,14 @@ def test_allowed_drop() -> None:
             _check_drop({"AP": 0.5, "segm_AP": 0.4}, after, 0.01)
 
 
+def test_help_names_the_data(capsys: pytest.CaptureFixture) -> None:
+    """The options of the data set say `--calibration`, which is `--data` in other commands."""
+    with pytest.raises(SystemExit):
+        run(["export", "--help"])
+    text = " ".join(capsys.readouterr().out.split())  # lines depend on the terminal
+    assert "if --calibration is a COCO file" in text and "--data" not in text
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
