@@ -4,9 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from datasets import IterableDataset
+from torch.testing import assert_close
 
-from hf_detr import DetrImageProcessor, read_coco
-from hf_detr.evaluation.int8_export import _check_drop, export_int8
+from hf_detr import DetrImageProcessor, StreamedDataset, read_coco
+from hf_detr.evaluation.int8_export import _calibration_inputs, _check_drop, export_int8
 from hf_detr_command_line import main as run
 
 from ..some_data import entry, write_coco
@@ -73,6 +76,24 @@ def test_loss_of_ap_is_refused(tmp_path: Path) -> None:
     ):
         export_int8(some_detector(), path, PROCESSOR, dataset, max_ap_drop=-1.0, progress=False)
     assert not path.parent.exists()
+
+
+def test_calibration_images(tmp_path: Path) -> None:
+    """Calibration images are taken from all of a data set, and are the first of a stream."""
+    dataset = read_coco(*write_coco(tmp_path, [entry(1)], num_images=5))
+    rows = [
+        {"image": file.read_bytes(), "objects": {"bbox": [[10, 5, 20, 8]], "category": [0]}}
+        for file in sorted((tmp_path / "images").iterdir())
+    ]
+    stream = StreamedDataset(
+        IterableDataset.from_generator(lambda: iter(rows)), 5, "coco_xywh", {0: "dog"}
+    )
+    every = [pixels for pixels, _ in _calibration_inputs(dataset, PROCESSOR, 9)]
+    assert len(every) == 5
+    for source, expected in ((dataset, [0, 2, 4]), (stream, [0, 1, 2])):
+        chosen = list(_calibration_inputs(source, PROCESSOR, 3))
+        assert_close([pixels for pixels, _ in chosen], [every[index] for index in expected])
+        assert all(mask.dtype == torch.int64 and mask.all() for _, mask in chosen)
 
 
 def test_allowed_drop() -> None:
