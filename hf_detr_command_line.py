@@ -33,7 +33,7 @@ COMMANDS = {
     "verify": "compare a published checkpoint's AP on COCO with its authors'",
     "check": "find errors in a data set before training",
     "convert": "official checkpoints to Hub folders, and back",
-    "export": "write a model as an ONNX or torch.export file",
+    "export": "write a model as an ONNX, OpenVINO or torch.export file",
     "demo": "serve a page for the browser to try models",
     "bench": "measure how fast models are on this machine",
     "doctor": "show versions, devices, compiled operator, caches",

@@ -33,11 +33,11 @@ except ImportError:  # on Windows
     fcntl = None
 
 UNFINISHED, FINISHED, MOVING = ".unfinished-save", ".finished-save", ".moving-save"
-# The weights of `model` or `model.<variant>`, one file or an index and its shards; an ONNX graph.
+# Weights of `model` or `model.<variant>`, one file or an index and shards; graphs, ONNX or OpenVINO
 WEIGHTS = re.compile(
     r"(?P<stem>model(\.\w+?)?)(?P<shard>-\d{5}-of-\d{5})?\.safetensors"
     r"|model\.safetensors\.index(?P<variant>\.\w+)?\.json"
-    r"|(?P<graph>.+\.onnx)(?P<data>\.data)?"
+    r"|(?P<graph>.+\.onnx|.+\.(?=(xml|bin)$))(xml|(?P<data>\.data|bin))?"
 )
 WAIT = 0.01  # seconds
 Result = TypeVar("Result")

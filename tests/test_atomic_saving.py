@@ -427,10 +427,11 @@ def test_new_folder_and_file_appear_complete(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fails_at", [1, 2])
+@pytest.mark.parametrize("both", [("model.onnx", "model.onnx.data"), ("model.xml", "model.bin")])
 def test_graph_and_its_weights(
-    tmp_path: Path, fails_at: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, both: tuple[str, str], fails_at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An old ONNX graph doesn't stay beside new weights, at whichever file the move stops."""
+    """An old graph doesn't stay beside new weights, at whichever file the move stops."""
 
     def write(value: str, names: tuple[str, ...]) -> None:
         with atomic_folder(tmp_path) as folder:
@@ -443,18 +444,18 @@ def test_graph_and_its_weights(
             raise KeyboardInterrupt
         replace(one, other)
 
-    both, calls, replace = ("model.onnx", "model.onnx.data"), [], os.replace
+    calls, replace = [], os.replace
     write("old", both)
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(os, "replace", stop_at)
         write("new", both)
-    assert not (tmp_path / "model.onnx").exists()
+    assert not (tmp_path / both[0]).exists()
     finish_interrupted_save(tmp_path)
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys(
         both, "new"
     )
     write("newer", both[:1])
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"model.onnx": "newer"}
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {both[0]: "newer"}
 
 
 def test_a_file_in_the_way(tmp_path: Path) -> None:

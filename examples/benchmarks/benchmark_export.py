@@ -1,30 +1,91 @@
-"""Export all models to ONNX and compare the speed of onnxruntime with eager torch.
+"""Export all models, and compare the speed of onnxruntime and OpenVINO with eager torch.
 
     OMP_NUM_THREADS=1 python examples/benchmarks/benchmark_export.py --rounds 5
 
-Weights are random. The exported file is first checked against the model with several sizes and
-padded batches. Then both run alternately with one image; times are CPU milliseconds.
+Weights are random. The exported files are first checked against the model with several sizes and
+padded batches. Then all run alternately with one image; times are CPU milliseconds. With openvino
+installed, also its float32 file, the same in bfloat16 if the CPU has units for it, and with nncf an
+int8 file, in float32 and bfloat16. Their outputs for the measured image are compared before any
+time is printed: the largest difference of scores or boxes may be 0.05 in bfloat16 and 0.15 in int8.
 """
 
 import argparse
+import importlib.util
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import onnxruntime
 import torch
 from benchmark_timing import medians
+from torch import Tensor, nn
 
-from hf_detr.inference.export import example_batch, export_model
+from hf_detr.inference.export import INPUTS, Graph, example_batch, export_model
+from hf_detr.inference.openvino_export import quantise
 from hf_detr.models.variants import VARIANTS
 
+TOLERANCES = {"f32": 1e-3, "bf16": 0.05, "int8": 0.15, "int8 + bf16": 0.15}
+HAVE = {name for name in ("openvino", "nncf") if importlib.util.find_spec(name)}
 
-def session_of(path: Path) -> onnxruntime.InferenceSession:
-    """Load a file in onnxruntime with torch's number of threads."""
+
+def onnx_runner(path: Path, batch: tuple[Tensor, Tensor]) -> Callable[[], list[Any]]:
+    """Load a file in onnxruntime with torch's number of threads; return what runs it."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    inputs = {name: tensor.numpy() for name, tensor in zip(INPUTS, batch, strict=True)}
+    return lambda: session.run(None, inputs)
+
+
+def openvino_runner(
+    path: Path, batch: tuple[Tensor, Tensor], precision: str
+) -> Callable[[], list[Any]]:
+    """The same in OpenVINO; threads count in this process's CPU time, as torch's do."""
+    import openvino
+
+    settings = {
+        "INFERENCE_PRECISION_HINT": precision,
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "NUM_STREAMS": 1,
+    }
+    compiled = openvino.Core().compile_model(path, "CPU", settings)
+    inputs = [tensor.numpy() for tensor in batch]
+    return lambda: list(compiled(inputs).values())
+
+
+def openvino_runners(
+    model: nn.Module, folder: Path, batch: tuple[Tensor, Tensor]
+) -> dict[str, Callable[[], list[Any]]]:
+    """Export to OpenVINO, and return what runs the files, by the names of `TOLERANCES`."""
+    import openvino
+
+    float_file, int8_file = folder / "float32.xml", folder / "int8.xml"
+    export_model(model, float_file)
+    offered = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    precisions = ["f32", *(["bf16"] if "BF16" in offered else [])]
+    runners = {one: openvino_runner(float_file, batch, one) for one in precisions}
+    if "nncf" in HAVE:
+        quantise(float_file, int8_file, Graph(model), [batch])  # so that ranges fit
+        for one in precisions:
+            name = "int8" if one == "f32" else f"int8 + {one}"
+            runners[name] = openvino_runner(int8_file, batch, one)
+    return runners
+
+
+def check(name: str, runner: Callable[[], list[Any]], expected: tuple[Tensor, ...]) -> None:
+    """Compare scores and boxes with the model's.
+
+    Raises:
+        ValueError: if they differ too much.
+    """
+    got = [torch.from_numpy(array) for array in runner()]
+    got[0], expected = got[0].sigmoid(), (expected[0].sigmoid(), *expected[1:])
+    pairs = zip(got, expected, strict=True)
+    differences = [float((one - other).abs().max()) for one, other in pairs]
+    if not max(differences) <= TOLERANCES[name]:
+        raise ValueError(f"{name}: outputs differ by {max(differences):.2g}; no time is printed")
 
 
 @torch.no_grad()
@@ -34,24 +95,37 @@ def measure(name: str, size: tuple[int, int], rounds: int, **settings: Any) -> s
     torch.manual_seed(0)
     model = variant.detector(variant.config(use_pretrained_backbone=False, **settings)).eval()
     batch = example_batch(1, *size)
-    inputs = {"pixel_values": batch[0].numpy(), "pixel_mask": batch[1].numpy()}
     with tempfile.TemporaryDirectory() as folder:
         report = export_model(model, Path(folder) / "model.onnx")
-        session = session_of(Path(report.path))
-        ours, theirs = medians(
-            lambda: model(*batch), lambda: session.run(None, inputs), rounds=rounds
-        )
+        runners = openvino_runners(model, Path(folder), batch) if "openvino" in HAVE else {}
+        expected = Graph(model)(*batch)
+        for kind, runner in runners.items():
+            check(kind, runner, expected)
+        theirs = onnx_runner(Path(report.path), batch), *runners.values()
+        ours, *others = medians(lambda: model(*batch), *theirs, rounds=rounds)
+    times = dict(zip(("onnxruntime", *runners), others, strict=True))
     cells = (
         *(name, f"{report.num_bytes / 1e6:.0f}", f"{report.largest_difference:.0e}"),
-        *(f"{1000 * ours:.0f}", f"{1000 * theirs:.0f}", f"{ours / theirs:.2f}x"),
+        *(f"{1000 * ours:.0f}", *(cell(times.get(kind), ours) for kind in columns())),
     )
     return f"| {' | '.join(cells)} |"
+
+
+def columns() -> list[str]:
+    """Return the names of the measured runners in the table's order."""
+    return ["onnxruntime", *(TOLERANCES if "openvino" in HAVE else ())]
+
+
+def cell(seconds: float | None, ours: float) -> str:
+    """Return milliseconds and how many times longer torch takes."""
+    return "–" if seconds is None else f"{1000 * seconds:.0f} ({ours / seconds:.2f}x)"
 
 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--models", nargs="+", choices=VARIANTS, default=[*VARIANTS])
     parser.add_argument("--quick", action="store_true", help="a short test with small models")
     options = parser.parse_args()
     size, settings = (800, 1066), {"backbone": "resnet50"}
@@ -59,10 +133,13 @@ def main() -> None:
         size = (96, 128)
         settings = {"backbone": "resnet18", "encoder_layers": 1, "decoder_layers": 1}
     shape = f"{size[0]} x {size[1]}, {settings['backbone']}"
-    print(f"One image of {shape}, {torch.get_num_threads()} threads\n")
-    print("| model | MB | largest difference | torch ms | onnxruntime ms | torch / onnxruntime |")
-    print("|---|---|---|---|---|---|")
-    for name in VARIANTS:
+    print(
+        f"One image of {shape}, {torch.get_num_threads()} threads; (torch's time / the column's)\n"
+    )
+    names = [name if name == "onnxruntime" else f"OpenVINO {name}" for name in columns()]
+    print(f"| model | MB | largest difference | torch | {' | '.join(names)} |")
+    print("|---" * (4 + len(names)) + "|")
+    for name in options.models:
         print(measure(name, size, options.rounds, **settings))
         sys.stdout.flush()
 

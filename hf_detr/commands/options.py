@@ -99,7 +99,10 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_field_options(
-    parser: argparse.ArgumentParser, options: type, groups: Mapping[str, str] | None = None
+    parser: argparse.ArgumentParser,
+    options: type,
+    groups: Mapping[str, str] | None = None,
+    names: Mapping[str, str] | None = None,
 ) -> None:
     """Add an option for each field of a dataclass, with the field's type, default and help.
 
@@ -107,6 +110,7 @@ def add_field_options(
         parser: of the command.
         options: the dataclass.
         groups: for the first option of each group its title; None: `parser` is one.
+        names: of options that aren't named as their field.
     """
     types = get_type_hints(options)
     group = parser
@@ -128,7 +132,10 @@ def add_field_options(
             given |= {"choices": literals} if literals else parse
         if field.default not in (None, MISSING, False, 0):
             given["help"] += f", default {field.default}"
-        group.add_argument(f"--{field.name.replace('_', '-')}", **given)
+        name = (names or {}).get(field.name, f"--{field.name.replace('_', '-')}")
+        for other, new in (names or {}).items():
+            given["help"] = given["help"].replace(f"--{other}", new)
+        group.add_argument(name, dest=field.name, **given)
 
 
 def given_fields(parsed: argparse.Namespace, options: type) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Export models to files that run without this package: ONNX, and `.pt2` of torch.export.
+"""Export models to files that run without this package: ONNX, OpenVINO, `.pt2` of torch.export.
 
 A file is kept only if its outputs equal the model's for other batches than it was exported with:
 padded ones and, if height and width are free, other sizes, including the image processor's.
@@ -22,10 +22,15 @@ from ..atomic_saving import atomic_folder
 from ..image_processing.image_processor import DetectionImageProcessor
 from ..image_processing.image_settings import resized_hw
 from ..models.pretrained_model import DetectionPreTrainedModel
+from .openvino_export import convert_to_openvino, load_openvino, save_openvino
 from .prediction import in_eval_mode
 
-SUFFIXES = (".onnx", ".pt2")
-ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+# Each ending's packages, and the extra that installs them
+PACKAGES = {
+    ".onnx": (("onnx", "onnxscript", "onnxruntime"), "export"),
+    ".pt2": ((), ""),
+    ".xml": (("openvino",), "openvino"),
+}
 INPUTS = ("pixel_values", "pixel_mask")
 MOST_SWAPPED = 0.05  # of the queries of models that rank proposals
 TOLERANCE = 1e-3
@@ -34,6 +39,7 @@ CHECKED_SHAPES = ((1, 96, 96), (3, 224, 128), (2, 97, 131))  # batch, height, wi
 PHOTO_HW = (480, 640)
 
 Run = Callable[[Tensor, Tensor], list[Tensor]]
+Load = Callable[[Path], Run]
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,8 @@ def export_model(
 
     Args:
         model: on the CPU, in any mode.
-        path: ends with `.onnx` (needs onnx, onnxscript and onnxruntime) or `.pt2`.
+        path: ends with `.onnx` (needs onnx, onnxscript and onnxruntime), `.xml` (needs openvino;
+            the weights are in a `.bin` file beside it) or `.pt2`.
         processor: the size to which it resizes photos is checked too.
         fixed_hw: the only height and width that the graph accepts; smaller images are padded to it.
         tolerance: largest allowed difference from the model's outputs.
@@ -93,22 +100,14 @@ def export_model(
         ValueError: for another ending, if the model can't be exported, or not with free height and
             width, and if the outputs differ; then nothing is written.
         FileExistsError: if the file exists and `overwrite` isn't set.
-        ImportError: if the packages for ONNX are missing.
+        ImportError: if the packages for ONNX or OpenVINO are missing.
     """
     path = Path(path)
-    if path.suffix not in SUFFIXES:
-        raise ValueError(f"{path} must end with {' or '.join(SUFFIXES)}.")
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists; pass overwrite=True (--overwrite) to replace it.")
+    check_target(path, overwrite)
     if model.device.type != "cpu":
         raise ValueError(f"the model is on {model.device}; move it to the CPU to export it.")
-    export, load = (_export_onnx, _load_onnx) if path.suffix == ".onnx" else (_export, _load)
-    if path.suffix == ".onnx":
-        for package in ONNX_PACKAGES:
-            if importlib.util.find_spec(package) is None:
-                extra = "pip install 'hf_detr[export]'"
-                raise ImportError(f"ONNX needs the package {package}: {extra}.")
-    if fixed_hw is None:
+    export, load = EXPORTERS[path.suffix]
+    if fixed_hw is None and path.suffix != ".xml":
         _check_sizes_can_be_free(model)
     graph, shapes = Graph(model), _shapes_to_check(processor, fixed_hw)
     with in_eval_mode(graph), TemporaryDirectory() as temporary:
@@ -128,10 +127,42 @@ def export_model(
                 f"the exported graph's outputs differ from the model's by up to {difference:.2g}, "
                 f"more than {tolerance:.2g}; nothing was written."
             )
-        num_bytes = sum(written.stat().st_size for written in file.parent.iterdir())
-        with atomic_folder(path.parent) as folder:  # an ONNX file's weights may be beside it
-            shutil.copytree(temporary, folder, dirs_exist_ok=True)
+        num_bytes = keep_files(file.parent, path.parent)
     return ExportReport(str(path), INPUTS, graph.outputs, difference, shapes, num_bytes)
+
+
+def check_target(path: Path, overwrite: bool) -> None:
+    """Check a file to write.
+
+    Raises:
+        ValueError, FileExistsError, ImportError: as in `export_model`.
+    """
+    if path.suffix not in PACKAGES:
+        raise ValueError(f"{path} must end with {' or '.join(PACKAGES)}.")
+    files = (path, path.with_suffix(".bin")) if path.suffix == ".xml" else (path,)
+    for file in files:
+        if file.exists() and not overwrite:
+            raise FileExistsError(
+                f"{file} exists; pass overwrite=True (--overwrite) to replace it."
+            )
+    packages, extra = PACKAGES[path.suffix]
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise ImportError(
+                f"{path.suffix} files need the package {package}: pip install 'hf_detr[{extra}]'."
+            )
+
+
+def keep_files(written: Path, target: Path) -> int:
+    """Copy complete files to their folder, all or none; return their size in bytes."""
+    with atomic_folder(target) as folder:  # weights can be in a file of their own
+        shutil.copytree(written, folder, dirs_exist_ok=True)
+    return sum(file.stat().st_size for file in written.iterdir())
+
+
+def samples_points(model: nn.Module) -> bool:
+    """Whether a model has the operator that is compiled here, but not in files."""
+    return any(getattr(module, "samples_points", False) for module in model.modules())
 
 
 def example_batch(batch_size: int, height: int, width: int) -> tuple[Tensor, Tensor]:
@@ -148,7 +179,7 @@ def example_batch(batch_size: int, height: int, width: int) -> tuple[Tensor, Ten
 def _check_sizes_can_be_free(model: nn.Module) -> None:
     """Refuse timm layers whose padding depends on the size, as in TensorFlow.
 
-    torch's formulas for the sizes would double in length with each such layer.
+    torch.export's formulas for the sizes would double in length with each such layer.
     """
     kinds = {type(module).__name__ for module in model.modules()}
     if found := sorted(kind for kind in kinds if kind.endswith("Same")):
@@ -210,6 +241,19 @@ def _export(graph: Graph, path: Path, fixed_hw: tuple[int, int] | None) -> None:
 def _load(path: Path) -> Run:
     module = torch.export.load(path).module()
     return lambda *batch: list(module(*batch))
+
+
+def _export_openvino(graph: Graph, path: Path, fixed_hw: tuple[int, int] | None) -> None:
+    batch, names = example_batch(2, *(fixed_hw or EXPORTED_HW)), (INPUTS, graph.outputs)
+    save_openvino(convert_to_openvino(graph, batch, names, fixed_hw), path)
+
+
+# How a file of each ending is written, and how it is loaded for the check
+EXPORTERS: dict[str, tuple[Callable[[Graph, Path, tuple[int, int] | None], None], Load]] = {
+    ".onnx": (_export_onnx, _load_onnx),
+    ".pt2": (_export, _load),
+    ".xml": (_export_openvino, load_openvino),
+}
 
 
 def _largest_difference(graph: Graph, run: Run, shapes: tuple[tuple[int, int, int], ...]) -> float:

@@ -20,6 +20,7 @@ from ..layers.feature_pyramid import FeaturePyramid
 from ..layers.initial_weights import draw_xavier, starting
 from ..layers.position_encoding import encode_points
 from ..layers.transformer import TransformerLayer
+from ..ops.box_ops import inverse_sigmoid
 from .configuration_sampled_attention import SampledAttentionConfig
 from .detection_transformer import DetectionTransformer
 from .segmentation import NUM_MAPS, Segmenter
@@ -154,7 +155,7 @@ def anchor_boxes(pyramid: FeaturePyramid) -> tuple[Tensor, Tensor]:
     if pyramid.mask is not None:
         valid = valid & pyramid.mask[..., None]
     # Clamped first: beyond 1 the logit is NaN, whose gradient would survive the filling.
-    return anchors.clamp(0.01, 0.99).logit().masked_fill(~valid, torch.inf), valid
+    return inverse_sigmoid(anchors.clamp(0.01, 0.99)).masked_fill(~valid, torch.inf), valid
 
 
 class SampledAttentionSegmenter(Segmenter):

@@ -53,6 +53,7 @@ MISTAKES = [
     ["check", "--yolo", "nowhere"],
     ["convert", "nowhere.pth", "folder"],
     ["export", "model.pt2", "--model", "./nowhere"],
+    ["export", "model.pt2", "--int8", "--calibration", "data"],
     ["bench", "--model", "./nowhere"],
     ["demo", "--model", "./nowhere"],
     ["predict", "--data", "./nowhere"],
