@@ -9,6 +9,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from transformers import AutoConfig, AutoModelForObjectDetection, pipeline
 
@@ -144,6 +145,11 @@ def test_draw_plots(tmp_path: Path) -> None:
         ("_evaluation", (), ("boxes, 20 images", "masks, 20 images", "pycocotools")),
         ("_batches", (), ("sent: bytes", "sent, prepared: bytes", "114 tensors")),
         ("_export", ("--rounds", "1"), tuple(f"| {one} |" for one in VARIANTS)),
+        (
+            "_other_models",
+            ("--models", "RT-DETR", "Mask2Former"),
+            ("| RT-DETR |", "| Mask2Former |"),
+        ),
         ("_precision", ("--rounds", "1"), tuple(f"| {one} |" for one in VARIANTS)),
         ("_predict", (), ("| hf-detr | 0 |", "| hf-detr | 1 |", "| transformers | 1 |")),
         ("_reading", (), ("| first |", "| mapped |")),
@@ -158,6 +164,28 @@ def test_benchmarks_run(script: str, options: tuple[str, ...], parts: tuple[str,
     assert result.returncode == 0, result.stderr
     for part in parts:
         assert part in result.stdout
+
+
+@pytest.mark.slow
+def test_gpu_benchmark_runs() -> None:
+    """On the CPU its results are equal and all parts are printed; rows without time are named."""
+    script = ("examples/benchmarks/gpu.py", "--device", "cpu", "--quick", "--models", "detr")
+    result = run(*script, "--modes", "eager")
+    assert result.returncode == 0, result.stderr
+    parts = ("keys' biases", "| cpu float32, TF32 |")
+    for part in (*parts, "| detr | inference | bf16 | eager | 2 |", "| detr | training | fp32 |"):
+        assert part in result.stdout
+    assert "not timed" not in result.stdout
+    result = run(*script, "--parts", "training", "--minutes", "0")
+    assert result.stdout.count("not measured") == 8, result.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_gpu_benchmark_needs_a_gpu() -> None:
+    """Without one it says so in a sentence."""
+    result = run("examples/benchmarks/gpu.py")
+    assert result.returncode == 1
+    assert result.stderr.startswith("torch sees no CUDA device") and result.stderr.count("\n") == 1
 
 
 @pytest.mark.slow

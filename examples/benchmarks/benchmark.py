@@ -116,10 +116,13 @@ def benchmark_processor(batch_size: int, width: int, height: int, rounds: int) -
 # ---------------------------------------------------------------- end to end
 
 
-def make_models(variant: Variant, backbone: str) -> tuple[nn.Module, nn.Module]:
+def make_models(
+    variant: Variant, backbone: str, **options: float | bool
+) -> tuple[nn.Module, nn.Module]:
     """Make a random detector and load its files with hf_detr and transformers."""
     torch.manual_seed(0)
-    config = variant.config(backbone=backbone, num_labels=91, auxiliary_loss=False)
+    options = {"auxiliary_loss": False} | options
+    config = variant.config(backbone=backbone, num_labels=91, **options)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name, "model")
         variant.detector(config).save_pretrained(folder)

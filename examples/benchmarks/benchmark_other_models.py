@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from hf_detr import speed_up
 
-ATOL = 1e-4  # of logits and of boxes in [0, 1]
+ATOL = 1e-4  # of logits, boxes in [0, 1] and probabilities of masks
 WORDS = 16
 
 
@@ -31,16 +31,28 @@ def make_grounding_dino() -> nn.Module:
     return transformers.GroundingDinoForObjectDetection(transformers.GroundingDinoConfig())
 
 
+def make_mask2former() -> nn.Module:
+    return transformers.Mask2FormerForUniversalSegmentation(transformers.Mask2FormerConfig())
+
+
+def make_oneformer() -> nn.Module:
+    return transformers.OneFormerForUniversalSegmentation(transformers.OneFormerConfig())
+
+
 # Model, and height and width of its image
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int]]] = {
     "RT-DETR": (make_rt_detr, (640, 640)),
     "Grounding DINO": (make_grounding_dino, (800, 1066)),
+    "Mask2Former": (make_mask2former, (800, 1066)),
+    "OneFormer": (make_oneformer, (800, 1066)),
 }
 
 
 def run(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Logits and boxes."""
+    """Logits, and boxes or masks."""
     outputs = model(**inputs)
+    if hasattr(outputs, "masks_queries_logits"):
+        return outputs.class_queries_logits, outputs.masks_queries_logits.sigmoid()
     return outputs.logits, outputs.pred_boxes
 
 
@@ -53,6 +65,8 @@ def measure(name: str, quick: bool, rounds: int) -> str:
     inputs = {"pixel_values": torch.randn(1, 3, *((224, 224) if quick else size))}
     if name == "Grounding DINO":
         inputs["input_ids"] = torch.randint(1000, 2000, (1, WORDS))
+    if name == "OneFormer":
+        inputs["task_inputs"] = torch.randint(1000, 2000, (1, model.config.task_seq_len)).float()
     runs = [partial(run, one, inputs) for one in (model, speed_up(copy.deepcopy(model)))]
     pairs = zip(*(one() for one in runs), strict=True)
     if not all(torch.allclose(*pair, rtol=ATOL, atol=ATOL) for pair in pairs):

@@ -14,8 +14,8 @@ import transformers
 Result = TypeVar("Result")
 
 
-def parse_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """Add --quick, --rounds and --threads, apply them and print the versions."""
+def parse_arguments(parser: argparse.ArgumentParser, unit: str = "CPU ms") -> argparse.Namespace:
+    """Add --quick, --rounds and --threads, apply them and print the versions and the unit."""
     parser.add_argument("--quick", action="store_true", help="two rounds, small inputs")
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--threads", type=int, default=1)
@@ -29,20 +29,22 @@ def parse_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
     transformers.logging.disable_progress_bar()
     print(
         f"torch {torch.__version__}, transformers {transformers.__version__}, "
-        f"{arguments.threads} thread(s), medians of {arguments.rounds} interleaved rounds, CPU ms"
+        f"{arguments.threads} thread(s), medians of {arguments.rounds} interleaved rounds, {unit}"
     )
     return arguments
 
 
-def medians(*functions: Callable[[], object], rounds: int) -> list[float]:
+def medians(
+    *functions: Callable[[], object], rounds: int, clock: Callable[[], float] = time.process_time
+) -> list[float]:
     """Return the median CPU seconds of each function; they run alternately after a warm-up."""
     times: list[list[float]] = [[] for _ in functions]
     for index in range(rounds + 1):
         for function, seconds in zip(functions, times, strict=True):
-            start = time.process_time()
+            start = clock()
             function()
             if index > 0:
-                seconds.append(time.process_time() - start)
+                seconds.append(clock() - start)
         progress(f"  round {index} of {rounds}")
     progress("")
     return [statistics.median(seconds) for seconds in times]

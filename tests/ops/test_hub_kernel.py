@@ -259,11 +259,23 @@ def test_our_loader_takes_it(
     assert_same(attend, torch_attention, random_inputs(SHAPES))
 
 
-def test_the_kernels_package_loads_it(variant: Path) -> None:
-    """If the PyPI package `kernels` is installed, it finds, checks and imports this build."""
-    kernels = pytest.importorskip("kernels")
-    if not hasattr(kernels, "get_local_kernel"):  # our own folder, found as a namespace package
+@pytest.fixture
+def kernels() -> types.ModuleType:
+    """The PyPI package."""
+    module = pytest.importorskip("kernels")
+    if not hasattr(module, "get_local_kernel"):  # our own folder, found as a namespace package
         pytest.skip("the package `kernels` isn't installed")
+    return module
+
+
+def test_the_kernels_package_loads_it(kernels: types.ModuleType, variant: Path) -> None:
+    """The package knows the variant's name, reads its metadata, and imports this build."""
+    from kernels.variants import get_variants_local, resolve_variant
+
+    chosen, _ = resolve_variant(get_variants_local(variant.parent), backend="cpu")
+    assert chosen.variant_str == variant.name
+    metadata = kernels._rust.Metadata.read_from_file(variant / "metadata.json")
+    assert (str(metadata.name), metadata.version) == (BUILD["general"]["name"], 0)
     loaded = kernels.get_local_kernel(variant.parents[1], backend="cpu")
     assert loaded.ops.name == NAMESPACE
 
@@ -271,3 +283,28 @@ def test_the_kernels_package_loads_it(variant: Path) -> None:
         return loaded.deformable_attention(value, SHAPES, *points)
 
     assert_same(attend, torch_attention, random_inputs(SHAPES))
+
+
+def test_the_kernels_package_replaces_the_layer(kernels: types.ModuleType, variant: Path) -> None:
+    """On CPU `kernelize` makes a model of transformers use this build, in training too."""
+    name = "MultiScaleDeformableAttention"
+
+    class Marked(modeling_deformable_detr.MultiScaleDeformableAttention):
+        """As transformers marks its own, if it accepts the version of `kernels`."""
+
+    kernels.replace_kernel_forward_from_hub(Marked, name)
+    reference, model = Marked(), torch.nn.Sequential(Marked())
+    # The folder itself: with torch for CUDA, `kernels` looks for variants for CUDA only.
+    layer = kernels.LocalLayerRepository(variant, layer_name=name)
+    with kernels.use_kernel_mapping({name: {"cpu": layer}}, inherit_mapping=False):
+        mode = kernels.Mode.TRAINING | kernels.Mode.TORCH_COMPILE
+        kernels.kernelize(model, mode=mode, device="cpu", use_fallback=False)
+    assert model[0].forward.__func__ is not reference.forward.__func__
+
+    def call(module: torch.nn.Module, value: Tensor, *points: Tensor) -> Tensor:
+        tensors = (torch.tensor(SHAPES), SHAPES, torch.tensor(starts(SHAPES)))
+        return module(value, *tensors, *points, 64)
+
+    inputs = random_inputs(SHAPES)
+    assert_same(*(functools.partial(call, m) for m in (model[0], reference)), inputs)
+    assert NAMESPACE in call(model[0], *inputs).grad_fn.name()
