@@ -26,6 +26,7 @@ class SigmoidImageProcessor(DetectionImageProcessor):
         As in `DetrImageProcessor`, but `logits` are (B, Q, C), and each image has at most `top_k`
         detections, the best pairs of a query and a class.
         """
+        self._check_thresholds(threshold, outputs.logits)
         scores, labels, queries = self.classification.detections(outputs.logits, top_k)
         boxes = outputs.pred_boxes.gather(1, queries[..., None].expand(-1, -1, 4))
         return detections_per_image(scores, labels, boxes, threshold, target_sizes)
