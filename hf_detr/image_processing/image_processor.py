@@ -155,6 +155,11 @@ class DetectionImageProcessor(ImageProcessorSteps):
             images, annotations, return_segmentation_masks, masks_path, **kwargs
         )
 
+    @classmethod
+    def most_detections(cls, num_queries: int, num_labels: int) -> int:
+        """Return how many detections `post_process_object_detection` has at most by default."""
+        return num_queries
+
     def to_json_file(self, json_file_path: str | os.PathLike) -> None:
         """Write `preprocessor_config.json` atomically."""
         path = Path(json_file_path)
