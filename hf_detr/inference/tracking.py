@@ -68,10 +68,8 @@ class ObjectTracker:
             if label not in self._trackers:
                 self._trackers[label] = self._make_tracker()
         track_ids = torch.full((len(scores),), NO_TRACK)
-        for (
-            label,
-            tracker,
-        ) in self._trackers.items():  # also of classes not found now
+        # Also of classes that this frame doesn't have, whose tracks get older.
+        for label, tracker in self._trackers.items():
             indices = (labels == label).nonzero()[:, 0]
             own_ids = _update(tracker, result["boxes"][indices], confidence[indices])
             for index, own in zip(indices.tolist(), own_ids, strict=True):
