@@ -109,7 +109,7 @@ def make_model_card(
         "Published results": "\n\n".join(map(_results_table, published)),
         "Measured results": "\n\n".join(filter(None, [*map(_results_table, measured), evaluation])),
         THRESHOLDS: _thresholds(config.class_thresholds or {}),
-        "Limits": f"{_limits(config)} {limits}",
+        "Limits": f"{_limits(config, architecture)} {limits}",
         "Licence": license or "No licence is given; ask the author before you use the model.",
     }
     text = "\n\n".join(
@@ -264,11 +264,15 @@ def _results_table(results: CardResults) -> str:
     return f"On {results.dataset}{origin}:\n\n{table}"
 
 
-def _limits(config: PreTrainedConfig) -> str:
-    two_stage = getattr(config, "two_stage", False)
-    most = config.two_stage_num_proposals if two_stage else config.num_queries
+def _limits(config: PreTrainedConfig, architecture: str) -> str:
+    most, more = config.queries_per_image, ""
+    variant = VARIANTS.get(config.model_type)
+    if variant is not None and _task(architecture) == "object-detection":
+        most = variant.image_processor.most_detections(most, config.num_labels)
+        if most < config.queries_per_image:
+            more = " (more with a larger `top_k` in `post_process_object_detection`)"
     return (
         f"The model detects only the classes of its `config.id2label` and at most {most} objects "
-        "per image. Its errors and biases were not studied: test it on your own images before you "
-        "rely on it."
+        f"per image{more}. Its errors and biases were not studied: test it on your own images "
+        "before you rely on it."
     )

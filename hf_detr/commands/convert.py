@@ -80,10 +80,8 @@ def _read_labels(file: Path) -> dict[int, str]:
 def _describe(model: "PreTrainedModel") -> str:
     config = model.config
     dilated = "with" if config.dilation else "without"
-    proposals = getattr(config, "two_stage", False)
-    num_queries = config.two_stage_num_proposals if proposals else config.num_queries
     return (
         f"a {type(model).__name__}: {config.backbone} {dilated} dilation, "
-        f"{config.encoder_attention_heads} heads, {num_queries} queries, {config.num_labels} "
-        f"labels, {model.num_parameters() / 1e6:.1f} M parameters"
+        f"{config.encoder_attention_heads} heads, {config.queries_per_image} queries, "
+        f"{config.num_labels} labels, {model.num_parameters() / 1e6:.1f} M parameters"
     )

@@ -27,6 +27,7 @@ from ..inference.prediction_shards import part_name, shard_file
 from .options import add_json_option, add_prediction_options, check_tile_options, positive
 
 FEW = 1000  # images, up to which all results are drawn and written to one JSON file
+MERGE_OPTIONS = ("merge", "output", "format", "uncertain", "json")  # that --merge can have
 SAID = 10  # skipped files that are named on stderr
 
 
@@ -111,10 +112,10 @@ def check(parsed: argparse.Namespace) -> None:
     parsed.num_processes = int(os.environ.get("WORLD_SIZE", 1))
     if parsed.format == "parquet" and find_spec("pyarrow") is None:
         raise ValueError("--format parquet needs pyarrow: pip install pyarrow.")
-    check_tile_options(parsed)
     if parsed.merge:
         _check_merge(parsed)
         return
+    check_tile_options(parsed)
     parsed.resume |= parsed.retry_failed
     parsed.inputs = _checked_inputs(parsed)
     parsed.count = parsed.inputs.count()
@@ -135,10 +136,19 @@ def check(parsed: argparse.Namespace) -> None:
 
 
 def _check_merge(parsed: argparse.Namespace) -> None:
-    if parsed.images or parsed.data or parsed.resume or parsed.retry_failed:
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    defaults = vars(parser.parse_args([])).items()
+    given = [name for name, value in defaults if getattr(parsed, name) != value]
+    unused = [
+        "IMAGES" if name == "images" else f"--{name.replace('_', '-')}"
+        for name in given
+        if name not in MERGE_OPTIONS
+    ]
+    if unused:
         raise ValueError(
-            "--merge reads what was written to --output; omit IMAGES, --data, --resume and "
-            "--retry-failed."
+            f"--merge reads what was written to --output; omit {', '.join(unused)}, which would "
+            "have no effect."
         )
     if parsed.num_processes > 1:
         raise ValueError(f"--merge is for one process, but {parsed.num_processes} were started.")

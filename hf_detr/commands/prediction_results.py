@@ -24,6 +24,7 @@ from ..inference.prediction_shards import (
 
 MERGED_FORMATS = [name for name in FORMATS if name not in IMAGE_FOLDERS]  # of any run
 UNCERTAIN = "--uncertain"
+UNCERTAIN_LIST = "uncertain.txt"  # made of predictions.jsonl
 SAID = 10  # uncertain images that are printed
 NO_IMAGES = "there are no images in what was given."
 
@@ -65,7 +66,7 @@ def _write_uncertain(parsed: argparse.Namespace, lines: PredictionLines) -> None
     """Write the names of the most uncertain images, and print the first of them."""
     records = (record for record in lines.records() if "error" not in record)
     chosen = heapq.nlargest(parsed.uncertain, records, key=itemgetter("uncertainty"))
-    file = parsed.output / "uncertain.txt"
+    file = parsed.output / UNCERTAIN_LIST
     names = "".join(f"{record['file']}\n" for record in chosen)
     with atomic_file(file) as unfinished:
         unfinished.write_bytes(os.fsencode(names))  # as they are, which can be any bytes
@@ -127,6 +128,7 @@ def _merge(
         raise ValueError("The processes ran without --uncertain; merge without it.")
     if not any(lines.num_results + lines.num_failures for lines in shards):
         raise ValueError(NO_IMAGES)
+    (parsed.output / UNCERTAIN_LIST).unlink(missing_ok=True)
     lines = merge_shards(parsed.output, shards, summary)
     names = {int(label): name for label, name in summary["names"].items()}
     header = {"model": summary["model"], "threshold": options["--threshold"]}

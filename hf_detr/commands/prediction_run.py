@@ -31,7 +31,7 @@ from ..inference.prediction_shards import part_name, shard_file
 from ..inference.score_thresholds import threshold_of_labels
 from ..inference.uncertainty import LOWEST_SCORE, uncertainty
 from ..models.pretrained_model import DetectionPreTrainedModel
-from .prediction_results import NO_IMAGES, UNCERTAIN, say, status_of, write_results
+from .prediction_results import NO_IMAGES, UNCERTAIN, UNCERTAIN_LIST, say, status_of, write_results
 
 ENDINGS = PICTURE, SEGMENTS = ".png", ".segments.png"  # of drawn images and segment maps
 GROUP_BATCHES = 16  # batches of images whose results can be in any order
@@ -76,6 +76,7 @@ class PredictionRun:
             _options(parsed, model),
             parsed.resume,
             parsed.retry_failed,
+            parsed.output / UNCERTAIN_LIST if parsed.num_processes == 1 else None,
         )
         # Images that aren't done yet: index, input and distinct place, and the file or its bytes
         self.inputs: dict[int, tuple[int, InputImage, str]] = {}

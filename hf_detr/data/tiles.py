@@ -17,11 +17,14 @@ from .tile_grid import OVERLAP, check_tiles, tile_windows
 # Id of the image, number of the tile in it, and the windows of all its tiles
 TilePlace = tuple[int, int, np.ndarray]
 
+# Tiles are trained in random order; each would otherwise take the decoding of a whole photograph.
+KEPT_BYTES = 2**28  # of decoded images in each process that loads tiles for training
+PIXEL_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2}  # of PIL's modes; others, as RGB, have 4
 MIN_VISIBLE = 0.5  # of an object's box, on a tile where it is a target
 
 
 class TileImages:
-    """Tiles of the images of another source; the latest image stays decoded for its other tiles.
+    """Tiles of the images of another source; the latest images stay decoded for their other tiles.
 
     Args:
         source: the images, or segment maps.
@@ -30,6 +33,7 @@ class TileImages:
         is_whole: (n,), whether a tile is its whole image.
         image_hw: (m, 2), annotated height and width of each image of the source.
         are_maps: whether the source has segment maps, whose numbers aren't colors.
+        kept_bytes: memory for decoded images in each process; the latest one is kept in any case.
     """
 
     def __init__(
@@ -40,13 +44,15 @@ class TileImages:
         is_whole: np.ndarray,
         image_hw: np.ndarray,
         are_maps: bool = False,
+        kept_bytes: int = 0,
     ) -> None:
         self._source, self._images, self._windows = source, images, windows
         self._is_whole, self._image_hw, self._are_maps = is_whole, image_hw, are_maps
-        self._latest: tuple[int, PIL.Image.Image] | None = None
+        self._kept_bytes = kept_bytes
+        self._kept: dict[int, PIL.Image.Image] = {}  # decoded images, the latest one last
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_latest": None}  # workers needn't get it
+        return {**self.__dict__, "_kept": {}}  # workers needn't get them
 
     def __len__(self) -> int:
         return len(self._images)
@@ -62,14 +68,22 @@ class TileImages:
         image = int(self._images[index])
         if self._is_whole[index]:
             return self._source.open(image)
-        latest = self._latest  # not two readings of it: threads may share this object
-        if latest is None or latest[0] != image:
-            latest = self._latest = image, self._decoded(image)
-        return latest[1].crop(self._windows[index].tolist())
+        # Threads may share this object: one that doesn't find an image here decodes it.
+        decoded = self._kept.pop(image, None) or self._decoded(image)
+        self._kept[image] = decoded
+        self._drop_oldest()
+        return decoded.crop(self._windows[index].tolist())
 
     def stamp(self, index: int) -> str:
         stamp = self._source.stamp(int(self._images[index]))
         return f"{stamp} {self._windows[index].tolist()}"
+
+    def _drop_oldest(self) -> None:
+        room = self._kept_bytes
+        for number, (image, decoded) in enumerate(reversed(list(self._kept.items()))):
+            room -= decoded.width * decoded.height * PIXEL_BYTES.get(decoded.mode, 4)
+            if number and room < 0:
+                self._kept.pop(image, None)
 
     def _decoded(self, image: int) -> PIL.Image.Image:
         if self._are_maps:
@@ -84,7 +98,11 @@ class TileImages:
 
 
 def tile_dataset(
-    dataset: DetectionDataset, tiles: int, overlap: float = OVERLAP, with_objects: bool = True
+    dataset: DetectionDataset,
+    tiles: int,
+    overlap: float = OVERLAP,
+    with_objects: bool = True,
+    kept_bytes: int = 0,
 ) -> tuple[DetectionDataset, list[TilePlace]]:
     """Return a data set in which each tile of an image is an image, with new image ids 0, 1, ….
 
@@ -94,6 +112,7 @@ def tile_dataset(
         dataset: the data set. Its masks are cut only if they are those of segment maps.
         tiles, overlap: as in `tile_windows`.
         with_objects: whether the tiles have objects and masks.
+        kept_bytes: as in `TileImages`, for tiles that are read in random order.
 
     Returns:
         The data set, with the transform of the given one, and the place of each tile.
@@ -121,8 +140,8 @@ def tile_dataset(
     maps = dataset.segment_maps if with_objects else None
     result = DetectionDataset(
         _cut_table(table, windows, with_objects),
-        TileImages(dataset.images, *cut),
-        None if maps is None else TileImages(maps, *cut, are_maps=True),
+        TileImages(dataset.images, *cut, kept_bytes=kept_bytes),
+        None if maps is None else TileImages(maps, *cut, True, kept_bytes),
         dataset.masks and with_objects,
         dataset.seed,
     )

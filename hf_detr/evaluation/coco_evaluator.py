@@ -18,6 +18,7 @@ from .ground_truth import read_ground_truth
 
 IOU_TYPES = ("bbox", "segm")
 MAX_DETECTIONS = 100  # per image and class, as in COCO
+MASKS_AT_ONCE = 10  # all masks of an image at full size can need more memory than the model
 RECALL_DETECTIONS = (1, 10)  # numbers of detections that recall is computed for besides
 Metrics = dict[str, Any]
 
@@ -84,7 +85,7 @@ class CocoEvaluator:
             image_ids: id of each image.
             detections: for each image `scores` (n,), `labels` (n,) and `boxes` (n, 4) as (x0, y0,
                 x1, y1) in pixels of the original image, and for "segm" `masks` (n, height, width)
-                bool of its size.
+                bool of its size, a tensor or `JoinedMasks`.
 
         Raises:
             ValueError: if an image or a label isn't in the ground truth, or a number isn't finite.
@@ -204,9 +205,12 @@ class CocoEvaluator:
                 f"image_id {self._truth.image_ids[index]} has masks of shape {shape}; expected "
                 f"{expected}, (n, height, width) of the original image."
             )
-        masks = found["masks"].detach().cpu().numpy().astype(np.uint8)
-        rles = _backend().mask.encode(np.asfortranarray(masks.transpose(1, 2, 0)))
-        return [rle["counts"] for rle in rles]
+        rles = []
+        for start in range(0, number, MASKS_AT_ONCE):
+            masks = found["masks"][start : start + MASKS_AT_ONCE].detach().cpu().numpy()
+            masks = np.asfortranarray(masks.astype(np.uint8).transpose(1, 2, 0))
+            rles += [rle["counts"] for rle in _backend().mask.encode(masks)]
+        return rles
 
     def _accumulate(self, found: DetectionColumns, iou_type: str) -> Any:
         """Return the backend's evaluation, with `precision` (T, R, K, A, M), `recall` (T, K, A, M).

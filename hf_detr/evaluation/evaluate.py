@@ -20,7 +20,7 @@ from ..image_processing.postprocess import detections_per_image
 from ..inference.prediction import in_eval_mode
 from ..inference.tile_results import join_batches
 from ..losses.classification import SigmoidFocalClassification
-from .coco_evaluator import MAX_DETECTIONS, CocoEvaluator, Metrics
+from .coco_evaluator import MASKS_AT_ONCE, MAX_DETECTIONS, CocoEvaluator, Metrics
 from .image_batches import load_rows, load_tiles
 from .label_map import label_map, names_of_model, relabelled, relabelled_segments
 from .lvis_fields import add_lvis_fields
@@ -30,7 +30,6 @@ Batch = tuple[list[int], list[tuple[int, int]], Any]  # image ids, original (hei
 
 EVERY_SCORE = -1.0  # a threshold below all scores
 PANOPTIC_THRESHOLD = 0.85  # as in the official code
-MASKS_AT_ONCE = 10  # all masks of an image at full size can need more memory than the model
 
 
 def evaluate(
@@ -159,7 +158,7 @@ def detect(
     Yields:
         For each batch the image ids, and for each image `scores` (n,), `labels` (n,) of the data
         set, `boxes` (n, 4) as (x0, y0, x1, y1) in pixels of the original image, and optionally
-        `masks` (n, height, width) bool of its size.
+        `masks` (n, height, width) bool of its size, `JoinedMasks` for those of several tiles.
     """
     dataset = as_detection_dataset(dataset)
     labels = label_map(_unwrapped(model).config.id2label, dataset.id2label)
@@ -171,13 +170,12 @@ def detect(
             _add_masks(detections, outputs, inputs, sizes_hw)
         for one in detections:
             del one["queries"]
-        return detections
+        return [relabelled(one, labels) for one in detections]
 
     loader, places = load_tiles(dataset, processor, batch_size, num_workers, tiles, overlap)
     runs = _run(model, processor, loader, progress)
     results = ((batch[0], found(batch, outputs)) for batch, outputs in runs)
-    for image_ids, detections in join_batches(results, places, max_detections):
-        yield image_ids, [relabelled(one, labels) for one in detections]
+    yield from join_batches(results, places, max_detections)
 
 
 def every_detection(

@@ -34,6 +34,7 @@ from .image_settings import (
     warn_about_misspelt_settings,
 )
 from .mixed_models import warn_of_mixed_models
+from .postprocess import check_number_of_thresholds
 from .postprocess_masks import encode_segments, merged_maps, segment_maps, semantic_maps
 
 
@@ -154,6 +155,11 @@ class DetectionImageProcessor(ImageProcessorSteps):
             images, annotations, return_segmentation_masks, masks_path, **kwargs
         )
 
+    @classmethod
+    def most_detections(cls, num_queries: int, num_labels: int) -> int:
+        """Return how many detections `post_process_object_detection` has at most by default."""
+        return num_queries
+
     def to_json_file(self, json_file_path: str | os.PathLike) -> None:
         """Write `preprocessor_config.json` atomically."""
         path = Path(json_file_path)
@@ -205,6 +211,7 @@ class DetectionImageProcessor(ImageProcessorSteps):
         target_sizes: list[tuple[int, int]] | None = None,
     ) -> list[dict[str, Any]]:
         """Convert queries with scores above `threshold` to segments; see `segment_maps`."""
+        self._check_thresholds(threshold, outputs.logits)
         return segment_maps(
             self.classification.best_classes(outputs.logits),
             outputs.pred_masks,
@@ -225,6 +232,7 @@ class DetectionImageProcessor(ImageProcessorSteps):
         target_sizes: list[tuple[int, int]] | None = None,
     ) -> list[dict[str, Any]]:
         """Merge segments by the rules of the paper, used for its PQ; see `merged_maps`."""
+        self._check_thresholds(threshold, outputs.logits)
         return merged_maps(
             self.classification.best_classes(outputs.logits),
             outputs.pred_masks,
@@ -234,6 +242,10 @@ class DetectionImageProcessor(ImageProcessorSteps):
             target_sizes,
             getattr(outputs, "pixel_mask", None),
         )
+
+    def _check_thresholds(self, threshold: float | Tensor, logits: Tensor) -> None:
+        num_labels = self.classification.probabilities(logits[:0]).shape[-1]
+        check_number_of_thresholds(threshold, num_labels)
 
     def _standardize_kwargs(self, **kwargs: Any) -> dict[str, Any]:
         kwargs["size"] = standard_size(kwargs.get("size"))

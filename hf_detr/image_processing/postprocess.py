@@ -9,6 +9,8 @@ from torch import Tensor
 
 from ..ops.box_ops import box_cxcywh_to_xyxy
 
+PER_LABEL = ", or a tensor (C,) with one for each class"
+
 
 def detections_per_image(
     scores: Tensor,
@@ -66,14 +68,27 @@ def above_threshold(scores: Tensor, labels: Tensor, threshold: float | Tensor) -
         ValueError: if one isn't a number up to 1.
     """
     if not isinstance(threshold, Tensor) or threshold.ndim != 1:
-        check_threshold(threshold, "threshold")
+        check_threshold(threshold, "threshold", PER_LABEL)
         return scores > threshold
     for value in threshold.tolist():
         check_threshold(value, "threshold")
     return scores > threshold.to(scores.device)[labels]
 
 
-def check_threshold(threshold: Any, name: str) -> None:
+def check_number_of_thresholds(threshold: Any, num_labels: int) -> None:
+    """Check that a threshold with values for labels has one for each.
+
+    Raises:
+        ValueError: if it has more or fewer.
+    """
+    if isinstance(threshold, Tensor) and threshold.ndim == 1 and len(threshold) != num_labels:
+        raise ValueError(
+            f"threshold has {len(threshold)} values, and the model {num_labels} classes; expected "
+            "one for each class, in the order of the labels."
+        )
+
+
+def check_threshold(threshold: Any, name: str, alternative: str = "") -> None:
     """Check a threshold of scores or probabilities; one below 0 lets all of them through.
 
     Raises:
@@ -81,7 +96,7 @@ def check_threshold(threshold: Any, name: str) -> None:
     """
     value = threshold.item() if isinstance(threshold, Tensor) and threshold.ndim == 0 else threshold
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not value <= 1:
-        raise ValueError(f"{name} is {threshold!r}; expected a number from 0 to 1.")
+        raise ValueError(f"{name} is {threshold!r}; expected a number from 0 to 1{alternative}.")
 
 
 def checked_sizes(target_sizes: Any, count: int) -> list[tuple[float, float]]:

@@ -1,5 +1,6 @@
 """Image processor of the variants with sigmoid classification."""
 
+import inspect
 from typing import Any
 
 from torch import Tensor
@@ -14,6 +15,12 @@ class SigmoidImageProcessor(DetectionImageProcessor):
 
     classification = SigmoidFocalClassification
 
+    @classmethod
+    def most_detections(cls, num_queries: int, num_labels: int) -> int:
+        """Return how many detections `post_process_object_detection` has at most by default."""
+        arguments = inspect.signature(cls.post_process_object_detection).parameters
+        return min(arguments["top_k"].default, num_queries * num_labels)
+
     def post_process_object_detection(
         self,
         outputs: Any,
@@ -26,6 +33,7 @@ class SigmoidImageProcessor(DetectionImageProcessor):
         As in `DetrImageProcessor`, but `logits` are (B, Q, C), and each image has at most `top_k`
         detections, the best pairs of a query and a class.
         """
+        self._check_thresholds(threshold, outputs.logits)
         scores, labels, queries = self.classification.detections(outputs.logits, top_k)
         boxes = outputs.pred_boxes.gather(1, queries[..., None].expand(-1, -1, 4))
         return detections_per_image(scores, labels, boxes, threshold, target_sizes)

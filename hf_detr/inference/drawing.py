@@ -16,6 +16,7 @@ from ..image_processing.image_reading import read_images
 GOLDEN_RATIO = 0.618034  # its multiples spread over the circle of hues, however many there are
 GREY = (128, 128, 128)
 SHADES = (1.0, 0.7, 0.45)  # for segments of one class
+INK, OUTLINE = "white", "black"  # of letters
 SMALLEST_FONT_SIZE = 11  # pixels; smaller letters are unreadable
 MARGIN = 2  # pixels left and right of a label's text
 LEAST_SIDE = 640  # pixels of a picture on a page or in a plot, for sharp lines and letters
@@ -165,9 +166,9 @@ def _paint_segments(
 
 
 def _plate_size(canvas: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont) -> Size:
-    left, top, right, bottom = canvas.textbbox((0, 0), text, font)
+    left, top, right, bottom = canvas.textbbox((0, 0), text, font)  # without the outline
     height = max(round(bottom + top), 1)  # equal margins on all sides; without text, it is zero
-    return round(right + left) + 2 * MARGIN, height
+    return round(right + left) + 2 * (MARGIN + _outline(font)), height
 
 
 def _write(
@@ -177,9 +178,13 @@ def _write(
     font: ImageFont.FreeTypeFont,
     color: Color,
 ) -> None:
-    """Write on a coloured plate (x0, y0, x1, y1), in black or white."""
+    """Write on a coloured plate (x0, y0, x1, y1), with an outline readable on any colour."""
     canvas.rectangle(place, fill=color)
-    red, green, blue = color
-    is_bright = 0.299 * red + 0.587 * green + 0.114 * blue > 128
-    ink = "black" if is_bright else "white"
-    canvas.text((place[0] + MARGIN, place[1]), text, fill=ink, font=font)
+    width = _outline(font)
+    start = place[0] + MARGIN + width, place[1]
+    canvas.text(start, text, INK, font, stroke_width=width, stroke_fill=OUTLINE)
+
+
+def _outline(font: ImageFont.FreeTypeFont) -> int:
+    """Width of the letters' outline in pixels."""
+    return max(round(font.size / 12), 1)

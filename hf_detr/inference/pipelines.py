@@ -13,6 +13,8 @@ from transformers import ImageSegmentationPipeline, ObjectDetectionPipeline
 from transformers.utils import ModelOutput
 
 from ..models.pretrained_model import DetectionPreTrainedModel
+from ..models.segmentation import Segmenter
+from ..models.variants import check_has_masks
 from .score_thresholds import Threshold, threshold_of_labels
 
 IMAGES = ("pixel_values", "pixel_mask")
@@ -45,8 +47,20 @@ class SegmentationPipeline(ImageSegmentationPipeline):
     """Pipeline for image segmentation that pads the images of a batch to one size."""
 
     def check_model_type(self, supported_models: Any) -> None:
+        """Check that the model has masks; of a type without them, it can be transformers' class.
+
+        Raises:
+            ValueError: if it hasn't.
+        """
+        name = self.model.name_or_path or "The model"
+        check_has_masks(self.model.config.model_type, name)
         if not isinstance(self.model, DetectionPreTrainedModel):  # which transformers may not have
             super().check_model_type(supported_models)
+        elif not isinstance(self.model, Segmenter):
+            raise ValueError(
+                f"{name} is a {type(self.model).__name__}, which has no mask head; use "
+                'pipeline("object-detection"), or a segmentation model.'
+            )
 
     def preprocess(self, image: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         return put_in_lists(super().preprocess(image, *args, **kwargs), self.model)

@@ -34,6 +34,7 @@ class PredictionLines:
         options: what the results depend on, in JSON types.
         resume: whether to continue an earlier file. Its last line is dropped if it is torn.
         retry: whether failed images of the earlier file are tried again.
+        made_of_lines: a file made of an earlier run's lines, removed with the first change.
 
     Raises:
         ValueError: if the earlier file was written with other options or isn't of predictions.
@@ -46,9 +47,10 @@ class PredictionLines:
         options: Mapping[str, Any],
         resume: bool = False,
         retry: bool = False,
+        made_of_lines: Path | None = None,
     ) -> None:
         self.file, self.group_size, self.options = file, group_size, options
-        self.retry = retry
+        self.retry, self.made_of_lines = retry, made_of_lines
         self._opened: BinaryIO | None = None
         self._has_begun = False
         self._note_nothing()
@@ -159,6 +161,8 @@ class PredictionLines:
         """Note, before the first change, that the run isn't complete."""
         if not self._has_begun:
             self._has_begun = True
+            if self.made_of_lines is not None:
+                self.made_of_lines.unlink(missing_ok=True)
             write_options(self.file, self.options)
             self._opened = self._opened or self.file.open("wb")
 

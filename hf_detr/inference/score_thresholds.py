@@ -33,7 +33,5 @@ def threshold_of_labels(threshold: Threshold, config: PreTrainedConfig) -> Any |
         return known
     field = "class_thresholds" if threshold is None else "threshold"
     check_class_thresholds(known, config.id2label, field)
-    scores = torch.full((max(config.id2label) + 1,), DEFAULT)
-    for label, name in config.id2label.items():
-        scores[label] = float(known.get(name, DEFAULT))
-    return scores
+    names = map(config.id2label.get, range(config.num_labels))
+    return torch.tensor([float(known.get(name, DEFAULT)) for name in names])

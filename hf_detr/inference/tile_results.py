@@ -11,6 +11,51 @@ from torch import Tensor
 from .tiles import find_objects
 
 Result = dict[str, Any]
+Crop = tuple[int, int, Tensor]  # x0, y0, and a part (h, w) of a mask
+
+
+class JoinedMasks:
+    """Masks (n, height, width) bool of objects, made as tensors when they are sliced.
+
+    At full size, those of all objects of a large image can need gigabytes.
+
+    Args:
+        size_hw: height and width of the image.
+        parts: for each object the crops that its mask is the union of.
+    """
+
+    def __init__(self, size_hw: tuple[int, int], parts: Sequence[Sequence[Crop]]) -> None:
+        self.shape, self._parts = (len(parts), *size_hw), parts
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        parts = self._parts[rows]
+        masks = torch.zeros(len(parts), *self.shape[1:], dtype=torch.bool)
+        for mask, crops in zip(masks, parts, strict=True):
+            for x, y, crop in crops:
+                mask[y : y + len(crop), x : x + crop.shape[1]].logical_or_(crop)
+        return masks
+
+
+def crop_masks(masks: Tensor) -> list[Crop]:
+    """Crop masks (n, h, w) bool to what isn't empty."""
+    crops = []
+    for mask in masks:
+        rows, columns = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
+        y, x = (int(some[0]) if len(some) else 0 for some in (rows, columns))
+        # Cloned, because a view would keep the whole mask.
+        crops.append((x, y, mask[y : y + _length(rows), x : x + _length(columns)].clone()))
+    return crops
+
+
+def _length(found: Tensor) -> int:
+    return int(found[-1] - found[0]) + 1 if len(found) else 0
+
+
+def _moved(crop: Crop, x: int, y: int) -> Crop:
+    return crop[0] + x, crop[1] + y, crop[2]
 
 
 class TileResults:
@@ -34,6 +79,8 @@ class TileResults:
             name: value.cpu() if isinstance(value, Tensor) else value
             for name, value in result.items()
         }
+        if "masks" in result and len(windows) > 1:
+            found[number]["masks"] = crop_masks(found[number]["masks"])
         if len(found) < len(windows):
             return None
         del self._found[image]
@@ -71,8 +118,8 @@ def join_tiles(
     Args:
         windows: (t, 4), x0, y0, x1, y1 of each tile in pixels of the image.
         results: for each tile `scores` (n,), `labels` (n,), `boxes` (n, 4) as (x0, y0, x1, y1), and
-            optionally `masks` (n, h, w) bool; or `segmentation` (h, w) and `segments_info` of
-            post-processed segments; or both.
+            optionally `masks` of `crop_masks`, which become `JoinedMasks`; or `segmentation` (h, w)
+            and `segments_info` of post-processed segments; or both.
         most: number of objects of each class that are kept; None keeps all.
     """
     if len(windows) == 1:
@@ -106,10 +153,9 @@ def _join_objects(
     if "masks" in results[0]:
         masks = [mask for result in results for mask in result["masks"]]
         width, height = windows[:, 2:].max(0).tolist()
-        joined["masks"] = torch.zeros(len(objects), height, width, dtype=torch.bool)
-        for mask, rows in zip(joined["masks"], objects, strict=True):
-            for row in rows:
-                _view(mask, windows[tile_of[row]]).logical_or_(masks[row])
+        corners = windows[tile_of.numpy(), :2].tolist()
+        parts = [[_moved(masks[row], *corners[row]) for row in rows] for rows in objects]
+        joined["masks"] = JoinedMasks((height, width), parts)
     return joined
 
 

@@ -188,6 +188,11 @@ class DetectionConfig(PreTrainedConfig):
         return 4
 
     @property
+    def queries_per_image(self) -> int:
+        """Number of queries that the decoder has for an image."""
+        return self.num_queries
+
+    @property
     def normalize_before(self) -> bool:
         """Whether layer norms are before attention and feed-forward networks; else after."""
         return False

@@ -5,6 +5,7 @@ Such a query knows its object, so nothing is matched and the decoder learns from
 that learns "no object" (DINO; arXiv 2203.03605, Section 3.3).
 """
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -14,9 +15,11 @@ from torch.nn import functional as F
 from ..layers.position_encoding import encode_points
 from ..losses.targets import Targets, prepare_targets
 from ..ops.box_ops import box_cxcywh_to_xyxy, box_xyxy_to_cxcywh
+from .configuration_checks import MOST
 from .heads import MLP, average_rows
 from .training_queries import Queries, QuerySet, TrainingQueries
 
+COUNTS = range(1, MOST + 1)  # of denoising queries
 EPS = 1e-3  # least distance of a noised box's numbers from 0 and 1
 NUM_KINDS = 2  # of noised queries: those that restore the object, and those that reject it
 
@@ -64,11 +67,13 @@ class Denoising(nn.Module):
         encodes_boxes: bool = True,
     ) -> None:
         super().__init__()
-        if num_denoising_queries < 1 or not 0 <= label_noise_ratio <= 1 or box_noise_scale < 0:
+        is_number = isinstance(num_denoising_queries, int) and num_denoising_queries in COUNTS
+        if not (is_number and 0 <= label_noise_ratio <= 1 and 0 <= box_noise_scale < math.inf):
             raise ValueError(
                 f"num_denoising_queries is {num_denoising_queries}, label_noise_ratio "
-                f"{label_noise_ratio} and box_noise_scale {box_noise_scale}; expected at least 1, "
-                "a ratio from 0 to 1, and a scale that isn't negative."
+                f"{label_noise_ratio} and box_noise_scale {box_noise_scale}; expected at least 1 "
+                f"(and at most {MOST}), a ratio from 0 to 1, and a finite scale that isn't "
+                "negative."
             )
         self.num_denoising_queries = num_denoising_queries
         self.label_noise_ratio = label_noise_ratio

@@ -175,7 +175,7 @@ class DetectionTransformer(DetectionPreTrainedModel):
     @property
     def num_queries(self) -> int:
         """The detector's own queries per image."""
-        return self.config.num_queries
+        return self.config.queries_per_image
 
     def forward(
         self,

@@ -277,8 +277,14 @@ class DetectionPreTrainedModel(PreTrainedModel):
                 or those of `Denoising` where it has none.
 
         Raises:
-            ValueError: if a value is out of range.
+            ValueError: if a value is out of range, or noise is given without queries.
         """
+        if num_denoising_queries == 0 and (label_noise_ratio, box_noise_scale) != (None, None):
+            raise ValueError(
+                f"label_noise_ratio is {label_noise_ratio} and box_noise_scale {box_noise_scale}, "
+                "but 0 denoising queries have no noise; leave both out, or give how many queries "
+                "to add, such as 100."
+            )
         transformer, noise = self.detection_transformer, (label_noise_ratio, box_noise_scale)
         denoising = transformer.make_denoising(num_denoising_queries, *noise)
         if denoising is not None:

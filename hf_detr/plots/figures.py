@@ -12,15 +12,18 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from ..inference.drawing import INK, OUTLINE, place_labels
+
 try:
     from matplotlib import colormaps
     from matplotlib.axes import Axes
     from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize, to_rgb
+    from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
     from matplotlib.patches import Rectangle
     from matplotlib.patheffects import withStroke
+    from matplotlib.textpath import TextPath
 except ImportError as error:
     raise ImportError(
         "hf_detr draws with matplotlib, which isn't installed: pip install 'hf_detr[plots]'"
@@ -30,6 +33,7 @@ COLORS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#F0E442", "#D55E00", "#00
 MARKERS = ("o", "s", "^", "D", "P", "v", "X", "*")  # one per feature level
 ORANGE, BLUE, GREEN, RED = COLORS[0], COLORS[6], COLORS[2], COLORS[5]
 FONT_SIZE = 9
+PAD = 1.2  # points around a label's text
 LINE = 0.25  # height of a line of text in inches
 LEGEND_COLUMN = 3.4  # inches
 DASHES = (0, (4, 2))
@@ -134,47 +138,50 @@ def _rectangle(box_xyxy: Sequence[float], **style: Any) -> Rectangle:
     return Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, zorder=2, **style)
 
 
-def write_label(axis: Axes, box_xyxy: Sequence[float], text: str, color: str) -> None:
-    """Write at a box's upper left corner, or at the right one if that has more room."""
-    x0, y0, x1, _ = (float(value) for value in box_xyxy)
-    left, right = axis.get_xlim()
-    bottom, top = axis.get_ylim()
-    is_left = x0 < left + 0.6 * (right - left)
-    is_above = y0 > top + 0.1 * (bottom - top)
-    axis.text(
-        max(x0, left) if is_left else min(x1, right),
-        max(y0, top),
+def write_labels(
+    axis: Axes,
+    boxes_xyxy: Sequence[Sequence[float]],
+    texts: Sequence[str],
+    colors: Sequence[str],
+    image_wh: Sequence[float],
+) -> None:
+    """Write beside boxes where `place_labels` puts the labels, the most important first."""
+    figure = axis.get_figure()
+    panel = axis.get_position()
+    inches_wh = panel.width * figure.get_figwidth(), panel.height * figure.get_figheight()
+    # Pixels of the image per point; the layout, only known later, enlarges panels a little.
+    pixels = max(side / (72 * inches) for side, inches in zip(image_wh, inches_wh, strict=True))
+    sizes = []
+    for text in texts:
+        extent = TextPath((0, 0), text or " ", size=FONT_SIZE).get_extents()
+        sizes.append((pixels * (extent.width + 2 * PAD), pixels * (FONT_SIZE + 2 * PAD)))
+    places = place_labels(boxes_xyxy, sizes, tuple(image_wh))
+    for place, text, color in zip(places, texts, colors, strict=True):
+        if place is not None:
+            _write(axis, text, (place[0] + pixels * PAD, (place[1] + place[3]) / 2), color)
+
+
+def _write(axis: Axes, text: str, point_xy: tuple[float, float], color: str, **style: Any) -> None:
+    """Write to the right of a point on a coloured plate; letters are as in `draw_predictions`."""
+    axis.annotate(
         text,
-        color=ink_on(color),
+        point_xy,
+        color=INK,
         fontsize=FONT_SIZE - 1,
-        horizontalalignment="left" if is_left else "right",
-        verticalalignment="bottom" if is_above else "top",
-        bbox={"facecolor": color, "edgecolor": "none", "pad": 1.2},
-        clip_on=True,
+        verticalalignment="center",
+        bbox={"facecolor": color, "edgecolor": "none", "pad": PAD},
+        path_effects=[withStroke(linewidth=1.5, foreground=OUTLINE)],
+        zorder=5,
+        **style,
     )
-
-
-def ink_on(color: str) -> str:
-    """Black or white, whichever is easier to read on a colour."""
-    red, green, blue = to_rgb(color)
-    return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.38 else "white"
 
 
 def mark_point(axis: Axes, point_xy: Sequence[float], color: str, text: str = "") -> None:
     """Mark a point by a cross with a rim, and write beside it."""
     x, y = (float(value) for value in point_xy)
     axis.plot([x], [y], "P", color=color, markersize=9, markeredgecolor="black", zorder=4)
-    axis.annotate(
-        text,
-        (x, y),
-        xytext=(6, 4),
-        textcoords="offset points",
-        color=color,
-        fontsize=FONT_SIZE + 1,
-        fontweight="bold",
-        path_effects=[withStroke(linewidth=2.5, foreground="black")],
-        zorder=5,
-    )
+    if text:
+        _write(axis, text, (x, y), color, xytext=(7, 7), textcoords="offset points")
 
 
 def legend_key(label: str, marker: str = "", **style: Any) -> Line2D:

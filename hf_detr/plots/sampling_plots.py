@@ -30,7 +30,7 @@ from .figures import (
     make_panels,
     mark_point,
     show_image,
-    write_label,
+    write_labels,
 )
 
 LARGEST = 60.0  # area of the marker of the largest weight, in square points
@@ -133,7 +133,13 @@ def draw_sampling_overview(
         box = record.boxes_xyxy[query]
         draw_reference(decoder, objects.references[index], color_of(index))
         draw_box(decoder, box, color_of(index))
-        write_label(decoder, box, record.name(query), color_of(index))
+    write_labels(
+        decoder,
+        record.boxes_xyxy[list(queries)].tolist(),
+        [record.name(query) for query in queries],
+        [color_of(index) for index in range(len(queries))],
+        record.size_wh.tolist(),
+    )
     total = objects.weights[0].numel()
     keys = [
         *_level_keys(record),

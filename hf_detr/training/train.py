@@ -18,7 +18,7 @@ from ..data.dataset import DetectionDataset
 from ..data.formats import DataArguments
 from ..data.split_check import check_splits
 from ..data.streamed import StreamedDataset
-from ..data.tiles import tile_dataset
+from ..data.tiles import KEPT_BYTES, tile_dataset
 from ..distributed import process_index
 from ..evaluation.coco_evaluator import metrics_table
 from ..inference.model_loading import embedded_model_folder
@@ -122,7 +122,8 @@ def prepare(
     if options.tiles is not None:
         if isinstance(train_data, StreamedDataset) or isinstance(val_data, StreamedDataset):
             raise ValueError("A stream can't be cut into --tiles; omit one of them.")
-        train_data, _ = tile_dataset(train_data, options.tiles, options.overlap)
+        cut = options.tiles, options.overlap
+        train_data, _ = tile_dataset(train_data, *cut, kept_bytes=KEPT_BYTES)
     if options.overfit:
         whole = train_data = val_data = train_data.first(options.overfit)
     is_trained = model is None or not is_new(str(model))

@@ -3,6 +3,7 @@
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -182,8 +183,48 @@ def test_optional_parts() -> None:
     check_metadata(card)
     assert (card.data.license, card.data.base_model) == ("mit", "facebook/detr-resnet-50")
     assert card.data.datasets == ["toys"]
-    assert "at most 300 objects" in card.text and "Toys only." in card.text
+    assert "Toys only." in card.text
     assert "## Training\n\nBy hand.\n" in card.text
+
+
+@pytest.mark.parametrize(
+    ("variant", "kind", "options", "expected"),
+    [
+        ("detr", "ForObjectDetection", {"num_queries": 400}, 400),
+        ("conditional_detr", "ForObjectDetection", {"num_queries": 300}, 100),
+        ("conditional_detr", "ForSegmentation", {"num_queries": 300}, 300),
+        ("deformable_detr", "ForObjectDetection", {"num_queries": 7, "num_labels": 5}, 35),
+        (
+            "deformable_detr",
+            "ForSegmentation",
+            {"with_box_refine": True, "two_stage": True, "two_stage_num_proposals": 500},
+            500,
+        ),
+        ("dino_detr", "ForObjectDetection", {"num_queries": 900}, 300),
+        ("dino_detr", "ForObjectDetection", {"num_queries": 40, "num_labels": 5}, 200),
+    ],
+)
+def test_limit_is_what_post_processing_returns(
+    variant: str, kind: str, options: dict[str, Any], expected: int
+) -> None:
+    """The card's number of objects is that of predictions, which can be fewer than queries."""
+    config = config_of(variant, kind, **options)
+    card = make_model_card(config, name="toy", description="")
+    assert f"at most {expected} objects per image" in card.text
+    assert ("`top_k`" in card.text) == (expected < config.queries_per_image)
+    processor = class_of(variant, "ImageProcessor")()
+    num_logits = 6 if variant == "detr" else config.num_labels
+    outputs = SimpleNamespace(
+        logits=torch.zeros(1, config.queries_per_image, num_logits),
+        pred_boxes=torch.full((1, config.queries_per_image, 4), 0.5),
+        pred_masks=torch.eye(config.queries_per_image)[None, :, None] * 100 - 50,
+    )
+    if kind == "ForSegmentation":
+        (result,) = processor.post_process_instance_segmentation(outputs, 0.0, 0.1)
+        found = result["segments_info"]
+    else:
+        found = processor.post_process_object_detection(outputs, 0.0)[0]["scores"]
+    assert len(found) == expected
 
 
 def test_tables_keep_their_columns() -> None:

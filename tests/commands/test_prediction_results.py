@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -45,6 +46,11 @@ def predict_by_processes(
         for rank in order:
             patch.setenv("RANK", str(rank))
             assert predict(output, *given) == 0
+
+
+def merge(output: Path, *given: Any) -> int:
+    """`hf-detr predict --merge` with these arguments."""
+    return run(["predict", "--merge", "--output", str(output), *map(str, given)])
 
 
 def test_the_last_process_merges(
@@ -131,23 +137,23 @@ def test_merged_later(
             if rank != 1 or file.suffix != ".json":
                 shutil.copy(file, together)
     capsys.readouterr()
-    assert predict(together, "--merge") == 1
+    assert merge(together) == 1
     assert "predictions-00002-of-00003.jsonl isn't complete" in capsys.readouterr().err
     shutil.copy(disks[1] / "predictions-00002-of-00003.run.json", together)
-    assert predict(together, "--merge", "--format", "coco") == 1
+    assert merge(together, "--format", "coco") == 1
     assert "haven't kept the images" in capsys.readouterr().err
-    assert predict(together, "--merge", "--format", "json") == 3
+    assert merge(together, "--format", "json") == 3
     files = [Path(line["file"]).name for line in lines_of(together)]
     assert files == ["0.png", "1.png", "2.png", "3.png", "torn.png"]
     report = json.loads((together / "predictions.json").read_text())
     assert report["model"] == model and len(report["images"]) == 4
     assert predict(together, images[0], "--model", model) == 3
     before, _ = (together / "predictions.jsonl").read_bytes(), capsys.readouterr()
-    assert predict(together, "--merge") == 1
+    assert merge(together) == 1
     assert "is of a run of one process, and merging would replace it" in capsys.readouterr().err
     assert (together / "predictions.jsonl").read_bytes() == before
     assert predict(tmp_path / "nothing", images[0], "--model", model) == 3
-    assert predict(tmp_path / "nothing", "--merge") == 1
+    assert merge(tmp_path / "nothing") == 1
     assert "no results of several processes" in capsys.readouterr().err
 
 
@@ -173,13 +179,13 @@ def test_another_process_replaces_its_lines_meanwhile(
     output, given = tmp_path / "output", (*photos, "--model", model)
     predict_by_processes(monkeypatch, output, *given)
     before = (output / "predictions.jsonl").read_bytes()
-    merge = prediction_results.merge_shards
+    merge_lines = prediction_results.merge_shards
 
     def begin_and_merge(*arguments: Any) -> object:
         file = output / "predictions-00002-of-00003.jsonl"
         write_options(file, complete_run(file)[0])
         file.write_bytes(b"")
-        return merge(*arguments)
+        return merge_lines(*arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(prediction_results, "merge_shards", begin_and_merge)
@@ -195,16 +201,25 @@ def test_wrong_options(
     """--merge only reads what is there, in one process."""
     photo = write_image(tmp_path / "a.png")
     for given, message in [
-        ((photo, "--merge"), "--merge reads what was written to --output; omit"),
-        (("--merge", "--resume"), "--merge reads what was written"),
-        (("--merge",), "isn't a folder"),
+        ((photo,), "--merge reads what was written to --output; omit IMAGES,"),
+        (("--resume",), "--merge reads what was written to --output; omit --resume,"),
+        (("--tiles", "64"), "omit --tiles, which would have no effect"),
+        (("--overlap", "0.3"), "omit --overlap, which"),
+        (("--threshold", "0.3", "--no-draw"), "omit --threshold, --draw, which"),
+        (("--model", str(tmp_path), "--batch-size", "3"), "omit --model, --batch-size"),
+        (("--device", "cpu", "--dtype", "float16"), "omit --device, --dtype, which"),
+        (("--data", "some", "--split", "train"), "omit --data, --split, which"),
+        (("--workers", "2", "--masks"), "omit --workers, --masks, which"),
+        (("--recursive", "-0", "--retry-failed"), "omit --recursive, --null, --retry-"),
+        (("--image-column", "picture"), "omit --image-column, which"),
+        ((), "isn't a folder"),
     ]:
         with pytest.raises(SystemExit) as ended:
-            predict(tmp_path / "output", *given)
+            merge(tmp_path / "output", *given)
         assert ended.value.code == 2 and message in capsys.readouterr().err
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SystemExit):
-        predict(tmp_path, "--merge")
+        merge(tmp_path)
     assert "--merge is for one process, but 2 were started" in capsys.readouterr().err
 
 
@@ -243,8 +258,30 @@ def test_uncertain_images_are_listed(
     together = tmp_path / "three" / "uncertain.txt"
     assert together.read_text().splitlines() == listed
     together.unlink()
-    assert run(["predict", "--merge", "--output", str(tmp_path / "three"), "--uncertain", "5"]) == 3
+    assert merge(tmp_path / "three", "--uncertain", "5") == 3
     assert together.read_text().splitlines() == listed
+
+
+def test_a_list_of_an_earlier_run_is_removed(
+    model: str, images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """uncertain.txt is of the lines beside it, also if a later run makes no list or is killed."""
+    listed = tmp_path / "output" / "uncertain.txt"
+    given = (images[2], "--model", model, "--no-draw")
+    uncertain = (*given, "--uncertain", "2")
+    assert predict(listed.parent, *uncertain) == 0 and listed.exists()
+    assert predict(listed.parent, *given) == 0 and not listed.exists()
+    assert predict(listed.parent, *uncertain) == 0 and listed.exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(prediction_results, "_write_uncertain", Mock(side_effect=KeyboardInterrupt))
+        assert predict(listed.parent, *uncertain) == 130
+    assert not listed.exists()
+
+    assert predict(listed.parent, *uncertain) == 0 and listed.exists()
+    predict_by_processes(monkeypatch, listed.parent, *given, order=(0,))
+    assert listed.exists()  # predictions.jsonl is still that of the earlier run
+    predict_by_processes(monkeypatch, listed.parent, *given, order=(1, 2))
+    assert not listed.exists()
 
 
 def test_uncertain_needs_a_run_that_measured_it(
@@ -260,7 +297,7 @@ def test_uncertain_needs_a_run_that_measured_it(
     assert predict(tmp_path / "one", *given, "--resume", "--uncertain", "5") == 1
     assert "--uncertain was None and is True now" in capsys.readouterr().err
     predict_by_processes(monkeypatch, tmp_path / "three", *given)
-    assert run(["predict", "--merge", "--output", str(tmp_path / "three"), "--uncertain", "5"]) == 1
+    assert merge(tmp_path / "three", "--uncertain", "5") == 1
     assert "ran without --uncertain" in capsys.readouterr().err
     with pytest.raises(SystemExit) as ended:
         predict(tmp_path / "one", *given, "--uncertain", "5", "--masks")

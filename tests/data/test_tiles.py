@@ -90,7 +90,37 @@ def test_an_image_is_decoded_once_for_its_tiles(
     for index in (0, 1, 2, 3, 4):
         assert len(cut[index][1]["boxes"]) == 0
     assert opened == [0, 1]
-    assert pickle.loads(pickle.dumps(cut.images))._latest is None
+    assert pickle.loads(pickle.dumps(cut.images))._kept == {}
+
+
+def test_decoded_images_are_kept_within_a_number_of_bytes(tmp_path: Path) -> None:
+    """Tiles in any order share decoded images, of which the latest ones that fit are kept."""
+    images = [
+        {"id": number, "file_name": f"{number}.png", "height": 40, "width": 60}
+        for number in range(4)
+    ]
+    for image in images:
+        write_image(tmp_path / image["file_name"], 40, 60, seed=image["id"])
+    content = {"images": images, "annotations": [], "categories": [{"id": 0, "name": "red"}]}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    whole = read_coco(tmp_path / "a.json", tmp_path)
+    size = 4 * 40 * 60  # PIL has four bytes for a pixel
+    for kept_bytes, expected in [
+        (0, [0, 1, 2, 0, 1, 2, 0]),
+        (3 * size - 1, [0, 1, 2, 0, 1, 2, 0]),
+        (3 * size, [0, 1, 2]),
+    ]:
+        cut, _ = tile_dataset(whole, 40, 0, kept_bytes=kept_bytes)
+        assert len(cut) == 8
+        decoded, decode = [], cut.images._decoded
+        cut.images._decoded = lambda i, seen=decoded, decode=decode: seen.append(i) or decode(i)
+        for index in (0, 2, 4, 1, 3, 5, 0):  # two tiles of each image
+            x0, y0, x1, y1 = cut.images._windows[index].tolist()
+            pixels = whole[index // 2][0][:, y0:y1, x0:x1]
+            assert torch.equal(cut[index][0], pixels)
+        assert decoded == expected
+    cut[6], cut[2]  # the oldest one is dropped
+    assert list(cut.images._kept) == [0, 3, 1]
 
 
 def test_images_must_have_the_annotated_size(dataset: DetectionDataset, tmp_path: Path) -> None:

@@ -113,6 +113,43 @@ def test_other_numbers_are_thresholds(threshold: object) -> None:
     assert len(found[0]["scores"]) == int((SCORES[0] > threshold).sum())
 
 
+@pytest.mark.parametrize("kind", [DetrImageProcessor, ConditionalDetrImageProcessor])
+@pytest.mark.parametrize(
+    ("threshold", "message"),
+    [
+        (torch.tensor([0.5] * 2), "threshold has 2 values, and the model 3 classes; expected one"),
+        (torch.tensor([0.5] * 4), "threshold has 4 values, and the model 3 classes; expected one"),
+        (torch.tensor([]), "threshold has 0 values, and the model 3 classes; expected one"),
+        (torch.tensor([0.5, math.nan, 0.5]), "threshold is nan; expected a number from 0 to 1"),
+        (torch.tensor([0.5, 50.0, 0.5]), "threshold is 50.0; expected a number from 0 to 1"),
+        (torch.tensor([True] * 3), "threshold is True; expected a number from 0 to 1"),
+        (torch.full((1, 3), 0.5), r"threshold is tensor.*, or a tensor \(C,\) with one for each"),
+        ([0.5] * 3, r"threshold is \[0.5.*, or a tensor \(C,\) with one for each class"),
+        ({"cat": 0.5}, "threshold is {'cat': 0.5}; expected a number from 0 to 1, or a tensor"),
+    ],
+)
+def test_thresholds_of_labels_that_do_not_fit_raise(
+    kind: type, threshold: object, message: str
+) -> None:
+    """One is needed for each class, whichever classes were predicted."""
+    num_logits = 4 if kind is DetrImageProcessor else 3
+    outputs = SimpleNamespace(
+        logits=torch.zeros(1, 5, num_logits),
+        pred_boxes=torch.full((1, 5, 4), 0.5),
+        pred_masks=torch.zeros(1, 5, 2, 2),
+    )
+    processor = kind()
+    for post_process in (
+        processor.post_process_object_detection,
+        processor.post_process_instance_segmentation,
+        processor.post_process_panoptic_segmentation,
+        processor.post_process_panoptic_merge,
+    ):
+        with pytest.raises(ValueError, match=message):
+            post_process(outputs, threshold)
+        post_process(outputs, torch.full((3,), 0.2))
+
+
 @pytest.mark.parametrize(
     "wrong",
     [(30,), (30, 40, 3), 30, None, "ab", (0, 40), (30, -40), (math.nan, 40), (30, math.inf)],

@@ -8,7 +8,7 @@ import transformers
 from PIL import Image
 from transformers import AutoImageProcessor, pipeline
 
-from hf_detr import DetectionPipeline, SegmentationPipeline
+from hf_detr import DetectionPipeline, DetrImageProcessor, SegmentationPipeline
 from hf_detr.inference.pipelines import pad_to_batch
 from hf_detr.models.object_detector import ObjectDetector
 
@@ -79,6 +79,21 @@ def test_batches_of_mixed_sizes(folder: Path, variant: str) -> None:
                 if variant in SOFTMAX:
                     edges = zip(a["box"].values(), b["box"].values(), strict=True)
                     assert all(abs(x - y) < 0.1 * max(photo.size) for x, y in edges)
+
+
+def test_segmentation_needs_masks(tmp_path: Path) -> None:
+    """The error names the reason when the pipeline is made, not an attribute when it runs."""
+    processor = DetrImageProcessor()
+    for variant, message in [
+        ("table-transformer", "is a table-transformer model, of which there is none with a mask"),
+        ("detr", "is a DetrForObjectDetection, which has no mask head"),
+    ]:
+        model = tiny_detector(variant)
+        model.save_pretrained(tmp_path / variant)
+        given = [model] if variant == "detr" else [model, str(tmp_path / variant)]
+        for one in given:
+            with pytest.raises(ValueError, match=message):
+                pipeline("image-segmentation", model=one, image_processor=processor)
 
 
 @pytest.mark.parametrize("variant", IN_TRANSFORMERS)

@@ -12,7 +12,13 @@ from torch import Tensor, nn
 from hf_detr import DetrImageProcessor, predict
 from hf_detr.data.tile_grid import tile_windows
 from hf_detr.inference.prediction import stream_with_sizes
-from hf_detr.inference.tile_results import TileResults, join_batches, join_tiles
+from hf_detr.inference.tile_results import (
+    JoinedMasks,
+    TileResults,
+    crop_masks,
+    join_batches,
+    join_tiles,
+)
 from hf_detr.models.outputs import ObjectDetectionOutput, SegmentationOutput
 
 NUM_QUERIES = 60
@@ -184,17 +190,55 @@ def test_masks_are_put_together() -> None:
         {"scores": score, "labels": torch.zeros(len(score), dtype=torch.int64), **result}
         for score, result in zip(scores, results, strict=True)
     ]
-    joined = join_tiles(windows, results)
+    cropped = [{**result, "masks": crop_masks(result["masks"])} for result in results]
+    assert [[(x, y) for x, y, _ in one["masks"]] for one in cropped] == [
+        [(10, 10), (0, 30)],
+        [(0, 10)],
+    ]
+    joined = join_tiles(windows, cropped)
     assert joined["scores"].tolist() == pytest.approx([0.9, 0.8])
     assert joined["boxes"].tolist() == [[0, 30, 5, 40], [10, 10, 90, 20]]
     expected = torch.zeros(2, 50, 100, dtype=torch.bool)
     expected[0, 30:40, :5], expected[1, 10:20, 10:90] = True, True
-    assert torch.equal(joined["masks"], expected)
-    assert join_tiles(windows, results, most=1)["scores"].tolist() == pytest.approx([0.9])
+    assert joined["masks"].shape == expected.shape
+    assert torch.equal(joined["masks"][:], expected)
+    assert torch.equal(joined["masks"][1:2], expected[1:])
+    assert join_tiles(windows, cropped, most=1)["scores"].tolist() == pytest.approx([0.9])
     places = [("a", 0, windows), ("b", 0, windows), ("a", 1, windows)]
     batches = [([0], [results[0]]), ([1, 2], [results[0], results[1]])]
     (nothing, (ids, found)) = join_batches(batches, places, 1)
     assert nothing == ([], []) and ids == ["a"] and len(found[0]["masks"]) == 1
+
+
+def test_empty_masks_are_joined() -> None:
+    """A mask without pixels stays empty, and takes none from others."""
+    masks = torch.zeros(2, 6, 8, dtype=torch.bool)
+    masks[1, 2, 3] = True
+    crops = crop_masks(masks)
+    assert [(x, y, tuple(crop.shape)) for x, y, crop in crops] == [(0, 0, (0, 0)), (3, 2, (1, 1))]
+    assert torch.equal(JoinedMasks((6, 8), [[crop] for crop in crops])[:], masks)
+    assert torch.equal(JoinedMasks((6, 8), [crops])[:], masks[1:])
+
+
+def test_masks_of_tiles_are_kept_as_crops() -> None:
+    """Neither the masks of a tile nor those of the joined image are all kept at full size."""
+    windows, stored = tile_windows((400, 400), 250), 0
+    masks = torch.zeros(30, 250, 250, dtype=torch.bool)
+    masks[:, 100:110, 100:110] = True
+    result = {
+        "scores": torch.linspace(0.5, 0.9, 30),
+        "labels": torch.arange(30),
+        "boxes": torch.tensor([[100.0, 100, 110, 110]]).repeat(30, 1),
+        "masks": masks,
+    }
+    joining = TileResults()
+    for number in range(len(windows)):
+        joined = joining.add("a", number, windows, result)
+    assert joined["masks"].shape == (30 * len(windows), 400, 400)
+    for crops in joined["masks"]._parts:
+        stored += sum(crop.untyped_storage().nbytes() for _, _, crop in crops)
+    assert stored == 30 * len(windows) * 100
+    assert joined["masks"][:5].sum() == 500
 
 
 def test_large_images_are_not_in_memory_as_tiles() -> None:

@@ -24,6 +24,12 @@ def found(*objects: tuple[float, float, float]) -> dict[str, Any]:
     }
 
 
+def found_classes(**objects: tuple[float, float, float]) -> dict[str, Any]:
+    """A result as of `found`, of a dog and a car, in the order of the arguments."""
+    labels = torch.tensor([("dog", "car").index(name) for name in objects], dtype=torch.int64)
+    return {**found(*objects.values()), "labels": labels}
+
+
 def track(tracker: ObjectTracker, *objects: tuple[float, float, float]) -> list[int]:
     """The ids of one more frame."""
     return tracker.update(found(*objects))["track_ids"].tolist()
@@ -50,6 +56,34 @@ def test_ids_stay_through_a_crossing() -> None:
             assert (one == -1) == (frame == 0)
             ids[name].add(one)
     assert sorted(map(sorted, ids.values())) == [[-1, 0], [-1, 1]]
+
+
+def test_classes_that_cross_keep_their_ids() -> None:
+    """A dog and a car pass each other, closer to the other's place than to their own."""
+    pytest.importorskip("trackers")
+    tracker = ObjectTracker(0.5, FRAME_RATE)
+    ids: dict[int, set[int]] = {0: set(), 1: set()}
+    for frame in range(30):
+        objects = {"dog": (40 + 8 * frame, 100, 0.6), "car": (272 - 8 * frame, 100, 0.6)}
+        if frame in (13, 14, 15):  # the one behind isn't found, and the other one jumps
+            objects = {"dog": objects["car"]} if frame == 14 else {"car": objects["dog"]}
+        if frame % 2:
+            objects = dict(reversed(objects.items()))
+        result = tracker.update(found_classes(**objects))
+        for label, one in zip(result["labels"].tolist(), result["track_ids"].tolist(), strict=True):
+            ids[label].add(one)
+    assert len(ids[0] - {-1}) == len(ids[1] - {-1}) == 1 and not ids[0] & ids[1] - {-1}
+
+
+def test_a_track_does_not_continue_with_another_class() -> None:
+    """A car where a dog was has an id of its own, and the dog has its own again afterwards."""
+    pytest.importorskip("trackers")
+    tracker, place = ObjectTracker(0.5, FRAME_RATE), (100, 100, 0.6)
+    seen = ["dog"] * 3 + ["car"] * 3 + ["dog"] * 2
+    ids = [tracker.update(found_classes(**{name: place}))["track_ids"].tolist() for name in seen]
+    assert ids == [[-1], [0], [0], [-1], [1], [1], [0], [0]]
+    low = tracker.update(found_classes(car=(100, 100, 0.3), dog=place))
+    assert low["track_ids"].tolist() == [1, 0]
 
 
 def test_an_object_that_leaves_loses_its_id() -> None:

@@ -1,5 +1,6 @@
 """Protects denoising queries: their noise, who attends to whom, and that they aren't saved."""
 
+from math import inf, nan
 from pathlib import Path
 
 import numpy as np
@@ -140,7 +141,9 @@ def test_no_noise_gives_the_objects_themselves() -> None:
 
 
 @pytest.mark.parametrize(
-    "values", [(-1,), (5, 1.5), (5, -0.1), (5, 0.5, -1.0)], ids=["number", "high", "low", "scale"]
+    "values",
+    [(-1,), (2.5,), (2**16 + 1,), (5, 1.5), (5, -0.1), (5, nan), (5, 0.5, -1.0)]
+    + [(5, 0.5, nan), (5, 0.5, inf)],
 )
 def test_values_out_of_range_are_refused(values: tuple[float, ...]) -> None:
     for variant in ("conditional_detr", "dino_detr"):
@@ -149,6 +152,16 @@ def test_values_out_of_range_are_refused(values: tuple[float, ...]) -> None:
         with pytest.raises(ValueError, match="num_denoising_queries is .* expected at least 1"):
             model.add_denoising(*values)
         assert model.config.to_dict() == before
+
+
+@pytest.mark.parametrize("noise", [(9,), (0.5, 0.4), (None, 0.4)])
+def test_noise_without_queries_is_refused(variant: str, noise: tuple[float | None, ...]) -> None:
+    """Removing the queries doesn't take values that would have no effect."""
+    model = tiny_detector(variant)
+    before = model.config.to_dict()
+    with pytest.raises(ValueError, match="0 denoising queries have no noise; leave both out"):
+        model.add_denoising(0, *noise)
+    assert model.config.to_dict() == before
 
 
 # ---------------------------------------------------------------- in a detector

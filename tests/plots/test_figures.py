@@ -1,13 +1,16 @@
-"""What all plots share: extents, ink, and what happens without matplotlib."""
+"""What all plots share: extents, letters, and what happens without matplotlib."""
 
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_hex
 
-from hf_detr.plots.figures import COLORS, ink_on, make_panels, show_map, write_label
+from hf_detr import draw_predictions
+from hf_detr.plots.figures import COLORS, make_panels, mark_point, show_map, write_labels
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -41,31 +44,42 @@ def test_maps_cover_the_image() -> None:
     assert opacity[0, 0] == 0
 
 
-def test_labels_stay_within_the_image() -> None:
-    """A label of a box that sticks out begins, or ends, inside."""
+def test_labels_stay_within_the_image_and_visible() -> None:
+    """Labels of boxes that stick out, or are equal, are inside and don't hide each other."""
     figure, axes = make_panels(1, 1, (100, 100))
     show_map(axes[0, 0], torch.ones(1, 1), torch.zeros(3, 100, 100))
-    for box in ((-5, -5, 30, 30), (80, 60, 120, 90)):
-        write_label(axes[0, 0], box, "coat 0.90", COLORS[0])
+    boxes = [(-5, -5, 30, 30), (80, 60, 120, 90), (80, 60, 120, 90), (78, 62, 118, 92)]
+    texts = ["coat 0.90", "jolly trousers 0.80", "bag 0.70", "sneaker 0.60"]
+    write_labels(axes[0, 0], boxes, texts, COLORS[:4], (100, 100))
     figure.savefig("/dev/null", format="png")
+    extents = []
+    assert [text.get_text() for text in axes[0, 0].texts] == texts
     for text in axes[0, 0].texts:
         extent = text.get_window_extent().transformed(axes[0, 0].transData.inverted())
-        assert extent.x0 >= -1 and extent.x1 <= 101
-        assert min(extent.y0, extent.y1) >= -1
+        low, high = sorted((extent.y0, extent.y1))
+        assert extent.x0 >= -1 and extent.x1 <= 101 and low >= -1 and high <= 101
+        for x0, x1, other_low, other_high in extents:
+            assert extent.x1 <= x0 or extent.x0 >= x1 or high <= other_low or low >= other_high
+        extents.append((extent.x0, extent.x1, low, high))
 
 
-def test_ink_contrasts() -> None:
-    """Text is readable on every colour: contrast of at least 4.5 to 1 (WCAG 2)."""
-
-    def luminance(color: str) -> float:
-        channels = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-        linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
-        return sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
-
-    for color in COLORS:
-        ink = {"black": 0.0, "white": 1.0}[ink_on(color)]
-        low, high = sorted((ink, luminance(color)))
-        assert (high + 0.05) / (low + 0.05) > 4.5, color
+def test_letters_have_an_outline() -> None:
+    """White letters with a black outline on the object's colour, in plots as in pictures."""
+    _, axes = make_panels(1, 1, (100, 100))
+    show_map(axes[0, 0], torch.ones(1, 1), torch.zeros(3, 100, 100))
+    write_labels(axes[0, 0], [(10, 40, 60, 80)], ["coat"], ["#E69F00"], (100, 100))
+    mark_point(axes[0, 0], (50, 50), "#E69F00", "1")
+    assert len(axes[0, 0].texts) == 2
+    for text in axes[0, 0].texts:
+        assert (
+            text.get_color() == "white" and text.get_path_effects()[0]._gc["foreground"] == "black"
+        )
+        assert to_hex(text.get_bbox_patch().get_facecolor()) == "#e69f00"
+    for label in range(12):
+        result = {"labels": torch.tensor([label]), "boxes": torch.tensor([[100.0, 100, 300, 300]])}
+        picture = draw_predictions(np.full((400, 400, 3), 100, np.uint8), result, {label: "coat"})
+        colors = {color for _, color in picture.getcolors(2**16)}
+        assert {(255, 255, 255), (0, 0, 0)} <= colors
 
 
 def test_nothing_to_draw_is_refused() -> None:

@@ -38,6 +38,11 @@ class DeformableDetrConfig(SampledAttentionConfig):
     return_intermediate: bool = True
     max_position_embeddings: int = 1024
 
+    @property
+    def queries_per_image(self) -> int:
+        """Number of queries that the decoder has for an image."""
+        return self.two_stage_num_proposals if self.two_stage else self.num_queries
+
     def validate_architecture(self) -> None:
         """Check the values; called by the base class."""
         super().validate_architecture()

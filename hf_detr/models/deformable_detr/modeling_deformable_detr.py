@@ -139,11 +139,6 @@ class DeformableDetrModel(SampledAttentionModel):
         reference_points = points_from_logits(self.reference_points(positions))
         return Queries(contents, positions, reference_points)
 
-    @property
-    def num_queries(self) -> int:
-        config = self.config
-        return config.two_stage_num_proposals if config.two_stage else config.num_queries
-
     def propose(self, memory: Tensor, pyramid: FeaturePyramid) -> tuple[Tensor, Tensor]:
         """Class logits (B, S, C) and box logits (B, S, 4) of every token (paper, appendix A.4)."""
         anchor_logits, valid = anchor_boxes(pyramid)

@@ -34,8 +34,10 @@ class DetrImageProcessor(DetectionImageProcessor):
             Per image `scores` (n,), `labels` (n,) and `boxes` (n, 4) as (x0, y0, x1, y1).
 
         Raises:
-            ValueError: if the number of target sizes isn't the number of images.
+            ValueError: if a threshold isn't a number up to 1, or the number of thresholds isn't 1
+                or that of labels, or the number of target sizes isn't the number of images.
         """
+        self._check_thresholds(threshold, outputs.logits)
         # One detection per query in their order, so the boxes are in the right order.
         scores, labels, _ = self.classification.detections(outputs.logits)
         return detections_per_image(scores, labels, outputs.pred_boxes, threshold, target_sizes)
