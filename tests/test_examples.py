@@ -142,6 +142,12 @@ def test_draw_plots(tmp_path: Path) -> None:
                 *(f"{name} resnet18" for name, row in VARIANTS.items() if not row.only_here),
             ),
         ),
+        (
+            "",
+            ("--parts", "sizes", "--sizes", "64", "96", "--models", "detr"),
+            ("detr 1 x 64 x 64", "detr 8 x 96 x 96"),
+        ),
+        ("_training", ("--dtypes", "fp32", "--models", "detr"), ("| detr | 64 x 96 | fp32 |",)),
         ("_evaluation", (), ("boxes, 20 images", "masks, 20 images", "pycocotools")),
         ("_batches", (), ("sent: bytes", "sent, prepared: bytes", "114 tensors")),
         ("_export", ("--rounds", "1"), tuple(f"| {one} |" for one in VARIANTS)),

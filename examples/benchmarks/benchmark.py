@@ -2,6 +2,7 @@
 
     python examples/benchmarks/benchmark.py            # about ten minutes on two cores
     python examples/benchmarks/benchmark.py --parts model --rounds 3
+    python examples/benchmarks/benchmark.py --parts sizes --sizes 64 224 800 --batch-sizes 1 8
     python examples/benchmarks/benchmark.py --quick    # a short test with two rounds
 
 Both sides run alternately, so that load on the machine affects both. Medians are printed in CPU
@@ -31,6 +32,8 @@ import hf_detr
 from hf_detr.models.variants import VARIANTS, Variant
 
 PARTS = ["loss", "processor", "model"]
+MODELS = [name for name, row in VARIANTS.items() if not row.only_here]  # transformers has them too
+SIZES, BATCH_SIZES = [64, 128, 224, 400, 800, 1333], [1, 8]  # of the part "sizes"
 
 
 def report(name: str, ours: float, theirs: float) -> None:
@@ -171,6 +174,24 @@ def benchmark_end_to_end(
     print(f"{'  of the ceiling':34}{shares[0]:>12}{shares[1]:>14}", flush=True)
 
 
+@torch.no_grad()
+def benchmark_sizes(
+    variant: Variant, backbone: str, sizes: list[int], batch_sizes: list[int], rounds: int
+) -> None:
+    """Time the model alone with square images of several sizes."""
+    models = make_models(variant, backbone)
+    for batch_size in batch_sizes:
+        for size in sizes:
+            generator = torch.Generator().manual_seed(0)
+            pixels = torch.randn(batch_size, 3, size, size, generator=generator)
+            outputs = [model(pixels) for model in models]
+            for name in ("logits", "pred_boxes"):
+                pair = [output[name] for output in outputs]
+                torch.testing.assert_close(*pair, rtol=0, atol=1e-4)
+            seconds = medians(*(partial(model, pixels) for model in models), rounds=rounds)
+            report(f"{variant.config.model_type} {batch_size} x {size} x {size}", *seconds)
+
+
 def count_flop(model: nn.Module, pixels: Tensor) -> int:
     """Count the FLOP of convolutions and matrix products in a forward pass on the meta device."""
     with torch.device("meta"):
@@ -201,7 +222,11 @@ def measure_ceiling(tries: int = 5) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="parts to measure")
+    parts = [*PARTS, "sizes"]  # which takes long
+    parser.add_argument("--parts", nargs="+", choices=parts, default=PARTS, help="parts to measure")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
+    parser.add_argument("--sizes", nargs="+", type=int, default=SIZES, metavar="PIXELS")
+    parser.add_argument("--batch-sizes", nargs="+", type=int, default=BATCH_SIZES, metavar="N")
     arguments = parse_arguments(parser)
     rounds = arguments.rounds
     print(f"{'':34}{'hf_detr':>12}{'transformers':>14}{'ratio':>10}")
@@ -211,14 +236,17 @@ def main() -> None:
     if "processor" in arguments.parts:
         for batch_size, width, height in [(1, 640, 480), (8, 640, 480), (1, 4000, 3000)]:
             benchmark_processor(batch_size, width, height, rounds)
+    backbone, edge = ("resnet18", 256) if arguments.quick else ("resnet50", 800)
+    variants = [VARIANTS[name] for name in arguments.models]
     if "model" in arguments.parts:
         ceiling = measure_ceiling()
         print(f"{'ceiling of this machine':34}{ceiling / 1e9:12.1f} GFLOP per CPU second")
-        backbone, edge = ("resnet18", 256) if arguments.quick else ("resnet50", 800)
         size = {"shortest_edge": edge, "longest_edge": 1333}
-        for variant in VARIANTS.values():
-            if hasattr(transformers, variant.detector.__name__):
-                benchmark_end_to_end(variant, backbone, size, rounds, ceiling)
+        for variant in variants:
+            benchmark_end_to_end(variant, backbone, size, rounds, ceiling)
+    if "sizes" in arguments.parts:
+        for variant in variants:
+            benchmark_sizes(variant, backbone, arguments.sizes, arguments.batch_sizes, rounds)
 
 
 if __name__ == "__main__":
