@@ -1,6 +1,7 @@
 """Settings and fixtures shared by all tests."""
 
 import os
+from collections import Counter
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -11,6 +12,12 @@ import torch
 
 from .operator_cases import require_compiled
 from .tiny import PREFIXES
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start files with many slow tests first: none should be left for one process at the end."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(scope="session")

@@ -10,10 +10,10 @@ is kept only if AP doesn't fall by more than --max-ap-drop.
 """
 
 import argparse
+import importlib.util
 import json
 import sys
 from dataclasses import asdict
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,7 +78,7 @@ def check(parsed: argparse.Namespace) -> None:
             raise ValueError(f"--{given[0].replace('_', '-')} has no effect without --int8.")
     if parsed.target.suffix == ".xml":
         for package in ("openvino", "nncf") if parsed.int8 else ("openvino",):
-            if find_spec(package) is None:
+            if importlib.util.find_spec(package) is None:
                 what = "--int8" if package == "nncf" else ".xml"
                 install = "pip install 'hf_detr[openvino]' installs it."
                 raise ValueError(f"{what} needs the package {package}; {install}")

@@ -132,7 +132,7 @@ def test_wrong_arguments(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Options that contradict each other are refused before a model is loaded."""
-    monkeypatch.setattr("hf_detr.commands.export.find_spec", lambda name: name)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
     with pytest.raises(SystemExit) as ended:
         run(["export", *given])
     assert ended.value.code == ENDED and message in capsys.readouterr().err

@@ -19,7 +19,7 @@ from .test_export import KINDS
 @torch.no_grad()
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the exporters
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["detr", "deformable", "dino"])
 def test_openvino_with_dynamic_sizes(kind: str, tmp_path: Path) -> None:
     """Batch, height and width are free, inputs and outputs have names (1e-3)."""
     openvino = pytest.importorskip("openvino", reason="OpenVINO export needs openvino")
@@ -70,7 +70,6 @@ def test_refusals(
     with pytest.raises(FileExistsError, match="model.bin exists; pass overwrite"):
         export_model(model, tmp_path / "model.xml")
     assert [*tmp_path.iterdir()] == [weights]
-    monkeypatch.setattr("hf_detr.commands.export.find_spec", lambda name: None)
     with pytest.raises(SystemExit) as ended:
         run(["export", str(tmp_path / "model.xml")])
     assert ended.value.code == 2 and "hf_detr[openvino]" in capsys.readouterr().err
