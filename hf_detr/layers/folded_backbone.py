@@ -103,6 +103,13 @@ def takes_folding(modules: list[nn.Module], tensors: list[Tensor]) -> bool:
     return (
         not _has_any_global_hook()
         and all(_is_plain(module) for module in modules)
+        # `functional_call` gives others, which may be new ones at every call.
+        and all(
+            isinstance(tensor, nn.Parameter)
+            for module in modules
+            for tensor in module._parameters.values()
+            if tensor is not None
+        )
         # Not a part of a distributed or quantised tensor; torch counts its changes.
         and all(
             type(t) in (Tensor, nn.Parameter) and t.device.type == "cpu" and not t.is_inference()
@@ -219,6 +226,8 @@ def _is_plain(module: nn.Module) -> bool:
     return type(module).__module__.partition(".")[0] in KNOWN_PACKAGES and not (
         module._forward_hooks
         or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
         or module._compiled_call_impl
         or "forward" in vars(module)
     )

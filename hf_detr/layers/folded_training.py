@@ -6,6 +6,7 @@ still what is trained: the chain rule goes through one product per step, of the 
 """
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from .folded_backbone import Pair, find_pairs, fold_pair, own_tensors, takes_fol
 # each step, must take less time than passes over maps save.
 LEAST_PIXELS = 25_000
 MOST_WEIGHTS_PER_PIXEL = 120
+SETTINGS = (bool, int, float, str, tuple)  # types of attributes that the twin has copies of
 
 
 class FoldedTraining:
@@ -45,7 +47,8 @@ class FoldedTraining:
     def network_for(self, network: nn.Module, pixel_values: Tensor) -> nn.Module:
         """The twin of `network`, or `network` itself where nothing can be folded or it doesn't pay.
 
-        Modules are compared with those that the twin was made of, with their mode of training.
+        Modules are compared with those that the twin was made of, with their mode of training and
+        other plain attributes.
         """
         pixels = pixel_values[:, 0].numel()
         if pixels < LEAST_PIXELS:
@@ -56,11 +59,15 @@ class FoldedTraining:
         if weights > MOST_WEIGHTS_PER_PIXEL * pixels or not takes_folding(modules, tensors):
             return network
         twin, parts = self.twin, [*modules, *tensors]  # read once: another thread may drop it
-        modes = [module.training for module in modules]
-        if twin is None or list(map(id, parts)) != list(map(id, twin[1])) or modes != twin[2]:
+        settings = [_settings(module) for module in modules]
+        if twin is None or list(map(id, parts)) != list(map(id, twin[1])) or settings != twin[2]:
             pairs = find_pairs(network, tensors, pixel_values, self.norm_types)
-            self.twin = twin = (make_twin(network, tensors, pairs), parts, modes)
+            self.twin = twin = (make_twin(network, tensors, pairs), parts, settings)
         return twin[0]
+
+
+def _settings(module: nn.Module) -> dict[str, Any]:
+    return {name: value for name, value in vars(module).items() if isinstance(value, SETTINGS)}
 
 
 def make_twin(network: nn.Module, tensors: list[Tensor], pairs: list[Pair]) -> nn.Module:

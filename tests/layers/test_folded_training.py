@@ -101,6 +101,35 @@ def test_part_in_another_mode() -> None:
     assert not torch.allclose(features[-1], again[-1])
 
 
+def test_changed_setting() -> None:
+    """Protects plain attributes, such as rates of stochastic depth, changed after a step."""
+    backbone, image = training_backbone("resnet18").double(), image_for("resnet18").double()
+    backbone(image)
+    backbone.conv_encoder["model"].layer3[0].bn1.eps = 1.0
+    assert_equal_training(backbone, image, tolerance=1e-9)
+    assert len(folded_convolutions(backbone)) == FOLDED["resnet18"]
+
+
+def test_backward_hooks() -> None:
+    """Protects hooks that get gradients of a convolution's output, which a twin doesn't compute."""
+    backbone, image = training_backbone("resnet18").double(), image_for("resnet18").double()
+    network, seen = backbone.conv_encoder["model"], []
+    network.layer3[0].conv1.register_full_backward_hook(lambda _, __, output: seen.append(*output))
+    assert_equal_training(backbone, image, tolerance=1e-9)
+    assert_close([seen[0]], [seen[1]])
+
+
+def test_functional_call() -> None:
+    """Protects meta-learning: no twin for each set of weights, which would keep its graph."""
+    backbone, image = training_backbone(), image_for("test_resnet")
+    weights = {name: 1.1 * parameter for name, parameter in backbone.named_parameters()}
+    got = torch.func.functional_call(backbone, weights, (image,))
+    names = {name.removeprefix("conv_encoder.model."): name for name in weights}
+    own = {name: weights[full] for name, full in names.items()}
+    assert_close(got, torch.func.functional_call(backbone.conv_encoder["model"], own, (image,)))
+    assert backbone.folded_training.twin is None
+
+
 def test_twin_lives_while_training() -> None:
     """Protects that `Trainer`, which calls train() before each step, doesn't make it each time."""
     backbone, image = training_backbone(), image_for("test_resnet")
@@ -131,7 +160,6 @@ def test_gradient_checkpointing() -> None:
     backbone, image = training_backbone("resnet18"), image_for("resnet18")
     expected = features_and_gradients(backbone, backbone, image)
     backbone.conv_encoder["model"].set_grad_checkpointing(True)
-    backbone.eval().train()
     got = features_and_gradients(backbone, backbone, image)
     assert len(folded_convolutions(backbone)) == FOLDED["resnet18"]
     assert_close(got[0], expected[0])
