@@ -98,8 +98,8 @@ def export_int8(
         progress: whether to show a progress bar of the evaluations on a terminal.
 
     Raises:
-        ValueError: if AP falls by more, or can't be measured; and as in `export_model`. Then
-            nothing is written.
+        ValueError: if AP falls by more, or can't be measured, or there are no calibration images;
+            and as in `export_model`. Then nothing is written.
         FileExistsError: as in `export_model`.
         ImportError: if openvino or nncf is missing.
     """
@@ -111,6 +111,7 @@ def export_int8(
         raise ImportError("int8 needs the package nncf: pip install 'hf_detr[openvino]'.")
     if not isinstance(dataset, StreamedDataset):
         dataset = as_detection_dataset(dataset)
+    images = CalibrationInputs(dataset, processor, calibration_images)
     iou_types = ("bbox", "segm") if dataset.masks else ("bbox",)
     options = {"iou_types": iou_types, "progress": progress}
     with TemporaryDirectory() as temporary:
@@ -120,7 +121,6 @@ def export_int8(
         before = _ap(evaluate(model, processor, dataset, **options))
         if min(before.values()) < 0:
             raise ValueError("the data set has no objects, so AP can't be measured.")
-        images = list(_calibration_inputs(dataset, processor, calibration_images))
         int8_file.parent.mkdir()
         quantise(float_file, int8_file, Graph(model), images)
         after = _ap(
@@ -145,18 +145,36 @@ def _check_drop(before: dict[str, float], after: dict[str, float], max_ap_drop: 
             )
 
 
-def _calibration_inputs(
-    dataset: DetectionDataset | StreamedDataset, processor: DetectionImageProcessor, number: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield single images (1, 3, H, W) from all of a data set, or a stream's first, and masks."""
-    if isinstance(dataset, StreamedDataset):
-        loader = load_rows(dataset, processor, 1, 0, lambda part: None)
-    else:
-        step = max(1, -(-len(dataset) // number))
-        loader = load_images(dataset.subset(range(0, len(dataset), step)), processor, 1, 0)
-    for _, _, packed in islice(loader, number):
-        inputs = packed.unpack(processor, "cpu", torch.contiguous_format)
-        yield _file_inputs(inputs["pixel_values"], inputs.get("pixel_mask"))
+class CalibrationInputs:
+    """Single images (1, 3, H, W) from all of a data set, or a stream's first, and masks (1, H, W).
+
+    They are read when they are needed: a hundred photographs at a model's size take gigabytes.
+    """
+
+    def __init__(
+        self,
+        dataset: DetectionDataset | StreamedDataset,
+        processor: DetectionImageProcessor,
+        number: int,
+    ) -> None:
+        if number < 1:
+            raise ValueError(f"calibration_images is {number}; expected at least 1, such as 100.")
+        step = 1 if isinstance(dataset, StreamedDataset) else max(1, -(-len(dataset) // number))
+        self._dataset, self._processor = dataset, processor
+        self._chosen = range(0, len(dataset), step)[:number]
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        dataset, processor = self._dataset, self._processor
+        if isinstance(dataset, StreamedDataset):
+            loader = load_rows(dataset, processor, 1, 0, lambda part: None)
+        else:
+            loader = load_images(dataset.subset(self._chosen), processor, 1, 0)
+        for _, _, packed in islice(loader, len(self)):
+            inputs = packed.unpack(processor, "cpu", torch.contiguous_format)
+            yield _file_inputs(inputs["pixel_values"], inputs.get("pixel_mask"))
 
 
 def _file_inputs(pixel_values: Tensor, pixel_mask: Tensor | None) -> tuple[Tensor, Tensor]:

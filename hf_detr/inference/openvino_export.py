@@ -4,7 +4,7 @@ import contextlib
 import logging
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,7 +76,7 @@ def load_openvino(path: Path) -> Callable[..., list[Tensor]]:
 
 
 def quantise(
-    path: Path, target: Path, graph: nn.Module, images: Sequence[Sequence[Tensor]]
+    path: Path, target: Path, graph: nn.Module, images: Collection[Sequence[Tensor]]
 ) -> None:
     """Quantise the backbone and the encoder's feed-forward networks to int8.
 

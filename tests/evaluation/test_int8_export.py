@@ -8,8 +8,8 @@ import torch
 from datasets import IterableDataset
 from torch.testing import assert_close
 
-from hf_detr import DetrImageProcessor, StreamedDataset, read_coco
-from hf_detr.evaluation.int8_export import _calibration_inputs, _check_drop, export_int8
+from hf_detr import DetectionDataset, DetrImageProcessor, StreamedDataset, read_coco
+from hf_detr.evaluation.int8_export import CalibrationInputs, _check_drop, export_int8
 from hf_detr_command_line import main as run
 
 from ..some_data import entry, write_coco
@@ -88,12 +88,34 @@ def test_calibration_images(tmp_path: Path) -> None:
     stream = StreamedDataset(
         IterableDataset.from_generator(lambda: iter(rows)), 5, "coco_xywh", {0: "dog"}
     )
-    every = [pixels for pixels, _ in _calibration_inputs(dataset, PROCESSOR, 9)]
-    assert len(every) == 5
+    every = [pixels for pixels, _ in CalibrationInputs(dataset, PROCESSOR, 9)]
+    assert len(every) == len(CalibrationInputs(dataset, PROCESSOR, 9)) == 5
     for source, expected in ((dataset, [0, 2, 4]), (stream, [0, 1, 2])):
-        chosen = list(_calibration_inputs(source, PROCESSOR, 3))
+        inputs = CalibrationInputs(source, PROCESSOR, 3)
+        chosen = list(inputs)
+        assert len(inputs) == len(list(inputs)) == 3
         assert_close([pixels for pixels, _ in chosen], [every[index] for index in expected])
         assert all(mask.dtype == torch.int64 and mask.all() for _, mask in chosen)
+
+
+def test_calibration_images_are_read_when_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Protects memory: an image is prepared only when the one before it was used."""
+    dataset = read_coco(*write_coco(tmp_path, [entry(1)], num_images=3))
+    opened, read = [], DetectionDataset.__getitem__
+    monkeypatch.setattr(
+        DetectionDataset, "__getitem__", lambda self, i: opened.append(i) or read(self, i)
+    )
+    inputs = iter(CalibrationInputs(dataset, PROCESSOR, 3))
+    assert [(next(inputs), len(opened))[1] for _ in range(3)] == [1, 2, 3]
+
+
+def test_calibration_needs_images(tmp_path: Path) -> None:
+    """Protects from an error about a division, after the model was exported and evaluated."""
+    dataset = read_coco(*write_coco(tmp_path, [entry(1)]))
+    with pytest.raises(ValueError, match="calibration_images is 0; expected at least 1"):
+        CalibrationInputs(dataset, PROCESSOR, 0)
 
 
 def test_allowed_drop() -> None:
