@@ -18,7 +18,7 @@ from .tile_grid import OVERLAP, check_tiles, tile_windows
 TilePlace = tuple[int, int, np.ndarray]
 
 # Tiles are trained in random order; each would otherwise take the decoding of a whole photograph.
-KEPT_BYTES = 2**28  # of decoded images in each process that loads tiles for training
+KEPT_BYTES = 2**28  # of decoded images, and of maps, in each process that loads training tiles
 PIXEL_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2}  # of PIL's modes; others, as RGB, have 4
 MIN_VISIBLE = 0.5  # of an object's box, on a tile where it is a target
 
