@@ -234,6 +234,7 @@ def _is_plain(module: nn.Module) -> bool:
 
 
 def own_tensors(module: nn.Module) -> list[Tensor]:
+    """Parameters and buffers of a module without those of its children."""
     held = (*module._parameters.values(), *module._buffers.values())
     return [tensor for tensor in held if tensor is not None]
 
