@@ -47,7 +47,7 @@ class FoldedBackbone:
 
     Args:
         norm_types: classes of frozen norms, with `running_mean`, `running_var`, `weight`, `bias`,
-            `eps`, and if they also activate, `act`.
+            `eps`, whose children are what follows in the same module, such as an activation.
     """
 
     def __init__(self, norm_types: tuple[type[nn.Module], ...]) -> None:
@@ -178,8 +178,13 @@ def fold(network: nn.Module, tensors: list[Tensor], pairs: list[Pair]) -> nn.Mod
         convolution.weight = nn.Parameter(weight, requires_grad=False)
         convolution.bias = nn.Parameter(bias, requires_grad=False)
         with_onednn(convolution)
-        folded.set_submodule(norm_name, getattr(norm, "act", nn.Identity()))
+        folded.set_submodule(norm_name, without_norm(norm))
     return folded
+
+
+def without_norm(norm: nn.Module) -> nn.Module:
+    """What a norm does after it has normalised: dropout and activation, in timm's order."""
+    return nn.Sequential(*norm.children())
 
 
 def with_onednn(convolution: nn.Conv2d) -> nn.Conv2d:

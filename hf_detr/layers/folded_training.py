@@ -11,7 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .folded_backbone import Pair, find_pairs, fold_pair, own_tensors, takes_folding, with_onednn
+from .folded_backbone import (
+    Pair,
+    find_pairs,
+    fold_pair,
+    own_tensors,
+    takes_folding,
+    with_onednn,
+    without_norm,
+)
 
 # Pixels of a batch from which folding pays: making the twin, and scaling and reordering weights at
 # each step, must take less time than passes over maps save.
@@ -78,7 +86,7 @@ def make_twin(network: nn.Module, tensors: list[Tensor], pairs: list[Pair]) -> n
     for convolution_name, norm_name in pairs:
         convolution, norm = twin.get_submodule(convolution_name), twin.get_submodule(norm_name)
         twin.set_submodule(convolution_name, FoldedConvolution(convolution, norm))
-        twin.set_submodule(norm_name, getattr(norm, "act", nn.Identity()))
+        twin.set_submodule(norm_name, without_norm(norm))
     return twin
 
 

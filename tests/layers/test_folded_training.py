@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_detr.layers import folded_training
-from hf_detr.layers.backbone import Backbone
+from hf_detr.layers.backbone import Backbone, OneStepBatchNormAct2d
 from hf_detr.layers.folded_training import FoldedConvolution
 
 from ..tiny import padded_batch, tiny_detector
@@ -108,6 +108,18 @@ def test_changed_setting() -> None:
     backbone.conv_encoder["model"].layer3[0].bn1.eps = 1.0
     assert_equal_training(backbone, image, tolerance=1e-9)
     assert len(folded_convolutions(backbone)) == FOLDED["resnet18"]
+
+
+def test_dropout_in_a_norm() -> None:
+    """Protects regularisation that timm's norms do between normalisation and activation."""
+    backbone, image = (
+        training_backbone("tf_efficientnet_lite0").double(),
+        image_for("tf_efficientnet_lite0"),
+    )
+    norm = next(m for m in backbone.modules() if isinstance(m, OneStepBatchNormAct2d))
+    norm.drop = nn.Dropout2d(0.5)
+    assert_equal_training(backbone, image.double(), tolerance=1e-9)
+    assert len(folded_convolutions(backbone)) == FOLDED["tf_efficientnet_lite0"]
 
 
 def test_backward_hooks() -> None:
