@@ -74,18 +74,12 @@ def openvino_runners(
     return runners
 
 
-def check(name: str, runner: Callable[[], list[Any]], expected: tuple[Tensor, ...]) -> None:
-    """Compare scores and boxes with the model's.
-
-    Raises:
-        ValueError: if they differ too much.
-    """
+def largest_difference(runner: Callable[[], list[Any]], expected: tuple[Tensor, ...]) -> float:
+    """Compare scores and boxes with the model's."""
     got = [torch.from_numpy(array) for array in runner()]
     got[0], expected = got[0].sigmoid(), (expected[0].sigmoid(), *expected[1:])
     pairs = zip(got, expected, strict=True)
-    differences = [float((one - other).abs().max()) for one, other in pairs]
-    if not max(differences) <= TOLERANCES[name]:
-        raise ValueError(f"{name}: outputs differ by {max(differences):.2g}; no time is printed")
+    return max(float((one - other).abs().max()) for one, other in pairs)
 
 
 @torch.no_grad()
@@ -99,14 +93,14 @@ def measure(name: str, size: tuple[int, int], rounds: int, **settings: Any) -> s
         report = export_model(model, Path(folder) / "model.onnx")
         runners = openvino_runners(model, Path(folder), batch) if "openvino" in HAVE else {}
         expected = Graph(model)(*batch)
-        for kind, runner in runners.items():
-            check(kind, runner, expected)
-        theirs = onnx_runner(Path(report.path), batch), *runners.values()
+        found = {kind: largest_difference(one, expected) for kind, one in runners.items()}
+        right = [kind for kind in runners if found[kind] <= TOLERANCES[kind]]
+        theirs = onnx_runner(Path(report.path), batch), *(runners[kind] for kind in right)
         ours, *others = medians(lambda: model(*batch), *theirs, rounds=rounds)
-    times = dict(zip(("onnxruntime", *runners), others, strict=True))
+    times = dict(zip(("onnxruntime", *right), others, strict=True))
     cells = (
         *(name, f"{report.num_bytes / 1e6:.0f}", f"{report.largest_difference:.0e}"),
-        *(f"{1000 * ours:.0f}", *(cell(times.get(kind), ours) for kind in columns())),
+        *(f"{1000 * ours:.0f}", *(cell(times, ours, kind, found) for kind in columns())),
     )
     return f"| {' | '.join(cells)} |"
 
@@ -116,9 +110,12 @@ def columns() -> list[str]:
     return ["onnxruntime", *(TOLERANCES if "openvino" in HAVE else ())]
 
 
-def cell(seconds: float | None, ours: float) -> str:
-    """Return milliseconds and how many times longer torch takes."""
-    return "–" if seconds is None else f"{1000 * seconds:.0f} ({ours / seconds:.2f}x)"
+def cell(times: dict[str, float], ours: float, kind: str, found: dict[str, float]) -> str:
+    """Return milliseconds and how many times longer torch takes, or why it isn't timed."""
+    if kind in times:
+        return f"{1000 * times[kind]:.0f} ({ours / times[kind]:.2f}x)"
+    # Random weights: rounding changes the order of nearly equal proposals.
+    return f"not timed: differs by {found[kind]:.2g}" if kind in found else "–"
 
 
 def main() -> None:
