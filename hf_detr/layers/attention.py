@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .initial_weights import input_projection, output_projection
+from .onednn import linear
 
 
 def multi_head_attention(
@@ -99,7 +100,7 @@ class ProjectedAttention(nn.Module):
         output, weights = multi_head_attention(
             query, key, value, self.num_heads, mask, dropout, return_weights
         )
-        return self.out_proj(output), weights
+        return linear(self.out_proj, output), weights
 
 
 class MultiHeadAttention(ProjectedAttention):
@@ -124,5 +125,6 @@ class MultiHeadAttention(ProjectedAttention):
         Returns:
             The output (B, Q, D), and the weights (B, M, Q, S) if asked for, else None.
         """
-        query, key, value = self.q_proj(query), self.k_proj(key), self.v_proj(value)
+        query, key = linear(self.q_proj, query), linear(self.k_proj, key)
+        value = linear(self.v_proj, value)
         return super().forward(query, key, value, mask, return_weights)

@@ -12,8 +12,9 @@ from torch.nn import functional as F
 from transformers import TimmBackboneConfig
 from transformers import initialization as init
 
-from .folded_backbone import FoldedBackbone, is_readable
+from .folded_backbone import FoldedBackbone
 from .folded_training import FoldedTraining
+from .short_cuts import is_readable
 
 
 class Backbone(nn.Module):

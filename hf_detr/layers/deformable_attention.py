@@ -18,6 +18,7 @@ from ..ops.multi_scale_deformable_attention import (
 )
 from .feature_pyramid import FeaturePyramid
 from .initial_weights import draw_zeros, output_projection, starting
+from .onednn import linear
 
 SamplingPoints = tuple[Tensor, Tensor]  # weights (B, Q, M, L, K), locations (B, Q, M, L, K, 2)
 
@@ -104,22 +105,22 @@ class MultiScaleDeformableAttention(nn.Module):
         Raises:
             ValueError: for shapes that don't fit each other.
         """
-        value = self.value_proj(value_states)
+        value = linear(self.value_proj, value_states)
         if mask is not None:
             value.masked_fill_(~mask[..., None], 0)  # a new tensor that isn't used elsewhere
         value = value.unflatten(-1, (self.num_heads, -1))  # (B, S, M, C)
         layout = (self.num_heads, self.num_levels, self.num_points)
-        offsets = self.sampling_offsets(query).unflatten(-1, (*layout, 2))
-        logits = self.attention_weights(query).unflatten(-1, layout)  # (B, Q, M, L, K)
+        offsets = linear(self.sampling_offsets, query).unflatten(-1, (*layout, 2))
+        logits = linear(self.attention_weights, query).unflatten(-1, layout)  # (B, Q, M, L, K)
         geometry = (spatial_shapes, level_start_index)
         if not return_weights:
             output = attend_around_references(
                 value, *geometry, reference_points, offsets, logits, self.kernel
             )
-            return self.output_proj(output), None
+            return linear(self.output_proj, output), None
         weights, locations = normalize(logits), locate(reference_points, offsets, spatial_shapes)
         output = multi_scale_deformable_attention(value, *geometry, locations, weights, self.kernel)
-        return self.output_proj(output), (weights, locations)
+        return linear(self.output_proj, output), (weights, locations)
 
 
 class MultiScaleDeformableSelfAttention(MultiScaleDeformableAttention):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..wording import some_of
-from .folded_backbone import is_readable
+from .short_cuts import is_readable
 
 
 @dataclass(frozen=True)

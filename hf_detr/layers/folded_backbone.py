@@ -12,15 +12,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.nn.modules.module import _has_any_global_hook
-from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from .fused_network import fuse
+from .onednn import by_onednn
+from .short_cuts import has_global_hooks, only_runs_its_class
 
 # Pixels of a batch from which folding pays: the check for changed weights, and oneDNN's order of
 # weights, take as long for few pixels as for many.
 LEAST_PIXELS = 40_000
-MOST_WITHOUT_ONEDNN = 20480  # values in a single image's map; a constant of torch's convolution
 Pair = tuple[str, str]  # names of a convolution and of the norm that follows it
 
 # Modules of other packages, such as PEFT's adapters, may depend on attributes, whose changes a copy
@@ -101,7 +102,7 @@ class FoldedBackbone:
 def takes_folding(modules: list[nn.Module], tensors: list[Tensor]) -> bool:
     """Whether a network of these modules and tensors may be folded."""
     return (
-        not _has_any_global_hook()
+        not has_global_hooks()
         and all(_is_plain(module) for module in modules)
         # `functional_call` gives others, which may be new ones at every call.
         and all(
@@ -177,42 +178,14 @@ def fold(network: nn.Module, tensors: list[Tensor], pairs: list[Pair]) -> nn.Mod
         weight = weight.contiguous(memory_format=torch.channels_last)
         convolution.weight = nn.Parameter(weight, requires_grad=False)
         convolution.bias = nn.Parameter(bias, requires_grad=False)
-        with_onednn(convolution)
+        by_onednn(convolution)
         folded.set_submodule(norm_name, without_norm(norm))
-    return folded
+    return fuse(folded)
 
 
 def without_norm(norm: nn.Module) -> nn.Module:
     """What a norm does after it has normalised: dropout and activation, in timm's order."""
     return nn.Sequential(*norm.children())
-
-
-def with_onednn(convolution: nn.Conv2d) -> nn.Conv2d:
-    """Change the class of a convolution to `OneDnnConv2d` where that is faster."""
-    is_1x1 = type(convolution) is nn.Conv2d and convolution.kernel_size == (1, 1)
-    if is_1x1 and convolution.weight.dtype == torch.float32 and has_fast_onednn():
-        convolution.__class__ = OneDnnConv2d
-    return convolution
-
-
-class OneDnnConv2d(nn.Conv2d):
-    """A 1 x 1 convolution by oneDNN, a tenth faster than torch's matrix product on one thread."""
-
-    def forward(self, feature_map: Tensor) -> Tensor:
-        """Convolve a feature map (B, C, h, w)."""
-        # Dilation has no effect on 1 x 1 convolutions, but torch then chooses oneDNN. For one small
-        # map it doesn't, and its own code for dilation is slow.
-        is_small = len(feature_map) == 1 and feature_map.numel() <= MOST_WITHOUT_ONEDNN
-        dilation = 1 if is_small else 2
-        return F.conv2d(
-            feature_map, self.weight, self.bias, self.stride, self.padding, dilation, self.groups
-        )
-
-
-def has_fast_onednn() -> bool:
-    """Whether torch has oneDNN, and the processor AVX2 or later."""
-    capability = torch.backends.cpu.get_cpu_capability()
-    return torch.backends.mkldnn.is_available() and capability.startswith("AVX")
 
 
 def fold_pair(convolution: nn.Conv2d, norm: nn.Module) -> tuple[Tensor, Tensor]:
@@ -228,13 +201,8 @@ def fold_pair(convolution: nn.Conv2d, norm: nn.Module) -> tuple[Tensor, Tensor]:
 
 def _is_plain(module: nn.Module) -> bool:
     """Whether a module only runs the code of its class: a copy doesn't call hooks."""
-    return type(module).__module__.partition(".")[0] in KNOWN_PACKAGES and not (
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or module._compiled_call_impl
-        or "forward" in vars(module)
+    return type(module).__module__.partition(".")[0] in KNOWN_PACKAGES and only_runs_its_class(
+        module
     )
 
 
@@ -268,26 +236,3 @@ def _to_meta(tensor: Tensor) -> Tensor:
     on_meta = tensor.detach().to("meta")
     is_parameter = isinstance(tensor, nn.Parameter)
     return nn.Parameter(on_meta, requires_grad=False) if is_parameter else on_meta
-
-
-def inference_only(tensor: Tensor) -> bool:
-    """Whether values of `tensor` can be read (see `is_readable`), and no gradients are computed.
-
-    Only then may a forward pass take short cuts. Compiled and exported graphs, and tools that
-    record operators (FLOP counters, fake tensors), need the original model.
-    """
-    return is_readable(tensor) and not torch.is_grad_enabled()
-
-
-def is_readable(tensor: Tensor) -> bool:
-    """Whether `tensor` is on the CPU, and operators aren't traced or recorded.
-
-    Graphs can't depend on values, and on accelerators reading them waits for the device.
-    """
-    return (
-        not torch.compiler.is_compiling()  # first: a compiler evaluates nothing after it
-        and not torch.jit.is_tracing()
-        and _get_current_dispatch_mode() is None
-        and isinstance(tensor, Tensor)
-        and tensor.device.type == "cpu"
-    )

@@ -12,6 +12,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from .attention import MultiHeadAttention
 from .feature_pyramid import FeaturePyramid
 from .initial_weights import xavier_linear
+from .onednn import linear
 
 
 class TransformerLayer(GradientCheckpointingLayer):
@@ -46,9 +47,9 @@ class TransformerLayer(GradientCheckpointingLayer):
     def feed_forward(self, hidden_states: Tensor) -> Tensor:
         """The layer's last step, on tokens (B, tokens, D)."""
         inner = self.norm_before(hidden_states, self.final_layer_norm)
-        inner = self.activation(self.fc1(inner))
+        inner = self.activation(linear(self.fc1, inner))
         inner = F.dropout(inner, self.activation_dropout, self.training)
-        return self.add_and_norm(hidden_states, self.fc2(inner), self.final_layer_norm)
+        return self.add_and_norm(hidden_states, linear(self.fc2, inner), self.final_layer_norm)
 
 
 @dataclass(frozen=True)

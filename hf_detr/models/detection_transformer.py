@@ -13,8 +13,8 @@ from transformers import PreTrainedConfig
 
 from ..layers.backbone import Backbone
 from ..layers.feature_pyramid import FeaturePyramid, build_pyramid, check_images
-from ..layers.folded_backbone import inference_only
 from ..layers.position_encoding import make_position_encoding
+from ..layers.short_cuts import inference_only
 from ..layers.transformer import Encoder, GlobalSelfAttention
 from .denoising import Denoising
 from .outputs import DecoderOutput, DetectionModelOutput

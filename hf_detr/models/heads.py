@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from transformers import initialization as init
 
 from ..layers.initial_weights import starting
+from ..layers.onednn import linear
 from ..losses.classification import Classification
 
 
@@ -19,7 +20,7 @@ class MLP(nn.Module):
     Args:
         input_dim, hidden_dim, output_dim: widths.
         num_layers: number of linear layers.
-        linear: makes a linear layer of two widths, which starts as it decides.
+        make_linear: makes a linear layer of two widths, which starts as it decides.
     """
 
     def __init__(
@@ -28,12 +29,12 @@ class MLP(nn.Module):
         hidden_dim: int,
         output_dim: int,
         num_layers: int,
-        linear: Callable[[int, int], nn.Linear] = nn.Linear,
+        make_linear: Callable[[int, int], nn.Linear] = nn.Linear,
     ) -> None:
         super().__init__()
         widths = [input_dim] + [hidden_dim] * (num_layers - 1) + [output_dim]
         self.layers = nn.ModuleList(
-            linear(width_in, width_out)
+            make_linear(width_in, width_out)
             for width_in, width_out in zip(widths, widths[1:], strict=False)
         )
 
@@ -41,8 +42,8 @@ class MLP(nn.Module):
         """Map (..., input_dim) to (..., output_dim)."""
         *inner, last = self.layers
         for layer in inner:
-            hidden_states = F.relu(layer(hidden_states))
-        return last(hidden_states)
+            hidden_states = F.relu(linear(layer, hidden_states))
+        return linear(last, hidden_states)
 
 
 def draw_reference(layer: nn.Linear, size_bias: float) -> None:

@@ -6,10 +6,12 @@ import pickle
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 from hf_detr.layers import folded_training
 from hf_detr.layers.backbone import Backbone, OneStepBatchNormAct2d
 from hf_detr.layers.folded_training import FoldedConvolution
+from hf_detr.layers.onednn import has_fast_onednn
 
 from ..tiny import padded_batch, tiny_detector
 from .test_backbone import image_for
@@ -242,3 +244,21 @@ def test_a_detector_trains() -> None:
         expected = gradients()
     for one, other in zip(got, expected, strict=True):
         torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-6)
+
+
+@pytest.mark.skipif(not has_fast_onednn(), reason="oneDNN isn't chosen on this processor")
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_small_maps_do_not_take_the_slow_convolution(batch_size: int) -> None:
+    """Protects that no operator of torch's dilated convolution runs, whatever the size."""
+    backbone, image = training_backbone("resnet50"), torch.randn(batch_size, 3, 64, 64)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        assert_close(backbone(image), backbone.conv_encoder["model"](image))
+        with profile(activities=[ProfilerActivity.CPU]) as record:
+            backbone(image)
+    finally:
+        torch.set_num_threads(threads)
+    names = {event.key for event in record.key_averages()}
+    assert any("convolution" in name for name in names)
+    assert not any("dilated" in name for name in names)

@@ -127,8 +127,8 @@ class ConditionalDetrDecoder(nn.Module):
             for index in range(config.decoder_layers)
         )
         self.layernorm = nn.LayerNorm(width)
-        self.query_scale = MLP(width, width, width, num_layers=2, linear=xavier_linear)
-        self.ref_point_head = MLP(width, width, 2, num_layers=2, linear=xavier_linear)
+        self.query_scale = MLP(width, width, width, num_layers=2, make_linear=xavier_linear)
+        self.ref_point_head = MLP(width, width, 2, num_layers=2, make_linear=xavier_linear)
 
     def forward(
         self,

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ...layers.feature_pyramid import FeaturePyramid
 from ...layers.initial_weights import output_projection, xavier_linear
+from ...layers.onednn import linear
 from ...layers.position_encoding import make_position_encoding, sines
 from ...losses.classification import SigmoidFocalClassification
 from ...losses.criterion import make_criterion
@@ -142,9 +143,9 @@ class DeformableDetrModel(SampledAttentionModel):
     def propose(self, memory: Tensor, pyramid: FeaturePyramid) -> tuple[Tensor, Tensor]:
         """Class logits (B, S, C) and box logits (B, S, 4) of every token (paper, appendix A.4)."""
         anchor_logits, valid = anchor_boxes(pyramid)
-        tokens = self.enc_output_norm(self.enc_output(memory.masked_fill(~valid, 0)))
+        tokens = self.enc_output_norm(linear(self.enc_output, memory.masked_fill(~valid, 0)))
         box_logits = self.decoder.bbox_embed[-1](tokens) + anchor_logits  # at least float32
-        return self.decoder.class_embed[-1](tokens), box_logits
+        return linear(self.decoder.class_embed[-1], tokens), box_logits
 
     def queries_from(self, class_logits: Tensor, box_logits: Tensor) -> Queries:
         """Queries (B, Q, D) with references (B, Q, 4) from the best proposals.

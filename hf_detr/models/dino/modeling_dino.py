@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ...layers.feature_pyramid import FeaturePyramid
 from ...layers.initial_weights import draw_xavier_weight, starting, xavier_linear
+from ...layers.onednn import linear
 from ...layers.position_encoding import encode_points, make_position_encoding
 from ...losses.classification import SigmoidFocalClassification
 from ...losses.criterion import make_criterion
@@ -58,8 +59,8 @@ class DinoDetrProposals(nn.Module):
         that is less.
         """
         anchor_logits, valid = anchor_boxes(pyramid)
-        tokens = self.enc_output_norm(self.enc_output(memory.masked_fill(~valid, 0)))
-        class_logits = self.class_embed(tokens)
+        tokens = self.enc_output_norm(linear(self.enc_output, memory.masked_fill(~valid, 0)))
+        class_logits = linear(self.class_embed, tokens)
         num_queries = min(num_queries, class_logits.shape[1])
         best = class_logits.amax(-1).topk(num_queries, dim=1).indices[..., None]  # (B, Q, 1)
         tokens = tokens.gather(1, best.expand(-1, -1, tokens.shape[-1]))
@@ -83,7 +84,7 @@ class DinoDetrDecoder(nn.Module):
             SampledDecoderLayer(config) for _ in range(config.decoder_layers)
         )
         self.layernorm = nn.LayerNorm(width)
-        self.ref_point_head = MLP(2 * width, width, width, num_layers=2, linear=xavier_linear)
+        self.ref_point_head = MLP(2 * width, width, width, num_layers=2, make_linear=xavier_linear)
         self.bbox_embed = make_heads(partial(make_box_head, width, size_bias=0.0), config)
 
     def forward(
