@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ...layers.attention import ProjectedAttention
 from ...layers.feature_pyramid import FeaturePyramid
 from ...layers.initial_weights import xavier_linear
+from ...layers.onednn import linear
 from ...layers.position_encoding import encode_points
 from ...layers.transformer import TransformerLayer
 from ...losses.classification import SigmoidFocalClassification
@@ -83,23 +84,28 @@ class ConditionalDetrDecoderLayer(TransformerLayer):
             Queries (B, Q, D), and the weights of self- and cross-attention if asked for.
         """
         attended, weights = self.self_attn(
-            self.sa_qcontent_proj(hidden_states) + self.sa_qpos_proj(query_position_embeddings),
-            self.sa_kcontent_proj(hidden_states) + self.sa_kpos_proj(query_position_embeddings),
-            self.sa_v_proj(hidden_states),
+            linear(self.sa_qcontent_proj, hidden_states)
+            + linear(self.sa_qpos_proj, query_position_embeddings),
+            linear(self.sa_kcontent_proj, hidden_states)
+            + linear(self.sa_kpos_proj, query_position_embeddings),
+            linear(self.sa_v_proj, hidden_states),
             mask,
             return_weights,
         )
         hidden_states = self.add_and_norm(hidden_states, attended, self.self_attn_layer_norm)
 
-        query, key = self.ca_qcontent_proj(hidden_states), self.ca_kcontent_proj(memory)
-        key_positions = self.ca_kpos_proj(position_embeddings)
+        query, key = (
+            linear(self.ca_qcontent_proj, hidden_states),
+            linear(self.ca_kcontent_proj, memory),
+        )
+        key_positions = linear(self.ca_kpos_proj, position_embeddings)
         if self.ca_qpos_proj is not None:
-            query = query + self.ca_qpos_proj(query_position_embeddings)
+            query = query + linear(self.ca_qpos_proj, query_position_embeddings)
             key = key + key_positions
         attended, cross_weights = self.encoder_attn(
-            self._concatenate(query, self.ca_qpos_sine_proj(spatial_queries)),
+            self._concatenate(query, linear(self.ca_qpos_sine_proj, spatial_queries)),
             self._concatenate(key, key_positions),
-            self.ca_v_proj(memory),
+            linear(self.ca_v_proj, memory),
             pyramid.mask,
             return_weights,
         )
