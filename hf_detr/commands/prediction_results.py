@@ -12,7 +12,13 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from ..atomic_saving import atomic_file
-from ..inference.prediction_formats import FORMATS, IMAGE_FOLDERS, write_format, write_report
+from ..inference.prediction_formats import (
+    FORMATS,
+    IMAGE_FOLDERS,
+    MAIN_FILES,
+    write_format,
+    write_report,
+)
 from ..inference.prediction_lines import PredictionLines
 from ..inference.prediction_shards import (
     check_whole,
@@ -40,10 +46,15 @@ def write_results(
     names: Mapping[int, str],
     header: Mapping[str, Any],
     skipped: Callable[[], Iterable[Path] | None] = lambda: None,
+    parts: Sequence[Path] = (),
 ) -> None:
     """Write the format that the options ask for from the lines, if there are any results.
 
-    Arguments other than the options and the lines are those of `write_format`; `skipped` gives it.
+    Args:
+        parsed, lines: options and lines.
+        names, header: see `write_format`.
+        skipped: gives its `skipped`.
+        parts: files that the lines were merged from.
     """
     if parsed.json:
         write_report(sys.stdout, header, lines.records, skipped())
@@ -60,6 +71,16 @@ def write_results(
     if lines.num_failures:
         done = lines.num_results + lines.num_failures
         say(f"{lines.num_failures} of {done} images failed; --retry-failed tries them again.")
+    _name_older_files(parsed.output, parts or [lines.file])
+
+
+def _name_older_files(folder: Path, lines: Sequence[Path]) -> None:
+    """Say which files of other formats are older than the lines, and so of an earlier run."""
+    written = max((file.stat().st_mtime_ns for file in lines if file.exists()), default=0)
+    files = [name for name in MAIN_FILES if (folder / name).exists()]
+    older = [name for name in files if (folder / name).stat().st_mtime_ns < written]
+    if older:
+        say(f"{folder} also has {', '.join(older)} of an earlier run, without these results.")
 
 
 def _write_uncertain(parsed: argparse.Namespace, lines: PredictionLines) -> None:
@@ -132,7 +153,7 @@ def _merge(
     lines = merge_shards(parsed.output, shards, summary)
     names = {int(label): name for label, name in summary["names"].items()}
     header = {"model": summary["model"], "threshold": options["--threshold"]}
-    write_results(parsed, lines, names, header)
+    write_results(parsed, lines, names, header, parts=[one.file for one in shards])
     return lines
 
 

@@ -20,6 +20,11 @@ Records = Callable[[], Iterator[dict[str, Any]]]
 # Formats of data sets, and the folder of their images
 IMAGE_FOLDERS = {"coco": "images", "yolo": "images", "voc": "JPEGImages"}
 FORMATS = ("json", "jsonl", "parquet", *IMAGE_FOLDERS)
+# What is written last or names all images, in each format other than jsonl
+MAIN_FILES = (
+    *("predictions.json", "predictions.parquet", "annotations/instances_train.json"),
+    *("data.yaml", "ImageSets/Main/train.txt"),
+)
 ROW_GROUP = 1000  # images
 
 

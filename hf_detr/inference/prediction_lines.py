@@ -60,8 +60,9 @@ class PredictionLines:
             if retry and self.num_failures:
                 self._drop_tar_at_end()
             self._opened = file.open("r+b")
-            self._opened.truncate(self._end)
-            self._opened.seek(0, os.SEEK_END)
+            if self._opened.seek(0, os.SEEK_END) > self._end:  # else the file's time stays
+                self._opened.truncate(self._end)
+                self._opened.seek(0, os.SEEK_END)
 
     @classmethod
     def of_complete_run(cls, file: Path) -> "PredictionLines":

@@ -18,7 +18,7 @@ class ObjectTracker:
     if it is found again. Of what no track started with, objects down to `lowest_score`, half of the
     threshold, can continue a track: objects that others partly hide have low scores. A track that
     isn't continued for a second ends, and its id isn't used again. No object continues the track of
-    another class.
+    another class, so one whose class changes in every frame has none.
 
     Args:
         threshold: lowest score that starts a track, or one for each label (C,). DETR's scores are

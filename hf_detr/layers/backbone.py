@@ -74,8 +74,7 @@ class Backbone(nn.Module):
         """Let only the stages after the first `num_stages` train; None freezes everything.
 
         Stages are counted by depth: stage 1 ends where the stride first reaches 4, after the stem.
-        0 lets everything train. Batch norm stays frozen in any case, and so do blocks behind the
-        last map in use, which get no gradients that distributed training could wait for.
+        0 lets everything train. Batch norm stays frozen in any case.
         """
         model = self.conv_encoder["model"]
         model.requires_grad_(num_stages is not None)
@@ -84,8 +83,6 @@ class Backbone(nn.Module):
             for module in _modules_up_to(model, stages[:num_stages][-1]):
                 for parameter in module.parameters(recurse=False):
                     parameter.requires_grad_(False)
-        for block in _unused_blocks(model):
-            block.requires_grad_(False)
 
     @torch.no_grad()
     def restore_buffers(self) -> None:
@@ -167,6 +164,7 @@ def _make_timm_model(config: TimmBackboneConfig, pretrained: bool) -> nn.Module:
             f"{type(error).__name__}: {str(error).rstrip('.')}. timm.list_models() has the names; "
             "pretrained weights need the network or a filled cache, and HF_HUB_OFFLINE not set."
         ) from error
+    _drop_unused_blocks(model)
     for module in model.modules():
         if hasattr(module, "dynamic_img_pad"):
             module.dynamic_img_pad = True  # images whose sides aren't multiples of the patch size
@@ -184,11 +182,11 @@ def _any_size_options(model: nn.Module) -> dict[str, bool]:
     return {}
 
 
-def _unused_blocks(model: nn.Module) -> list[nn.Module]:
-    """Blocks behind the last map in use, which timm keeps in EfficientNets and MobileNets."""
+def _drop_unused_blocks(model: nn.Module) -> None:
+    """Drop blocks behind the last map in use, which timm keeps in EfficientNets and MobileNets."""
     kind, _, number = model.feature_info.module_name()[-1].partition(".")
-    is_kept = kind == "blocks" and isinstance(getattr(model, "blocks", None), nn.Sequential)
-    return list(model.blocks)[int(number) + 1 :] if is_kept else []
+    if kind == "blocks" and isinstance(getattr(model, "blocks", None), nn.Sequential):
+        model.blocks = model.blocks[: int(number) + 1]
 
 
 def _modules_up_to(model: nn.Module, stage: str) -> list[nn.Module]:

@@ -11,7 +11,8 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from PIL import Image
-from transformers import AutoConfig, pipeline
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForObjectDetection, pipeline
 
 from hf_detr import DeformableDetrForObjectDetection, embedded_model_folder
 from hf_detr.checkpoints.published_checkpoints import (
@@ -232,7 +233,13 @@ def test_package_model_detects_garments() -> None:
 
 
 def test_package_model_is_small() -> None:
-    """The model in every installation has at most 15 MB."""
-    files = {path.name: path.stat().st_size for path in embedded_model_folder().iterdir()}
+    """The model in every installation has at most 15 MB: float16, which loads in float32."""
+    files = {path.name: path for path in embedded_model_folder().iterdir()}
     assert set(files) == {"config.json", "model.safetensors", "preprocessor_config.json"}
-    assert files["model.safetensors"] <= 15e6
+    assert files["model.safetensors"].stat().st_size <= 15e6
+    assert {weight.dtype for weight in load_file(files["model.safetensors"]).values()} == {
+        torch.float16
+    }
+    for options in ({}, {"dtype": "auto"}):
+        model = AutoModelForObjectDetection.from_pretrained(embedded_model_folder(), **options)
+        assert {weight.dtype for weight in model.state_dict().values()} == {torch.float32}

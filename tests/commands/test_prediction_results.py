@@ -118,6 +118,28 @@ def test_merged_data_sets_can_be_read(
     assert "isn't empty; give another --output, or --resume" in capsys.readouterr().err
 
 
+def test_files_of_an_earlier_run_in_other_formats_are_named(
+    model: str, images: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """They stay, and aren't mistaken for the new results; those of the same lines aren't named."""
+    output, photos = tmp_path / "output", images[2]
+
+    def older(*given: str) -> list[str]:
+        assert predict(output, photos, "--model", model, *given) == 0
+        said = [line for line in capsys.readouterr().err.splitlines() if "earlier run" in line]
+        return [line.removeprefix(f"{output} also has ") for line in said]
+
+    assert older("--format", "json") == older("--format", "json") == []
+    end = " of an earlier run, without these results."
+    assert older("--format", "jsonl") == [f"predictions.json{end}"]
+    assert older("--format", "parquet", "--resume") == [f"predictions.json{end}"]
+    assert older("--format", "json", "--resume") == []
+    assert older("--format", "coco") == [f"predictions.json, predictions.parquet{end}"]
+    assert older("--format", "json") == [
+        f"predictions.parquet, annotations/instances_train.json{end}"
+    ]
+
+
 def test_merged_later(
     model: str,
     images: list[Path],

@@ -86,6 +86,16 @@ def test_a_track_does_not_continue_with_another_class() -> None:
     assert low["track_ids"].tolist() == [1, 0]
 
 
+def test_an_object_whose_class_always_changes_has_no_id() -> None:
+    """It is in the results of every frame all the same, and another one's track isn't disturbed."""
+    pytest.importorskip("trackers")
+    tracker, dog = ObjectTracker(0.5, FRAME_RATE), (300, 100, 0.6)
+    for frame in range(6):
+        result = found((100, 100, 0.6), dog)
+        result["labels"] = torch.tensor([frame % 2, 0])
+        assert tracker.update(result)["track_ids"].tolist() == [-1, 0 if frame else -1]
+
+
 def test_an_object_that_leaves_loses_its_id() -> None:
     """After less than a second it has its id again, after more than that another one."""
     pytest.importorskip("trackers")

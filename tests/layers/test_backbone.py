@@ -138,6 +138,18 @@ def test_what_trains_has_a_gradient(name: str) -> None:
     assert all(p.requires_grad for p in all_levels.parameters())
 
 
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "mobilenetv3_small_100"])
+def test_blocks_behind_the_last_map_are_left_out(name: str) -> None:
+    """Protects files and time: timm keeps and runs these blocks, whose maps nothing uses."""
+    backbone, whole = make_backbone(name, out_indices=[-2]).eval(), make_backbone(name).eval()
+    weights, own = whole.state_dict(), backbone.state_dict()
+    assert own.keys() < weights.keys()
+    backbone.load_state_dict({key: weights[key] for key in own})
+    image = image_for(name)
+    with torch.no_grad():
+        torch.testing.assert_close(backbone(image)[0], whole(image)[-2])
+
+
 def test_freezing_does_not_depend_on_the_levels_returned() -> None:
     """Protects that stage 1 is that of the network, also if only the last map is returned."""
     backbone = make_backbone("resnet18", out_indices=[-1])
