@@ -3,8 +3,7 @@
 import errno
 import json
 import os
-import subprocess
-import sys
+import tempfile
 import threading
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from hf_detr.atomic_saving import (
     remove_interrupted_saves,
 )
 
+from .processes import run_python
 from .tiny import tiny_config, tiny_detector
 
 # A model whose weights all have one value, and whose classes are named after it.
@@ -112,10 +112,12 @@ print("REPORT", json.dumps(report))
 )
 
 
-def run_script(code: str, *arguments: Path) -> str:
+def run_script(code: str, folder: Path) -> str:
     """Run Python in another process, which may fork; return what it prints."""
-    command = [sys.executable, "-W", "ignore", "-c", code, *map(str, arguments)]
-    result = subprocess.run(command, capture_output=True, text=True)
+    with tempfile.TemporaryDirectory() as place:
+        script = Path(place, "script.py")
+        script.write_text(code)
+        result = run_python(script, folder, folder=Path.cwd(), environment=os.environ)
     assert result.returncode == 0, result.stderr[-3000:]
     return result.stdout
 

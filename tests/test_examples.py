@@ -3,7 +3,6 @@
 import importlib.util
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import datasets
@@ -14,20 +13,16 @@ from transformers import AutoConfig, AutoModelForObjectDetection, pipeline
 
 from hf_detr import embedded_model_folder
 
+from .processes import run_python
 from .some_data import entry, write_coco
 
 REPOSITORY = Path(__file__).parents[1]
 
 
-def run(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(
-        command,
-        cwd=REPOSITORY,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", **environment},
-        capture_output=True,
-        text=True,
-    )
+def run(script: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run a script of the repository."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    return run_python(REPOSITORY / script, *arguments, folder=REPOSITORY, environment=environment)
 
 
 def test_detect_draws_detections(tmp_path: Path) -> None:

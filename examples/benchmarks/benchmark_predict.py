@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.quick:
-        options.images, options.size, options.rounds, options.workers = 48, (60, 80), 1, [0, 1]
+        options.images, options.size, options.rounds, options.workers = 48, (60, 80), 1, [1]
     if options.row:
         measure_row(options.row[0], int(options.row[1]), options)
         return

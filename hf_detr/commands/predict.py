@@ -108,6 +108,7 @@ def check(parsed: argparse.Namespace) -> None:
 
     `process` and `num_processes` are those of torchrun. `draw` and `format` become what is written.
     """
+    _check_tasks_of_slurm()
     parsed.process = int(os.environ.get("RANK", 0))
     parsed.num_processes = int(os.environ.get("WORLD_SIZE", 1))
     if parsed.format == "parquet" and find_spec("pyarrow") is None:
@@ -133,6 +134,17 @@ def check(parsed: argparse.Namespace) -> None:
             f"--json can't be used by {parsed.num_processes} processes together; use --format json."
         )
     _check_output(parsed)
+
+
+def _check_tasks_of_slurm() -> None:
+    number = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))  # of srun, not of the whole job
+    if number > 1 and "RANK" not in os.environ:
+        raise ValueError(
+            f"srun started {number} tasks, which would write the same files. To share the images, "
+            "set RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCALID in each "
+            "task, or start torchrun in one task per node. If each task has an --output of its "
+            "own, set RANK=0 WORLD_SIZE=1."
+        )
 
 
 def _check_merge(parsed: argparse.Namespace) -> None:

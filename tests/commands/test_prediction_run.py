@@ -484,6 +484,23 @@ def test_what_processes_cannot_do(
         assert ended.value.code == 2 and message in capsys.readouterr().err
 
 
+def test_tasks_of_srun_do_not_write_the_same_files(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """They are told how to share the images; a number or an output of its own is enough."""
+    photo, output = write_image(tmp_path / "a.png"), tmp_path / "output"
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    with pytest.raises(SystemExit) as ended:
+        predict(output, photo, "--model", model)
+    assert ended.value.code == 2 and not output.exists()
+    assert "srun started 2 tasks, which would write the same files" in capsys.readouterr().err
+    monkeypatch.setenv("RANK", "0")
+    assert predict(output, photo, "--model", model) == 0
+    monkeypatch.delenv("RANK")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
+    assert predict(tmp_path / "alone", photo, "--model", model) == 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
 def test_launchers(model: str, many: Path, tmp_path: Path, launcher: str) -> None:

@@ -21,6 +21,8 @@ from hf_detr.distributed import compute_on_main_process
 from hf_detr.evaluation import coco_evaluator
 from hf_detr.image_processing.coco_masks import rle_from_mask
 
+from ..processes import run_processes
+
 SUMMARY = (
     *("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"),
     *("AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large"),
@@ -381,7 +383,7 @@ def update_half(rank: int, folder: str) -> None:
 
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     """Both get the result of all images, each counted once, which only the first computes."""
-    torch.multiprocessing.spawn(update_half, args=(str(tmp_path),), nprocs=2)
+    run_processes(update_half, str(tmp_path))
     truth, detections = some_results()
     evaluator = CocoEvaluator(truth, ("bbox", "segm"))
     evaluator.update(detections.keys(), detections.values())

@@ -32,6 +32,7 @@ from hf_detr.evaluation.evaluate import detect
 from hf_detr.image_processing.coco_masks import rle_from_mask
 
 from ..inference.test_tile_results import PROCESSOR, ExactDetector, picture, some_rectangles
+from ..processes import run_processes
 from ..some_data import write_image
 from ..tiny import class_of, tiny_config, tiny_detector
 
@@ -220,7 +221,7 @@ def test_processes_share_a_stream(tmp_path: Path) -> None:
     model, processor = tiny_detector(), processor_of()
     dataset, _ = write_detectable_data(tmp_path, model, processor)
     expected = evaluate(model, processor, dataset, progress=False)["AP"]
-    torch.multiprocessing.spawn(evaluate_share, args=(str(tmp_path),), nprocs=2)
+    run_processes(evaluate_share, str(tmp_path))
     found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     assert found == pytest.approx([expected] * 2, abs=1e-6)
 

@@ -14,6 +14,8 @@ from torch.testing import assert_close
 from hf_detr import PanopticQuality
 from hf_detr.image_processing.postprocess_masks import segment_maps
 
+from ..processes import run_processes
+
 THINGS = {0: "shirt", 1: "shoe"}
 STUFF = {2: "sky", 3: "grass"}
 CLASSES = {**THINGS, **STUFF}
@@ -264,7 +266,7 @@ def evaluate_a_share(rank: int, folder: str) -> None:
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     """All processes get the result of one process with all images (1e-12)."""
     expected = quality(*random_images(7))
-    torch.multiprocessing.spawn(evaluate_a_share, args=(str(tmp_path),), nprocs=2)
+    run_processes(evaluate_a_share, str(tmp_path))
     for rank in range(2):
         for results in torch.load(tmp_path / f"{rank}.pt"):
             assert results.keys() == expected.keys()

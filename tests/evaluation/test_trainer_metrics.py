@@ -21,6 +21,7 @@ from hf_detr import (
 )
 from hf_detr.data.dataset import DetectionDataset
 
+from ..processes import run_processes
 from ..tiny import tiny_detector
 from .test_evaluate import SIZE, processor_of, write_data, write_detectable_data
 
@@ -114,7 +115,7 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(evaluate_in_one_of_two, args=(str(tmp_path), port), nprocs=2)
+    run_processes(evaluate_in_one_of_two, str(tmp_path), port)
     for rank in range(2):
         results = torch.load(tmp_path / f"{rank}.pt")
         for name in set(expected) - {"per_class"}:

@@ -15,9 +15,9 @@ from hf_detr_command_line import main as run
 from ..tiny import padded_batch, tiny_detector
 
 KINDS = {
-    "detr": ("detr", {}),
-    "conditional": ("conditional_detr", {}),
-    "tables": ("table-transformer", {}),
+    "detr": ("detr", {"encoder_layers": 1, "decoder_layers": 2}),
+    "conditional": ("conditional_detr", {"encoder_layers": 1, "decoder_layers": 2}),
+    "tables": ("table-transformer", {"encoder_layers": 1, "decoder_layers": 1}),
     "deformable": ("deformable_detr", {"encoder_layers": 1, "decoder_layers": 1}),
     "two-stage": (
         "deformable_detr",

@@ -16,6 +16,7 @@ from hf_detr.losses.loss_terms import count_loss_normalizers
 from hf_detr.losses.matcher import HungarianMatcher
 from hf_detr.ops.box_ops import box_cxcywh_to_xyxy
 
+from ..processes import run_processes
 from .test_matcher import (
     NUM_LABELS,
     WEIGHTS,
@@ -319,7 +320,7 @@ def run_process(rank: int, folder: str) -> None:
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     """Results of both processes, by scenario."""
     folder = tmp_path_factory.mktemp("processes")
-    torch.multiprocessing.spawn(run_process, args=(str(folder),), nprocs=2)
+    run_processes(run_process, str(folder))
     return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(2)]
 
 

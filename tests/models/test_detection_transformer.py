@@ -414,7 +414,7 @@ def test_resize_queries_keeps_learned_ones(variant: str) -> None:
 @torch.no_grad()
 def test_compiled_inference(variant: str) -> None:
     """`torch.compile(fullgraph=True)` traces the whole forward and agrees with eager (1e-5)."""
-    model = tiny_detector(variant)
+    model = tiny_detector(variant, encoder_layers=1, decoder_layers=2)
     batch = padded_batch()
     torch.compiler.reset()  # each variant compiles the shared code anew, which torch limits
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")(*batch)
@@ -425,7 +425,7 @@ def test_compiled_inference(variant: str) -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_inductor_inference(variant: str) -> None:
     """The default compiler agrees with eager too (1e-4)."""
-    model = tiny_detector(variant)
+    model = tiny_detector(variant, encoder_layers=1, decoder_layers=2)
     batch = padded_batch()
     torch.compiler.reset()  # each variant compiles the shared code anew, which torch limits
     compiled = torch.compile(model, fullgraph=True)(*batch)
@@ -437,7 +437,7 @@ def test_export_with_dynamic_batch_and_size(variant: str) -> None:
     """An exported program serves other batch sizes, heights and widths (1e-5)."""
     from torch.export import Dim, export
 
-    model = tiny_detector(variant)
+    model = tiny_detector(variant, encoder_layers=1, decoder_layers=2)
     dynamic = {
         "pixel_values": {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},
         "pixel_mask": {0: Dim.DYNAMIC, 1: Dim.DYNAMIC, 2: Dim.DYNAMIC},

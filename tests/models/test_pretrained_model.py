@@ -141,7 +141,8 @@ def graphs() -> list:
 @pytest.mark.parametrize("variant, changes", graphs())
 def test_traced_models(variant: str, changes: dict) -> None:
     """Protects `torch.jit.trace`, whose graph serves other batches and sizes too."""
-    graph = Graph(tiny_detector(variant, **changes)).eval()
+    sizes = {"encoder_layers": 1, "decoder_layers": 2, **changes}
+    graph = Graph(tiny_detector(variant, **sizes)).eval()
     traced = torch.jit.trace(graph, padded_batch(2, 64, 96))
     for shape in ((2, 64, 96), (1, 128, 64), (3, 97, 131)):
         batch = padded_batch(*shape)
@@ -162,7 +163,8 @@ def test_traced_models_without_the_operator_that_is_required() -> None:
 def test_older_onnx_exporter(variant: str, changes: dict, tmp_path: Path) -> None:
     """Protects `torch.onnx.export(dynamo=False)`, at the size that it was exported with."""
     onnxruntime = pytest.importorskip("onnxruntime", reason="checking ONNX needs onnxruntime")
-    graph = Graph(tiny_detector(variant, encoder_layers=1, **changes)).eval()
+    sizes = {"encoder_layers": 1, "decoder_layers": 2, **changes}
+    graph = Graph(tiny_detector(variant, **sizes)).eval()
     batch, path = padded_batch(2, 64, 96), tmp_path / "model.onnx"
     names = ("pixel_values", "pixel_mask")
     torch.onnx.export(graph, batch, path, dynamo=False, input_names=names, opset_version=17)

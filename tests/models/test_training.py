@@ -10,6 +10,7 @@ from torch.testing import assert_close
 
 from hf_detr.models.object_detector import ObjectDetector
 
+from ..processes import run_processes
 from ..tiny import NO_DROPOUT, class_of, padded_batch, some_labels, tiny_detector
 
 COLORS = torch.tensor([[0.9, 0.1, 0.1], [0.1, 0.8, 0.2], [0.2, 0.2, 0.9]])
@@ -46,10 +47,10 @@ KINDS = {
 COUNTS = (2, 1, 0, 0)
 
 
-def trainable(kind: str) -> ObjectDetector:
+def trainable(kind: str, **changes: int) -> ObjectDetector:
     """A detector of a kind in training, with dropout off."""
     variant, options = KINDS[kind]
-    return tiny_detector(variant, auxiliary_loss=True, **NO_DROPOUT, **options).train()
+    return tiny_detector(variant, auxiliary_loss=True, **NO_DROPOUT, **options, **changes).train()
 
 
 def train_half_a_batch(rank: int, folder: str) -> None:
@@ -78,7 +79,7 @@ def train_half_a_batch(rank: int, folder: str) -> None:
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     """Losses and gradients of both processes, by kind."""
     folder = tmp_path_factory.mktemp("processes")
-    torch.multiprocessing.spawn(train_half_a_batch, args=(str(folder),), nprocs=2)
+    run_processes(train_half_a_batch, str(folder))
     return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(2)]
 
 
@@ -111,7 +112,7 @@ def test_every_trained_parameter_gets_a_gradient(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["detr", "two-stage"])
 def test_compiled_training_step(kind: str) -> None:
     """torch.compile goes round matching and gives the same loss (1e-4) for any number of boxes."""
-    model = trainable(kind)
+    model = trainable(kind, encoder_layers=1, decoder_layers=2)
     compiled = torch.compile(model, backend="aot_eager")
     for counts in ((2, 0), (1, 3)):
         labels = some_labels(counts)

@@ -174,7 +174,7 @@ def test_two_runs_are_equal(operators: object) -> None:
 def test_other_instruction_sets(operators: object, capability: str) -> None:
     """Protects older processors: the same tests in a process with fewer instructions."""
     names = ["test_gradients_equal_torch", "test_fused_equals", "test_dtypes_stay", "wild_logits"]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", __file__]
     result = subprocess.run(
         [*command, "-k", f"({' or '.join(names)}) and not cuda"],
         cwd=REPOSITORY,

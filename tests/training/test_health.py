@@ -15,6 +15,7 @@ from hf_detr.training.health import (
     find_nonfinite_loss,
 )
 
+from ..processes import run_processes
 from ..tiny import padded_batch, some_labels, tiny_detector
 
 WEIGHTS = {"loss_ce": 1.0, "loss_bbox": 5.0, "loss_giou": 2.0}
@@ -255,7 +256,7 @@ def run_process(rank: int, folder: str) -> None:
 
 def test_processes_agree(tmp_path: Path) -> None:
     """All processes have the same report and the same description of a loss that isn't finite."""
-    torch.multiprocessing.spawn(run_process, args=(str(tmp_path),), nprocs=2)
+    run_processes(run_process, str(tmp_path))
     one, other = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert one == other
     health = make_health()

@@ -12,6 +12,7 @@ from torch.testing import assert_close
 from hf_detr.training.model_ema import ModelEma
 from hf_detr.training.state import copy_whole_model, gather_training_state, restore_training_state
 
+from ..processes import run_processes
 from ..tiny import padded_batch, some_labels, tiny_detector
 
 
@@ -146,7 +147,7 @@ def test_sharded_training_goes_on_exactly(tmp_path: Path) -> None:
 
     A training that isn't sharded can take it up as well.
     """
-    torch.multiprocessing.spawn(go_on_sharded, args=(str(tmp_path),), nprocs=2)
+    run_processes(go_on_sharded, str(tmp_path))
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert all(not tensors for tensors in second["states"][0].values())
     assert_close(first["states"][0], first["states"][1], atol=0, rtol=0)

@@ -4,7 +4,6 @@ import csv
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -35,6 +34,7 @@ from hf_detr.training.trainer import Training
 from hf_detr_command_line import main
 
 from ..checkpoints.test_model_card import check_metadata, code_blocks, run_block
+from ..processes import run_python, start_python
 from ..tiny import NO_DROPOUT, tiny_config
 from ..waiting import wait_until
 
@@ -107,11 +107,18 @@ def environment() -> dict[str, str]:
 
 def run(*arguments: str) -> str:
     """Run Python and return its output."""
-    result = subprocess.run(
-        [sys.executable, *arguments], env=environment(), capture_output=True, text=True
-    )
+    result = run_python(*arguments, folder=REPOSITORY, environment=environment())
     assert result.returncode == 0, result.stderr[-3000:]
     return result.stdout + result.stderr
+
+
+def train_here(*arguments: str) -> int:
+    """Run the same arguments in this process; return the exit status."""
+    assert arguments[:2] == ("-m", "hf_detr")
+    try:
+        return main(list(arguments[2:]))
+    except SystemExit as ended:  # of wrong arguments
+        return ended.code
 
 
 def losses(output: Path) -> list[tuple[int, float]]:
@@ -233,7 +240,7 @@ def test_tiles_of_large_images(
         data = DataArguments(streams, names=NAMES, box_format="coco_xywh")
         hf_detr.train(**{**given, "output": output / "other", "data": data})
     options = "--tiles", "40", "--overlap", "0.25", "--epochs", "1", "--overfit", "8"
-    assert main(command(folder, "tiles", *options)[2:]) == 1
+    assert train_here(*command(folder, "tiles", *options)) == 1
     shown = capsys.readouterr().err
     assert "with 8 images in batches of 4" in shown and "NOT healthy: after 2 steps" in shown
 
@@ -433,17 +440,14 @@ def test_result_is_complete(whole: Path, tmp_path: Path, monkeypatch: pytest.Mon
 
 def kill_when(arguments: list[str], condition: Callable[[], bool]) -> None:
     """Start a training and kill it with SIGKILL when the condition is true."""
-    process = subprocess.Popen(
-        [sys.executable, *arguments],
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    nowhere = {"output": Path(os.devnull), "errors": Path(os.devnull)}
+    process = start_python(*arguments, folder=REPOSITORY, environment=environment(), **nowhere)
     try:
-        wait_until(condition, process, interval=0.0005)
+        wait_until(lambda: condition() or not process.is_alive(), interval=0.0005)
+        assert process.is_alive(), "the training ended too early"
     finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join()
 
 
 @pytest.mark.slow
@@ -478,28 +482,25 @@ def test_killed_training_is_resumed_exactly(folder: Path, whole: Path) -> None:
 
 
 @pytest.mark.slow
-def test_other_options_are_rejected(folder: Path, whole: Path) -> None:
+def test_other_options_are_rejected(
+    folder: Path, whole: Path, capsys: pytest.CaptureFixture
+) -> None:
     """Other options to resume, a training to overwrite, impossible batches: one line each."""
     for options, message in (
         (("--resume", "--ema", "0.8"), "ema was 0.9, is 0.8"),
         (("--ema", "0.9"), "contains a training; use --resume"),
         (("--output", str(folder / "no"), "--panoptic"), "has no panoptic data"),
     ):
-        result = subprocess.run(
-            [sys.executable, *command(folder, "whole", *options)],
-            env=environment(),
-            capture_output=True,
-            text=True,
-        )
-        assert result.returncode != 0 and message in result.stderr
-        assert "Traceback" not in result.stderr
+        assert train_here(*command(folder, "whole", *options)) in (1, 2)
+        shown = capsys.readouterr().err
+        assert message in shown and "Traceback" not in shown
 
 
 @pytest.fixture(scope="module")
 def on_one_process(folder: Path) -> Path:
     """A training without dropout, with one image per forward pass."""
     exact = command(folder, "one", "--micro_batch_size", "1", "--epochs", "1", model="exact.json")
-    run(*exact)
+    assert train_here(*exact) == 0
     return folder / "one"
 
 
@@ -569,7 +570,7 @@ def test_accumulated_gradients_are_the_batchs(folder: Path, on_one_process: Path
     """
     for size in ("2", "3", "4"):  # 3 doesn't divide the batch's 4
         plain = ("--micro_batch_size", size, "--epochs", "1", "--no_augmentation")
-        run(*command(folder, f"of {size}", *plain, model="exact.json"))
+        assert train_here(*command(folder, f"of {size}", *plain, model="exact.json")) == 0
     assert_same_training(folder / "of 2", folder / "of 4")
     assert_same_training(folder / "of 3", folder / "of 4")
 
@@ -604,27 +605,19 @@ def test_comparisons(folder: Path) -> None:
         assert (folder / "convergence" / name).stat().st_size > 50
 
 
-@pytest.mark.slow
-def test_loss_that_is_not_finite(folder: Path) -> None:
+def test_loss_that_is_not_finite(folder: Path, capsys: pytest.CaptureFixture) -> None:
     """With a loss of NaN, training stops, names images and saves nothing."""
-    options = command(folder, "nan", "--lr", "1e30", "--max_grad_norm", "1e30")
-    result = subprocess.run(
-        [sys.executable, *options], env=environment(), capture_output=True, text=True
-    )
-    assert result.returncode != 0 and "Traceback" not in result.stderr
-    assert "Training has stopped." in result.stderr and "images" in result.stderr
+    assert train_here(*command(folder, "nan", "--lr", "1e30", "--max_grad_norm", "1e30")) == 1
+    shown = capsys.readouterr().err
+    assert "Training has stopped." in shown and "images" in shown and "Traceback" not in shown
     assert not list((folder / "nan").rglob("*.safetensors"))
-    shown = run(*command(folder, "skip", "--lr", "1e30", "--skip_nonfinite"))
+    with pytest.warns(UserWarning, match="outputs have NaN or infinite values"):
+        assert train_here(*command(folder, "skip", "--lr", "1e30", "--skip_nonfinite")) == 0
+    shown = capsys.readouterr().err
     assert "is skipped" in shown and "steps were skipped" in shown
 
 
-@pytest.mark.slow
-def test_health_check(folder: Path) -> None:
+def test_health_check(folder: Path, capsys: pytest.CaptureFixture) -> None:
     """`--overfit` with few steps exits with an error."""
-    result = subprocess.run(
-        [sys.executable, *command(folder, "over", "--overfit", "3")],
-        env=environment(),
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode != 0 and "NOT healthy: after 2 steps AP50 is 0." in result.stderr
+    assert train_here(*command(folder, "over", "--overfit", "3")) == 1
+    assert "NOT healthy: after 2 steps AP50 is 0." in capsys.readouterr().err
