@@ -6,6 +6,7 @@ convolutions are also faster.
 """
 
 import copy
+import math
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .fused_network import fuse
-from .onednn import by_onednn
+from .fused_blocks import fuse_blocks
+from .onednn import by_onednn, fuse_activation
 from .short_cuts import has_global_hooks, only_runs_its_class
 
 # Pixels of a batch from which folding pays: the check for changed weights, and oneDNN's order of
@@ -64,7 +65,7 @@ class FoldedBackbone:
 
     def network_for(self, network: nn.Module, pixel_values: Tensor) -> nn.Module:
         """The folded copy of `network`, or `network` itself where it can't be or doesn't pay."""
-        if pixel_values[:, 0].numel() < LEAST_PIXELS:
+        if pixel_values[:, 0].numel() < LEAST_PIXELS or not _is_finite(pixel_values):
             return network
         modules = list(network.modules())
         # Much faster than parameters() and buffers(), which also make names.
@@ -79,7 +80,9 @@ class FoldedBackbone:
             or _contents(folded.sources) != folded.contents
         ):
             self.copy = folded = self._make(network, parts, tensors, pixel_values)
-        return folded.network
+        # oneDNN's activations make 0 of NaN, which would hide that a training diverged.
+        sums = folded.contents[1] if folded.contents else []
+        return folded.network if all(map(math.isfinite, sums)) else network
 
     # Inference mode splits operators into other parts, and its tensors can't be used outside it.
     @torch.inference_mode(False)
@@ -178,9 +181,9 @@ def fold(network: nn.Module, tensors: list[Tensor], pairs: list[Pair]) -> nn.Mod
         weight = weight.contiguous(memory_format=torch.channels_last)
         convolution.weight = nn.Parameter(weight, requires_grad=False)
         convolution.bias = nn.Parameter(bias, requires_grad=False)
-        by_onednn(convolution)
-        folded.set_submodule(norm_name, without_norm(norm))
-    return fuse(folded)
+        folded.set_submodule(norm_name, fuse_activation(by_onednn(convolution), without_norm(norm)))
+    fuse_blocks(folded)
+    return folded
 
 
 def without_norm(norm: nn.Module) -> nn.Module:
@@ -225,7 +228,13 @@ def _contents(tensors: list[Tensor]) -> list:
     large = [tensor for tensor in tensors if tensor.ndim > 1]
     sums = [tensor.sum(dtype=_at_least_float32(tensor)).item() for tensor in large]
     values = [tensor[:1].flatten() if tensor.ndim > 1 else tensor.flatten() for tensor in tensors]
-    return [places, sums, hash(torch.cat(values).view(torch.uint8).numpy().tobytes())]
+    flat = torch.cat(values)
+    sums.append(flat.sum(dtype=_at_least_float32(flat)).item())
+    return [places, sums, hash(flat.view(torch.uint8).numpy().tobytes())]
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return math.isfinite(tensor.sum(dtype=_at_least_float32(tensor)).item())
 
 
 def _at_least_float32(tensor: Tensor) -> torch.dtype:

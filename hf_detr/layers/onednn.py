@@ -23,10 +23,11 @@ def has_fast_onednn(dtype: torch.dtype = torch.float32) -> bool:
         return False
     if dtype not in (torch.float32, torch.bfloat16):
         return False
-    image = torch.zeros(1, 1, 1, 1, dtype=dtype)
+    place = {"dtype": dtype, "device": "cpu"}
+    image = torch.zeros(1, 1, 1, 1, **place)
     # Their weights aren't drawn, which would change what the caller draws.
-    layer = nn.utils.skip_init(nn.Linear, 1, 1, dtype=dtype)
-    convolution = nn.utils.skip_init(nn.Conv2d, 1, 1, 1, dtype=dtype)
+    layer = nn.utils.skip_init(nn.Linear, 1, 1, **place)
+    convolution = nn.utils.skip_init(nn.Conv2d, 1, 1, 1, **place)
     try:
         with torch.no_grad():
             _linear(layer, image)
@@ -42,6 +43,7 @@ def computes(tensor: Tensor, weight: Tensor) -> bool:
     return (
         type(weight) in (Tensor, nn.Parameter)  # not quantized
         and tensor.dtype == weight.dtype
+        and weight.layout == torch.strided
         and weight.device.type == "cpu"
         and has_fast_onednn(weight.dtype)
         and not torch.is_autocast_enabled("cpu")
@@ -55,6 +57,7 @@ def linear(layer: nn.Module, tensor: Tensor) -> Tensor:
         inference_only(tensor)
         and tensor.numel() >= LEAST_VALUES
         and type(layer) is nn.Linear
+        and tensor.shape[-1] == layer.in_features  # else torch's error is clearer
         and computes(tensor, layer.weight)
         and only_runs_its_class(layer)
         and not has_global_hooks()
@@ -70,6 +73,17 @@ def by_onednn(convolution: nn.Conv2d) -> nn.Conv2d:
         convolution.__class__ = FusedConvolution
         convolution.activation = None
     return convolution
+
+
+def fuse_activation(convolution: nn.Conv2d, following: nn.Sequential) -> nn.Sequential:
+    """Let a convolution do the activation that alone follows it; return what is left to do."""
+    layers = [layer for layer in following if type(layer) is not nn.Identity]
+    if type(convolution) is FusedConvolution and [
+        type(layer) in ACTIVATIONS for layer in layers
+    ] == [True]:
+        convolution.activation = layers[0]
+        return nn.Sequential()
+    return following
 
 
 class FusedConvolution(nn.Conv2d):

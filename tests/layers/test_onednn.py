@@ -73,6 +73,18 @@ def test_what_other_packages_change() -> None:
         handle.remove()
 
 
+def test_wrong_width() -> None:
+    """Protects torch's message, which names both shapes."""
+    with torch.no_grad(), pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        linear(nn.Linear(2, 3), torch.randn(5, 4))
+
+
+def test_nan_stays() -> None:
+    """Protects from plausible numbers of a model that diverged."""
+    with torch.no_grad():
+        assert linear(nn.Linear(2, 3), torch.tensor([[1.0, torch.nan]])).isnan().all()
+
+
 def test_gradients_are_left_to_torch() -> None:
     """Protects training: the operator has no backward pass."""
     layer, x = nn.Linear(2, 3), torch.randn(5, 2)

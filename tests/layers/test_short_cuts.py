@@ -41,6 +41,18 @@ def test_recorded_operators_contain_no_short_cut() -> None:
             assert model(x).tolist() == [0, 0]
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")  # torch's own
+def test_forward_mode_and_transforms() -> None:
+    """Protects torch.func and forward-mode gradients, which `no_grad` doesn't switch off."""
+    x, model = torch.zeros(2), Answer()
+    with torch.no_grad():
+        assert torch.func.jvp(model, (x,), (x,))[0].tolist() == [0, 0]
+        assert torch.func.vmap(model)(x).tolist() == [0, 0]
+        with torch.autograd.forward_ad.dual_level():
+            assert model(x).tolist() == [0, 0]
+        assert model(x).tolist() == [1, 1]
+
+
 @pytest.mark.parametrize("hook", ["forward", "forward_pre", "full_backward", "full_backward_pre"])
 def test_hooks_are_noticed(hook: str) -> None:
     """Protects hooks of one module, which code that only takes its weights wouldn't call."""
