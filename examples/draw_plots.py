@@ -5,6 +5,7 @@
     python examples/draw_plots.py --model FOLDER --images FOLDER --run trained
 
 Attention is drawn as maps for DETR and Conditional DETR, as sampling points for Deformable DETR.
+Without `--model`, both are drawn, by the two models in the package.
 `--images` adds the positions that the object queries prefer, `--run` the curves of a training by
 `hf-detr train`.
 """
@@ -13,6 +14,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 from PIL import Image
@@ -26,20 +28,15 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 
 def draw_all(arguments: argparse.Namespace) -> Iterator[tuple[str, Figure]]:
     """Yield names and figures."""
-    model = AutoModelForObjectDetection.from_pretrained(arguments.model)
-    processor = AutoImageProcessor.from_pretrained(arguments.model)
-    [record] = plots.record_attention(model, processor, arguments.image)
-    threshold = arguments.threshold
-    yield "detections", plots.draw_detections(record, threshold=threshold)
-    points = arguments.point
+    model, processor, record = run(arguments.model or embedded_model_folder(), arguments.image)
+    yield "detections", plots.draw_detections(record, threshold=arguments.threshold)
     if model.config.model_type == "deformable_detr":
-        yield "sampling_overview", plots.draw_sampling_overview(record, points, threshold=threshold)
-        yield "sampling_encoder", plots.draw_encoder_sampling_points(record, points, threshold)
-        yield "sampling_decoder", plots.draw_sampling_points(record, threshold=threshold)
+        yield from draw_sampling(record, arguments)
     else:
-        yield "attention_encoder", plots.draw_encoder_attention(record, points, threshold)
-        yield "attention_decoder", plots.draw_decoder_attention(record, threshold=threshold)
-        yield "attention_heads", plots.draw_attention_heads(record, threshold=threshold)
+        yield from draw_attention(record, arguments)
+    if arguments.model is None:
+        *_, other = run(embedded_model_folder(attention=True), arguments.image)
+        yield from draw_attention(other, arguments)
     if arguments.images is not None:
         files = [f for f in sorted(arguments.images.iterdir()) if f.suffix.lower() in SUFFIXES]
         boxes = plots.query_boxes(model, processor, [str(file) for file in files[: arguments.most]])
@@ -47,6 +44,34 @@ def draw_all(arguments: argparse.Namespace) -> Iterator[tuple[str, Figure]]:
     if arguments.run is not None:
         history = plots.read_history(arguments.run)
         yield "training", plots.draw_training_curves(arguments.run / "losses.csv", history)
+
+
+def run(name: str | Path, image: str) -> tuple[Any, Any, plots.AttentionRecord]:
+    """Load a model and its image processor, and record its attention."""
+    model = AutoModelForObjectDetection.from_pretrained(name)
+    processor = AutoImageProcessor.from_pretrained(name)
+    [record] = plots.record_attention(model, processor, image)
+    return model, processor, record
+
+
+def draw_sampling(
+    record: plots.AttentionRecord, arguments: argparse.Namespace
+) -> Iterator[tuple[str, Figure]]:
+    """Yield plots of sampling points."""
+    points, threshold = arguments.point, arguments.threshold
+    yield "sampling_overview", plots.draw_sampling_overview(record, points, threshold=threshold)
+    yield "sampling_encoder", plots.draw_encoder_sampling_points(record, points, threshold)
+    yield "sampling_decoder", plots.draw_sampling_points(record, threshold=threshold)
+
+
+def draw_attention(
+    record: plots.AttentionRecord, arguments: argparse.Namespace
+) -> Iterator[tuple[str, Figure]]:
+    """Yield plots of attention over all pixels."""
+    points, threshold = arguments.point, arguments.threshold
+    yield "attention_encoder", plots.draw_encoder_attention(record, points, threshold)
+    yield "attention_decoder", plots.draw_decoder_attention(record, threshold=threshold)
+    yield "attention_heads", plots.draw_attention_heads(record, threshold=threshold)
 
 
 def point(text: str) -> tuple[float, float]:
@@ -60,9 +85,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--image", default=str(IMAGE), help="file or http address")
     parser.add_argument(
-        "--model",
-        default=str(embedded_model_folder()),
-        help="folder or name on the Hub; default: the garment detector in the package",
+        "--model", help="folder or name on the Hub; default: the two models in the package"
     )
     parser.add_argument("--threshold", type=float, default=0.5, help="least score, default 0.5")
     parser.add_argument(

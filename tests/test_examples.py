@@ -111,10 +111,11 @@ def test_ray_actors_find_objects() -> None:
 
 
 def test_draw_plots(tmp_path: Path) -> None:
-    """The script writes all plots of the package's model."""
+    """The script writes all plots of the package's two models."""
     result = run("examples/draw_plots.py", "--output", tmp_path / "sub", "--colors", "64")
     assert result.returncode == 0, result.stderr
-    names = ("detections", "sampling_overview", "sampling_encoder", "sampling_decoder")
+    names = ["detections", "sampling_overview", "sampling_encoder", "sampling_decoder"]
+    names += ["attention_encoder", "attention_decoder", "attention_heads"]
     for name in names:
         with Image.open(tmp_path / "sub" / f"{name}.png") as plot:
             assert plot.width > 300

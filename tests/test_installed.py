@@ -43,6 +43,9 @@ assert installed in folder.parents
 model = hf_detr.DeformableDetrForObjectDetection.from_pretrained(folder)
 model.config.kernel = "torch"
 assert model(torch.zeros(1, 3, 64, 64)).logits.isfinite().all()
+folder = hf_detr.embedded_model_folder(attention=True)
+assert installed in folder.parents
+hf_detr.ConditionalDetrForObjectDetection.from_pretrained(folder)
 """
 
 IN_TRANSFORMERS = """
@@ -104,7 +107,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_wheel_finds_its_data(installed: Path, tmp_path: Path) -> None:
-    """Kernel sources, the embedded model and the table of checkpoints are in the wheel."""
+    """Kernel sources, the embedded models and the table of checkpoints are in the wheel."""
     result = subprocess.run(
         [sys.executable, "-c", USE, str(installed)],
         env={**os.environ, "PYTHONPATH": str(installed)},

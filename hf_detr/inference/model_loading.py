@@ -21,13 +21,17 @@ from ..models.variants import VARIANTS, check_has_masks
 MODEL_FILES = ("config.json", "preprocessor_config.json", "*.safetensors")
 
 
-def embedded_model_folder() -> Path:
-    """Return the folder of the small detector that is part of the package.
+def embedded_model_folder(attention: bool = False) -> Path:
+    """Return the folder of a small detector that is part of the package.
 
-    It is a Deformable DETR with 3.7 million parameters that detects ten classes of garments. The
-    folder holds the model and its image processor, for `from_pretrained` and `pipeline`.
+    It detects ten classes of garments. The folder holds the model and its image processor, for
+    `from_pretrained` and `pipeline`.
+
+    Args:
+        attention: False for a Deformable DETR with 3.7 million parameters; True for a smaller and
+            weaker Conditional DETR, whose attention over all pixels can be drawn.
     """
-    return Path(__file__).parents[1] / "garments"
+    return Path(__file__).parents[1] / ("garments_attention" if attention else "garments")
 
 
 def load_model(

@@ -19,7 +19,7 @@ from ..inference.record_attention import record_attention
 from ..inference.score_thresholds import threshold_of_labels
 from ..models.variants import VARIANTS
 from .attention_plots import draw_attention_heads, draw_decoder_attention, draw_encoder_attention
-from .demo_run import ALERT, Run, look
+from .demo_run import ALERT, Run, load, look
 from .figures import Figure
 from .sampling_plots import (
     draw_encoder_sampling_points,
@@ -30,13 +30,22 @@ from .sampling_plots import (
 # Garments of Fashion-MNIST (MIT, Zalando SE) on a photograph (CC0)
 EXAMPLE = Path(__file__).with_name("garments.jpg")
 GARMENTS = str(embedded_model_folder())
+# Tabs, and the embedded models that can draw them
+EMBEDDED = {"attention": str(embedded_model_folder(attention=True)), "points": GARMENTS}
 MODELS = [
     ("garments (comes with hf_detr)", GARMENTS),
+    ("garments, less exact, with attention (comes with hf_detr)", EMBEDDED["attention"]),
     *(name for variant in VARIANTS.values() for name in variant.on_the_hub),
 ]
 COLUMNS = ["object", "score", "left", "top", "right", "bottom"]
 TABS = {"attention": "Attention", "points": "Sampling"}
 NUM_FIGURES = 3  # in each of these tabs
+STAND_INS = {
+    "attention": "The chosen model has no attention over all pixels. This is the attention of the "
+    "other model that comes with hf_detr",
+    "points": "The chosen model has no sampling points. These are the sampling points of the other "
+    "model that comes with hf_detr",
+}
 HINT = "Click on your image to choose the pixel whose attention is drawn."
 # On narrow screens what was found is above the choices.
 STYLE = """
@@ -52,6 +61,7 @@ STYLE = """
 }
 """
 Points = list[tuple[float, float]] | None  # pixels (x, y); None: the objects' centres
+Records = dict[str, AttentionRecord]  # of the image, by the models' names
 
 
 def show(
@@ -118,23 +128,33 @@ def explain(record: AttentionRecord, tab: str, threshold: float, points: Points)
 
 def draw_tab(
     run: Run | None,
-    record: AttentionRecord | None,
+    records: Records,
     tab: str,
     threshold: float,
     points: Points,
-) -> tuple[AttentionRecord | None, str, list[Image.Image]]:
-    """The recorded attention, to be kept; a message; and the plots of a tab, if there are any."""
+) -> tuple[Records, str, list[Image.Image]]:
+    """The recorded attention, to be kept; a message; and the plots of a tab, if there are any.
+
+    What one of the embedded models can't draw, the other one does.
+    """
     if run is None:
-        return None, "There is nothing to show yet.", []
+        return records, "There is nothing to show yet.", []
+    model, processor, words = run.model, run.processor, []
+    if model.name_or_path in EMBEDDED.values() and model.name_or_path != EMBEDDED[tab]:
+        model, processor = load(EMBEDDED[tab])
+        words.append(f"{STAND_INS[tab]} ({type(model).__name__}).")
+    record = records.get(model.name_or_path)
     if record is None:
-        [record] = record_attention(run.model, run.processor, run.picture)
-    is_found = float(record.scores.max()) > threshold
-    message = HINT if is_found else f"No score is above {threshold:.2f}: the best few. {HINT}"
+        [record] = record_attention(model, processor, run.picture)
+        records = {**records, model.name_or_path: record}
+    if not float(record.scores.max()) > threshold:
+        words.append(f"No score is above {threshold:.2f}: the best few.")
     try:
-        return record, message, [as_picture(f) for f in explain(record, tab, threshold, points)]
+        pictures = [as_picture(figure) for figure in explain(record, tab, threshold, points)]
     except ValueError as error:
         message = str(error)
-        return record, message[0].upper() + message[1:], []
+        return records, message[0].upper() + message[1:], []
+    return records, " ".join([*words, HINT]), pictures
 
 
 def as_picture(figure: Figure) -> Image.Image:
@@ -158,11 +178,16 @@ def make_page(model: str | None = None) -> Any:
             with gr.Column(scale=2, min_width=280):
                 said = gr.Markdown(elem_id="said")
                 tabs, panels = _add_tabs(gr)
-        run, record, points, open_tab = gr.State(), gr.State(), gr.State(), gr.State("detections")
+        run, records, points, open_tab = (
+            gr.State(),
+            gr.State({}),
+            gr.State(),
+            gr.State("detections"),
+        )
         drawing = {
-            "fn": partial(_draw_open, gr, record, panels),
-            "inputs": [run, record, open_tab, threshold, points],
-            "outputs": [record, *panels["attention"], *panels["points"]],
+            "fn": partial(_draw_open, gr, records, panels),
+            "inputs": [run, records, open_tab, threshold, points],
+            "outputs": [records, *panels["attention"], *panels["points"]],
         }
         showing = {
             "fn": show,
@@ -179,7 +204,7 @@ def make_page(model: str | None = None) -> Any:
             show_progress_on=panels["detections"][0],
         )
         offered = looked.then(partial(_offer_own, gr), run, own)
-        offered.then(lambda: (None, None), None, [record, points]).then(**showing).then(**drawing)
+        offered.then(lambda: ({}, None), None, [records, points]).then(**showing).then(**drawing)
         own.change(**showing)
         threshold.input(lambda: False, None, own, show_progress="hidden")
         threshold.change(**showing)
@@ -249,19 +274,19 @@ def _add_tabs(gr: ModuleType) -> tuple[dict[str, Any], dict[str, list[Any]]]:
 
 def _draw_open(
     gr: ModuleType,
-    record: Any,
+    state: Any,
     panels: dict[str, list[Any]],
     run: Run | None,
-    recorded: AttentionRecord | None,
+    records: Records,
     tab: str,
     threshold: float,
     points: Points,
 ) -> dict[Any, Any]:
-    """The new contents of the open tab's components and of the state `record`."""
+    """The new contents of the open tab's components and of the state of the records."""
     if tab not in TABS:
-        return {record: recorded}
-    recorded, message, pictures = draw_tab(run, recorded, tab, threshold, points)
+        return {state: records}
+    records, message, pictures = draw_tab(run, records, tab, threshold, points)
     words, *figures = panels[tab]
     pictures = pictures + [None] * (NUM_FIGURES - len(pictures))
     updates = [gr.Image(p, visible=p is not None) for p in pictures]
-    return {record: recorded, words: message, **dict(zip(figures, updates, strict=True))}
+    return {state: records, words: message, **dict(zip(figures, updates, strict=True))}

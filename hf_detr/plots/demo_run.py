@@ -25,7 +25,7 @@ class Run:
     outputs: Any
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=3)  # the two that come along, and another one
 def load(name: str) -> tuple[Any, Any]:
     """A model and its image processor, kept for the next image."""
     return load_model(name)

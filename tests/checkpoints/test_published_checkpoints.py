@@ -14,20 +14,26 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForObjectDetection, pipeline
 
-from hf_detr import DeformableDetrForObjectDetection, embedded_model_folder
+from hf_detr import (
+    ConditionalDetrForObjectDetection,
+    ConditionalDetrImageProcessor,
+    DeformableDetrForObjectDetection,
+    embedded_model_folder,
+)
 from hf_detr.checkpoints.published_checkpoints import (
     PublishedCheckpoint,
     find_published_checkpoint,
     make_published_card,
     published_checkpoints,
 )
+from hf_detr.inference.record_attention import record_attention
 from hf_detr.ops.box_ops import box_iou
 
 from .test_model_card import IMAGE, check_metadata, code_blocks, config_of, run_block, write_model
 
 REPOSITORY = Path(__file__).parents[2]
 CARDS = REPOSITORY / "model_cards"
-GARMENTS = "deformable-detr-garments"
+GARMENTS = ("deformable-detr-garments", "conditional-detr-garments")
 PUBLISHED = published_checkpoints()
 # Objects in the image as (left, top, width, height).
 EXPECTED_BOXES = {
@@ -53,7 +59,7 @@ assert "hf_detr" not in sys.modules
 
 def needs_package(path: Path) -> bool:
     """Whether plain transformers can't load a card's model: DINO, and the garments' backbone."""
-    return path.stem == GARMENTS or path.stem.startswith("dino-")
+    return path.stem in GARMENTS or path.stem.startswith("dino-")
 
 
 def card_file(checkpoint: PublishedCheckpoint) -> Path:
@@ -84,7 +90,7 @@ def test_each_checkpoint_has_its_card() -> None:
     """The cards are exactly those that make_cards.py writes."""
     assert {path.stem for path in CARDS.glob("*.md")} == {
         *(card_file(checkpoint).stem for checkpoint in PUBLISHED),
-        *(GARMENTS, "README"),
+        *(*GARMENTS, "README"),
     }
     for checkpoint in PUBLISHED:
         written = card_file(checkpoint).read_text(encoding="utf-8")
@@ -118,9 +124,10 @@ def test_code_runs(
         run_block(block)
 
 
-def test_code_of_our_own_model_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The code in the card of the package's model detects a garment."""
-    (block,), () = code_blocks(ModelCard.load(CARDS / f"{GARMENTS}.md"))
+@pytest.mark.parametrize("card", GARMENTS)
+def test_code_of_our_own_models_runs(card: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The code in the cards of the package's models detects a garment."""
+    (block,), () = code_blocks(ModelCard.load(CARDS / f"{card}.md"))
     monkeypatch.chdir(REPOSITORY)
     names: dict[str, Any] = {}
     exec(block, names)
@@ -232,14 +239,39 @@ def test_package_model_detects_garments() -> None:
         assert iou > 0.7, detection
 
 
-def test_package_model_is_small() -> None:
-    """The model in every installation has at most 15 MB: float16, which loads in float32."""
-    files = {path.name: path for path in embedded_model_folder().iterdir()}
-    assert set(files) == {"config.json", "model.safetensors", "preprocessor_config.json"}
-    assert files["model.safetensors"].stat().st_size <= 15e6
-    assert {weight.dtype for weight in load_file(files["model.safetensors"]).values()} == {
-        torch.float16
-    }
+@pytest.mark.parametrize("attention", [False, True])
+def test_package_models_load_in_float32(attention: bool) -> None:
+    """Their files have float16 weights, for their size; without a dtype they aren't used in it."""
+    folder = embedded_model_folder(attention)
+    weights = load_file(folder / "model.safetensors").values()
+    assert {weight.dtype for weight in weights} == {torch.float16}
     for options in ({}, {"dtype": "auto"}):
-        model = AutoModelForObjectDetection.from_pretrained(embedded_model_folder(), **options)
+        model = AutoModelForObjectDetection.from_pretrained(folder, **options)
         assert {weight.dtype for weight in model.state_dict().values()} == {torch.float32}
+
+
+def test_package_models_are_small() -> None:
+    """Those in every installation have at most 15 MB together."""
+    folders = [embedded_model_folder(attention) for attention in (False, True)]
+    for folder in folders:
+        names = {path.name for path in folder.iterdir()}
+        assert names == {"config.json", "model.safetensors", "preprocessor_config.json"}
+    assert sum((folder / "model.safetensors").stat().st_size for folder in folders) <= 15e6
+
+
+def test_attention_of_the_package_model_is_on_objects() -> None:
+    """What the demo shows without a network: queries attend to the objects that they find."""
+    folder = embedded_model_folder(attention=True)
+    model = ConditionalDetrForObjectDetection.from_pretrained(folder)
+    processor = ConditionalDetrImageProcessor.from_pretrained(folder)
+    [record] = record_attention(model, processor, str(IMAGE))
+    found = record.best_queries(0.3)
+    assert float(record.scores[found].min()) > 0.3 and len(found) >= 3
+    sides = torch.tensor(record.query_maps(found).shape[:1:-1])  # (width, height) in cells
+    for query, attention in zip(found, record.query_maps(found).mean(1), strict=True):
+        box = record.boxes_xyxy[query] * (sides / record.size_wh).repeat(2)
+        left, top = box[:2].floor().clamp(min=0).int().tolist()
+        right, bottom = box[2:].ceil().int().tolist()
+        inside = attention[top:bottom, left:right]
+        share = inside.numel() / attention.numel()
+        assert float(inside.sum() / attention.sum()) > 2 * share, record.name(query)

@@ -60,7 +60,7 @@ def test_table_escapes_names() -> None:
 
 def test_nothing_above_the_threshold_shows_the_best_few(garments: Any) -> None:
     """Above all scores, the plots are drawn for the best queries, and the words say so."""
-    _, words, pictures = demo.draw_tab(garments, None, "points", 0.99, None)
+    _, words, pictures = demo.draw_tab(garments, {}, "points", 0.99, None)
     assert words == f"No score is above 0.99: the best few. {demo.HINT}"
     assert len(pictures) == demo.NUM_FIGURES
 
@@ -98,7 +98,7 @@ def test_failures_are_words(name: str | None, image: Path) -> None:
     run, said = demo.look(demo.GARMENTS if name == "" else name, str(image))
     assert run is None and len(said) > 20
     assert demo.show(run, 0.5) == (None, "", "")
-    assert demo.draw_tab(run, None, "points", 0.5, None)[2] == []
+    assert demo.draw_tab(run, {}, "points", 0.5, None)[2] == []
 
 
 def test_tabs_fit_the_variant(variant: str, tmp_path: Path) -> None:
@@ -106,12 +106,28 @@ def test_tabs_fit_the_variant(variant: str, tmp_path: Path) -> None:
     write_folder(tmp_path, variant, "ForObjectDetection")
     run, _ = demo.look(str(tmp_path), str(IMAGE))
     fitting, other = ("points", "attention")[:: 1 if variant in SAMPLED else -1]
-    seen, words, pictures = demo.draw_tab(run, None, fitting, 0.0, [(40.0, 30.0)])
+    seen, words, pictures = demo.draw_tab(run, {}, fitting, 0.0, [(40.0, 30.0)])
     assert words == demo.HINT
     assert [type(picture).__name__ for picture in pictures] == ["PngImageFile"] * demo.NUM_FIGURES
     again, words, pictures = demo.draw_tab(run, seen, other, 0.0, None)
     assert again is seen and pictures == []
     assert "instead" in words
+
+
+def test_embedded_models_draw_each_others_tabs(garments: Any) -> None:
+    """Without a network, both tabs are drawn; words say that another model than the chosen did."""
+    both = demo.EMBEDDED.values()
+    attention, said = demo.look(demo.EMBEDDED["attention"], str(IMAGE))
+    assert attention is not None, said
+    for run, own, other in ((garments, "points", "attention"), (attention, "attention", "points")):
+        records, words, _ = demo.draw_tab(run, {}, own, 0.5, None)
+        assert list(records) == [run.model.name_or_path] and demo.STAND_INS[own] not in words
+        records, words, pictures = demo.draw_tab(run, records, other, 0.5, None)
+        assert sorted(records) == sorted(both) and len(pictures) == demo.NUM_FIGURES
+        drew = (attention if run is garments else garments).model
+        assert words.startswith(f"{demo.STAND_INS[other]} ({type(drew).__name__}).")
+        again, _, _ = demo.draw_tab(run, records, other, 0.5, [(40.0, 30.0)])
+        assert again is records  # nothing is computed again
 
 
 def test_masks_are_drawn(tmp_path: Path) -> None:
@@ -202,7 +218,8 @@ def test_page_in_a_browser(address: str, tmp_path: Path) -> None:
         page.locator("#image img").click(position={"x": 60, "y": 60})  # choose a pixel
         expect(shown).not_to_have_attribute("src", before)
         page.get_by_role("tab", name="Attention").click()
-        expect(page.locator("#attention-words")).to_contain_text("use the sampling points")
+        expect(page.locator("#attention-words")).to_contain_text("other model that comes with")
+        expect(page.locator("[role=tabpanel]:visible img").last).to_be_visible()
 
         broken = tmp_path / "broken.jpg"
         broken.write_text("no image")
