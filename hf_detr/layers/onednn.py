@@ -78,9 +78,8 @@ def by_onednn(convolution: nn.Conv2d) -> nn.Conv2d:
 def fuse_activation(convolution: nn.Conv2d, following: nn.Sequential) -> nn.Sequential:
     """Let a convolution do the activation that alone follows it; return what is left to do."""
     layers = [layer for layer in following if type(layer) is not nn.Identity]
-    if type(convolution) is FusedConvolution and [
-        type(layer) in ACTIVATIONS for layer in layers
-    ] == [True]:
+    is_known = len(layers) == 1 and type(layers[0]) in ACTIVATIONS
+    if is_known and type(convolution) is FusedConvolution:
         convolution.activation = layers[0]
         return nn.Sequential()
     return following
