@@ -23,6 +23,7 @@ import numpy as np
 from benchmark_timing import peak_memory
 
 BLOCK = 100_000  # boxes that are written at once
+MOST_XYWH = (300, 230, 300, 230)  # within images of 640 x 480, as in COCO
 
 
 def write_file(file: Path, num_images: int, num_boxes: int, polygons: bool) -> None:
@@ -38,7 +39,7 @@ def write_file(file: Path, num_images: int, num_boxes: int, polygons: bool) -> N
         opened.write('], "annotations": [')
         for start in range(0, num_boxes, BLOCK):
             number = min(BLOCK, num_boxes - start)
-            boxes = np.round(random.random((number, 4)) * 300 + 2, 2).tolist()
+            boxes = np.round(random.random((number, 4)) * MOST_XYWH + 2, 2).tolist()
             images = random.integers(0, num_images, number).tolist()
             classes = random.integers(1, 81, number).tolist()
             values = enumerate(zip(boxes, images, classes, strict=True), start + 1)
