@@ -44,11 +44,8 @@ def _is_fusible(block: nn.Module, owns_shortcut: bool) -> bool:
     """Whether a block has convolutions, activations and nothing else, in inference."""
     convolutions, activations = _parts(block, "conv"), _parts(block, "act")
     downsample = block.downsample
-    others = [
-        child
-        for child in block.children()
-        if not any(child is part for part in (*convolutions, *activations, downsample))
-    ]
+    named = ("conv", "act", "downsample")
+    others = [part for name, part in block.named_children() if not name.startswith(named)]
     makes_shortcut = downsample is not None and any(
         isinstance(module, nn.Conv2d) for module in downsample.modules()
     )

@@ -67,7 +67,7 @@ def linear(layer: nn.Module, tensor: Tensor) -> Tensor:
 
 
 def by_onednn(convolution: nn.Conv2d) -> nn.Conv2d:
-    """Change the class of a convolution to `FusedConvolution` where oneDNN computes it."""
+    """Change the class of a convolution to `FusedConvolution` if oneDNN knows its padding."""
     is_plain = type(convolution) is nn.Conv2d and convolution.padding_mode == "zeros"
     if is_plain and convolution.padding not in ("same", "valid"):
         convolution.__class__ = FusedConvolution
@@ -98,7 +98,8 @@ class FusedConvolution(nn.Conv2d):
         """Convolve a map (B, C, h, w), and add `residual`, which may be overwritten."""
         if not (computes(feature_map, self.weight) and self._fits(feature_map, residual)):
             output = super().forward(feature_map)
-            output = output if residual is None else output + residual
+            if residual is not None:
+                output += residual
             return output if self.activation is None else self.activation(output)
         name, scalars = ACTIVATIONS.get(type(self.activation), (None, []))
         return _convolve(self, feature_map, residual, name, scalars)
