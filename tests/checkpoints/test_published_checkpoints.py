@@ -33,7 +33,8 @@ from .test_model_card import IMAGE, check_metadata, code_blocks, config_of, run_
 
 REPOSITORY = Path(__file__).parents[2]
 CARDS = REPOSITORY / "model_cards"
-GARMENTS = ("deformable-detr-garments", "conditional-detr-garments")
+# The package's own models, and garments that each has to find
+GARMENTS = {"deformable-detr-garments": {"coat"}, "conditional-detr-garments": {"trouser", "bag"}}
 PUBLISHED = published_checkpoints()
 # Objects in the image as (left, top, width, height).
 EXPECTED_BOXES = {
@@ -131,7 +132,7 @@ def test_code_of_our_own_models_runs(card: str, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.chdir(REPOSITORY)
     names: dict[str, Any] = {}
     exec(block, names)
-    assert {found["label"] for found in names["detections"]} >= {"trouser", "bag"}
+    assert {found["label"] for found in names["detections"]} >= GARMENTS[card]
 
 
 def test_plain_code_runs(models: Path) -> None:
