@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedConfig
@@ -13,6 +14,9 @@ from .attention import MultiHeadAttention
 from .feature_pyramid import FeaturePyramid
 from .initial_weights import xavier_linear
 from .onednn import linear
+from .short_cuts import has_global_hooks, inference_only, only_runs_its_class
+
+PART_BYTES = 2**23  # of the widest map of tokens that are transformed together
 
 
 class TransformerLayer(GradientCheckpointingLayer):
@@ -28,6 +32,7 @@ class TransformerLayer(GradientCheckpointingLayer):
         self.normalize_before = config.normalize_before
         self.dropout = config.dropout
         self.activation_dropout = config.activation_dropout
+        self.ffn_dim = ffn_dim
         self.activation = ACT2FN[config.activation_function]
         if isinstance(self.activation, nn.ReLU):
             self.activation.inplace = True  # its input isn't used again
@@ -113,8 +118,36 @@ class EncoderLayer(TransformerLayer):
             pyramid,
             return_weights,
         )
+        return self._by_parts(self._after_attention, hidden_states, attended), weights
+
+    def _after_attention(self, hidden_states: Tensor, attended: Tensor) -> Tensor:
         hidden_states = self.add_and_norm(hidden_states, attended, self.self_attn_layer_norm)
-        return self.feed_forward(hidden_states), weights
+        return self.feed_forward(hidden_states)
+
+    def _by_parts(self, transform: Callable[..., Tensor], *tokens: Tensor) -> Tensor:
+        """`transform(*tokens)`, in inference on CPU some tokens at a time if there are many.
+
+        What is computed of a part stays in the cache, and in memory that the process already has.
+        """
+        states = tokens[0]
+        size = max(1, PART_BYTES // (self.ffn_dim * states.element_size()))
+        has_many = states.shape[:-1].numel() > 4 * size
+        if not (has_many and inference_only(states) and self._takes_parts()):
+            return transform(*tokens)
+        parts = zip(*(tensor.flatten(0, 1).split(size) for tensor in tokens), strict=True)
+        return torch.cat([transform(*part) for part in parts]).view_as(states)
+
+    def _takes_parts(self) -> bool:
+        """Whether tokens don't depend on each other, and nobody sees how often modules run."""
+        modules = [self.activation, self.fc1, self.fc2, self.final_layer_norm]
+        modules.append(self.self_attn_layer_norm)
+        return (
+            not self.training
+            and not has_global_hooks()
+            and all(only_runs_its_class(module) for module in modules)
+            # Not quantised layers, whose scale is that of all tokens, nor norms over tokens.
+            and all(type(module) in (nn.Linear, nn.LayerNorm) for module in modules[1:])
+        )
 
 
 class Encoder(nn.Module):

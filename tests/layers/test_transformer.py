@@ -2,12 +2,14 @@
 
 import math
 import weakref
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from hf_detr.layers import transformer
 from hf_detr.layers.feature_pyramid import FeaturePyramid
 from hf_detr.layers.transformer import Encoder, EncoderLayer, GlobalSelfAttention, TransformerLayer
 
@@ -74,6 +76,58 @@ def test_encoder_equals_torch_without_positions() -> None:
     for layer in encoder.layers:
         expected = torch_layer(layer)(expected, src_key_padding_mask=~pyramid.mask)
     torch.testing.assert_close(got[pyramid.mask], expected[pyramid.mask], atol=1e-5, rtol=0)
+
+
+def calls_of_fc1(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Shapes that the first linear layer of all feed-forward networks gets from now on."""
+    shapes = []
+
+    def record(layer: nn.Module, tensor: Tensor) -> Tensor:
+        if getattr(layer, "out_features", None) == HIDDEN:
+            shapes.append(tuple(tensor.shape))
+        return layer(tensor)
+
+    monkeypatch.setattr(transformer, "linear", record)
+    return shapes
+
+
+@pytest.mark.parametrize("normalize_before", [False, True])
+def test_tokens_by_parts(normalize_before: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Protects that many tokens, transformed some at a time in inference, give the same."""
+    encoder = make_encoder(normalize_before=normalize_before)
+    inputs = random_tokens()
+    expected = encoder(*inputs).last_hidden_state
+    monkeypatch.setattr(transformer, "PART_BYTES", 2 * HIDDEN * 4)
+    shapes = calls_of_fc1(encoder, monkeypatch)
+    with torch.no_grad():
+        got = encoder(*inputs).last_hidden_state
+    assert shapes == 2 * 6 * [(2, WIDTH)]
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
+
+
+def hook(encoder: Encoder) -> None:
+    encoder.layers[0].fc1.register_forward_hook(lambda *_: None)
+    encoder.layers[1].final_layer_norm.register_forward_pre_hook(lambda *_: None)
+
+
+def replace(encoder: Encoder) -> None:
+    for layer in encoder.layers:
+        layer.fc2 = nn.Sequential(layer.fc2)
+
+
+@pytest.mark.parametrize("change", [hook, replace, Encoder.train])
+def test_tokens_at_once(
+    change: Callable[[Encoder], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Protects hooks, replaced layers and dropout, which may depend on all tokens."""
+    encoder, inputs = make_encoder(), random_tokens()
+    monkeypatch.setattr(transformer, "PART_BYTES", 2 * HIDDEN * 4)
+    change(encoder)
+    shapes = calls_of_fc1(encoder, monkeypatch)
+    with torch.no_grad():
+        encoder(*inputs)
+    encoder(*inputs)  # with gradients
+    assert shapes == 4 * [(2, 6, WIDTH)]
 
 
 def test_positions_go_to_queries_and_keys_only() -> None:
