@@ -97,8 +97,7 @@ def test_all_is_done_by_convolutions() -> None:
         torch.set_num_threads(threads)
     calls = Counter(event.name for event in record.events())
     assert calls["mkldnn::_convolution_pointwise"] + calls["mkldnn::_convolution_pointwise_"] == 53
-    assert not {"aten::conv2d", "aten::add_"} & set(calls)
-    assert calls["aten::relu_"] == 1  # the stem's
+    assert not {"aten::conv2d", "aten::add_", "aten::relu_"} & set(calls)
 
 
 def test_one_pair_by_hand() -> None:
