@@ -38,6 +38,7 @@ class FoldedNetwork:
     parts: list[nn.Module | Tensor]  # all modules, parameters and buffers of the original
     sources: list[Tensor]  # those of them that were folded
     contents: list  # changes when the values of `sources` change
+    is_finite: bool  # all of `sources`
 
 
 class FoldedBackbone:
@@ -81,8 +82,7 @@ class FoldedBackbone:
         ):
             self.copy = folded = self._make(network, parts, tensors, pixel_values)
         # oneDNN's activations make 0 of NaN, which would hide that a training diverged.
-        sums = folded.contents[1] if folded.contents else []
-        return folded.network if all(map(math.isfinite, sums)) else network
+        return folded.network if folded.is_finite else network
 
     # Inference mode splits operators into other parts, and its tensors can't be used outside it.
     @torch.inference_mode(False)
@@ -99,7 +99,8 @@ class FoldedBackbone:
         sources = [tensor for module in modules for tensor in own_tensors(module)]
         contents = _contents(sources)  # before folding, so that later changes are noticed
         folded = fold(network, tensors, pairs) if pairs else network
-        return FoldedNetwork(folded, parts, sources, contents)
+        is_finite = all(map(_is_finite, sources))
+        return FoldedNetwork(folded, parts, sources, contents, is_finite)
 
 
 def takes_folding(modules: list[nn.Module], tensors: list[Tensor]) -> bool:
@@ -225,16 +226,25 @@ def _contents(tensors: list[Tensor]) -> list:
     if not tensors:
         return []
     places = [(tensor.data_ptr(), tensor._version, tensor.dtype) for tensor in tensors]
-    large = [tensor for tensor in tensors if tensor.ndim > 1]
-    sums = [tensor.sum(dtype=_at_least_float32(tensor)).item() for tensor in large]
+    sums = [_sum_of_bits(tensor) for tensor in tensors if tensor.ndim > 1]
     values = [tensor[:1].flatten() if tensor.ndim > 1 else tensor.flatten() for tensor in tensors]
     flat = torch.cat(values)
-    sums.append(flat.sum(dtype=_at_least_float32(flat)).item())
     return [places, sums, hash(flat.view(torch.uint8).numpy().tobytes())]
 
 
+def _sum_of_bits(tensor: Tensor) -> float:
+    """The sum of all values, read as integers of 8 bytes where they can be."""
+    start = tensor.storage_offset() * tensor.element_size()
+    if tensor.is_contiguous() and tensor.nbytes % 8 == start % 8 == 0:
+        # Any change counts, however small, and half precision isn't converted.
+        return tensor.detach().view(-1).view(torch.int64).sum().item()
+    return tensor.sum(dtype=_at_least_float32(tensor)).item()
+
+
 def _is_finite(tensor: Tensor) -> bool:
-    return math.isfinite(tensor.sum(dtype=_at_least_float32(tensor)).item())
+    # The sum of half precision may be infinite; that of bfloat16 isn't sooner than that of float32.
+    dtype = torch.float32 if tensor.dtype == torch.float16 else tensor.dtype
+    return math.isfinite(tensor.sum(dtype=dtype).item())
 
 
 def _at_least_float32(tensor: Tensor) -> torch.dtype:
