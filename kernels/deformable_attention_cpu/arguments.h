@@ -2,9 +2,22 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 #include <vector>
 
 namespace deformable_attention {
+
+// The upper half of a float.
+struct BFloat16 {
+  uint16_t bits;
+
+  operator float() const {
+    uint32_t all = (uint32_t)bits << 16;
+    float number;
+    std::memcpy(&number, &all, sizeof number);
+    return number;
+  }
+};
 
 // Position of a level in memory, and its size in the type of the arithmetic.
 template <class T>
@@ -15,17 +28,18 @@ struct Level {
   int32_t zeros;   // a pixel that is zero like its neighbours right, below and right below
 };
 
-// Pointers to contiguous tensors, shapes as in torch-ext/attention_sizes.h; T is float or double.
-template <class T>
+// Pointers to contiguous tensors, shapes as in torch-ext/attention_sizes.h. T is the type of the
+// arithmetic, float or double; S is that of the forward pass's tensors, T or BFloat16.
+template <class T, class S = T>
 struct Arguments {
   int64_t batch, queries, tokens, heads, width, levels, points;
   int64_t coordinates;  // of a reference; 0: `points_xy` are locations, `weights` are weights
 
-  const T* value;
+  const S* value;
   const T* references;
-  const T* points_xy;
-  const T* weights;
-  T* output;
+  const S* points_xy;
+  const S* weights;
+  S* output;
 
   const T* grad;
   T* grad_value;
@@ -45,19 +59,22 @@ struct Arguments {
 };
 
 // Each function processes [begin, end) of the range in its comment; ranges may run in parallel.
-template <class T>
+template <class T, class S = T>
+using Function = void (*)(const Arguments<T, S>&, int64_t begin, int64_t end);
+
+template <class T, class S = T>
 struct Functions {
-  void (*fill_table)(const Arguments<T>&, int64_t begin, int64_t end);       // items
-  void (*forward)(const Arguments<T>&, int64_t begin, int64_t end);          // items * Q
-  void (*backward)(const Arguments<T>&, int64_t begin, int64_t end);         // parts * items
-  void (*read_grad_table)(const Arguments<T>&, int64_t begin, int64_t end);  // items
+  Function<T, S> fill_table;    // items
+  Function<T, S> forward;       // items * Q
+  Function<T> backward;         // parts * items; this and the next are null if S isn't T
+  Function<T> read_grad_table;  // items
 };
 
-template <class T>
-Functions<T> portable_functions();
-template <class T>
-Functions<T> avx2_functions();
-template <class T>
-Functions<T> avx512_functions();
+template <class T, class S>
+Functions<T, S> portable_functions();
+template <class T, class S>
+Functions<T, S> avx2_functions();
+template <class T, class S>
+Functions<T, S> avx512_functions();
 
 }  // namespace deformable_attention

@@ -16,31 +16,33 @@ namespace {
 using Shapes = std::vector<int64_t>;
 
 // The best instruction set of the processor, or a lower one that ATEN_CPU_CAPABILITY names.
-template <class T>
-Functions<T> choose_functions() {
+template <class T, class S>
+Functions<T, S> choose_functions() {
 #ifdef __x86_64__
   const char* asked = std::getenv("ATEN_CPU_CAPABILITY");
   std::string_view most = asked ? asked : "avx512";
-  if (most == "default") return portable_functions<T>();
+  if (most == "default") return portable_functions<T, S>();
   bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
                     __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
-  if (has_avx512 && most != "avx2") return avx512_functions<T>();
-  if (has_avx2) return avx2_functions<T>();
+  if (has_avx512 && most != "avx2") return avx512_functions<T, S>();
+  if (has_avx2) return avx2_functions<T, S>();
 #endif
-  return portable_functions<T>();
+  return portable_functions<T, S>();
 }
 
-template <class T>
-const Functions<T>& best_functions() {
-  static const Functions<T> functions = choose_functions<T>();
+template <class T, class S = T>
+const Functions<T, S>& best_functions() {
+  static const Functions<T, S> functions = choose_functions<T, S>();
   return functions;
 }
 
 template <class T>
-constexpr ScalarType kType = sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float;
+constexpr ScalarType kType = sizeof(T) == 8   ? ScalarType::Double
+                             : sizeof(T) == 4 ? ScalarType::Float
+                                              : ScalarType::BFloat16;
 
-// Contiguous and in the type of the arithmetic.
+// Contiguous and of type T.
 template <class T>
 Tensor exact(const Tensor& tensor) {
   return torch::stable::contiguous(tensor.scalar_type() == kType<T>
@@ -73,8 +75,8 @@ T* mutable_data(const Tensor& tensor) {
 }
 
 // Positions of levels in a head's table (with zeros to the left, above and below), or in value.
-template <class T>
-void lay_out_levels(Arguments<T>& args, const Shapes& shapes) {
+template <class T, class S>
+void lay_out_levels(Arguments<T, S>& args, const Shapes& shapes) {
   int64_t next = 0;
   for (int64_t i = 0; i < args.levels; ++i) {
     int64_t height = shapes[2 * i], width = shapes[2 * i + 1];
@@ -88,11 +90,11 @@ void lay_out_levels(Arguments<T>& args, const Shapes& shapes) {
   args.table_pixels = next;
 }
 
-template <class T>
-Arguments<T> make_arguments(const AttentionSizes& sizes, const Shapes& shapes,
-                            const Tensor& value, const Tensor* references, const Tensor& points,
-                            const Tensor& weights) {
-  Arguments<T> args{};
+template <class T, class S = T>
+Arguments<T, S> make_arguments(const AttentionSizes& sizes, const Shapes& shapes,
+                               const Tensor& value, const Tensor* references,
+                               const Tensor& points, const Tensor& weights) {
+  Arguments<T, S> args{};
   args.batch = sizes.batch;
   args.queries = sizes.queries;
   args.tokens = sizes.tokens;
@@ -101,10 +103,10 @@ Arguments<T> make_arguments(const AttentionSizes& sizes, const Shapes& shapes,
   args.levels = sizes.levels;
   args.points = sizes.points;
   args.coordinates = sizes.coordinates;
-  args.value = data<T>(value);
+  args.value = data<S>(value);
   args.references = references ? data<T>(*references) : nullptr;
-  args.points_xy = data<T>(points);
-  args.weights = data<T>(weights);
+  args.points_xy = data<S>(points);
+  args.weights = data<S>(weights);
   // A copy of value, head by head, is worth its cost if each pixel is read about eight times.
   args.has_table = sizes.queries * sizes.levels * sizes.points >= 2 * sizes.tokens &&
                    sizes.tokens < 1 << 27;  // margins multiply them by at most 8, in 32 bits
@@ -116,11 +118,8 @@ bool is_empty(const AttentionSizes& sizes) {
   return sizes.batch * sizes.queries * sizes.heads * sizes.width * sizes.levels * sizes.points == 0;
 }
 
-template <class T>
-using Function = void (*)(const Arguments<T>&, int64_t, int64_t);
-
-template <class T>
-void run(const Arguments<T>& args, int64_t count, int64_t at_least, Function<T> function) {
+template <class T, class S>
+void run(const Arguments<T, S>& args, int64_t count, int64_t at_least, Function<T, S> function) {
   torch::stable::parallel_for(0, count, at_least, [&](int64_t begin, int64_t end) {
     function(args, begin, end);
   });
@@ -128,8 +127,8 @@ void run(const Arguments<T>& args, int64_t count, int64_t at_least, Function<T> 
 
 // Calls `work` for all items, with tables for as many at a time as there are threads: tables of
 // all items would be as large as value, and would not stay in the cache until they are read.
-template <class T, class Work>
-void for_tables(Arguments<T>& args, const Tensor& like, bool has_grad, const Work& work) {
+template <class T, class S, class Work>
+void for_tables(Arguments<T, S>& args, const Tensor& like, bool has_grad, const Work& work) {
   int64_t all = args.batch * args.heads, threads = torch::stable::get_num_threads();
   int64_t at_once = args.has_table ? std::min(all, threads) : all;
   args.parts = 1;
@@ -146,27 +145,27 @@ void for_tables(Arguments<T>& args, const Tensor& like, bool has_grad, const Wor
   }
   for (args.first = 0; args.first < all; args.first += args.items) {
     args.items = std::min(at_once, all - args.first);
-    if (args.has_table) run(args, args.items, 1, best_functions<T>().fill_table);
+    if (args.has_table) run(args, args.items, 1, best_functions<T, S>().fill_table);
     work();
   }
 }
 
-template <class T>
+template <class T, class S = T>
 Tensor forward(const AttentionSizes& sizes, const Shapes& shapes, const Tensor& given_value,
                const Tensor* given_references, const Tensor& given_points,
                const Tensor& given_weights) {
   Shapes output_sizes{sizes.batch, sizes.queries, sizes.heads * sizes.width};
   if (is_empty(sizes)) return torch::stable::new_zeros(given_value, output_sizes);
-  Tensor value = exact<T>(given_value), points = exact<T>(given_points);
-  Tensor weights = exact<T>(given_weights);
+  Tensor value = exact<S>(given_value), points = exact<S>(given_points);
+  Tensor weights = exact<S>(given_weights);
   std::optional<Tensor> references;
   if (given_references) references = exact<T>(*given_references);
-  Arguments<T> args = make_arguments<T>(
-      sizes, shapes, value, references ? &*references : nullptr, points, weights);
-  Tensor output = empty<T>(value, output_sizes);
-  args.output = mutable_data<T>(output);
+  auto args = make_arguments<T, S>(sizes, shapes, value, references ? &*references : nullptr,
+                                   points, weights);
+  Tensor output = empty<S>(value, output_sizes);
+  args.output = mutable_data<S>(output);
   for_tables(args, value, false, [&] {
-    run(args, args.items * args.queries, 64, best_functions<T>().forward);
+    run(args, args.items * args.queries, 64, best_functions<T, S>().forward);
   });
   return cast_like(output, given_value);
 }
@@ -220,11 +219,18 @@ Gradients backward(const AttentionSizes& sizes, const Shapes& shapes, const Tens
           cast_like(grad_weights, given_weights)};
 }
 
+// bfloat16 is read without a copy; float16, or bfloat16 with float32 points, is converted first.
+auto choose_forward(const Tensor& value, const Tensor& points) {
+  if (value.scalar_type() == ScalarType::Double) return forward<double>;
+  bool is_bfloat16 = value.scalar_type() == ScalarType::BFloat16 &&
+                     points.scalar_type() == ScalarType::BFloat16;
+  return is_bfloat16 ? forward<float, BFloat16> : forward<float>;
+}
+
 Tensor deformable_attention(const Tensor& value, const Tensor& locations, const Tensor& weights,
                             const Shapes& shapes) {
   AttentionSizes sizes = read_sizes(value, locations, weights, shapes);
-  auto compute = value.scalar_type() == ScalarType::Double ? forward<double> : forward<float>;
-  return compute(sizes, shapes, value, nullptr, locations, weights);
+  return choose_forward(value, locations)(sizes, shapes, value, nullptr, locations, weights);
 }
 
 std::tuple<Tensor, Tensor, Tensor> deformable_attention_backward(
@@ -241,7 +247,7 @@ Tensor fused_deformable_attention(const Tensor& value, const Tensor& reference_p
                                   const Tensor& offsets, const Tensor& logits,
                                   const Shapes& shapes) {
   AttentionSizes sizes = read_sizes(value, reference_points, offsets, logits, shapes);
-  auto compute = value.scalar_type() == ScalarType::Double ? forward<double> : forward<float>;
+  auto compute = choose_forward(value, offsets);
   return compute(sizes, shapes, value, &reference_points, offsets, logits);
 }
 

@@ -17,6 +17,11 @@ Functions<float> FUNCTIONS() {
 }
 
 template <>
+Functions<float, BFloat16> FUNCTIONS() {
+  return functions<float, BFloat16>();
+}
+
+template <>
 Functions<double> FUNCTIONS() {
   return functions<double>();
 }

@@ -6,7 +6,8 @@ constexpr int kPointsAtOnce = 128;
 // Points of several queries of one head, in pixels.
 template <class T>
 struct PointBlock {
-  explicit PointBlock(const Arguments<T>& args)
+  template <class S>
+  explicit PointBlock(const Arguments<T, S>& args)
       : per_query(args.levels * args.points),
         queries(std::max<int64_t>(1, kPointsAtOnce / std::max<int64_t>(1, per_query))),
         size((queries * per_query + kLanes<T> - 1) / kLanes<T> * kLanes<T>),
@@ -119,8 +120,8 @@ void softmax(T* weights, int64_t count) {
 }
 
 // Pixels by which one unit of an offset moves a point of this level.
-template <class T>
-void offset_units(const Arguments<T>& args, const T* reference, int64_t level, T& x, T& y) {
+template <class T, class S>
+void offset_units(const Arguments<T, S>& args, const T* reference, int64_t level, T& x, T& y) {
   x = y = 1;
   if (args.coordinates == 4) {
     T scale = (T)0.5 / (T)args.points;
@@ -130,8 +131,8 @@ void offset_units(const Arguments<T>& args, const T* reference, int64_t level, T
 }
 
 // Turns one query's offsets from references into pixels.
-template <class T>
-void place_around_references(const Arguments<T>& args, int64_t image_and_query, T* __restrict x,
+template <class T, class S>
+void place_around_references(const Arguments<T, S>& args, int64_t image_and_query, T* __restrict x,
                              T* __restrict y) {
   const T* reference = args.references + image_and_query * args.levels * args.coordinates;
   for (int64_t level = 0; level < args.levels; ++level) {
@@ -147,15 +148,15 @@ void place_around_references(const Arguments<T>& args, int64_t image_and_query, 
 }
 
 // Fills the block with `count` queries of an item, starting at `query`.
-template <class T>
-void load_points(const Arguments<T>& args, int64_t item, int64_t query, int64_t count,
+template <class T, class S>
+void load_points(const Arguments<T, S>& args, int64_t item, int64_t query, int64_t count,
                  PointBlock<T>& block) {
   int64_t per_query = block.per_query;
   for (int64_t q = 0; q < count; ++q) {
     int64_t image_and_query = item / args.heads * args.queries + query + q;
     int64_t row = image_and_query * args.heads + item % args.heads;
-    const T* __restrict xy = args.points_xy + row * per_query * 2;
-    const T* __restrict weights = args.weights + row * per_query;
+    const S* __restrict xy = args.points_xy + row * per_query * 2;
+    const S* __restrict weights = args.weights + row * per_query;
     int64_t next = count * args.heads * per_query;
     prefetch<0>(xy + 2 * next, 2 * per_query);
     prefetch<0>(weights + next, per_query);

@@ -1,25 +1,26 @@
 // Weighted sums of rows of channels, and their derivatives; vectorised over channels.
 
 // Rows of channels of one image and head.
-template <class T>
+template <class T, class S = T>
 struct Rows {
-  const T* value;
+  const S* value;
   T* grad;        // with the layout of value, or null
   int64_t pixel;  // numbers from one pixel to the next
 };
 
-template <class T>
-Rows<T> rows_of(const Arguments<T>& args, int64_t item, int64_t part) {
-  if (args.has_table) {
+template <bool has_table, class T, class S>
+auto rows_of(const Arguments<T, S>& args, int64_t item, int64_t part) {
+  if constexpr (has_table) {
     int64_t size = args.table_pixels * args.width;
     int64_t index = item - args.first;
     T* grad = args.grad_table ? args.grad_table + (part * args.items + index) * size : nullptr;
-    return {args.table + index * size, grad, args.width};
+    return Rows<T>{args.table + index * size, grad, args.width};
+  } else {
+    int64_t start = item / args.heads * args.tokens * args.heads * args.width +
+                    item % args.heads * args.width;
+    T* grad = args.grad_value ? args.grad_value + start : nullptr;
+    return Rows<T, S>{args.value + start, grad, args.heads * args.width};
   }
-  int64_t start = item / args.heads * args.tokens * args.heads * args.width +
-                  item % args.heads * args.width;
-  return {args.value + start, args.grad_value ? args.grad_value + start : nullptr,
-          args.heads * args.width};
 }
 
 // Calls `visit(corner, offset)` for the corners of a point that exist.
@@ -41,9 +42,9 @@ inline void for_corners(const PointBlock<T>& block, int64_t i, int64_t pixel, co
 }
 
 // Sums some channels of one query's points.
-template <bool has_table, class T, int lanes, int registers>
-void sum_samples(const PointBlock<T>& block, int64_t first, const T* value, int64_t pixel,
-                 T* output) {
+template <bool has_table, class T, int lanes, int registers, class From, class To>
+void sum_samples(const PointBlock<T>& block, int64_t first, const From* value, int64_t pixel,
+                 To* output) {
   // Several independent sums: within one, each multiply-add waits for the previous one.
   constexpr int chains = registers <= 2 ? 4 : registers <= 4 ? 2 : 1;
   Vector<T, lanes> sums[chains][registers] = {};
@@ -59,7 +60,7 @@ void sum_samples(const PointBlock<T>& block, int64_t first, const T* value, int6
   }
   for (int r = 0; r < registers; ++r) {
     for (int chain = 1; chain < chains; ++chain) sums[0][r] += sums[chain][r];
-    store<lanes>(output + r * lanes, sums[0][r]);
+    store_as<T, lanes>(output + r * lanes, sums[0][r]);
   }
 }
 
@@ -102,15 +103,15 @@ void for_slices(int64_t width, const Visit& visit) {
   take(std::integral_constant<int, 1>());
 }
 
-template <bool has_table, class T>
-void forward_items(const Arguments<T>& args, int64_t begin, int64_t end) {
+template <bool has_table, class T, class S>
+void forward_items(const Arguments<T, S>& args, int64_t begin, int64_t end) {
   PointBlock<T> block(args);
   for (int64_t i = begin; i < end;) {
     int64_t item = args.first + i / args.queries, query = i % args.queries;
     int64_t count = std::min({block.queries, args.queries - query, end - i});
     load_points(args, item, query, count, block);
-    Rows<T> rows = rows_of(args, item, 0);
-    T* output = args.output +
+    auto rows = rows_of<has_table>(args, item, 0);
+    S* output = args.output +
                 ((item / args.heads * args.queries + query) * args.heads + item % args.heads) *
                     args.width;
     int64_t stride = args.heads * args.width;
@@ -149,7 +150,7 @@ void backward_items(const Arguments<T>& args, int64_t begin, int64_t end) {
   std::vector<T> dots(4 * block.size);
   for (int64_t i = begin; i < end; ++i) {
     int64_t part = i / args.items, item = args.first + i % args.items;
-    Rows<T> rows = rows_of(args, item, part);
+    Rows<T> rows = rows_of<has_table>(args, item, part);
     if (has_table) std::fill_n(rows.grad, args.table_pixels * args.width, (T)0);
     int64_t first = part * args.queries / args.parts, last = (part + 1) * args.queries / args.parts;
     for (int64_t query = first; query < last; query += block.queries) {
@@ -178,12 +179,12 @@ void backward_items(const Arguments<T>& args, int64_t begin, int64_t end) {
 
 // ---------------------------------------------------------------- tables of all pixels
 
-template <class T>
-void fill_table(const Arguments<T>& args, int64_t begin, int64_t end) {
+template <class T, class S>
+void fill_table(const Arguments<T, S>& args, int64_t begin, int64_t end) {
   int64_t stride = args.heads * args.width;
   for (int64_t index = begin; index < end; ++index) {
     int64_t item = args.first + index;
-    const T* from = args.value + item / args.heads * args.tokens * stride +
+    const S* from = args.value + item / args.heads * args.tokens * stride +
                     item % args.heads * args.width;
     T* table = args.table + index * args.table_pixels * args.width;
     T* filled = table;
@@ -223,9 +224,9 @@ void read_grad_table(const Arguments<T>& args, int64_t begin, int64_t end) {
   }
 }
 
-template <class T>
-void forward(const Arguments<T>& args, int64_t begin, int64_t end) {
-  (args.has_table ? forward_items<true, T> : forward_items<false, T>)(args, begin, end);
+template <class T, class S>
+void forward(const Arguments<T, S>& args, int64_t begin, int64_t end) {
+  (args.has_table ? forward_items<true, T, S> : forward_items<false, T, S>)(args, begin, end);
 }
 
 template <class T>
@@ -233,7 +234,10 @@ void backward(const Arguments<T>& args, int64_t begin, int64_t end) {
   (args.has_table ? backward_items<true, T> : backward_items<false, T>)(args, begin, end);
 }
 
-template <class T>
-Functions<T> functions() {
-  return {fill_table<T>, forward<T>, backward<T>, read_grad_table<T>};
+template <class T, class S = T>
+Functions<T, S> functions() {
+  if constexpr (std::is_same_v<T, S>)
+    return {fill_table<T, T>, forward<T, T>, backward<T>, read_grad_table<T>};
+  else
+    return {fill_table<T, S>, forward<T, S>, nullptr, nullptr};
 }

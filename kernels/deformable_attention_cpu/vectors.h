@@ -31,6 +31,36 @@ void store(T* to, Vector<T, lanes> what) {
   *reinterpret_cast<Vector<T, lanes>*>(to) = what;
 }
 
+// One number or several, each as a U.
+template <class U, int lanes, class V>
+Vector<U, lanes> convert(V what) {
+  if constexpr (lanes == 1)
+    return (U)what;
+  else
+    return __builtin_convertvector(what, Vector<U, lanes>);
+}
+
+template <class T, int lanes>
+Vector<T, lanes> load(const BFloat16* from) {
+  auto bits = convert<uint32_t, lanes>(load<uint16_t, lanes>(&from->bits)) << 16;
+  Vector<T, lanes> numbers;
+  std::memcpy(&numbers, &bits, sizeof numbers);
+  return numbers;
+}
+
+// Rounds to the nearest BFloat16, of two to the even one, if S is that.
+template <class T, int lanes, class S>
+void store_as(S* to, Vector<T, lanes> what) {
+  if constexpr (std::is_same_v<S, T>) {
+    store<lanes>(to, what);
+  } else {
+    Vector<uint32_t, lanes> bits, nan = Vector<uint32_t, lanes>{} + 0x7fc0;
+    std::memcpy(&bits, &what, sizeof bits);
+    bits = what == what ? (bits + 0x7fff + (bits >> 16 & 1)) >> 16 : nan;
+    store<lanes>(&to->bits, convert<uint16_t, lanes>(bits));
+  }
+}
+
 // Rows of one head are far apart, which hardware doesn't predict. Addresses past the end are safe.
 template <int writes, class T>
 void prefetch(const T* from, int64_t count) {

@@ -153,6 +153,46 @@ def test_dtypes_stay_within_their_bound(compiled: str, dtype: torch.dtype, is_fu
         assert error < BOUNDS[dtype] * (1 if index == 0 else 3), index
 
 
+@pytest.mark.parametrize("num_queries", [3, 150])
+@pytest.mark.parametrize("width", [1, 5, 12, 40, 64])
+@pytest.mark.parametrize("is_fused", [False, True])
+def test_bfloat16_equals_float32(
+    operators: object, is_fused: bool, width: int, num_queries: int
+) -> None:
+    """Protects bfloat16 on CPU, read and written without copies: float32's bits, rounded once."""
+    shapes = [(9, 7), (4, 5), (1, 1)]
+    make, run = (fused_inputs, attend_fused) if is_fused else (random_inputs, attend)
+    inputs = make(shapes, dtype=torch.float32, width=width, num_queries=num_queries)
+    value, *references, points, weights = (tensor.detach() for tensor in inputs)
+    value[0, 5, 1, 0], value[1, 70, 0, -1] = math.nan, math.inf
+    points[0, 2, 1, 0, 1, 0], points[1, 0, 1, 1, 0, 1] = math.nan, -math.inf
+    weights[0, 1, 0, 2, 1], weights[1, 1, 1, 0, 0] = math.nan, -math.inf
+    for reference in references:  # a NaN that would become zero if it was rounded as a number
+        reference[1, 2, 0, 0] = torch.tensor(2**31 - 1, dtype=torch.int32).view(torch.float32)
+    halves = [tensor.bfloat16() for tensor in (value, points, weights)]
+    value, *rest = (tensor.float() for tensor in halves)
+    expected = run("required", shapes, value, *references, *rest).bfloat16()
+    views = [half.transpose(0, 1).contiguous().transpose(0, 1) for half in halves]
+    for value, *rest in (halves, views):
+        got = run("required", shapes, value, *references, *rest)
+        torch.testing.assert_close(got, expected, atol=0, rtol=0, equal_nan=True)
+    assert expected.isnan().any() and expected.isfinite().any()
+
+
+@pytest.mark.parametrize("num_queries", [1, 8])
+def test_bfloat16_equals_float32_for_all_numbers(operators: object, num_queries: int) -> None:
+    """Protects rounding: means of neighbours are ties, of all others, NaN and infinity too."""
+    numbers = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
+    for partner in (numbers.roll(-1), numbers.roll(12345), numbers.flip(0)):
+        value = torch.stack([numbers, partner])[None, :, None]  # two pixels beside each other
+        points = torch.full((1, num_queries, 1, 1, 1, 2), 0.5, dtype=torch.bfloat16)
+        weights = torch.linspace(1, 3, num_queries, dtype=torch.bfloat16).view(1, -1, 1, 1, 1)
+        halves = (value, points, weights)
+        got = attend("required", [(1, 2)], *halves)
+        expected = attend("required", [(1, 2)], *(half.float() for half in halves)).bfloat16()
+        torch.testing.assert_close(got, expected, atol=0, rtol=0, equal_nan=True)
+
+
 def test_two_runs_are_equal(operators: object) -> None:
     """Protects determinism with threads, in torch's deterministic mode and out of it."""
     shapes = [(20, 30), (10, 15)]
@@ -174,6 +214,7 @@ def test_two_runs_are_equal(operators: object) -> None:
 def test_other_instruction_sets(operators: object, capability: str) -> None:
     """Protects older processors: the same tests in a process with fewer instructions."""
     names = ["test_gradients_equal_torch", "test_fused_equals", "test_dtypes_stay", "wild_logits"]
+    names += ["test_bfloat16_equals"]
     command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", __file__]
     result = subprocess.run(
         [*command, "-k", f"({' or '.join(names)}) and not cuda"],
