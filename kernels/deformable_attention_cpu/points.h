@@ -108,15 +108,22 @@ inline float exponential(float x) {
 
 inline double exponential(double x) { return std::exp(x); }
 
+// Softmax of each row. Rows take each step together: within one, each step waits for the last.
 template <class T>
-void softmax(T* weights, int64_t count) {
-  T largest = weights[0];
-  for (int64_t i = 1; i < count; ++i) largest = weights[i] > largest ? weights[i] : largest;
-  for (int64_t i = 0; i < count; ++i) weights[i] = exponential(weights[i] - largest);
-  T sum = 0;
-  for (int64_t i = 0; i < count; ++i) sum += weights[i];
-  T scale = 1 / sum;
-  for (int64_t i = 0; i < count; ++i) weights[i] *= scale;
+void softmax(T* weights, int64_t rows, int64_t count) {
+  T* end = weights + rows * count;
+  for (T* row = weights; row < end; row += count) {
+    T largest = row[0];
+    for (int64_t i = 1; i < count; ++i) largest = row[i] > largest ? row[i] : largest;
+    for (int64_t i = 0; i < count; ++i) row[i] -= largest;
+  }
+  for (T* weight = weights; weight < end; ++weight) *weight = exponential(*weight);
+  for (T* row = weights; row < end; row += count) {
+    T sum = 0;
+    for (int64_t i = 0; i < count; ++i) sum += row[i];
+    T scale = 1 / sum;
+    for (int64_t i = 0; i < count; ++i) row[i] *= scale;
+  }
 }
 
 // Pixels by which one unit of an offset moves a point of this level.
@@ -168,11 +175,9 @@ void load_points(const Arguments<T, S>& args, int64_t item, int64_t query, int64
       y[i] = xy[2 * i + 1];
       weight[i] = weights[i];
     }
-    if (args.coordinates) {
-      softmax(weight, per_query);
-      place_around_references(args, image_and_query, x, y);
-    }
+    if (args.coordinates) place_around_references(args, image_and_query, x, y);
   }
+  if (args.coordinates) softmax(block.weight, count, per_query);
   int64_t size = count * per_query;
   // Locations don't depend on their query: all at once.
   for (int64_t i = 0; !args.coordinates && i < size; ++i) {
