@@ -4,12 +4,14 @@
 
 Weights are random. The exported files are first checked against the model with several sizes and
 padded batches. Then all run alternately with one image; times are CPU milliseconds. With openvino
-installed, also its float32 file, the same in bfloat16 if the CPU has units for it, and with nncf an
-int8 file, in float32 and bfloat16. Their outputs for the measured image are compared before any
-time is printed: the largest difference of scores or boxes may be 0.05 in bfloat16 and 0.15 in int8.
+installed, also its float32 file, the same in bfloat16 if the CPU has units for it, as the model
+itself, and with nncf an int8 file, in float32 and bfloat16. Their outputs for the measured image
+are compared before any time is printed: the largest difference of scores or boxes may be 0.05 in
+bfloat16 and 0.15 in int8.
 """
 
 import argparse
+import copy
 import importlib.util
 import sys
 import tempfile
@@ -26,7 +28,13 @@ from hf_detr.inference.export import INPUTS, Graph, example_batch, export_model
 from hf_detr.inference.openvino_export import quantise
 from hf_detr.models.variants import VARIANTS
 
-TOLERANCES = {"f32": 1e-3, "bf16": 0.05, "int8": 0.15, "int8 + bf16": 0.15}
+TOLERANCES = {
+    "torch bf16": 0.05,
+    "OpenVINO f32": 1e-3,
+    "OpenVINO bf16": 0.05,
+    "OpenVINO int8": 0.15,
+    "OpenVINO int8 + bf16": 0.15,
+}
 HAVE = {name for name in ("openvino", "nncf") if importlib.util.find_spec(name)}
 
 
@@ -55,23 +63,32 @@ def openvino_runner(
     return lambda: list(compiled(inputs).values())
 
 
-def openvino_runners(
+def other_runners(
     model: nn.Module, folder: Path, batch: tuple[Tensor, Tensor]
 ) -> dict[str, Callable[[], list[Any]]]:
-    """Export to OpenVINO, and return what runs the files, by the names of `TOLERANCES`."""
+    """Export to OpenVINO, and return what runs files and bfloat16, by the names of `TOLERANCES`."""
     import openvino
 
     float_file, int8_file = folder / "float32.xml", folder / "int8.xml"
     export_model(model, float_file)
     offered = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     precisions = ["f32", *(["bf16"] if "BF16" in offered else [])]
-    runners = {one: openvino_runner(float_file, batch, one) for one in precisions}
+    runners = {f"OpenVINO {one}": openvino_runner(float_file, batch, one) for one in precisions}
+    if "bf16" in precisions:
+        runners["torch bf16"] = bfloat16_runner(model, batch)
     if "nncf" in HAVE:
         quantise(float_file, int8_file, Graph(model), [batch])  # so that ranges fit
         for one in precisions:
-            name = "int8" if one == "f32" else f"int8 + {one}"
+            name = "OpenVINO int8" if one == "f32" else f"OpenVINO int8 + {one}"
             runners[name] = openvino_runner(int8_file, batch, one)
     return runners
+
+
+def bfloat16_runner(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Callable[[], list[Any]]:
+    """Return what runs the model itself in bfloat16."""
+    half = Graph(copy.deepcopy(model).bfloat16())
+    images, mask = batch[0].bfloat16(), batch[1]
+    return lambda: [output.float().numpy() for output in half(images, mask)]
 
 
 def largest_difference(runner: Callable[[], list[Any]], expected: tuple[Tensor, ...]) -> float:
@@ -91,7 +108,7 @@ def measure(name: str, size: tuple[int, int], rounds: int, **settings: Any) -> s
     batch = example_batch(1, *size)
     with tempfile.TemporaryDirectory() as folder:
         report = export_model(model, Path(folder) / "model.onnx")
-        runners = openvino_runners(model, Path(folder), batch) if "openvino" in HAVE else {}
+        runners = other_runners(model, Path(folder), batch) if "openvino" in HAVE else {}
         expected = Graph(model)(*batch)
         found = {kind: largest_difference(one, expected) for kind, one in runners.items()}
         right = [kind for kind in runners if found[kind] <= TOLERANCES[kind]]
@@ -133,9 +150,8 @@ def main() -> None:
     print(
         f"One image of {shape}, {torch.get_num_threads()} threads; (torch's time / the column's)\n"
     )
-    names = [name if name == "onnxruntime" else f"OpenVINO {name}" for name in columns()]
-    print(f"| model | MB | largest difference | torch | {' | '.join(names)} |")
-    print("|---" * (4 + len(names)) + "|")
+    print(f"| model | MB | largest difference | torch | {' | '.join(columns())} |")
+    print("|---" * (4 + len(columns())) + "|")
     for name in options.models:
         print(measure(name, size, options.rounds, **settings))
         sys.stdout.flush()
