@@ -31,8 +31,9 @@ def has_fast_onednn(dtype: torch.dtype = torch.float32) -> bool:
     try:
         with torch.no_grad():
             _linear(layer, image)
-            _convolve(convolution, image, None, "relu", [])
-            _convolve(convolution, image, image.clone(), None, [])
+            weight = _order(convolution, image.shape)
+            _convolve(convolution, weight, image, None, "relu", [])
+            _convolve(convolution, weight, image, image.clone(), None, [])
     except (AttributeError, RuntimeError, TypeError):  # another processor or torch
         return False
     return True
@@ -72,6 +73,7 @@ def by_onednn(convolution: nn.Conv2d) -> nn.Conv2d:
     if is_plain and convolution.padding not in ("same", "valid"):
         convolution.__class__ = FusedConvolution
         convolution.activation = None
+        convolution.ordered = None
     return convolution
 
 
@@ -90,9 +92,11 @@ class FusedConvolution(nn.Conv2d):
 
     Attributes:
         activation: of the output, one of `ACTIVATIONS`, ReLU if maps are added; None: none.
+        ordered: shape of the last map, and the weight in oneDNN's order for it, or None.
     """
 
     activation: nn.Module | None
+    ordered: tuple[torch.Size, Tensor | None] | None
 
     def forward(self, feature_map: Tensor, residual: Tensor | None = None) -> Tensor:
         """Convolve a map (B, C, h, w), and add `residual`, which may be overwritten."""
@@ -102,12 +106,27 @@ class FusedConvolution(nn.Conv2d):
                 output += residual
             return output if self.activation is None else self.activation(output)
         name, scalars = ACTIVATIONS.get(type(self.activation), (None, []))
-        return _convolve(self, feature_map, residual, name, scalars)
+        weight = self._ordered_weight(feature_map.shape)
+        return _convolve(self, weight, feature_map, residual, name, scalars)
 
     def keeps_size(self) -> bool:
         """Whether maps have the same height and width before and after."""
         sizes = zip(self.kernel_size, self.padding, self.dilation, strict=True)
         return self.stride == (1, 1) and all(d * (k - 1) == 2 * p for k, p, d in sizes)
+
+    def _ordered_weight(self, shape: torch.Size) -> Tensor:
+        """The weight, from the second map of a shape on in oneDNN's order, which saves ordering it.
+
+        The order for another shape can be ten times slower than none.
+        """
+        last, ordered = self.ordered or (None, None)  # read once: another thread may replace it
+        if shape != last:
+            self.ordered = (shape, None)
+            return self.weight
+        if ordered is None:
+            ordered = _order(self, shape)
+            self.ordered = (shape, ordered)
+        return ordered
 
     def _fits(self, feature_map: Tensor, residual: Tensor | None) -> bool:
         size = (len(feature_map), self.out_channels, *feature_map.shape[2:])
@@ -122,14 +141,20 @@ def _linear(layer: nn.Linear, tensor: Tensor) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(tensor, layer.weight, layer.bias, "none", [], "")
 
 
+def _order(layer: nn.Conv2d, shape: torch.Size) -> Tensor:
+    geometry = (layer.padding, layer.stride, layer.dilation, layer.groups)
+    return torch.ops.mkldnn._reorder_convolution_weight(layer.weight, *geometry, [*shape])
+
+
 def _convolve(
     layer: nn.Conv2d,
+    weight: Tensor,
     feature_map: Tensor,
     residual: Tensor | None,
     activation: str | None,
     scalars: list[float],
 ) -> Tensor:
-    weights = (layer.weight, layer.bias, layer.padding, layer.stride, layer.dilation, layer.groups)
+    weights = (weight, layer.bias, layer.padding, layer.stride, layer.dilation, layer.groups)
     if residual is None:
         call = torch.ops.mkldnn._convolution_pointwise
         return call(feature_map, *weights, activation or "none", scalars, "")

@@ -152,6 +152,29 @@ def test_convolution(activation: type | None, dtype: torch.dtype, kernel_size: i
             torch.testing.assert_close(fused(x, other), expected, atol=tolerance, rtol=tolerance)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("groups", [1, 2, 16])
+def test_maps_of_several_sizes(dtype: torch.dtype, groups: int) -> None:
+    """Protects the weight's order, which is made for one size, when sizes change."""
+    convolution = nn.Conv2d(16, 32, 3, stride=2, padding=1, groups=groups, dtype=dtype)
+    fused, seen = by_onednn(convolution), set()
+    tolerance = 1e-5 if dtype == torch.float32 else 3e-2
+    with torch.no_grad():
+        for size in ((1, 9), (1, 9), (1, 9), (3, 9), (1, 9), (1, 40), (1, 40), (1, 9), (1, 9)):
+            x = torch.randn(size[0], 16, size[1], 11, dtype=dtype)
+            weights = (fused.weight, fused.bias, 2, 1, 1, groups)
+            expected = F.conv2d(x, *weights)
+            torch.testing.assert_close(fused(x), expected, atol=tolerance, rtol=tolerance)
+            seen.add((size, fused.ordered[1] is not None))
+    assert seen == {
+        ((1, 9), False),
+        ((1, 9), True),
+        ((3, 9), False),
+        ((1, 40), False),
+        ((1, 40), True),
+    }
+
+
 def test_residual_of_another_shape() -> None:
     """Protects broadcasting, which oneDNN's addition in place doesn't do."""
     fused, x = by_onednn(nn.Conv2d(4, 4, 1)), torch.randn(2, 4, 3, 3)
