@@ -118,35 +118,39 @@ class EncoderLayer(TransformerLayer):
             pyramid,
             return_weights,
         )
-        return self._by_parts(self._after_attention, hidden_states, attended), weights
+        return self._by_parts(hidden_states, attended), weights
+
+    def _by_parts(self, hidden_states: Tensor, attended: Tensor) -> Tensor:
+        """What follows attention, in inference on CPU some tokens at a time if there are many.
+
+        What is computed for a part stays in the cache and reuses memory that the process has.
+        """
+        # Sizes are only read in inference: graphs can't depend on them.
+        if not (inference_only(hidden_states) and self._takes_parts()):
+            return self._after_attention(hidden_states, attended)
+        size = max(1, PART_BYTES // (self.ffn_dim * hidden_states.element_size()))
+        has_many = hidden_states.shape[:-1].numel() > 4 * size
+        if not has_many or attended.shape != hidden_states.shape:
+            return self._after_attention(hidden_states, attended)
+        parts = (tokens.flatten(0, -2).split(size) for tokens in (hidden_states, attended))
+        outputs = [self._after_attention(*part) for part in zip(*parts, strict=True)]
+        return torch.cat(outputs).view_as(hidden_states)
 
     def _after_attention(self, hidden_states: Tensor, attended: Tensor) -> Tensor:
         hidden_states = self.add_and_norm(hidden_states, attended, self.self_attn_layer_norm)
         return self.feed_forward(hidden_states)
 
-    def _by_parts(self, transform: Callable[..., Tensor], *tokens: Tensor) -> Tensor:
-        """`transform(*tokens)`, in inference on CPU some tokens at a time if there are many.
-
-        What is computed of a part stays in the cache, and in memory that the process already has.
-        """
-        states = tokens[0]
-        size = max(1, PART_BYTES // (self.ffn_dim * states.element_size()))
-        has_many = states.shape[:-1].numel() > 4 * size
-        if not (has_many and inference_only(states) and self._takes_parts()):
-            return transform(*tokens)
-        parts = zip(*(tensor.flatten(0, 1).split(size) for tensor in tokens), strict=True)
-        return torch.cat([transform(*part) for part in parts]).view_as(states)
-
     def _takes_parts(self) -> bool:
         """Whether tokens don't depend on each other, and nobody sees how often modules run."""
-        modules = [self.activation, self.fc1, self.fc2, self.final_layer_norm]
-        modules.append(self.self_attn_layer_norm)
+        modules = (self.fc1, self.fc2, self.final_layer_norm, self.self_attn_layer_norm)
         return (
-            not self.training
+            type(self) is EncoderLayer
+            and not self.training
             and not has_global_hooks()
-            and all(only_runs_its_class(module) for module in modules)
+            and all(only_runs_its_class(module) for module in (self.activation, *modules))
             # Not quantised layers, whose scale is that of all tokens, nor norms over tokens.
-            and all(type(module) in (nn.Linear, nn.LayerNorm) for module in modules[1:])
+            and all(type(module) in (nn.Linear, nn.LayerNorm) for module in modules)
+            and all(type(module.weight) is nn.Parameter for module in modules)
         )
 
 

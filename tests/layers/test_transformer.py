@@ -78,7 +78,7 @@ def test_encoder_equals_torch_without_positions() -> None:
     torch.testing.assert_close(got[pyramid.mask], expected[pyramid.mask], atol=1e-5, rtol=0)
 
 
-def calls_of_fc1(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+def calls_of_fc1(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """Shapes that the first linear layer of all feed-forward networks gets from now on."""
     shapes = []
 
@@ -98,7 +98,7 @@ def test_tokens_by_parts(normalize_before: bool, monkeypatch: pytest.MonkeyPatch
     inputs = random_tokens()
     expected = encoder(*inputs).last_hidden_state
     monkeypatch.setattr(transformer, "PART_BYTES", 2 * HIDDEN * 4)
-    shapes = calls_of_fc1(encoder, monkeypatch)
+    shapes = calls_of_fc1(monkeypatch)
     with torch.no_grad():
         got = encoder(*inputs).last_hidden_state
     assert shapes == 2 * 6 * [(2, WIDTH)]
@@ -115,19 +115,50 @@ def replace(encoder: Encoder) -> None:
         layer.fc2 = nn.Sequential(layer.fc2)
 
 
-@pytest.mark.parametrize("change", [hook, replace, Encoder.train])
+class OwnEncoderLayer(EncoderLayer):
+    """A layer whose feed-forward network might mix tokens."""
+
+
+def subclass(encoder: Encoder) -> None:
+    for layer in encoder.layers:
+        layer.__class__ = OwnEncoderLayer
+
+
+@pytest.mark.parametrize("change", [hook, replace, subclass, Encoder.train])
 def test_tokens_at_once(
     change: Callable[[Encoder], object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Protects hooks, replaced layers and dropout, which may depend on all tokens."""
+    """Protects hooks, replaced layers, subclasses and dropout, which may depend on all tokens."""
     encoder, inputs = make_encoder(), random_tokens()
     monkeypatch.setattr(transformer, "PART_BYTES", 2 * HIDDEN * 4)
     change(encoder)
-    shapes = calls_of_fc1(encoder, monkeypatch)
+    shapes = calls_of_fc1(monkeypatch)
     with torch.no_grad():
         encoder(*inputs)
     encoder(*inputs)  # with gradients
     assert shapes == 4 * [(2, 6, WIDTH)]
+
+
+def test_exported_layers_take_any_number_of_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Protects graphs from a limit on tokens, which are transformed at once in them."""
+    monkeypatch.setattr(transformer, "PART_BYTES", 16 * HIDDEN * 4)
+    layer = make_encoder().layers[0]
+
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
+            pyramid = FeaturePyramid(None, [(2, 3)], valid_ratios=torch.ones(1, 1, 2))
+            return self.layer(tokens, positions, pyramid)[0]
+
+    few, many = torch.randn(2, 6, WIDTH), torch.randn(2, 80, WIDTH)
+    count = torch.export.Dim("count", max=1000)
+    with torch.no_grad():
+        exported = torch.export.export(Layer(), (few, few), dynamic_shapes=2 * ({1: count},))
+        got, expected = exported.module()(many, many), Layer()(many, many)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
 
 
 def test_positions_go_to_queries_and_keys_only() -> None:
