@@ -226,23 +226,25 @@ def _contents(tensors: list[Tensor]) -> list:
     if not tensors:
         return []
     places = [(tensor.data_ptr(), tensor._version, tensor.dtype) for tensor in tensors]
-    sums = [_sum_of_bits(tensor) for tensor in tensors if tensor.ndim > 1]
+    sums = [_sums(tensor) for tensor in tensors if tensor.ndim > 1]
     values = [tensor[:1].flatten() if tensor.ndim > 1 else tensor.flatten() for tensor in tensors]
     flat = torch.cat(values)
     return [places, sums, hash(flat.view(torch.uint8).numpy().tobytes())]
 
 
-def _sum_of_bits(tensor: Tensor) -> float:
-    """The sum of all values, read as integers of 8 bytes where they can be."""
+def _sums(tensor: Tensor) -> tuple[float, ...]:
+    """The sum of all values, and of their bits in half precision, where the first is rounded."""
     start = tensor.storage_offset() * tensor.element_size()
-    if tensor.is_contiguous() and tensor.nbytes % 8 == start % 8 == 0:
-        # Any change counts, however small, and half precision isn't converted.
-        return tensor.detach().view(-1).view(torch.int64).sum().item()
-    return tensor.sum(dtype=_at_least_float32(tensor)).item()
+    is_half = tensor.element_size() == 2
+    if is_half and tensor.is_contiguous() and tensor.nbytes % 8 == start % 8 == 0:
+        # Twice as fast as a sum in float32, for which all values are converted first.
+        bits = tensor.detach().view(-1).view(torch.int64)
+        return tensor.sum().item(), bits.sum().item()
+    return (tensor.sum(dtype=_at_least_float32(tensor)).item(),)
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    # The sum of half precision may be infinite; that of bfloat16 isn't sooner than that of float32.
+    # A sum in float16 may overflow; one in bfloat16 doesn't sooner than in float32.
     dtype = torch.float32 if tensor.dtype == torch.float16 else tensor.dtype
     return math.isfinite(tensor.sum(dtype=dtype).item())
 
