@@ -11,7 +11,7 @@ from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .onednn import FusedConvolution, fuse_activation
+from .onednn import FusedConvolution
 
 BAND_BYTES = 2**23  # of the rows of a map that a stem computes at a time
 
@@ -38,7 +38,7 @@ class FusedStem(nn.Module):
     """A convolution with activation, and a maximum over 3 x 3 pixels with stride 2.
 
     Args:
-        convolution: of the image, which is padded here.
+        convolution: of the image; its padding of rows is taken over and set to 0.
         pool: of its output.
     """
 
@@ -90,10 +90,14 @@ def _fuse_stem(network: nn.Module) -> None:
     if list(stem) != ["conv1", "bn1", "act1", "maxpool"] or not runs_in_order:
         return
     convolution, norm, activation, pool = stem.values()
-    is_known = type(convolution) is FusedConvolution and convolution.dilation == (1, 1)
+    is_known = (
+        type(convolution) is FusedConvolution
+        and convolution.dilation == (1, 1)
+        and convolution.activation is None
+    )
     pools = type(pool) is nn.MaxPool2d and str(pool) == str(nn.MaxPool2d(3, 2, 1))
     if is_known and pools and _does_nothing(norm) and type(activation) is nn.ReLU:
-        fuse_activation(convolution, nn.Sequential(activation))
+        convolution.activation = activation
         network.conv1 = FusedStem(convolution, pool)
         network.act1 = network.maxpool = nn.Identity()
 

@@ -5,6 +5,7 @@ products are faster than those of torch's default library on some processors.
 """
 
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -109,13 +110,16 @@ class FusedConvolution(nn.Conv2d):
         weight = self._ordered_weight(feature_map.shape)
         return _convolve(self, weight, feature_map, residual, name, scalars)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "ordered": None}  # which can't be copied
+
     def keeps_size(self) -> bool:
         """Whether maps have the same height and width before and after."""
         sizes = zip(self.kernel_size, self.padding, self.dilation, strict=True)
         return self.stride == (1, 1) and all(d * (k - 1) == 2 * p for k, p, d in sizes)
 
     def _ordered_weight(self, shape: torch.Size) -> Tensor:
-        """The weight, from the second map of a shape on in oneDNN's order, which saves ordering it.
+        """The weight; from the second map of a shape on in oneDNN's order, which saves ordering it.
 
         The order for another shape can be ten times slower than none.
         """
@@ -129,6 +133,8 @@ class FusedConvolution(nn.Conv2d):
         return ordered
 
     def _fits(self, feature_map: Tensor, residual: Tensor | None) -> bool:
+        if feature_map.ndim != 4 or feature_map.shape[1] != self.in_channels:
+            return False  # torch's error is clearer
         size = (len(feature_map), self.out_channels, *feature_map.shape[2:])
         return residual is None or (
             residual.shape == size

@@ -1,5 +1,7 @@
 """Protects oneDNN's operators: torch's results, and only where torch would compute them itself."""
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -166,6 +168,9 @@ def test_maps_of_several_sizes(dtype: torch.dtype, groups: int) -> None:
             expected = F.conv2d(x, *weights)
             torch.testing.assert_close(fused(x), expected, atol=tolerance, rtol=tolerance)
             seen.add((size, fused.ordered[1] is not None))
+        with pytest.raises(RuntimeError, match="expected input"):
+            fused(x[:, 1:])  # torch's error
+        assert torch.equal(copy.deepcopy(fused)(x), fused(x))
     assert seen == {
         ((1, 9), False),
         ((1, 9), True),
