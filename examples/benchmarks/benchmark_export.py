@@ -4,8 +4,8 @@
 
 Weights are random. The exported files are first checked against the model with several sizes and
 padded batches. Then all run alternately with one image; times are CPU milliseconds. With openvino
-installed, also its float32 file, the same in bfloat16 if the CPU has units for it, as the model
-itself, and with nncf an int8 file, in float32 and bfloat16. Their outputs for the measured image
+installed also: its float32 file; the file and the model itself in bfloat16, if the CPU has units
+for it; and with nncf an int8 file, in float32 and bfloat16. Their outputs for the measured image
 are compared before any time is printed: the largest difference of scores or boxes may be 0.05 in
 bfloat16 and 0.15 in int8.
 """
@@ -66,7 +66,7 @@ def openvino_runner(
 def other_runners(
     model: nn.Module, folder: Path, batch: tuple[Tensor, Tensor]
 ) -> dict[str, Callable[[], list[Any]]]:
-    """Export to OpenVINO, and return what runs files and bfloat16, by the names of `TOLERANCES`."""
+    """Return what runs OpenVINO files, and the model in bfloat16, by names of `TOLERANCES`."""
     import openvino
 
     float_file, int8_file = folder / "float32.xml", folder / "int8.xml"

@@ -108,7 +108,7 @@ inline float exponential(float x) {
 
 inline double exponential(double x) { return std::exp(x); }
 
-// Softmax of each row. Rows take each step together: within one, each step waits for the last.
+// Softmax of each row. Rows take each step together: within one, each step waits for the previous one.
 template <class T>
 void softmax(T* weights, int64_t rows, int64_t count) {
   T* end = weights + rows * count;

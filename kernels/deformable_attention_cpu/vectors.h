@@ -48,7 +48,7 @@ Vector<T, lanes> load(const BFloat16* from) {
   return numbers;
 }
 
-// Rounds to the nearest BFloat16, of two to the even one, if S is that.
+// Stores as S; if that is BFloat16, rounds to the nearest, ties to even.
 template <class T, int lanes, class S>
 void store_as(S* to, Vector<T, lanes> what) {
   if constexpr (std::is_same_v<S, T>) {
