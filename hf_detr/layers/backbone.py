@@ -7,6 +7,7 @@ import torch
 from timm import create_model
 from timm.layers import freeze_batch_norm_2d
 from timm.layers.norm_act import FrozenBatchNorm2d, FrozenBatchNormAct2d
+from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import TimmBackboneConfig
@@ -26,7 +27,9 @@ class Backbone(nn.Module):
 
     Args:
         config: timm name, feature levels (`out_indices`), `output_stride` (16 is DC5) and
-            whether to start from timm's pretrained weights.
+            whether to start from timm's pretrained weights. `output_norm` makes a Swin Transformer
+            that of its authors' detectors (arXiv 2103.14030): a layer norm normalises the channels
+            of each map, and windows shift as in `PaddedSwinBlock`.
 
     Raises:
         ValueError: if timm can't build this backbone, or its weights are unavailable.
@@ -44,6 +47,9 @@ class Backbone(nn.Module):
         self.num_channels: list[int] = model.feature_info.channels()
         self.reductions: list[int] = model.feature_info.reduction()
         self.channels_last_output = getattr(model, "output_fmt", "NCHW") == "NHWC"
+        if getattr(config, "output_norm", False):
+            self.conv_encoder["norms"] = _make_norms(model)
+            _shift_as_in_detectors(model)
         self.folded = FoldedBackbone((OneStepBatchNorm2d, OneStepBatchNormAct2d))
         self.folded_training = FoldedTraining(self.folded.norm_types)
         self.freeze(num_stages=1)
@@ -61,6 +67,12 @@ class Backbone(nn.Module):
         features = network(pixel_values)
         if self.channels_last_output:
             features = [feature.permute(0, 3, 1, 2) for feature in features]
+        if "norms" in self.conv_encoder:
+            norms = self.conv_encoder["norms"].values()
+            features = [
+                norm(feature.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+                for norm, feature in zip(norms, features, strict=True)
+            ]
         return features
 
     def train(self, mode: bool = True) -> "Backbone":
@@ -77,7 +89,7 @@ class Backbone(nn.Module):
         0 lets everything train. Batch norm stays frozen in any case.
         """
         model = self.conv_encoder["model"]
-        model.requires_grad_(num_stages is not None)
+        self.conv_encoder.requires_grad_(num_stages is not None)
         if num_stages:
             stages = [info["module"] for info in model.feature_info.info if info["reduction"] >= 4]
             for module in _modules_up_to(model, stages[:num_stages][-1]):
@@ -93,7 +105,12 @@ class Backbone(nn.Module):
         if tables:
             fresh = dict(_make_timm_model(self.config, pretrained=False).named_buffers())
             for name, table in tables.items():
-                table.copy_(fresh[name.removeprefix("conv_encoder.model.")])
+                values = fresh[name.removeprefix("conv_encoder.model.")]
+                if table.is_meta:
+                    parent, _, buffer = name.rpartition(".")
+                    setattr(self.get_submodule(parent), buffer, values)
+                else:
+                    table.copy_(values)
 
 
 class OneStepBatchNorm2d(FrozenBatchNorm2d):
@@ -112,6 +129,38 @@ class OneStepBatchNormAct2d(FrozenBatchNormAct2d):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise a feature map (B, C, h, w), and activate it."""
         return self.act(self.drop(OneStepBatchNorm2d.forward(self, x)))
+
+
+class PaddedSwinBlock(SwinTransformerBlock):
+    """Block of a Swin Transformer that pads a map to whole windows before it shifts it.
+
+    timm shifts first, which makes other windows of maps whose sides aren't multiples of a window's.
+    """
+
+    def _attn(self, x: Tensor) -> Tensor:
+        height, width = x.shape[1:3]
+        pad_height, pad_width = (
+            (window - side % window) % window
+            for side, window in zip((height, width), self.window_size, strict=True)
+        )
+        padded = F.pad(x, (0, 0, 0, pad_width, 0, pad_height))  # (B, H, W, C)
+        return super()._attn(padded)[:, :height, :width]
+
+
+def _shift_as_in_detectors(model: nn.Module) -> None:
+    for module in model.modules():
+        if type(module) is SwinTransformerBlock:
+            module.__class__ = PaddedSwinBlock
+            # Also in the last stage, whose map is a single window in classification.
+            module.shift_size = module.target_shift_size
+
+
+def _make_norms(model: nn.Module) -> nn.ModuleDict:
+    """Make a norm for each map, named by its number in the network."""
+    info = model.feature_info
+    numbers = [index % len(info.info) for index in info.out_indices]
+    norms = zip(numbers, info.channels(), strict=True)
+    return nn.ModuleDict({str(number): nn.LayerNorm(channels) for number, channels in norms})
 
 
 def _freeze_batch_norm(model: nn.Module) -> nn.Module:
@@ -135,6 +184,9 @@ def reset_timm_module(module: nn.Module) -> None:
         init.zeros_(module.bias)
         init.zeros_(module.running_mean)
         init.ones_(module.running_var)
+    elif isinstance(module, nn.LayerNorm):
+        init.ones_(module.weight)
+        init.zeros_(module.bias)
     else:
         for parameter in module.parameters(recurse=False):
             init.normal_(parameter, std=0.02)

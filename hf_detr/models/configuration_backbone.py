@@ -32,11 +32,11 @@ def make_backbone_config(
     use_timm = kwargs.pop("use_timm_backbone", True)
     use_pretrained = kwargs.pop("use_pretrained_backbone", None)
 
-    unknown = set(options) - {"in_chans", "out_indices", "output_stride"}
+    known = ("in_chans", "out_indices", "output_stride", "output_norm")
+    unknown = set(options) - set(known)
     if unknown:
         raise ValueError(
-            f"backbone_kwargs has {sorted(unknown)}; only in_chans, out_indices and output_stride "
-            "are supported."
+            f"backbone_kwargs has {sorted(unknown)}; only {', '.join(known)} are supported."
         )
     nested = backbone_config or {}
     if isinstance(nested, PreTrainedConfig):
@@ -66,6 +66,7 @@ def make_backbone_config(
         "out_indices": list(options.get("out_indices") or levels),
         "output_stride": options.get("output_stride"),
         "use_pretrained_backbone": False,
+        **({"output_norm": True} if options.get("output_norm") else {}),
         **nested,
     }
     if use_pretrained is not None:

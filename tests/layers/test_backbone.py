@@ -242,6 +242,34 @@ def test_missing_norms_start_as_the_identity() -> None:
     assert (norm.bias == 0).all() and (norm.running_mean == 0).all()
 
 
+@pytest.mark.parametrize("name", ["resnet18", "swin_tiny_patch4_window7_224"])
+def test_output_norms(name: str) -> None:
+    """`output_norm` normalises each map, starts as the identity, and freezes with the rest."""
+    backbone = make_backbone(name, out_indices=[-2, -1], output_norm=True)
+    assert list(backbone.conv_encoder["norms"]) == [
+        str(len(backbone.conv_encoder["model"].feature_info.info) + index) for index in (-2, -1)
+    ]
+    with torch.no_grad():
+        for feature in backbone(torch.randn(1, 3, 100, 140)):
+            torch.testing.assert_close(
+                feature.mean(1),
+                feature.new_zeros(()).expand(feature[:, 0].shape),
+                atol=1e-4,
+                rtol=0,
+            )
+            torch.testing.assert_close(
+                feature.var(1, correction=0).mean().item(), 1.0, atol=0.05, rtol=0
+            )
+    norm = backbone.conv_encoder["norms"]["3"]
+    assert norm.weight.requires_grad
+    backbone.freeze()
+    assert not norm.weight.requires_grad
+    with torch.no_grad():
+        norm.weight.fill_(float("nan"))
+    reset_timm_module(norm)
+    assert (norm.weight == 1).all()
+
+
 WRONG = {
     "unknown name": ({"backbone": "resnet81"}, "resnet81.*Unknown model.*timm.list_models"),
     "unknown level": ({"out_indices": [7]}, r"resnet18.*out_indices=\[7\]"),
