@@ -13,9 +13,18 @@ from ..models.variants import VARIANTS
 
 Rules = tuple[tuple[str, str], ...]
 
+_NETWORK = r"model\.backbone\.conv_encoder\.model\."
 # Regular expressions and replacements, applied in order to a name on the Hub.
 _SHARED_RULES: Rules = (
-    (r"^model\.backbone\.conv_encoder\.model\.", "backbone.0.body."),
+    *(
+        # timm begins a stage with the merging of patches by which the one before it ends.
+        (rf"^{_NETWORK}layers_{stage + 1}\.downsample\.", f"backbone.0.layers.{stage}.downsample.")
+        for stage in range(3)
+    ),
+    (rf"^{_NETWORK}layers_(\d)\.", r"backbone.0.layers.\1."),
+    (rf"^{_NETWORK}patch_embed\.", "backbone.0.patch_embed."),
+    (r"^model\.backbone\.conv_encoder\.norms\.", "backbone.0.norm"),
+    (rf"^{_NETWORK}", "backbone.0.body."),
     (r"^model\.(?:backbone\.)?position_embedding\.row_embeddings\.", "backbone.1.row_embed."),
     (r"^model\.(?:backbone\.)?position_embedding\.column_embeddings\.", "backbone.1.col_embed."),
     (r"^model\.query_position_embeddings\.", "query_embed."),

@@ -31,7 +31,6 @@ _RULES: Rules = (
     (r"\.ref_point_head\.0\.", ".ref_point_head.layers.0."),
     (r"\.ref_point_head\.2\.", ".ref_point_head.layers.1."),
 )
-_SWIN = re.compile(r"^backbone\.(0\.)?(layers|stages)\.\d+\.blocks\.")
 _CO_DETR = "query_head."
 _REFERENCES = "transformer.decoder.ref_point_head."
 # What Co-DETR has for training alone: detectors of other kinds, which can predict, too, and parts
@@ -56,21 +55,6 @@ def is_dino(weights: Mapping[str, Tensor]) -> bool:
 def has_co_detr_names(names: Iterable[str]) -> bool:
     """Return whether these are names of weights of Co-DETR."""
     return any(name.startswith(_CO_DETR) for name in names)
-
-
-def check_backbone(names: Iterable[str]) -> None:
-    """Raise if the backbone is a Swin Transformer.
-
-    Raises:
-        ValueError: if so.
-    """
-    name = next(filter(_SWIN.match, names), None)
-    if name is not None:
-        raise ValueError(
-            f"The backbone is a Swin Transformer (it has {name!r}), which can't be converted: "
-            "timm's has no norms of its feature maps, and shifts maps before it pads them to whole "
-            "windows instead of after, so that it would compute something else. Expected a ResNet."
-        )
 
 
 def without_auxiliary_heads(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

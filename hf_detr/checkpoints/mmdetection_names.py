@@ -35,7 +35,7 @@ _VERSION_2: Rules = (
     (r"^decoder\.norm\.", "decoder.post_norm."),
 )
 _SHARED_RULES: Rules = (
-    (r"^backbone\.", "backbone.0.body."),
+    (r"^backbone\.(?!0\.)", "backbone.0.body."),  # a Swin Transformer's names are official ones
     (r"^query_embedding\.", "query_embed."),
     (r"^(encoder|decoder|level_embed)", r"transformer.\1"),
     (r"\.ffn\.layers\.0\.0\.", ".linear1."),

@@ -198,6 +198,7 @@ def model_from_weights(
     is_shared = heads_are_shared(weights)
     state = _state(model, _one_of_each(weights, is_shared), is_shared)
     model.load_state_dict(state, assign=True)
+    model.detection_transformer.backbone.restore_buffers()
     return model.eval()
 
 

@@ -21,6 +21,7 @@ from .checkpoint_names import DETECTOR, first_name
 from .coco_labels import coco_id2label
 from .official_options import OPTIONS, RESNETS
 from .published_checkpoints import find_published_checkpoint
+from .swin_names import swin_fields
 
 
 def read_configuration(
@@ -93,8 +94,10 @@ def _make(
         values = {**values, "id2label": names}
         del values["num_labels"]
     fields = {field.name for field in dataclasses.fields(config_class)}
-    fields |= {"num_labels", "backbone", "backbone_kwargs"}
+    fields |= {"num_labels", "backbone"}
     known = {name: value for name, value in values.items() if name in fields}
+    of_backbone = ("out_indices", "output_norm")
+    known["backbone_kwargs"] = {name: values[name] for name in of_backbone if name in values}
     try:
         # With auxiliary_loss=True in the file, transformers' DETR predicts wrongly.
         return config_class(dilation=dilation, auxiliary_loss=False, **known)
@@ -166,7 +169,8 @@ def dilation_and_heads(
     published = find_published_checkpoint(file_name)
     if published is not None:
         options = {"dilation": published.make_config().dilation, "nheads": 8, **options}
-    elif re.search(r"(?<![a-z])r(?:esnet)?[-_]?(?:50|101)(?![0-9])", name):  # named as these are
+    # Files of others that are named as these are
+    elif re.search(r"(?<![a-z])r(?:esnet)?[-_]?(?:50|101)(?![0-9])|swin", name):
         options = {"dilation": "dc5" in name, "nheads": 8, **options}
     dilation = options.get("dilation") if dilation is None else dilation
     num_heads = options.get("nheads") if num_heads is None else num_heads
@@ -211,8 +215,7 @@ def _sizes(shapes: Shapes, num_heads: int) -> dict[str, Any]:
     head = "class_embed.0.weight" if is_listed else "class_embed.weight"
     is_learned = "backbone.1.row_embed.weight" in shapes
     values = {
-        "backbone": _backbone(shapes),
-        "num_channels": shapes["backbone.0.body.conv1.weight"][1],
+        **(swin_fields(shapes) or _resnet_fields(shapes)),
         "d_model": shapes["transformer.encoder.layers.0.linear1.weight"][1],
         "position_embedding_type": "learned" if is_learned else "sine",
         "num_labels": shapes[head][0],
@@ -237,7 +240,7 @@ def _sizes_of_levels(shapes: Shapes, num_heads: int) -> dict[str, Any]:
     # Of the backbone's maps; further levels are made by 3x3 convolutions.
     num_maps = sum(shapes[f"input_proj.{level}.0.weight"][-1] == 1 for level in range(num_levels))
     if num_maps != min(3, num_levels):
-        values["backbone_kwargs"] = {"out_indices": [*range(-num_maps, 0)]}
+        values["out_indices"] = [*range(-num_maps, 0)]
     for side, attention in (("encoder", "self_attn"), ("decoder", "cross_attn")):
         rows = shapes[f"transformer.{side}.layers.0.{attention}.attention_weights.weight"][0]
         num_points, rest = divmod(rows, max(1, num_heads * num_levels))
@@ -250,20 +253,21 @@ def _sizes_of_levels(shapes: Shapes, num_heads: int) -> dict[str, Any]:
     return values
 
 
-def _backbone(shapes: Shapes) -> str:
-    """Return the name of a ResNet, which is the same in timm and torchvision."""
+def _resnet_fields(shapes: Shapes) -> dict[str, Any]:
+    """Fields of a ResNet, whose name is the same in timm and torchvision."""
     names = sorted(name for name in shapes if name.startswith("backbone."))
     if names and not any(name.startswith("backbone.0.body.") for name in names):
         raise ValueError(
-            f"The backbone isn't a ResNet of torchvision: it has {names[0]}. Other backbones can't "
-            "be converted; train a new model with one of timm's."
+            f"The backbone isn't a ResNet of torchvision or a Swin Transformer: it has {names[0]}. "
+            "Other backbones can't be converted; train a new model with one of timm's."
         )
     stage = r"backbone\.0\.body\.layer{}\.(\d+)\."
     blocks = tuple(_count(shapes, stage.format(number)) for number in range(1, 5))
     convolutions = _count(shapes, r"backbone\.0\.body\.layer1\.0\.conv(\d+)\.")
     for name, structure in RESNETS.items():
         if structure == (blocks, convolutions):
-            return name
+            num_channels = shapes["backbone.0.body.conv1.weight"][1]
+            return {"backbone": name, "num_channels": num_channels}
     raise ValueError(
         f"The backbone's stages have {blocks} blocks of {convolutions} convolutions; expected one "
         f"of {', '.join(RESNETS)}."

@@ -43,8 +43,13 @@ def official_options(config: PreTrainedConfig) -> dict[str, Any]:
         ValueError: if the official code doesn't have such a model.
     """
     backbone = config.backbone.split(".")[0]  # without timm's tag of the pretrained weights
+    others = VARIANTS[config.model_type].official_backbones
+    has_norm = getattr(config.backbone_config, "output_norm", False)
     problems = {
-        f"the backbone {config.backbone!r} (only torchvision's ResNets)": (backbone not in RESNETS),
+        f"the backbone {config.backbone!r} (only {', '.join((*RESNETS, *others))})": (
+            backbone not in (*RESNETS, *others)
+        ),
+        f"output_norm={has_norm} of {backbone}": has_norm != (backbone in others),
         "encoders and decoders with different heads or ffn_dim": (
             config.encoder_attention_heads != config.decoder_attention_heads
             or config.encoder_ffn_dim != config.decoder_ffn_dim
@@ -53,7 +58,7 @@ def official_options(config: PreTrainedConfig) -> dict[str, Any]:
         f"images with {config.num_channels} channels": config.num_channels != 3,
     }
     options = {
-        "backbone": backbone,
+        "backbone": others.get(backbone, backbone),
         "dilation": config.backbone_config.output_stride == DC5_STRIDE,
         "position_embedding": config.position_embedding_type,
         "enc_layers": config.encoder_layers,

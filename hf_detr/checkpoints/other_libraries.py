@@ -8,7 +8,6 @@ from torch import Tensor
 
 from .dino_names import (
     DETREX_POSITIONS,
-    check_backbone,
     has_co_detr_names,
     is_dino,
     position_options,
@@ -22,6 +21,7 @@ from .mmdetection_names import (
     has_mmdetection_names,
     with_official_names,
 )
+from .swin_names import has_swin_names, with_official_swin_names
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ def rename_other_libraries(weights: Mapping[str, Tensor], meta: Any) -> Official
     Raises:
         ValueError: if the model isn't supported, or names contradict each other.
     """
-    check_backbone(weights)
+    if has_swin_names(weights):
+        weights = with_official_swin_names(weights)
     if has_co_detr_names(weights):
         weights = without_auxiliary_heads(weights)
     if has_mmdetection_names(weights):

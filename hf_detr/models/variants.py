@@ -4,7 +4,7 @@ Registration with the Auto classes, loading, conversion of official checkpoints 
 this table; no other module lists variants.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,7 +35,7 @@ from .dino.modeling_dino import (
     DinoDetrForSegmentation,
     DinoDetrModel,
 )
-from .dino.official_options import official_options
+from .dino.official_options import OFFICIAL_BACKBONES, official_options
 from .object_detector import ObjectDetector
 from .segmentation import Segmenter
 from .table_transformer.configuration_table_transformer import TableTransformerConfig
@@ -73,6 +73,8 @@ class Variant:
         official_names: (pattern, replacement) from names on the Hub to official names, applied
             after those that all variants share.
         official_options: from a configuration to options of its official code that others lack.
+        official_backbones: timm's names of what its official code has besides torchvision's
+            ResNets, and their names there.
         official_masks: whether its official code has a mask head.
         official_repeats_heads: whether its official code names heads once per layer, also if all
             layers share them, of the detector and of the decoder.
@@ -92,6 +94,7 @@ class Variant:
     official_marks: tuple[str, ...]
     official_names: tuple[tuple[str, str], ...]
     official_options: Callable[[Any], dict[str, Any]] = lambda config: {}
+    official_backbones: Mapping[str, str] = field(default_factory=dict)
     official_masks: bool = False
     official_repeats_heads: bool = False
     official_is_bare: bool = False
@@ -194,6 +197,7 @@ VARIANTS: dict[str, Variant] = {
                 (r"\.proposals\.", "."),
             ),
             official_options=official_options,
+            official_backbones=OFFICIAL_BACKBONES,
             official_repeats_heads=True,
             only_here="transformers doesn't have this model.",
         ),

@@ -34,6 +34,7 @@ from hf_detr.checkpoints.other_libraries import rename_other_libraries
 from ..some_weights import batch, named_weights
 from ..tiny import tiny_config
 from .test_mmdetection_names import DETECTRON2, backbone_shapes
+from .test_swin_names import as_in_mmdetection, swin_weights
 
 NUM_POINTS = 4
 
@@ -410,6 +411,29 @@ def test_predictions(name: str, tmp_path: Path) -> None:
     assert not config.shared_heads
 
 
+@pytest.mark.parametrize("name", ["mmdetection", "detrex", "co-detr"])
+@pytest.mark.filterwarnings("ignore:.* are left out:UserWarning")
+def test_predictions_with_swin(name: str, tmp_path: Path) -> None:
+    """The other published backbone is converted with any library's names."""
+    sizes, library = Sizes(channels=(192, 384, 768)), LIBRARIES[name]
+    backbone, weights = swin_weights(), named_weights(shapes_of(library, sizes))
+    if name == "detrex":
+        weights |= {key.replace("backbone.0.", "backbone."): one for key, one in backbone.items()}
+    else:
+        weights |= as_in_mmdetection(backbone)
+    write(name, weights, tmp_path / "dino_swin.pth")
+    model = convert_official_checkpoint(tmp_path / "dino_swin.pth", tmp_path / "hub")
+    pixel_values = batch()[0][:1]
+    with torch.no_grad():
+        output = model(pixel_values)
+        maps = model.model.backbone(pixel_values)
+        logits, boxes = NaiveDino(library, sizes, weights)(maps)
+    assert_close(output.logits[0], logits, atol=1e-4, rtol=1e-4)
+    assert_close(output.pred_boxes[0], boxes, atol=1e-5, rtol=1e-4)
+    found = model.model.backbone.state_dict()
+    assert_close(found["conv_encoder.norms.2.bias"], backbone["backbone.0.norm2.bias"])
+
+
 def real_size_weights(name: str, classes: int) -> dict[str, Tensor]:
     """A value per name, in the shapes of the models trained on COCO."""
     sizes = Sizes((512, 1024, 2048), 4, 256, 8, 2048, 6, 6, 900, classes)
@@ -459,22 +483,6 @@ def test_co_deformable_detr_is_rejected() -> None:
     weights = {"query_head.transformer.pos_trans.weight": torch.zeros(1)}
     with pytest.raises(ValueError, match="Co-DETR whose queries aren't DINO's"):
         rename_other_libraries(weights, None)
-
-
-@pytest.mark.parametrize(
-    "weight",
-    [
-        "backbone.0.layers.0.blocks.0.attn.qkv.weight",  # official
-        "backbone.layers.0.blocks.0.attn.qkv.weight",  # detrex
-        "backbone.stages.0.blocks.0.attn.w_msa.qkv.weight",  # MMDetection
-    ],
-)
-def test_swin_is_rejected(weight: str, tmp_path: Path) -> None:
-    """Swin Transformers are refused, because timm's computes something else."""
-    torch.save({"model": {weight: torch.zeros(3, 1)}}, tmp_path / "swin.pth")
-    with pytest.raises(ValueError, match=r"Swin Transformer .* can't be converted"):
-        convert_official_checkpoint(tmp_path / "swin.pth", tmp_path / "hub")
-    assert not (tmp_path / "hub").exists()
 
 
 def test_different_aliases_are_rejected() -> None:

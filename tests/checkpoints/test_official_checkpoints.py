@@ -414,12 +414,12 @@ def test_unknown_dilation_and_heads(name: str) -> None:
         dilation_and_heads({}, name, False, None)
 
 
-def test_swin_backbones_are_refused(official: Callable[[str], Official]) -> None:
-    """DINO's other published backbone, Swin-L, is named instead of missing weights of a ResNet."""
+def test_other_backbones_are_refused(official: Callable[[str], Official]) -> None:
+    """Backbones that can't be converted are named instead of missing weights of a ResNet."""
     weights = official("dino").content["model"]
     resnet = [name for name in weights if name.startswith("backbone.")]
-    weights |= {name.replace(".body.", ".layers."): weights.pop(name) for name in resnet}
-    with pytest.raises(ValueError, match=r"isn't a ResNet of torchvision: it has backbone\.0\.lay"):
+    weights |= {name.replace(".body.", ".stages."): weights.pop(name) for name in resnet}
+    with pytest.raises(ValueError, match=r"isn't a ResNet .* or a Swin Trans.*backbone\.0\.stages"):
         model_from_weights(weights, {}, False, 4)
 
 

@@ -160,7 +160,7 @@ def test_code_runs_on_the_real_size(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_files_are_found_by_name() -> None:
     """File names identify published checkpoints."""
     files = [checkpoint.file for checkpoint in PUBLISHED]
-    assert len(set(files)) == len(files) == 27
+    assert len(set(files)) == len(files) == 31
     for checkpoint in PUBLISHED:
         assert find_published_checkpoint(Path("some/folder") / checkpoint.file) == checkpoint
     assert find_published_checkpoint("detr-r50.pth") is None
@@ -183,7 +183,7 @@ def test_what_is_compared() -> None:
     metrics = {one.name: one.main_metric for one in PUBLISHED if one.is_on_coco}
     assert metrics["facebook/detr-resnet-50"] == "AP"
     assert metrics["facebook/detr-resnet-50-panoptic"] == "PQ"
-    assert not any("table" in name for name in metrics) and len(metrics) == 22
+    assert not any("table" in name for name in metrics) and len(metrics) == 26
 
 
 def test_card_of_a_conversion(tmp_path: Path) -> None:

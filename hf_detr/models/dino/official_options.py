@@ -4,6 +4,15 @@ from typing import Any
 
 from .configuration_dino import DinoDetrConfig
 
+# timm's Swin Transformers, by which `backbone` and `pretrain_img_size` are named there.
+OFFICIAL_BACKBONES = {
+    "swin_tiny_patch4_window7_224": "swin_T_224_1k",
+    "swin_base_patch4_window7_224": "swin_B_224_22k",
+    "swin_base_patch4_window12_384": "swin_B_384_22k",
+    "swin_large_patch4_window7_224": "swin_L_224_22k",
+    "swin_large_patch4_window12_384": "swin_L_384_22k",
+}
+
 
 def official_options(config: DinoDetrConfig) -> dict[str, Any]:
     """Options that build a model of this configuration, besides those that DETR's code has, too.
@@ -21,7 +30,8 @@ def official_options(config: DinoDetrConfig) -> dict[str, Any]:
             "The official code's models have embeddings of noised labels, but "
             "num_denoising_queries is 0; call model.add_denoising(100) and save the model first."
         )
-    levels = [level - 5 if level >= 0 else level for level in config.backbone_config.out_indices]
+    num_maps = 4 if config.backbone.startswith("swin") else 5  # a ResNet's stem is timm's first
+    levels = [level % num_maps - num_maps for level in config.backbone_config.out_indices]
     return {
         "modelname": "dino",
         "num_classes": config.num_labels,
