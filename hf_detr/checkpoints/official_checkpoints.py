@@ -30,6 +30,7 @@ from .official_options import official_options
 from .other_libraries import rename_other_libraries
 from .published_checkpoints import find_published_checkpoint, make_published_card
 
+PARALLEL = "module."
 # Fields that distinguish a published configuration from others.
 ARCHITECTURE_FIELDS = (
     *("architectures", "backbone", "dilation", "num_labels", "num_queries", "d_model"),
@@ -255,6 +256,8 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any], str | None]:
             f"{file} has a {type(weights).__name__} as {place!r}; expected a state dict."
         )
     check_tensors(weights, file)
+    if all(name.startswith(PARALLEL) for name in weights):  # saved with torch's wrapper
+        weights = {name.removeprefix(PARALLEL): tensor for name, tensor in weights.items()}
     found = rename_other_libraries(weights, content.get("meta"))
     # Frozen batch norm doesn't have this buffer, but some files do.
     weights = {n: t for n, t in found.weights.items() if not n.endswith(".num_batches_tracked")}

@@ -11,6 +11,7 @@ from transformers import (
     AutoModel,
     AutoModelForImageSegmentation,
     AutoModelForObjectDetection,
+    AutoModelForUniversalSegmentation,
     PreTrainedConfig,
 )
 from transformers.pipelines import PIPELINE_REGISTRY
@@ -19,7 +20,8 @@ from ..models.configuration import DetectionConfig
 from ..models.variants import VARIANTS
 from .pipelines import DetectionPipeline, SegmentationPipeline
 
-AUTO_MODELS = (AutoModel, AutoModelForImageSegmentation, AutoModelForObjectDetection)
+SEGMENTATION = (AutoModelForImageSegmentation, AutoModelForUniversalSegmentation)
+AUTO_MODELS = (AutoModel, AutoModelForObjectDetection, *SEGMENTATION)
 
 
 class ModelLoadingError(Exception):
@@ -38,7 +40,8 @@ def register_with_transformers() -> None:
         AutoModel.register(config, variant.model, exist_ok=True)
         AutoModelForObjectDetection.register(config, variant.detector, exist_ok=True)
         if variant.segmenter is not None:
-            AutoModelForImageSegmentation.register(config, variant.segmenter, exist_ok=True)
+            for auto_class in SEGMENTATION:
+                auto_class.register(config, variant.segmenter, exist_ok=True)
         # One class for both names: a file or a user that asks for "pil" gets it too.
         processors = {"torchvision": processor, "pil": processor}
         AutoImageProcessor.register(config, image_processor_classes=processors, exist_ok=True)

@@ -102,6 +102,45 @@ def _check_structure(image: int, target: Mapping[str, Tensor]) -> None:
         )
 
 
+def check_sizes(
+    labels: list[dict[str, Tensor]], image_hw: tuple[int, int], pixel_mask: Tensor | None
+) -> None:
+    """Check that boxes are relative to the part of each image that is real.
+
+    Args:
+        labels: those with a `size`, which image processors add, are checked: (height, width) in
+            pixels of what boxes are relative to.
+        image_hw: of the batch, with padding.
+        pixel_mask: (B, H, W), 1 on real pixels; None if all are real.
+
+    Raises:
+        ValueError: if a size isn't that of the image's real pixels.
+    """
+    sizes = [target.get("size") for target in labels if isinstance(target, Mapping)]
+    if len(sizes) != len(labels) or not all(isinstance(size, Tensor) for size in sizes):
+        return
+    if pixel_mask is None:
+        real_hw = [image_hw] * len(sizes)
+    else:
+        lines = [pixel_mask.bool().any(dim).sum(-1) for dim in (2, 1)]  # rows, columns (B,)
+        real_hw = torch.stack(lines, dim=1).tolist()
+    for image, (size, real) in enumerate(zip(torch.stack(sizes).tolist(), real_hw, strict=True)):
+        if tuple(size) == tuple(real):
+            continue
+        if pixel_mask is None:
+            reason = (
+                f"the images have {image_hw} pixels and there is no pixel_mask, so the model can't "
+                "know the padding; pass the image processor's pixel_mask"
+            )
+        else:
+            reason = (
+                f"pixel_mask marks {tuple(real)} as real; boxes must be relative to the image "
+                "without its padding, as hf_detr's image processors make them (transformers' ones "
+                "make them relative to the padded image)"
+            )
+        raise ValueError(f"labels[{image}]['size'] is {tuple(size)} (height, width), but {reason}.")
+
+
 def check_target_values(
     class_labels: np.ndarray, boxes: np.ndarray, counts: tuple[int, ...], num_labels: int
 ) -> None:

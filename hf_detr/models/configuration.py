@@ -24,6 +24,7 @@ from .configuration_checks import (
     check_stored,
     check_transformer,
     warn_about_contradiction,
+    warn_about_gaps,
 )
 
 Number = float | int  # JSON returns 0 for 0.0
@@ -124,6 +125,7 @@ class DetectionConfig(PreTrainedConfig):
                 setattr(self, name, int(value))
         super().__post_init__(**kwargs)
         warn_about_contradiction(self.id2label, self.label2id)
+        warn_about_gaps(self.id2label)
         self.label2id = {label: index for index, label in self.id2label.items()}
         check_class_thresholds(self.class_thresholds, self.id2label)
 
@@ -142,6 +144,9 @@ class DetectionConfig(PreTrainedConfig):
         replaced = {cls.attribute_map.get(name, name) for name in changes}
         if replaced & {"id2label", "num_labels"}:
             replaced |= {"id2label", "label2id", "num_labels"}
+        if "num_channels" in changes and config_dict.get("backbone_config"):
+            nested = {**config_dict["backbone_config"], "num_channels": changes["num_channels"]}
+            config_dict = {**config_dict, "backbone_config": nested}
         if replaced & (SHORT_FORM | {"dilation"}):
             # The overrides replace all fields of the backbone in the file.
             nested = config_dict.get("backbone_config") or {}

@@ -27,6 +27,18 @@ def warn_about_contradiction(id2label: dict[int, str], label2id: dict[str, int] 
         )
 
 
+def warn_about_gaps(id2label: dict[int, str]) -> None:
+    """Warn if classes aren't numbered from 0 without gaps."""
+    expected = set(range(len(id2label)))
+    if set(id2label) != expected:
+        warnings.warn(
+            f"id2label names the classes {some_of(sorted(map(str, id2label)), 5)}, but the model's "
+            f"classes are 0 to {len(id2label) - 1}; those without a name can't be shown. Number "
+            "classes from 0 without gaps.",
+            stacklevel=2,
+        )
+
+
 def check_stored(stored: Any, config_class: type[PreTrainedConfig]) -> None:
     """Check the contents of a config.json that would cause unclear errors in transformers.
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils.hub import has_file
 
 from ..wording import some_of
@@ -23,6 +23,21 @@ CONVERT_PICKLES = (
 )
 Header = tuple[tuple[int, ...], str]  # shape and dtype, by safetensors' names
 FLOATING = ("F64", "F32", "F16", "BF16")
+
+
+def check_config_class(config: PreTrainedConfig | None, expected: type[PreTrainedConfig]) -> None:
+    """Check that a configuration isn't transformers' of the same name, which has other defaults.
+
+    Raises:
+        TypeError: if it has another class.
+    """
+    if not isinstance(config, expected):
+        found, name = type(config), expected.__name__
+        raise TypeError(
+            f"config is a {found.__name__} of {found.__module__}; expected {name} of "
+            f"{expected.__module__}: import it from hf_detr, or convert yours by "
+            f"{name}.from_dict(config.to_dict())."
+        )
 
 
 def check_weight_files(files: Collection[str], source: str | os.PathLike) -> None:

@@ -5,12 +5,14 @@ A variant subclasses it and fills in the hooks: which heads read classes and box
 
 from abc import abstractmethod
 from dataclasses import fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..losses.criterion import DetectionCriterion, FinalLayerMatches, LossPart
 from ..losses.loss_terms import LossNormalizers, count_loss_normalizers
+from ..losses.targets import check_sizes
 from .detection_transformer import DetectionTransformer, Labels, given
 from .heads import resize_class_head
 from .outputs import DetectionModelOutput, ObjectDetectionOutput, box_references
@@ -47,6 +49,18 @@ class ObjectDetector(DetectionPreTrainedModel):
             for name, module in self.named_modules()  # which returns each module once
             if isinstance(module, nn.Linear) and is_class_head(name)
         ]
+
+    @property
+    def loss_function(self) -> DetectionCriterion:
+        """The criterion, by transformers' name."""
+        return self.criterion
+
+    @loss_function.setter
+    def loss_function(self, value: Any) -> None:
+        raise AttributeError(
+            "loss_function can't be set: transformers' losses have other arguments. Replace "
+            "`model.criterion`, or its `matcher` or `weights`, or override `forward`."
+        )
 
     def resize_classes(self, id2label: dict[int, str]) -> list[str]:
         """Change the classes, for example before fine-tuning on other data.
@@ -113,7 +127,8 @@ class ObjectDetector(DetectionPreTrainedModel):
             pixel_values, pixel_mask, output_hidden_states, output_attentions, return_dict: as in
                 `DetectionTransformer.forward`.
             labels: per image a dict with `class_labels` (n,), integers in 0 … C-1, and `boxes`
-                (n, 4) as (cx, cy, w, h) in [0, 1] relative to the image without its padding.
+                (n, 4) as (cx, cy, w, h) in [0, 1] relative to the image without its padding, whose
+                (height, width) in pixels is compared with `pixel_mask` if there is a `size` (2,).
             loss_normalizers: counts of a larger batch that this one is a part of, from
                 `count_loss_normalizers`; None: of this batch.
 
@@ -128,6 +143,9 @@ class ObjectDetector(DetectionPreTrainedModel):
             return_dict=True,
             labels=labels,
         )
+        if labels is not None:
+            # After the model, so that an accelerator is waited for where the matcher waits anyway.
+            check_sizes(labels, tuple(pixel_values.shape[-2:]), pixel_mask)
         output, _ = self.detect(outputs, labels, output_attentions, loss_normalizers)
         return output if given(return_dict, self.config.return_dict) else output.to_tuple()
 

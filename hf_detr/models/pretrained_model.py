@@ -21,6 +21,7 @@ from ..wording import some_of
 from .adapters import TRANSFORMERS_NAMES, check_adapter_weights, load_adapter_file, missing_weights
 from .configuration import without_auxiliary_loss
 from .loading_checks import (
+    check_config_class,
     check_finite,
     check_headers,
     check_not_only_pickled,
@@ -41,12 +42,16 @@ class DetectionPreTrainedModel(PreTrainedModel):
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    # Of frozen batch norm; of training queries, which a training's own checkpoints hold.
+    # Of frozen batch norm; of training queries
     _keys_to_ignore_on_load_unexpected = [r"num_batches_tracked", r"query_groups|denoising"]
     # For adapters; PEFT reads it too, and applies the first that fits.
     _checkpoint_conversion_mapping = TRANSFORMERS_NAMES
     # Without it the Trainer would not average the loss over accumulated batches.
     accepts_loss_kwargs = False
+
+    def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
+        check_config_class(config, self.config_class)
+        super().__init__(config, *args, **kwargs)
 
     @classmethod
     def from_pretrained(
@@ -56,9 +61,8 @@ class DetectionPreTrainedModel(PreTrainedModel):
 
         Raises:
             OSError: if there are no such files.
-            ValueError: if asked to load a pickle, or if the files hold one; if they name files
-                outside their folder, are cut off or altered, don't fit the configuration, or hold
-                NaN.
+            ValueError: if a pickle would be loaded, or the files are damaged, name files outside
+                their folder, don't fit the configuration, or hold NaN.
         """
         try:
             return cls._load_checked(pretrained_model_name_or_path, *args, **kwargs)
@@ -81,7 +85,7 @@ class DetectionPreTrainedModel(PreTrainedModel):
         except OSError as error:
             check_not_only_pickled(name, kwargs, error)
             raise
-        model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
         # Loading makes new tensors, without what the constructor did to the old ones.
         model.detection_transformer.backbone.restore_buffers()
         model.detection_transformer.backbone.freeze(num_stages=1)
@@ -221,10 +225,7 @@ class DetectionPreTrainedModel(PreTrainedModel):
         self.detection_transformer.backbone.freeze()
 
     def unfreeze_backbone(self, num_frozen_stages: int = 1) -> None:
-        """Train the backbone but for its stem and first stages (paper: 1); 0 trains all of it.
-
-        Batch norm keeps its statistics in any case.
-        """
+        """Train the backbone but for batch norm, stem and first stages (paper: 1; 0: no stage)."""
         self.detection_transformer.backbone.freeze(num_frozen_stages)
 
     def parameter_groups(
@@ -296,8 +297,7 @@ class DetectionPreTrainedModel(PreTrainedModel):
         """Change the number of object queries; learned ones stay, in order.
 
         Additional queries are drawn at random, because copies of learned ones would learn the same
-        objects. Fewer queries keep the first ones. Groups of training queries, where there are any,
-        are drawn again in the same number.
+        objects; so are groups of training queries. Fewer queries keep the first ones.
 
         Raises:
             ValueError: if `num_queries` isn't positive, or the queries aren't learned.

@@ -10,6 +10,7 @@ from transformers import PreTrainedConfig
 from ..layers.mask_head import AttentionMaps, MaskHead
 from ..losses.criterion import DetectionCriterion, FinalLayerMatches, flatten_matches
 from ..losses.loss_terms import LossNormalizers, mask_dice_loss, mask_focal_loss
+from ..losses.targets import check_sizes
 from .object_detector import ObjectDetector
 from .outputs import DetectionModelOutput, SegmentationOutput
 from .pretrained_model import DetectionPreTrainedModel
@@ -85,6 +86,8 @@ class Segmenter(DetectionPreTrainedModel):
             output_feature_maps=True,
             labels=labels,
         )
+        if labels is not None:
+            check_sizes(labels, tuple(pixel_values.shape[-2:]), pixel_mask)
         detected, matches = self.detector.detect(
             states, labels, output_attentions, loss_normalizers
         )

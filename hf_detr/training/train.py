@@ -3,7 +3,7 @@
 import copy
 import os
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,7 @@ def train(
         output: folder for the results.
         processor: of a model that is given as an object.
         data_name: name of the data in the card; default: that of the folder.
-        options: those of `TrainingOptions`.
+        options: those of `TrainingOptions`, and of `DataArguments`, such as `val_fraction`.
 
     Returns:
         Where the model is, and its metrics.
@@ -88,7 +88,11 @@ def train(
             fails.
         NonFiniteLossError: if the loss isn't finite, without `skip_nonfinite`.
     """
-    arguments = data if isinstance(data, DataArguments) else DataArguments(data)
+    names = {one.name for one in fields(DataArguments)} & set(options)
+    of_data = {name: options.pop(name) for name in names}
+    if not isinstance(data, DataArguments):
+        data = DataArguments(data)
+    arguments = replace(data, **of_data)
     training = prepare(model, arguments, Path(output), TrainingOptions(**options), processor)
     training.run()
     training.accelerator.end_training()

@@ -296,7 +296,7 @@ def test_other_models(tmp_path: Path) -> None:
 
 
 def test_file_formats(official: Callable[[str], Official], tmp_path: Path) -> None:
-    """State dicts and training checkpoints are read; num_batches_tracked is ignored."""
+    """State dicts and training checkpoints are read, also those of torch's parallel wrappers."""
     one = official("detr")
     weights, options = one.content["model"], one.content["args"]
     counted = {"backbone.0.body.bn1.num_batches_tracked": torch.tensor(7), **weights}
@@ -306,7 +306,8 @@ def test_file_formats(official: Callable[[str], Official], tmp_path: Path) -> No
     assert_same_weights(bare.state_dict(), one.model.state_dict())
 
     namespace = argparse.Namespace(**options, device="cuda", lr_drop=200)
-    training = {"model": counted, "optimizer": {"state": {}}, "epoch": 49, "args": namespace}
+    wrapped = {f"module.{name}": tensor for name, tensor in counted.items()}
+    training = {"model": wrapped, "optimizer": {"state": {}}, "epoch": 49, "args": namespace}
     torch.save(training, file)
     trained = convert_official_checkpoint(file, tmp_path / "trained")
     assert_same_weights(trained.state_dict(), one.model.state_dict())

@@ -16,7 +16,9 @@ from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoModel,
+    AutoModelForImageSegmentation,
     AutoModelForObjectDetection,
+    AutoModelForUniversalSegmentation,
     MaskFormerConfig,
     pipeline,
 )
@@ -45,6 +47,12 @@ def test_auto_classes_resolve_to_ours(variant: str, folder: Path) -> None:
     detector = AutoModelForObjectDetection.from_pretrained(folder)
     assert type(detector) is class_of(variant, "ForObjectDetection")
     assert type(AutoImageProcessor.from_pretrained(folder)) is class_of(variant, "ImageProcessor")
+
+
+def test_segmentation_classes_resolve_to_ours() -> None:
+    """Both Auto classes that transformers has for DETR's masks give ours."""
+    for auto_class in (AutoModelForImageSegmentation, AutoModelForUniversalSegmentation):
+        assert auto_class._model_mapping[hf_detr.DetrConfig] is hf_detr.DetrForSegmentation
 
 
 @pytest.mark.parametrize("variant", IN_TRANSFORMERS)

@@ -5,7 +5,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_detr.losses.targets import BOX_TOLERANCE, check_target_values, prepare_targets
+from hf_detr.losses.targets import (
+    BOX_TOLERANCE,
+    check_sizes,
+    check_target_values,
+    prepare_targets,
+)
 
 CPU = torch.device("cpu")
 NUM_LABELS = 3
@@ -189,3 +194,18 @@ def test_padding_is_not_checked() -> None:
     check_target_values(class_labels, boxes, (1, 0), NUM_LABELS)
     with pytest.raises(ValueError, match=r"labels\[1\], object 0"):
         check_target_values(class_labels, boxes, (1, 1), NUM_LABELS)
+
+
+def test_sizes_of_images() -> None:
+    """Protects from boxes relative to another area: of transformers' processor, or without mask."""
+    padded = torch.ones(2, 64, 96, dtype=torch.long)
+    padded[1, 54:] = 0
+    padded[1, :, 89:] = 0
+    whole, part = ({"size": torch.tensor(size)} for size in ((64, 96), (54, 89)))
+    check_sizes([whole, part], (64, 96), padded)
+    check_sizes([whole, whole], (64, 96), None)
+    check_sizes([{}, part], (64, 96), None)  # without sizes there is nothing to compare
+    with pytest.raises(ValueError, match=r"labels\[1\]\['size'\] is \(54, 89\).*no pixel_mask"):
+        check_sizes([whole, part], (64, 96), None)
+    with pytest.raises(ValueError, match=r"is \(64, 96\).*marks \(54, 89\) as real"):
+        check_sizes([whole, whole], (64, 96), padded)

@@ -345,7 +345,6 @@ def test_overrides_are_checked_as_values_of_the_file(tmp_path: Path) -> None:
         {"dropout": 2.0},
         {"encoder_attention_heads": 5},
         {"encoder_layerdrop": 0.5},
-        {"num_channels": 4},
     ):
         with pytest.raises((ValueError, StrictDataclassError)):
             DetrConfig.from_pretrained(tmp_path, **wrong)
@@ -422,3 +421,16 @@ def test_invalid_files_raise(case: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=message):
         DetrConfig.from_pretrained(tmp_path)
+
+
+def test_classes_with_gaps_are_named() -> None:
+    """Ids from 1, as COCO's, leave class 0 without a name; transformers takes them silently."""
+    with pytest.warns(UserWarning, match="names the classes 1, 2, but .* are 0 to 1"):
+        DetrConfig(id2label={1: "a", 2: "b"})
+
+
+def test_other_number_of_channels(tmp_path: Path) -> None:
+    """`num_channels` of a call is that of the backbone, too."""
+    DetrConfig(auxiliary_loss=False).save_pretrained(tmp_path)
+    config = DetrConfig.from_pretrained(tmp_path, num_channels=4)
+    assert config.num_channels == config.backbone_config.num_channels == 4

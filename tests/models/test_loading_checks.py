@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 import hf_detr
@@ -209,3 +210,13 @@ def test_unknown_configuration_fields(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({**config, "num_querys": 7}))
     with pytest.warns(UserWarning, match="no field 'num_querys'.*did you mean 'num_queries'"):
         load(folder)
+
+
+def test_configuration_of_transformers(folder: Path) -> None:
+    """transformers' class of the same name is refused, and the message says how to convert it."""
+    theirs = transformers.DetrConfig.from_pretrained(folder)
+    with pytest.raises(TypeError, match=r"of transformers.*DetrConfig\.from_dict") as info:
+        hf_detr.DetrForObjectDetection.from_pretrained(folder, config=theirs)
+    assert "of hf_detr.models" in str(info.value)
+    ours = hf_detr.DetrConfig.from_dict(theirs.to_dict())
+    hf_detr.DetrForObjectDetection.from_pretrained(folder, config=ours)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from tests.tiny import PREFIXES, padded_batch, tiny_detector
+from tests.tiny import PREFIXES, padded_batch, some_labels, tiny_detector
 
 VARIANTS = [*PREFIXES, "two stages"]
 
@@ -92,3 +92,23 @@ def test_resized_classes_keep_thresholds() -> None:
     model.config.validate()
     model.resize_classes({0: "fish"})
     assert model.config.class_thresholds is None
+
+
+def test_sizes_of_labels_are_compared() -> None:
+    """A loop that drops the mask of a padded batch is stopped instead of trained on other boxes."""
+    pixel_values, pixel_mask = padded_batch()
+    labels = some_labels()
+    for target, mask in zip(labels, pixel_mask, strict=True):
+        target["size"] = torch.stack([mask.any(1).sum(), mask.any(0).sum()])
+    model = tiny_detector()
+    assert model(pixel_values, pixel_mask, labels=labels).loss.isfinite()
+    with pytest.raises(ValueError, match="there is no pixel_mask"):
+        model(pixel_values, labels=labels)
+
+
+def test_loss_function_of_transformers() -> None:
+    """A loss that would never be called isn't taken silently."""
+    model = tiny_detector()
+    assert model.loss_function is model.criterion
+    with pytest.raises(AttributeError, match="Replace `model.criterion`"):
+        model.loss_function = print

@@ -181,6 +181,13 @@ def stream_of(data: hf_detr.DetectionDataset) -> IterableDataset:
     return IterableDataset.from_generator(rows, gen_kwargs={"shards": [numbers[:4], numbers[4:]]})
 
 
+def test_options_of_data(small: dict[str, Any], folder: Path) -> None:
+    """`val_fraction` and the other options of data can be given as those of the training."""
+    data = hf_detr.read_data(folder / "data")
+    result = hf_detr.train(**{**small, "data": data, "epochs": 1}, val_fraction=0.5)
+    assert len(result.history) == 1
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_training_on_a_stream(
     small: dict[str, Any],
