@@ -209,7 +209,7 @@ def test_page_in_a_browser(address: str, tmp_path: Path) -> None:
 
         page.get_by_label("number input for Least score").fill("0.65")
         expect(table).not_to_contain_text("coat")
-        expect(table).to_contain_text("sneaker")
+        expect(table).to_contain_text("trouser")
 
         page.get_by_role("tab", name="Sampling").click()
         expect(page.locator("#points-words")).to_contain_text("Click")
