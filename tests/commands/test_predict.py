@@ -77,7 +77,7 @@ def test_finds_what_the_embedded_model_knows(
     assert json.loads(line) == report["images"][0]
     best = report["images"][0]["objects"][0]
     assert best["label"] == "bag" and best["score"] > 0.7
-    assert best["box"] == pytest.approx([20, 31, 129, 118], abs=4)
+    assert best["box"] == pytest.approx([347, 229, 434, 327], abs=4)
     assert report["model"] == str(embedded_model_folder())
 
 
