@@ -73,6 +73,7 @@ def make_table(
     problems: Sequence[Problem] = (),
     masks: bool = False,
     turned_hw: Callable[[int], tuple[int, int] | None] | None = None,
+    has_fixed_format: bool = False,
 ) -> AnnotationTable:
     """Sort objects by image, number the classes from 0 without gaps, and convert the boxes.
 
@@ -93,13 +94,15 @@ def make_table(
         masks: whether to keep the segmentations.
         turned_hw: returns the upright height and width of an image that its EXIF orientation turns.
             They replace those before turning if all boxes of an image fit only them.
+        has_fixed_format: whether the data's format has this box format only, as that of YOLO.
 
     Raises:
         ValueError: if `stuff_ids` has ids that aren't in `categories`.
     """
     objects = ObjectColumns.of_entries(entries, images, masks)
     return table_of_objects(
-        categories, image_ids, image_hw, objects, box_format, stuff_ids, problems, turned_hw
+        *(categories, image_ids, image_hw, objects, box_format, stuff_ids, problems, turned_hw),
+        has_fixed_format,
     )
 
 
@@ -112,6 +115,7 @@ def table_of_objects(
     stuff_ids: Iterable[int] = (),
     problems: Sequence[Problem] = (),
     turned_hw: Callable[[int], tuple[int, int] | None] | None = None,
+    has_fixed_format: bool = False,
 ) -> AnnotationTable:
     """Make a table of objects in columns, which are sorted; otherwise as `make_table`."""
     stuff_ids = frozenset(stuff_ids)
@@ -130,7 +134,9 @@ def table_of_objects(
         text = f"object {ids[row]} has the unknown category id {object_category_ids[row]}"
         problems.append(Problem("unknown category id", int(objects.images[row]), text, True))
     del ids, object_category_ids  # to save memory
-    suspicion = box_format_suspicion(objects.boxes, box_format, image_hw[objects.images])
+    sizes_hw = image_hw[objects.images]
+    suspicion = box_format_suspicion(objects.boxes, box_format, sizes_hw, has_fixed_format)
+    del sizes_hw
     if suspicion:
         problems.insert(0, Problem("box format", None, suspicion, True))
     objects.sort_by_image()

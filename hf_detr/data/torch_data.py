@@ -93,7 +93,10 @@ def read_torch_dataset(
         problems.append(Problem("image ids", None, "image_id repeats; indices replace it", False))
         image_ids = list(range(len(dataset)))
     table = make_table(
-        names, image_ids, sizes_hw, entries, owners, "xyxy", problems=problems, masks=masks
+        *(names, image_ids, sizes_hw, entries, owners, "xyxy"),
+        problems=problems,
+        masks=masks,
+        has_fixed_format=True,
     )
     return DetectionDataset(table, TorchImages(dataset), masks=masks, seed=seed)
 

@@ -101,9 +101,11 @@ def _read_labels(
             entry = {"id": number, "category_id": class_label, "bbox": box}
             entries.append({**entry, "segmentation": [pixels] if pixels else None})
             entry_images.append(index)
-    ids, box_format = range(len(images)), "cxcywh_normalized"
     return make_table(
-        names, ids, sizes_hw, entries, entry_images, box_format, problems=problems, masks=masks
+        *(names, range(len(images)), sizes_hw, entries, entry_images, "cxcywh_normalized"),
+        problems=problems,
+        masks=masks,
+        has_fixed_format=True,
     )
 
 

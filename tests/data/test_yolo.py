@@ -95,10 +95,11 @@ def test_errors_have_file_and_line(tmp_path: Path, line: str, message: str):
 
 
 def test_pixels_in_label_files_warn(tmp_path: Path):
-    """Labels that aren't divided by the image's size are detected."""
+    """Labels that aren't divided by the image's size are detected; YOLO has one box format."""
     folder = write_yolo(tmp_path, {"a": "1 20 9 20 8\n" * 5})
-    with pytest.warns(UserWarning, match="box_format is 'cxcywh_normalized', but"):
-        read_yolo(folder)
+    with pytest.warns(UserWarning, match="5 boxes are .* look like pixels; divide them by the im"):
+        (problem,) = read_yolo(folder).table.problems
+    assert problem.is_fatal and "box_format" not in problem.text
 
 
 @pytest.mark.parametrize(
