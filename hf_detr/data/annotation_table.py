@@ -57,6 +57,18 @@ class AnnotationTable:
         """Return the index of each object's image, (n,) int64."""
         return np.repeat(np.arange(len(self)), np.diff(self.offsets))
 
+    def are_trained(self) -> np.ndarray:
+        """Return which objects are trained: those with area inside their image, no crowds; (n,)."""
+        images = self.image_of_rows()
+        have_area = np.empty(len(images), dtype=bool)
+        for rows in blocks(len(images)):
+            image_wh = self.image_hw[images[rows], ::-1]
+            image_wh = np.where(image_wh > 0, image_wh, np.inf)
+            low, size = np.split(self.boxes_xywh[rows], 2, axis=1)
+            high = low + size
+            have_area[rows] = (np.minimum(high, image_wh) > np.maximum(low, 0)).all(-1)
+        return have_area & ~self.is_crowd
+
     def most_objects(self) -> int:
         """Return the number of objects of the image that has most."""
         return int(np.diff(self.offsets).max(initial=0))

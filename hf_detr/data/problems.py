@@ -45,7 +45,7 @@ def class_problems(table: AnnotationTable) -> Iterator[Problem]:
         if count > 1:
             text = f"{count} classes have the name {name!r}; names must be unique"
             yield Problem("class names", None, text, True)
-    labels = table.class_labels[(table.class_labels >= 0) & ~table.is_crowd]
+    labels = table.class_labels[(table.class_labels >= 0) & table.are_trained()]
     counts = np.bincount(labels, minlength=len(ids))
     unseen = [table.id2label[label] for label in np.flatnonzero(counts == 0).tolist()]
     if unseen:
@@ -112,7 +112,7 @@ def count_problems(table: AnnotationTable, num_queries: int | None) -> Iterator[
     if len(table) == 0:
         yield Problem("no images", None, "there are no images", True)
         return
-    counts = np.bincount(table.image_of_rows()[~table.is_crowd], minlength=len(table))
+    counts = np.bincount(table.image_of_rows()[table.are_trained()], minlength=len(table))
     if not counts.any():
         yield Problem("no objects at all", None, "no image has an object for training", True)
     for image in np.flatnonzero(counts == 0).tolist():
