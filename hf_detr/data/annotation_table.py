@@ -18,7 +18,7 @@ from .box_formats import (
     checked_box_format,
     images_that_fit_turned,
 )
-from .object_columns import ObjectColumns, Problem
+from .object_columns import INVALID, ObjectColumns, Problem
 from .packed_values import PackedValues
 
 
@@ -142,7 +142,8 @@ def table_of_objects(
         _turn_sizes(image_hw, objects, box_format, turned_hw, problems)
     ids, object_category_ids = objects.ids, objects.category_ids
     objects.category_ids = _class_labels(object_category_ids, category_ids)
-    for row in np.flatnonzero(objects.category_ids < 0):
+    is_unknown = (objects.category_ids < 0) & (object_category_ids != INVALID)
+    for row in np.flatnonzero(is_unknown):
         text = f"object {ids[row]} has the unknown category id {object_category_ids[row]}"
         problems.append(Problem("unknown category id", int(objects.images[row]), text, True))
     del ids, object_category_ids  # to save memory
