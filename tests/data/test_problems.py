@@ -95,6 +95,14 @@ def test_problems_of_classes_are_found():
     assert found(class_problems(table(names={}))) == [("classes", None, True)]
 
 
+def test_names_that_differ_in_case_are_noted():
+    """They are read as classes of their own."""
+    same = table(*[[1, 1, 5, 5]] * 4, names=dict(enumerate(["Cat", "dog", "cat ", "owl"])))
+    (problem,) = class_problems(same)
+    assert problem.text.startswith("the names 'Cat', 'cat ' are nearly the same, but")
+    assert not problem.is_fatal
+
+
 @pytest.mark.parametrize("box", [[5, 5, 0, 5], [50, 5, 9, 5], [5, -9, 9, 9]])
 def test_dropped_boxes_are_no_objects_of_their_class(box: list[float]):
     """A class or an image of which training drops all boxes is reported as empty."""

@@ -73,6 +73,15 @@ def test_classes_of_a_dict_are_numbered_without_gaps(tmp_path: Path):
     assert dataset.id2label == {0: "dog", 1: "cow"} and dataset.category_ids == (1, 5)
 
 
+def test_another_number_of_classes_is_noted(tmp_path: Path):
+    """A name may be missing; without `nc`, or with the right one, there is no note."""
+    with pytest.warns(UserWarning, match="has nc 3, but 2 names, which are used"):
+        (problem,) = read_yolo(write_yolo(tmp_path, {"a": BOX}, nc=3)).table.problems
+    assert not problem.is_fatal
+    for nc in (2, None):
+        assert not read_yolo(write_yolo(tmp_path, {"a": BOX}, nc=nc)).table.problems
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
