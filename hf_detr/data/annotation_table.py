@@ -18,7 +18,7 @@ from .box_formats import (
     checked_box_format,
     images_that_fit_turned,
 )
-from .object_columns import ObjectColumns, Problem
+from .object_columns import INVALID, ObjectColumns, Problem
 from .packed_values import PackedValues
 
 
@@ -57,6 +57,18 @@ class AnnotationTable:
         """Return the index of each object's image, (n,) int64."""
         return np.repeat(np.arange(len(self)), np.diff(self.offsets))
 
+    def are_trained(self) -> np.ndarray:
+        """Return which objects are trained: those with area inside their image, no crowds; (n,)."""
+        images = self.image_of_rows()
+        have_area = np.empty(len(images), dtype=bool)
+        for rows in blocks(len(images)):
+            image_wh = self.image_hw[images[rows], ::-1]
+            image_wh = np.where(image_wh > 0, image_wh, np.inf)
+            low, size = np.split(self.boxes_xywh[rows], 2, axis=1)
+            high = low + size
+            have_area[rows] = (np.minimum(high, image_wh) > np.maximum(low, 0)).all(-1)
+        return have_area & ~self.is_crowd
+
     def most_objects(self) -> int:
         """Return the number of objects of the image that has most."""
         return int(np.diff(self.offsets).max(initial=0))
@@ -73,6 +85,7 @@ def make_table(
     problems: Sequence[Problem] = (),
     masks: bool = False,
     turned_hw: Callable[[int], tuple[int, int] | None] | None = None,
+    has_fixed_format: bool = False,
 ) -> AnnotationTable:
     """Sort objects by image, number the classes from 0 without gaps, and convert the boxes.
 
@@ -93,13 +106,15 @@ def make_table(
         masks: whether to keep the segmentations.
         turned_hw: returns the upright height and width of an image that its EXIF orientation turns.
             They replace those before turning if all boxes of an image fit only them.
+        has_fixed_format: whether the data's format has this box format only, as that of YOLO.
 
     Raises:
         ValueError: if `stuff_ids` has ids that aren't in `categories`.
     """
     objects = ObjectColumns.of_entries(entries, images, masks)
     return table_of_objects(
-        categories, image_ids, image_hw, objects, box_format, stuff_ids, problems, turned_hw
+        *(categories, image_ids, image_hw, objects, box_format, stuff_ids, problems, turned_hw),
+        has_fixed_format,
     )
 
 
@@ -112,6 +127,7 @@ def table_of_objects(
     stuff_ids: Iterable[int] = (),
     problems: Sequence[Problem] = (),
     turned_hw: Callable[[int], tuple[int, int] | None] | None = None,
+    has_fixed_format: bool = False,
 ) -> AnnotationTable:
     """Make a table of objects in columns, which are sorted; otherwise as `make_table`."""
     stuff_ids = frozenset(stuff_ids)
@@ -126,11 +142,14 @@ def table_of_objects(
         _turn_sizes(image_hw, objects, box_format, turned_hw, problems)
     ids, object_category_ids = objects.ids, objects.category_ids
     objects.category_ids = _class_labels(object_category_ids, category_ids)
-    for row in np.flatnonzero(objects.category_ids < 0):
+    is_unknown = (objects.category_ids < 0) & (object_category_ids != INVALID)
+    for row in np.flatnonzero(is_unknown):
         text = f"object {ids[row]} has the unknown category id {object_category_ids[row]}"
         problems.append(Problem("unknown category id", int(objects.images[row]), text, True))
     del ids, object_category_ids  # to save memory
-    suspicion = box_format_suspicion(objects.boxes, box_format, image_hw[objects.images])
+    sizes_hw = image_hw[objects.images]
+    suspicion = box_format_suspicion(objects.boxes, box_format, sizes_hw, has_fixed_format)
+    del sizes_hw
     if suspicion:
         problems.insert(0, Problem("box format", None, suspicion, True))
     objects.sort_by_image()

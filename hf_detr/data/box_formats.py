@@ -116,7 +116,9 @@ def boxes_to_coco_xywh(boxes: np.ndarray, box_format: str, image_hw: np.ndarray)
     return np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
 
 
-def box_format_suspicion(boxes: np.ndarray, box_format: str, image_hw: np.ndarray) -> str | None:
+def box_format_suspicion(
+    boxes: np.ndarray, box_format: str, image_hw: np.ndarray, is_fixed: bool = False
+) -> str | None:
     """Describe why boxes seem to have another format than `box_format`; None if they don't.
 
     A box fits a format if, read in that format, it has an area and is inside its image. Boxes seem
@@ -126,6 +128,7 @@ def box_format_suspicion(boxes: np.ndarray, box_format: str, image_hw: np.ndarra
         boxes: (n, 4) as in the data set.
         box_format: the declared format.
         image_hw: (n, 2) height and width in pixels of each box's image.
+        is_fixed: whether the data's format has this box format only, as that of YOLO.
     """
     is_known = np.isfinite(boxes).all(-1) & (image_hw > 0).all(-1)
     if not is_known.all():
@@ -142,11 +145,18 @@ def box_format_suspicion(boxes: np.ndarray, box_format: str, image_hw: np.ndarra
     best = max(ratios, key=ratios.__getitem__)
     if ratios[best] < 1 - MAX_MISFIT_RATIO / 2 or ratios[best] <= fits.mean():
         return None
-    fix = f"pass box_format={best!r}" if best in BOX_FORMATS else "convert the boxes"
+    example = boxes[~fits][0].tolist()
+    if is_fixed and box_format.endswith("_normalized") and not best.endswith("_normalized"):
+        return (
+            f"{misfits} of {len(boxes)} boxes are empty or outside their image, such as {example}: "
+            "the values look like pixels; divide them by the image's width and height."
+        )
+    can_pass = best in BOX_FORMATS and not is_fixed
+    fix = f"pass box_format={best!r}" if can_pass else "convert the boxes"
     return (
         f"box_format is {box_format!r}, but {misfits} of {len(boxes)} boxes are empty or outside "
-        f"their image in this format, such as {boxes[~fits][0].tolist()}, and {ratios[best]:.1%} "
-        f"fit {OTHER_FORMATS.get(best, best)}; {fix} if that is their format."
+        f"their image in this format, such as {example}, and {ratios[best]:.1%} fit "
+        f"{OTHER_FORMATS.get(best, best)}; {fix} if that is their format."
     )
 
 

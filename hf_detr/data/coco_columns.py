@@ -17,7 +17,13 @@ import numpy as np
 
 from .coco_images import CocoImages, ImageIndex, StrPath
 from .json_lists import CannotDivideError, load_part, read_lists
-from .object_columns import JoinedObjects, ObjectColumns, Problem, without_garbage_collection
+from .object_columns import (
+    INVALID,
+    JoinedObjects,
+    ObjectColumns,
+    Problem,
+    without_garbage_collection,
+)
 from .packed_values import PackedValues
 
 LISTS = ("images", "annotations", "categories")
@@ -141,6 +147,7 @@ class _Objects:
         # msgspec also reads integers of more than 64 bits as floats.
         if (
             (images < 0).any()
+            or (category_ids == INVALID).any()
             or (areas < 0).any()
             or max(_largest(boxes), _largest(areas)) >= 2**63
         ):

@@ -4,7 +4,8 @@ import codecs
 import os
 import re
 import unicodedata
-from collections.abc import Container, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Container, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from urllib.parse import unquote
 
@@ -61,8 +62,8 @@ def read_lines(file: Path) -> list[str]:
 def names_inside(folder: Path, names: Sequence[str]) -> tuple[list[str], str | None]:
     """Return the names of files as they are spelled in their folder, and a note of the changes.
 
-    Annotation tools write Windows paths, absolute paths, URLs or encoded names. If a folder has no
-    file of such a name, the file of another spelling is used.
+    Annotation tools write Windows paths, absolute paths, URLs or encoded names, and Windows ignores
+    case. If a folder has no file of such a name, the file of another spelling is used.
 
     Raises:
         ValueError: if a name is outside the folder, or two names are spellings of the same file.
@@ -77,6 +78,7 @@ def names_inside(folder: Path, names: Sequence[str]) -> tuple[list[str], str | N
                 check_stays_inside([name])
             else:
                 spelled[name] = found
+    spelled |= _other_cases(folder, [name for name in names if name not in spelled])
     if not spelled:
         return list(names), None
     result = [spelled.get(name, name) for name in names]
@@ -99,6 +101,49 @@ def is_plain(name: object, folder: Path) -> bool:
     """Whether a name is certainly that of a file in the folder, without another spelling."""
     is_usual = isinstance(name, str) and PLAIN.fullmatch(name) is not None
     return is_usual and not ("/" in name and name.startswith(f"{folder.name}/"))
+
+
+def are_listed(folder: Path, names: Sequence[str]) -> bool:
+    """Whether files of all names, which are inside the folder, exist."""
+    return not _unlisted(folder, names)
+
+
+def _unlisted(folder: Path, names: Sequence[str]) -> list[str]:
+    """Return the names without file; listing folders is faster than looking up many files."""
+    listed: dict[str, set[str]] = {}
+    missing = []
+    for name in names:
+        parent, _, file = name.rpartition("/")
+        if parent not in listed:
+            try:
+                listed[parent] = set(os.listdir(folder / parent))
+            except (OSError, ValueError):  # ValueError for names that no folder can have
+                listed[parent] = set()
+        if file not in listed[parent]:
+            missing.append(name)
+    return missing
+
+
+def _other_cases(folder: Path, names: Sequence[str]) -> dict[str, str]:
+    """Return the images that missing names differ from in case only, where there is one of each."""
+    missing = _by_folded_case(set(_unlisted(folder, names)))
+    if not missing:
+        return {}
+    files = [file.replace(os.sep, "/") for file in files_below(folder, image_endings())]
+    existing, named = _by_folded_case(files), set(names)
+    pairs = [(same, existing.get(key, ())) for key, same in missing.items()]
+    return {
+        same[0]: found[0]
+        for same, found in pairs
+        if len(same) == len(found) == 1 and found[0] not in named
+    }
+
+
+def _by_folded_case(names: Iterable[str]) -> dict[str, list[str]]:
+    found = defaultdict(list)
+    for name in names:
+        found[name.casefold()].append(name)
+    return found
 
 
 def find_inside(folder: Path, name: str, is_folder: bool = False) -> str | None:

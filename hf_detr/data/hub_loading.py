@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import PIL.Image
 
@@ -88,6 +88,17 @@ def divides_evenly(rows: "IterableDataset", num_processes: int) -> bool:
     return rows.num_shards % num_processes == 0
 
 
+def _no_images(column: str, features: Mapping[str, Any], image_feature: type) -> str:
+    """Say what the data set has instead of an image column."""
+    if getattr(features.get(column), "dtype", None) in ("string", "large_string"):
+        return (
+            f"The column {column!r} has strings instead of images; if they are paths of files, use "
+            f"dataset.cast_column({column!r}, datasets.Image())."
+        )
+    columns = [name for name, feature in features.items() if isinstance(feature, image_feature)]
+    return f"The data set has no image column {column!r}; its image columns are {columns}."
+
+
 class HubImages:
     """The images of a column, decoded on access."""
 
@@ -104,10 +115,7 @@ class HubImages:
         is_bytes = isinstance(found, datasets.Value) and "binary" in found.dtype
         self._needs_bytes = is_bytes or (isinstance(found, Mapping) and "bytes" in found)
         if not self._needs_bytes and not isinstance(found, image_feature):
-            columns = [name for name, f in dataset.features.items() if isinstance(f, image_feature)]
-            raise ValueError(
-                f"The data set has no image column {column!r}; its image columns are {columns}."
-            )
+            raise ValueError(_no_images(column, dataset.features, image_feature))
         undecoded = dataset.select_columns([column]).with_format(None)
         self._dataset = undecoded.cast_column(column, image_feature(decode=False))
         self._column = column

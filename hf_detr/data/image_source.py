@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..image_processing.image_reading import EXIF_ORIENTATION, read_images
-from .file_names import is_plain, names_inside
+from .file_names import are_listed, is_plain, names_inside
 from .object_columns import Problem, is_integer
 from .packed_values import PackedValues
 
@@ -62,7 +62,8 @@ class ImageFolder:
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise FileNotFoundError(f"The image folder {str(folder)!r} doesn't exist.")
-        self.are_plain = all(is_plain(name, self.folder) for name in file_names)
+        are_plain = all(is_plain(name, self.folder) for name in file_names)
+        self.are_plain = are_plain and are_listed(self.folder, file_names)
         names, note = (
             (file_names, None) if self.are_plain else names_inside(self.folder, file_names)
         )

@@ -16,6 +16,7 @@ import yaml
 
 from .coco_layouts import LAYOUTS, PANOPTIC, WHOLE, find_coco, find_panoptic
 from .file_names import check_stays_inside
+from .other_formats import what_it_looks_like
 from .remote_files import check_address, is_address
 from .remote_paths import RemotePath, data_path
 from .shards import find_shards, is_shards
@@ -146,14 +147,7 @@ def _find_in_folder(folder: Path, names: Iterable[str], panoptic: bool) -> DataF
     if panoptic and formats != [PANOPTIC_COCO]:
         raise ValueError(f"{folder} has no panoptic data; looked for {_looked_for(PANOPTIC)}.")
     if not formats:
-        raise ValueError(
-            f"{folder} has no data in a known layout; looked for COCO "
-            f"({_looked_for((*LAYOUTS, *WHOLE, *PANOPTIC))}), YOLO ({', '.join(YAML_FILES)}), "
-            f"Pascal VOC ({VOC_LISTS}, or XML files in annotations or beside the images), "
-            f"`datasets` (save_to_disk, {', '.join(TABLES)}) and WebDataset (*.tar). Files of "
-            "other names can be given themselves: a YAML file of YOLO, or a JSON file of COCO with "
-            "--images FOLDER."
-        )
+        raise ValueError(_nothing_known(folder))
     if len(formats) > 1:
         raise ValueError(
             f"{folder} has data in several formats, {' and '.join(formats)}; give one of its files "
@@ -164,6 +158,21 @@ def _find_in_folder(folder: Path, names: Iterable[str], panoptic: bool) -> DataF
     found[WEBDATASET] = list(shards)
     has_no_splits = name == DATASETS or (name == WEBDATASET and None in shards)
     return DataFiles(name, str(folder), None if has_no_splits else tuple(found[name]))
+
+
+def _nothing_known(folder: Path) -> str:
+    """Say what a folder looks like, or else all that was looked for."""
+    start = f"{folder} has no data in a known layout; "
+    with suppress(OSError):  # of files that may not be read
+        if text := what_it_looks_like(folder):
+            return start + text
+    return (
+        f"{start}looked for COCO ({_looked_for((*LAYOUTS, *WHOLE, *PANOPTIC))}), YOLO "
+        f"({', '.join(YAML_FILES)}), Pascal VOC ({VOC_LISTS}, or XML files in annotations or "
+        f"beside the images), `datasets` (save_to_disk, {', '.join(TABLES)}) and WebDataset "
+        "(*.tar). Files of other names can be given themselves: a YAML file of YOLO, or a JSON "
+        "file of COCO with --images FOLDER."
+    )
 
 
 def _saved_splits(folder: Path) -> tuple[str, ...] | None:

@@ -30,7 +30,7 @@ class Problem:
 
 @dataclass
 class ObjectColumns:
-    """The values of n objects; those that are invalid are NaN, 0 or -1, and in `problems`."""
+    """The values of n objects; those that are invalid are NaN, 0 or `INVALID`, see `problems`."""
 
     images: np.ndarray  # (n,) int64, index of the image
     ids: np.ndarray  # (n,) int64, by default the object's index
@@ -65,7 +65,7 @@ class ObjectColumns:
         column = partial(_column, entries, images, problems, start)
         columns = (
             column("id", is_integer, None, "an integer", np.int64),
-            column("category_id", is_integer, -1, "an integer", np.int64),
+            column("category_id", _is_category_id, INVALID, "an integer", np.int64),
             column("bbox", _is_box, [math.nan] * 4, "4 finite numbers", np.float64).reshape(-1, 4),
             column("area", _is_area, math.nan, "a finite number >= 0", np.float64),
             column("iscrowd", lambda value: value in (0, 1), False, "0 or 1", bool),
@@ -128,6 +128,7 @@ class JoinedObjects:
         return ObjectColumns(*columns, packed, self._problems)
 
 
+INVALID = -(2**63)  # a category id that no data set has
 COLUMNS = ("images", "ids", "category_ids", "boxes", "areas", "is_crowd")
 
 
@@ -159,6 +160,10 @@ def _column(
 def is_integer(value: Any) -> bool:
     """Whether a value is a signed 64-bit integer and not a bool."""
     return type(value) is int and -(2**63) <= value < 2**63
+
+
+def _is_category_id(value: Any) -> bool:
+    return is_integer(value) and value != INVALID
 
 
 def _is_box(value: Any) -> bool:

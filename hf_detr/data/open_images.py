@@ -76,6 +76,7 @@ def _read(file: Path, class_csv: Path, folder: Path) -> Content:
         "cxcywh_normalized",
         problems=problems,
         turned_hw=partial(turned_size_hw, opened),
+        has_fixed_format=True,
     )
     return table, images, opened.indices
 

@@ -1,7 +1,7 @@
 """Checks of a data set, one per function; `check_dataset` runs all of them."""
 
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from itertools import islice, pairwise
 
 import numpy as np
@@ -45,12 +45,24 @@ def class_problems(table: AnnotationTable) -> Iterator[Problem]:
         if count > 1:
             text = f"{count} classes have the name {name!r}; names must be unique"
             yield Problem("class names", None, text, True)
-    labels = table.class_labels[(table.class_labels >= 0) & ~table.is_crowd]
+    yield from _similar_names(table.id2label.values())
+    labels = table.class_labels[(table.class_labels >= 0) & table.are_trained()]
     counts = np.bincount(labels, minlength=len(ids))
     unseen = [table.id2label[label] for label in np.flatnonzero(counts == 0).tolist()]
     if unseen:
         text = f"{len(unseen)} classes have no object: {some_of(unseen)}"
         yield Problem("classes without objects", None, text, False)
+
+
+def _similar_names(names: Iterable[str]) -> Iterator[Problem]:
+    """Find names that differ only in case or in spaces around them."""
+    spellings = defaultdict(list)
+    for name in dict.fromkeys(names):
+        spellings[name.strip().casefold()].append(name)
+    for same in spellings.values():
+        if len(same) > 1:
+            text = f"the names {some_of(list(map(repr, same)))} are nearly the same"
+            yield Problem("similar class names", None, f"{text}, but classes of their own", False)
 
 
 def box_problems(table: AnnotationTable) -> Iterator[Problem]:
@@ -112,7 +124,7 @@ def count_problems(table: AnnotationTable, num_queries: int | None) -> Iterator[
     if len(table) == 0:
         yield Problem("no images", None, "there are no images", True)
         return
-    counts = np.bincount(table.image_of_rows()[~table.is_crowd], minlength=len(table))
+    counts = np.bincount(table.image_of_rows()[table.are_trained()], minlength=len(table))
     if not counts.any():
         yield Problem("no objects at all", None, "no image has an object for training", True)
     for image in np.flatnonzero(counts == 0).tolist():

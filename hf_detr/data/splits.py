@@ -139,6 +139,6 @@ def check_same_classes(train: Mapping[int, str], val: Mapping[int, str]) -> None
     """
     if train != val:
         raise ValueError(
-            f"the classes of train and val differ: {train} and {val}; expected the same categories "
-            "in both files."
+            f"the classes of train and val differ: {train} and {val}; expected the same names, "
+            "with the same numbers, in both."
         )

@@ -17,7 +17,7 @@ MOST_CLASSES = 40
 class DataSummary:
     """Numbers of a data set; sizes are in pixels, and those of unreadable images are left out.
 
-    Objects are those for training: crowds are counted apart.
+    Objects are those that are trained: crowds are counted apart, dropped boxes aren't.
     """
 
     images: int
@@ -32,7 +32,7 @@ class DataSummary:
 
 def summarize(table: AnnotationTable) -> DataSummary:
     """Compute the summary of a data set."""
-    is_object = ~table.is_crowd
+    is_object = table.are_trained()
     labels = table.class_labels[is_object & (table.class_labels >= 0)]
     counts = np.bincount(labels, minlength=len(table.id2label)).tolist()
     per_image = np.bincount(table.image_of_rows()[is_object], minlength=len(table))
@@ -56,7 +56,6 @@ def _spread(values: np.ndarray) -> tuple[int, int, int]:
 
 
 def _box_sizes(sizes_wh: np.ndarray) -> dict[str, float]:
-    sizes_wh = sizes_wh[np.isfinite(sizes_wh).all(-1) & (sizes_wh > 0).all(-1)]
     areas, number = sizes_wh.prod(-1), max(1, len(sizes_wh))
     small, large = (areas < SMALL).sum() / number, (areas >= LARGE).sum() / number
     medium = ((areas >= SMALL) & (areas < LARGE)).sum() / number

@@ -93,7 +93,10 @@ def read_torch_dataset(
         problems.append(Problem("image ids", None, "image_id repeats; indices replace it", False))
         image_ids = list(range(len(dataset)))
     table = make_table(
-        names, image_ids, sizes_hw, entries, owners, "xyxy", problems=problems, masks=masks
+        *(names, image_ids, sizes_hw, entries, owners, "xyxy"),
+        problems=problems,
+        masks=masks,
+        has_fixed_format=True,
     )
     return DetectionDataset(table, TorchImages(dataset), masks=masks, seed=seed)
 
@@ -156,7 +159,8 @@ def _check_items_stay(dataset: Any) -> None:
         has_same_pixels = np.array_equal(
             *(np.asarray(as_pil_image(item[0])) for item in (one, other))
         )
-        if not has_same_pixels or _entries(one[1]) != _entries(other[1]):
+        first, second = (_entries(item[1], name=f"item {index}") for item in (one, other))
+        if not has_same_pixels or repr(first) != repr(second):  # as text, because of NaN
             raise ValueError(
                 f"item {index} of {type(dataset).__name__} isn't the same when it is read twice; "
                 "remove random transforms, and use set_transform(make_training_transform(…))."
@@ -189,6 +193,13 @@ def _entries(
         raise ValueError(f"masks is True, but {name} has a target without masks.")
     optional = ["area", "iscrowd", "masks"][: 3 if masks else 2]
     columns = {key: target[key] for key in ("boxes", "labels", *optional) if key in target}
+    if not isinstance(columns["labels"], Tensor):
+        texts = [label for label in columns["labels"] if isinstance(label, str)]
+        if texts:
+            raise ValueError(
+                f"{name} has the label {str(texts[0])!r}; labels must be integers. Map the names "
+                f"to numbers, and pass names={{0: {str(texts[0])!r}, ...}}."
+            )
     columns = {key: _plain(value, key) for key, value in columns.items()}
     if len(set(map(len, columns.values()))) > 1:
         lengths = {key: len(value) for key, value in columns.items()}

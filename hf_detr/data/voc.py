@@ -113,6 +113,7 @@ def _read_annotations(
         "xyxy",
         problems=problems,
         turned_hw=partial(turned_size_hw, images),
+        has_fixed_format=True,
     )
     return table, images
 

@@ -1,9 +1,7 @@
 """Reader of YOLO data: a `data.yaml`, and a folder of label files for each image folder."""
 
-import codecs
 import math
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from .file_names import files_below, find_inside, image_endings, read_lines
 from .image_source import ImageFolder, image_size_hw
 from .layouts import NOTHING, YAML_FILES, find_yaml, read_yaml, yolo_splits
 from .table_cache import Content, read_mapped
+from .yolo_labels import are_labels, label_file_of
 
 
 def read_yolo(
@@ -49,9 +48,12 @@ def read_yolo(
     if masks and num_keypoint_values:
         raise ValueError(f"{file} has kpt_shape; pose data have no masks, pass masks=False.")
     problems: list[Problem] = []
+    if content.get("nc", str(len(names))) not in (*NOTHING, str(len(names))):
+        text = f"{file} has nc {content['nc']}, but {len(names)} names, which are used"
+        problems.append(Problem("number of classes", None, text, False))
     paths = _image_paths(content, file, split, problems)
     root = os.path.join(os.path.commonpath(set(map(os.path.dirname, paths))), "")
-    label_files = list(map(_label_file, paths))
+    label_files = list(map(label_file_of, paths))
 
     def read() -> Content:
         images = ImageFolder(root, [path[len(root) :] for path in paths])
@@ -101,9 +103,11 @@ def _read_labels(
             entry = {"id": number, "category_id": class_label, "bbox": box}
             entries.append({**entry, "segmentation": [pixels] if pixels else None})
             entry_images.append(index)
-    ids, box_format = range(len(images)), "cxcywh_normalized"
     return make_table(
-        names, ids, sizes_hw, entries, entry_images, box_format, problems=problems, masks=masks
+        *(names, range(len(images)), sizes_hw, entries, entry_images, "cxcywh_normalized"),
+        problems=problems,
+        masks=masks,
+        has_fixed_format=True,
     )
 
 
@@ -186,24 +190,17 @@ def _existing(root: Path, location: str, home: Path, problems: list[Problem]) ->
 
 def _note_labels_without_image(folder: str, images: Sequence[str], problems: list[Problem]) -> None:
     """Report label files without an image, which is missing or has an unknown ending."""
-    label_folder = os.path.dirname(_label_file(os.path.join(folder, "any")))
-    known = set(map(_label_file, images))
+    label_folder = os.path.dirname(label_file_of(os.path.join(folder, "any")))
+    known = set(map(label_file_of, images))
     texts = [name for name in files_below(label_folder, {".txt"}) if name.endswith(".txt")]
     files = {name: os.path.join(label_folder, name) for name in texts}
-    lost = [name for name, file in files.items() if file not in known and _is_labels(file)]
+    lost = [name for name, file in files.items() if file not in known and are_labels(file)]
     if lost:
         text = (
             f"{len(lost)} label files in {label_folder} have no image, such as {lost[0]}; images "
             "need an ending of a format that PIL opens, such as .jpg or .png"
         )
         problems.append(Problem("label files without image", None, text, False))
-
-
-def _is_labels(file: str) -> bool:
-    """Whether the first line of a text file is that of an object."""
-    with open(file, "rb") as opened:
-        words = opened.readline(2000).lstrip(codecs.BOM_UTF8).split()
-    return len(words) >= 5 and all(re.fullmatch(rb"[\d.eE+-]+", word) for word in words)
 
 
 def _note_shared_label_files(images: Sequence[str], problems: list[Problem]) -> None:
@@ -219,16 +216,6 @@ def _note_shared_label_files(images: Sequence[str], problems: list[Problem]) -> 
 
 def _stem(image: str) -> str:
     return os.path.splitext(image)[0]
-
-
-def _label_file(image: str) -> str:
-    """Return the label file of an image: the last `images` in its path replaced by `labels`."""
-    *folders, name = _stem(image).split(os.sep)
-    for index in range(len(folders) - 1, 0, -1):
-        if folders[index] == "images":
-            folders[index] = "labels"
-            break
-    return os.sep.join([*folders, f"{name}.txt"])
 
 
 def _label_lines(file: str) -> list[tuple[int, str]]:

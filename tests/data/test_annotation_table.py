@@ -7,6 +7,7 @@ import pytest
 
 from hf_detr.data.annotation_table import AnnotationTable, make_table
 from hf_detr.data.object_columns import Problem
+from hf_detr.image_processing.coco_targets import prepare_detection_target
 
 SOME_ENTRIES = [
     {"id": 11, "category_id": 90, "bbox": [1, 2, 3, 4], "area": 5.5},
@@ -32,6 +33,24 @@ def test_objects_are_sorted_by_image_and_keep_their_columns_together():
     assert table.is_crowd.tolist() == [True, False, False]
     assert math.isnan(table.areas[0]) and table.areas[1] == 5.5
     assert table.image_ids.tolist() == [5, 6, 4]
+
+
+@pytest.mark.filterwarnings("ignore:The annotations have:UserWarning")
+def test_trained_objects_are_those_of_targets():
+    """The table's answer is that of the reader of targets; unknown image sizes drop nothing."""
+    boxes = [[1, 2, 3, 4], [-3, 2, 3, 4], [-3, 2, 4, 4], [49, 39, 9, 9], [50, 2, 3, 4]]
+    boxes += [[1, 2, 0, 4], [1, 2, 3, -1], [1, 2, 3, math.nan]]
+    entries = [{"category_id": 0, "bbox": box} for box in boxes]
+    entries.append({**entries[0], "iscrowd": 1})
+    expected = [row in (0, 2, 3) for row in range(9)]
+    table = make_table({0: "a"}, [5], [(40, 50)], entries, [0] * 9, "coco_xywh")
+    assert table.are_trained().tolist() == expected
+    valid = {"image_id": 5, "annotations": [*entries[:6], entries[8]]}
+    with pytest.warns(UserWarning, match="3 of 6 boxes dropped"):
+        target = prepare_detection_target(valid, (40, 50))
+    assert len(target["boxes"]) == sum(expected)
+    unknown = make_table({0: "a"}, [5], [(0, 0)], entries, [0] * 9, "coco_xywh")
+    assert unknown.are_trained().tolist() == [row in (0, 2, 3, 4) for row in range(9)]
 
 
 def test_unknown_category_is_a_fatal_problem_with_a_warning():

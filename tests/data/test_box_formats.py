@@ -72,6 +72,17 @@ def test_suspicion_names_the_format_that_fits(true: str, said: str):
     assert f"pass box_format='{true}'" in box_format_suspicion(boxes[true], said, image_hw)
 
 
+@pytest.mark.parametrize("said", BOX_FORMATS)
+def test_no_other_format_is_advised_where_it_is_fixed(said: str):
+    """Pixels have to be divided, and other boxes converted, where no format can be passed."""
+    boxes, image_hw = random_boxes()
+    for true in set(boxes) - {said}:
+        suspicion = box_format_suspicion(boxes[true], said, image_hw, is_fixed=True)
+        are_pixels = said.endswith("_normalized") and not true.endswith("_normalized")
+        assert ("look like pixels; divide" if are_pixels else "; convert the") in suspicion
+        assert "pass box_format" not in suspicion
+
+
 def test_a_few_boxes_beyond_the_border_are_not_suspicious():
     """Objects that extend beyond the image are common in real data."""
     boxes, image_hw = random_boxes()

@@ -42,6 +42,9 @@ from ..some_data import write_image
         ("/data/local-files/?d=images/sub/a%20b.png", "sub/a b.png"),
         ("http://localhost:8080/data/local-files/?d=images%5Csub%5Ca b.png", "sub/a b.png"),
         ("u\u0308.png", "\u00fc.png"),
+        ("1.PNG", "1.png"),
+        ("Sub/A b.png", "sub/a b.png"),
+        ("\u00dc.PNG", "\u00fc.png"),
     ],
 )
 def test_other_spellings_are_found_inside_the_folder(tmp_path: Path, name: str, file: str):
@@ -94,6 +97,17 @@ def test_two_names_of_one_file_raise(tmp_path: Path):
     write_image(tmp_path / "1.png")
     with pytest.raises(ValueError, match="'/train/1.png' and '/val/1.png' .* both mean '1.png'"):
         ImageFolder(tmp_path, ["/train/1.png", "/val/1.png"])
+
+
+def test_another_case_needs_one_file_that_nothing_else_names(tmp_path: Path):
+    """Files that differ in case only are told apart, as is a missing one from another image's."""
+    for name in ("a.png", "A.png", "b.png", "sub/c.png"):
+        write_image(tmp_path / name)
+    names = ["b.png", "B.png", "c.png", "sub/D.png", "none/c.png", "sub/C.png", "Sub/c.png"]
+    assert names_inside(tmp_path, names) == (names, None)
+    if len(list(tmp_path.glob("[aA].png"))) == 2:  # else the file system ignores case
+        assert names_inside(tmp_path, ["a.PNG", *names]) == (["a.PNG", *names], None)
+    assert not ImageFolder(tmp_path, names).are_plain
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])

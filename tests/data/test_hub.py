@@ -155,6 +155,18 @@ def test_missing_columns_are_named(arguments: dict, message: str):
         read_hf_dataset(make(ROWS, DICT_OF_LISTS), "coco_xywh", **arguments)
 
 
+def test_paths_become_images_as_the_error_says(tmp_path: Path):
+    """A column of paths looks like one of images, but isn't read as such."""
+    make_image().save(tmp_path / "a.png")
+    rows = {"image": [str(tmp_path / "a.png")], "objects": ROWS[:1]}
+    features = Features({"image": TEXT, "objects": DICT_OF_LISTS})
+    data = datasets.Dataset.from_dict(rows, features=features)
+    with pytest.raises(ValueError, match=r"'image' has strings.*cast_column\('image', datasets.Im"):
+        read_hf_dataset(data, "coco_xywh")
+    data = data.cast_column("image", datasets.Image())
+    assert len(read_hf_dataset(data, "coco_xywh")[0][1]["boxes"]) == 2
+
+
 def test_ambiguous_keys_and_lists_of_different_lengths_raise():
     """Boxes aren't paired with the classes of other objects."""
     feature = {**DICT_OF_LISTS, "label": List(NUMBER)}

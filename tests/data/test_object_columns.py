@@ -38,6 +38,7 @@ def test_missing_values_have_defaults():
         ("category_id", "car"),
         ("category_id", True),
         ("category_id", 1.5),
+        ("category_id", -(2**63)),
         ("area", -1),
         ("area", "big"),
         ("iscrowd", 2),
@@ -47,7 +48,7 @@ def test_each_error_is_reported_and_fatal(key: str, value: Any):
     """Annotations are never repaired silently."""
     wrong = {"id": 8, **entry(8), key: value}
     with pytest.warns(UserWarning, match="problems that prevent training"):
-        problem = table_of(entry(1), wrong, entry(2)).problems[0]
+        (problem,) = table_of(entry(1), wrong, entry(2)).problems
     assert (problem.kind, problem.image, problem.is_fatal) == (f"wrong {key}", 3, True)
     assert f"object 8 has {key} {value!r}; expected " in problem.text
 

@@ -95,6 +95,23 @@ def test_problems_of_classes_are_found():
     assert found(class_problems(table(names={}))) == [("classes", None, True)]
 
 
+def test_names_that_differ_in_case_are_noted():
+    """They are read as classes of their own."""
+    same = table(*[[1, 1, 5, 5]] * 4, names=dict(enumerate(["Cat", "dog", "cat ", "owl"])))
+    (problem,) = class_problems(same)
+    assert problem.text.startswith("the names 'Cat', 'cat ' are nearly the same, but")
+    assert not problem.is_fatal
+
+
+@pytest.mark.parametrize("box", [[5, 5, 0, 5], [50, 5, 9, 5], [5, -9, 9, 9]])
+def test_dropped_boxes_are_no_objects_of_their_class(box: list[float]):
+    """A class or an image of which training drops all boxes is reported as empty."""
+    (unseen,) = class_problems(table([1, 1, 5, 5], box))
+    assert unseen.text == "1 classes have no object: dog"
+    kinds = [problem.kind for problem in count_problems(table(box), None)]
+    assert kinds == ["no objects at all", "image without objects"]
+
+
 def test_duplicates_have_equal_image_class_and_box():
     """Objects that differ in one of the three aren't duplicates."""
     box = [1.0, 1, 5, 5]

@@ -30,11 +30,11 @@ def test_numbers_of_a_data_set(tmp_path: Path):
 
 
 def test_nothing_is_a_summary_too(tmp_path: Path):
-    """Data without images or objects, and boxes without area, can be described."""
+    """Data without images or objects can be described; boxes without area are dropped."""
     empty = summarize(read_coco(*write_coco(tmp_path, [], images=[])).table)
     assert (empty.images, empty.width, empty.objects_per_image) == (0, (0, 0, 0), (0, 0))
     flat = summarize(read_coco(*write_coco(tmp_path, [entry(1, bbox=[5, 5, 0, 5])])).table)
-    assert flat.objects == 1 and set(flat.box_sizes.values()) == {0}
+    assert flat.objects == 0 and set(flat.box_sizes.values()) == {0}
 
 
 def test_table_has_a_column_per_split(tmp_path: Path):

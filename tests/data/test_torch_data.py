@@ -125,12 +125,24 @@ def test_items_that_change_are_refused():
         read_torch_dataset(Items(lambda i: torch.rand(3, 40, 50)), NAMES)
 
 
+def test_nan_is_a_wrong_box_and_no_change():
+    """NaN differs from itself, but the item doesn't."""
+    boxes = torch.tensor([[10.0, 5, 30, torch.nan]])
+    items = Items(target=lambda i: {**target_of(i), "boxes": boxes})
+    with pytest.warns(UserWarning, match=r"has bbox \[10.0, 5.0, 30.0, nan\]; expected 4 finite"):
+        assert len(read_torch_dataset(items, NAMES).table.problems) == 3
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"target": lambda i: [{"bbox": [1, 2, 3, 4]}]}, r"is \(Tensor, list\); expected \(image"),
         ({"target": lambda i: {"labels": [1]}}, "without boxes; expected"),
         ({"target": lambda i: {"boxes": [[1, 2, 9, 9]], "labels": []}}, "different lengths"),
+        (
+            {"target": lambda i: {"boxes": [[1, 2, 9, 9]], "labels": ["cat"]}},
+            "item 0 has the label 'cat'; labels must be integers. Map the names",
+        ),
         ({"image": lambda i: np.zeros((40, 50, 3))}, "is a ndarray; expected a PIL image"),
     ],
 )

@@ -73,6 +73,15 @@ def test_classes_of_a_dict_are_numbered_without_gaps(tmp_path: Path):
     assert dataset.id2label == {0: "dog", 1: "cow"} and dataset.category_ids == (1, 5)
 
 
+def test_another_number_of_classes_is_noted(tmp_path: Path):
+    """A name may be missing; without `nc`, or with the right one, there is no note."""
+    with pytest.warns(UserWarning, match="has nc 3, but 2 names, which are used"):
+        (problem,) = read_yolo(write_yolo(tmp_path, {"a": BOX}, nc=3)).table.problems
+    assert not problem.is_fatal
+    for nc in (2, None):
+        assert not read_yolo(write_yolo(tmp_path, {"a": BOX}, nc=nc)).table.problems
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -95,10 +104,11 @@ def test_errors_have_file_and_line(tmp_path: Path, line: str, message: str):
 
 
 def test_pixels_in_label_files_warn(tmp_path: Path):
-    """Labels that aren't divided by the image's size are detected."""
+    """Labels that aren't divided by the image's size are detected; YOLO has one box format."""
     folder = write_yolo(tmp_path, {"a": "1 20 9 20 8\n" * 5})
-    with pytest.warns(UserWarning, match="box_format is 'cxcywh_normalized', but"):
-        read_yolo(folder)
+    with pytest.warns(UserWarning, match="5 boxes are .* look like pixels; divide them by the im"):
+        (problem,) = read_yolo(folder).table.problems
+    assert problem.is_fatal and "box_format" not in problem.text
 
 
 @pytest.mark.parametrize(
