@@ -153,11 +153,11 @@ def _check_finite(finite: np.ndarray) -> None:
 
 
 def _warn_about_lost_objects(counts: tuple[int, ...], num_queries: int) -> None:
-    for image, count in enumerate(counts):
-        if count > num_queries:
-            warnings.warn(
-                f"labels[{image}] has {count} objects and the model {num_queries} queries: "
-                f"{count - num_queries} objects stay without a query and are not learned. Use "
-                "model.resize_queries(n) for more queries.",
-                stacklevel=2,
-            )
+    if max(counts, default=0) > num_queries:
+        # Without numbers of the batch, so that Python shows it once.
+        warnings.warn(
+            f"An image has more objects than the model queries, {num_queries}: those without a "
+            "query are not learned. Use model.resize_queries(n) for more queries, or --num-queries "
+            "of hf-detr train.",
+            stacklevel=2,
+        )

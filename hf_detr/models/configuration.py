@@ -197,6 +197,10 @@ class DetectionConfig(PreTrainedConfig):
         """Number of queries that the decoder has for an image."""
         return self.num_queries
 
+    @queries_per_image.setter
+    def queries_per_image(self, number: int) -> None:
+        self.num_queries = number
+
     @property
     def normalize_before(self) -> bool:
         """Whether layer norms are before attention and feed-forward networks; else after."""

@@ -88,8 +88,8 @@ class DetectionTransformer(DetectionPreTrainedModel):
         queries = getattr(self, self.query_table, None)
         if queries is None:
             raise ValueError(
-                "This model's queries are proposals of its encoder, not learned; set "
-                "model.config.two_stage_num_proposals to have more of them."
+                "This model's queries are proposals of its encoder, not learned; "
+                "model.resize_queries(n) gives it more of them."
             )
         return queries
 

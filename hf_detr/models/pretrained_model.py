@@ -294,18 +294,21 @@ class DetectionPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def resize_queries(self, num_queries: int) -> None:
-        """Change the number of object queries; learned ones stay, in order.
+        """Change the number of object queries, also of proposals; learned ones stay, in order.
 
         Additional queries are drawn at random, because copies of learned ones would learn the same
         objects; so are groups of training queries. Fewer queries keep the first ones.
 
         Raises:
-            ValueError: if `num_queries` isn't positive, or the queries aren't learned.
+            ValueError: if `num_queries` isn't positive.
         """
         if num_queries < 1:
             raise ValueError(f"num_queries is {num_queries}; a detector needs at least 1.")
+        self.config.queries_per_image = num_queries
         transformer = self.detection_transformer
-        old = transformer.learned_queries()
+        old = getattr(transformer, transformer.query_table, None)
+        if old is None:
+            return
         new = nn.Embedding(num_queries, old.embedding_dim).to(old.weight)
         if hasattr(old, "draw_weights"):
             starting(new, old.draw_weights)
@@ -313,6 +316,5 @@ class DetectionPreTrainedModel(PreTrainedModel):
         new.weight[:kept] = old.weight[:kept]
         new.weight.requires_grad_(old.weight.requires_grad)
         setattr(transformer, transformer.query_table, new)
-        self.config.num_queries = num_queries
         if groups := transformer.query_groups:
             self.add_query_groups(groups.num_groups)

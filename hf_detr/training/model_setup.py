@@ -21,6 +21,7 @@ from ..data.augmentation import (
     make_training_transform,
 )
 from ..data.dataset import DetectionDataset
+from ..inference.model_loading import load_config
 from ..models.pretrained_model import DetectionPreTrainedModel
 from ..models.segmentation import Segmenter
 from ..models.variants import VARIANTS, check_has_masks
@@ -60,8 +61,9 @@ def make_model(
         raise ValueError(f"--backbone-weights is for a new model; {name} is loaded with its own.")
     factory = AutoModelForImageSegmentation if options.panoptic else AutoModelForObjectDetection
     if not is_new(name):
+        config = load_config(name)
         if options.panoptic:
-            check_has_masks(AutoConfig.from_pretrained(name).model_type, name)
+            check_has_masks(config.model_type, name)
         model = factory.from_pretrained(name)
         if not isinstance(model, DetectionPreTrainedModel):
             raise ValueError(
@@ -94,6 +96,8 @@ def prepare_model(model: PreTrainedModel, processor: Any, options: TrainingOptio
     model.config.auxiliary_loss = True
     model.config.class_thresholds = None  # training changes the scores
     model.unfreeze_backbone(options.frozen_stages)
+    if options.num_queries is not None:
+        model.resize_queries(options.num_queries)
     model.add_query_groups(options.query_groups)
     if options.denoising is not None:
         model.add_denoising(options.denoising)

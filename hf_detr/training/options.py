@@ -65,9 +65,7 @@ class TrainingOptions:
     epochs: int | None = _option(
         None, "default: the paper's, or 50 to fine-tune with --small-data", 1
     )
-    batch_size: int | None = _option(
-        None, "images per step, over all processes; default: the paper's", 1
-    )
+    batch_size: int | None = _option(None, "images per step in all; default: the paper's", 1)
     lr: float | None = _option(
         None,
         "learning rate; default: the paper's, with --small-data times 256 / d_model",
@@ -117,6 +115,7 @@ class TrainingOptions:
     image_size: int | None = _option(
         None, "shortest edge in pixels; default: the model's, 800 in the papers", 1
     )
+    num_queries: int | None = _option(None, "object queries; default: the model's", 1)
     backbone_weights: Path | None = _option(
         None, ".safetensors or .pth file with the weights of a new model's backbone"
     )

@@ -257,7 +257,10 @@ def _describe(training: Training, is_trained: bool, new_classes: list[str]) -> l
         most = training.train_data.table.most_objects()
         number = training.plain_model.detection_transformer.num_queries
         if most > number:
-            lines.append(f"Tiles have up to {most} objects, but the model only {number} queries.")
+            lines.append(
+                f"Tiles have up to {most} objects, but the model only {number} queries; give "
+                f"--num-queries {most} or more."
+            )
     few = FEW_STEPS[not is_trained]
     if training.total_steps < few and not options.overfit:
         kind = "fine-tuning" if is_trained else "a new model"

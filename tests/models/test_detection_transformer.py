@@ -1,5 +1,7 @@
 """The skeleton: inputs, outputs, dtypes, training switches, compiling and exporting."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -474,13 +476,16 @@ def test_detector_and_model_agree(variant: str) -> None:
         detector(batch[0], pixel_msk=batch[1])
 
 
-def test_two_stage_queries_are_not_learned() -> None:
-    """resize_queries says what to do instead where queries are proposals."""
+def test_queries_that_are_proposals(tmp_path: Path) -> None:
+    """resize_queries changes their number, also of the saved model; they have no groups."""
     model = tiny_detector("deformable_detr", with_box_refine=True, two_stage=True)
-    with pytest.raises(ValueError, match="two_stage_num_proposals"):
-        model.resize_queries(5)
-    model.config.two_stage_num_proposals = 5
+    with pytest.raises(ValueError, match=r"not learned; model.resize_queries\(n\)"):
+        model.add_query_groups(2)
+    model.resize_queries(5)
     assert model(*padded_batch()).logits.shape == (2, 5, 5)
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path)
+    assert loaded.model.num_queries == loaded.config.two_stage_num_proposals == 5
 
 
 def test_valid_ratios_place_the_proposals() -> None:

@@ -188,6 +188,13 @@ def test_options_of_data(small: dict[str, Any], folder: Path) -> None:
     assert len(result.history) == 1
 
 
+def test_number_of_queries(small: dict[str, Any]) -> None:
+    """More objects than queries are learned with more queries, which the saved model keeps."""
+    result = hf_detr.train(**{**small, "epochs": 1}, num_queries=9)
+    model = hf_detr.DeformableDetrForObjectDetection.from_pretrained(result.folder)
+    assert model.config.num_queries == len(model.model.query_position_embeddings.weight) == 9
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_training_on_a_stream(
     small: dict[str, Any],

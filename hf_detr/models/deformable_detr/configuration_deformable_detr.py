@@ -43,6 +43,10 @@ class DeformableDetrConfig(SampledAttentionConfig):
         """Number of queries that the decoder has for an image."""
         return self.two_stage_num_proposals if self.two_stage else self.num_queries
 
+    @queries_per_image.setter
+    def queries_per_image(self, number: int) -> None:
+        setattr(self, "two_stage_num_proposals" if self.two_stage else "num_queries", number)
+
     def validate_architecture(self) -> None:
         """Check the values; called by the base class."""
         super().validate_architecture()
