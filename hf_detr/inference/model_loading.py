@@ -12,6 +12,7 @@ from transformers import (
     AutoImageProcessor,
     AutoModelForImageSegmentation,
     AutoModelForObjectDetection,
+    PreTrainedConfig,
 )
 
 from ..image_processing.image_processor import DetectionImageProcessor
@@ -69,6 +70,22 @@ def load_model(
         raise ValueError(f"The device {device!r} isn't available: {error}") from error
 
 
+def load_config(name: str | os.PathLike[str]) -> PreTrainedConfig:
+    """Load the configuration of a model.
+
+    Raises:
+        OSError: if the model doesn't exist; names it.
+    """
+    try:
+        return AutoConfig.from_pretrained(name)
+    except OSError as error:
+        if Path(name).is_dir():
+            raise
+        raise OSError(
+            f"{name} is neither a folder here, nor a model that can be loaded from the Hub: {error}"
+        ) from error
+
+
 def model_revision(model: DetectionPreTrainedModel) -> str | None:
     """Return what changes with the files of a model: a hash, or the revision on the Hub."""
     folder = Path(model.name_or_path)
@@ -85,7 +102,7 @@ def model_revision(model: DetectionPreTrainedModel) -> str | None:
 def _load(
     name: str | os.PathLike[str], masks: bool | None
 ) -> tuple[DetectionPreTrainedModel, DetectionImageProcessor]:
-    config = AutoConfig.from_pretrained(name)
+    config = load_config(name)
     if type(config) not in [variant.config for variant in VARIANTS.values()]:
         raise ValueError(
             f"{name} is a {config.model_type!r} model of {type(config).__module__}; expected a "

@@ -57,7 +57,7 @@ def test_invalid_models(folder: Path, tmp_path: Path) -> None:
     YolosConfig().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="is a 'yolos' model of transformers"):
         load_model(tmp_path)
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match="nowhere is neither a folder here, nor a model"):
         load_model(tmp_path / "nowhere")
 
 
