@@ -250,6 +250,8 @@ def _configuration(config: PreTrainedConfig) -> str:
         for name in ("backbone", "num_labels", *names)
         if getattr(config, name) != getattr(default, name)
     ]
+    if getattr(config.backbone_config, "output_norm", False):
+        rows.insert(1, ("`backbone_kwargs`", "`{'output_norm': True}`", "`None`"))
     if not rows:
         return f"The defaults of `hf_detr.{type(config).__name__}`."
     return (

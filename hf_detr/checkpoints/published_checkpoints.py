@@ -31,6 +31,11 @@ VERIFIED = (
     "None: COCO's images and these weights were not available. The tests verify that hf_detr "
     "reproduces recorded outputs of the official code with synthetic weights, for"
 )
+VERIFIED_SWIN = (
+    "None: COCO's images and these weights were not available, and the official code was not "
+    "recorded with this backbone. The tests verify that hf_detr predicts what a naive "
+    "implementation of the model predicts, with synthetic weights."
+)
 
 
 @dataclass(frozen=True)
@@ -150,6 +155,8 @@ def make_published_card(
         labels = f"Labels are {', '.join(checkpoint.labels)}."
     recipe = f"{family['recipe']}\n\n{family.get('training', TRAINING)}"
     alike = "this configuration" if checkpoint.recorded else "similar ones"
+    is_swin = "swin" in checkpoint.options.get("backbone", "")
+    verified = VERIFIED_SWIN if is_swin else f"{VERIFIED} {alike}."
     source = tuple(checkpoint.source or family["readme"])
     results = (
         [CardResults(checkpoint.metrics, *checkpoint.test_data, source)]
@@ -168,7 +175,7 @@ def make_published_card(
             f"{_origin(checkpoint, family['readme'], name)}"
         ),
         results=results,
-        evaluation=family.get("verified", f"{VERIFIED} {alike}."),
+        evaluation=family.get("verified", verified),
         training=f"{MASK_TRAINING * checkpoint.has_masks}{recipe}",
         limits=f"{labels} {BATCH_LIMIT * batch_limit}",
         license=family.get("license", "apache-2.0"),

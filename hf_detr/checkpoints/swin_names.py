@@ -23,7 +23,7 @@ _SWINS = {
     "swin_large_patch4_window12_384": (192, (2, 2, 18, 2), 12),
 }
 _PATCHES = "backbone.0.patch_embed.proj.weight"
-_TABLE = "attn.relative_position_bias_table"
+_TABLE = ".relative_position_bias_table"
 _INDEX = ".relative_position_index"  # computed from the window's size
 # From the names of MMDetection, and of detrex, whose only difference is the place of the backbone.
 _RULES: Rules = (
@@ -38,7 +38,7 @@ _RULES: Rules = (
 
 def has_swin_names(names: Iterable[str]) -> bool:
     """Return whether the backbone is a Swin Transformer, by the names of any library."""
-    return any(re.match(r"backbone\.(0\.)?patch_embed\.", name) for name in names)
+    return any(name.startswith("backbone.") and name.endswith(_TABLE) for name in names)
 
 
 def with_official_swin_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -69,14 +69,14 @@ def swin_fields(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any] | None:
     Raises:
         ValueError: if it isn't one of timm's.
     """
-    if _PATCHES not in shapes:
+    table = shapes.get(f"backbone.0.layers.0.blocks.0.attn{_TABLE}")
+    if table is None or _PATCHES not in shapes:
         return None
     width, num_channels, *_ = shapes[_PATCHES]
     places = [re.match(r"backbone\.0\.layers\.(\d+)\.blocks\.(\d+)\.", name) for name in shapes]
     blocks = {(int(place[1]), int(place[2])) for place in places if place}
     depths = tuple(sum(stage == number for stage, _ in blocks) for number in range(4))
-    rows = shapes[f"backbone.0.layers.0.blocks.0.{_TABLE}"][0]
-    window = (round(rows**0.5) + 1) // 2  # (2 · window - 1)² rows
+    window = (round(table[0] ** 0.5) + 1) // 2  # (2 · window - 1)² rows
     found = next((name for name, sizes in _SWINS.items() if sizes == (width, depths, window)), None)
     if found is None:
         raise ValueError(

@@ -125,18 +125,26 @@ def _unlisted(folder: Path, names: Sequence[str]) -> list[str]:
 
 
 def _other_cases(folder: Path, names: Sequence[str]) -> dict[str, str]:
-    """Return the images that missing names differ from in case only, where there is one of each."""
-    missing = _by_folded_case(set(_unlisted(folder, names)))
-    if not missing:
-        return {}
-    files = [file.replace(os.sep, "/") for file in files_below(folder, image_endings())]
-    existing, named = _by_folded_case(files), set(names)
-    pairs = [(same, existing.get(key, ())) for key, same in missing.items()]
-    return {
-        same[0]: found[0]
-        for same, found in pairs
-        if len(same) == len(found) == 1 and found[0] not in named
-    }
+    """Return the files that missing names differ from in case only, where there is one of each."""
+    listed: dict[str, dict[str, list[str]]] = {}
+
+    def spelled(parent: str, part: str) -> list[str]:
+        if parent not in listed:
+            try:
+                listed[parent] = _by_folded_case(os.listdir(folder / parent))
+            except (OSError, ValueError):  # as in `_unlisted`
+                listed[parent] = {}
+        prefix = f"{parent}/" if parent else ""
+        return [prefix + entry for entry in listed[parent].get(part.casefold(), ())]
+
+    named, result = set(names), {}
+    for same in _by_folded_case(set(_unlisted(folder, names))).values():
+        found = [""]
+        for part in same[0].split("/"):
+            found = [path for parent in found for path in spelled(parent, part)]
+        if len(same) == len(found) == 1 and found[0] not in named:
+            result[same[0]] = found[0]
+    return result
 
 
 def _by_folded_case(names: Iterable[str]) -> dict[str, list[str]]:

@@ -75,7 +75,10 @@ def _class_names(folder: Path, images: list[Path]) -> list[str]:
     labels = [Path(label_file_of(os.path.abspath(path / "any"))).parent for path in images]
     for home in (folder, *labels, *(path.parent for path in labels)):
         if (home / "classes.txt").is_file():
-            lines = read_lines(home / "classes.txt")
+            try:
+                lines = read_lines(home / "classes.txt")
+            except ValueError:  # no text
+                return []
             return [line.strip() for line in lines if line.strip()]
     return []
 

@@ -48,7 +48,8 @@ def read_yolo(
     if masks and num_keypoint_values:
         raise ValueError(f"{file} has kpt_shape; pose data have no masks, pass masks=False.")
     problems: list[Problem] = []
-    if content.get("nc", str(len(names))) not in (*NOTHING, str(len(names))):
+    numbers = {str(len(names)), str(max(names, default=-1) + 1)}
+    if content.get("nc", str(len(names))) not in {*NOTHING, *numbers}:
         text = f"{file} has nc {content['nc']}, but {len(names)} names, which are used"
         problems.append(Problem("number of classes", None, text, False))
     paths = _image_paths(content, file, split, problems)

@@ -4,6 +4,7 @@ import warnings
 from functools import partial
 
 import torch
+from timm import __version__ as version
 from timm import create_model
 from timm.layers import freeze_batch_norm_2d
 from timm.layers.norm_act import FrozenBatchNorm2d, FrozenBatchNormAct2d
@@ -150,6 +151,10 @@ class PaddedSwinBlock(SwinTransformerBlock):
 def _shift_as_in_detectors(model: nn.Module) -> None:
     for module in model.modules():
         if type(module) is SwinTransformerBlock:
+            if not hasattr(module, "target_shift_size"):
+                raise ValueError(
+                    f"output_norm of a Swin Transformer needs timm 1.0.9 or later; got {version}."
+                )
             module.__class__ = PaddedSwinBlock
             # Also in the last stage, whose map is a single window in classification.
             module.shift_size = module.target_shift_size

@@ -107,24 +107,27 @@ def check_sizes(
 ) -> None:
     """Check that boxes are relative to the part of each image that is real.
 
+    An accelerator is waited for, so the loss, which waits too, comes first.
+
     Args:
-        labels: those with a `size`, which image processors add, are checked: (height, width) in
-            pixels of what boxes are relative to.
+        labels: of `prepare_targets`. Their `size` (2,), which image processors add, is the (height,
+            width) in pixels of what boxes are relative to; without it nothing is checked.
         image_hw: of the batch, with padding.
         pixel_mask: (B, H, W), 1 on real pixels; None if all are real.
 
     Raises:
         ValueError: if a size isn't that of the image's real pixels.
     """
-    sizes = [target.get("size") for target in labels if isinstance(target, Mapping)]
-    if len(sizes) != len(labels) or not all(isinstance(size, Tensor) for size in sizes):
+    sizes = [target.get("size") for target in labels]
+    if not all(isinstance(size, Tensor) and size.shape == (2,) for size in sizes):
         return
     if pixel_mask is None:
         real_hw = [image_hw] * len(sizes)
     else:
         lines = [pixel_mask.bool().any(dim).sum(-1) for dim in (2, 1)]  # rows, columns (B,)
         real_hw = torch.stack(lines, dim=1).tolist()
-    for image, (size, real) in enumerate(zip(torch.stack(sizes).tolist(), real_hw, strict=True)):
+    for image, (size, real) in enumerate(zip(sizes, real_hw, strict=True)):
+        size = size.tolist()
         if tuple(size) == tuple(real):
             continue
         if pixel_mask is None:

@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig
 
 from ..atomic_saving import atomic_folder
 from ..wording import warn_about_misspelt
-from .configuration_backbone import SHORT_FORM, make_backbone_config
+from .configuration_backbone import SHORT_FORM, make_backbone_config, stored_kwargs
 from .configuration_checks import (
     MOST,
     MOST_LAYERS,
@@ -150,7 +150,9 @@ class DetectionConfig(PreTrainedConfig):
         if replaced & (SHORT_FORM | {"dilation"}):
             # The overrides replace all fields of the backbone in the file.
             nested = config_dict.get("backbone_config") or {}
-            changes.setdefault("backbone", nested.get("backbone", config_dict.get("backbone")))
+            if "backbone" not in changes:
+                changes["backbone"] = nested.get("backbone", config_dict.get("backbone"))
+                changes.setdefault("backbone_kwargs", stored_kwargs(config_dict, changes))
             replaced |= SHORT_FORM | {"backbone_config"}
         kept = {
             name: value

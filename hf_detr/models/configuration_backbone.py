@@ -1,5 +1,6 @@
 """The backbone's part of a configuration, in the forms of transformers 4 and 5."""
 
+from collections.abc import Collection
 from typing import Any
 
 from transformers import PreTrainedConfig, TimmBackboneConfig
@@ -9,6 +10,16 @@ from .transformers_resnet import timm_configuration
 DC5_STRIDE = 16
 # Keys of transformers 4 for the backbone, also a short form for users.
 SHORT_FORM = {"backbone", "backbone_kwargs", "use_timm_backbone", "use_pretrained_backbone"}
+
+
+KWARGS = ("in_chans", "out_indices", "output_stride", "output_norm")
+
+
+def stored_kwargs(stored: dict[str, Any], changes: Collection[str]) -> dict[str, Any]:
+    """Return the `backbone_kwargs` of a stored configuration, of which some fields will change."""
+    kwargs = stored.get("backbone_config") or stored.get("backbone_kwargs") or {}
+    changed = {"in_chans"} | ({"output_stride"} if "dilation" in changes else set())
+    return {name: kwargs[name] for name in KWARGS if name in kwargs and name not in changed}
 
 
 def make_backbone_config(
@@ -32,12 +43,13 @@ def make_backbone_config(
     use_timm = kwargs.pop("use_timm_backbone", True)
     use_pretrained = kwargs.pop("use_pretrained_backbone", None)
 
-    known = ("in_chans", "out_indices", "output_stride", "output_norm")
-    unknown = set(options) - set(known)
+    unknown = set(options) - set(KWARGS)
     if unknown:
         raise ValueError(
-            f"backbone_kwargs has {sorted(unknown)}; only {', '.join(known)} are supported."
+            f"backbone_kwargs has {sorted(unknown)}; only {', '.join(KWARGS)} are supported."
         )
+    if not isinstance(options.get("output_norm", False), bool):
+        raise ValueError(f"output_norm is {options['output_norm']!r}; expected True or False.")
     nested = backbone_config or {}
     if isinstance(nested, PreTrainedConfig):
         nested = nested.to_dict()

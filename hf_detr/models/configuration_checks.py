@@ -31,10 +31,11 @@ def warn_about_gaps(id2label: dict[int, str]) -> None:
     """Warn if classes aren't numbered from 0 without gaps."""
     expected = set(range(len(id2label)))
     if set(id2label) != expected:
+        found = some_of([str(label) for label in sorted(id2label)], 5)
         warnings.warn(
-            f"id2label names the classes {some_of(sorted(map(str, id2label)), 5)}, but the model's "
-            f"classes are 0 to {len(id2label) - 1}; those without a name can't be shown. Number "
-            "classes from 0 without gaps.",
+            f"id2label names the classes {found}, but the model's classes are 0 to "
+            f"{len(id2label) - 1}; those without a name can't be shown. Number classes from 0 "
+            "without gaps.",
             stacklevel=2,
         )
 

@@ -31,13 +31,18 @@ def check_config_class(config: PreTrainedConfig | None, expected: type[PreTraine
     Raises:
         TypeError: if it has another class.
     """
-    if not isinstance(config, expected):
-        found, name = type(config), expected.__name__
-        raise TypeError(
-            f"config is a {found.__name__} of {found.__module__}; expected {name} of "
-            f"{expected.__module__}: import it from hf_detr, or convert yours by "
-            f"{name}.from_dict(config.to_dict())."
-        )
+    if isinstance(config, expected):
+        return
+    found, name = type(config), expected.__name__
+    how = (
+        f": import it from hf_detr, or convert yours by {name}.from_dict(config.to_dict())"
+        if found.__name__ == name
+        else ""
+    )
+    raise TypeError(
+        f"config is a {found.__name__} of {found.__module__}; expected {name} of "
+        f"{expected.__module__}{how}."
+    )
 
 
 def check_weight_files(files: Collection[str], source: str | os.PathLike) -> None:

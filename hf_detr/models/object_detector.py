@@ -143,10 +143,9 @@ class ObjectDetector(DetectionPreTrainedModel):
             return_dict=True,
             labels=labels,
         )
-        if labels is not None:
-            # After the model, so that an accelerator is waited for where the matcher waits anyway.
-            check_sizes(labels, tuple(pixel_values.shape[-2:]), pixel_mask)
         output, _ = self.detect(outputs, labels, output_attentions, loss_normalizers)
+        if labels is not None:
+            check_sizes(labels, tuple(pixel_values.shape[-2:]), pixel_mask)
         return output if given(return_dict, self.config.return_dict) else output.to_tuple()
 
     def detect(

@@ -18,18 +18,9 @@ from ..distributed import process_index
 from ..layers.backbone import reset_timm_module
 from ..layers.initial_weights import starting
 from ..wording import some_of
+from . import loading_checks as checks
 from .adapters import TRANSFORMERS_NAMES, check_adapter_weights, load_adapter_file, missing_weights
 from .configuration import without_auxiliary_loss
-from .loading_checks import (
-    check_config_class,
-    check_finite,
-    check_headers,
-    check_not_only_pickled,
-    check_safe_options,
-    check_weight_files,
-    read_headers,
-    unreadable,
-)
 from .parameter_kinds import group_parameters
 from .transformers_resnet import has_transformers_names, timm_names
 
@@ -42,7 +33,7 @@ class DetectionPreTrainedModel(PreTrainedModel):
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    # Of frozen batch norm; of training queries
+    # Of frozen batch norm; of training queries, which a training's own checkpoints hold.
     _keys_to_ignore_on_load_unexpected = [r"num_batches_tracked", r"query_groups|denoising"]
     # For adapters; PEFT reads it too, and applies the first that fits.
     _checkpoint_conversion_mapping = TRANSFORMERS_NAMES
@@ -50,7 +41,7 @@ class DetectionPreTrainedModel(PreTrainedModel):
     accepts_loss_kwargs = False
 
     def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
-        check_config_class(config, self.config_class)
+        checks.check_config_class(config, self.config_class)
         super().__init__(config, *args, **kwargs)
 
     @classmethod
@@ -72,7 +63,7 @@ class DetectionPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def _load_checked(cls, name: str | os.PathLike | None, *args: Any, **kwargs: Any) -> Any:
-        check_safe_options(kwargs)
+        checks.check_safe_options(kwargs)
         kwargs["use_safetensors"] = True
         read = partial(super().from_pretrained, name, *args, **kwargs)
         has_config = isinstance(kwargs.get("config"), PreTrainedConfig)
@@ -81,15 +72,15 @@ class DetectionPreTrainedModel(PreTrainedModel):
             folder = None if name is None else Path(name, kwargs.get("subfolder") or "")
             loaded = read_between_saves(folder, read, known) if folder else read()
         except SafetensorError as error:
-            raise unreadable(name, error) from error
+            raise checks.unreadable(name, error) from error
         except OSError as error:
-            check_not_only_pickled(name, kwargs, error)
+            checks.check_not_only_pickled(name, kwargs, error)
             raise
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
         # Loading makes new tensors, without what the constructor did to the old ones.
         model.detection_transformer.backbone.restore_buffers()
         model.detection_transformer.backbone.freeze(num_stages=1)
-        check_finite(model)
+        checks.check_finite(model)
         return loaded
 
     def save_pretrained(
@@ -183,14 +174,14 @@ class DetectionPreTrainedModel(PreTrainedModel):
     ) -> Any:
         if checkpoint_files:
             # An index may name any file, and transformers unpickles by the name's ending.
-            check_weight_files(checkpoint_files, load_config.pretrained_model_name_or_path)
-            headers = read_headers(checkpoint_files)
+            checks.check_weight_files(checkpoint_files, load_config.pretrained_model_name_or_path)
+            headers = checks.read_headers(checkpoint_files)
             if has_transformers_names(headers):
                 tensors = [load_file(file) for file in checkpoint_files]
                 state_dict = timm_names({k: v for part in tensors for k, v in part.items()})
                 headers, checkpoint_files = timm_names(headers), None
             is_quantized = load_config.hf_quantizer is not None
-            check_headers(model, headers, load_config.ignore_mismatched_sizes, is_quantized)
+            checks.check_headers(model, headers, load_config.ignore_mismatched_sizes, is_quantized)
         return PreTrainedModel._load_pretrained_model(
             model, state_dict, checkpoint_files, load_config, *args, **kwargs
         )
@@ -225,7 +216,10 @@ class DetectionPreTrainedModel(PreTrainedModel):
         self.detection_transformer.backbone.freeze()
 
     def unfreeze_backbone(self, num_frozen_stages: int = 1) -> None:
-        """Train the backbone but for batch norm, stem and first stages (paper: 1; 0: no stage)."""
+        """Train the backbone but for its stem and first stages (paper: 1); 0 trains all of it.
+
+        Batch norm keeps its statistics in any case.
+        """
         self.detection_transformer.backbone.freeze(num_frozen_stages)
 
     def parameter_groups(

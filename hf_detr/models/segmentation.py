@@ -61,6 +61,8 @@ class Segmenter(DetectionPreTrainedModel):
         """Train the mask head alone, as the paper does after the detector's own training."""
         self.detector.requires_grad_(False)
 
+    loss_function = ObjectDetector.loss_function
+
     def forward(
         self,
         pixel_values: Tensor,
@@ -86,11 +88,11 @@ class Segmenter(DetectionPreTrainedModel):
             output_feature_maps=True,
             labels=labels,
         )
-        if labels is not None:
-            check_sizes(labels, tuple(pixel_values.shape[-2:]), pixel_mask)
         detected, matches = self.detector.detect(
             states, labels, output_attentions, loss_normalizers
         )
+        if labels is not None:
+            check_sizes(labels, tuple(pixel_values.shape[-2:]), pixel_mask)
         output = SegmentationOutput(**detected, pixel_mask=pixel_mask)
         maps = self._attention_maps(states, output.pred_boxes)
         if matches is None or not self.training:

@@ -31,8 +31,16 @@ from hf_detr.checkpoints.checkpoint_names import official_name
 from hf_detr.checkpoints.official_configuration import dilation_and_heads, read_configuration
 from hf_detr.checkpoints.official_options import official_options
 from hf_detr.checkpoints.other_libraries import rename_other_libraries
-from hf_detr.checkpoints.published_checkpoints import PublishedCheckpoint, published_checkpoints
-from hf_detr.checkpoints.swin_names import swin_fields, with_official_swin_names
+from hf_detr.checkpoints.published_checkpoints import (
+    PublishedCheckpoint,
+    make_published_card,
+    published_checkpoints,
+)
+from hf_detr.checkpoints.swin_names import (
+    has_swin_names,
+    swin_fields,
+    with_official_swin_names,
+)
 from hf_detr.layers.backbone import Backbone
 from hf_detr.models.object_detector import ObjectDetector
 
@@ -259,6 +267,22 @@ def shapes_of(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
         "backbone.0." + name.replace("layers_", "layers."): tuple(one.shape)
         for name, one in state.items()
     }
+
+
+def test_other_transformers_are_no_swin(weights: dict[str, Tensor]) -> None:
+    """FocalNet's names are alike, but it has no table of positions in a window."""
+    others = {name: one for name, one in weights.items() if "bias_table" not in name}
+    assert has_swin_names(weights) and not has_swin_names(others)
+    assert swin_fields({name: tuple(one.shape) for name, one in others.items()}) is None
+    with pytest.raises(ValueError, match="isn't a ResNet .* it has backbone.0.layers"):
+        read_configuration(others, {}, dilation=False, num_heads=8)
+
+
+def test_cards_state_the_norm() -> None:
+    """Who builds the configuration of the card gets the model; its tests have no recording."""
+    card = str(make_published_card(PUBLISHED[0]))
+    assert "| `backbone_kwargs` | `{'output_norm': True}` | `None` |" in card
+    assert "was not recorded with this backbone" in card
 
 
 def test_unknown_swin(weights: dict[str, Tensor]) -> None:

@@ -204,7 +204,9 @@ def test_sizes_of_images() -> None:
     whole, part = ({"size": torch.tensor(size)} for size in ((64, 96), (54, 89)))
     check_sizes([whole, part], (64, 96), padded)
     check_sizes([whole, whole], (64, 96), None)
-    check_sizes([{}, part], (64, 96), None)  # without sizes there is nothing to compare
+    # Without sizes there is nothing to compare.
+    for others in ([{}, part], [{"size": torch.tensor([54])}, part], [{"size": (5, 5)}] * 2):
+        check_sizes(others, (64, 96), None)
     with pytest.raises(ValueError, match=r"labels\[1\]\['size'\] is \(54, 89\).*no pixel_mask"):
         check_sizes([whole, part], (64, 96), None)
     with pytest.raises(ValueError, match=r"is \(64, 96\).*marks \(54, 89\) as real"):

@@ -434,3 +434,23 @@ def test_other_number_of_channels(tmp_path: Path) -> None:
     DetrConfig(auxiliary_loss=False).save_pretrained(tmp_path)
     config = DetrConfig.from_pretrained(tmp_path, num_channels=4)
     assert config.num_channels == config.backbone_config.num_channels == 4
+
+
+@pytest.mark.parametrize("change", [{"use_pretrained_backbone": False}, {"dilation": False}])
+def test_other_fields_of_the_backbone_stay(tmp_path: Path, change: dict) -> None:
+    """A common option of `from_pretrained` doesn't make another network of the same backbone."""
+    kwargs = {"output_norm": True, "out_indices": [2, 3]}
+    config = DeformableDetrConfig(
+        backbone="swin_tiny_patch4_window7_224", backbone_kwargs=kwargs, auxiliary_loss=False
+    )
+    config.save_pretrained(tmp_path)
+    changed = DeformableDetrConfig.from_pretrained(tmp_path, **change)
+    assert changed.backbone_config.to_dict() == config.backbone_config.to_dict()
+    other = DeformableDetrConfig.from_pretrained(tmp_path, backbone="resnet18")
+    assert not hasattr(other.backbone_config, "output_norm")
+
+
+def test_output_norm_is_a_boolean() -> None:
+    """Text, which is never false, is refused."""
+    with pytest.raises(ValueError, match="output_norm is 'no'; expected True or False"):
+        DetrConfig(backbone="resnet18", backbone_kwargs={"output_norm": "no"})

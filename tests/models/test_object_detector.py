@@ -104,6 +104,8 @@ def test_sizes_of_labels_are_compared() -> None:
     assert model(pixel_values, pixel_mask, labels=labels).loss.isfinite()
     with pytest.raises(ValueError, match="there is no pixel_mask"):
         model(pixel_values, labels=labels)
+    with pytest.raises(ValueError, match="labels has 1 dicts for 2 images"):
+        model(pixel_values, pixel_mask, labels=labels[:1])
 
 
 def test_loss_function_of_transformers() -> None:

@@ -521,6 +521,20 @@ def test_no_objects_at_all(variant: str) -> None:
     assert output.loss_dict["loss_mask"] == 0 and output.loss_dict["loss_dice"] == 0
 
 
+def test_labels_of_another_area() -> None:
+    """Labels without the mask of their padding are refused, as the detector does; so is a loss."""
+    model, (pixel_values, pixel_mask) = tiny_segmenter(), padded_batch()
+    labels = labels_with_masks()
+    for target, mask in zip(labels, pixel_mask, strict=True):
+        target["size"] = torch.stack([mask.any(1).sum(), mask.any(0).sum()])
+    assert model(pixel_values, pixel_mask, labels=labels).loss.isfinite()
+    with pytest.raises(ValueError, match="there is no pixel_mask"):
+        model(pixel_values, labels=labels)
+    assert model.loss_function is model.criterion
+    with pytest.raises(AttributeError, match="can't be set"):
+        model.loss_function = print
+
+
 def test_masks_that_do_not_fit() -> None:
     """Protects from masks that are missing, of another number, or larger than the batch."""
     model, (pixel_values, pixel_mask) = tiny_segmenter(), padded_batch()

@@ -181,11 +181,15 @@ def stream_of(data: hf_detr.DetectionDataset) -> IterableDataset:
     return IterableDataset.from_generator(rows, gen_kwargs={"shards": [numbers[:4], numbers[4:]]})
 
 
-def test_options_of_data(small: dict[str, Any], folder: Path) -> None:
+def test_options_of_data(
+    small: dict[str, Any], folder: Path, capsys: pytest.CaptureFixture
+) -> None:
     """`val_fraction` and the other options of data can be given as those of the training."""
     data = hf_detr.read_data(folder / "data")
-    result = hf_detr.train(**{**small, "data": data, "epochs": 1}, val_fraction=0.5)
-    assert len(result.history) == 1
+    hf_detr.train(**{**small, "data": data, "epochs": 1}, val_fraction=0.25)
+    number = round(0.25 * len(data))
+    said = capsys.readouterr().err
+    assert f"with {len(data) - number} images" in said and f"evaluated on {number} images" in said
 
 
 def test_number_of_queries(small: dict[str, Any]) -> None:
