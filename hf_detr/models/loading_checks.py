@@ -45,7 +45,7 @@ def check_config_class(config: PreTrainedConfig | None, expected: type[PreTraine
     )
 
 
-def check_weight_files(files: Collection[str], source: str | os.PathLike) -> None:
+def _check_weight_files(files: Collection[str], source: str | os.PathLike) -> None:
     """Check that files of weights are safetensors, in the model's folder and not corrupted.
 
     Args:
@@ -73,12 +73,13 @@ def check_weight_files(files: Collection[str], source: str | os.PathLike) -> Non
         _check_digest(Path(file).resolve())
 
 
-def read_headers(files: Collection[str]) -> dict[str, Header]:
+def read_headers(files: Collection[str], source: str | os.PathLike) -> dict[str, Header]:
     """Read the shape and dtype of each tensor in safetensors files.
 
     Raises:
-        ValueError: if a file isn't a complete safetensors file.
+        ValueError: as in `_check_weight_files`, or if a file isn't a complete safetensors file.
     """
+    _check_weight_files(files, source)
     headers: dict[str, Header] = {}
     for file in files:
         try:

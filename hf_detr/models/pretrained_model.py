@@ -18,9 +18,17 @@ from ..distributed import process_index
 from ..layers.backbone import reset_timm_module
 from ..layers.initial_weights import starting
 from ..wording import some_of
-from . import loading_checks as checks
 from .adapters import TRANSFORMERS_NAMES, check_adapter_weights, load_adapter_file, missing_weights
 from .configuration import without_auxiliary_loss
+from .loading_checks import (
+    check_config_class,
+    check_finite,
+    check_headers,
+    check_not_only_pickled,
+    check_safe_options,
+    read_headers,
+    unreadable,
+)
 from .parameter_kinds import group_parameters
 from .transformers_resnet import has_transformers_names, timm_names
 
@@ -41,7 +49,7 @@ class DetectionPreTrainedModel(PreTrainedModel):
     accepts_loss_kwargs = False
 
     def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
-        checks.check_config_class(config, self.config_class)
+        check_config_class(config, self.config_class)
         super().__init__(config, *args, **kwargs)
 
     @classmethod
@@ -63,7 +71,7 @@ class DetectionPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def _load_checked(cls, name: str | os.PathLike | None, *args: Any, **kwargs: Any) -> Any:
-        checks.check_safe_options(kwargs)
+        check_safe_options(kwargs)
         kwargs["use_safetensors"] = True
         read = partial(super().from_pretrained, name, *args, **kwargs)
         has_config = isinstance(kwargs.get("config"), PreTrainedConfig)
@@ -72,15 +80,15 @@ class DetectionPreTrainedModel(PreTrainedModel):
             folder = None if name is None else Path(name, kwargs.get("subfolder") or "")
             loaded = read_between_saves(folder, read, known) if folder else read()
         except SafetensorError as error:
-            raise checks.unreadable(name, error) from error
+            raise unreadable(name, error) from error
         except OSError as error:
-            checks.check_not_only_pickled(name, kwargs, error)
+            check_not_only_pickled(name, kwargs, error)
             raise
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
         # Loading makes new tensors, without what the constructor did to the old ones.
         model.detection_transformer.backbone.restore_buffers()
         model.detection_transformer.backbone.freeze(num_stages=1)
-        checks.check_finite(model)
+        check_finite(model)
         return loaded
 
     def save_pretrained(
@@ -174,14 +182,13 @@ class DetectionPreTrainedModel(PreTrainedModel):
     ) -> Any:
         if checkpoint_files:
             # An index may name any file, and transformers unpickles by the name's ending.
-            checks.check_weight_files(checkpoint_files, load_config.pretrained_model_name_or_path)
-            headers = checks.read_headers(checkpoint_files)
+            headers = read_headers(checkpoint_files, load_config.pretrained_model_name_or_path)
             if has_transformers_names(headers):
                 tensors = [load_file(file) for file in checkpoint_files]
                 state_dict = timm_names({k: v for part in tensors for k, v in part.items()})
                 headers, checkpoint_files = timm_names(headers), None
             is_quantized = load_config.hf_quantizer is not None
-            checks.check_headers(model, headers, load_config.ignore_mismatched_sizes, is_quantized)
+            check_headers(model, headers, load_config.ignore_mismatched_sizes, is_quantized)
         return PreTrainedModel._load_pretrained_model(
             model, state_dict, checkpoint_files, load_config, *args, **kwargs
         )
@@ -300,9 +307,8 @@ class DetectionPreTrainedModel(PreTrainedModel):
             raise ValueError(f"num_queries is {num_queries}; a detector needs at least 1.")
         self.config.queries_per_image = num_queries
         transformer = self.detection_transformer
-        old = getattr(transformer, transformer.query_table, None)
-        if old is None:
-            return
+        if (old := getattr(transformer, transformer.query_table, None)) is None:
+            return  # proposals
         new = nn.Embedding(num_queries, old.embedding_dim).to(old.weight)
         if hasattr(old, "draw_weights"):
             starting(new, old.draw_weights)
