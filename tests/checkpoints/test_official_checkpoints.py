@@ -365,7 +365,7 @@ def test_published_tables(
 def test_published_names() -> None:
     """Names of all published files are recognized."""
     published = published_checkpoints()
-    assert len(published) == 27
+    assert len(published) == 31
     for one in published:
         expected = (one.options.get("dilation", False), 8)
         assert dilation_and_heads({}, one.file, None, None) == expected, one.file

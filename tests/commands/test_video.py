@@ -95,13 +95,13 @@ def test_frames_in_tiles(garments: np.ndarray, tmp_path: Path) -> None:
 
 
 def crossing(garments: np.ndarray) -> Iterable[np.ndarray]:
-    """A bag moves to the right, in front of trousers that move to the left and are hidden."""
-    bag, trousers = garments[25:124, 12:137], garments[185:335, 160:280]
+    """A bag moves to the right, in front of a coat that moves to the left and is hidden."""
+    bag, coat = garments[221:335, 339:442], garments[236:338, 188:274]
     for step in range(16):
         frame = np.full((240, 320, 3), (117, 69, 45), np.uint8)
-        x = 5 + round(185 * step / 15)
-        frame[60:210, 190 - x : 310 - x] = trousers
-        frame[10:109, x : x + 125] = bag
+        left, right = 229 - round(224 * step / 15), 5 + round(207 * step / 15)
+        frame[70:172, left : left + 86] = coat
+        frame[10:124, right : right + 103] = bag
         yield frame
 
 
@@ -113,7 +113,7 @@ def test_tracks_objects_through_a_crossing(
     write_frames(tmp_path / "clip.avi", crossing(garments), range(0, 1600, 100))
     given = [str(tmp_path / "clip.avi"), "--output", str(tmp_path), "--batch-size", "4"]
     assert main([*given, "--track"]) == 0
-    assert "16 frames, tracked objects: 1 bag, 1 trouser." in capsys.readouterr().out
+    assert "16 frames, tracked objects: 1 bag, 1 coat." in capsys.readouterr().out
     lines = (tmp_path / "clip.jsonl").read_text().splitlines()
     bags, others = [], []
     for line in lines:

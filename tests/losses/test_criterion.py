@@ -178,7 +178,7 @@ def test_more_objects_than_queries() -> None:
     """With more objects than queries training continues, and num_boxes counts all objects."""
     labels = random_labels([5, 1])
     logits, boxes = random_predictions(2, 2, 3)
-    with pytest.warns(UserWarning, match="5 objects and the model 3 queries"):
+    with pytest.warns(UserWarning, match="more objects than the model queries, 3"):
         _, terms = make_criterion()(logits, boxes, labels)
     for i, suffix in ((0, "_0"), (1, "")):
         _, expected = paper_loss(logits[i], boxes[i], labels)
