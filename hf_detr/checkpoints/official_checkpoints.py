@@ -30,7 +30,7 @@ from .official_options import official_options
 from .other_libraries import rename_other_libraries
 from .published_checkpoints import find_published_checkpoint, make_published_card
 
-PARALLEL = "module."
+PARALLEL = "module."  # prefix of names that torch's parallel wrappers save
 # Fields that distinguish a published configuration from others.
 ARCHITECTURE_FIELDS = (
     *("architectures", "backbone", "dilation", "num_labels", "num_queries", "d_model"),
@@ -256,7 +256,7 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any], str | None]:
             f"{file} has a {type(weights).__name__} as {place!r}; expected a state dict."
         )
     check_tensors(weights, file)
-    if all(name.startswith(PARALLEL) for name in weights):  # saved with torch's wrapper
+    if all(name.startswith(PARALLEL) for name in weights):
         weights = {name.removeprefix(PARALLEL): tensor for name, tensor in weights.items()}
     found = rename_other_libraries(weights, content.get("meta"))
     # Frozen batch norm doesn't have this buffer, but some files do.

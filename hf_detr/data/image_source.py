@@ -50,8 +50,8 @@ class ImageFolder:
     Args:
         folder: the folder.
         file_names: names of the images, relative to the folder. `notes` tells which of them have
-            another spelling in the folder, see `names_inside`, and `are_plain` whether none of
-            them had to be looked up.
+            another spelling in the folder, see `names_inside`, and `are_plain` whether all files
+            have the given names.
 
     Raises:
         ValueError: if a file name points outside the folder.

@@ -65,7 +65,7 @@ class TrainingOptions:
     epochs: int | None = _option(
         None, "default: the paper's, or 50 to fine-tune with --small-data", 1
     )
-    batch_size: int | None = _option(None, "images per step in all; default: the paper's", 1)
+    batch_size: int | None = _option(None, "images per step of all processes; default: paper's", 1)
     lr: float | None = _option(
         None,
         "learning rate; default: the paper's, with --small-data times 256 / d_model",

@@ -92,7 +92,7 @@ def train(
     of_data = {name: options.pop(name) for name in names}
     if not isinstance(data, DataArguments):
         data = DataArguments(data)
-    arguments = replace(data, **of_data)
+    arguments = replace(data, **of_data) if of_data else data  # a copy lists folders again
     training = prepare(model, arguments, Path(output), TrainingOptions(**options), processor)
     training.run()
     training.accelerator.end_training()

@@ -192,6 +192,21 @@ def test_options_of_data(
     assert f"with {len(data) - number} images" in said and f"evaluated on {number} images" in said
 
 
+def test_checked_data_stay_the_same_object(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `check` found is kept: looking for it again lists folders of many images."""
+    data = DataArguments(str(folder / "data"))
+    seen = []
+
+    def prepare(model: Any, arguments: DataArguments, *others: Any) -> None:
+        seen.append(arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hf_detr.training.train.prepare", prepare)
+    with pytest.raises(KeyboardInterrupt):
+        hf_detr.train(None, data)
+    assert seen[0] is data
+
+
 def test_number_of_queries(small: dict[str, Any]) -> None:
     """More objects than queries are learned with more queries, which the saved model keeps."""
     result = hf_detr.train(**{**small, "epochs": 1}, num_queries=9)
