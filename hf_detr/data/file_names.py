@@ -4,7 +4,7 @@ import codecs
 import os
 import re
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Container, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from urllib.parse import unquote
@@ -138,13 +138,14 @@ def _other_cases(folder: Path, names: Sequence[str]) -> dict[str, str]:
         return [prefix + entry for entry in listed[parent].get(part.casefold(), ())]
 
     named, result = set(names), {}
-    for same in _by_folded_case(set(_unlisted(folder, names))).values():
+    for name in dict.fromkeys(_unlisted(folder, names)):
         found = [""]
-        for part in same[0].split("/"):
+        for part in name.split("/"):
             found = [path for parent in found for path in spelled(parent, part)]
-        if len(same) == len(found) == 1 and found[0] not in named:
-            result[same[0]] = found[0]
-    return result
+        if len(found) == 1 and found[0] not in named:
+            result[name] = found[0]
+    uses = Counter(result.values())  # two names can differ in case only
+    return {name: file for name, file in result.items() if uses[file] == 1}
 
 
 def _by_folded_case(names: Iterable[str]) -> dict[str, list[str]]:
