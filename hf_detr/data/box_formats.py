@@ -196,11 +196,12 @@ def _block_fits(boxes: np.ndarray, box_format: str, image_hw: np.ndarray) -> np.
     corners = _corners(boxes, box_format, image_hw)
     margin = TOLERANCE * image_hw + 1
     low, high = corners[:, 1::-1], corners[:, :1:-1]  # as (y, x)
-    is_inside = ((low >= -margin) & (high <= image_hw + margin) & (high > low)).all(-1)
+    is_inside = (low >= -margin) & (high <= image_hw + margin) & (high > low)
+    is_inside = is_inside[:, 0] & is_inside[:, 1]  # faster than `all` over two values
     if box_format.endswith("_normalized"):
         return is_inside
     # In pixels, fractions up to 1 would be a box within the top left pixel.
-    small = np.flatnonzero((boxes <= 1).all(-1))
+    small = np.flatnonzero((boxes[:, 2] <= 1) & (boxes[:, 3] <= 1))
     is_inside[small] &= ~_are_fractions(boxes[small])
     return is_inside
 

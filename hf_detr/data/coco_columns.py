@@ -15,7 +15,7 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
-from .coco_images import CocoImages, ImageIndex, StrPath
+from .coco_images import IMAGES, CocoImages, ImageIndex, StrPath
 from .json_lists import CannotDivideError, load_part, read_lists
 from .object_columns import (
     INVALID,
@@ -42,7 +42,10 @@ class _Segment(_Object, gc=False):
     segmentation: msgspec.Raw = msgspec.Raw(b"null")
 
 
-_objects = {masks: msgspec.json.Decoder(list[_Segment if masks else _Object]) for masks in (0, 1)}
+_decoders = [
+    {"images": IMAGES, "annotations": msgspec.json.Decoder(list[kind])}
+    for kind in (_Object, _Segment)
+]  # without and with masks
 
 
 @dataclass
@@ -85,22 +88,25 @@ def _read_parts(file: StrPath, masks: bool) -> CocoColumns:
     images: list[CocoImages] = []
     categories: list[dict[str, Any]] = []
     objects, names = None, set()
-    for name, part in read_lists(file):
+    for name, part, decoded in read_lists(file, _decoders[masks]):
         names.add(name)
         if name == "images":
-            images.append(CocoImages.of_part(file, part, sum(len(found.ids) for found in images)))
+            start = sum(len(found.ids) for found in images)
+            images.append(CocoImages.of_part(file, part, decoded, start))
         elif name == "categories":
             categories += load_part(part)
         elif name == "annotations" and images:
             objects = objects or _Objects(file, CocoImages.join(file, images), masks)
-            objects.add(part)
+            objects.add(part, decoded)
+        del decoded  # before the next part is decoded
     if not names.issuperset(LISTS):
         raise CannotDivideError(f"{file} has no lists {LISTS}")
     if objects is None:  # the annotations come before the images
         objects = _Objects(file, CocoImages.join(file, images), masks)
-        for name, part in read_lists(file):
+        for name, part, decoded in read_lists(file, _decoders[masks]):
             if name == "annotations":
-                objects.add(part)
+                objects.add(part, decoded)
+            del decoded
     found = objects.joined.finish(masks)
     return CocoColumns(objects.images, found, categories, objects.problems)
 
@@ -114,9 +120,9 @@ class _Objects:
         self._index = ImageIndex(images.ids)
         self._num_bytes_left, self._num_read = os.stat(file).st_size, 0
 
-    def add(self, part: bytes) -> None:
-        """Add some annotations of the file."""
-        columns, number = self._decoded(part), len(self.joined)
+    def add(self, part: bytes, decoded: list[_Object] | None) -> None:
+        """Add some annotations of the file, and what msgspec decoded of them."""
+        columns, number = self._columns(decoded), len(self.joined)
         if columns is not None:
             self._num_read += len(columns)
         else:
@@ -128,17 +134,18 @@ class _Objects:
         self.joined.add(columns, number + int(1.05 * num_left) + 1000)
         self._num_bytes_left -= len(part)
 
-    def _decoded(self, part: bytes) -> ObjectColumns | None:
-        """Decode annotations that are all as in COCO; None if some aren't."""
+    def _columns(self, found: list[_Object] | None) -> ObjectColumns | None:
+        """Return annotations that are all as in COCO; None if some aren't."""
+        if found is None:
+            return None
         try:
-            found = _objects[self.masks].decode(part)
             images = np.array([one.image_id for one in found], dtype=np.int64)
             category_ids = np.array([one.category_id for one in found], dtype=np.int64)
             ids = [one.id for one in found]
             if None in ids:
                 ids = [n if i is None else i for n, i in enumerate(ids, len(self.joined))]
             ids = np.array(ids, dtype=np.int64)
-        except (msgspec.MsgspecError, OverflowError):
+        except OverflowError:
             return None
         images = self._index.find(images)
         boxes = chain.from_iterable([one.bbox for one in found])

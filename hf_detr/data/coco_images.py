@@ -23,7 +23,7 @@ class _Image(msgspec.Struct, gc=False):
     width: int | None = None
 
 
-_images = msgspec.json.Decoder(list[_Image])
+IMAGES = msgspec.json.Decoder(list[_Image])  # decodes images that are as in COCO
 
 
 @dataclass
@@ -56,17 +56,20 @@ class CocoImages:
         return cls(ids, list(map(_file_name, records)), sizes_hw)
 
     @classmethod
-    def of_part(cls, file: StrPath, part: bytes, start: int) -> "CocoImages":
-        """Decode some of a file's images."""
+    def of_part(
+        cls, file: StrPath, part: bytes, found: list[_Image] | None, start: int
+    ) -> "CocoImages":
+        """Return some of a file's images, of which `IMAGES` decoded `found`, None if it can't."""
+        if found is None:
+            return cls.of_records(file, load_part(part), start)
         try:
-            found = _images.decode(part)
             ids = np.array([image.id for image in found], dtype=np.int64)
-            names = [_file_name(image) for image in found]
+            names = [image.file_name or _file_name(image) for image in found]
             sizes = [[image.height or 0 for image in found], [image.width or 0 for image in found]]
             sizes_hw = np.array(sizes, dtype=np.int64).T.copy()
             if None not in names:
                 return cls(ids, names, sizes_hw)
-        except (msgspec.MsgspecError, OverflowError):
+        except OverflowError:
             pass
         return cls.of_records(file, load_part(part), start)
 

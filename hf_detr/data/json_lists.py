@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
 import msgspec
@@ -25,20 +25,27 @@ class CannotDivideError(ValueError):
     """A JSON file is invalid or has another structure than `read_lists` reads."""
 
 
-def read_lists(file: str | os.PathLike[str]) -> Iterator[tuple[str, bytes]]:
+def read_lists(
+    file: str | os.PathLike[str], decoders: Mapping[str, msgspec.json.Decoder[list[Any]]]
+) -> Iterator[tuple[str, bytes, list[Any] | None]]:
     """Yield the lists of objects in a JSON object in parts, in the order of the file.
 
     Other values are skipped.
 
+    Args:
+        file: the JSON file.
+        decoders: of the objects of some lists, by name.
+
     Yields:
-        The name of a list and the JSON text `[...]` of some of its objects; `[]` of an empty list.
+        The name of a list; the JSON text `[...]` of some of its objects, `[]` of an empty list; and
+        these objects as the list's decoder returns them, None if it can't.
 
     Raises:
         CannotDivideError: if the file isn't a JSON object in UTF-8, or has a name twice, a name
             with escapes, a list of objects and other values, or an object longer than a block.
     """
     try:
-        yield from _read_lists(file)
+        yield from _read_lists(file, decoders)
     except (ValueError, RecursionError) as error:
         raise CannotDivideError(f"{file} can't be read in parts: {error}") from error
 
@@ -55,7 +62,9 @@ def load_part(part: bytes) -> list[dict[str, Any]]:
         raise CannotDivideError(str(error)) from error
 
 
-def _read_lists(file: str | os.PathLike[str]) -> Iterator[tuple[str, bytes]]:
+def _read_lists(
+    file: str | os.PathLike[str], decoders: Mapping[str, msgspec.json.Decoder[list[Any]]]
+) -> Iterator[tuple[str, bytes, list[Any] | None]]:
     with open(file, "rb") as opened:
         text = _Text(opened)
         text.take(OPEN)
@@ -68,7 +77,8 @@ def _read_lists(file: str | os.PathLike[str]) -> Iterator[tuple[str, bytes]]:
                 raise ValueError(f"the name {name!r} is repeated")
             names.add(name)
             if text.skip(OPEN_LIST):
-                yield from ((name.decode(), part) for part in text.parts())
+                key = name.decode()
+                yield from ((key, *part) for part in text.parts(decoders.get(key, _objects)))
             else:
                 text.skip_value()
         if text.is_left():
@@ -112,35 +122,41 @@ class _Text:
         rest = str(self._data[self._start :], "latin-1")
         self._start += json.JSONDecoder().raw_decode(rest)[1]
 
-    def parts(self) -> Iterator[bytes]:
-        """Yield a list's objects in parts, and skip it."""
+    def parts(
+        self, decoder: msgspec.json.Decoder[list[Any]]
+    ) -> Iterator[tuple[bytes, list[Any] | None]]:
+        """Yield the text of a list's objects in parts, and what `decoder` returns; and skip it."""
         if self.skip(CLOSE_LIST):
-            yield b"[]"
+            yield b"[]", []
             return
         while True:
             self._need(BLOCK)
-            end, part = self._next_part()
+            end, part, decoded = self._next_part(decoder)
             if not part.isascii():
                 part.decode()  # msgspec doesn't check the encoding of what it skips
-            yield part
+            yield part, decoded
+            del decoded  # before the next part is decoded
             self._start = end
             if self.skip(CLOSE_LIST):
                 return
             self.take(BETWEEN)
 
-    def _next_part(self) -> tuple[int, bytes]:
-        """Return the end and the text of complete objects of a list."""
+    def _next_part(
+        self, decoder: msgspec.json.Decoder[list[Any]]
+    ) -> tuple[int, bytes, list[Any] | None]:
+        """Return the end, the text and `decoder`'s result of complete objects of a list."""
         for cut in self._cuts():
             part = b"[" + self._data[self._start : cut.end()] + b"]"
             # A text that begins with an object of the list, but doesn't end with one, has brackets
-            # or a string without end.
-            if _are_objects(part):
-                return cut.end(), part
+            # or a string without end, which no decoder accepts.
+            decoded = _decoded(part, decoder)
+            if decoded is not None or _decoded(part, _objects) is not None:
+                return cut.end(), part, decoded
         end = self._complete_objects()
         part = b"[" + self._data[self._start : end] + b"]"
-        if not _are_objects(part):
+        if _decoded(part, _objects) is None:
             raise ValueError("there are other values than objects in a list of objects")
-        return end, part
+        return end, part, _decoded(part, decoder)
 
     def _cuts(self) -> Iterator[re.Match[bytes]]:
         """Yield where an object seems to end: near the end of the data, and at that of the list."""
@@ -174,9 +190,8 @@ class _AnyObject(msgspec.Struct, gc=False):
 _objects = msgspec.json.Decoder(list[_AnyObject])
 
 
-def _are_objects(part: bytes) -> bool:
+def _decoded(part: bytes, decoder: msgspec.json.Decoder[list[Any]]) -> list[Any] | None:
     try:
-        _objects.decode(part)
+        return decoder.decode(part)
     except msgspec.MsgspecError:
-        return False
-    return True
+        return None

@@ -80,7 +80,10 @@ class ObjectColumns:
         """Sort the objects by image, and otherwise keep their order."""
         if (np.diff(self.images) >= 0).all():
             return
-        order = np.argsort(self.images, kind="stable")
+        # As `argsort(kind="stable")`, but several times as fast: image and row in one number.
+        order = self.images * len(self) + np.arange(len(self))
+        order.sort()
+        order %= len(self)
         # One column after the other and in place, to save memory.
         for column in (self.images, self.ids, self.category_ids, *self.boxes.T, self.areas):
             column[:] = column[order]

@@ -51,7 +51,8 @@ class PackedValues:
         """Return the values as JSON, which is safe to read from files."""
         if self.is_json:
             return self
-        return self.pack_json([json.dumps(value).encode() for value in self.tolist()])
+        encode = json.JSONEncoder().encode  # faster than `json.dumps`
+        return self.pack_json([encode(value).encode() for value in self.tolist()])
 
     def take(self, rows: np.ndarray) -> "PackedValues":
         """Return the values of some rows, without decoding them."""

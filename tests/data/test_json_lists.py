@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -27,7 +28,7 @@ FORMATS = st.sampled_from(
 def read(file: Path) -> dict[str, list]:
     """Return the lists that `read_lists` reads."""
     found: dict[str, list] = {}
-    for name, part in read_lists(file):
+    for name, part, _ in read_lists(file, {}):
         found.setdefault(name, []).extend(json.loads(part))
     return found
 
@@ -70,10 +71,26 @@ def test_a_list_of_many_blocks(tmp_path: Path, small_blocks: None):
     values = [{"n": n, "s": "}, {" * (n % 3), "o": [{"x": 1}, {"y": []}]} for n in range(300)]
     file = tmp_path / "some.json"
     file.write_text(json.dumps({"info": {"a": [1]}, "values": values, "empty": []}))
-    parts = [part for name, part in read_lists(file) if name == "values"]
+    parts = [part for name, part, _ in read_lists(file, {}) if name == "values"]
     assert len(parts) > 30 and max(map(len, parts)) <= 802
     assert [value for part in parts for value in json.loads(part)] == values
     assert read(file)["empty"] == []
+
+
+def test_decoded_by_the_decoder_of_the_list(tmp_path: Path, small_blocks: None):
+    """A part with a value of another type is complete, but isn't decoded."""
+    values = [{"n": n, "s": "}, {" * (n % 3)} for n in range(300)]
+    values[150]["n"] = "150"
+    file = tmp_path / "some.json"
+    file.write_text(json.dumps({"values": values, "others": values}))
+    kind = msgspec.defstruct("Kind", [("n", int)])
+    found = list(read_lists(file, {"values": msgspec.json.Decoder(list[kind])}))
+    assert [value for _, part, _ in found for value in json.loads(part)] == 2 * values
+    decoded = [(json.loads(part), objects) for name, part, objects in found if name == "values"]
+    failed = [part for part, objects in decoded if objects is None]
+    assert len(failed) == 1 and values[150] in failed[0]
+    for part, objects in decoded:
+        assert objects is None or [one.n for one in objects] == [value["n"] for value in part]
 
 
 @pytest.mark.parametrize(
