@@ -19,7 +19,7 @@ from ..models.variants import VARIANTS
 from ..wording import some_of
 from .checkpoint_files import check_target, check_tensors, read_pickled_checkpoint
 from .checkpoint_names import first_name, official_name, repeated_names
-from .model_card import make_model_card
+from .model_card import CARD_NAME, make_model_card
 from .official_configuration import (
     dilation_and_heads,
     heads_are_shared,
@@ -94,7 +94,7 @@ def convert_official_checkpoint(
         model.save_pretrained(unfinished)
         variant.image_processor(format=kind, **preprocessing).save_pretrained(unfinished)
         card = make_converted_card(model.config, file, folder.resolve().name)
-        (unfinished / "README.md").write_text(str(card), encoding="utf-8")
+        (unfinished / CARD_NAME).write_text(str(card), encoding="utf-8")
     return model
 
 

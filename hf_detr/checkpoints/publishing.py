@@ -15,7 +15,7 @@ from transformers.utils import logging
 from ..atomic_saving import weights_of
 from ..models.configuration import without_auxiliary_loss
 from ..models.pretrained_model import DetectionPreTrainedModel
-from .model_card import TASKS, hub_metadata, make_model_card, needs_hf_detr
+from .model_card import CARD_NAME, TASKS, hub_metadata, make_model_card, needs_hf_detr
 
 WAITS = (1, 2, 4, 8)  # seconds
 TEMPORARY_ERRORS, PARENT_CHANGED = (408, 429, 500, 502, 503, 504), 412  # HTTP status codes
@@ -90,7 +90,7 @@ def push_to_hub(
                 description=NO_DESCRIPTION,
                 only_here=needs_hf_detr(model),
             )
-        (folder / "README.md").write_text(str(_complete_card(card, model)), encoding="utf-8")
+        (folder / CARD_NAME).write_text(str(_complete_card(card, model)), encoding="utf-8")
         paths = {path.name: path for path in sorted(folder.iterdir())}
         for file in files:
             if paths.setdefault(file.name, file) != file:
@@ -140,9 +140,9 @@ def _commit(
 
 def _existing_card(api: HfApi, repo_id: str, revision: str | None) -> ModelCard | None:
     files = api.model_info(repo_id, revision=revision).siblings
-    if all(file.rfilename != "README.md" for file in files):
+    if all(file.rfilename != CARD_NAME for file in files):
         return None
-    path = api.hf_hub_download(repo_id, "README.md", revision=revision)
+    path = api.hf_hub_download(repo_id, CARD_NAME, revision=revision)
     return _parsed(Path(path).read_text(encoding="utf-8"))
 
 

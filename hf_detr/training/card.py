@@ -7,6 +7,7 @@ from typing import Any
 from transformers import AutoConfig, ObjectDetectionPipeline
 
 from ..checkpoints.model_card import (
+    CARD_NAME,
     CardResults,
     make_model_card,
     markdown_table,
@@ -67,7 +68,7 @@ def write_card(
         base_model=base_model(options["model"]),
         only_here=needs_hf_detr(detector.model),
     )
-    card.save(folder / "README.md")
+    card.save(folder / CARD_NAME)
 
 
 def describe_evaluation(best: dict[str, Any]) -> str:

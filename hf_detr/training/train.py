@@ -13,6 +13,7 @@ from accelerate.state import AcceleratorState
 from torch import nn
 from transformers import PreTrainedModel, pipeline
 
+from ..checkpoints.model_card import CARD_NAME
 from ..checkpoints.publishing import push_to_hub
 from ..data.dataset import DetectionDataset
 from ..data.formats import DataArguments
@@ -300,7 +301,7 @@ def _finish(training: Training, folder: Path, data_name: str) -> None:
     training.log.say(metrics_table({n: v for n, v in best.items() if n not in ("epoch", "step")}))
     print(f"Saved the best model (step {best['step']}) in {folder}.")
     if options.push_to is not None:
-        card = (folder / "README.md").read_text(encoding="utf-8")
+        card = (folder / CARD_NAME).read_text(encoding="utf-8")
         images = sorted(folder.glob("*.png"))
         push_to_hub(model, training.processor, options.push_to, card=card, files=images)
 
