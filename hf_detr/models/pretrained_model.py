@@ -30,7 +30,7 @@ from .loading_checks import (
     unreadable,
 )
 from .parameter_kinds import group_parameters
-from .transformers_resnet import has_transformers_names, timm_names
+from .saved_names import find_renaming
 
 
 class DetectionPreTrainedModel(PreTrainedModel):
@@ -183,10 +183,10 @@ class DetectionPreTrainedModel(PreTrainedModel):
         if checkpoint_files:
             # An index may name any file, and transformers unpickles by the name's ending.
             headers = read_headers(checkpoint_files, load_config.pretrained_model_name_or_path)
-            if has_transformers_names(headers):
+            if rename := find_renaming(headers, model):
                 tensors = [load_file(file) for file in checkpoint_files]
-                state_dict = timm_names({k: v for part in tensors for k, v in part.items()})
-                headers, checkpoint_files = timm_names(headers), None
+                state_dict = rename({k: v for part in tensors for k, v in part.items()})
+                headers, checkpoint_files = rename(headers), None
             is_quantized = load_config.hf_quantizer is not None
             check_headers(model, headers, load_config.ignore_mismatched_sizes, is_quantized)
         return PreTrainedModel._load_pretrained_model(
