@@ -78,7 +78,9 @@ def _read_lists(
             names.add(name)
             if text.skip(OPEN_LIST):
                 key = name.decode()
-                yield from ((key, *part) for part in text.parts(decoders.get(key, _objects)))
+                for part, decoded in text.parts(decoders.get(key, _objects)):
+                    yield key, part, decoded
+                    del part, decoded  # before the next part is decoded
             else:
                 text.skip_value()
         if text.is_left():

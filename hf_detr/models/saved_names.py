@@ -31,13 +31,14 @@ def find_renaming(names: Collection[str], model: PreTrainedModel) -> Renaming | 
 
 def _prefix_of_part(names: Collection[str], model: PreTrainedModel) -> str:
     """What the names of the model's weights begin with in the file of one that holds it."""
-    expected = set(model.state_dict())
+    expected, base = set(model.state_dict()), f"{model.base_model_prefix}."
+    # Names that fit, perhaps as transformers itself reads the base model from a file or into one.
+    if any(not expected.isdisjoint((n, base + n, n.removeprefix(base))) for n in names):
+        return ""
     prefixes = Counter(
-        name[:start]
+        name[: i + 1]
         for name in names
-        for start in (0, *(i + 1 for i, letter in enumerate(name) if letter == "."))
-        if name[start:] in expected
+        for i, letter in enumerate(name)
+        if letter == "." and name[i + 1 :] in expected
     )
-    [(prefix, _)] = prefixes.most_common(1) or [("", 0)]
-    # transformers itself reads the base model out of a file.
-    return "" if prefix == f"{model.base_model_prefix}." else prefix
+    return max(prefixes, key=prefixes.__getitem__, default="")

@@ -1,6 +1,7 @@
 """Reading of lists in parts: what is divided, and what isn't."""
 
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,29 @@ def test_decoded_by_the_decoder_of_the_list(tmp_path: Path, small_blocks: None):
     assert len(failed) == 1 and values[150] in failed[0]
     for part, objects in decoded:
         assert objects is None or [one.n for one in objects] == [value["n"] for value in part]
+
+
+def test_one_part_in_memory(tmp_path: Path, small_blocks: None):
+    """Protects memory: the objects of a part are freed before the next part is decoded."""
+
+    class Objects(list):
+        """A list that weak references can refer to."""
+
+    class Decoder:
+        decoded: list[weakref.ref] = []
+
+        def decode(self, part: bytes) -> Objects:
+            assert not any(reference() for reference in self.decoded)
+            objects = Objects(json.loads(part))
+            self.decoded.append(weakref.ref(objects))
+            return objects
+
+    file = tmp_path / "some.json"
+    file.write_text(json.dumps({"values": [{"n": n} for n in range(300)]}))
+    for _, _, objects in read_lists(file, {"values": Decoder()}):
+        assert objects
+        del objects
+    assert len(Decoder.decoded) > 5
 
 
 @pytest.mark.parametrize(

@@ -45,14 +45,33 @@ def test_pipeline_of_a_segmenter(tmp_path: Path):
     torch.testing.assert_close(boxes, expected)
 
 
-@pytest.mark.parametrize("variant", PREFIXES)
-def test_own_files_keep_their_names(variant: str):
-    """Protects files of the model itself, and of the detector that holds it."""
-    detector = tiny_detector(variant)
-    names = detector.state_dict().keys()
-    assert find_renaming(names, detector) is None
-    assert find_renaming(names, detector.model) is None  # transformers itself takes the part
-    assert find_renaming(detector.model.state_dict().keys(), detector.model) is None
+OWN = [
+    *((variant, {}) for variant in PREFIXES),
+    ("deformable_detr", {"with_box_refine": True}),
+    ("deformable_detr", {"with_box_refine": True, "two_stage": True}),
+]
+
+
+@pytest.mark.parametrize(("variant", "changes"), OWN)
+def test_own_files_keep_their_names(tmp_path: Path, variant: str, changes: dict[str, bool]):
+    """Protects files of the model itself, of the detector that holds it, and of its base."""
+    detector = tiny_detector(variant, **changes)
+    files = [detector.state_dict().keys(), detector.model.state_dict().keys()]
+    for names in files:
+        assert find_renaming(names, detector) is None
+        assert find_renaming(names, detector.model) is None
+    detector.model.save_pretrained(tmp_path)
+    loaded = type(detector).from_pretrained(tmp_path).model
+    expected = detector.model.state_dict()
+    found = {name: loaded.state_dict()[name] for name in expected}
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_names_that_fit_win():
+    """Protects a file with a second copy of the model: it never replaces the model's weights."""
+    detector = tiny_detector("detr")
+    names = list(detector.state_dict())
+    assert find_renaming([*names[:5], *(f"ema.{name}" for name in names)], detector) is None
     assert find_renaming(["some.other.weight", "weight"], detector) is None
 
 
