@@ -15,7 +15,7 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
-from .coco_images import IMAGES, CocoImages, ImageIndex, StrPath
+from .coco_images import IMAGE_DECODER, CocoImages, ImageIndex, StrPath
 from .json_lists import CannotDivideError, load_part, read_lists
 from .object_columns import (
     INVALID,
@@ -43,7 +43,7 @@ class _Segment(_Object, gc=False):
 
 
 _decoders = [
-    {"images": IMAGES, "annotations": msgspec.json.Decoder(list[kind])}
+    {"images": IMAGE_DECODER, "annotations": msgspec.json.Decoder(list[kind])}
     for kind in (_Object, _Segment)
 ]  # without and with masks
 

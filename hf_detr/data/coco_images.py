@@ -23,7 +23,7 @@ class _Image(msgspec.Struct, gc=False):
     width: int | None = None
 
 
-IMAGES = msgspec.json.Decoder(list[_Image])  # decodes images that are as in COCO
+IMAGE_DECODER = msgspec.json.Decoder(list[_Image])  # decodes images that are as in COCO
 
 
 @dataclass
@@ -59,7 +59,7 @@ class CocoImages:
     def of_part(
         cls, file: StrPath, part: bytes, found: list[_Image] | None, start: int
     ) -> "CocoImages":
-        """Return some of a file's images, of which `IMAGES` decoded `found`, None if it can't."""
+        """Return some of a file's images; `found` is of `IMAGE_DECODER`, None if it failed."""
         if found is None:
             return cls.of_records(file, load_part(part), start)
         try:

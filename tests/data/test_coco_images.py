@@ -45,7 +45,7 @@ def test_names_and_sizes(
         monkeypatch.setattr(coco_images, "load_part", None)
     part = json.dumps(records).encode()
     try:
-        decoded = coco_images.IMAGES.decode(part)
+        decoded = coco_images.IMAGE_DECODER.decode(part)
     except msgspec.MsgspecError:
         decoded = None
     for found in (
