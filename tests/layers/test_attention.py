@@ -139,6 +139,24 @@ def test_half_precision(dtype: torch.dtype, return_weights: bool) -> None:
     torch.testing.assert_close(got.float(), expected, atol=3e-2, rtol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_gradients_in_half_precision(dtype: torch.dtype, autocast: bool) -> None:
+    """Protects training on CPUs: the fused path computes in float32, also within autocast."""
+    *values, mask = random_inputs(value_width=6)
+    halves = [value.to(dtype) for value in values]
+    got, expected = ([one.clone().requires_grad_() for one in halves] for _ in range(2))
+    with torch.autocast("cpu", dtype, enabled=autocast):
+        output = multi_head_attention(*got, 2, mask)[0]
+    assert output.dtype == dtype
+    exact = naive_attention(*(one.float() for one in expected), 2, mask)[0]
+    torch.testing.assert_close(output, exact.to(dtype), atol=0, rtol=0.01)
+    output.sum().backward()
+    exact.to(dtype).sum().backward()
+    for one, other in zip(got, expected, strict=True):
+        torch.testing.assert_close(one.grad, other.grad, atol=1e-4, rtol=0.01)
+
+
 @pytest.mark.parametrize("return_weights", [False, True])
 def test_dropout_only_in_training(return_weights: bool) -> None:
     """Protects that dropout acts in training, on weights, and not at inference."""
