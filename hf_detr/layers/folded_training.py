@@ -26,6 +26,7 @@ from .onednn import has_fast_onednn
 # each step, must take less time than passes over maps save.
 LEAST_PIXELS = 25_000
 MOST_WEIGHTS_PER_PIXEL = 120
+MOST_HALF_WEIGHTS_PER_PIXEL = 400  # in bfloat16, where folding saves more
 MOST_WITHOUT_ONEDNN = 20480  # values in a single image's map; a constant of torch's convolution
 SETTINGS = (bool, int, float, str, tuple)  # types of attributes that the twin has copies of
 
@@ -66,7 +67,9 @@ class FoldedTraining:
         modules = list(network.modules())
         tensors = [tensor for module in modules for tensor in own_tensors(module)]
         weights = sum(tensor.numel() for tensor in tensors if tensor.ndim == 4)
-        if weights > MOST_WEIGHTS_PER_PIXEL * pixels or not takes_folding(modules, tensors):
+        is_half = pixel_values.element_size() == 2 or torch.is_autocast_enabled("cpu")
+        most = MOST_HALF_WEIGHTS_PER_PIXEL if is_half else MOST_WEIGHTS_PER_PIXEL
+        if weights > most * pixels or not takes_folding(modules, tensors):
             return network
         twin, parts = self.twin, [*modules, *tensors]  # read once: another thread may drop it
         settings = [_settings(module) for module in modules]

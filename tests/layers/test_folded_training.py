@@ -23,6 +23,7 @@ def folded_whatever_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """The images of these tests are small."""
     monkeypatch.setattr(folded_training, "LEAST_PIXELS", 0)
     monkeypatch.setattr(folded_training, "MOST_WEIGHTS_PER_PIXEL", torch.inf)
+    monkeypatch.setattr(folded_training, "MOST_HALF_WEIGHTS_PER_PIXEL", torch.inf)
 
 
 def training_backbone(name: str = "test_resnet") -> Backbone:
@@ -219,6 +220,20 @@ def test_few_pixels_are_not_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
     backbone(torch.randn(1, 3, 64, 64))
     assert backbone.folded_training.twin is None
     backbone(torch.randn(2, 3, 64, 64))
+    assert folded_convolutions(backbone)
+
+
+def test_half_precision_is_worth_it_sooner(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Protects the speed of small images in bfloat16, of the model or of autocast."""
+    monkeypatch.setattr(folded_training, "MOST_WEIGHTS_PER_PIXEL", 0)
+    backbone, image = training_backbone(), torch.randn(1, 3, 64, 64)
+    backbone(image)
+    assert backbone.folded_training.twin is None
+    with torch.autocast("cpu", torch.bfloat16):
+        backbone(image)
+    assert folded_convolutions(backbone)
+    backbone.folded_training.drop()
+    backbone.bfloat16()(image.bfloat16())
     assert folded_convolutions(backbone)
 
 
