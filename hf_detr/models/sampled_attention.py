@@ -25,6 +25,9 @@ from .configuration_sampled_attention import SampledAttentionConfig
 from .detection_transformer import DetectionTransformer
 from .segmentation import NUM_MAPS, Segmenter
 
+# A class logit that is lower than any trained one, with a probability of 0 in every precision.
+NO_OBJECT = -1e4
+
 
 class SampledDecoderLayer(TransformerLayer):
     """Queries attend to each other, then to points of the memory, then pass a feed-forward network.
@@ -156,6 +159,16 @@ def anchor_boxes(pyramid: FeaturePyramid) -> tuple[Tensor, Tensor]:
         valid = valid & pyramid.mask[..., None]
     # Clamped first: beyond 1 the logit is NaN, whose gradient would survive the filling.
     return inverse_sigmoid(anchors.clamp(0.01, 0.99)).masked_fill(~valid, torch.inf), valid
+
+
+def without_proposals(class_logits: Tensor, valid: Tensor) -> Tensor:
+    """Give tokens (B, S, C) that propose nothing, where `valid` (B, S, 1) is False, no object.
+
+    Deviation: in the original code they keep the logits of an empty token. If a model has seen
+    little padding, these may be high: then they take queries of other images' objects and, as
+    negatives of the loss, outweigh all other tokens' gradients.
+    """
+    return class_logits.masked_fill(~valid, NO_OBJECT)
 
 
 class SampledAttentionSegmenter(Segmenter):

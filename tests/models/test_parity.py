@@ -32,6 +32,8 @@ from hf_detr.models.training_queries import TrainingQueries
 
 from .test_denoising import recorded_noise
 
+pytestmark = pytest.mark.usefixtures("original_proposals")
+
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 OFFICIAL = [
     *("detr-r50", "detr-r50-dc5", "detr-r101"),

@@ -9,7 +9,7 @@ from hf_detr.layers.feature_pyramid import build_pyramid
 from hf_detr.layers.position_encoding import SinePositionEncoding
 from hf_detr.models.sampled_attention import anchor_boxes, make_projections
 
-from ..tiny import tiny_config
+from ..tiny import padded_batch, some_labels, tiny_config, tiny_detector
 
 
 def test_anchor_boxes() -> None:
@@ -30,6 +30,23 @@ def test_anchor_boxes() -> None:
 
     boxes = logits[valid[..., 0]].sigmoid()
     assert_close(boxes, torch.cat([expected(4, 8, 0.05), expected(2, 4, 0.1)]))
+
+
+@pytest.mark.parametrize("variant", ["deformable_detr", "dino_detr"])
+def test_padding_takes_no_queries(variant: str) -> None:
+    """Protects models that have seen little padding, where an empty token may score high."""
+    stages = {"two_stage": True, "with_box_refine": True, "two_stage_num_proposals": 7}
+    model = tiny_detector(variant, **({} if variant == "dino_detr" else stages))
+    proposals = model.model.proposals if variant == "dino_detr" else model.model
+    heads = proposals.class_embed if variant == "dino_detr" else model.class_embed[-1]
+    torch.nn.init.normal_(heads.weight)
+    with torch.no_grad():  # after its norm, an empty token is this bias
+        proposals.enc_output.bias.copy_(1e-3 * heads.weight[0])
+        proposals.enc_output.weight.mul_(100)
+    inputs = padded_batch()
+    references = model.model(*inputs).reference_points[0]
+    assert (references < 1).any(-1).all()  # infinite boxes end at 1
+    assert model(*inputs, labels=some_labels()).loss.isfinite()
 
 
 @pytest.mark.parametrize("num_maps", [1, 3])

@@ -29,6 +29,7 @@ from ..sampled_attention import (
     SampledAttentionSegmenter,
     SampledDecoderLayer,
     anchor_boxes,
+    without_proposals,
 )
 from ..training_queries import Queries, TrainingQueries
 from .configuration_deformable_detr import DeformableDetrConfig
@@ -145,7 +146,8 @@ class DeformableDetrModel(SampledAttentionModel):
         anchor_logits, valid = anchor_boxes(pyramid)
         tokens = self.enc_output_norm(linear(self.enc_output, memory.masked_fill(~valid, 0)))
         box_logits = self.decoder.bbox_embed[-1](tokens) + anchor_logits  # at least float32
-        return linear(self.decoder.class_embed[-1], tokens), box_logits
+        class_logits = linear(self.decoder.class_embed[-1], tokens)
+        return without_proposals(class_logits, valid), box_logits
 
     def queries_from(self, class_logits: Tensor, box_logits: Tensor) -> Queries:
         """Queries (B, Q, D) with references (B, Q, 4) from the best proposals.

@@ -28,6 +28,7 @@ from ..sampled_attention import (
     SampledAttentionSegmenter,
     SampledDecoderLayer,
     anchor_boxes,
+    without_proposals,
 )
 from ..training_queries import Queries, QueryGroups, TrainingQueries
 from .configuration_dino import DinoDetrConfig
@@ -60,7 +61,7 @@ class DinoDetrProposals(nn.Module):
         """
         anchor_logits, valid = anchor_boxes(pyramid)
         tokens = self.enc_output_norm(linear(self.enc_output, memory.masked_fill(~valid, 0)))
-        class_logits = linear(self.class_embed, tokens)
+        class_logits = without_proposals(linear(self.class_embed, tokens), valid)
         num_queries = min(num_queries, class_logits.shape[1])
         best = class_logits.amax(-1).topk(num_queries, dim=1).indices[..., None]  # (B, Q, 1)
         tokens = tokens.gather(1, best.expand(-1, -1, tokens.shape[-1]))
