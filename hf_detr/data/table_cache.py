@@ -26,7 +26,7 @@ from .remote_files import is_address, is_copy
 from .remote_images import FolderImages, have_failed, open_folder
 from .result_cache import cache_folder, cached
 
-VERSION = "2"  # of the readers and the files; others aren't used
+VERSION = "3"  # of the readers and the files; others aren't used
 # Smaller and fewer annotation files are read in a fraction of a second.
 MIN_BYTES, MIN_FILES = 20_000_000, 2_000
 MAX_PROBLEMS = 10_000  # more are kept in memory only

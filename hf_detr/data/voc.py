@@ -278,4 +278,7 @@ def _object(found: Element, file: str) -> tuple[str, list[float], bool]:
             "expected four finite numbers"
         )
     x0, y0, x1, y1 = corners
-    return name, [x0 - 1, y0 - 1, x1, y1], found.findtext("difficult", "0").strip() == "1"
+    # Values divided by the image's size are kept as they are, by which the table finds them.
+    first = 0 if 0 <= min(corners) < 1 and max(corners) <= 1 else 1
+    box = [x0 - first, y0 - first, x1, y1]
+    return name, box, found.findtext("difficult", "0").strip() == "1"

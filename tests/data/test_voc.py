@@ -41,6 +41,18 @@ def test_pixels_start_at_one_and_corners_are_inclusive(tmp_path: Path):
     assert dataset.image_hw(0) == (40, 50) and len(dataset[1][1]["boxes"]) == 0
 
 
+def test_boxes_divided_by_the_size_of_the_image_are_refused(tmp_path: Path):
+    """They would be trained as boxes in the first pixel; that pixel itself is a box."""
+    divided = voc_object(xmin=0.1).replace("6<", "0.2<").replace("30<", "0.5<")
+    folder = write_voc(tmp_path, {"a": divided.replace("13<", "0.6<") * 3})
+    with pytest.warns(UserWarning, match="3 of 3 boxes are empty .* divided by the image's size"):
+        (problem,) = read_voc(folder).table.problems
+    assert problem.is_fatal
+    first_pixel = voc_object(xmin=1).replace("6<", "1<").replace("30<", "1<").replace("13<", "1<")
+    folder = write_voc(tmp_path / "pixel", {"a": first_pixel * 3})
+    assert read_voc(folder)[0][1]["boxes"].tolist() == [[0, 0, 1, 1]] * 3
+
+
 def test_classes_are_those_of_all_splits(tmp_path: Path):
     """Labels are the same in all splits."""
     folder = write_voc(tmp_path, {"a": voc_object("dog"), "b": voc_object("ant")})
