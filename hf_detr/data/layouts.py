@@ -222,6 +222,21 @@ def find_yaml(folder: Path) -> Path | None:
     return next((folder / name for name in YAML_FILES if (folder / name).is_file()), None)
 
 
+class _UniqueKeyLoader(yaml.BaseLoader):
+    """Reads all values as text, and refuses a repeated key, of which YAML keeps the last value."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        known: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in known:
+                raise ValueError(
+                    f"{key.start_mark.line + 1}: the key {key.value!r} is repeated; expected each "
+                    "key once, such as the number of a class in 'names'. Remove or rename one."
+                )
+            known.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(file: Path) -> dict[str, Any]:
     """Read the YAML file of a YOLO data set; all values are text, lists or dicts.
 
@@ -230,11 +245,13 @@ def read_yaml(file: Path) -> dict[str, Any]:
     """
     try:
         # As text, because YAML's numbers, booleans and null can be names: 02146, on, no.
-        content = yaml.load(file.read_bytes(), Loader=yaml.BaseLoader)
+        content = yaml.load(file.read_bytes(), Loader=_UniqueKeyLoader)
     except FileNotFoundError:
         raise ValueError(f"{file} doesn't exist; pass the YAML file or its folder.") from None
     except yaml.YAMLError as error:  # has line and column
         raise ValueError(f"{file} is not a YAML file: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{file}:{error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{file} is not a mapping; expected keys such as 'names' and 'train'.")
     return content
