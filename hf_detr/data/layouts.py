@@ -3,6 +3,7 @@
 Nothing here needs torch, so that a command line can be checked at once.
 """
 
+import itertools
 import json
 import os
 import re
@@ -15,7 +16,7 @@ from typing import Any
 import yaml
 
 from .coco_layouts import LAYOUTS, PANOPTIC, WHOLE, find_coco, find_panoptic
-from .file_names import check_stays_inside
+from .file_names import check_stays_inside, walk_files
 from .other_formats import what_it_looks_like
 from .remote_files import check_address, is_address
 from .remote_paths import RemotePath, data_path
@@ -280,8 +281,13 @@ def voc_splits(folder: Path, names: Iterable[str]) -> Iterator[str]:
 
 
 def _has_voc_files(folder: Path) -> bool:
-    patterns = ("*.xml", *(f"{name}/**/*.xml" for name in VOC_ANNOTATIONS))
-    first = next((file for pattern in patterns for file in folder.glob(pattern)), None)
+    beside = folder.glob("*.xml")
+    below = (
+        Path(folder, name, file)
+        for name in VOC_ANNOTATIONS
+        for file in walk_files(folder / name, {".xml"})
+    )
+    first = next(itertools.chain(beside, below), None)
     if first is None:
         return False
     with open(first, "rb") as opened:  # other tools' XML files have other elements

@@ -5,6 +5,7 @@ from pathlib import Path
 import PIL.Image
 import pytest
 
+from hf_detr import read_data
 from hf_detr.data.voc import parse_xml, read_voc
 
 from ..some_data import write_image
@@ -174,6 +175,17 @@ def test_data_without_lists_have_one_split(tmp_path: Path, annotations: str, ima
     assert dataset[0][1]["boxes"].tolist() == [[10, 5, 30, 13]]
     with pytest.raises(ValueError, match="no split 'val'.*only have the split 'train'"):
         read_voc(tmp_path, "val")
+
+
+@pytest.mark.filterwarnings("ignore:.*no ImageSets/Main:UserWarning")
+def test_linked_folders(tmp_path: Path):
+    """The format is found, and annotations and images are read, where folders are links."""
+    write_files(tmp_path / "other", "Annotations", "JPEGImages")
+    for kind in ("Annotations", "JPEGImages"):
+        (tmp_path / "data" / kind).mkdir(parents=True)
+        (tmp_path / "data" / kind / "more").symlink_to(tmp_path / "other" / kind)
+    dataset = read_data(tmp_path / "data")
+    assert dataset[0][1]["boxes"].tolist() == [[10, 5, 30, 13]]
 
 
 def test_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

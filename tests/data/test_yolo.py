@@ -261,3 +261,13 @@ def test_paths_of_other_computers(tmp_path: Path, changes: dict, line: str | Non
     if line:
         (folder / "train.txt").write_text(line)
     assert len(read_yolo(folder)[0][1]["boxes"]) == 1
+
+
+def test_linked_folders_of_images(tmp_path: Path):
+    """A data set can be made of links to others."""
+    folder = write_yolo(tmp_path / "data", {"a": BOX})
+    write_yolo(tmp_path / "other", {"b": BOX})
+    for kind in ("images", "labels"):
+        (folder / kind / "train" / "more").symlink_to(tmp_path / "other" / kind / "train")
+    dataset = read_yolo(folder)
+    assert [len(dataset[i][1]["boxes"]) for i in range(len(dataset))] == [1, 1]
