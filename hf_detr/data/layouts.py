@@ -281,7 +281,7 @@ def voc_splits(folder: Path, names: Iterable[str]) -> Iterator[str]:
 
 
 def _has_voc_files(folder: Path) -> bool:
-    beside = folder.glob("*.xml")
+    beside = folder.glob("*.[xX][mM][lL]")
     below = (
         Path(folder, name, file)
         for name in VOC_ANNOTATIONS

@@ -188,6 +188,23 @@ def test_linked_folders(tmp_path: Path):
     assert dataset[0][1]["boxes"].tolist() == [[10, 5, 30, 13]]
 
 
+@pytest.mark.filterwarnings("ignore:.*no ImageSets/Main:UserWarning")
+@pytest.mark.parametrize(
+    ("annotations", "has_list"), [("Annotations", 1), ("Annotations", 0), (".", 0)]
+)
+def test_xml_files_with_an_ending_in_capitals(tmp_path: Path, annotations: str, has_list: bool):
+    """Windows ignores case; the format is found too, and all classes."""
+    write_files(tmp_path, annotations, "JPEGImages", "IMG 1")
+    file = tmp_path / annotations / "IMG 1.xml"
+    file.rename(file.with_suffix(".XML"))
+    if has_list:
+        (tmp_path / "ImageSets" / "Main").mkdir(parents=True)
+        (tmp_path / "ImageSets" / "Main" / "train.txt").write_text("IMG 1")
+    dataset = read_data(tmp_path)
+    assert dataset[0][1]["boxes"].tolist() == [[10, 5, 30, 13]]
+    assert dataset.id2label == {0: "dog"}
+
+
 def test_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """XML files and images beside each other, in the folder that the command runs in."""
     write_files(tmp_path, ".", ".", "abc")

@@ -211,6 +211,22 @@ def test_label_files_without_image_are_reported_once(tmp_path: Path, is_beside: 
     assert [(p.image, p.is_fatal) for p in dataset.table.problems] == [(None, False)]
 
 
+@pytest.mark.parametrize("train", ["images/train", "train.txt"])
+def test_label_files_with_an_ending_in_capitals(tmp_path: Path, train: str):
+    """They are read, of listed images too, and reported if they have no image."""
+    folder = write_yolo(tmp_path, {"a": BOX, "b": BOX}, train=train)
+    (folder / "train.txt").write_text("images/train/a.png\nimages/train/b.png\n")
+    labels = folder / "labels" / "train"
+    (labels / "b.txt").rename(labels / "b.TXT")
+    dataset = read_yolo(folder)
+    assert [len(dataset[i][1]["boxes"]) for i in range(2)] == [1, 1]
+    assert not dataset.table.problems
+    (folder / "images" / "train" / "b.png").unlink()
+    if train != "train.txt":
+        with pytest.warns(UserWarning, match="1 label files in .* have no image, such as b.TXT"):
+            read_yolo(folder)
+
+
 def test_images_with_the_same_label_file_are_reported(tmp_path: Path):
     """Two images of one name share their boxes, which is rarely intended."""
     folder = write_yolo(tmp_path, {"a": BOX})
