@@ -13,6 +13,7 @@ from xml.etree.ElementTree import Element, TreeBuilder
 
 from tqdm.auto import tqdm
 
+from ..wording import some_of
 from .annotation_table import AnnotationTable, Problem, make_table
 from .dataset import DetectionDataset
 from .file_names import check_stays_inside, files_below, image_endings, read_lines
@@ -58,11 +59,13 @@ def read_voc(
     all_files = layout.all_files() if class_names is None else []
     used |= dict.fromkeys(all_files)
     named_images = _image_files(layout.images)
+    unnamed = _unnamed_images(layout, Path(folder), named_images)
     image_files = [layout.image(name) for names in named_images.values() for name in names]
 
     def read() -> Content:
         names = _all_class_names(all_files) if class_names is None else class_names
-        return *_read_annotations(layout, split, names, keep_difficult, named_images, problems), ()
+        given = layout, split, names, keep_difficult, named_images, unnamed, problems
+        return *_read_annotations(*given), ()
 
     options = repr(("voc", split, class_names, keep_difficult, layout.stems, problems))
     table, images = read_mapped([*used], layout.images, options, read, image_files)
@@ -75,6 +78,7 @@ def _read_annotations(
     class_names: Sequence[str],
     keep_difficult: bool,
     named_images: Mapping[str, Sequence[str]],
+    unnamed: Sequence[str],
     problems: list[Problem],
 ) -> tuple[AnnotationTable, ImageFolder]:
     """Read the annotation file of each image."""
@@ -104,6 +108,7 @@ def _read_annotations(
             problems.append(Problem("annotation file", index, str(error), True))
     images = ImageFolder(layout.images, image_names)
     problems += images.notes
+    _note_unread_images(images, unnamed, problems)
     table = make_table(
         dict(enumerate(class_names)),
         range(len(image_names)),
@@ -127,6 +132,7 @@ class _Layout:
     stems: list[str]
     all_annotations: Path  # of all splits
     xml_names: Mapping[str, str]  # of the files in `annotations`, by their stems
+    has_lists: bool  # in `ImageSets`, of the images to read
 
     def file(self, stem: str) -> str:
         return os.path.join(self.annotations, self.xml_names.get(stem, f"{stem}.xml"))
@@ -146,7 +152,7 @@ def _find_layout(folder: Path, split: str, problems: list[Problem]) -> _Layout:
         annotations, images = folder / "Annotations", _subfolder(folder, IMAGE_FOLDERS)
         xml_names = _xml_names(annotations)
         stems = _split_stems(folder, split, xml_names)
-        return _Layout(annotations, images, stems, annotations, xml_names)
+        return _Layout(annotations, images, stems, annotations, xml_names, has_lists=True)
     home = folder / split if (folder / split).is_dir() else folder
     annotations, images = _subfolder(home, ANNOTATION_FOLDERS), _subfolder(home, IMAGE_FOLDERS)
     xml_names = _xml_names(annotations)
@@ -160,10 +166,10 @@ def _find_layout(folder: Path, split: str, problems: list[Problem]) -> _Layout:
             "split 'train', of all images."
         )
     if home == folder:
-        text = f"{folder} has no ImageSets/Main; the split 'train' has all of its images"
+        text = f"{folder} has no ImageSets/Main; the split 'train' has all images with XML file"
         problems.append(Problem("no splits", None, text, False))
     all_annotations = annotations if home == folder else folder
-    return _Layout(annotations, images, stems, all_annotations, xml_names)
+    return _Layout(annotations, images, stems, all_annotations, xml_names, has_lists=False)
 
 
 def _subfolder(folder: Path, names: Sequence[str]) -> Path:
@@ -178,6 +184,29 @@ def _image_files(folder: Path) -> dict[str, list[str]]:
         name = name.replace(os.sep, "/")
         files[os.path.splitext(name)[0]].append(name)
     return files
+
+
+def _unnamed_images(
+    layout: _Layout, folder: Path, named_images: Mapping[str, Sequence[str]]
+) -> list[str]:
+    """Return the images without XML file of this name, if there are no lists of images."""
+    known, may_be_deep = set(layout.stems), layout.images != folder  # as in `_find_layout`
+    stems = (stem for stem in named_images if may_be_deep or "/" not in stem)
+    unnamed = (stem for stem in stems if stem not in known and not layout.has_lists)
+    return [name for stem in unnamed for name in named_images[stem]]
+
+
+def _note_unread_images(
+    images: ImageFolder, unnamed: Sequence[str], problems: list[Problem]
+) -> None:
+    read = set(images.file_names.tolist()) if unnamed else ()  # can be spelled in another way
+    lost = [name for name in unnamed if name not in read]
+    if lost:
+        text = (
+            f"{len(lost)} images in {images.folder} have no XML file and aren't read, such as "
+            f"{some_of(lost, 3)}; images without objects need an XML file without objects"
+        )
+        problems.append(Problem("images without XML file", None, text, False))
 
 
 def _xml_names(folder: Path) -> dict[str, str]:

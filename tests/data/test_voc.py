@@ -214,6 +214,34 @@ def test_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert dataset[0][1]["boxes"].tolist() == [[10, 5, 30, 13]]
 
 
+@pytest.mark.filterwarnings("ignore:.*no ImageSets/Main|.*spelled differently:UserWarning")
+@pytest.mark.parametrize(
+    ("annotations", "images"),
+    [("Annotations", "JPEGImages"), (".", "images"), (".", "."), ("train", "train")],
+)
+def test_images_without_xml_file_are_reported(tmp_path: Path, annotations: str, images: str):
+    """They aren't read; a folder beside the XML files can be another split."""
+    write_files(tmp_path, annotations, images)
+    for name in ("b.jpg", "c.png"):
+        write_image(tmp_path / images / name)
+    write_files(tmp_path, "valid", "valid", "d")
+    with pytest.warns(UserWarning, match=r"2 images in .* aren't read, such as b.jpg, c.png;"):
+        dataset = read_voc(tmp_path)
+    found = [problem for problem in dataset.table.problems if problem.kind != "no splits"]
+    assert len(dataset) == len(found) == 1 and not found[0].is_fatal
+    (tmp_path / images / "b.jpg").rename(tmp_path / images / "c.jpg")
+    (tmp_path / images / "a.jpg").rename(tmp_path / images / "A.JPG")  # is read all the same
+    with pytest.warns(UserWarning, match=r"2 images .*, such as c.jpg, c.png;"):
+        read_voc(tmp_path)
+
+
+def test_listed_images_are_all_that_is_read(tmp_path: Path):
+    """Images that a split's list lacks are those of other splits."""
+    folder = write_voc(tmp_path, {"a": voc_object()})
+    write_image(folder / "JPEGImages" / "b.jpg")
+    assert not read_voc(folder).table.problems
+
+
 def test_a_folder_per_split(tmp_path: Path):
     """Roboflow's layout, with the classes of all splits."""
     write_files(tmp_path, "train", "train")
