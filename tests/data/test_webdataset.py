@@ -97,6 +97,9 @@ def test_data_argument(address: str) -> None:
 @pytest.mark.parametrize(
     ("files", "message"),
     [
+        ({}, r"a.tar has no samples; expected images, .* Its files: none\."),
+        ({"a.x.png": 1, "b.txt": 2}, r"has no samples; .* Its files: a.x.png, b.txt\."),
+        ({"a.1.png": 1, "a.1.jpg": 1, "a.1.json": []}, "the sample .*a.1' has two images"),
         ({"1.png": 1}, "1 samples aren't complete: .*1' has no JSON file of objects"),
         ({"1.json": []}, "has no image"),
         ({"1.png": 1, "1.jpg": 1, "1.json": []}, "the sample .*1' has two images"),
@@ -117,3 +120,28 @@ def test_files_that_arent_tars(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(gzip.compress(tar_of(SECOND)))
     with pytest.raises(ValueError, match="a.tar can't be read .* expected a tar file, not compr"):
         read_webdataset(str(tmp_path / "a.tar"))
+
+
+def test_names_with_several_dots(address: str) -> None:
+    """A name that has no known ending after its first dot ends at the last one."""
+    files = fsspec.open(f"{address}/x.tar", "wb")
+    members = {"b.1.PNG": 1, "b.1.json": [CAR], "c_jpg.rf.2.png": 2, "c_jpg.rf.2.JSON": [DOG]}
+    with files as file:
+        file.write(tar_of({**members, "._b.1.png": 3, "._b.1.json": [], "b.1.txt": 0}))
+    data = read_webdataset(f"{address}/x.tar", "coco_xywh")
+    assert data.table.class_labels.tolist() == [0, 1] and not data.table.problems
+    for index in range(2):
+        assert torch.equal(data[index][0].permute(1, 2, 0), torch.from_numpy(pixels(index + 1)))
+
+
+@pytest.mark.parametrize("key", ["", "a.b/"])
+def test_files_of_no_sample_are_reported(tmp_path: Path, key: str) -> None:
+    """More files of a sample aren't samples themselves, even with a JSON file of their own."""
+    members = {"1.png": 1, "1.json": [CAR], "1.seg.png": 2, "1.map.png": 3, "1.map.json": {}}
+    members |= {"2.x.json": [], "3.x.png": 4, "3.x.txt": {}}
+    content = tar_of({f"{key}{name}": value for name, value in members.items()})
+    (tmp_path / "x.tar").write_bytes(content)
+    with pytest.warns(UserWarning, match="5 images and JSON files in tar .* such as .*1.seg.png,"):
+        data = read_webdataset(str(tmp_path / "x.tar"), "coco_xywh")
+    (problem,) = data.table.problems
+    assert len(data) == 1 and not problem.is_fatal
