@@ -123,6 +123,12 @@ def _read_rows(shards: Sequence[str]) -> ObjectRows:
     samples = _Samples()
     for number, shard in enumerate(tqdm(shards, desc="index", unit="tar", disable=None)):
         _index(number, shard, samples)
+    if not samples.names and not samples.values:
+        raise ValueError(
+            f"{', '.join(shards)} has no samples; expected images, and JSON files of their objects "
+            "with the same names, such as 1.jpg and 1.json. Its images and JSON files: "
+            f"{some_of(samples.unused) or 'none'}."
+        )
     if missing := sorted(samples.values.keys() ^ samples.names.keys()):
         part = "image" if missing[0] in samples.values else "JSON file of objects"
         raise ValueError(
@@ -148,7 +154,6 @@ def _index(number: int, shard: str, samples: _Samples) -> None:
     try:
         with fsspec.open(shard) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             found, unused = _files_of_samples(tar)
-            names = [member.name for member in tar.getmembers() if member.isfile()]
         for name, files in found.items():
             key = f"{shard}/{name}"
             if len(files.images) > 1:
@@ -163,11 +168,6 @@ def _index(number: int, shard: str, samples: _Samples) -> None:
             f"{shard} can't be read ({error}); expected a tar file, not compressed, of images and "
             "JSON files."
         ) from error
-    if not found:
-        raise ValueError(
-            f"{shard} has no samples; expected images, and JSON files of their objects with the "
-            f"same names, such as 1.jpg and 1.json. Its files: {some_of(names) or 'none'}."
-        )
     samples.unused += [f"{shard}/{name}" for name in unused]
 
 
