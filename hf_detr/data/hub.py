@@ -63,16 +63,22 @@ def read_hf_splits(
     image_column: str = "image",
     objects_column: str = "objects",
     seed: int = 0,
+    others: Sequence["Dataset"] = (),
 ) -> list[DetectionDataset]:
     """Read several splits as `read_hf_dataset` does.
 
-    The names of text categories and the box format are found in all of them together.
+    The names of text categories and the box format are found in all of them together. `others` are
+    further splits, which are only read where these leave the box format open.
     """
-    found = [
-        _collect(split, HubImages(split, image_column), objects_column, box_format)
-        for split in splits
-    ]
-    tables = tables_of_rows(found, box_format, id2label)
+
+    def collect(datasets: Sequence["Dataset"]) -> list[ObjectRows]:
+        return [
+            _collect(dataset, HubImages(dataset, image_column), objects_column, box_format)
+            for dataset in datasets
+        ]
+
+    found = collect(splits)
+    tables = tables_of_rows(found, box_format, id2label, read_others=lambda: collect(others))
     return [
         DetectionDataset(table, rows.images, seed=seed)
         for table, rows in zip(tables, found, strict=True)

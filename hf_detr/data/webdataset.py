@@ -91,13 +91,17 @@ def read_shards(
     box_format: str | None = None,
     id2label: Mapping[int, str] | None = None,
     seed: int = 0,
+    others: Sequence[Sequence[str]] = (),
 ) -> list[DetectionDataset]:
     """Read the tar files of several splits as `read_webdataset` does.
 
-    The names of text categories and the box format are found in all of them together.
+    The names of text categories and the box format are found in all of them together. `others` are
+    further splits, which are only read where these leave the box format open.
     """
     rows = list(map(_read_rows, splits))
-    tables = tables_of_rows(rows, box_format, id2label)
+    tables = tables_of_rows(
+        rows, box_format, id2label, read_others=lambda: list(map(_read_rows, others))
+    )
     return [
         DetectionDataset(table, one.images, seed=seed)
         for table, one in zip(tables, rows, strict=True)

@@ -94,6 +94,18 @@ def test_data_argument(address: str) -> None:
         read_data(address, "train", masks=True)
 
 
+@pytest.mark.filterwarnings("ignore:the boxes are read as:UserWarning")
+def test_evaluation_finds_the_box_format_of_training(tmp_path: Path) -> None:
+    """Boxes of validation data that fit several formats are read as they are in training."""
+    for name, box in (("train", [30, 20, 20, 8]), ("val", [5, 5, 20, 8])):
+        files = {"1.png": 1, "1.json": [{"bbox": box, "category": "car"}]}
+        (tmp_path / f"{name}-0.tar").write_bytes(tar_of(files))
+    for val in (read_splits(str(tmp_path))[1], read_data(str(tmp_path), "val")):
+        assert val.table.boxes_xywh.tolist() == [[5, 5, 20, 8]]
+    with pytest.raises(ValueError, match="all 1 boxes fit coco_xywh and xyxy"):
+        read_webdataset(str(tmp_path / "val-0.tar"))
+
+
 @pytest.mark.parametrize(
     ("files", "message"),
     [
