@@ -20,7 +20,8 @@ from .annotation_table import PackedValues
 from .dataset import DetectionDataset
 from .file_names import image_endings
 from .object_rows import ObjectRows, rows_of_values, tables_of_rows
-from .remote_files import read_range
+from .remote_files import find_storage, is_remote, read_range
+from .result_cache import file_state
 from .shards import find_shards
 
 
@@ -35,6 +36,10 @@ class TarImages:
 
     def __init__(self, shards: Sequence[str], names: Sequence[str], places: np.ndarray) -> None:
         self.shards, self._names, self._places = list(shards), PackedValues.pack(names), places
+        # Remote tar files would take a request each.
+        self._states = [
+            "" if is_remote(shard) else file_state(find_storage(shard)[1]) for shard in shards
+        ]
 
     def __len__(self) -> int:
         return len(self._places)
@@ -47,7 +52,8 @@ class TarImages:
         return PIL.Image.open(io.BytesIO(read_range(self.shards[shard], start, start + size)))
 
     def stamp(self, index: int) -> str:
-        return f"{self.name(index)} {self._places[index].tolist()}"
+        place = self._places[index].tolist()
+        return f"{self.name(index)} {place} {self._states[place[0]]}"
 
 
 @dataclass

@@ -85,6 +85,16 @@ def test_samples(address: str) -> None:
     assert [int(target["orig_size"][0]) for _, target in loader] == [40] * 3
 
 
+def test_stamp_changes_with_the_tar_file(tmp_path: Path) -> None:
+    """The cache of the data check notices other pixels at the same place of a tar file."""
+    (tmp_path / "a.tar").write_bytes(tar_of(SECOND))
+    before = read_webdataset(str(tmp_path / "a.tar"), "coco_xywh", {0: "a"}).images.stamp(0)
+    assert before == read_webdataset(str(tmp_path / "a.tar"), "xyxy", {0: "a"}).images.stamp(0)
+    (tmp_path / "b.tar").write_bytes(tar_of({**SECOND, "1.png": 4}))
+    (tmp_path / "b.tar").replace(tmp_path / "a.tar")
+    assert before != read_webdataset(str(tmp_path / "a.tar"), "xyxy", {0: "a"}).images.stamp(0)
+
+
 def test_data_argument(address: str) -> None:
     """`--data` finds tar files and their splits, whose text categories have the same labels."""
     train, val = read_splits(address, box_format="coco_xywh")
