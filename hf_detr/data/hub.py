@@ -171,9 +171,13 @@ def _collect(
 def _object_columns(dataset: "Dataset") -> list[str]:
     """Return the columns of lists of the objects' values; none without boxes or classes."""
     features = dataset.features
-    columns = [key for key in OBJECT_KEYS if key in features and hasattr(features[key], "feature")]
+    columns = [key for key in OBJECT_KEYS if key in features and _has_lists(features[key])]
     has_all = set(columns) & set(BOX_KEYS) and set(columns) & set(CATEGORY_KEYS)
     return columns if has_all else []
+
+
+def _has_lists(feature: Any) -> bool:
+    return hasattr(feature, "feature") or hasattr(feature, "shape")  # `List` or such as `Array2D`
 
 
 def _image_ids_and_sizes(
