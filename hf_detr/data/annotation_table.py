@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..image_processing.coco_records import min_box_size
 from .box_formats import (
     blocks,
     box_format_suspicion,
@@ -62,16 +63,30 @@ class AnnotationTable:
         images = self.image_of_rows()
         have_area = np.empty(len(images), dtype=bool)
         for rows in blocks(len(images)):
-            image_wh = self.image_hw[images[rows], ::-1]
-            image_wh = np.where(image_wh > 0, image_wh, np.inf)
-            low, size = np.split(self.boxes_xywh[rows], 2, axis=1)
-            high = low + size
-            have_area[rows] = (np.minimum(high, image_wh) > np.maximum(low, 0)).all(-1)
+            have_area[rows] = have_area_inside(self.boxes_xywh[rows], self.image_hw[images[rows]])
         return have_area & ~self.is_crowd
 
     def most_objects(self) -> int:
         """Return the number of objects of the image that has most."""
         return int(np.diff(self.offsets).max(initial=0))
+
+
+def have_area_inside(boxes_xywh: np.ndarray, image_hw: np.ndarray) -> np.ndarray:
+    """Return which boxes have an area inside their image; training drops the others.
+
+    Args:
+        boxes_xywh: (n, 4) in pixels; boxes that aren't finite or have a negative size have no area.
+        image_hw: (n, 2) height and width of each box's image in pixels; 0 if unknown.
+
+    Returns:
+        (n,) bool.
+    """
+    image_wh = np.where(image_hw > 0, image_hw, np.inf)[:, ::-1].astype(np.float32)
+    # In float32 as in `prepare_target`, so that both agree.
+    with np.errstate(over="ignore", invalid="ignore"):
+        low, size = np.split(boxes_xywh.astype(np.float32), 2, axis=1)
+        inside = np.minimum(low + size, image_wh) - np.maximum(low, 0)
+    return (inside > min_box_size(image_hw)[:, None]).all(-1)
 
 
 def make_table(

@@ -20,6 +20,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 from transformers.image_utils import SizeDict
 
+from ..image_processing.coco_records import min_box_size
 from ..image_processing.coco_targets import resize_target
 from ..image_processing.image_canvas import stack_images
 from ..image_processing.image_settings import (
@@ -35,7 +36,6 @@ PAPER_SHORTEST_EDGES = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
 # of 384 to 600 pixels.
 CROP_SHORTEST_EDGES = (0.5, 0.625, 0.75)
 CROP_RANGE = (0.48, 0.75)
-SLIVER = 0.01  # pixels; resizing can round narrower boxes to an empty box
 PER_OBJECT = ("class_labels", "boxes", "area", "iscrowd", "masks")
 
 
@@ -156,12 +156,12 @@ def crop(
 ) -> Sample:
     """Crop a sample; all arguments in pixels.
 
-    Boxes are clipped to the crop, and objects with an empty box are dropped, possibly all of them.
-    As in the official code, `area` becomes the area of the clipped box.
+    Boxes are clipped to the crop, and objects with an empty or nearly empty box are dropped,
+    possibly all of them. As in the official code, `area` becomes the area of the clipped box.
     """
     window = (top, left, height, width)
     boxes = F.crop(target["boxes"], *window).as_subclass(Tensor)
-    keep = (boxes[:, 2:] - boxes[:, :2] > SLIVER).all(-1)
+    keep = (boxes[:, 2:] - boxes[:, :2] > float(min_box_size((height, width)))).all(-1)
     cropped = {**target, "area": (boxes[:, 2:] - boxes[:, :2]).prod(-1)}
     if "masks" in target:
         cropped["masks"] = F.crop(target["masks"], *window).as_subclass(Tensor)

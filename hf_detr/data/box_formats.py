@@ -45,8 +45,9 @@ def checked_box_format(box_format: str) -> str:
 def find_box_format(boxes: np.ndarray, areas: np.ndarray, image_hw: np.ndarray) -> tuple[str, str]:
     """Find the only format that fits all boxes.
 
-    Areas that are width times height in one format only settle it. Otherwise every box has to have
-    an area and to be inside its image.
+    Areas that are width times height in one format only settle it. Otherwise every box has to be
+    inside its image and have no negative size. Single boxes without area are errors that say
+    nothing, but not all boxes can have none.
 
     Args:
         boxes: (n, 4) as in the data set.
@@ -61,24 +62,30 @@ def find_box_format(boxes: np.ndarray, areas: np.ndarray, image_hw: np.ndarray) 
     """
     is_known = np.isfinite(boxes).all(-1) & (image_hw > 0).all(-1)
     boxes, areas, image_hw = boxes[is_known], areas[is_known], image_hw[is_known]
-    fits = {name: _fits(boxes, name, image_hw) for name in BOX_FORMATS}
     has_areas = [name for name in BOX_FORMATS if _have_areas(boxes, areas, name, image_hw)]
     if len(has_areas) == 1:
         return has_areas[0], "only then each object's area is the width times height of its box"
-    fitting = [name for name in has_areas or BOX_FORMATS if fits[name].all()]
+    fitting = [name for name in has_areas or BOX_FORMATS if _fit_all(boxes, name, image_hw)]
     if fitting == ["cxcywh_normalized"]:  # small boxes could be of another normalized format
         others = [name for name in OTHER_FORMATS if name.endswith("_normalized")]
-        fitting += [name for name in others if _fits(boxes, name, image_hw).all()]
+        fitting += [name for name in others if _fit_all(boxes, name, image_hw)]
     if len(fitting) == 1:
-        return fitting[0], "only then all boxes have an area and are inside their image"
+        return fitting[0], "only then all boxes are inside their image, without negative sizes"
     if fitting:
         problem = f"all {len(boxes)} boxes fit {' and '.join(fitting)}"
     else:
-        ratios = ", ".join(f"{fits[name].mean():.1%} {name}" for name in BOX_FORMATS)
+        fits = {name: _fits(boxes, name, image_hw).mean() for name in BOX_FORMATS}
+        ratios = ", ".join(f"{ratio:.1%} {name}" for name, ratio in fits.items())
         problem = f"of {len(boxes)} boxes, {ratios} fit, but not all of them any format"
     raise ValueError(
         f"The box format isn't clear: {problem}. Pass box_format (--box-format): {DESCRIPTION}."
     )
+
+
+def _fit_all(boxes: np.ndarray, box_format: str, image_hw: np.ndarray) -> bool:
+    """Whether all boxes are inside their image, without negative sizes, and some have an area."""
+    fit = _fits(boxes, box_format, image_hw, may_be_empty=True).all()
+    return bool(fit and _fits(boxes, box_format, image_hw).any())
 
 
 def _have_areas(
@@ -96,7 +103,7 @@ def _have_areas(
     elif _are_fractions(boxes).any():
         return False
     close = [np.abs(areas * unit - products) <= TOLERANCE * products + 1 for unit in units]
-    return bool((sizes > 0).all() and any(one.all() for one in close))
+    return bool((sizes >= 0).all() and products.any() and any(one.all() for one in close))
 
 
 def boxes_to_coco_xywh(boxes: np.ndarray, box_format: str, image_hw: np.ndarray) -> np.ndarray:
@@ -184,19 +191,24 @@ def images_that_fit_turned(
     return np.flatnonzero(misfits)
 
 
-def _fits(boxes: np.ndarray, box_format: str, image_hw: np.ndarray) -> np.ndarray:
+def _fits(
+    boxes: np.ndarray, box_format: str, image_hw: np.ndarray, may_be_empty: bool = False
+) -> np.ndarray:
     """Whether boxes, read in a format, have an area and are inside their image; (n,)."""
     found = np.empty(len(boxes), dtype=bool)
     for rows in blocks(len(boxes)):
-        found[rows] = _block_fits(boxes[rows], box_format, image_hw[rows])
+        found[rows] = _block_fits(boxes[rows], box_format, image_hw[rows], may_be_empty)
     return found
 
 
-def _block_fits(boxes: np.ndarray, box_format: str, image_hw: np.ndarray) -> np.ndarray:
+def _block_fits(
+    boxes: np.ndarray, box_format: str, image_hw: np.ndarray, may_be_empty: bool
+) -> np.ndarray:
     corners = _corners(boxes, box_format, image_hw)
     margin = TOLERANCE * image_hw + 1
     low, high = corners[:, 1::-1], corners[:, :1:-1]  # as (y, x)
-    is_inside = (low >= -margin) & (high <= image_hw + margin) & (high > low)
+    has_size = high >= low if may_be_empty else high > low
+    is_inside = (low >= -margin) & (high <= image_hw + margin) & has_size
     is_inside = is_inside[:, 0] & is_inside[:, 1]  # faster than `all` over two values
     if box_format.endswith("_normalized"):
         return is_inside

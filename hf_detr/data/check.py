@@ -30,7 +30,7 @@ from .result_cache import cache_folder as folder_of_results
 from .result_cache import cached
 from .table_cache import MappedArray
 
-VERSION = "6"  # of the checks; results cached by another version aren't used
+VERSION = "7"  # of the checks; results cached by another version aren't used
 LARGE = 20_000  # images; of more, only some are decoded by default, and looked at for changes
 SAMPLE = 2_000  # images of a large data set
 REMOTE_SAMPLE = 200  # images on other computers that are read by default

@@ -36,13 +36,31 @@ def image_endings() -> set[str]:
 def files_below(folder: str | os.PathLike[str], endings: Container[str]) -> list[str]:
     """Return the relative paths of files with some endings, in lower case, in folder by folder.
 
-    Links to folders aren't followed.
+    Links to folders are followed, but each folder is read once, because links can be circles.
     """
-    root, found = os.path.join(folder, ""), []
-    for path, _, names in os.walk(root):
-        names = [name for name in names if os.path.splitext(name)[1].lower() in endings]
-        found += [os.path.join(path[len(root) :], name) for name in names]
-    return sorted(found, key=lambda name: name.split(os.sep))
+    return sorted(walk_files(folder, endings), key=lambda name: name.split(os.sep))
+
+
+def walk_files(folder: str | os.PathLike[str], endings: Container[str]) -> Iterator[str]:
+    """Yield the paths that `files_below` returns, in another order."""
+    root = os.path.join(folder, "")
+    seen, starts = set(), [root]
+    while starts:
+        links = []  # followed last, so that a folder has its own name and not that of a link
+        for start in starts:
+            real_start = os.path.realpath(start)
+            for path, folders, names in os.walk(start):
+                real = os.path.join(real_start, path[len(start) :]).rstrip(os.sep)
+                if real in seen:
+                    folders.clear()
+                    continue
+                seen.add(real)
+                inner = path[len(root) :]
+                for name in names:
+                    if os.path.splitext(name)[1].lower() in endings:
+                        yield os.path.join(inner, name)
+                links += filter(os.path.islink, (os.path.join(path, name) for name in folders))
+        starts = [os.path.join(link, "") for link in sorted(links)]
 
 
 def read_lines(file: Path) -> list[str]:

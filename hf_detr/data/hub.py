@@ -63,16 +63,22 @@ def read_hf_splits(
     image_column: str = "image",
     objects_column: str = "objects",
     seed: int = 0,
+    others: Sequence["Dataset"] = (),
 ) -> list[DetectionDataset]:
     """Read several splits as `read_hf_dataset` does.
 
-    The names of text categories and the box format are found in all of them together.
+    The names of text categories and the box format are found in all of them together. `others` are
+    further splits, which are only read where these leave the box format open.
     """
-    found = [
-        _collect(split, HubImages(split, image_column), objects_column, box_format)
-        for split in splits
-    ]
-    tables = tables_of_rows(found, box_format, id2label)
+
+    def collect(datasets: Sequence["Dataset"]) -> list[ObjectRows]:
+        return [
+            _collect(dataset, HubImages(dataset, image_column), objects_column, box_format)
+            for dataset in datasets
+        ]
+
+    found = collect(splits)
+    tables = tables_of_rows(found, box_format, id2label, read_others=lambda: collect(others))
     return [
         DetectionDataset(table, rows.images, seed=seed)
         for table, rows in zip(tables, found, strict=True)
@@ -165,9 +171,13 @@ def _collect(
 def _object_columns(dataset: "Dataset") -> list[str]:
     """Return the columns of lists of the objects' values; none without boxes or classes."""
     features = dataset.features
-    columns = [key for key in OBJECT_KEYS if key in features and hasattr(features[key], "feature")]
+    columns = [key for key in OBJECT_KEYS if key in features and _has_lists(features[key])]
     has_all = set(columns) & set(BOX_KEYS) and set(columns) & set(CATEGORY_KEYS)
     return columns if has_all else []
+
+
+def _has_lists(feature: Any) -> bool:
+    return hasattr(feature, "feature") or hasattr(feature, "shape")  # `List` or such as `Array2D`
 
 
 def _image_ids_and_sizes(

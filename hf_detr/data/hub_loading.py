@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import PIL.Image
 
 from .layouts import SAVED
+from .result_cache import file_state
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
@@ -119,6 +120,8 @@ class HubImages:
         undecoded = dataset.select_columns([column]).with_format(None)
         self._dataset = undecoded.cast_column(column, image_feature(decode=False))
         self._column = column
+        chunks = self._dataset.data.column(column).chunks
+        self._has_paths = any(chunk.field("bytes").null_count for chunk in chunks)
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -135,4 +138,11 @@ class HubImages:
         )
 
     def stamp(self, index: int) -> str:
-        return self._dataset._fingerprint  # of the whole data set, which is immutable
+        fingerprint = self._dataset._fingerprint  # of the whole data set, which is immutable
+        value = self._dataset[index][self._column] if self._has_paths else None
+        if value is None or value["bytes"] is not None or not value["path"]:
+            return fingerprint
+        try:
+            return f"{fingerprint} {file_state(value['path'])}"
+        except (OSError, ValueError):  # such as of an address
+            return f"{fingerprint} missing"

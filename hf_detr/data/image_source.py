@@ -19,6 +19,7 @@ from ..image_processing.image_reading import EXIF_ORIENTATION, read_images
 from .file_names import are_listed, is_plain, names_inside
 from .object_columns import Problem, is_integer
 from .packed_values import PackedValues
+from .result_cache import file_state
 
 # What PIL raises for files that are missing, truncated, too large or not images. RuntimeError is
 # raised by the AVIF reader.
@@ -87,8 +88,7 @@ class ImageFolder:
         return PIL.Image.open(self.name(index))
 
     def stamp(self, index: int) -> str:
-        stat = os.stat(self.name(index))
-        return f"{self.file_names[index]} {stat.st_size} {stat.st_mtime_ns}"
+        return f"{self.file_names[index]} {file_state(self.name(index))}"
 
 
 class SelectedImages:

@@ -3,6 +3,7 @@
 Nothing here needs torch, so that a command line can be checked at once.
 """
 
+import itertools
 import json
 import os
 import re
@@ -15,7 +16,7 @@ from typing import Any
 import yaml
 
 from .coco_layouts import LAYOUTS, PANOPTIC, WHOLE, find_coco, find_panoptic
-from .file_names import check_stays_inside
+from .file_names import check_stays_inside, walk_files
 from .other_formats import what_it_looks_like
 from .remote_files import check_address, is_address
 from .remote_paths import RemotePath, data_path
@@ -222,6 +223,21 @@ def find_yaml(folder: Path) -> Path | None:
     return next((folder / name for name in YAML_FILES if (folder / name).is_file()), None)
 
 
+class _UniqueKeyLoader(yaml.BaseLoader):
+    """Reads all values as text, and refuses a repeated key, of which YAML keeps the last value."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        known: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in known:
+                raise ValueError(
+                    f"{key.start_mark.line + 1}: the key {key.value!r} is repeated; expected each "
+                    "key once, such as the number of a class in 'names'. Remove or rename one."
+                )
+            known.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(file: Path) -> dict[str, Any]:
     """Read the YAML file of a YOLO data set; all values are text, lists or dicts.
 
@@ -230,11 +246,13 @@ def read_yaml(file: Path) -> dict[str, Any]:
     """
     try:
         # As text, because YAML's numbers, booleans and null can be names: 02146, on, no.
-        content = yaml.load(file.read_bytes(), Loader=yaml.BaseLoader)
+        content = yaml.load(file.read_bytes(), Loader=_UniqueKeyLoader)
     except FileNotFoundError:
         raise ValueError(f"{file} doesn't exist; pass the YAML file or its folder.") from None
     except yaml.YAMLError as error:  # has line and column
         raise ValueError(f"{file} is not a YAML file: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{file}:{error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{file} is not a mapping; expected keys such as 'names' and 'train'.")
     return content
@@ -263,8 +281,13 @@ def voc_splits(folder: Path, names: Iterable[str]) -> Iterator[str]:
 
 
 def _has_voc_files(folder: Path) -> bool:
-    patterns = ("*.xml", *(f"{name}/**/*.xml" for name in VOC_ANNOTATIONS))
-    first = next((file for pattern in patterns for file in folder.glob(pattern)), None)
+    beside = folder.glob("*.[xX][mM][lL]")
+    below = (
+        Path(folder, name, file)
+        for name in VOC_ANNOTATIONS
+        for file in walk_files(folder / name, {".xml"})
+    )
+    first = next(itertools.chain(beside, below), None)
     if first is None:
         return False
     with open(first, "rb") as opened:  # other tools' XML files have other elements

@@ -152,7 +152,8 @@ def _column(
         if is_valid(value):
             continue
         if value is not None or key in ("bbox", "category_id"):
-            name = entries[row].get("id", start + row)
+            given = entries[row].get("id")
+            name = start + row if given is None else given
             text = f"object {name} has {key} {value!r}; expected {expected}"
             # Ids are only used in messages; the index replaces an invalid one.
             problems.append(Problem(f"wrong {key}", images[row], text, key != "id"))

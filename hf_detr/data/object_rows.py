@@ -1,6 +1,6 @@
 """Objects of data sets whose rows have an image and its objects: names of keys, tables."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -102,6 +102,7 @@ def tables_of_rows(
     box_format: str | None,
     id2label: Mapping[int, str] | None = None,
     stuff_ids: Iterable[int] = (),
+    read_others: Callable[[], Sequence[ObjectRows]] = tuple,
 ) -> list[AnnotationTable]:
     """Make the tables of several splits.
 
@@ -111,12 +112,13 @@ def tables_of_rows(
         id2label: names of the category ids; None: the data's own, or the sorted names of all
             splits' text categories.
         stuff_ids: ids of the stuff categories.
+        read_others: as in `find_box_format_of_rows`.
 
     Raises:
         ValueError: if names are missing, or several box formats fit.
     """
     if box_format is None:
-        box_format = find_box_format_of_rows(splits)
+        box_format = find_box_format_of_rows(splits, read_others)
     names = [id2label or rows.names for rows in splits]
     texts = None if all(names) else _text_names([e for rows in splits for e in rows.entries])
     return [
@@ -140,8 +142,36 @@ def _text_names(entries: list[dict[str, Any]]) -> dict[int, str]:
     )
 
 
-def find_box_format_of_rows(splits: Sequence[ObjectRows]) -> str:
-    """Find the format that fits all boxes, and note it in the problems of the first split."""
+def find_box_format_of_rows(
+    splits: Sequence[ObjectRows], read_others: Callable[[], Sequence[ObjectRows]] = tuple
+) -> str:
+    """Find the format that fits all boxes, and note it in the problems of the first split.
+
+    Args:
+        splits: the objects of each.
+        read_others: reads further splits of the data, for boxes of `splits` that fit several
+            formats: each split has to be read as it is with the others.
+
+    Raises:
+        ValueError: if several formats fit, or none.
+    """
+    boxes = _known_boxes(splits)
+    if not len(boxes[0]):
+        return BOX_FORMATS[0]
+    try:
+        found, reason = find_box_format(*boxes)
+    except ValueError:
+        others = read_others()
+        if not others:
+            raise
+        found, reason = find_box_format(*_known_boxes([*splits, *others]))
+    text = f"the boxes are read as {found}, because {reason}; box_format (--box-format) changes it"
+    splits[0].problems.append(Problem("box format found", None, text, False))
+    return found
+
+
+def _known_boxes(splits: Sequence[ObjectRows]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the valid boxes, their areas, and the sizes of their images."""
     boxes, areas, sizes = [], [], []
     for rows in splits:
         for entry, row in zip(rows.entries, rows.owners, strict=True):
@@ -150,12 +180,7 @@ def find_box_format_of_rows(splits: Sequence[ObjectRows]) -> str:
                 boxes.append(box)  # others are reported later
                 areas.append(area if _is_number(area) else np.nan)
                 sizes.append(rows.sizes_hw[row])
-    if not boxes:
-        return BOX_FORMATS[0]
-    found, reason = find_box_format(np.array(boxes, dtype=float), np.array(areas), np.array(sizes))
-    text = f"the boxes are read as {found}, because {reason}; box_format (--box-format) changes it"
-    splits[0].problems.append(Problem("box format found", None, text, False))
-    return found
+    return np.array(boxes, dtype=float), np.array(areas), np.array(sizes)
 
 
 def _is_number(value: Any) -> bool:

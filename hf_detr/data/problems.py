@@ -7,9 +7,9 @@ from itertools import islice, pairwise
 import numpy as np
 import torch
 
-from ..image_processing.coco_records import FLOAT32_MAX
+from ..image_processing.coco_records import FLOAT32_MAX, MIN_BOX_SIZE
 from ..wording import some_of
-from .annotation_table import AnnotationTable, Problem
+from .annotation_table import AnnotationTable, Problem, have_area_inside
 from .dataset import DetectionDataset
 from .image_source import (
     READING_ERRORS,
@@ -84,21 +84,23 @@ def _parts(table: AnnotationTable) -> Iterator[tuple[slice, np.ndarray]]:
 def _box_problems(table: AnnotationTable, part: tuple[slice, np.ndarray]) -> Iterator[Problem]:
     rows, images = part
     boxes, ids = table.boxes_xywh[rows], table.ids[rows]
-    image_wh = table.image_hw[images][:, ::-1]
+    image_hw = table.image_hw[images]
+    image_wh = np.where(image_hw > 0, image_hw, np.inf)[:, ::-1]
     low, size = boxes[:, :2], boxes[:, 2:]
     high = low + size
     is_finite = (np.abs(boxes) <= FLOAT32_MAX).all(-1)
     is_negative = is_finite & (size < 0).any(-1)
-    is_empty = is_finite & ~is_negative & (size == 0).any(-1)
-    is_valid = is_finite & ~is_negative & ~is_empty & (image_wh > 0).all(-1)
-    is_outside = is_valid & ((high <= 0) | (low >= image_wh)).any(-1)
-    is_clipped = is_valid & ~is_outside & ((low < -BORDER) | (high > image_wh + BORDER)).any(-1)
+    is_valid = is_finite & ~is_negative
+    is_dropped = is_valid & ~have_area_inside(boxes, image_hw)
+    is_beyond = (high <= MIN_BOX_SIZE) | (low >= image_wh - MIN_BOX_SIZE)
+    is_outside = is_dropped & (size > MIN_BOX_SIZE).all(-1) & is_beyond.any(-1)
+    is_past_border = ((low < -BORDER) | (high > image_wh + BORDER)).any(-1)
     for kind, found, is_fatal in (
         ("non-finite box", ~is_finite & ~np.isnan(boxes).any(-1), True),  # NaN is reported already
         ("box with negative size", is_negative, True),
-        ("box without area (dropped)", is_empty, False),
+        ("box without area (dropped)", is_dropped & ~is_outside, False),
         ("box outside its image (dropped)", is_outside, False),
-        ("box beyond the border (clipped)", is_clipped, False),
+        ("box beyond the border (clipped)", is_valid & ~is_dropped & is_past_border, False),
     ):
         for row in np.flatnonzero(found).tolist():
             text = f"object {ids[row]} has the box (left, top, width, height) "

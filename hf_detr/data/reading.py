@@ -24,6 +24,7 @@ from .layouts import (
 )
 from .remote_paths import data_path
 from .shards import find_shards
+from .splits import other_splits
 from .streamed import StreamedDataset
 from .torch_data import read_torch_dataset
 from .voc import read_voc
@@ -118,7 +119,8 @@ def _open_shards(files: DataFiles, options: ReadingOptions) -> OpenedData:
     def read(names: Sequence[str]) -> list[DetectionDataset]:
         shards = find_shards(files.name, files.splits or ())
         splits = [shards[None if files.splits is None else name] for name in names]
-        return read_shards(splits, options.box_format, options.names, options.seed)
+        others = [shards[name] for name in other_splits(files.splits, names)]
+        return read_shards(splits, options.box_format, options.names, options.seed, others)
 
     return OpenedData(files.name, files.splits, read)
 
@@ -130,12 +132,16 @@ def _open_objects(data: Any, options: ReadingOptions) -> OpenedData:
     splits = tuple(map(str, data)) if isinstance(data, Mapping) else None
 
     def read(names: Sequence[str]) -> list[DetectionDataset]:
-        return _read_objects([data if splits is None else data[name] for name in names], options)
+        objects = [data if splits is None else data[name] for name in names]
+        others = [data[name] for name in other_splits(splits, names)]
+        return _read_objects(objects, options, others)
 
     return OpenedData(f"The {type(data).__name__}", splits, read)
 
 
-def _read_objects(objects: Sequence[Any], options: ReadingOptions) -> list[DetectionDataset]:
+def _read_objects(
+    objects: Sequence[Any], options: ReadingOptions, others: Sequence[Any] = ()
+) -> list[DetectionDataset]:
     objects = list(map(_selected, objects))
     if not all(_is_hf_dataset(data) or _is_streamed(data) for data in objects):
         return [_read_object(data, options) for data in objects]
@@ -146,7 +152,9 @@ def _read_objects(objects: Sequence[Any], options: ReadingOptions) -> list[Detec
         )
     if any(map(_is_streamed, objects)):
         return [_read_rows(data, options) for data in objects]
-    return read_hf_splits(objects, options.box_format, options.names, seed=options.seed)
+    others = list(filter(_is_hf_dataset, map(_selected, others)))
+    given = options.box_format, options.names
+    return read_hf_splits(objects, *given, seed=options.seed, others=others)
 
 
 def _read_rows(data: Any, options: ReadingOptions) -> DetectionDataset | StreamedDataset:

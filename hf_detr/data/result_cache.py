@@ -21,6 +21,18 @@ def cache_folder(kind: str) -> Path:
     return Path(os.path.expanduser(cache)).absolute() / "hf_detr" / kind
 
 
+def file_state(file: str | os.PathLike[str]) -> tuple[int, int, int, int]:
+    """Return what changes with a file.
+
+    Raises:
+        OSError, ValueError: if there is none, or no file can have the name.
+    """
+    state = os.stat(file)
+    # `cp -p`, archives and editors of metadata set the time of the content, but not that of the
+    # last change.
+    return state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino
+
+
 def cached(
     file: Path,
     load: Callable[[Path], Result | None],

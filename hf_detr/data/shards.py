@@ -40,20 +40,20 @@ def find_shards(data: str, splits: tuple[str, ...] = ()) -> dict[str | None, lis
         raise ValueError(f"{data} isn't a tar file. {_what_can_be_read(files_of_coco)}")
     for address in _expanded(data):
         files, path = find_storage(address)
-        paths = files.glob(path)
         start = len(path)
         if files.isdir(path):
             listed = files.find(path, maxdepth=DEPTH)
             paths = [one for one in listed if one.endswith(TAR)]
             jsons = (one for one in listed if one.endswith(".json"))
             files_of_coco += map(files.unstrip_protocol, jsons)
-        elif not paths:
-            raise FileNotFoundError(
-                f"{address} doesn't exist; expected tar files of WebDataset, or a folder in a "
-                "layout of COCO."
-            )
         else:
-            splits = ()
+            # The name of a file can look like a pattern, as that of train[1].tar.
+            paths, splits = [path] if files.exists(path) else files.glob(path), ()
+            if not paths:
+                raise FileNotFoundError(
+                    f"{address} doesn't exist; expected tar files of WebDataset, or a folder in a "
+                    "layout of COCO."
+                )
         for one in sorted(paths):
             split = _split_of(one[start:].lstrip("/"), splits)
             found.setdefault(split, []).append(files.unstrip_protocol(one))

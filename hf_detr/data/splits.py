@@ -127,8 +127,16 @@ def all_splits(splits: Sequence[str], data: object, split: str | None) -> list[s
     """
     if split:
         return [checked_split(splits, split, data)]
-    train, found = _spelled(splits, ["train"]), _spelled(splits, (*VALIDATION, TEST))[:1]
-    return [*train, *found] or [checked_split(splits, "train", data)]
+    return _used_splits(splits) or [checked_split(splits, "train", data)]
+
+
+def other_splits(splits: Sequence[str] | None, names: Sequence[str]) -> list[str]:
+    """Return the splits of training and validation that exist and aren't among `names`."""
+    return [name for name in _used_splits(splits) if name not in names]
+
+
+def _used_splits(splits: Sequence[str] | None) -> list[str]:
+    return [*_spelled(splits, ["train"]), *_spelled(splits, (*VALIDATION, TEST))[:1]]
 
 
 def check_same_classes(train: Mapping[int, str], val: Mapping[int, str]) -> None:

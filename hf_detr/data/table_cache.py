@@ -24,9 +24,9 @@ from .object_columns import Problem
 from .packed_values import PackedValues
 from .remote_files import is_address, is_copy
 from .remote_images import FolderImages, have_failed, open_folder
-from .result_cache import cache_folder, cached
+from .result_cache import cache_folder, cached, file_state
 
-VERSION = "2"  # of the readers and the files; others aren't used
+VERSION = "3"  # of the readers and the files; others aren't used
 # Smaller and fewer annotation files are read in a fraction of a second.
 MIN_BYTES, MIN_FILES = 20_000_000, 2_000
 MAX_PROBLEMS = 10_000  # more are kept in memory only
@@ -150,11 +150,9 @@ def read_mapped(
 def _state(file: str) -> tuple[int, ...]:
     """Return what changes with a file; zeros if there is none."""
     try:
-        state = os.stat(file)
-    except (OSError, ValueError):  # ValueError for names that no file can have
+        return file_state(file)
+    except (OSError, ValueError):
         return 0, 0, 0, 0
-    # `cp -p` and archives set the time of the content, but not that of the last change.
-    return state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino
 
 
 def _digest(*values: object) -> str:

@@ -5,7 +5,7 @@ import os
 import re
 import xml.parsers.expat
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -13,6 +13,7 @@ from xml.etree.ElementTree import Element, TreeBuilder
 
 from tqdm.auto import tqdm
 
+from ..wording import some_of
 from .annotation_table import AnnotationTable, Problem, make_table
 from .dataset import DetectionDataset
 from .file_names import check_stays_inside, files_below, image_endings, read_lines
@@ -55,14 +56,16 @@ def read_voc(
     problems: list[Problem] = []
     layout = _find_layout(Path(folder), split, problems)
     used = dict.fromkeys(layout.file(stem) for stem in layout.stems)
-    if class_names is None:
-        used |= dict.fromkeys(_xml_files(layout.all_annotations))
+    all_files = layout.all_files() if class_names is None else []
+    used |= dict.fromkeys(all_files)
     named_images = _image_files(layout.images)
+    unnamed = _unnamed_images(layout, Path(folder), named_images)
     image_files = [layout.image(name) for names in named_images.values() for name in names]
 
     def read() -> Content:
-        names = _all_class_names(layout.all_annotations) if class_names is None else class_names
-        return *_read_annotations(layout, split, names, keep_difficult, named_images, problems), ()
+        names = _all_class_names(all_files) if class_names is None else class_names
+        given = layout, split, names, keep_difficult, named_images, unnamed, problems
+        return *_read_annotations(*given), ()
 
     options = repr(("voc", split, class_names, keep_difficult, layout.stems, problems))
     table, images = read_mapped([*used], layout.images, options, read, image_files)
@@ -75,6 +78,7 @@ def _read_annotations(
     class_names: Sequence[str],
     keep_difficult: bool,
     named_images: Mapping[str, Sequence[str]],
+    unnamed: Sequence[str],
     problems: list[Problem],
 ) -> tuple[AnnotationTable, ImageFolder]:
     """Read the annotation file of each image."""
@@ -104,6 +108,7 @@ def _read_annotations(
             problems.append(Problem("annotation file", index, str(error), True))
     images = ImageFolder(layout.images, image_names)
     problems += images.notes
+    _note_unread_images(images, unnamed, problems)
     table = make_table(
         dict(enumerate(class_names)),
         range(len(image_names)),
@@ -126,9 +131,16 @@ class _Layout:
     images: Path
     stems: list[str]
     all_annotations: Path  # of all splits
+    xml_names: Mapping[str, str]  # of the files in `annotations`, by their stems
+    has_lists: bool  # in `ImageSets`, of the images to read
 
     def file(self, stem: str) -> str:
-        return os.path.join(self.annotations, f"{stem}.xml")
+        return os.path.join(self.annotations, self.xml_names.get(stem, f"{stem}.xml"))
+
+    def all_files(self) -> list[str]:
+        is_known = self.all_annotations == self.annotations
+        names = self.xml_names if is_known else _xml_names(self.all_annotations)
+        return [os.path.join(self.all_annotations, name) for name in names.values()]
 
     def image(self, name: str) -> str:
         return os.path.join(self.images, name)
@@ -138,14 +150,14 @@ def _find_layout(folder: Path, split: str, problems: list[Problem]) -> _Layout:
     check_stays_inside([split])
     if (folder / "ImageSets" / "Main").is_dir():
         annotations, images = folder / "Annotations", _subfolder(folder, IMAGE_FOLDERS)
-        return _Layout(annotations, images, _split_stems(folder, split), annotations)
+        xml_names = _xml_names(annotations)
+        stems = _split_stems(folder, split, xml_names)
+        return _Layout(annotations, images, stems, annotations, xml_names, has_lists=True)
     home = folder / split if (folder / split).is_dir() else folder
     annotations, images = _subfolder(home, ANNOTATION_FOLDERS), _subfolder(home, IMAGE_FOLDERS)
-    if annotations == folder:  # whose folders can be other splits
-        stems = sorted(file.stem for file in folder.glob("*.xml"))
-    else:
-        start = len(os.path.join(annotations, ""))
-        stems = sorted(file[start:-4].replace(os.sep, "/") for file in _xml_files(annotations))
+    xml_names = _xml_names(annotations)
+    may_be_deep = annotations != folder  # whose folders can be other splits
+    stems = sorted(stem for stem in xml_names if may_be_deep or "/" not in stem)
     if not stems or (home == folder and split != "train"):
         found = sorted(path.name for path in folder.iterdir() if path.is_dir())
         raise ValueError(
@@ -154,9 +166,10 @@ def _find_layout(folder: Path, split: str, problems: list[Problem]) -> _Layout:
             "split 'train', of all images."
         )
     if home == folder:
-        text = f"{folder} has no ImageSets/Main; the split 'train' has all of its images"
+        text = f"{folder} has no ImageSets/Main; the split 'train' has all images with XML file"
         problems.append(Problem("no splits", None, text, False))
-    return _Layout(annotations, images, stems, annotations if home == folder else folder)
+    all_annotations = annotations if home == folder else folder
+    return _Layout(annotations, images, stems, all_annotations, xml_names, has_lists=False)
 
 
 def _subfolder(folder: Path, names: Sequence[str]) -> Path:
@@ -173,9 +186,32 @@ def _image_files(folder: Path) -> dict[str, list[str]]:
     return files
 
 
-def _xml_files(folder: Path) -> list[str]:
-    names = files_below(folder, {".xml"})
-    return [os.path.join(folder, name) for name in names if name.endswith(".xml")]
+def _unnamed_images(
+    layout: _Layout, folder: Path, named_images: Mapping[str, Sequence[str]]
+) -> list[str]:
+    """Return the images without XML file of this name, if there are no lists of images."""
+    known, may_be_deep = set(layout.stems), layout.images != folder  # as in `_find_layout`
+    stems = (stem for stem in named_images if may_be_deep or "/" not in stem)
+    unnamed = (stem for stem in stems if stem not in known and not layout.has_lists)
+    return [name for stem in unnamed for name in named_images[stem]]
+
+
+def _note_unread_images(
+    images: ImageFolder, unnamed: Sequence[str], problems: list[Problem]
+) -> None:
+    read = set(images.file_names.tolist()) if unnamed else ()  # can be spelled in another way
+    lost = [name for name in unnamed if name not in read]
+    if lost:
+        text = (
+            f"{len(lost)} images in {images.folder} have no XML file and aren't read, such as "
+            f"{some_of(lost, 3)}; images without objects need an XML file without objects"
+        )
+        problems.append(Problem("images without XML file", None, text, False))
+
+
+def _xml_names(folder: Path) -> dict[str, str]:
+    """Return the names of XML files, by their names without ending."""
+    return {name[:-4].replace(os.sep, "/"): name for name in files_below(folder, {".xml"})}
 
 
 def _named_image(root: Element, names: Sequence[str], file: str) -> str:
@@ -218,7 +254,7 @@ def parse_xml(file: str | os.PathLike[str]) -> Element:
     return builder.close()
 
 
-def _split_stems(folder: Path, split: str) -> list[str]:
+def _split_stems(folder: Path, split: str, xml_names: Container[str]) -> list[str]:
     """Read the names of a split's images, without file endings."""
     lists = folder / "ImageSets" / "Main"
     file = lists / f"{split}.txt"
@@ -226,16 +262,16 @@ def _split_stems(folder: Path, split: str) -> list[str]:
         known = sorted(path.stem for path in lists.glob("*.txt"))
         raise ValueError(f"{file} doesn't exist; the splits in {lists} are {known}.")
     lines = [line.strip() for line in read_lines(file)]
-    stems = [_stem(folder, line) for line in lines if line]
+    stems = [_stem(line, xml_names) for line in lines if line]
     if not stems:
         raise ValueError(f"{file} lists no images.")
     check_stays_inside(stems)
     return stems
 
 
-def _stem(folder: Path, line: str) -> str:
+def _stem(line: str, xml_names: Container[str]) -> str:
     """Remove the second column of the lists of single classes, or an image's folder and ending."""
-    if os.path.isfile(os.path.join(folder, "Annotations", f"{line}.xml")):
+    if line in xml_names:
         return line  # names may contain spaces and numbers
     without = re.sub(r"\s+-?[01]$", "", line)
     path = PurePosixPath(without.replace("\\", "/"))
@@ -244,9 +280,9 @@ def _stem(folder: Path, line: str) -> str:
     return without
 
 
-def _all_class_names(folder: Path) -> list[str]:
+def _all_class_names(files: Sequence[str]) -> list[str]:
     names = set()
-    for file in tqdm(_xml_files(folder), desc="VOC names", unit="file", disable=None):
+    for file in tqdm(files, desc="VOC names", unit="file", disable=None):
         try:
             names |= {
                 found.findtext("name", "").strip() for found in parse_xml(file).iter("object")
@@ -278,4 +314,7 @@ def _object(found: Element, file: str) -> tuple[str, list[float], bool]:
             "expected four finite numbers"
         )
     x0, y0, x1, y1 = corners
-    return name, [x0 - 1, y0 - 1, x1, y1], found.findtext("difficult", "0").strip() == "1"
+    # Values divided by the image's size are kept as they are, by which the table finds them.
+    first = 0 if 0 <= min(corners) < 1 and max(corners) <= 1 else 1
+    box = [x0 - first, y0 - first, x1, y1]
+    return name, box, found.findtext("difficult", "0").strip() == "1"

@@ -14,7 +14,7 @@ from .file_names import files_below, find_inside, image_endings, read_lines
 from .image_source import ImageFolder, image_size_hw
 from .layouts import NOTHING, YAML_FILES, find_yaml, read_yaml, yolo_splits
 from .table_cache import Content, read_mapped
-from .yolo_labels import are_labels, label_file_of
+from .yolo_labels import are_labels, find_label_files, label_file_of
 
 
 def read_yolo(
@@ -54,7 +54,7 @@ def read_yolo(
         problems.append(Problem("number of classes", None, text, False))
     paths = _image_paths(content, file, split, problems)
     root = os.path.join(os.path.commonpath(set(map(os.path.dirname, paths))), "")
-    label_files = list(map(label_file_of, paths))
+    label_files = find_label_files(paths)
 
     def read() -> Content:
         images = ImageFolder(root, [path[len(root) :] for path in paths])
@@ -192,10 +192,9 @@ def _existing(root: Path, location: str, home: Path, problems: list[Problem]) ->
 def _note_labels_without_image(folder: str, images: Sequence[str], problems: list[Problem]) -> None:
     """Report label files without an image, which is missing or has an unknown ending."""
     label_folder = os.path.dirname(label_file_of(os.path.join(folder, "any")))
-    known = set(map(label_file_of, images))
-    texts = [name for name in files_below(label_folder, {".txt"}) if name.endswith(".txt")]
-    files = {name: os.path.join(label_folder, name) for name in texts}
-    lost = [name for name, file in files.items() if file not in known and are_labels(file)]
+    known = {_stem(label_file_of(image)) for image in images}
+    files = {name: os.path.join(label_folder, name) for name in files_below(label_folder, {".txt"})}
+    lost = [name for name, file in files.items() if _stem(file) not in known and are_labels(file)]
     if lost:
         text = (
             f"{len(lost)} label files in {label_folder} have no image, such as {lost[0]}; images "
@@ -215,8 +214,8 @@ def _note_shared_label_files(images: Sequence[str], problems: list[Problem]) -> 
         problems.append(Problem("shared label files", None, text, False))
 
 
-def _stem(image: str) -> str:
-    return os.path.splitext(image)[0]
+def _stem(file: str) -> str:
+    return os.path.splitext(file)[0]
 
 
 def _label_lines(file: str) -> list[tuple[int, str]]:

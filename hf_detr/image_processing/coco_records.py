@@ -14,6 +14,10 @@ import torch
 from torch import Tensor
 
 FLOAT32_MAX = torch.finfo(torch.float32).max
+MIN_BOX_SIZE = 0.01  # pixels; narrower boxes are errors of rounding
+# Of an image's longest edge. Corners of boxes are rounded in float32, by half of its epsilon each
+# time that they are flipped or resized.
+MIN_BOX_FRACTION = 8 * torch.finfo(torch.float32).eps
 
 
 class ObjectFields(NamedTuple):
@@ -150,6 +154,21 @@ def integer_or_none(value: Any) -> int | None:
     return int(value) if number is not None and number == int(number) else None
 
 
+def min_box_size(image_hw: tuple[int, int] | np.ndarray) -> np.ndarray:
+    """Return the width and height in pixels that boxes have to exceed, or they are dropped.
+
+    Flips and resizing can't round larger boxes to empty ones, which the loss refuses.
+
+    Args:
+        image_hw: (..., 2) height and width of images in pixels; 0 if unknown.
+
+    Returns:
+        (...) float32.
+    """
+    longest = np.max(image_hw, axis=-1)
+    return np.maximum(MIN_BOX_SIZE, MIN_BOX_FRACTION * longest).astype(np.float32)
+
+
 def prepare_target(
     image_id: int,
     image_hw: tuple[int, int],
@@ -159,6 +178,8 @@ def prepare_target(
     reason: str,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Make the target of an image. Objects whose box has no area are dropped with a warning.
+
+    Those up to `min_box_size` wide or high count as boxes without area.
 
     Args:
         image_id: id of the image.
@@ -171,7 +192,7 @@ def prepare_target(
     Returns:
         The target, and which objects were kept, (n,) bool.
     """
-    keep = (boxes_xyxy[:, 2:] > boxes_xyxy[:, :2]).all(-1)
+    keep = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2] > float(min_box_size(image_hw))).all(-1)
     dropped = int((~keep).sum())
     if dropped:
         warnings.warn(

@@ -53,6 +53,22 @@ def test_trained_objects_are_those_of_targets():
     assert unknown.are_trained().tolist() == [row in (0, 2, 3, 4) for row in range(9)]
 
 
+def test_slivers_are_not_trained():
+    """Table and targets agree about boxes whose width float32 rounds, at any size of the image."""
+    for width, height in ((640, 480), (60_000, 100)):
+        left = np.random.default_rng(0).uniform(0, width, 2000)
+        widths = np.repeat([1e-14, 3.1e-5, 0.00999, 0.01001, 0.05, 0.06, 1], [285] * 6 + [290])
+        boxes = np.stack([left, np.ones(2000), widths, np.full(2000, 9)], axis=1).tolist()
+        entries = [{"category_id": 0, "bbox": box} for box in boxes]
+        table = make_table({0: "a"}, [5], [(height, width)], entries, [0] * 2000, "coco_xywh")
+        entries = [{**entry, "category_id": row} for row, entry in enumerate(entries)]
+        record = {"image_id": 5, "annotations": entries}
+        with pytest.warns(UserWarning, match="boxes dropped"):
+            target = prepare_detection_target(record, (height, width))
+        assert np.flatnonzero(table.are_trained()).tolist() == target["class_labels"].tolist()
+        assert 250 < len(target["boxes"]) < 1500
+
+
 def test_unknown_category_is_a_fatal_problem_with_a_warning():
     """An object is never trained as another class."""
     with pytest.warns(

@@ -130,6 +130,23 @@ def test_several_formats_that_fit_are_named():
         find_box_format(np.array([[5.0, 5, 20, 8]]), np.full(1, np.nan), IMAGE_HW)
 
 
+def test_a_box_without_area_says_nothing():
+    """One box without area doesn't exclude the true format, or settle another one."""
+    boxes = np.array([[10.0, 10, 60, 40], [100, 50, 130, 90], [20, 20, 20, 60]])
+    image_hw, unknown = np.full((3, 2), [480, 640]), np.full(3, np.nan)
+    with pytest.raises(ValueError, match="all 3 boxes fit coco_xywh and xyxy. Pass box_format"):
+        find_box_format(boxes, unknown, image_hw)
+    assert find_box_format(boxes, np.array([1500.0, 1200, 0]), image_hw)[0] == "xyxy"
+    many, image_hw = random_boxes()
+    for true in BOX_FORMATS:
+        boxes = many[true].copy()
+        boxes[0, 2] = boxes[0, 0] if true == "xyxy" else 0
+        assert find_box_format(boxes, np.full(500, np.nan), image_hw)[0] == true
+    nothing = np.array([[20.0, 20, 20, 60]] * 3), unknown, np.full((3, 2), 70)
+    with pytest.raises(ValueError, match="any format. Pass box_format"):
+        find_box_format(*nothing)
+
+
 @pytest.mark.parametrize("block", [1, 3, 1000])
 def test_boxes_are_computed_with_in_blocks(monkeypatch: pytest.MonkeyPatch, block: int):
     """The result doesn't depend on the size of the blocks."""

@@ -166,13 +166,33 @@ def test_usual_names_are_plain(name: str):
 
 
 def test_files_below_are_sorted_folder_by_folder(tmp_path: Path):
-    """As paths are sorted, in which a slash comes first; links to folders can be circles."""
+    """As paths are sorted, in which a slash comes first."""
     names = ["a/2.JPG", "a/1.jpg", "a-b/1.jpg", "a/sub/1.jpg", "z.jpg", "a/1.txt", "jpg"]
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    (tmp_path / "a" / "circle.jpg").symlink_to(tmp_path)
     found = files_below(tmp_path, {".jpg"})
     assert found == ["a/1.jpg", "a/2.JPG", "a/sub/1.jpg", "a-b/1.jpg", "z.jpg"]
     assert found == files_below(f"{tmp_path}/", {".jpg"})
     assert files_below(tmp_path / "nowhere", {".jpg"}) == []
+
+
+def test_links_to_folders_are_followed_once(tmp_path: Path):
+    """Linked folders have images too, but links can be circles, or lead to a folder of the data."""
+    root, other = tmp_path / "root", tmp_path / "other"
+    for folder in (root / "z", other / "inner"):
+        folder.mkdir(parents=True)
+        (folder / "1.jpg").touch()
+    links = {
+        root / "a": root / "z",
+        root / "z" / "circle.jpg": root,
+        root / "b": other,
+        root / "c": other / "inner",
+        other / "back": root,
+        other / "up": tmp_path,
+    }
+    for link, folder in links.items():
+        link.symlink_to(folder)
+    assert files_below(root, {".jpg"}) == ["b/inner/1.jpg", "z/1.jpg"]
+    (tmp_path / "link").symlink_to(root)
+    assert files_below(tmp_path / "link", {".jpg"}) == ["b/inner/1.jpg", "z/1.jpg"]

@@ -66,6 +66,15 @@ def test_list_of_dicts_with_other_names():
     assert boxes_of(dataset, 2) == []
 
 
+def test_columns_of_arrays():
+    """Boxes of `Array2D` beside a list of labels are columns of objects as well as lists are."""
+    features = {"image": Image(), "bboxes": datasets.Array2D((None, 4), "float32")}
+    columns = {"image": [make_image()], "bboxes": [[[10, 5, 30, 13]]], "labels": [[1]]}
+    features = Features({**features, "labels": List(CLASSES)})
+    dataset = read_hf_dataset(datasets.Dataset.from_dict(columns, features=features), "xyxy")
+    assert boxes_of(dataset) == [[10, 5, 30, 13]] and dataset.id2label == {0: "cat", 1: "dog"}
+
+
 def test_normalized_boxes_use_each_images_size():
     """Normalized boxes are scaled by the size of their image."""
     rows = [{"bbox": [[0.4, 0.225, 0.4, 0.2]], "category": [0]}]

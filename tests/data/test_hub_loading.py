@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from hf_detr.data.hub import read_hf_dataset
-from hf_detr.data.hub_loading import divides_evenly, load_hf_splits
+from hf_detr.data.hub_loading import HubImages, divides_evenly, load_hf_splits
 
 datasets = pytest.importorskip("datasets")
 from datasets.distributed import split_dataset_by_node  # noqa: E402
 
+from ..some_data import write_image  # noqa: E402
 from .test_hub import DICT_OF_LISTS, ROWS, make  # noqa: E402
 
 
@@ -25,6 +26,22 @@ def test_saved_data_sets_are_loaded_and_pickled_without_images(tmp_path: Path):
     assert len(dataset) == 40
     assert len(pickle.dumps(dataset)) < 20_000 < 40 * 40 * 50 * 3
     assert {k: len(v) for k, v in load_hf_splits(str(tmp_path / "two")).items()} == {"train": 2}
+
+
+def test_stamp_changes_with_the_file_of_a_path(tmp_path: Path) -> None:
+    """Paths in rows stay the same where their files change; other rows never change."""
+    write_image(tmp_path / "a.png")
+    paths = [str(tmp_path / "a.png"), str(tmp_path / "b.png"), None]
+    column = datasets.Dataset.from_dict({"image": paths}).cast_column("image", datasets.Image())
+    images = HubImages(column, "image")
+    before = [images.stamp(index) for index in range(3)]
+    assert before == [images.stamp(index) for index in range(3)]
+    write_image(tmp_path / "a.png", width=60)
+    write_image(tmp_path / "b.png")
+    after = [images.stamp(index) for index in range(3)]
+    assert after[0] != before[0] and after[1] != before[1] and after[2] == before[2]
+    images = HubImages(make(ROWS, DICT_OF_LISTS), "image")
+    assert images.stamp(0) == images.stamp(1)
 
 
 def test_a_saved_split_has_its_name(tmp_path: Path) -> None:

@@ -1,6 +1,9 @@
 """Image files: names inside their folder, upright pixels, errors that name the file."""
 
 import math
+import os
+import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +110,19 @@ def test_stamp_changes_with_the_file(tmp_path: Path):
     write_image(tmp_path / "1.png")
     before = folder.stamp(0)
     write_image(tmp_path / "1.png", width=60)
+    assert folder.stamp(0) != before
+    # Editors of metadata can keep the size and the time, and so do copies in another file.
+    path, before = tmp_path / "1.png", folder.stamp(0)
+    times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+    time.sleep(0.02)  # more than a tick of the clock of file systems
+    with path.open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"x")
+    os.utime(path, ns=times)
+    assert folder.stamp(0) != before
+    before = folder.stamp(0)
+    shutil.copy2(path, tmp_path / "2.png")
+    (tmp_path / "2.png").replace(path)
     assert folder.stamp(0) != before
 
 

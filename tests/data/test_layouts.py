@@ -76,6 +76,19 @@ def test_other_formats_of_folders(tmp_path: Path):
         assert (found.format, found.splits, found.name) == (name, splits, str(folder))
 
 
+@pytest.mark.parametrize("names", ["{0: cat, 0: dog}", "\n  0: cat\n  1: cow\n  0: dog"])
+def test_repeated_keys_of_yaml_are_refused(tmp_path: Path, names: str):
+    """YAML keeps the last, so that a class would be trained under the name of another one."""
+    file = write_yolo(tmp_path, {"a": BOX}) / "data.yaml"
+    file.write_text(f"train: images\nnames: {names}\n")
+    line = 2 + names.count("\n")
+    with pytest.raises(ValueError, match=rf"data.yaml:{line}: the key '0' is repeated; expected"):
+        find_data(str(tmp_path))
+    file.write_text("train: images\nnames: {0: cat, 1: cat}\n{0: a}: {0: b}\n")
+    with pytest.raises(ValueError, match="(?s)is not a YAML file: .*unhashable key"):
+        find_data(str(file))
+
+
 def test_panoptic_annotations_beside_others(tmp_path: Path):
     """COCO's own folder has both: the panoptic ones are used if they are asked for."""
     write_coco(tmp_path / "train", [entry(1)])

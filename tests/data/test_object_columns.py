@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from hf_detr.data.annotation_table import AnnotationTable, make_table
+from hf_detr.data.object_columns import ObjectColumns
 
 from ..some_data import entry
 
@@ -59,3 +60,11 @@ def test_invalid_ids_are_reported_and_replaced(number: Any):
     table = table_of(entry(1), entry(number))
     assert table.ids.tolist() == [1, 1]
     assert [(p.kind, p.is_fatal) for p in table.problems] == [("wrong id", False)]
+
+
+@pytest.mark.parametrize("ids", [{}, {"id": None}])
+def test_objects_without_id_have_their_index_in_messages(ids: dict[str, None]):
+    """Rows of the Hub have None for an id that they lack."""
+    entries = [{**ids, "bbox": "nothing", "category_id": 0}]
+    (problem,) = ObjectColumns.of_entries(entries, [0], start=5).problems
+    assert problem.text == "object 5 has bbox 'nothing'; expected 4 finite numbers"

@@ -57,8 +57,12 @@ def test_valid_annotations_have_no_problems():
         ([0, 0, 1e300, 5], "non-finite box", True),
         ([5, 5, -2, 5], "box with negative size", True),
         ([5, 5, 0, 5], "box without area (dropped)", False),
+        ([5, 5, 1e-5, 5], "box without area (dropped)", False),
+        ([0, 5, 5, 0.009], "box without area (dropped)", False),
         ([50, 5, 9, 5], "box outside its image (dropped)", False),
         ([5, -9, 9, 9], "box outside its image (dropped)", False),
+        ([5, -9, 9, 9 + 1e-13], "box outside its image (dropped)", False),
+        ([50 - 1e-13, 5, 9, 5], "box outside its image (dropped)", False),
         ([45, 5, 9, 5], "box beyond the border (clipped)", False),
         ([5, -2, 9, 9], "box beyond the border (clipped)", False),
     ],
@@ -103,7 +107,7 @@ def test_names_that_differ_in_case_are_noted():
     assert not problem.is_fatal
 
 
-@pytest.mark.parametrize("box", [[5, 5, 0, 5], [50, 5, 9, 5], [5, -9, 9, 9]])
+@pytest.mark.parametrize("box", [[5, 5, 0, 5], [5, 5, 1e-14, 5], [50, 5, 9, 5], [5, -9, 9, 9]])
 def test_dropped_boxes_are_no_objects_of_their_class(box: list[float]):
     """A class or an image of which training drops all boxes is reported as empty."""
     (unseen,) = class_problems(table([1, 1, 5, 5], box))

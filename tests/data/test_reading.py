@@ -8,6 +8,7 @@ import pytest
 from torch.utils.data import ConcatDataset, Subset, random_split
 
 from hf_detr import DetectionDataset, read_coco, read_data, read_splits
+from hf_detr.data.formats import DataArguments
 
 from ..some_data import entry, write_coco
 from .test_torch_data import NAMES, Items
@@ -69,6 +70,28 @@ def test_data_sets_of_datasets():
         assert [len(one) for one in read_splits(data, **given)] == [2, 1]
     with pytest.raises(ValueError, match="are read without masks; omit --masks"):
         read_data(rows, **given, masks=True)
+
+
+@pytest.mark.filterwarnings("ignore:the boxes are read as:UserWarning")
+def test_evaluation_finds_the_box_format_of_training():
+    """Boxes of validation data that fit several formats are read as they are in training."""
+    datasets = pytest.importorskip("datasets")
+    from .test_hub import DICT_OF_LISTS, make
+
+    boxes = {"train": [[30, 20, 20, 8]], "val": [[5, 5, 20, 8]], "rest": [[5, 5, 9, 9]]}
+    splits = datasets.DatasetDict(
+        {
+            name: make([{"bbox": some, "category": [0]}], DICT_OF_LISTS)
+            for name, some in boxes.items()
+        }
+    )
+    arguments = DataArguments(splits)
+    for val in (read_splits(splits)[1], arguments.read_validation(), read_data(splits, "val")):
+        assert val.table.boxes_xywh.tolist() == [[5, 5, 20, 8]]
+    assert read_data(splits, "rest").table.boxes_xywh.tolist() == [[5, 5, 9, 9]]
+    del splits["train"]
+    with pytest.raises(ValueError, match="all 1 boxes fit coco_xywh and xyxy"):
+        arguments.read_validation()
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hf_detr.atomic_saving import atomic_file
-from hf_detr.data.result_cache import cache_folder, cached
+from hf_detr.data.result_cache import cache_folder, cached, file_state
 
 
 def load(file: Path) -> str | None:
@@ -34,6 +34,20 @@ def compute_in(folder: Path, fails: bool = False) -> str:
         raise OSError("the disk is full")
 
     return cached(folder / "kind" / "a.txt", load, compute, fail if fails else save, "it")
+
+
+def test_state_of_a_file(tmp_path: Path):
+    """A file that is written again differs, even with the size and time of the earlier one."""
+    file = tmp_path / "a.txt"
+    file.write_text("a")
+    before, times = file_state(file), (file.stat().st_atime_ns, file.stat().st_mtime_ns)
+    assert file_state(str(file)) == before
+    time.sleep(0.02)  # more than a tick of the clock of file systems
+    file.write_text("b")
+    os.utime(file, ns=times)
+    assert file_state(file)[:2] == before[:2] and file_state(file) != before
+    with pytest.raises(OSError):
+        file_state(tmp_path / "b.txt")
 
 
 def test_one_of_several_processes_computes(tmp_path: Path):

@@ -43,6 +43,14 @@ def test_patterns(folder: Path) -> None:
         find_shards(f"{folder}/train-{{000..002}}.tar")
 
 
+def test_names_that_look_like_patterns(folder: Path) -> None:
+    """A file of exactly the given name is meant, not what its name fits as a pattern."""
+    for name in ("train[1].tar", "train1.tar"):
+        (folder / name).touch()
+    assert names(find_shards(f"{folder}/train[1].tar")) == {None: ["train[1].tar"]}
+    assert names(find_shards(f"{folder}/train[12].tar")) == {None: ["train1.tar"]}
+
+
 def test_other_file_systems() -> None:
     """An address keeps its protocol, with which its files are opened later."""
     files = fsspec.filesystem("memory")

@@ -8,6 +8,7 @@ from hf_detr.data.splits import (
     check_same_classes,
     checked_split,
     evaluation_split,
+    other_splits,
     training_splits,
     validation_split,
     warn_of_test_split,
@@ -86,3 +87,15 @@ def test_splits_of_an_evaluation_and_of_a_check():
     assert all_splits(["train", "val"], "data", "val") == ["val"]
     with pytest.raises(ValueError, match="no split 'train'"):
         all_splits(["dev"], "data", None)
+
+
+def test_splits_besides_those_that_are_read():
+    """They are those of training and validation, without the other ones."""
+    for splits, names, found in (
+        (["test", "rest", "Train", "valid"], ["valid"], ["Train"]),
+        (["train", "val"], ["train", "val"], []),
+        (["train", "test"], ["train[:9]"], ["train", "test"]),
+        (["a", "b"], ["a"], []),
+        (None, ["train"], []),
+    ):
+        assert other_splits(splits, names) == found

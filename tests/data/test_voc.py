@@ -5,6 +5,7 @@ from pathlib import Path
 import PIL.Image
 import pytest
 
+from hf_detr import read_data
 from hf_detr.data.voc import parse_xml, read_voc
 
 from ..some_data import write_image
@@ -39,6 +40,18 @@ def test_pixels_start_at_one_and_corners_are_inclusive(tmp_path: Path):
     dataset = read_voc(write_voc(tmp_path, {"a": voc_object(), "b": ""}))
     assert dataset[0][1]["boxes"].tolist() == [[10, 5, 30, 13]]
     assert dataset.image_hw(0) == (40, 50) and len(dataset[1][1]["boxes"]) == 0
+
+
+def test_boxes_divided_by_the_size_of_the_image_are_refused(tmp_path: Path):
+    """They would be trained as boxes in the first pixel; that pixel itself is a box."""
+    divided = voc_object(xmin=0.1).replace("6<", "0.2<").replace("30<", "0.5<")
+    folder = write_voc(tmp_path, {"a": divided.replace("13<", "0.6<") * 3})
+    with pytest.warns(UserWarning, match="3 of 3 boxes are empty .* divided by the image's size"):
+        (problem,) = read_voc(folder).table.problems
+    assert problem.is_fatal
+    first_pixel = voc_object(xmin=1).replace("6<", "1<").replace("30<", "1<").replace("13<", "1<")
+    folder = write_voc(tmp_path / "pixel", {"a": first_pixel * 3})
+    assert read_voc(folder)[0][1]["boxes"].tolist() == [[0, 0, 1, 1]] * 3
 
 
 def test_classes_are_those_of_all_splits(tmp_path: Path):
@@ -164,6 +177,34 @@ def test_data_without_lists_have_one_split(tmp_path: Path, annotations: str, ima
         read_voc(tmp_path, "val")
 
 
+@pytest.mark.filterwarnings("ignore:.*no ImageSets/Main:UserWarning")
+def test_linked_folders(tmp_path: Path):
+    """The format is found, and annotations and images are read, where folders are links."""
+    write_files(tmp_path / "other", "Annotations", "JPEGImages")
+    for kind in ("Annotations", "JPEGImages"):
+        (tmp_path / "data" / kind).mkdir(parents=True)
+        (tmp_path / "data" / kind / "more").symlink_to(tmp_path / "other" / kind)
+    dataset = read_data(tmp_path / "data")
+    assert dataset[0][1]["boxes"].tolist() == [[10, 5, 30, 13]]
+
+
+@pytest.mark.filterwarnings("ignore:.*no ImageSets/Main:UserWarning")
+@pytest.mark.parametrize(
+    ("annotations", "has_list"), [("Annotations", 1), ("Annotations", 0), (".", 0)]
+)
+def test_xml_files_with_an_ending_in_capitals(tmp_path: Path, annotations: str, has_list: bool):
+    """Windows ignores case; the format is found too, and all classes."""
+    write_files(tmp_path, annotations, "JPEGImages", "IMG 1")
+    file = tmp_path / annotations / "IMG 1.xml"
+    file.rename(file.with_suffix(".XML"))
+    if has_list:
+        (tmp_path / "ImageSets" / "Main").mkdir(parents=True)
+        (tmp_path / "ImageSets" / "Main" / "train.txt").write_text("IMG 1")
+    dataset = read_data(tmp_path)
+    assert dataset[0][1]["boxes"].tolist() == [[10, 5, 30, 13]]
+    assert dataset.id2label == {0: "dog"}
+
+
 def test_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """XML files and images beside each other, in the folder that the command runs in."""
     write_files(tmp_path, ".", ".", "abc")
@@ -171,6 +212,34 @@ def test_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with pytest.warns(UserWarning, match="no ImageSets/Main"):
         dataset = read_voc(".")
     assert dataset[0][1]["boxes"].tolist() == [[10, 5, 30, 13]]
+
+
+@pytest.mark.filterwarnings("ignore:.*no ImageSets/Main|.*spelled differently:UserWarning")
+@pytest.mark.parametrize(
+    ("annotations", "images"),
+    [("Annotations", "JPEGImages"), (".", "images"), (".", "."), ("train", "train")],
+)
+def test_images_without_xml_file_are_reported(tmp_path: Path, annotations: str, images: str):
+    """They aren't read; a folder beside the XML files can be another split."""
+    write_files(tmp_path, annotations, images)
+    for name in ("b.jpg", "c.png"):
+        write_image(tmp_path / images / name)
+    write_files(tmp_path, "valid", "valid", "d")
+    with pytest.warns(UserWarning, match=r"2 images in .* aren't read, such as b.jpg, c.png;"):
+        dataset = read_voc(tmp_path)
+    found = [problem for problem in dataset.table.problems if problem.kind != "no splits"]
+    assert len(dataset) == len(found) == 1 and not found[0].is_fatal
+    (tmp_path / images / "b.jpg").rename(tmp_path / images / "c.jpg")
+    (tmp_path / images / "a.jpg").rename(tmp_path / images / "A.JPG")  # is read all the same
+    with pytest.warns(UserWarning, match=r"2 images .*, such as c.jpg, c.png;"):
+        read_voc(tmp_path)
+
+
+def test_listed_images_are_all_that_is_read(tmp_path: Path):
+    """Images that a split's list lacks are those of other splits."""
+    folder = write_voc(tmp_path, {"a": voc_object()})
+    write_image(folder / "JPEGImages" / "b.jpg")
+    assert not read_voc(folder).table.problems
 
 
 def test_a_folder_per_split(tmp_path: Path):

@@ -85,6 +85,16 @@ def test_samples(address: str) -> None:
     assert [int(target["orig_size"][0]) for _, target in loader] == [40] * 3
 
 
+def test_stamp_changes_with_the_tar_file(tmp_path: Path) -> None:
+    """The cache of the data check notices other pixels at the same place of a tar file."""
+    (tmp_path / "a.tar").write_bytes(tar_of(SECOND))
+    before = read_webdataset(str(tmp_path / "a.tar"), "coco_xywh", {0: "a"}).images.stamp(0)
+    assert before == read_webdataset(str(tmp_path / "a.tar"), "xyxy", {0: "a"}).images.stamp(0)
+    (tmp_path / "b.tar").write_bytes(tar_of({**SECOND, "1.png": 4}))
+    (tmp_path / "b.tar").replace(tmp_path / "a.tar")
+    assert before != read_webdataset(str(tmp_path / "a.tar"), "xyxy", {0: "a"}).images.stamp(0)
+
+
 def test_data_argument(address: str) -> None:
     """`--data` finds tar files and their splits, whose text categories have the same labels."""
     train, val = read_splits(address, box_format="coco_xywh")
@@ -94,9 +104,24 @@ def test_data_argument(address: str) -> None:
         read_data(address, "train", masks=True)
 
 
+@pytest.mark.filterwarnings("ignore:the boxes are read as:UserWarning")
+def test_evaluation_finds_the_box_format_of_training(tmp_path: Path) -> None:
+    """Boxes of validation data that fit several formats are read as they are in training."""
+    for name, box in (("train", [30, 20, 20, 8]), ("val", [5, 5, 20, 8])):
+        files = {"1.png": 1, "1.json": [{"bbox": box, "category": "car"}]}
+        (tmp_path / f"{name}-0.tar").write_bytes(tar_of(files))
+    for val in (read_splits(str(tmp_path))[1], read_data(str(tmp_path), "val")):
+        assert val.table.boxes_xywh.tolist() == [[5, 5, 20, 8]]
+    with pytest.raises(ValueError, match="all 1 boxes fit coco_xywh and xyxy"):
+        read_webdataset(str(tmp_path / "val-0.tar"))
+
+
 @pytest.mark.parametrize(
     ("files", "message"),
     [
+        ({}, r"a.tar has no samples; expected images, .* JSON files: none\."),
+        ({"a.x.png": 1, "b.txt": 2}, r"has no samples; .* files: .*a.x.png\."),
+        ({"a.1.png": 1, "a.1.jpg": 1, "a.1.json": []}, "the sample .*a.1' has two images"),
         ({"1.png": 1}, "1 samples aren't complete: .*1' has no JSON file of objects"),
         ({"1.json": []}, "has no image"),
         ({"1.png": 1, "1.jpg": 1, "1.json": []}, "the sample .*1' has two images"),
@@ -117,3 +142,28 @@ def test_files_that_arent_tars(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(gzip.compress(tar_of(SECOND)))
     with pytest.raises(ValueError, match="a.tar can't be read .* expected a tar file, not compr"):
         read_webdataset(str(tmp_path / "a.tar"))
+
+
+def test_names_with_several_dots(address: str) -> None:
+    """A name that has no known ending after its first dot ends at the last one."""
+    files = fsspec.open(f"{address}/x.tar", "wb")
+    members = {"b.1.PNG": 1, "b.1.json": [CAR], "c_jpg.rf.2.png": 2, "c_jpg.rf.2.JSON": [DOG]}
+    with files as file:
+        file.write(tar_of({**members, "._b.1.png": 3, "._b.1.json": [], "b.1.txt": 0}))
+    data = read_webdataset(f"{address}/x.tar", "coco_xywh")
+    assert data.table.class_labels.tolist() == [0, 1] and not data.table.problems
+    for index in range(2):
+        assert torch.equal(data[index][0].permute(1, 2, 0), torch.from_numpy(pixels(index + 1)))
+
+
+@pytest.mark.parametrize("key", ["", "a.b/"])
+def test_files_of_no_sample_are_reported(tmp_path: Path, key: str) -> None:
+    """More files of a sample aren't samples themselves, even with a JSON file of their own."""
+    members = {"1.png": 1, "1.json": [CAR], "1.seg.png": 2, "1.map.png": 3, "1.map.json": {}}
+    members |= {"2.x.json": [], "3.x.png": 4, "3.x.txt": {}}
+    content = tar_of({f"{key}{name}": value for name, value in members.items()})
+    (tmp_path / "x.tar").write_bytes(content)
+    with pytest.warns(UserWarning, match="5 images and JSON files in tar .* such as .*1.seg.png,"):
+        data = read_webdataset(str(tmp_path / "x.tar"), "coco_xywh")
+    (problem,) = data.table.problems
+    assert len(data) == 1 and not problem.is_fatal

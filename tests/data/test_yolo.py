@@ -211,6 +211,22 @@ def test_label_files_without_image_are_reported_once(tmp_path: Path, is_beside: 
     assert [(p.image, p.is_fatal) for p in dataset.table.problems] == [(None, False)]
 
 
+@pytest.mark.parametrize("train", ["images/train", "train.txt"])
+def test_label_files_with_an_ending_in_capitals(tmp_path: Path, train: str):
+    """They are read, of listed images too, and reported if they have no image."""
+    folder = write_yolo(tmp_path, {"a": BOX, "b": BOX}, train=train)
+    (folder / "train.txt").write_text("images/train/a.png\nimages/train/b.png\n")
+    labels = folder / "labels" / "train"
+    (labels / "b.txt").rename(labels / "b.TXT")
+    dataset = read_yolo(folder)
+    assert [len(dataset[i][1]["boxes"]) for i in range(2)] == [1, 1]
+    assert not dataset.table.problems
+    (folder / "images" / "train" / "b.png").unlink()
+    if train != "train.txt":
+        with pytest.warns(UserWarning, match="1 label files in .* have no image, such as b.TXT"):
+            read_yolo(folder)
+
+
 def test_images_with_the_same_label_file_are_reported(tmp_path: Path):
     """Two images of one name share their boxes, which is rarely intended."""
     folder = write_yolo(tmp_path, {"a": BOX})
@@ -261,3 +277,13 @@ def test_paths_of_other_computers(tmp_path: Path, changes: dict, line: str | Non
     if line:
         (folder / "train.txt").write_text(line)
     assert len(read_yolo(folder)[0][1]["boxes"]) == 1
+
+
+def test_linked_folders_of_images(tmp_path: Path):
+    """A data set can be made of links to others."""
+    folder = write_yolo(tmp_path / "data", {"a": BOX})
+    write_yolo(tmp_path / "other", {"b": BOX})
+    for kind in ("images", "labels"):
+        (folder / kind / "train" / "more").symlink_to(tmp_path / "other" / kind / "train")
+    dataset = read_yolo(folder)
+    assert [len(dataset[i][1]["boxes"]) for i in range(len(dataset))] == [1, 1]

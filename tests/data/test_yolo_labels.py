@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_detr.data.yolo_labels import are_labels, label_file_of
+from hf_detr.data.yolo_labels import are_labels, find_label_files, label_file_of
 
 
 @pytest.mark.parametrize(
@@ -35,3 +35,12 @@ def test_the_first_line_tells_labels_from_other_texts(tmp_path: Path, text: str,
     """A line has a class and at least four numbers."""
     (tmp_path / "a.txt").write_text(text, encoding="utf-8")
     assert are_labels(tmp_path / "a.txt") == expected
+
+
+def test_label_files_of_another_case_are_found(tmp_path: Path):
+    """The usual name comes first, and is that of labels that don't exist."""
+    for name in ("a.TXT", "b.Txt", "b.txt"):
+        (tmp_path / name).touch()
+    images = [str(tmp_path / f"{stem}.jpg") for stem in "abc"] + ["/nowhere/d.jpg"]
+    found = [os.path.basename(file) for file in find_label_files(images)]
+    assert found == ["a.TXT", "b.txt", "c.txt", "d.txt"]

@@ -12,8 +12,10 @@ from hf_detr.image_processing.coco_records import (
     checked_fields,
     checked_record,
     integer_or_none,
+    min_box_size,
     prepare_target,
 )
+from hf_detr.image_processing.coco_targets import normalize_target, resize_target
 
 NAME = "image_id 7, annotation 3"
 
@@ -98,6 +100,34 @@ def test_integers_of_any_type(value):
 def test_other_values_are_not_integers(value):
     """Ids aren't guessed."""
     assert integer_or_none(value) is None
+
+
+def test_smallest_box():
+    """Boxes have to be wider in very large images, whose coordinates are rounded to more."""
+    assert min_box_size((480, 640)) == np.float32(0.01) == min_box_size((0, 0))
+    sizes = min_box_size(np.array([[480, 640], [2**20, 9]]))
+    assert sizes.dtype == np.float32 and sizes.tolist() == [np.float32(0.01), 1]
+
+
+@pytest.mark.parametrize("image_hw", [(480, 640), (300, 60_000), (200_000, 100)])
+def test_kept_boxes_cannot_become_empty(image_hw: tuple[int, int]):
+    """The loss refuses boxes without area: no flip and resize leads to one."""
+    height, width = image_hw
+    left = torch.rand(20_000, generator=torch.Generator().manual_seed(0)) * width
+    sizes = float(min_box_size(image_hw)) * torch.linspace(0.1, 3, 20_000)
+    corners = torch.stack([left, left * 0, left + sizes, left * 0 + height], dim=1)
+    corners[:, 2].clamp_(max=width)
+    fields = [ObjectFields(0, math.nan, False)] * 20_000
+    with pytest.warns(UserWarning, match="boxes dropped"):
+        target, _ = prepare_target(1, image_hw, fields, corners, corners[:, 0], "REASON")
+    assert len(target["boxes"]) > 10_000
+    flipped = target["boxes"][:, [2, 1, 0, 3]]
+    flipped[:, ::2] = width - flipped[:, ::2]
+    for boxes in (target["boxes"], flipped):
+        for ratio in (0.01, 0.3, 0.6, 0.999, 1.7):
+            new_hw = round(height * ratio), round(width * ratio)
+            resized = resize_target({**target, "boxes": boxes}, new_hw)
+            assert (normalize_target(resized)["boxes"][:, 2:] > 0).all()
 
 
 def test_target_by_hand():
