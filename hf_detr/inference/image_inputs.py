@@ -24,6 +24,7 @@ from ..data.remote_files import (
     find_storage,
     is_address,
     is_on_web,
+    is_remote,
     open_file,
     read_file,
 )
@@ -123,8 +124,12 @@ class ImageInputs:
 
     def local_files(self) -> Iterator[Path]:
         """Iterate over the images that are files, but not those of lists."""
-        found = (file for _, files in self._local() for file, _, is_image in files if is_image)
-        return (file for file in found if not is_tar(str(file)))
+        for name, files in self._local():
+            if is_address(name) and not is_remote(name):
+                found = (Path(find_storage(one)[1]) for one, _ in self._in_remote_folder(name))
+            else:
+                found = (file for file, _, is_image in files if is_image)
+            yield from (file for file in found if not is_tar(str(file)))
 
     def skipped(self) -> Iterator[Path]:
         """Iterate over the files in folders whose names aren't those of images."""

@@ -66,6 +66,15 @@ def test_files_folders_and_patterns(tmp_path: Path) -> None:
         ImageInputs([str(tmp_path), "no*such"]).check()
 
 
+def test_local_files_of_addresses(tmp_path: Path) -> None:
+    """Files at `file://` addresses are local too; those on the web aren't."""
+    photo = write_image(tmp_path / "a b.png")
+    (tmp_path / "s.tar").touch()
+    given = [photo.as_uri().replace("%20", " "), f"file://{tmp_path}", f"file://{tmp_path}/s.tar"]
+    inputs = ImageInputs([*given, "https://example.com/a.jpg"])
+    assert list(inputs.local_files()) == [photo, photo]
+
+
 def test_folders_in_folders(tmp_path: Path) -> None:
     """With recursive, places are relative to the given folder; circles of links aren't followed."""
     for name in ("b.png", "one/1.png", "one/two/1.png", "one/notes.txt"):
