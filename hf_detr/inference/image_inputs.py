@@ -151,21 +151,17 @@ class ImageInputs:
 
     def _local(self) -> Iterator[tuple[str, Iterator[tuple[Path, str, bool]]]]:
         """Yield every name and its files, their places and whether they are images."""
-        before: set[Path] = set()  # files and folders of earlier names
+        before: set[Path] = set()  # files and folders that are done
         for name in self.names:
             paths = [] if name == STDIN or is_address(name) else _matches(name)
             yield name, (found for path in paths for found in self._in_path(path, before))
-            before.update(paths)
 
     def _in_path(self, path: Path, before: set[Path]) -> Iterator[tuple[Path, str, bool]]:
-        if not path.is_dir():
-            if path not in before and before.isdisjoint(self._above(path)):
-                yield path, path.name, True
-            before.add(path)
-            return
-        for file, is_image in self._walk(path):
+        folder = path if (is_folder := path.is_dir()) else path.parent
+        for file, is_image in self._walk(path) if is_folder else [(path, True)]:
             if file not in before and before.isdisjoint(self._above(file)):
-                yield file, str(file.relative_to(path)), is_image
+                yield file, str(file.relative_to(folder)), is_image
+        before.add(path)  # a pattern gives a folder before what is in it
 
     def _above(self, file: Path) -> Sequence[Path]:
         """Return the folders whose images a file is among."""

@@ -66,6 +66,20 @@ def test_files_folders_and_patterns(tmp_path: Path) -> None:
         ImageInputs([str(tmp_path), "no*such"]).check()
 
 
+@pytest.mark.parametrize("recursive", [False, True])
+def test_folders_and_their_files_in_one_pattern(tmp_path: Path, recursive: bool) -> None:
+    """Each image comes once, and files that aren't images are skipped, as in a folder."""
+    for name in ("a.png", "b-1.png", "b/c.png", "b/d/e.png", "notes.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    for pattern in ("**", "**/*", "*"):
+        inputs = ImageInputs([f"{tmp_path}/{pattern}"], recursive)
+        found = sorted(Path(name).name for name in names(inputs) if name.endswith(".png"))
+        expected = ["a.png", "b-1.png", "c.png", "e.png"]
+        assert found == (expected[:3] if pattern == "*" and not recursive else expected)
+    assert "notes.md" not in places(ImageInputs([f"{tmp_path}/**"], recursive))
+
+
 def test_local_files_of_addresses(tmp_path: Path) -> None:
     """Files at `file://` addresses are local too; those on the web aren't."""
     photo = write_image(tmp_path / "a b.png")
