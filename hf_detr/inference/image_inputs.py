@@ -12,7 +12,7 @@ import sys
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from operator import attrgetter
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -163,19 +163,23 @@ class ImageInputs:
                 yield file, str(file.relative_to(folder)), is_image
         before.add(path)  # a pattern gives a folder before what is in it
 
+    @cached_property
+    def _named(self) -> frozenset[Path]:
+        return frozenset(map(Path, self.names))
+
     def _above(self, file: Path) -> Sequence[Path]:
         """Return the folders whose images a file is among."""
         return file.parents if self.recursive else [file.parent]
 
     def _walk(self, folder: Path) -> Iterator[tuple[Path, bool]]:
-        """Yield the files in a folder, and whether they have the names of images."""
+        """Yield the files in a folder, and whether they have the names of images or are given."""
         endings, folders = image_endings(), []
         with os.scandir(folder) as entries:
             found = sorted((entry.name, _kind(entry)) for entry in entries)
         for name, kind in found:
             path = folder / name
             if kind == "file":
-                yield path, path.suffix.lower() in endings
+                yield path, path.suffix.lower() in endings or path in self._named
             elif kind == "folder":
                 folders.append(path)
         for inner in folders if self.recursive else ():

@@ -80,6 +80,18 @@ def test_folders_and_their_files_in_one_pattern(tmp_path: Path, recursive: bool)
     assert "notes.md" not in places(ImageInputs([f"{tmp_path}/**"], recursive))
 
 
+@pytest.mark.parametrize("file_is", ["first", "last"])
+def test_files_in_folders_that_are_given_too(tmp_path: Path, file_is: str) -> None:
+    """A file that is given itself must be an image; its folder doesn't skip it."""
+    for name in ("photos/a.png", "photos/b.bin", "photos/c.bin"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    given = [str(tmp_path / "photos"), str(tmp_path / "photos" / "b.bin")]
+    inputs = ImageInputs(given if file_is == "last" else given[::-1])
+    assert sorted(places(inputs)) == ["a.png", "b.bin"]
+    assert [file.name for file in inputs.skipped()] == ["c.bin"]
+
+
 def test_local_files_of_addresses(tmp_path: Path) -> None:
     """Files at `file://` addresses are local too; those on the web aren't."""
     photo = write_image(tmp_path / "a b.png")
