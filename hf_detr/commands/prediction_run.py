@@ -79,6 +79,7 @@ class PredictionRun:
         # Images that aren't done yet: index, input and distinct place, and the file or its bytes
         self.inputs: dict[int, tuple[int, InputImage, str]] = {}
         self.contents: dict[int, Path | bytes] = {}
+        self.num_images = self.lines.start  # that are known to be there
         self.num_said = 0
 
     def predict(self) -> None:
@@ -105,6 +106,8 @@ class PredictionRun:
             for _, group in groupby(self._failed(inputs), lambda one: one[0] // size):
                 self._find_objects(group, bar)
             self._find_objects(enumerate(inputs, start), bar)
+        for index in range(self.num_images, start + size):
+            self.lines.has(index, None)
         number = self.lines.num_results + self.lines.num_failures
         if self.parsed.num_processes == 1 and not number:
             raise ValueError(NO_IMAGES)
@@ -152,6 +155,7 @@ class PredictionRun:
     ) -> Iterator[Callable[[], Path | PIL.Image.Image]]:
         for number, (index, (image, place)) in enumerate(images):
             self.inputs[number] = index, image, place
+            self.num_images = max(self.num_images, index + 1)
             yield partial(self._open, number)
 
     def _open(self, number: int) -> Path | PIL.Image.Image:
