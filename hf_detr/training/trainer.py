@@ -169,7 +169,7 @@ class Training:
             for i, (part, batch) in enumerate(zip(parts, batches, strict=True)):
                 is_last = i == len(parts) - 1
                 with nullcontext() if is_last else self.accelerator.no_sync(self.model):
-                    loss = self.loss(batch, normalizers) * part.counts
+                    loss = self.loss(batch, normalizers, part.counts)
                     self.accelerator.backward(loss)
                 total += loss.detach()
             self.clip_gradients()
@@ -197,7 +197,7 @@ class Training:
             self.step, self.total_steps, self.options.schedule, self.warmup_steps
         )
 
-    def loss(self, packed: PackedBatch, normalizers: LossNormalizers) -> Tensor:
+    def loss(self, packed: PackedBatch, normalizers: LossNormalizers, counts: bool) -> Tensor:
         """A batch's part of the step's loss; if it isn't finite in one process, all raise."""
         batch = packed.unpack(self.processor, self.accelerator.device)
         outputs, images = None, []
@@ -208,8 +208,9 @@ class Training:
         problem = find_nonfinite_loss(batch, outputs, images)
         if problem is not None:
             raise NonFiniteLossError(f"{problem} {self.where()}")
-        self.health.add_batch(outputs, batch["labels"])
-        return outputs.loss
+        if counts:
+            self.health.add_batch(outputs, batch["labels"])
+        return outputs.loss * counts
 
     def clip_gradients(self) -> None:
         """Clip gradients; raise if they aren't finite."""

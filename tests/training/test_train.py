@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -29,6 +30,7 @@ from hf_detr.models.variants import VARIANTS
 from hf_detr.training.card import base_model
 from hf_detr.training.checkpoint import load_newest_checkpoint, save_checkpoint
 from hf_detr.training.options import TrainingOptions
+from hf_detr.training.plan import MicroBatch, plan_epoch
 from hf_detr.training.train import make_accelerator
 from hf_detr.training.trainer import Training
 from hf_detr_command_line import main
@@ -365,6 +367,23 @@ def test_given_model(small: dict[str, Any]) -> None:
     model.config.id2label = NAMES
     result = hf_detr.train(model, **{**small, "epochs": 1}, processor=processor)
     assert result.metrics["step"] == 3
+
+
+def test_repeated_images_are_not_reported(
+    small: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """The report's loss leaves out the image that a process without one repeats."""
+
+    def reported(output: str) -> list[str]:
+        hf_detr.train(**{**small, "epochs": 1, "output": small["output"].with_name(output)})
+        return re.findall(r"Loss .*summed over layers", capsys.readouterr().err)
+
+    def with_repeated(*given: Any, **more: Any) -> list[list[MicroBatch]]:
+        return [[*parts, MicroBatch([2], counts=False)] for parts in plan_epoch(*given, **more)]
+
+    expected = reported("usual")
+    monkeypatch.setattr("hf_detr.training.trainer.plan_epoch", with_repeated)
+    assert len(expected) == 1 and reported("repeated") == expected
 
 
 @pytest.mark.parametrize("names", [NAMES, {0: "Red", 1: "blue"}])
