@@ -31,8 +31,9 @@ from .health import (
 )
 from .log import TrainingLog
 from .model_ema import ModelEma
-from .options import TrainingOptions, check_same_options
+from .options import TrainingOptions
 from .plan import MicroBatch, learning_rate_factor, plan_epoch
+from .resuming import check_same_options
 from .sample_loader import load_steps
 from .state import copy_whole_model, gather_training_state, restore_training_state
 from .validation import validate
@@ -292,7 +293,7 @@ class Training:
         """Resume from the newest complete checkpoint, if there is one.
 
         Raises:
-            ValueError: if options that affect the result differ.
+            ValueError: if options or data that affect the result differ.
         """
         checkpoint = load_newest_checkpoint(self.checkpoints)
         if checkpoint is None:
@@ -313,5 +314,7 @@ class Training:
         self.log.say(f"Resuming from {checkpoint.folder}.")
 
     def recorded_options(self) -> dict[str, Any]:
-        """Options that affect the result, as in JSON."""
-        return {**self.options.recorded(), **self.source, "images": len(self.train_data)}
+        """Options and data that affect the result, as in JSON."""
+        sizes = {"images": len(self.train_data), "val_images": len(self.val_data)}
+        classes = list(self.train_data.id2label.values())
+        return {**self.options.recorded(), **self.source, **sizes, "classes": classes}

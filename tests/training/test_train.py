@@ -436,13 +436,30 @@ def test_training_of_an_earlier_version_is_resumed(
     hf_detr.train(**given)
     newest = load_newest_checkpoint(small["output"] / "checkpoints")
     state = newest.state
-    for name in ("class_factor", "patience"):
+    for name in ("class_factor", "patience", "classes", "val_images"):
         del state["options"][name]
     save_checkpoint(small["output"] / "checkpoints", newest.step, newest.tensors, state)
     with pytest.raises(ValueError, match=r"class_factor was 1.0, is 10.0\. Use the old values"):
         hf_detr.train(**{**given, "class_factor": 10.0}, resume=True)
     hf_detr.train(**given, resume=True)
     assert f"Resuming from {newest.folder}." in capsys.readouterr().err
+
+
+def test_other_data_are_not_resumed_with(small: dict[str, Any], folder: Path) -> None:
+    """Other names of as many classes, or other images for validation, give another result."""
+    given = {**small, "epochs": 1}
+    hf_detr.train(**given)
+    options = load_newest_checkpoint(small["output"] / "checkpoints").state["options"]
+    assert (options["classes"], options["val_images"]) == (["red", "green"], NUM_IMAGES)
+    assert "| classes |" not in (small["output"] / "model" / "README.md").read_text()
+    train, val = small["data"]
+    with pytest.raises(ValueError, match="resume: val_images was 9, is 5"):
+        hf_detr.train(**{**given, "data": (train, val.first(5))}, resume=True)
+    renamed = shutil.copytree(folder / "data", small["output"].with_name("renamed"))
+    for file in renamed.rglob("annotations.json"):
+        file.write_text(file.read_text().replace('"red"', '"blue"'))
+    with pytest.raises(ValueError, match="resume: class 0 was 'red', is 'blue'"):
+        hf_detr.train(**{**given, "data": renamed}, resume=True)
 
 
 def test_second_training_in_a_process(tmp_path: Path) -> None:
