@@ -50,7 +50,9 @@ def main() -> None:
     processor = AutoImageProcessor.from_pretrained(
         options.model, size={"shortest_edge": edges[-1], "longest_edge": 2 * edges[-1]}
     )
-    model = AutoModelForObjectDetection.from_pretrained(options.model, auxiliary_loss=True)
+    model = AutoModelForObjectDetection.from_pretrained(
+        options.model, auxiliary_loss=True, dtype=torch.float32
+    )
     model.resize_classes(train_data.id2label)
     loader = DataLoader(
         train_data,

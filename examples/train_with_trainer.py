@@ -88,7 +88,9 @@ def main() -> None:
     val_data.set_transform(hf_detr.make_evaluation_transform(*size.values()))
     processor = AutoImageProcessor.from_pretrained(options.model, size=size)
     # The auxiliary loss trains every decoder layer, as in the papers.
-    model = AutoModelForObjectDetection.from_pretrained(options.model, auxiliary_loss=True)
+    model = AutoModelForObjectDetection.from_pretrained(
+        options.model, auxiliary_loss=True, dtype=torch.float32
+    )
     model.resize_classes(train_data.id2label)  # those of known names keep their weights
     groups = model.parameter_groups(arguments.learning_rate, class_factor=10)
     optimizer = torch.optim.AdamW(groups, weight_decay=arguments.weight_decay)

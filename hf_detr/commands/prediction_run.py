@@ -2,10 +2,8 @@
 
 import argparse
 import errno
-import io
 import os
 import re
-import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -17,7 +15,6 @@ import PIL.Image
 import torch
 from tqdm.auto import tqdm
 
-from ..data.file_names import image_endings
 from ..data.image_source import READING_ERRORS
 from ..image_processing.image_processor import DetectionImageProcessor
 from ..image_processing.postprocess import above_threshold
@@ -31,6 +28,7 @@ from ..inference.prediction_shards import part_name, shard_file
 from ..inference.score_thresholds import threshold_of_labels
 from ..inference.uncertainty import LOWEST_SCORE, uncertainty
 from ..models.pretrained_model import DetectionPreTrainedModel
+from .picture_files import keep_image, opened, save_picture
 from .prediction_results import NO_IMAGES, UNCERTAIN, UNCERTAIN_LIST, say, status_of, write_results
 
 ENDINGS = PICTURE, SEGMENTS = ".png", ".segments.png"  # of drawn images and segment maps
@@ -81,6 +79,7 @@ class PredictionRun:
         # Images that aren't done yet: index, input and distinct place, and the file or its bytes
         self.inputs: dict[int, tuple[int, InputImage, str]] = {}
         self.contents: dict[int, Path | bytes] = {}
+        self.num_images = self.lines.start  # that are known to be there
         self.num_said = 0
 
     def predict(self) -> None:
@@ -107,6 +106,8 @@ class PredictionRun:
             for _, group in groupby(self._failed(inputs), lambda one: one[0] // size):
                 self._find_objects(group, bar)
             self._find_objects(enumerate(inputs, start), bar)
+        for index in range(self.num_images, start + size):
+            self.lines.has(index, None)
         number = self.lines.num_results + self.lines.num_failures
         if self.parsed.num_processes == 1 and not number:
             raise ValueError(NO_IMAGES)
@@ -154,6 +155,7 @@ class PredictionRun:
     ) -> Iterator[Callable[[], Path | PIL.Image.Image]]:
         for number, (index, (image, place)) in enumerate(images):
             self.inputs[number] = index, image, place
+            self.num_images = max(self.num_images, index + 1)
             yield partial(self._open, number)
 
     def _open(self, number: int) -> Path | PIL.Image.Image:
@@ -161,7 +163,7 @@ class PredictionRun:
         image = self.inputs[number][1]
         content = self.contents[number] = image.content()
         try:
-            return _opened(content)
+            return opened(content)
         except READING_ERRORS as error:
             raise ValueError(f"image ({image.name!r}) can't be opened: it is no image.") from error
 
@@ -221,17 +223,16 @@ class PredictionRun:
         stem, written = self.folder / os.path.splitext(place)[0], {}
         if self.parsed.draw:
             written["picture"] = f"{stem}{PICTURE}"
-            _make_way(written["picture"])
-            picture = draw_predictions(_opened(content), result, self.id2label)
-            picture.save(written["picture"], compress_level=1)
+            picture = draw_predictions(opened(content), result, self.id2label)
+            save_picture(picture, written["picture"], content, compress_level=1)
         if self.parsed.masks:
             written["segment_map"] = f"{stem}{SEGMENTS}"
-            _make_way(written["segment_map"])
             ids = result["segmentation"].numpy().clip(min=0)  # -1 is an image without segments
-            PIL.Image.fromarray(ids.astype("uint16")).save(written["segment_map"])
+            segment_map = PIL.Image.fromarray(ids.astype("uint16"))
+            save_picture(segment_map, written["segment_map"], content)
         if self.parsed.format in IMAGE_FOLDERS:
             folder = self.parsed.output / IMAGE_FOLDERS[self.parsed.format]
-            written["image"] = _keep_image(folder, str(self.part / place), content)
+            written["image"] = keep_image(folder, str(self.part / place), content)
         return written
 
     def finish(self) -> None:
@@ -286,32 +287,3 @@ def _with_places(images: Iterator[InputImage]) -> Iterator[tuple[InputImage, str
                 break
         taken |= results
         yield image, str(folder / f"{name}{path.suffix}")
-
-
-def _opened(content: Path | bytes) -> Path | PIL.Image.Image:
-    return content if isinstance(content, Path) else PIL.Image.open(io.BytesIO(content))
-
-
-def _make_way(file: str) -> None:
-    """Make a file's folder, and remove a link of its name, which could lead to an input image."""
-    os.makedirs(os.path.dirname(file), exist_ok=True)
-    if os.path.islink(file):
-        os.unlink(file)
-
-
-def _keep_image(folder: Path, place: str, content: Path | bytes) -> str:
-    """Link a file or write the bytes of one to a data set's image folder; return the name there."""
-    if PurePosixPath(place).suffix.lower() not in image_endings():
-        source = io.BytesIO(content) if isinstance(content, bytes) else content
-        with PIL.Image.open(source) as image:
-            place += f".{image.format.lower()}"
-    target = folder / place
-    _make_way(str(target))
-    if isinstance(content, bytes):
-        target.write_bytes(content)
-        return place
-    try:
-        target.symlink_to(os.path.realpath(content))
-    except OSError:  # a file system or a user without links
-        shutil.copyfile(content, target)
-    return place

@@ -151,6 +151,7 @@ class _Frames:
         self.total = most_frames or self.stream.frames or None  # some formats have no number
         self.waiting: dict[int, tuple[PIL.Image.Image, int, Fraction]] = {}
         self.count = 0
+        self.last_pts: int | None = None
 
     def __iter__(self) -> Iterator[PIL.Image.Image]:
         size = None
@@ -169,14 +170,24 @@ class _Frames:
                         f"frame {self.count} has size {image.size}, those before it {size}."
                     )
                 size = image.size
-                time = (frame.pts, frame.time_base)
-                if frame.pts is None:  # as in raw streams of cameras
-                    time = (self.count, 1 / self.rate)
-                self.waiting[self.count] = image, *time
+                self.waiting[self.count] = image, *self._time(frame)
                 self.count += 1
                 yield image
         if not self.count:
             raise ValueError("the video has no frame that can be read.")
+
+    def _time(self, frame: "av.VideoFrame") -> tuple[int, Fraction]:
+        """Return a frame's pts and its unit; without one after the last frame's, that of the rate.
+
+        Raw streams of cameras have none, and in AVI files they can go backwards.
+        """
+        unit, pts = frame.time_base or 1 / self.rate, frame.pts
+        if self.last_pts is None:
+            pts = pts or 0
+        elif pts is None or pts <= self.last_pts:
+            pts = self.last_pts + max(round(1 / self.rate / unit), 1)
+        self.last_pts = pts
+        return pts, unit
 
 
 @contextmanager

@@ -198,6 +198,7 @@ def _decode(image: PIL.Image.Image, name: str) -> np.ndarray:
         raise ValueError(_bomb_message(name))
     has_16_bits = is_from_file and ";16" in str(image.tile)
     has_12_bits = image.format == "TIFF" and image.tag_v2.get(BITS_PER_SAMPLE) == (12,)
+    has_16_bits_as_32 = image.format == "PPM" and image.mode == "I"  # scaled by PIL to 65535
     try:
         image.load()  # NumPy would hide the reason of a failure
         has_pages = image.format in PAGED_FORMATS and getattr(image, "is_animated", False)
@@ -215,6 +216,8 @@ def _decode(image: PIL.Image.Image, name: str) -> np.ndarray:
         _warn_about_pages()
     if has_12_bits:
         pixels = pixels << 4 | pixels >> 8  # 4095 becomes 65535
+    elif has_16_bits_as_32:
+        pixels = pixels.astype(np.uint16)
     # PIL reads colors of 16 bits as 8 bits.
     elif has_16_bits and pixels.ndim == 3 and 0 < pixels[..., :3].max() <= ITS_BYTE:
         warn_about_unused_bits()

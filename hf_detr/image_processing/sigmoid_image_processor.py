@@ -1,6 +1,7 @@
 """Image processor of the variants with sigmoid classification."""
 
 import inspect
+import numbers
 from typing import Any
 
 from torch import Tensor
@@ -32,7 +33,12 @@ class SigmoidImageProcessor(DetectionImageProcessor):
 
         As in `DetrImageProcessor`, but `logits` are (B, Q, C), and each image has at most `top_k`
         detections, the best pairs of a query and a class.
+
+        Raises:
+            ValueError: if `top_k` isn't an integer of at least 1, or another argument is wrong.
         """
+        if isinstance(top_k, bool) or not isinstance(top_k, numbers.Integral) or top_k < 1:
+            raise ValueError(f"top_k is {top_k!r}; expected an integer of at least 1.")
         self._check_thresholds(threshold, outputs.logits)
         scores, labels, queries = self.classification.detections(outputs.logits, top_k)
         boxes = outputs.pred_boxes.gather(1, queries[..., None].expand(-1, -1, 4))

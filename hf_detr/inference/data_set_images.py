@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
+from ..data.file_names import image_endings
 from ..data.hub_loading import divides_evenly, load_hf_splits
 from .image_inputs import InputImage, source_of
 from .prediction_shards import part_name
@@ -46,10 +47,13 @@ class DataSetImages:
         """Return None: the number of images isn't known."""
 
     def local_files(self) -> Iterator[Path]:
-        """Iterate over no files, like `skipped`: none is given by its name."""
-        return iter(())
+        """Iterate over the images in a folder of this name, in folders in it too."""
+        endings = image_endings()
+        return (file for file in Path(self.name).rglob("*") if file.suffix.lower() in endings)
 
-    skipped = local_files
+    def skipped(self) -> Iterator[Path]:
+        """Iterate over no files: none is given by its name."""
+        return iter(())
 
     def part(self, process: int, num_processes: int) -> Iterator[InputImage]:
         """Iterate over the images of one of several processes.

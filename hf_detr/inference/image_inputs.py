@@ -12,7 +12,7 @@ import sys
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from operator import attrgetter
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -24,6 +24,7 @@ from ..data.remote_files import (
     find_storage,
     is_address,
     is_on_web,
+    is_remote,
     open_file,
     read_file,
 )
@@ -123,8 +124,12 @@ class ImageInputs:
 
     def local_files(self) -> Iterator[Path]:
         """Iterate over the images that are files, but not those of lists."""
-        found = (file for _, files in self._local() for file, _, is_image in files if is_image)
-        return (file for file in found if not is_tar(str(file)))
+        for name, files in self._local():
+            if is_address(name) and not is_remote(name):
+                found = (Path(find_storage(one)[1]) for one, _ in self._in_remote_folder(name))
+            else:
+                found = (file for file, _, is_image in files if is_image)
+            yield from (file for file in found if not is_tar(str(file)))
 
     def skipped(self) -> Iterator[Path]:
         """Iterate over the files in folders whose names aren't those of images."""
@@ -146,35 +151,35 @@ class ImageInputs:
 
     def _local(self) -> Iterator[tuple[str, Iterator[tuple[Path, str, bool]]]]:
         """Yield every name and its files, their places and whether they are images."""
-        before: set[Path] = set()  # files and folders of earlier names
+        before: set[Path] = set()  # files and folders that are done
         for name in self.names:
             paths = [] if name == STDIN or is_address(name) else _matches(name)
             yield name, (found for path in paths for found in self._in_path(path, before))
-            before.update(paths)
 
     def _in_path(self, path: Path, before: set[Path]) -> Iterator[tuple[Path, str, bool]]:
-        if not path.is_dir():
-            if path not in before and before.isdisjoint(self._above(path)):
-                yield path, path.name, True
-            before.add(path)
-            return
-        for file, is_image in self._walk(path):
+        folder = path if (is_folder := path.is_dir()) else path.parent
+        for file, is_image in self._walk(path) if is_folder else [(path, True)]:
             if file not in before and before.isdisjoint(self._above(file)):
-                yield file, str(file.relative_to(path)), is_image
+                yield file, str(file.relative_to(folder)), is_image
+        before.add(path)  # a pattern gives a folder before what is in it
+
+    @cached_property
+    def _named(self) -> frozenset[Path]:
+        return frozenset(map(Path, self.names))
 
     def _above(self, file: Path) -> Sequence[Path]:
         """Return the folders whose images a file is among."""
         return file.parents if self.recursive else [file.parent]
 
     def _walk(self, folder: Path) -> Iterator[tuple[Path, bool]]:
-        """Yield the files in a folder, and whether they have the names of images."""
+        """Yield the files in a folder, and whether they have the names of images or are given."""
         endings, folders = image_endings(), []
         with os.scandir(folder) as entries:
             found = sorted((entry.name, _kind(entry)) for entry in entries)
         for name, kind in found:
             path = folder / name
             if kind == "file":
-                yield path, path.suffix.lower() in endings
+                yield path, path.suffix.lower() in endings or path in self._named
             elif kind == "folder":
                 folders.append(path)
         for inner in folders if self.recursive else ():

@@ -77,13 +77,13 @@ class PredictionLines:
         """Index of the first image of the first group that isn't complete."""
         return (self._group + (len(self._done) == self.group_size)) * self.group_size
 
-    def has(self, index: int, name: str) -> bool:
+    def has(self, index: int, name: str | None) -> bool:
         """Return whether the line of an image at `start` or after it is there already.
 
         With `retry`, that of a failed image isn't.
 
         Raises:
-            ValueError: if it is there with another name.
+            ValueError: if it is there with another name; None is that of no image.
         """
         before, has_failed = self._done.get(index, (name, True))
         _check_name(self.file, index, before, name)

@@ -64,7 +64,11 @@ def write_card(
             )
         ],
         evaluation=describe_evaluation(best),
-        training=markdown_table(("option", "value"), options.items()),
+        training=markdown_table(
+            ("option", "value"),
+            # The description has the classes.
+            [(option, value) for option, value in options.items() if option != "classes"],
+        ),
         base_model=base_model(options["model"]),
         only_here=needs_hf_detr(detector.model),
     )

@@ -64,7 +64,8 @@ def make_model(
         config = load_config(name)
         if options.panoptic:
             check_has_masks(config.model_type, name)
-        model = factory.from_pretrained(name)
+        # Half precision, as some are saved in, would round small updates away.
+        model = factory.from_pretrained(name, dtype=torch.float32)
         if not isinstance(model, DetectionPreTrainedModel):
             raise ValueError(
                 f"{name} is a {model.config.model_type!r} model of {type(model).__module__}; "
@@ -80,7 +81,7 @@ def make_model(
     config = AutoConfig.for_model(architecture.pop("model_type"), **architecture, **labels)
     if options.panoptic:
         check_has_masks(config.model_type, name)
-    model = factory.from_config(config)
+    model = factory.from_config(config, dtype=torch.float32)
     if options.backbone_weights is not None:
         load_backbone_weights(model, Path(options.backbone_weights))
     variant = VARIANTS[config.model_type]
@@ -91,8 +92,10 @@ def prepare_model(model: PreTrainedModel, processor: Any, options: TrainingOptio
     """Set what is trained, and the size of the images.
 
     Raises:
-        ValueError: if the model has no such part, or an option can't be used with it.
+        ValueError: if the model is in half precision, has no such part, or an option can't be used
+            with it.
     """
+    _check_precision(model)
     model.config.auxiliary_loss = True
     model.config.class_thresholds = None  # training changes the scores
     model.unfreeze_backbone(options.frozen_stages)
@@ -112,6 +115,17 @@ def prepare_model(model: PreTrainedModel, processor: Any, options: TrainingOptio
         longest = round(options.image_size * paper["longest_edge"] / paper["shortest_edge"])
         processor.size = {"shortest_edge": options.image_size, "longest_edge": longest}
     model.to(memory_format=torch.channels_last)
+
+
+def _check_precision(model: nn.Module) -> None:
+    """Check that small updates of the weights aren't rounded away."""
+    for parameter in model.parameters():
+        if parameter.dtype in (torch.bfloat16, torch.float16):
+            raise ValueError(
+                f"The model has parameters in {str(parameter.dtype).removeprefix('torch.')}; "
+                "training needs float32: model.float(); --precision bf16 (precision='bf16') is "
+                "for mixed precision."
+            )
 
 
 def freeze(model: nn.Module, names: list[str]) -> None:

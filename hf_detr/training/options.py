@@ -282,27 +282,6 @@ class TrainingOptions:
         return json.loads(json.dumps(values, default=str))
 
 
-def check_same_options(before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Check that the recorded options of a training to resume haven't changed.
-
-    An option that didn't exist when the training began had its default, or its value in `PLAIN`.
-
-    Raises:
-        ValueError: if one has.
-    """
-    before = {**TrainingOptions().recorded(), **PLAIN, **before}
-    changed = [
-        f"{name} was {before.get(name)!r}, is {now[name]!r}"
-        for name in now
-        if now[name] != before.get(name)
-    ]
-    if changed:
-        raise ValueError(
-            f"Options differ from those of the training to resume: {', '.join(changed)}. Use the "
-            "old values, or another --output."
-        )
-
-
 def check_output(output: Path, resume: bool) -> None:
     """Check that a training doesn't write over another one.
 

@@ -22,7 +22,7 @@ from ..data.dataset import DetectionDataset
 from ..losses.loss_terms import LossNormalizers
 from ..losses.matcher import NonFinitePredictionError
 from ..models.configuration import without_auxiliary_loss
-from .checkpoint import load_newest_checkpoint, save_checkpoint
+from .checkpoint import load_best_checkpoint, load_newest_checkpoint, save_checkpoint
 from .health import (
     NonFiniteLossError,
     TrainingHealth,
@@ -31,11 +31,12 @@ from .health import (
 )
 from .log import TrainingLog
 from .model_ema import ModelEma
-from .options import TrainingOptions, check_same_options
+from .options import TrainingOptions
 from .plan import MicroBatch, learning_rate_factor, plan_epoch
+from .resuming import check_same_options
 from .sample_loader import load_steps
-from .state import copy_whole_model, gather_training_state, restore_training_state
-from .validation import validate
+from .state import TrainingState, copy_whole_model, gather_training_state, restore_training_state
+from .validation import rank, validate
 
 
 class Training:
@@ -64,9 +65,8 @@ class Training:
         output: Path,
         source: dict[str, Any],
     ) -> None:
-        self.accelerator, self.options = accelerator, options
+        self.accelerator, self.options, self.source = accelerator, options, source
         self.processor, self.train_data, self.val_data = processor, train_data, val_data
-        self.source = source
         optimizer = torch.optim.AdamW(
             model.parameter_groups(options.lr, options.slow_factor, options.class_factor),
             weight_decay=options.weight_decay,
@@ -169,7 +169,7 @@ class Training:
             for i, (part, batch) in enumerate(zip(parts, batches, strict=True)):
                 is_last = i == len(parts) - 1
                 with nullcontext() if is_last else self.accelerator.no_sync(self.model):
-                    loss = self.loss(batch, normalizers) * part.counts
+                    loss = self.loss(batch, normalizers, part.counts)
                     self.accelerator.backward(loss)
                 total += loss.detach()
             self.clip_gradients()
@@ -197,7 +197,7 @@ class Training:
             self.step, self.total_steps, self.options.schedule, self.warmup_steps
         )
 
-    def loss(self, packed: PackedBatch, normalizers: LossNormalizers) -> Tensor:
+    def loss(self, packed: PackedBatch, normalizers: LossNormalizers, counts: bool) -> Tensor:
         """A batch's part of the step's loss; if it isn't finite in one process, all raise."""
         batch = packed.unpack(self.processor, self.accelerator.device)
         outputs, images = None, []
@@ -208,8 +208,9 @@ class Training:
         problem = find_nonfinite_loss(batch, outputs, images)
         if problem is not None:
             raise NonFiniteLossError(f"{problem} {self.where()}")
-        self.health.add_batch(outputs, batch["labels"])
-        return outputs.loss
+        if counts:
+            self.health.add_batch(outputs, batch["labels"])
+        return outputs.loss * counts
 
     def clip_gradients(self) -> None:
         """Clip gradients; raise if they aren't finite."""
@@ -245,13 +246,14 @@ class Training:
         self.log.add_evaluation(self.history[-1])
 
     def best(self) -> dict[str, Any] | None:
-        """The first evaluation with the highest value of the metric; the last one without values.
+        """The best evaluation; None before the first one."""
+        return next(iter(rank(self.history, self.options.metric)), None)
 
-        A metric is -1 in all evaluations if the validation data have no objects for it.
-        """
-        metric = self.options.metric
-        known = [entry for entry in self.history if entry[metric] >= 0] or self.history[-1:]
-        return max(known, key=lambda entry: entry[metric], default=None)
+    def load_best(self) -> tuple[dict[str, Any], TrainingState]:
+        """The best evaluation whose checkpoint is complete, and its tensors."""
+        ranking = {entry["step"]: entry for entry in rank(self.history, self.options.metric)}
+        checkpoint = load_best_checkpoint(self.checkpoints, list(ranking))
+        return ranking[checkpoint.step], checkpoint.tensors
 
     def has_stalled(self) -> bool:
         """Whether the last evaluations, as many as `patience`, weren't better than before."""
@@ -291,7 +293,7 @@ class Training:
         """Resume from the newest complete checkpoint, if there is one.
 
         Raises:
-            ValueError: if options that affect the result differ.
+            ValueError: if options or data that affect the result differ.
         """
         checkpoint = load_newest_checkpoint(self.checkpoints)
         if checkpoint is None:
@@ -312,5 +314,7 @@ class Training:
         self.log.say(f"Resuming from {checkpoint.folder}.")
 
     def recorded_options(self) -> dict[str, Any]:
-        """Options that affect the result, as in JSON."""
-        return {**self.options.recorded(), **self.source, "images": len(self.train_data)}
+        """Options and data that affect the result, as in JSON."""
+        sizes = {"images": len(self.train_data), "val_images": len(self.val_data)}
+        classes = list(self.train_data.id2label.values())
+        return {**self.options.recorded(), **self.source, **sizes, "classes": classes}

@@ -142,6 +142,38 @@ def test_links_do_not_endanger_photos(
     assert photo.read_bytes() == before
 
 
+@pytest.mark.parametrize("named", ["file", "folder", "--data"])
+def test_addresses_and_data_sets_are_not_overwritten(
+    model: str, tmp_path: Path, named: str, capsys: pytest.CaptureFixture
+) -> None:
+    """Local files that are given in other ways than by a path are checked too."""
+    photo = write_image(tmp_path / "photos" / "cat.png")
+    folder = photo.parent
+    given = {
+        "file": [photo.as_uri()],
+        "folder": [folder.as_uri()],
+        "--data": ["--data", str(folder)],
+    }[named]
+    before = photo.read_bytes()
+    with pytest.raises(SystemExit) as ended:
+        main([*given, "--draw", "--output", str(folder), "--model", model])
+    assert ended.value.code == 2 and "contains input images" in capsys.readouterr().err
+    assert photo.read_bytes() == before
+    assert main([*given, "--draw", "--output", str(tmp_path / "output"), "--model", model]) == 0
+
+
+def test_folders_in_folders_are_not_overwritten(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Not even where the output folder itself has no images."""
+    photo = write_image(tmp_path / "photos" / "sub" / "cat.png")
+    before = photo.read_bytes()
+    given = [str(tmp_path / "photos"), "--recursive", "--output", str(tmp_path / "photos")]
+    assert main([*given, "--model", model]) == 1
+    assert "cat.png would be overwritten" in capsys.readouterr().err
+    assert photo.read_bytes() == before
+
+
 def test_results_stay_after_interruption(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

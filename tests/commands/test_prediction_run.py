@@ -178,6 +178,28 @@ def test_other_options_are_refused(
     assert predict(output, *given, "--resume") == 0
 
 
+def test_images_that_are_gone_are_refused(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Also those at the end, where no later image shows that the places have changed."""
+    photos, output = tmp_path / "photos", tmp_path / "output"
+    for number in range(5):
+        write_image(photos / f"{number}.png", seed=number)
+    given = (output, photos, "--model", model, "--no-draw")
+    assert predict(*given) == 0
+    before = (output / "predictions.jsonl").read_bytes()
+    (photos / "3.png").unlink()
+    (photos / "4.png").rename(tmp_path / "4.png")
+    for option in ("--resume", "--retry-failed"):
+        assert predict(*given, option) == 1
+        error = capsys.readouterr().err
+        assert "the images have changed" in error and "3.png, which is missing now" in error
+    assert (output / "predictions.jsonl").read_bytes() == before
+    write_image(photos / "3.png", seed=3)
+    (tmp_path / "4.png").rename(photos / "4.png")
+    assert predict(*given, "--resume") == 0
+
+
 def test_memory_is_constant(
     model: str, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -176,6 +176,29 @@ def test_frames_without_times(garments: np.ndarray, tmp_path: Path) -> None:
     np.testing.assert_allclose(times, [0, 0.04, 0.08, 0.12, 0.16], atol=1e-3)
 
 
+def test_times_that_go_backwards(tmp_path: Path) -> None:
+    """Frames of an AVI file with B-frames, which has no times of its own, stay in their order."""
+    if "libx264" not in av.codecs_available:
+        pytest.skip("this PyAV can't write H.264, whose B-frames have such times")
+    with av.open(tmp_path / "clip.avi", "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        for number in range(8):
+            pixels = np.full((48, 64, 3), 20 * number, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode(None))
+    with av.open(tmp_path / "clip.avi") as container:
+        given = [frame.pts for frame in container.decode(video=0)]
+        assert given != sorted(given)
+    assert main([str(tmp_path / "clip.avi"), "--output", str(tmp_path)]) == 0
+    lines = (tmp_path / "clip.jsonl").read_text().splitlines()
+    written = [json.loads(line)["time"] for line in lines]
+    assert len(written) == 8 and written == sorted(set(written))
+    with av.open(tmp_path / "clip.mp4") as container:
+        times = [frame.time for frame in container.decode(video=0)]
+    np.testing.assert_allclose(np.diff(times), np.diff(written), atol=1e-3)
+
+
 def test_narrow_videos(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """Three rows aren't taken for channels, and a video of one row can't be written."""
     for height in (1, 3):

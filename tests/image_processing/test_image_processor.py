@@ -698,6 +698,14 @@ def test_sigmoid_detections_equal_transformers():
         torch.testing.assert_close(ours, peer, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("top_k", [-1, 0, None, 2.5, True])
+def test_wrong_numbers_of_detections(top_k):
+    """They are named before torch's errors, which don't say what is wrong."""
+    outputs = SimpleNamespace(logits=torch.zeros(1, 5, 3), pred_boxes=torch.zeros(1, 5, 4))
+    with pytest.raises(ValueError, match=f"top_k is {top_k}; expected an integer of at least 1"):
+        ConditionalDetrImageProcessor().post_process_object_detection(outputs, top_k=top_k)
+
+
 def test_wrong_number_of_target_sizes():
     """Boxes aren't scaled by the size of another image."""
     outputs = SimpleNamespace(logits=torch.zeros(2, 5, 3), pred_boxes=torch.zeros(2, 5, 4))

@@ -420,6 +420,20 @@ def test_twelve_bits_declared_by_the_file_are_scaled():
     torch.testing.assert_close(pixels[0].double(), expected, rtol=0, atol=0.51)
 
 
+@pytest.mark.parametrize(("maximum", "plain"), [(65535, False), (1023, False), (1023, True)])
+def test_portable_gray_maps_of_16_bits_are_scaled(maximum, plain):
+    """PIL opens them with 32 bits; dark ones aren't taken for images of 8 bits."""
+    for brightest in (maximum, maximum // 5):
+        values = GENERATOR.integers(0, brightest + 1, (6, 8))
+        data = " ".join(map(str, values.ravel())).encode() if plain else values.astype(">u2")
+        header = f"P{2 if plain else 5}\n8 6\n{maximum}\n".encode()
+        with PIL.Image.open(io.BytesIO(header + bytes(data))) as image:
+            assert image.mode == "I"
+            pixels = read_one(image)
+        expected = torch.from_numpy(values / maximum * 255)
+        torch.testing.assert_close(pixels[0].double(), expected, rtol=0, atol=0.51)
+
+
 def sixteen_bit_png(values: np.ndarray) -> PIL.Image.Image:
     """Encode colors (H, W, 3) of 16 bits, which PIL can't write, as PNG, and open it."""
 

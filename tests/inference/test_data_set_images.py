@@ -54,6 +54,15 @@ def test_every_way_of_saving(saved: Path, name: str, split: str | None, column: 
     assert found == [f"{saved / name}/{split or 'train'}/{number}" for number in range(5)]
 
 
+def test_local_files(saved: Path) -> None:
+    """The images in a folder, which can't be overwritten then; other data sets have none."""
+    files = [saved / "images" / f"{number}.png" for number in range(5)]
+    assert sorted(DataSetImages(str(saved / "images")).local_files()) == files
+    for name in (str(saved / "one"), str(saved / "rows.parquet"), "name/on-the-hub"):
+        images = DataSetImages(name)
+        assert not list(images.local_files()) and not list(images.skipped())
+
+
 def test_files_are_shared_by_processes(saved: Path, tmp_path: Path) -> None:
     """If all get some, processes read files of their own; their rows have different names."""
     for number in range(4):

@@ -66,6 +66,41 @@ def test_files_folders_and_patterns(tmp_path: Path) -> None:
         ImageInputs([str(tmp_path), "no*such"]).check()
 
 
+@pytest.mark.parametrize("recursive", [False, True])
+def test_folders_and_their_files_in_one_pattern(tmp_path: Path, recursive: bool) -> None:
+    """Each image comes once, and files that aren't images are skipped, as in a folder."""
+    for name in ("a.png", "b-1.png", "b/c.png", "b/d/e.png", "notes.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    for pattern in ("**", "**/*", "*"):
+        inputs = ImageInputs([f"{tmp_path}/{pattern}"], recursive)
+        found = sorted(Path(name).name for name in names(inputs) if name.endswith(".png"))
+        expected = ["a.png", "b-1.png", "c.png", "e.png"]
+        assert found == (expected[:3] if pattern == "*" and not recursive else expected)
+    assert "notes.md" not in places(ImageInputs([f"{tmp_path}/**"], recursive))
+
+
+@pytest.mark.parametrize("file_is", ["first", "last"])
+def test_files_in_folders_that_are_given_too(tmp_path: Path, file_is: str) -> None:
+    """A file that is given itself must be an image; its folder doesn't skip it."""
+    for name in ("photos/a.png", "photos/b.bin", "photos/c.bin"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    given = [str(tmp_path / "photos"), str(tmp_path / "photos" / "b.bin")]
+    inputs = ImageInputs(given if file_is == "last" else given[::-1])
+    assert sorted(places(inputs)) == ["a.png", "b.bin"]
+    assert [file.name for file in inputs.skipped()] == ["c.bin"]
+
+
+def test_local_files_of_addresses(tmp_path: Path) -> None:
+    """Files at `file://` addresses are local too; those on the web aren't."""
+    photo = write_image(tmp_path / "a b.png")
+    (tmp_path / "s.tar").touch()
+    given = [photo.as_uri().replace("%20", " "), f"file://{tmp_path}", f"file://{tmp_path}/s.tar"]
+    inputs = ImageInputs([*given, "https://example.com/a.jpg"])
+    assert list(inputs.local_files()) == [photo, photo]
+
+
 def test_folders_in_folders(tmp_path: Path) -> None:
     """With recursive, places are relative to the given folder; circles of links aren't followed."""
     for name in ("b.png", "one/1.png", "one/two/1.png", "one/notes.txt"):

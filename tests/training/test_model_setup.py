@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch.testing import assert_close
 from transformers import YolosConfig, YolosForObjectDetection
 
-from hf_detr import DetrForSegmentation, DetrImageProcessor, read_coco
+from hf_detr import DetrForObjectDetection, DetrForSegmentation, DetrImageProcessor, read_coco
 from hf_detr.training.model_setup import freeze, make_model, make_transform, prepare_model
 from hf_detr.training.options import TrainingOptions
 
@@ -52,6 +52,27 @@ def test_trained_segmenter_gets_new_classes(tmp_path: Path, data: Any) -> None:
     assert model.detector.class_labels_classifier.out_features == 3
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("panoptic", [False, True])
+def test_half_precision_is_trained_in_float32(
+    panoptic: bool, dtype: torch.dtype, tmp_path: Path, data: Any
+) -> None:
+    """A model that was saved in half precision is loaded in float32; one in memory is refused."""
+    config = tiny_config(encoder_attention_heads=8)
+    trained = (DetrForSegmentation if panoptic else DetrForObjectDetection)(config).to(dtype)
+    trained.save_pretrained(tmp_path)
+    DetrImageProcessor().save_pretrained(tmp_path)
+    options = TrainingOptions(panoptic=panoptic)
+    model, processor, _ = make_model(str(tmp_path), options, data)
+    prepare_model(model, processor, options)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert model.config.dtype == torch.float32
+    name = str(dtype).removeprefix("torch.")
+    with pytest.raises(ValueError, match=rf"in {name}; training needs float32: model\.float\(\);"):
+        prepare_model(trained, processor, options)
+    prepare_model(trained.float(), processor, options)
+
+
 @pytest.mark.parametrize("name", ["table-transformer", "model.json", "folder"])
 def test_models_without_masks_are_named(
     name: str, tmp_path: Path, data: Any, monkeypatch: pytest.MonkeyPatch
@@ -72,10 +93,12 @@ def test_new_model_of_a_file(tmp_path: Path, data: Any) -> None:
     kept |= {name: value for name, value in values.items() if name.startswith(("enc", "dec"))}
     file = tmp_path / "model.json"
     size = {"shortest_edge": 64, "longest_edge": 107}
+    kept |= {"dtype": "bfloat16"}  # as in the configuration of a model in half precision
     file.write_text(
         json.dumps({"model_type": "conditional_detr", **kept, "preprocessing": {"size": size}})
     )
     model, processor, _ = make_model(str(file), TrainingOptions(), data)
+    assert model.dtype == torch.float32
     assert model.config.model_type == "conditional_detr" and model.config.num_queries == 7
     assert dict(processor.size) == size
     assert type(processor).__name__ == "ConditionalDetrImageProcessor"

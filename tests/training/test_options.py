@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from hf_detr.models.variants import VARIANTS
-from hf_detr.training.options import GROUPS, TrainingOptions, check_same_options
+from hf_detr.training.options import GROUPS, TrainingOptions
 
 RECIPE = VARIANTS["detr"].recipe
 TRAINED = {"is_trained": True}
@@ -111,17 +111,3 @@ def test_groups_are_of_options() -> None:
     """The help's groups start at options that exist, and all options are in one."""
     names = [field.name for field in fields(TrainingOptions)]
     assert set(GROUPS) <= set(names) and names[0] in GROUPS
-
-
-def test_options_of_an_earlier_version() -> None:
-    """A training that began before an option existed had its neutral value."""
-    recorded = TrainingOptions(class_factor=1.0, ema=0.0, warmup_steps=0).recorded()
-    later = {"class_factor", "ema", "warmup_steps", "query_groups", "lora", "freeze", "patience"}
-    assert later <= recorded.keys()
-    before = {name: value for name, value in recorded.items() if name not in later}
-    check_same_options(before, recorded)
-    for name, value in (("class_factor", 10.0), ("ema", 0.9), ("lora", 4), ("patience", 2)):
-        with pytest.raises(ValueError, match=f"training to resume: {name} was .*, is {value}"):
-            check_same_options(before, {**recorded, name: value})
-    with pytest.raises(ValueError, match="images was None, is 3"):
-        check_same_options(before, {**recorded, "images": 3})

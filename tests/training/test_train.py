@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -29,8 +30,10 @@ from hf_detr.models.variants import VARIANTS
 from hf_detr.training.card import base_model
 from hf_detr.training.checkpoint import load_newest_checkpoint, save_checkpoint
 from hf_detr.training.options import TrainingOptions
+from hf_detr.training.plan import MicroBatch, plan_epoch
 from hf_detr.training.train import make_accelerator
 from hf_detr.training.trainer import Training
+from hf_detr.training.validation import validate
 from hf_detr_command_line import main
 
 from ..checkpoints.test_model_card import check_metadata, code_blocks, run_block
@@ -367,6 +370,23 @@ def test_given_model(small: dict[str, Any]) -> None:
     assert result.metrics["step"] == 3
 
 
+def test_repeated_images_are_not_reported(
+    small: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """The report's loss leaves out the image that a process without one repeats."""
+
+    def reported(output: str) -> list[str]:
+        hf_detr.train(**{**small, "epochs": 1, "output": small["output"].with_name(output)})
+        return re.findall(r"Loss .*summed over layers", capsys.readouterr().err)
+
+    def with_repeated(*given: Any, **more: Any) -> list[list[MicroBatch]]:
+        return [[*parts, MicroBatch([2], counts=False)] for parts in plan_epoch(*given, **more)]
+
+    expected = reported("usual")
+    monkeypatch.setattr("hf_detr.training.trainer.plan_epoch", with_repeated)
+    assert len(expected) == 1 and reported("repeated") == expected
+
+
 @pytest.mark.parametrize("names", [NAMES, {0: "Red", 1: "blue"}])
 def test_new_classes(
     small: dict[str, Any], names: dict[int, str], capsys: pytest.CaptureFixture
@@ -417,13 +437,53 @@ def test_training_of_an_earlier_version_is_resumed(
     hf_detr.train(**given)
     newest = load_newest_checkpoint(small["output"] / "checkpoints")
     state = newest.state
-    for name in ("class_factor", "patience"):
+    for name in ("class_factor", "patience", "classes", "val_images"):
         del state["options"][name]
     save_checkpoint(small["output"] / "checkpoints", newest.step, newest.tensors, state)
     with pytest.raises(ValueError, match=r"class_factor was 1.0, is 10.0\. Use the old values"):
         hf_detr.train(**{**given, "class_factor": 10.0}, resume=True)
     hf_detr.train(**given, resume=True)
     assert f"Resuming from {newest.folder}." in capsys.readouterr().err
+
+
+def test_other_data_are_not_resumed_with(small: dict[str, Any], folder: Path) -> None:
+    """Other names of as many classes, or other images for validation, give another result."""
+    given = {**small, "epochs": 1}
+    hf_detr.train(**given)
+    options = load_newest_checkpoint(small["output"] / "checkpoints").state["options"]
+    assert (options["classes"], options["val_images"]) == (["red", "green"], NUM_IMAGES)
+    assert "| classes |" not in (small["output"] / "model" / "README.md").read_text()
+    train, val = small["data"]
+    with pytest.raises(ValueError, match="resume: val_images was 9, is 5"):
+        hf_detr.train(**{**given, "data": (train, val.first(5))}, resume=True)
+    renamed = shutil.copytree(folder / "data", small["output"].with_name("renamed"))
+    for file in renamed.rglob("annotations.json"):
+        file.write_text(file.read_text().replace('"red"', '"blue"'))
+    with pytest.raises(ValueError, match="resume: class 0 was 'red', is 'blue'"):
+        hf_detr.train(**{**given, "data": renamed}, resume=True)
+
+
+def test_best_checkpoint_is_lost(
+    small: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """The model, the card and the result are of the next best one; a warning says why."""
+    values = iter([0.5, 0.3, 0.4])
+    monkeypatch.setattr(
+        "hf_detr.training.trainer.validate",
+        lambda *given: {**validate(*given), "AP": next(values)},
+    )
+    take_step, lost = Training.take_step, small["output"] / "checkpoints" / "checkpoint-00000003"
+
+    def without_best(self: Training, *arguments: Any) -> float | None:
+        shutil.rmtree(lost, ignore_errors=True)
+        return take_step(self, *arguments)
+
+    monkeypatch.setattr(Training, "take_step", without_best)
+    with pytest.warns(UserWarning, match=f"skipped: the checkpoint {lost} is corrupted: .*read"):
+        result = hf_detr.train(**{**small, "epochs": 3})
+    assert (result.metrics["step"], result.metrics["AP"]) == (9, 0.4)
+    assert "Saved the best model (step 9)" in capsys.readouterr().out
+    assert "after 3 epochs (9 steps)" in (result.folder / "README.md").read_text()
 
 
 def test_second_training_in_a_process(tmp_path: Path) -> None:
