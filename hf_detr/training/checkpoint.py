@@ -10,7 +10,7 @@ import json
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..atomic_saving import atomic_folder, finish_interrupted_save, remove_interrupted_saves
+from ..wording import some_of
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
@@ -104,11 +105,30 @@ def load_newest_checkpoint(folder: Path) -> TrainingCheckpoint | None:
     A checkpoint whose files don't match its manifest, because the disk lost data or the files were
     changed, is skipped with a warning.
     """
-    for step in _steps(folder):
+    return _load_first(folder, _steps(folder))
+
+
+def load_best_checkpoint(folder: Path, steps: Sequence[int]) -> TrainingCheckpoint:
+    """Load the first complete checkpoint of the steps, the best first; warn about skipped ones.
+
+    Raises:
+        ValueError: if none is complete.
+    """
+    found = _load_first(folder, steps)
+    if found is None:
+        raise ValueError(
+            f"None of the evaluated steps {some_of(steps)} has a complete checkpoint in {folder}; "
+            "restore one, or train again with another --output."
+        )
+    return found
+
+
+def _load_first(folder: Path, steps: Sequence[int]) -> TrainingCheckpoint | None:
+    for step in steps:
         try:
             return load_checkpoint(checkpoint_folder(folder, step))
         except ValueError as error:
-            warnings.warn(f"skipped: {error}", stacklevel=2)
+            warnings.warn(f"skipped: {error}", stacklevel=3)
     return None
 
 

@@ -29,7 +29,6 @@ from ..models.variants import VARIANTS
 from ..wording import some_of
 from .batch_size import find_micro_batch_size
 from .card import name_of_data, write_card
-from .checkpoint import checkpoint_folder, load_checkpoint
 from .lora import merge_lora
 from .model_setup import is_new, make_model, make_transform, prepare_model
 from .options import AUTO, TrainingOptions, check_output
@@ -103,7 +102,7 @@ def train(
     else:
         folder = Path(output) / "model"
         if training.accelerator.is_main_process:
-            _finish(training, folder, data_name or name_of_data(arguments.data))
+            best = _finish(training, folder, data_name or name_of_data(arguments.data))
     return TrainingResult(folder, best, training.history)
 
 
@@ -272,12 +271,11 @@ def _describe(training: Training, is_trained: bool, new_classes: list[str]) -> l
     return lines
 
 
-def _finish(training: Training, folder: Path, data_name: str) -> None:
-    """Save the best checkpoint's weights, averaged if available, as the model, with a card."""
-    options, best = training.options, training.best()
-    checkpoint = load_checkpoint(checkpoint_folder(training.checkpoints, best["step"]))
-    model = training.plain_model
-    model.load_state_dict(checkpoint.tensors.get("ema", checkpoint.tensors["model"]))
+def _finish(training: Training, folder: Path, data_name: str) -> dict[str, Any]:
+    """Save the best weights, averaged if available, with a card; return their metrics."""
+    options, model = training.options, training.plain_model
+    best, tensors = training.load_best()
+    model.load_state_dict(tensors.get("ema", tensors["model"]))
     if options.lora:
         merge_lora(model)
     model.config.auxiliary_loss = False
@@ -304,6 +302,7 @@ def _finish(training: Training, folder: Path, data_name: str) -> None:
         card = (folder / CARD_NAME).read_text(encoding="utf-8")
         images = sorted(folder.glob("*.png"))
         push_to_hub(model, training.processor, options.push_to, card=card, files=images)
+    return best
 
 
 def _report_health(training: Training) -> None:

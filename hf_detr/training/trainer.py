@@ -22,7 +22,7 @@ from ..data.dataset import DetectionDataset
 from ..losses.loss_terms import LossNormalizers
 from ..losses.matcher import NonFinitePredictionError
 from ..models.configuration import without_auxiliary_loss
-from .checkpoint import load_newest_checkpoint, save_checkpoint
+from .checkpoint import load_best_checkpoint, load_newest_checkpoint, save_checkpoint
 from .health import (
     NonFiniteLossError,
     TrainingHealth,
@@ -35,8 +35,8 @@ from .options import TrainingOptions
 from .plan import MicroBatch, learning_rate_factor, plan_epoch
 from .resuming import check_same_options
 from .sample_loader import load_steps
-from .state import copy_whole_model, gather_training_state, restore_training_state
-from .validation import validate
+from .state import TrainingState, copy_whole_model, gather_training_state, restore_training_state
+from .validation import rank, validate
 
 
 class Training:
@@ -65,9 +65,8 @@ class Training:
         output: Path,
         source: dict[str, Any],
     ) -> None:
-        self.accelerator, self.options = accelerator, options
+        self.accelerator, self.options, self.source = accelerator, options, source
         self.processor, self.train_data, self.val_data = processor, train_data, val_data
-        self.source = source
         optimizer = torch.optim.AdamW(
             model.parameter_groups(options.lr, options.slow_factor, options.class_factor),
             weight_decay=options.weight_decay,
@@ -247,13 +246,14 @@ class Training:
         self.log.add_evaluation(self.history[-1])
 
     def best(self) -> dict[str, Any] | None:
-        """The first evaluation with the highest value of the metric; the last one without values.
+        """The best evaluation; None before the first one."""
+        return next(iter(rank(self.history, self.options.metric)), None)
 
-        A metric is -1 in all evaluations if the validation data have no objects for it.
-        """
-        metric = self.options.metric
-        known = [entry for entry in self.history if entry[metric] >= 0] or self.history[-1:]
-        return max(known, key=lambda entry: entry[metric], default=None)
+    def load_best(self) -> tuple[dict[str, Any], TrainingState]:
+        """The best evaluation whose checkpoint is complete, and its tensors."""
+        ranking = {entry["step"]: entry for entry in rank(self.history, self.options.metric)}
+        checkpoint = load_best_checkpoint(self.checkpoints, list(ranking))
+        return ranking[checkpoint.step], checkpoint.tensors
 
     def has_stalled(self) -> bool:
         """Whether the last evaluations, as many as `patience`, weren't better than before."""

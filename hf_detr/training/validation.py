@@ -29,3 +29,12 @@ def validate(
         quality = evaluate_panoptic(*given, **tiles)
         metrics |= {name: quality[name] for name in ("pq", "sq", "rq")}
     return metrics
+
+
+def rank(history: list[dict[str, Any]], metric: str) -> list[dict[str, Any]]:
+    """Evaluations from the best on, of equal ones the first before; the last first without values.
+
+    A metric is -1 in all evaluations if the validation data have no objects for it.
+    """
+    known = [entry for entry in history if entry[metric] >= 0]
+    return sorted(known, key=lambda entry: entry[metric], reverse=True) or history[::-1]

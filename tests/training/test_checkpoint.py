@@ -16,6 +16,7 @@ from torch.testing import assert_close
 from hf_detr.training import checkpoint as training_checkpoint
 from hf_detr.training.checkpoint import (
     checkpoint_folder,
+    load_best_checkpoint,
     load_checkpoint,
     load_newest_checkpoint,
     save_checkpoint,
@@ -93,6 +94,21 @@ def test_kill_while_one_is_replaced(
     assert load_newest_checkpoint(tmp_path).step == 7
     save(tmp_path, 7)
     assert os.listdir(tmp_path) == ["checkpoint-00000007"]
+
+
+def test_best_that_is_complete(tmp_path: Path) -> None:
+    """Checkpoints that are damaged or gone are named, and the next best one is loaded."""
+    for step in (1, 2, 3):
+        save(tmp_path, step, keep=3)
+    (checkpoint_folder(tmp_path, 2) / "model.safetensors").write_bytes(b"")
+    with pytest.warns(UserWarning) as warned:
+        assert load_best_checkpoint(tmp_path, [9, 2, 1, 3]).step == 1
+    assert ["00000009" in str(warned[0].message), "00000002" in str(warned[1].message)] == [
+        True
+    ] * 2
+    message = "None of the evaluated steps 9, 2 has a complete checkpoint in"
+    with pytest.warns(UserWarning, match="skipped"), pytest.raises(ValueError, match=message):
+        load_best_checkpoint(tmp_path, [9, 2])
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "missing", "no manifest", "not JSON"])

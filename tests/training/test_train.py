@@ -33,6 +33,7 @@ from hf_detr.training.options import TrainingOptions
 from hf_detr.training.plan import MicroBatch, plan_epoch
 from hf_detr.training.train import make_accelerator
 from hf_detr.training.trainer import Training
+from hf_detr.training.validation import validate
 from hf_detr_command_line import main
 
 from ..checkpoints.test_model_card import check_metadata, code_blocks, run_block
@@ -460,6 +461,29 @@ def test_other_data_are_not_resumed_with(small: dict[str, Any], folder: Path) ->
         file.write_text(file.read_text().replace('"red"', '"blue"'))
     with pytest.raises(ValueError, match="resume: class 0 was 'red', is 'blue'"):
         hf_detr.train(**{**given, "data": renamed}, resume=True)
+
+
+def test_best_checkpoint_is_lost(
+    small: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """The model, the card and the result are of the next best one; a warning says why."""
+    values = iter([0.5, 0.3, 0.4])
+    monkeypatch.setattr(
+        "hf_detr.training.trainer.validate",
+        lambda *given: {**validate(*given), "AP": next(values)},
+    )
+    take_step, lost = Training.take_step, small["output"] / "checkpoints" / "checkpoint-00000003"
+
+    def without_best(self: Training, *arguments: Any) -> float | None:
+        shutil.rmtree(lost, ignore_errors=True)
+        return take_step(self, *arguments)
+
+    monkeypatch.setattr(Training, "take_step", without_best)
+    with pytest.warns(UserWarning, match=f"skipped: the checkpoint {lost} is corrupted: .*read"):
+        result = hf_detr.train(**{**small, "epochs": 3})
+    assert (result.metrics["step"], result.metrics["AP"]) == (9, 0.4)
+    assert "Saved the best model (step 9)" in capsys.readouterr().out
+    assert "after 3 epochs (9 steps)" in (result.folder / "README.md").read_text()
 
 
 def test_second_training_in_a_process(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import PIL.Image
 
 from hf_detr import read_coco
 from hf_detr.training.options import TrainingOptions
-from hf_detr.training.validation import validate
+from hf_detr.training.validation import rank, validate
 
 from ..inference.test_tile_results import PROCESSOR, ExactDetector, picture
 
@@ -31,3 +31,11 @@ def test_all_objects_of_large_images_count(tmp_path: Path) -> None:
     options = TrainingOptions(tiles=64, workers=0, micro_batch_size=4)
     metrics = validate(ExactDetector(), PROCESSOR, data, options)
     assert metrics["per_class"]["green"]["AP"] == 1 and metrics["AR_130"] == 1
+
+
+def test_evaluations_are_ranked() -> None:
+    """The best is the first; of equal ones the earlier one; the last one if there are no values."""
+    history = [{"AP": value, "step": step} for step, value in enumerate((0.2, 0.5, 0.1, 0.5))]
+    assert [entry["step"] for entry in rank(history, "AP")] == [1, 3, 0, 2]
+    unknown = [{"AP": -1, "step": step} for step in (1, 2)]
+    assert [entry["step"] for entry in rank(unknown, "AP")] == [2, 1] and rank([], "AP") == []
