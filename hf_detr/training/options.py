@@ -184,6 +184,11 @@ class TrainingOptions:
                     raise ValueError(f"{flag(one.name)} is {value!r}; expected a number or {AUTO}.")
             elif lowest is not None and value is not None and not value >= lowest:
                 raise ValueError(f"{flag(one.name)} is {value}; expected at least {lowest}.")
+        if self.max_grad_norm == 0:
+            raise ValueError(
+                "--max-grad-norm is 0, which makes all gradients 0; expected a positive number. A "
+                "large one, such as inf, doesn't clip."
+            )
         if not 0 <= self.crop <= 1:
             raise ValueError(f"--crop is {self.crop}; expected a probability from 0 to 1.")
         if (self.ema or 0) >= 1:
