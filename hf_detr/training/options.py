@@ -53,8 +53,8 @@ def _option(default: Any, help: str, lowest: float | None = None, may_change: bo
 class TrainingOptions:
     """How a model is trained; None means the value of its paper, or of `small_data`.
 
-    `micro_batch_size`, `workers` and other options of speed don't change the result, except that
-    denoising draws its noise for each micro-batch.
+    `micro_batch_size`, `workers` and other options of speed don't change the result, except by
+    rounding, and by dropout and denoising, which are drawn anew for each micro-batch.
     """
 
     small_data: bool = _option(
