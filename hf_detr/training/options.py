@@ -53,8 +53,8 @@ def _option(default: Any, help: str, lowest: float | None = None, may_change: bo
 class TrainingOptions:
     """How a model is trained; None means the value of its paper, or of `small_data`.
 
-    `micro_batch_size`, `workers` and other options of speed don't change the result, except that
-    denoising draws its noise for each micro-batch.
+    `micro_batch_size`, `workers` and other options of speed don't change the result, except by
+    rounding, and by dropout and denoising, which are drawn anew for each micro-batch.
     """
 
     small_data: bool = _option(
@@ -184,6 +184,11 @@ class TrainingOptions:
                     raise ValueError(f"{flag(one.name)} is {value!r}; expected a number or {AUTO}.")
             elif lowest is not None and value is not None and not value >= lowest:
                 raise ValueError(f"{flag(one.name)} is {value}; expected at least {lowest}.")
+        if self.max_grad_norm == 0:
+            raise ValueError(
+                "--max-grad-norm is 0, which makes all gradients 0; expected a positive number. A "
+                "large one, such as inf, doesn't clip."
+            )
         if not 0 <= self.crop <= 1:
             raise ValueError(f"--crop is {self.crop}; expected a probability from 0 to 1.")
         if (self.ema or 0) >= 1:

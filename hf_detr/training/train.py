@@ -272,7 +272,7 @@ def _describe(training: Training, is_trained: bool, new_classes: list[str]) -> l
 
 
 def _finish(training: Training, folder: Path, data_name: str) -> dict[str, Any]:
-    """Save the best checkpoint's weights, averaged if available, with a card; return its metrics."""
+    """Save the best weights, averaged if available, with a card; return their metrics."""
     options, model = training.options, training.plain_model
     best, tensors = training.load_best()
     model.load_state_dict(tensors.get("ema", tensors["model"]))

@@ -1,8 +1,8 @@
 """The training loop, on one device or many.
 
-Images, augmentation and dropout of a step depend on the seed and the index of the step only. So a
-resumed training gives the same result as an uninterrupted one, and the result doesn't depend on the
-number of processes, except with a stream, whose rows the processes divide.
+What is random in a step depends on the seed and its index, so a resumed training gives the result
+of an uninterrupted one. The number of processes doesn't change it, except with a stream, whose rows
+they divide, and by rounding, dropout and denoising, drawn for each process and micro-batch.
 """
 
 import copy

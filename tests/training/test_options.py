@@ -65,6 +65,7 @@ def test_defaults(given: dict[str, Any], expected: dict[str, Any]) -> None:
         ({"ema": 1.0}, "--ema is 1.0; expected a number below 1"),
         ({"metric": "pq"}, "--metric pq is computed with --panoptic only"),
         ({"push_to": "me/cups", "overfit": 4}, "--push-to can't be used with --overfit"),
+        ({"max_grad_norm": 0.0}, "--max-grad-norm is 0, .* A large one, such as inf, doesn't clip"),
         ({"crop": 1.5}, "a probability from 0 to 1"),
         ({"warmup_steps": 2.5}, "a whole number of steps, or a share below 1"),
         ({"crop": 0.2, "no_augmentation": True}, "--crop has no effect with --no-augmentation"),

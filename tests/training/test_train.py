@@ -387,6 +387,19 @@ def test_repeated_images_are_not_reported(
     assert len(expected) == 1 and reported("repeated") == expected
 
 
+def test_gradients_that_are_not_clipped(
+    small: dict[str, Any], capsys: pytest.CaptureFixture
+) -> None:
+    """An infinite norm trains, and both options and report can be written."""
+    hf_detr.train(**{**small, "epochs": 1, "lr": 1e-4}, max_grad_norm=float("inf"))
+    assert "Clipped at inf in 0% of 3 steps" in capsys.readouterr().err
+    hf_detr.train(**{**small, "epochs": 1, "lr": 1e-4}, max_grad_norm=float("inf"), resume=True)
+    before = load_file(small["model"] / "model.safetensors")
+    after = load_file(small["output"] / "model" / "model.safetensors")
+    assert all(value.isfinite().all() for value in after.values())
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
 @pytest.mark.parametrize("names", [NAMES, {0: "Red", 1: "blue"}])
 def test_new_classes(
     small: dict[str, Any], names: dict[int, str], capsys: pytest.CaptureFixture
