@@ -157,6 +157,15 @@ def test_gradients_in_half_precision(dtype: torch.dtype, autocast: bool) -> None
         torch.testing.assert_close(one.grad, other.grad, atol=1e-4, rtol=0.01)
 
 
+@pytest.mark.filterwarnings("ignore")  # of the tracer
+def test_traced_in_half_precision() -> None:
+    """Protects torch.jit.trace, which records with gradients and checks the graph without."""
+    inputs = [value.bfloat16().requires_grad_() for value in random_inputs(value_width=8)[:3]]
+    traced = torch.jit.trace(lambda *tensors: multi_head_attention(*tensors, 2)[0], inputs)
+    expected = multi_head_attention(*inputs, 2)[0]
+    torch.testing.assert_close(traced(*inputs), expected, atol=2e-2, rtol=0)
+
+
 @pytest.mark.parametrize("return_weights", [False, True])
 def test_dropout_only_in_training(return_weights: bool) -> None:
     """Protects that dropout acts in training, on weights, and not at inference."""
