@@ -85,7 +85,7 @@ def find_box_format(boxes: np.ndarray, areas: np.ndarray, image_hw: np.ndarray) 
 def _fit_all(boxes: np.ndarray, box_format: str, image_hw: np.ndarray) -> bool:
     """Whether all boxes are inside their image, without negative sizes, and some have an area."""
     fit = _fits(boxes, box_format, image_hw, may_be_empty=True).all()
-    return bool(fit and _fits(boxes, box_format, image_hw).any())
+    return bool(fit and (not len(boxes) or _fits(boxes, box_format, image_hw).any()))
 
 
 def _have_areas(

@@ -160,8 +160,11 @@ def find_box_format_of_rows(
         return BOX_FORMATS[0]
     try:
         found, reason = find_box_format(*boxes)
-    except ValueError:
-        others = read_others()
+    except ValueError as unclear:
+        try:
+            others = read_others()
+        except ValueError:  # such as a test split without annotations
+            raise unclear from None
         if not others:
             raise
         found, reason = find_box_format(*_known_boxes([*splits, *others]))

@@ -113,6 +113,12 @@ def test_the_only_format_that_fits_is_found(true: str):
     assert found == true and "inside their image" in reason
 
 
+def test_no_format_is_found_without_sizes():
+    """Boxes of images that can't be read say nothing."""
+    with pytest.raises(ValueError, match="The box format isn't clear: all 0 boxes fit coco_xywh"):
+        find_box_format(np.ones((2, 4)), np.ones(2), np.zeros((2, 2)))
+
+
 @pytest.mark.parametrize("true", ["xyxy_normalized", "coco_xywh_normalized"])
 def test_no_format_is_found_for_others(true: str):
     """Formats that have to be converted aren't taken for similar ones, even of small boxes."""

@@ -108,6 +108,13 @@ def test_splits_have_the_same_box_format_and_names():
     assert [boxes_of(data) for data in both] == [[[5, 5, 25, 13]], [[1, 1, 10, 10]]]
 
 
+def test_a_split_without_objects_does_not_hide_that_the_format_is_unclear():
+    """It was only read to find the format."""
+    boxes = make([{"bbox": [[1, 1, 9, 9]], "category": [0]}], DICT_OF_LISTS)
+    with pytest.raises(ValueError, match="The box format isn't clear: all 1 boxes fit"):
+        read_hf_splits([boxes], others=[boxes.remove_columns("objects")])
+
+
 def test_names_come_from_text_or_from_the_user():
     """Categories don't have to be ClassLabels."""
     text = make(
