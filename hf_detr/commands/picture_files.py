@@ -34,17 +34,18 @@ def save_picture(
     """
     is_file = isinstance(source, Path) and os.path.lexists(file)
     if is_file and os.path.samestat(os.lstat(file), os.lstat(source)):
-        raise ValueError(_refusal(file, "the input itself"))
+        raise ValueError(_refusal(file, "is the input itself"))
     make_way(file)
     if os.path.exists(file) and not _is_ours(file):
-        raise ValueError(_refusal(file, "no picture that hf-detr predict wrote"))
+        what = "has no mark of hf-detr predict, which earlier versions didn't write"
+        raise ValueError(_refusal(file, what))
     mark = PngInfo()
     mark.add_text(KEY, MARK)
     picture.save(file, pnginfo=mark, compress_level=compress_level)
 
 
 def _refusal(file: str, what: str) -> str:
-    return f"{file} would be overwritten, which is {what}; give another --output, or move it."
+    return f"{file} would be overwritten, which {what}; give another --output, or move it."
 
 
 def _is_ours(file: str) -> bool:

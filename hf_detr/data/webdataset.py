@@ -135,8 +135,8 @@ def _read_rows(shards: Sequence[str]) -> ObjectRows:
         _index(number, shard, samples)
     if not samples.names and not samples.values:
         raise ValueError(
-            f"{', '.join(shards)} has no samples; expected images, and JSON files of their objects "
-            "with the same names, such as 1.jpg and 1.json. Its images and JSON files: "
+            f"{some_of(shards, 3)} has no samples; expected images, and JSON files of their "
+            "objects with the same names, such as 1.jpg and 1.json. Its images and JSON files: "
             f"{some_of(samples.unused) or 'none'}."
         )
     if missing := sorted(samples.values.keys() ^ samples.names.keys()):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..data.file_names import image_endings
 from ..data.hub_loading import divides_evenly, load_hf_splits
+from ..data.layouts import SAVED
 from .image_inputs import InputImage, source_of
 from .prediction_shards import part_name
 
@@ -48,6 +49,8 @@ class DataSetImages:
 
     def local_files(self) -> Iterator[Path]:
         """Iterate over the images in a folder of this name, in folders in it too."""
+        if any(Path(self.name, file).is_file() for file in SAVED):
+            return iter(())  # its images are in other files
         endings = image_endings()
         return (file for file in Path(self.name).rglob("*") if file.suffix.lower() in endings)
 

@@ -30,7 +30,7 @@ def test_only_pictures_of_earlier_runs_are_replaced(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is the input itself; give another --output"):
         save_picture(PICTURE, str(file), file)
     before = source.read_bytes()
-    with pytest.raises(ValueError, match="is no picture that hf-detr predict wrote"):
+    with pytest.raises(ValueError, match="has no mark of hf-detr predict"):
         save_picture(PICTURE, str(source), b"of an image")
     assert source.read_bytes() == before
 

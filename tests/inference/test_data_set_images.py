@@ -1,5 +1,6 @@
 """Images of data sets of the library `datasets`, saved in all ways."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,8 @@ def test_local_files(saved: Path) -> None:
     """The images in a folder, which can't be overwritten then; other data sets have none."""
     files = [saved / "images" / f"{number}.png" for number in range(5)]
     assert sorted(DataSetImages(str(saved / "images")).local_files()) == files
+    (results := saved / "one" / "results").mkdir()
+    shutil.copy(files[0], results)  # as a run before wrote it
     for name in (str(saved / "one"), str(saved / "rows.parquet"), "name/on-the-hub"):
         images = DataSetImages(name)
         assert not list(images.local_files()) and not list(images.skipped())
