@@ -13,30 +13,14 @@ import argparse
 import copy
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
-from benchmark_timing import medians
+from benchmark_timing import SameProposals, medians
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from hf_detr.models.variants import VARIANTS
 
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 0.02}  # of boxes in [0, 1] and probabilities
-
-
-class SameProposals(TorchFunctionMode):
-    """Give all models within it the proposals of the first."""
-
-    chosen: Any = None  # of `topk`
-
-    def __torch_function__(
-        self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
-    ) -> Any:
-        if function is not Tensor.topk:
-            return function(*args, **(kwargs or {}))
-        self.chosen = self.chosen or function(*args, **(kwargs or {}))
-        return self.chosen
 
 
 def make_model(name: str, backbone: str) -> nn.Module:

@@ -6,10 +6,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import transformers
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 Result = TypeVar("Result")
 
@@ -54,6 +56,20 @@ def progress(text: str) -> None:
     """Replace the current line on a terminal."""
     if sys.stderr.isatty():
         print(f"\r{text:40}\r", end="", file=sys.stderr)
+
+
+class SameProposals(TorchFunctionMode):
+    """Give all models within it the proposals of the first, which rounding can reorder."""
+
+    chosen: Any = None  # of `topk`
+
+    def __torch_function__(
+        self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        if function not in (torch.topk, Tensor.topk):
+            return function(*args, **(kwargs or {}))
+        self.chosen = self.chosen or function(*args, **(kwargs or {}))
+        return self.chosen
 
 
 def peak_memory(function: Callable[[], Result]) -> tuple[Result, float]:
