@@ -1,4 +1,4 @@
-"""Measure times and memory for the benchmarks."""
+"""Shared parts of the benchmarks: arguments, times, memory and equal proposals."""
 
 import argparse
 import statistics

@@ -84,8 +84,10 @@ def find_box_format(boxes: np.ndarray, areas: np.ndarray, image_hw: np.ndarray) 
 
 def _fit_all(boxes: np.ndarray, box_format: str, image_hw: np.ndarray) -> bool:
     """Whether all boxes are inside their image, without negative sizes, and some have an area."""
-    fit = _fits(boxes, box_format, image_hw, may_be_empty=True).all()
-    return bool(fit and (not len(boxes) or _fits(boxes, box_format, image_hw).any()))
+    parts = [(boxes[rows], box_format, image_hw[rows]) for rows in blocks(len(boxes))]
+    if not all(_block_fits(*part, may_be_empty=True).all() for part in parts):
+        return False
+    return not len(boxes) or any(_block_fits(*part).any() for part in parts)
 
 
 def _have_areas(
@@ -191,18 +193,16 @@ def images_that_fit_turned(
     return np.flatnonzero(misfits)
 
 
-def _fits(
-    boxes: np.ndarray, box_format: str, image_hw: np.ndarray, may_be_empty: bool = False
-) -> np.ndarray:
+def _fits(boxes: np.ndarray, box_format: str, image_hw: np.ndarray) -> np.ndarray:
     """Whether boxes, read in a format, have an area and are inside their image; (n,)."""
     found = np.empty(len(boxes), dtype=bool)
     for rows in blocks(len(boxes)):
-        found[rows] = _block_fits(boxes[rows], box_format, image_hw[rows], may_be_empty)
+        found[rows] = _block_fits(boxes[rows], box_format, image_hw[rows])
     return found
 
 
 def _block_fits(
-    boxes: np.ndarray, box_format: str, image_hw: np.ndarray, may_be_empty: bool
+    boxes: np.ndarray, box_format: str, image_hw: np.ndarray, may_be_empty: bool = False
 ) -> np.ndarray:
     corners = _corners(boxes, box_format, image_hw)
     margin = TOLERANCE * image_hw + 1

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..ops.multi_scale_deformable_attention import is_recorded
 from .initial_weights import input_projection, output_projection
 from .onednn import linear
 
@@ -66,10 +67,9 @@ def _fused_attention(
         value = F.pad(value, (0, query.shape[-1] - width))
     inputs = (query, key, value)
     is_half = dtype in (torch.bfloat16, torch.float16)
-    # Not in recorded graphs, which would differ without gradients.
-    is_recorded = torch.compiler.is_exporting() or torch.jit.is_tracing()
     trains = torch.is_grad_enabled() and any(one.requires_grad for one in inputs)
-    if is_half and trains and not is_recorded:
+    # Recorded graphs would differ without gradients.
+    if is_half and trains and not is_recorded():
         # The backward pass in float32 takes a fifth of the time for few tokens.
         with torch.autocast("cpu", enabled=False):
             output = F.scaled_dot_product_attention(*(one.float() for one in inputs), mask)

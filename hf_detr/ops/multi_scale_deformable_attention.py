@@ -127,7 +127,7 @@ def choose_operators(kernel: Kernel, device_type: str) -> str | None:
         raise ValueError(f"kernel is {kernel!r}; it must be one of {', '.join(KERNELS)}")
     if kernel == "torch":
         return None
-    if kernel == "auto" and (_is_recorded() or device_type not in ("cpu", "cuda")):
+    if kernel == "auto" and (is_recorded() or device_type not in ("cpu", "cuda")):
         return None
     if torch.jit.is_tracing():  # for which torch can't record operators with lists of sizes
         if kernel == "required":
@@ -144,7 +144,7 @@ def choose_operators(kernel: Kernel, device_type: str) -> str | None:
     return namespace
 
 
-def _is_recorded() -> bool:
+def is_recorded() -> bool:
     """Whether a graph is recorded that runs elsewhere, and so has torch's own operators only."""
     return torch.compiler.is_exporting() or torch.jit.is_tracing()
 
@@ -159,7 +159,7 @@ def _sample_with_torch(value: Tensor, locations: Tensor, weights: Tensor, shapes
     exact = (tensor.to(torch.float64 if is_double else torch.float32) for tensor in tensors)
     # grid_sample can be exported (ONNX has it) and is one fast kernel on an accelerator, but slow
     # on CPU, where embedding_bag's vectorised gather takes a twentieth of its time.
-    if value.device.type == "cpu" and not _is_recorded():
+    if value.device.type == "cpu" and not is_recorded():
         output = sample_with_embedding_bag(*exact, _sizes(shapes))
     else:
         output = sample_with_grid_sample(*exact, shapes)
