@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 from tqdm.auto import tqdm
 
 from ..atomic_saving import atomic_file
@@ -260,7 +261,8 @@ def _digest(
     dataset: DetectionDataset, num_queries: int | None, decode: bool | None, images_digest: str
 ) -> str:
     """Return a hash of everything that the checks read."""
-    given = VERSION, num_queries, decode, dataset.masks, images_digest
+    limit = PIL.Image.MAX_IMAGE_PIXELS
+    given = VERSION, num_queries, decode, dataset.masks, images_digest, limit
     digest = hashlib.sha256(repr(given).encode())
     table = dataset.table
     digest.update(repr((table.category_ids, table.id2label, table.problems)).encode())

@@ -49,6 +49,12 @@ PAGED_FORMATS = ("AVIF", "GIF", "PNG", "TIFF", "WEBP")
 SECONDS_PER_DOWNLOAD = 60  # without any data
 # PIL copies the pixels; for larger images, allocating the memory of the copy is slow.
 MANY_PIXELS, STRIP_PIXELS = 10**7, 2**18
+LIMIT_NAME = "HF_DETR_MAX_IMAGE_PIXELS"
+if _limit := os.environ.get(LIMIT_NAME):
+    # PIL refuses and warns by this value too, and processes that load data inherit the variable.
+    if not _limit.isdecimal():
+        raise ValueError(f"The environment variable {LIMIT_NAME} is {_limit!r}; expected a number.")
+    PIL.Image.MAX_IMAGE_PIXELS = int(_limit)
 
 
 def read_images(
@@ -186,7 +192,8 @@ def open_address(url: str) -> BinaryIO:
 def _bomb_message(name: str) -> str:
     return (
         f"{name} has more than PIL.Image.MAX_IMAGE_PIXELS = {PIL.Image.MAX_IMAGE_PIXELS} pixels "
-        "and could be a decompression bomb; raise that limit if you trust the file."
+        "and could be a decompression bomb; if you trust the file, raise that limit or set "
+        f"{LIMIT_NAME} in the environment."
     )
 
 

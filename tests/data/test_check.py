@@ -6,6 +6,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import PIL.Image
 import pytest
 from torch.utils.data import Subset
 
@@ -164,6 +165,9 @@ def test_result_is_kept_until_anything_changes(
     assert checked and len(list(cache.iterdir())) == 2
     write_image(images / "1.png", seed=9)
     assert check().may_train and checked
+    with monkeypatch.context() as patch:
+        patch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", None)
+        assert check().may_train and checked
     (images / "1.png").unlink()
     assert not check().may_train and checked
     assert not check().may_train and not checked

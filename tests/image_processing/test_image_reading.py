@@ -1,6 +1,7 @@
 """Conversion of all kinds of images to tensors, and errors that name the image."""
 
 import base64
+import importlib
 import io
 import struct
 from collections.abc import Iterator
@@ -307,6 +308,23 @@ def test_decompression_bombs_raise(tmp_path, monkeypatch, limit):
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", None)
     assert_same(read_one(opened), chw(RGB))
     opened.close()
+
+
+def test_environment_sets_the_limit_of_pixels(tmp_path, monkeypatch):
+    """Processes that load data, and commands without Python, have the user's limit."""
+    path = tmp_path / "image.png"
+    PIL.Image.fromarray(RGB).save(path)
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 100)
+    monkeypatch.setenv("HF_DETR_MAX_IMAGE_PIXELS", "142")
+    importlib.reload(image_reading)
+    with pytest.raises(ValueError, match=r"MAX_IMAGE_PIXELS = 142 .* HF_DETR_MAX_IMAGE_PIXELS in"):
+        read_images(str(path))
+    monkeypatch.setenv("HF_DETR_MAX_IMAGE_PIXELS", "143")
+    importlib.reload(image_reading)
+    assert_same(read_one(str(path)), chw(RGB))
+    monkeypatch.setenv("HF_DETR_MAX_IMAGE_PIXELS", "4e8")
+    with pytest.raises(ValueError, match="HF_DETR_MAX_IMAGE_PIXELS is '4e8'; expected a number"):
+        importlib.reload(image_reading)
 
 
 def test_alpha_is_blended_onto_white_on_request():
