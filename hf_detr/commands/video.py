@@ -34,6 +34,8 @@ try:
 except ImportError:  # only this command needs it, and says so
     av, VIDEO_ERRORS = None, ()
 
+UNKNOWN_RATE = 25  # frames per second, taken for a stream that doesn't say it
+
 if TYPE_CHECKING:
     from ..image_processing.image_processor import DetectionImageProcessor
     from ..models.pretrained_model import DetectionPreTrainedModel
@@ -97,7 +99,8 @@ def _write(frames: "_Frames", parsed: argparse.Namespace) -> Counter[str]:
     first = next(results)  # raises before files of an earlier run are overwritten
     parsed.output.mkdir(parents=True, exist_ok=True)
     bar = tqdm(total=frames.total, unit="frame", delay=PROGRESS_AFTER, disable=None)
-    drawn, records = _drawn_video(parsed.drawn, frames.rate), _json_lines(parsed.lines)
+    drawn = _drawn_video(parsed.drawn, frames.rate, frames.aspect)
+    records = _json_lines(parsed.lines)
     with records as write_line, drawn as add_frame, bar:
         for index, result in chain([first], results):  # in order, since all have one size
             image, pts, time_base = frames.waiting.pop(index)
@@ -129,12 +132,23 @@ def _find_objects(
         given = frames, parsed.threshold, parsed.batch_size
         yield from stream_predictions(model, processor, *given, **tiles)
         return
-    # In files with irregular times the average rate can be that of their clock.
     threshold = threshold_of_labels(parsed.threshold, model.config)
-    tracker = ObjectTracker(threshold, float(frames.stream.guessed_rate or frames.rate))
+    tracker = ObjectTracker(threshold, _likely_rate(frames.stream))
     given = frames, tracker.lowest_score, parsed.batch_size
     for index, result in stream_predictions(model, processor, *given, **tiles):
         yield index, tracker.update(result)
+
+
+def _likely_rate(stream: "av.VideoStream") -> float:
+    # With irregular times either rate can be that of the file's clock, such as 1,000.
+    average = stream.average_rate or UNKNOWN_RATE
+    return float(min(stream.guessed_rate or average, average))
+
+
+def _rank(stream: "av.VideoStream") -> tuple[bool, int]:
+    """Rank a file's video streams: of those that aren't covers, the largest, as FFmpeg does."""
+    is_cover = bool(stream.disposition & av.stream.Disposition.attached_pic)
+    return not is_cover, stream.width * stream.height
 
 
 class _Frames:
@@ -144,9 +158,10 @@ class _Frames:
         self.container = av.open(name)
         if not self.container.streams.video:
             raise ValueError(f"{name} has no video stream.")
-        self.stream = self.container.streams.video[0]
+        self.stream = max(self.container.streams.video, key=_rank)
         self.stream.thread_type = "AUTO"
-        self.rate = Fraction(self.stream.average_rate or 25)
+        self.rate = Fraction(self.stream.average_rate or UNKNOWN_RATE)
+        self.aspect = self.stream.sample_aspect_ratio  # of a pixel, once upright; None if unknown
         self.most_frames = most_frames
         self.total = most_frames or self.stream.frames or None  # some formats have no number
         self.waiting: dict[int, tuple[PIL.Image.Image, int, Fraction]] = {}
@@ -159,8 +174,9 @@ class _Frames:
             for frame in self.container.decode(self.stream):
                 if self.count == self.most_frames:
                     return
-                # Phones store frames unrotated, and the angle separately.
-                pixels = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+                pixels = _upright(frame)
+                if self.aspect and round(frame.rotation / 90) % 2 and not self.count:
+                    self.aspect = 1 / self.aspect
                 # Not an array: three rows could be mistaken for channels.
                 image = PIL.Image.fromarray(np.ascontiguousarray(pixels))
                 if min(image.size) < 2:
@@ -190,6 +206,19 @@ class _Frames:
         return pts, unit
 
 
+def _upright(frame: "av.VideoFrame") -> np.ndarray:
+    """Return the pixels (H, W, 3) as they are shown.
+
+    Phones store frames as the camera sees them, and their rotation, or mirroring, separately.
+    """
+    pixels = frame.to_ndarray(format="rgb24")
+    if (matrix := frame.side_data.get("DISPLAYMATRIX")) is not None:
+        a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].astype(float)
+        if a * d < b * c:  # mirrored; `rotation` is that of the first axis
+            pixels = pixels[::-1]
+    return np.rot90(pixels, round(frame.rotation / 90))
+
+
 @contextmanager
 def _json_lines(file: Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
     """Give a function that writes a record as a line of JSON; lines stay if the process is killed.
@@ -213,7 +242,7 @@ def _json_lines(file: Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
 
 @contextmanager
 def _drawn_video(
-    path: Path, rate: Fraction
+    path: Path, rate: Fraction, aspect: Fraction | None
 ) -> Iterator[Callable[[np.ndarray, int, Fraction], None]]:
     """Give a function that adds frames (H, W, 3) to an MP4 file, at irregular times."""
     with av.open(path, "w") as container:
@@ -226,6 +255,7 @@ def _drawn_video(
             if not stream.codec_context.is_open:  # it opens with the first frame
                 stream.height, stream.width = height, width
                 stream.codec_context.time_base = time_base
+                stream.codec_context.sample_aspect_ratio = aspect or Fraction(1)
             even = np.ascontiguousarray(pixels[:height, :width])
             frame = av.VideoFrame.from_ndarray(even, format="rgb24")
             frame.pts, frame.time_base = pts, time_base

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import PIL.Image
@@ -252,3 +253,55 @@ def test_wrong_arguments_are_status_2(
         with pytest.raises(SystemExit) as ended:
             main([str(tmp_path / name), *given])
         assert ended.value.code == 2 and message in capsys.readouterr().err
+
+
+def shown(path: Path) -> np.ndarray:
+    """The first frame of a video, as it is shown."""
+    return np.asarray(next(iter(video_command._Frames(str(path), 1))))
+
+
+@pytest.mark.parametrize("degrees", [0, 90, 180])
+def test_mirrored_frames(tmp_path: Path, degrees: int) -> None:
+    """Cameras that look at their user note that frames are mirrored, before they are turned."""
+    pixels = np.zeros((48, 64, 3), np.uint8)
+    pixels[:24, :32] = 255
+    write_video(tmp_path / "plain.mp4", pixels, degrees)
+    content = bytearray((tmp_path / "plain.mp4").read_bytes())
+    start = content.index(b"tkhd") + 44  # of the matrix: (a, b, u), (c, d, v), …
+    matrix = np.frombuffer(content[start : start + 24], ">i4").copy()
+    matrix[:2] *= -1  # the horizontal axis
+    content[start : start + 24] = matrix.tobytes()
+    (tmp_path / "mirrored.mp4").write_bytes(content)
+    expected = np.rot90(pixels[:, ::-1], degrees // 90)
+    difference = np.abs(shown(tmp_path / "mirrored.mp4").astype(int) - expected)
+    assert difference.mean() < 10
+
+
+def test_shape_of_pixels_and_choice_of_stream(tmp_path: Path) -> None:
+    """Pixels of DVDs aren't square; a still image beside the video isn't the video."""
+    video = tmp_path / "clip.mkv"
+    with av.open(video, "w") as container:
+        still, stream = (container.add_stream(codec, rate=25) for codec in ("mjpeg", "mpeg4"))
+        still.pix_fmt, stream.pix_fmt = "yuvj420p", "yuv420p"
+        still.height = still.width = 32
+        stream.height, stream.width = 48, 64
+        stream.codec_context.sample_aspect_ratio = Fraction(64, 45)
+        for one, number in ((still, 1), (stream, 8)):
+            for pts in range(number):
+                pixels = np.full((one.height, one.width, 3), 30 * pts, np.uint8)
+                frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+                frame.pts, frame.time_base = pts, Fraction(1, 25)
+                container.mux(one.encode(frame))
+            container.mux(one.encode(None))
+    assert main([str(video), "--output", str(tmp_path / "output")]) == 0
+    with av.open(tmp_path / "output" / "clip.mp4") as container:
+        (stream,) = container.streams.video
+        assert stream.sample_aspect_ratio == Fraction(64, 45)
+        assert sum(1 for _ in container.decode(stream)) == 8
+
+
+@pytest.mark.parametrize(("average", "guessed"), [(None, 1000), (1000, 25), (25, None), (25, 30)])
+def test_rate_of_irregular_times(average: int | None, guessed: int | None) -> None:
+    """The clock's rate, such as the 1000 of browsers' recordings, would keep ids for 40 seconds."""
+    stream = SimpleNamespace(average_rate=average, guessed_rate=guessed)
+    assert video_command._likely_rate(stream) == 25
