@@ -67,8 +67,12 @@ class Graph(nn.Module):
         masks = ("pred_masks",) if hasattr(self.model, "mask_head") else ()
         return ("logits", "pred_boxes", *masks)
 
+    def example(self, batch_size: int, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """Return `example_batch` with the channels of the model."""
+        return example_batch(batch_size, height, width, self.model.config.num_channels)
+
     def forward(self, pixel_values: Tensor, pixel_mask: Tensor) -> tuple[Tensor, ...]:
-        """Predict for images (B, 3, H, W) and masks (B, H, W) int64, 1 for real pixels."""
+        """Predict for images (B, C, H, W) and masks (B, H, W) int64, 1 for real pixels."""
         output = self.model(pixel_values, pixel_mask)
         return tuple(output[name] for name in self.outputs)
 
@@ -84,7 +88,7 @@ def export_model(
 ) -> ExportReport:
     """Export a model for any batch size, height and width, and check the file.
 
-    Its inputs are `pixel_values` (B, 3, H, W) and `pixel_mask` (B, H, W) int64, its outputs
+    Its inputs are `pixel_values` (B, C, H, W) and `pixel_mask` (B, H, W) int64, its outputs
     `logits`, `pred_boxes` and, for segmentation models, `pred_masks`.
 
     Args:
@@ -165,14 +169,16 @@ def samples_points(model: nn.Module) -> bool:
     return any(getattr(module, "samples_points", False) for module in model.modules())
 
 
-def example_batch(batch_size: int, height: int, width: int) -> tuple[Tensor, Tensor]:
+def example_batch(
+    batch_size: int, height: int, width: int, num_channels: int = 3
+) -> tuple[Tensor, Tensor]:
     """Make random images and their mask; all but the first are padded by different amounts."""
     generator = torch.Generator().manual_seed(0)
-    pixel_values = torch.randn(batch_size, 3, height, width, generator=generator)
+    pixel_values = torch.randn(batch_size, num_channels, height, width, generator=generator)
     pixel_mask = torch.ones(batch_size, height, width, dtype=torch.long)
     for image in range(1, batch_size):
-        pixel_mask[image, height - 10 * image :] = 0
-        pixel_mask[image, :, width - 7 * image :] = 0
+        pixel_mask[image, height - min(10 * image, height // 2) :] = 0
+        pixel_mask[image, :, width - min(7 * image, width // 2) :] = 0
     return pixel_values * pixel_mask[:, None], pixel_mask
 
 
@@ -209,7 +215,7 @@ def _dynamic_shapes(fixed_hw: tuple[int, int] | None) -> dict[str, dict[int, Dim
 def _export_onnx(graph: Graph, path: Path, fixed_hw: tuple[int, int] | None) -> None:
     program = torch.onnx.export(
         graph,
-        example_batch(2, *(fixed_hw or EXPORTED_HW)),
+        graph.example(2, *(fixed_hw or EXPORTED_HW)),
         dynamo=True,
         dynamic_shapes=_dynamic_shapes(fixed_hw),
         input_names=INPUTS,
@@ -232,7 +238,7 @@ def _load_onnx(path: Path) -> Run:
 
 
 def _export(graph: Graph, path: Path, fixed_hw: tuple[int, int] | None) -> None:
-    batch = example_batch(2, *(fixed_hw or EXPORTED_HW))
+    batch = graph.example(2, *(fixed_hw or EXPORTED_HW))
     shapes = _dynamic_shapes(fixed_hw)
     program = torch.export.export(graph, batch, dynamic_shapes=shapes, strict=False)
     torch.export.save(program, path)
@@ -244,7 +250,7 @@ def _load(path: Path) -> Run:
 
 
 def _export_openvino(graph: Graph, path: Path, fixed_hw: tuple[int, int] | None) -> None:
-    batch, names = example_batch(2, *(fixed_hw or EXPORTED_HW)), (INPUTS, graph.outputs)
+    batch, names = graph.example(2, *(fixed_hw or EXPORTED_HW)), (INPUTS, graph.outputs)
     save_openvino(convert_to_openvino(graph, batch, names, fixed_hw), path)
 
 
@@ -264,7 +270,7 @@ def _largest_difference(graph: Graph, run: Run, shapes: tuple[tuple[int, int, in
     """
     largest = torch.zeros(())
     for shape in shapes:
-        batch = example_batch(*shape)
+        batch = graph.example(*shape)
         output = graph.model(*batch)
         counted = 1 if output.enc_outputs_class is None else 1 - MOST_SWAPPED
         for name, got in zip(graph.outputs, run(*batch), strict=True):

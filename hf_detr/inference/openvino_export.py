@@ -29,7 +29,7 @@ def convert_to_openvino(
     """Convert a float32 model.
 
     Args:
-        graph: called with images (B, 3, H, W) and masks (B, H, W) int64; returns a tuple.
+        graph: called with images (B, C, H, W) and masks (B, H, W) int64; returns a tuple.
         batch: such images and masks, with padding.
         names: of the inputs, and of the outputs.
         fixed_hw: the only height and width; None leaves them free.
@@ -46,7 +46,7 @@ def convert_to_openvino(
             "that is faster."
         )
     hw = fixed_hw or (-1, -1)
-    shapes = [openvino.PartialShape([-1, 3, *hw]), openvino.PartialShape([-1, *hw])]
+    shapes = [openvino.PartialShape([-1, batch[0].shape[1], *hw]), openvino.PartialShape([-1, *hw])]
     inputs = list(zip(names[0], shapes, strict=True))
     model = openvino.convert_model(graph, example_input=tuple(batch), input=inputs)
     for ports, port_names in zip((model.inputs, model.outputs), names, strict=True):
@@ -63,7 +63,7 @@ def save_openvino(model: "openvino.Model", path: Path) -> None:
 
 
 def load_openvino(path: Path) -> Callable[..., list[Tensor]]:
-    """Return a function from images (B, 3, H, W) and masks (B, H, W) to the outputs."""
+    """Return a function from images (B, C, H, W) and masks (B, H, W) to the outputs."""
     import openvino
 
     compiled = openvino.Core().compile_model(path, "CPU", PRECISION)

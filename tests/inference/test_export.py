@@ -70,6 +70,17 @@ def test_torch_program_with_dynamic_sizes(tmp_path: Path) -> None:
 
 
 @torch.no_grad()
+def test_other_channels_and_small_images(tmp_path: Path) -> None:
+    """Images have the model's channels, and the check's padding leaves a part of small ones."""
+    options = {"encoder_layers": 1, "decoder_layers": 1, "num_channels": 4}
+    model, path = tiny_detector("detr", **options), tmp_path / "model.pt2"
+    assert export_model(model, path, fixed_hw=(20, 14)).largest_difference < 1e-3
+    batch = torch.ones(2, 4, 20, 14), torch.ones(2, 20, 14, dtype=torch.long)
+    got = torch.export.load(path).module()(*batch)
+    assert_close(got, Graph(model)(*batch), atol=1e-3, rtol=0)
+
+
+@torch.no_grad()
 def test_command_writes_a_torch_program(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """`.pt2` files load without this package; stdout has only the report."""
     model = tiny_detector("detr", encoder_layers=1, decoder_layers=1)
