@@ -58,8 +58,8 @@ def predict(
         model: a detector or segmentation model, in training or eval mode.
         processor: the model's image processor.
         images: an image or a list of images: PIL images, arrays, tensors, paths or URLs.
-        threshold: minimum score of returned objects, or a dict of class names and scores. Default:
-            the model's `config.class_thresholds`, and 0.5 for classes without.
+        threshold: minimum score of returned objects, or a dict of class names and scores. Default,
+            also of classes that the dict lacks: `config.class_thresholds` of the model, or 0.5.
         batch_size: number of images or tiles with the same size that run together.
         progress: whether to show a progress bar on a terminal, after a few seconds.
         tiles: side in pixels of tiles that larger images are cut into, whose results are joined.

@@ -11,15 +11,22 @@ from ..models.configuration_checks import check_class_thresholds
 
 DEFAULT = 0.5  # of classes without a threshold of their own
 
-# A score; one for each class name, or `DEFAULT` for classes without; None: those of the model
+# A score; one for each class name, or else the model's or `DEFAULT`; None: those of the model
 Threshold = float | Mapping[str, float] | None
 
 
 def known_threshold(threshold: Threshold, config: PreTrainedConfig) -> float | dict[str, float]:
-    """Return a given threshold, or else `class_thresholds` of the configuration, or 0.5."""
-    if threshold is None:
-        threshold = getattr(config, "class_thresholds", None) or DEFAULT
-    return dict(threshold) if isinstance(threshold, Mapping) else threshold
+    """Return a given threshold, or else `class_thresholds` of the configuration, or 0.5.
+
+    Given ones of single classes replace those of the configuration.
+    """
+    if threshold is None or isinstance(threshold, Mapping):
+        return {**_own_thresholds(config), **(threshold or {})} or DEFAULT
+    return threshold
+
+
+def _own_thresholds(config: PreTrainedConfig) -> Mapping[str, float]:
+    return getattr(config, "class_thresholds", None) or {}
 
 
 def threshold_of_labels(threshold: Threshold, config: PreTrainedConfig) -> Any | Tensor:
@@ -31,7 +38,8 @@ def threshold_of_labels(threshold: Threshold, config: PreTrainedConfig) -> Any |
     known = known_threshold(threshold, config)
     if not isinstance(known, dict):
         return known
-    field = "class_thresholds" if threshold is None else "threshold"
-    check_class_thresholds(known, config.id2label, field)
+    given = {"class_thresholds": _own_thresholds(config), "threshold": threshold or {}}
+    for field, thresholds in given.items():
+        check_class_thresholds(thresholds, config.id2label, field)
     names = map(config.id2label.get, range(config.num_labels))
     return torch.tensor([float(known.get(name, DEFAULT)) for name in names])

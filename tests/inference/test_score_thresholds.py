@@ -29,7 +29,8 @@ def test_order_of_precedence() -> None:
     assert threshold_of_labels(0.7, own) == 0.7
     assert threshold_of_labels(0.0, own) == 0.0
     assert threshold_of_labels(None, own).tolist() == pytest.approx([0.5, 0.2, 0.5])
-    assert threshold_of_labels({"cat": 0.3}, own).tolist() == pytest.approx([0.3, 0.5, 0.5])
+    assert threshold_of_labels({"cat": 0.3}, own).tolist() == pytest.approx([0.3, 0.2, 0.5])
+    assert threshold_of_labels({"dog": 0.3}, own).tolist() == pytest.approx([0.5, 0.3, 0.5])
     assert threshold_of_labels({"cat": np.float32(0.25)}, own)[0] == 0.25
     assert known_threshold(None, own) == {"dog": 0.2} and known_threshold(None, plain) == 0.5
 
