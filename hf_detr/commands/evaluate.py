@@ -78,6 +78,8 @@ def check(parsed: argparse.Namespace) -> None:
                     f"--report needs {library}; pip install 'hf_detr[plots]' installs it."
                 )
         prepare_file(parsed.report)
+        if parsed.json == parsed.report:
+            raise ValueError(f"--report and --json are both {parsed.report}; give two files.")
     if parsed.write and not Path(parsed.model or "", "config.json").is_file():
         raise ValueError("--write changes files of --model, which must be a folder of yours.")
 
@@ -88,10 +90,10 @@ def run(parsed: argparse.Namespace) -> int:
         metrics, dataset = _compute_metrics(parsed, parsed.device or device)
     if rank == 0:
         _report({key: value for key, value in metrics.items() if key != "diagnosis"}, parsed.json)
-        if parsed.report is not None:
-            _write_page(parsed, metrics, dataset)
         if parsed.write:
             _write_thresholds(parsed.model, metrics)
+        if parsed.report is not None:
+            _write_page(parsed, metrics, dataset)
     return 0
 
 
@@ -138,12 +140,10 @@ def _compute_metrics(parsed: argparse.Namespace, device: str | None) -> tuple["M
 
 
 def _write_page(parsed: argparse.Namespace, metrics: "Metrics", dataset: Any) -> None:
-    from ..data.streamed import StreamedDataset
     from ..plots.report import write_report
 
-    images = None if isinstance(dataset, StreamedDataset) else dataset
     model = Path(parsed.model).name if parsed.model else "The garment detector of hf_detr"
-    write_report(parsed.report, metrics, images, model, str(parsed.data.data))
+    write_report(parsed.report, metrics, dataset, model, str(parsed.data.data))
     print(f"The report is {parsed.report}.", file=sys.stderr)
 
 

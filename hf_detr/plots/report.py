@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from jinja2 import Environment
-from PIL import ImageOps
 from torch.utils.data import Dataset
 
 from ..atomic_saving import atomic_file
 from ..data.dataset import DetectionDataset, as_detection_dataset
 from ..data.image_source import READING_ERRORS
+from ..data.streamed import StreamedDataset
 from ..evaluation.coco_evaluator import Metrics
 from ..evaluation.diagnosis import CONFIDENT, Diagnosis, ImageErrors, LabelDoubt
 from ..evaluation.score_curves import SCORES
@@ -59,7 +59,8 @@ def write_report(
         file: the HTML file, whose pictures are part of it.
         metrics: the result of `evaluate(…, diagnose=True)`; `panoptic` can have that of
             `evaluate_panoptic`.
-        dataset: the data set, from which images are read again; None leaves pictures out.
+        dataset: the data set, from which images are read again; None, or a stream, which can't be,
+            leaves pictures out.
         model, data: names for the title.
 
     Raises:
@@ -68,6 +69,8 @@ def write_report(
     diagnosis = metrics.get("diagnosis")
     if not isinstance(diagnosis, Diagnosis):
         raise ValueError("metrics has no diagnosis; call evaluate with diagnose=True.")
+    if isinstance(dataset, StreamedDataset):
+        dataset = None
     objects = sum(curve.num_objects for curve in diagnosis.curves)
     facts = {"image": diagnosis.num_images, "object": objects, "class": len(diagnosis.names)}
     values = {
@@ -261,7 +264,7 @@ class _Pictures:
             return {**image, "problem": f"The image can't be read again: {error}"}
         side = max(picture.size)
         scale = min(max(side, SMALLEST), LARGEST) / side
-        picture = ImageOps.scale(picture, scale)
+        picture = picture.resize([max(round(scale * length), 1) for length in picture.size])
         found = {"scores": torch.from_numpy(errors.scores), "labels": errors.labels}
         for name, result, boxes in (
             ("found", found, errors.boxes_xyxy),

@@ -170,6 +170,15 @@ def evaluate_json(data: list[str], capsys: pytest.CaptureFixture) -> dict:
     return json.loads(capsys.readouterr().out)
 
 
+def test_one_file_for_two_results(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """The numbers would replace the page."""
+    write_coco(tmp_path / "val", [entry(1)])
+    file = str(tmp_path / "report.html")
+    with pytest.raises(SystemExit) as ended:
+        main(["--data", str(tmp_path), "--report", file, "--json", file])
+    assert ended.value.code == 2 and "are both" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("library", ["matplotlib", "jinja2"])
 def test_missing_libraries_of_the_report(
     library: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path

@@ -15,9 +15,10 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from datasets import IterableDataset
 from torch.utils.data import Subset
 
-from hf_detr import CocoEvaluator, read_coco
+from hf_detr import CocoEvaluator, StreamedDataset, read_coco
 from hf_detr.data.dataset import DetectionDataset
 from hf_detr.plots import write_report
 from hf_detr.plots.report import LARGEST, SMALLEST
@@ -146,6 +147,18 @@ def test_large_pictures_are_reduced(tmp_path: Path) -> None:
         )
 
 
+def test_pictures_of_thin_images(tmp_path: Path) -> None:
+    """A side that would become less than a pixel stays one."""
+    thin = {"id": 1, "file_name": "1.png", "height": 1, "width": 3000}
+    file, images = write_coco(tmp_path, [], num_images=1, images=[thin])
+    PIL.Image.new("RGB", (3000, 1)).save(images / "1.png")
+    data = read_coco(file, images)
+    found = evaluate_found(data, (1, 1, 0.9, [400.0, 0.0, 1200.0, 1.0]))
+    write_report(tmp_path / "report.html", found, data)
+    pictures = pictures_of((tmp_path / "report.html").read_text(encoding="utf-8"))[2:]
+    assert {picture.size for picture in pictures} == {(LARGEST, 1)}
+
+
 def test_subset_and_lost_image(data: DetectionDataset, tmp_path: Path) -> None:
     """Images are found by id; one that is gone by now is said, and doesn't end the report."""
     metrics = some_errors(data.subset([1, 2]))
@@ -164,7 +177,11 @@ def test_other_images(data: DetectionDataset, tmp_path: Path) -> None:
 
 def test_no_pictures_of_a_stream(data: DetectionDataset, tmp_path: Path) -> None:
     """A sentence is in their place."""
-    write_report(tmp_path / "report.html", some_errors(data), None)
+    content = Path(data.images.name(0)).read_bytes()
+    row = {"image": content, "objects": {"bbox": [[10, 5, 20, 8]], "category": [0]}}
+    rows = IterableDataset.from_generator(lambda: iter([row]))
+    stream = StreamedDataset(rows, 4, "coco_xywh", data.id2label)
+    write_report(tmp_path / "report.html", some_errors(data), stream)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert page.count("the images were streamed") == 2 and len(pictures_of(page)) == 2
 
