@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -56,9 +57,10 @@ class CocoEvaluator:
     ) -> None:
         _backend()
         self.diagnose = diagnose
-        if type(max_detections) is not int or max_detections <= max(RECALL_DETECTIONS):
+        is_integer = isinstance(max_detections, Integral) and not isinstance(max_detections, bool)
+        if not is_integer or max_detections <= max(RECALL_DETECTIONS):
             raise ValueError(f"max_detections is {max_detections!r}; expected an integer above 10.")
-        self.max_detections = max_detections
+        self.max_detections = int(max_detections)
         if isinstance(iou_types, str) or not iou_types or set(iou_types) - set(IOU_TYPES):
             raise ValueError(f"iou_types is {iou_types!r}; expected a sequence of {IOU_TYPES}.")
         if diagnose and (lvis or "bbox" not in iou_types):
@@ -69,10 +71,10 @@ class CocoEvaluator:
         self.iou_types = tuple(iou_types)
         self._truth = read_ground_truth(ground_truth, "segm" in iou_types, lvis)
         self.names = {int(c["id"]): str(c["name"]) for c in ground_truth["categories"]}
-        self._recall_numbers = (*(() if lvis else RECALL_DETECTIONS), max_detections)
+        self._recall_numbers = (*(() if lvis else RECALL_DETECTIONS), self.max_detections)
         self._parts = [join_columns([])]
         self._is_found = np.zeros(len(self._truth.images), dtype=bool)
-        self._warn_of_many_objects()
+        self._warn_of_many_objects(lvis)
         if process_index() > 0:  # only the main process computes
             self._truth = replace(self._truth, objects=None)
 
@@ -151,16 +153,18 @@ class CocoEvaluator:
                 metrics["diagnosis"] = make_diagnosis(evaluation, self._truth, found)
         return {**metrics, "per_class": per_class}
 
-    def _warn_of_many_objects(self) -> None:
+    def _warn_of_many_objects(self, lvis: bool) -> None:
         images = self._truth.objects.images[~self._truth.objects.is_crowd]
         counts = np.bincount(images, minlength=1)
         num_crowded, most = int((counts > self.max_detections).sum()), int(counts.max())
         if num_crowded:
             image_id = self._truth.image_ids[counts.argmax()]
+            limit = f"{self.max_detections} detections per image"
+            limit += " (LVIS' rule)" if lvis else " and class (COCO's rule)"
             warnings.warn(
                 f"{num_crowded} images have more than {self.max_detections} objects, up to {most} "
-                f"(image_id {image_id}), but only {self.max_detections} detections per "
-                "image and class count, so AP can be too low for them. This is COCO's rule; "
+                f"(image_id {image_id}), but only {limit} count, and "
+                "models with sigmoid scores return no more per image. So AP can be too low; "
                 f"max_detections={most} (--max-detections {most}) counts more.",
                 stacklevel=3,
             )

@@ -11,7 +11,6 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ..data.dataset import DetectionDataset, as_detection_dataset
-from ..data.image_source import read_segment_ids
 from ..data.streamed import StreamedDataset
 from ..data.tile_grid import OVERLAP
 from ..distributed import gather_from_processes, process_index
@@ -24,7 +23,8 @@ from .coco_evaluator import MASKS_AT_ONCE, MAX_DETECTIONS, CocoEvaluator, Metric
 from .image_batches import load_rows, load_tiles
 from .label_map import label_map, names_of_model, relabelled, relabelled_segments
 from .lvis_fields import add_lvis_fields
-from .panoptic_quality import PanopticQuality
+from .model_checks import check_model
+from .panoptic_quality import PanopticQuality, target_segments
 
 Batch = tuple[list[int], list[tuple[int, int]], Any]  # image ids, original (height, width), inputs
 
@@ -79,10 +79,13 @@ def evaluate(
     Raises:
         ValueError: if the model and the data set have no class in common, or `lvis` doesn't have
             the data set's images and classes, or tiles or overlap are invalid.
+        ValueError, TypeError: as in `check_model`.
     """
-    if isinstance(dataset, StreamedDataset):
-        if tuple(iou_types) != ("bbox",) or lvis is not None or tiles is not None:
-            raise ValueError("A stream is evaluated with 'bbox' only, without masks, lvis, tiles.")
+    is_stream, is_plain = isinstance(dataset, StreamedDataset), lvis is None and tiles is None
+    if is_stream and not (tuple(iou_types) == ("bbox",) and is_plain):
+        raise ValueError("A stream is evaluated with ('bbox',) only, without masks, lvis, tiles.")
+    check_model(_unwrapped(model), processor, "segm" in iou_types)
+    if is_stream:
         given = model, processor, dataset, batch_size, num_workers, progress, max_detections
         metrics = _evaluate_stream(*given, diagnose)
         return _with_model_names(metrics, model, dataset.id2label)
@@ -115,6 +118,10 @@ def _evaluate_stream(
     max_detections: int,
     diagnose: bool,
 ) -> Metrics:
+    categories = [{"id": label, "name": name} for label, name in stream.id2label.items()]
+    options = {"max_detections": max_detections, "diagnose": diagnose}
+    empty = {"images": [], "annotations": [], "categories": categories}
+    CocoEvaluator(empty, **options)  # raises before the model runs
     truths, found = [], []
 
     def note_truth(part: DetectionDataset) -> None:
@@ -130,10 +137,7 @@ def _evaluate_stream(
             bar.update(len(image_ids))
     shares = [truth for share in gather_from_processes(truths) for truth in share]
     joined = {key: [v for one in shares for v in one[key]] for key in ("images", "annotations")}
-    categories = [{"id": label, "name": name} for label, name in stream.id2label.items()]
-    evaluator = CocoEvaluator(
-        {**joined, "categories": categories}, max_detections=max_detections, diagnose=diagnose
-    )
+    evaluator = CocoEvaluator({**joined, "categories": categories}, **options)
     for batch in found:
         evaluator.update(*batch)
     return evaluator.compute()
@@ -215,6 +219,7 @@ def evaluate_panoptic(
     Raises:
         ValueError: if the data set isn't panoptic, or has no class in common with the model.
     """
+    check_model(_unwrapped(model), processor, needs_masks=True)
     dataset = as_detection_dataset(dataset)
     if dataset.segment_maps is None:
         raise ValueError("The data set has no panoptic maps; use read_coco_panoptic.")
@@ -234,7 +239,7 @@ def evaluate_panoptic(
         quality.update(
             image_ids,
             [relabelled_segments(segments, labels) for segments in segmentations],
-            [_target_segments(dataset, index_of[image_id]) for image_id in image_ids],
+            [target_segments(dataset, index_of[image_id]) for image_id in image_ids],
         )
     return quality.compute()
 
@@ -272,25 +277,6 @@ def _run(
             with torch.no_grad():
                 outputs = model(**inputs)
             yield (image_ids, original_hw, inputs), outputs
-
-
-def _target_segments(dataset: DetectionDataset, index: int) -> dict[str, Any]:
-    table = dataset.table
-    segments = [
-        {
-            "id": int(table.ids[row]),
-            "category_id": int(table.class_labels[row]),
-            "iscrowd": int(table.is_crowd[row]),
-        }
-        for row in table.rows(index)
-    ]
-    segmentation = read_segment_ids(dataset.segment_maps, index)
-    # As in COCO's evaluation, unlisted pixels are void, and segments without pixels are ignored.
-    ids = set(segmentation.unique().tolist())
-    segments = [segment for segment in segments if segment["id"] in ids]
-    listed = torch.tensor([segment["id"] for segment in segments], dtype=segmentation.dtype)
-    segmentation = segmentation.where(torch.isin(segmentation, listed), 0)
-    return {"segmentation": segmentation, "segments_info": segments}
 
 
 def _add_masks(

@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..data.dataset import DetectionDataset
+from ..data.image_source import read_segment_ids
 from ..distributed import compute_on_main_process
 
 # The classes of an image (k,), and for each class (k, 4) the sum of the IoU of found segments, and
@@ -232,3 +234,23 @@ def _quality(iou: float, tp: float, fp: float, fn: float) -> dict[str, float]:
     sq = iou / tp if tp else 0.0
     rq = tp / (tp + fp / 2 + fn / 2)
     return {"pq": sq * rq, "sq": sq, "rq": rq, "tp": int(tp), "fp": int(fp), "fn": int(fn)}
+
+
+def target_segments(dataset: DetectionDataset, index: int) -> dict[str, Any]:
+    """Return the segments of an image of a panoptic data set, as `PanopticQuality` takes them."""
+    table = dataset.table
+    segments = [
+        {
+            "id": int(table.ids[row]),
+            "category_id": int(table.class_labels[row]),
+            "iscrowd": int(table.is_crowd[row]),
+        }
+        for row in table.rows(index)
+    ]
+    segmentation = read_segment_ids(dataset.segment_maps, index)
+    # As in COCO's evaluation, unlisted pixels are void, and segments without pixels are ignored.
+    ids = set(segmentation.unique().tolist())
+    segments = [segment for segment in segments if segment["id"] in ids]
+    listed = torch.tensor([segment["id"] for segment in segments], dtype=segmentation.dtype)
+    segmentation = segmentation.where(torch.isin(segmentation, listed), 0)
+    return {"segmentation": segmentation, "segments_info": segments}

@@ -28,7 +28,8 @@ def make_compute_metrics(
         processor: post-processes the outputs.
         ground_truth: `dataset.ground_truth()` of the evaluation data; its category ids are the
             model's labels.
-        per_class: whether to add `AP_<class>` of each class.
+        per_class: whether to add `AP_<class>` of each class, or `AP_class_<class>` where a metric
+            has that name, such as `AP_small`.
         max_detections: as in `evaluate`.
 
     Raises:
@@ -52,7 +53,9 @@ def make_compute_metrics(
         metrics = evaluator.compute()
         classes = metrics.pop("per_class")
         if per_class:
-            metrics |= {f"AP_{name}": one["AP"] for name, one in classes.items()}
+            own = {name: f"AP_{name}" for name in classes}
+            own |= {name: f"AP_class_{name}" for name, key in own.items() if key in metrics}
+            metrics |= {key: classes[name]["AP"] for name, key in own.items()}
         return metrics
 
     return compute_metrics

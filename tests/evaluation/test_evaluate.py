@@ -165,7 +165,11 @@ def test_streams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         found = evaluate(model, processor, stream_of(dataset), 3, workers, progress=False)
         assert found.pop("per_class").keys() == expected["per_class"].keys()
         assert found == pytest.approx({name: expected[name] for name in found}, abs=1e-6)
-    with pytest.raises(ValueError, match="A stream is evaluated with 'bbox' only"):
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "forward", None)  # raises before it is called
+        with pytest.raises(ValueError, match="max_detections is 5"):
+            evaluate(model, processor, stream_of(dataset), max_detections=5)
+    with pytest.raises(ValueError, match=r"A stream is evaluated with \('bbox',\) only"):
         evaluate(model, processor, stream_of(dataset), iou_types=("bbox", "segm"))
     with pytest.raises(ValueError, match="without masks, lvis, tiles"):
         evaluate(model, processor, stream_of(dataset), tiles=64)

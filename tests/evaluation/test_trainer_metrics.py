@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 from torchvision import tv_tensors
-from transformers import Trainer, TrainingArguments
+from transformers import EvalPrediction, Trainer, TrainingArguments
 
 from hf_detr import (
     DetectionCollator,
@@ -65,6 +65,25 @@ def test_trainer_gets_the_same_metrics(tmp_path: Path, concatenated: bool) -> No
         assert metrics[f"eval_{name}"] == pytest.approx(expected[name], abs=1e-6), name
     for name, one in expected["per_class"].items():
         assert metrics[f"eval_AP_{name}"] == pytest.approx(one["AP"], abs=1e-6)
+
+
+def test_class_named_as_a_metric(tmp_path: Path) -> None:
+    """A class "small" doesn't replace the AP of small objects."""
+    truth = {
+        "images": [{"id": 1, "height": 300, "width": 300}],
+        "categories": [{"id": 0, "name": "small"}, {"id": 1, "name": "red"}],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 0, "bbox": [0, 0, 200, 200], "area": 40000},
+            {"id": 2, "image_id": 1, "category_id": 1, "bbox": [250, 250, 20, 20], "area": 400},
+        ],
+    }
+    logits = torch.tensor([[[9.0, 0.0, 0.0]]])  # small, red, no object
+    boxes = torch.tensor([[[1 / 3, 1 / 3, 2 / 3, 2 / 3]]])
+    parts = logits, boxes, torch.tensor([1]), torch.tensor([[300, 300]])
+    compute = make_compute_metrics(processor_of(), truth, per_class=True)
+    metrics = compute(EvalPrediction(tuple(part.numpy() for part in parts), None))
+    assert (metrics["AP_small"], metrics["AP_large"]) == pytest.approx((0, 1))
+    assert (metrics["AP_class_small"], metrics["AP_red"]) == pytest.approx((1, 0))
 
 
 def test_trainer_without_keep_detections_raises(tmp_path: Path) -> None:
