@@ -90,10 +90,12 @@ def run(parsed: argparse.Namespace) -> int:
         metrics, dataset = _compute_metrics(parsed, parsed.device or device)
     if rank == 0:
         _report({key: value for key, value in metrics.items() if key != "diagnosis"}, parsed.json)
-        if parsed.write:
-            _write_thresholds(parsed.model, metrics)
-        if parsed.report is not None:
-            _write_page(parsed, metrics, dataset)
+        try:
+            if parsed.write:
+                _write_thresholds(parsed.model, metrics)
+        finally:
+            if parsed.report is not None:
+                _write_page(parsed, metrics, dataset)
     return 0
 
 

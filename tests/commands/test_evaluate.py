@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from argparse import Namespace
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
@@ -168,6 +169,25 @@ def evaluate_json(data: list[str], capsys: pytest.CaptureFixture) -> dict:
     capsys.readouterr()
     assert main([*data, "--json"]) == 0
     return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("broken", ["_write_thresholds", "_write_page"])
+def test_one_result_fails(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An evaluation takes long: page and thresholds are written without each other, too."""
+    written = []
+
+    def write(name: str) -> None:
+        if name == broken:
+            raise ValueError(f"{name} failed")
+        written.append(name)
+
+    for name in ("_write_thresholds", "_write_page"):
+        monkeypatch.setattr(command, name, lambda *given, name=name: write(name))
+    monkeypatch.setattr(command, "_compute_metrics", lambda *given: ({}, None))
+    monkeypatch.setattr(command, "_report", lambda *given: None)
+    with pytest.raises(ValueError, match=f"{broken} failed"):
+        command.run(Namespace(device=None, write=True, report=Path("page"), model="m", json=None))
+    assert len(written) == 1
 
 
 def test_one_file_for_two_results(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
