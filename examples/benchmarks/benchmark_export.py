@@ -24,7 +24,7 @@ import torch
 from benchmark_timing import medians
 from torch import Tensor, nn
 
-from hf_detr.inference.export import INPUTS, Graph, example_batch, export_model
+from hf_detr.inference.export import INPUTS, Graph, export_model
 from hf_detr.inference.openvino_export import quantise
 from hf_detr.models.variants import VARIANTS
 
@@ -105,7 +105,7 @@ def measure(name: str, size: tuple[int, int], rounds: int, **settings: Any) -> s
     variant = VARIANTS[name]
     torch.manual_seed(0)
     model = variant.detector(variant.config(use_pretrained_backbone=False, **settings)).eval()
-    batch = example_batch(1, *size)
+    batch = Graph(model).example(1, *size)
     with tempfile.TemporaryDirectory() as folder:
         report = export_model(model, Path(folder) / "model.onnx")
         runners = other_runners(model, Path(folder), batch) if "openvino" in HAVE else {}

@@ -81,8 +81,8 @@ def evaluate(
             the data set's images and classes, or tiles or overlap are invalid.
         ValueError, TypeError: as in `check_model`.
     """
-    is_stream, is_plain = isinstance(dataset, StreamedDataset), lvis is None and tiles is None
-    if is_stream and not (tuple(iou_types) == ("bbox",) and is_plain):
+    is_stream = isinstance(dataset, StreamedDataset)
+    if is_stream and (tuple(iou_types) != ("bbox",) or lvis is not None or tiles is not None):
         raise ValueError("A stream is evaluated with ('bbox',) only, without masks, lvis, tiles.")
     check_model(_unwrapped(model), processor, "segm" in iou_types)
     if is_stream:

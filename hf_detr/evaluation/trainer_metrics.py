@@ -52,10 +52,9 @@ def make_compute_metrics(
             evaluator.update(image_ids, detections)
         metrics = evaluator.compute()
         classes = metrics.pop("per_class")
-        if per_class:
-            own = {name: f"AP_{name}" for name in classes}
-            own |= {name: f"AP_class_{name}" for name, key in own.items() if key in metrics}
-            metrics |= {key: classes[name]["AP"] for name, key in own.items()}
+        for name, one in classes.items() if per_class else ():
+            key = f"AP_{name}"
+            metrics[f"AP_class_{name}" if key in metrics else key] = one["AP"]
         return metrics
 
     return compute_metrics

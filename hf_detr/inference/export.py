@@ -68,8 +68,14 @@ class Graph(nn.Module):
         return ("logits", "pred_boxes", *masks)
 
     def example(self, batch_size: int, height: int, width: int) -> tuple[Tensor, Tensor]:
-        """Return `example_batch` with the channels of the model."""
-        return example_batch(batch_size, height, width, self.model.config.num_channels)
+        """Make random images and their mask; all but the first are padded by different amounts."""
+        generator, channels = torch.Generator().manual_seed(0), self.model.config.num_channels
+        pixel_values = torch.randn(batch_size, channels, height, width, generator=generator)
+        pixel_mask = torch.ones(batch_size, height, width, dtype=torch.long)
+        for image in range(1, batch_size):
+            pixel_mask[image, height - min(10 * image, height // 2) :] = 0
+            pixel_mask[image, :, width - min(7 * image, width // 2) :] = 0
+        return pixel_values * pixel_mask[:, None], pixel_mask
 
     def forward(self, pixel_values: Tensor, pixel_mask: Tensor) -> tuple[Tensor, ...]:
         """Predict for images (B, C, H, W) and masks (B, H, W) int64, 1 for real pixels."""
@@ -167,19 +173,6 @@ def keep_files(written: Path, target: Path) -> int:
 def samples_points(model: nn.Module) -> bool:
     """Whether a model has the operator that is compiled here, but not in files."""
     return any(getattr(module, "samples_points", False) for module in model.modules())
-
-
-def example_batch(
-    batch_size: int, height: int, width: int, num_channels: int = 3
-) -> tuple[Tensor, Tensor]:
-    """Make random images and their mask; all but the first are padded by different amounts."""
-    generator = torch.Generator().manual_seed(0)
-    pixel_values = torch.randn(batch_size, num_channels, height, width, generator=generator)
-    pixel_mask = torch.ones(batch_size, height, width, dtype=torch.long)
-    for image in range(1, batch_size):
-        pixel_mask[image, height - min(10 * image, height // 2) :] = 0
-        pixel_mask[image, :, width - min(7 * image, width // 2) :] = 0
-    return pixel_values * pixel_mask[:, None], pixel_mask
 
 
 def _check_sizes_can_be_free(model: nn.Module) -> None:

@@ -298,7 +298,8 @@ def test_more_objects_than_detections_that_count() -> None:
     assert metrics["AR_10"] == pytest.approx(0.04) and "AR_100" not in metrics
     assert metrics["per_class"]["dot"]["AR_250"] == pytest.approx(1)
     assert "AR_250" in metrics_table(metrics)
-    CocoEvaluator(many_objects(100)[0], max_detections=np.int64(100))  # without a warning
+    CocoEvaluator(many_objects(100)[0])  # without a warning
+    CocoEvaluator(many_objects(100)[0], max_detections=np.int64(100))
     for wrong in (10, 0, 300.0, True, None):
         with pytest.raises(ValueError, match="max_detections is .*expected an integer above 10"):
             CocoEvaluator(truth, max_detections=wrong)

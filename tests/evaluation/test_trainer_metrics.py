@@ -67,7 +67,7 @@ def test_trainer_gets_the_same_metrics(tmp_path: Path, concatenated: bool) -> No
         assert metrics[f"eval_AP_{name}"] == pytest.approx(one["AP"], abs=1e-6)
 
 
-def test_class_named_as_a_metric(tmp_path: Path) -> None:
+def test_class_named_as_a_metric() -> None:
     """A class "small" doesn't replace the AP of small objects."""
     truth = {
         "images": [{"id": 1, "height": 300, "width": 300}],

@@ -181,9 +181,10 @@ def test_no_pictures_of_a_stream(data: DetectionDataset, tmp_path: Path) -> None
     row = {"image": content, "objects": {"bbox": [[10, 5, 20, 8]], "category": [0]}}
     rows = IterableDataset.from_generator(lambda: iter([row]))
     stream = StreamedDataset(rows, 4, "coco_xywh", data.id2label)
-    write_report(tmp_path / "report.html", some_errors(data), stream)
-    page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert page.count("the images were streamed") == 2 and len(pictures_of(page)) == 2
+    for images in (None, stream):
+        write_report(tmp_path / "report.html", some_errors(data), images)
+        page = (tmp_path / "report.html").read_text(encoding="utf-8")
+        assert page.count("the images were streamed") == 2 and len(pictures_of(page)) == 2
 
 
 def test_nothing_found(data: DetectionDataset, tmp_path: Path) -> None:
