@@ -1,10 +1,10 @@
 """When a forward pass may take short cuts that a graph, a hook or a gradient would miss."""
 
 from torch import Tensor, compiler, is_grad_enabled, jit, nn
-from torch._C import _functorch
-from torch.autograd import forward_ad
 from torch.nn.modules.module import _has_any_global_hook
 from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+from ..ops.multi_scale_deformable_attention import is_transformed
 
 
 def inference_only(tensor: Tensor) -> bool:
@@ -13,12 +13,7 @@ def inference_only(tensor: Tensor) -> bool:
     Only then may a forward pass take short cuts. Compiled and exported graphs, and tools that
     record operators (FLOP counters, fake tensors), need the original model.
     """
-    return (
-        is_readable(tensor)
-        and not is_grad_enabled()
-        and forward_ad._current_level < 0  # forward-mode gradients are computed all the same
-        and _functorch.peek_interpreter_stack() is None
-    )
+    return is_readable(tensor) and not is_grad_enabled()
 
 
 def is_readable(tensor: Tensor) -> bool:
@@ -29,6 +24,7 @@ def is_readable(tensor: Tensor) -> bool:
     return (
         not compiler.is_compiling()  # first: a compiler evaluates nothing after it
         and not jit.is_tracing()
+        and not is_transformed()  # `no_grad` doesn't switch these gradients off
         and _get_current_dispatch_mode() is None
         and isinstance(tensor, Tensor)
         and tensor.device.type == "cpu"

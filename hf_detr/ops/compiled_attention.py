@@ -6,7 +6,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from .embedding_bag_sampling import save_inputs
+from .embedding_bag_sampling import refuse_second_derivative, save_inputs
 from .kernel_loader import load_kernel
 
 # "auto": the compiled operator on CPU and CUDA, or torch, with one message that gives the reason;
@@ -78,7 +78,7 @@ def _register(namespace: str) -> None:
     for name in (attention, fused):
         torch.library.register_fake(name, _fake_output)
         torch.library.register_fake(f"{name}_backward", _fake_gradients)
-        torch.library.register_autograd(f"{name}_backward", _refuse_second_derivative)
+        torch.library.register_autograd(f"{name}_backward", refuse_second_derivative)
     operators = getattr(torch.ops, namespace)
 
     def differentiate(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -110,7 +110,3 @@ def _fake_gradients(grad: Tensor, *arguments: Tensor | list[int] | bool) -> tupl
     if len(grads) == 4 and not arguments[-2]:  # the references need no gradient
         grads[1] = grads[1].new_empty(0)
     return tuple(grads)
-
-
-def _refuse_second_derivative(ctx, *grads: Tensor) -> None:
-    raise RuntimeError("deformable attention has no second derivative")

@@ -261,4 +261,10 @@ def _differentiate(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
     return *_sample_backward(grad, *ctx.saved_tensors, ctx.sizes), None
 
 
+def refuse_second_derivative(ctx, *grads: Tensor) -> None:
+    """Say that the derivative of a backward pass is missing."""
+    raise RuntimeError("deformable attention has no second derivative")
+
+
+_sample_backward.register_autograd(refuse_second_derivative)
 sample_with_embedding_bag.register_autograd(_differentiate, setup_context=save_inputs)

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch._C import _functorch
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from .compiled_attention import (
@@ -130,13 +132,11 @@ def choose_operators(kernel: Kernel, device_type: str) -> str | None:
     if kernel == "auto" and (is_recorded() or device_type not in ("cpu", "cuda")):
         return None
     if torch.jit.is_tracing():  # for which torch can't record operators with lists of sizes
-        if kernel == "required":
-            raise RuntimeError(
-                "kernel is 'required', but torch.jit.trace can't record the compiled operator; use "
-                "kernel='auto' or torch.export."
-            )
-        return None
-    namespace, reason = find_operators(device_type)
+        namespace, reason = None, "torch.jit.trace can't record it; torch.export can"
+    elif is_transformed():
+        namespace, reason = None, "torch.func and forward-mode gradients can't transform it"
+    else:
+        namespace, reason = find_operators(device_type)
     if kernel == "required" and namespace is None:
         raise RuntimeError(
             f"kernel is 'required', but the compiled operator is unavailable: {reason}"
@@ -149,6 +149,16 @@ def is_recorded() -> bool:
     return torch.compiler.is_exporting() or torch.jit.is_tracing()
 
 
+def is_transformed() -> bool:
+    """Whether a transform of `torch.func` or forward-mode gradients see each operator.
+
+    They need torch's own operators: of others, the latter would silently be zero.
+    """
+    return not torch.compiler.is_compiling() and (
+        _functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+    )
+
+
 def _sizes(shapes: Shapes) -> list[int]:
     return [size for shape in shapes for size in shape]
 
@@ -159,7 +169,7 @@ def _sample_with_torch(value: Tensor, locations: Tensor, weights: Tensor, shapes
     exact = (tensor.to(torch.float64 if is_double else torch.float32) for tensor in tensors)
     # grid_sample can be exported (ONNX has it) and is one fast kernel on an accelerator, but slow
     # on CPU, where embedding_bag's vectorised gather takes a twentieth of its time.
-    if value.device.type == "cpu" and not is_recorded():
+    if value.device.type == "cpu" and not is_recorded() and not is_transformed():
         output = sample_with_embedding_bag(*exact, _sizes(shapes))
     else:
         output = sample_with_grid_sample(*exact, shapes)

@@ -354,6 +354,14 @@ def test_compiled_and_exported_after_inference() -> None:
     assert set(program.state_dict) == set(backbone.state_dict())
 
 
+@torch.no_grad()
+def test_vmap() -> None:
+    """Protects `torch.func.vmap`, in which the check of weights and pixels can't read values."""
+    backbone, images = seen_backbone(), torch.randn(2, 3, 64, 96)
+    got = torch.func.vmap(lambda image: backbone(image[None])[-1][0])(images)
+    torch.testing.assert_close(got, backbone(images)[-1], atol=1e-4, rtol=1e-4)
+
+
 def test_groups_of_1x1_convolutions() -> None:
     """Protects networks whose 1 x 1 convolutions have groups, such as MobileOne."""
     backbone, image = seen_backbone("repvgg_b1g4"), image_for("repvgg_b1g4")

@@ -1,6 +1,7 @@
 """Protects the operator: values and gradients of the compiled one and of both torch ones."""
 
 import math
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -210,8 +211,36 @@ def test_second_derivatives_are_refused() -> None:
     (grad,) = torch.autograd.grad(
         attend("torch", shapes, *inputs).sum(), inputs[1], create_graph=True
     )
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError, match="no second derivative"):
         grad.sum().backward()
+
+
+@pytest.mark.parametrize("kernel", ["torch", "auto"])
+def test_transforms_of_torch_func(kernel: str) -> None:
+    """Protects per-sample gradients and Jacobians, which custom operators don't take part in."""
+    shapes = [(3, 4), (2, 1)]
+    inputs = random_inputs(shapes)
+
+    def total(*tensors: Tensor) -> Tensor:
+        return attend(kernel, shapes, *tensors).square().sum()
+
+    expected = torch.autograd.grad(total(*inputs), inputs)
+    got = torch.func.grad(total, argnums=(0, 1, 2))(*inputs)
+    torch.testing.assert_close(got, expected, atol=1e-10, rtol=1e-8)
+    batch = [torch.stack([tensor, tensor.flip(1)]) for tensor in inputs]
+    per_sample = torch.func.vmap(torch.func.grad(total))(*batch)
+    torch.testing.assert_close(per_sample[0], expected[0], atol=1e-10, rtol=1e-8)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")  # torch's own
+def test_forward_mode_gradients_are_not_silently_zero() -> None:
+    """Protects from tangents that a custom operator would drop; torch's sampler has none."""
+    shapes = [(3, 4)]
+    inputs = random_inputs(shapes)
+    with pytest.raises(NotImplementedError, match="forward AD"):
+        torch.func.jvp(partial(attend, "auto", shapes), tuple(inputs), tuple(inputs))
+    with pytest.raises(RuntimeError, match="can't transform it"):
+        torch.func.vmap(partial(attend, "required", shapes))(*(t[None] for t in inputs))
 
 
 ERRORS = [
