@@ -9,6 +9,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,6 +25,7 @@ from ..image_processing.image_settings import resized_hw
 from ..models.pretrained_model import DetectionPreTrainedModel
 from .openvino_export import convert_to_openvino, load_openvino, save_openvino
 from .prediction import in_eval_mode
+from .same_padding import same_padding_of_any_size
 
 # Each ending's packages, and the extra that installs them
 PACKAGES = {
@@ -117,20 +119,20 @@ def export_model(
     if model.device.type != "cpu":
         raise ValueError(f"the model is on {model.device}; move it to the CPU to export it.")
     export, load = EXPORTERS[path.suffix]
-    if fixed_hw is None and path.suffix != ".xml":
-        _check_sizes_can_be_free(model)
     graph, shapes = Graph(model), _shapes_to_check(processor, fixed_hw)
+    is_traced_free = fixed_hw is None and path.suffix != ".xml"  # OpenVINO's tracer isn't torch's
     with in_eval_mode(graph), TemporaryDirectory() as temporary:
         file = Path(temporary, path.name)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the exporter's own; the check below says more
-            try:
-                export(graph, file, fixed_hw)
-                run = load(file)
-            except Exception as error:  # exporters raise many kinds
-                raise ValueError(
-                    f"the model can't be exported in {model.dtype}: {str(error)[:1000]}"
-                ) from error
+            with same_padding_of_any_size(model) if is_traced_free else nullcontext():
+                try:
+                    export(graph, file, fixed_hw)
+                    run = load(file)
+                except Exception as error:  # exporters raise many kinds
+                    raise ValueError(
+                        f"the model can't be exported in {model.dtype}: {str(error)[:1000]}"
+                    ) from error
         difference = _largest_difference(graph, run, shapes)
         if not difference <= tolerance:  # true for NaN too
             raise ValueError(
@@ -175,20 +177,6 @@ def samples_points(model: nn.Module) -> bool:
     return any(getattr(module, "samples_points", False) for module in model.modules())
 
 
-def _check_sizes_can_be_free(model: nn.Module) -> None:
-    """Refuse timm layers whose padding depends on the size, as in TensorFlow.
-
-    torch.export's formulas for the sizes would double in length with each such layer.
-    """
-    kinds = {type(module).__name__ for module in model.modules()}
-    if found := sorted(kind for kind in kinds if kind.endswith("Same")):
-        raise ValueError(
-            f"the backbone's padding depends on the image size ({', '.join(found)}), so height and "
-            "width can't be free; fix them (fixed_hw, or --size on the command line), pad images "
-            "to that size and pass the padding in pixel_mask."
-        )
-
-
 def _shapes_to_check(
     processor: DetectionImageProcessor | None, fixed_hw: tuple[int, int] | None
 ) -> tuple[tuple[int, int, int], ...]:
@@ -199,23 +187,18 @@ def _shapes_to_check(
     return *CHECKED_SHAPES, (1, *resized_hw(PHOTO_HW, SizeDict(**dict(processor.size))))
 
 
-def _dynamic_shapes(fixed_hw: tuple[int, int] | None) -> dict[str, dict[int, Dim]]:
+def _program(graph: Graph, fixed_hw: tuple[int, int] | None) -> torch.export.ExportedProgram:
     axes = {"pixel_values": (0, 2, 3), "pixel_mask": (0, 1, 2)}
     free = 3 if fixed_hw is None else 1
-    return {name: dict.fromkeys(numbers[:free], Dim.DYNAMIC) for name, numbers in axes.items()}
+    shapes = {name: dict.fromkeys(numbers[:free], Dim.DYNAMIC) for name, numbers in axes.items()}
+    batch = graph.example(2, *(fixed_hw or EXPORTED_HW))
+    return torch.export.export(graph, batch, dynamic_shapes=shapes, strict=False)
 
 
 def _export_onnx(graph: Graph, path: Path, fixed_hw: tuple[int, int] | None) -> None:
-    program = torch.onnx.export(
-        graph,
-        graph.example(2, *(fixed_hw or EXPORTED_HW)),
-        dynamo=True,
-        dynamic_shapes=_dynamic_shapes(fixed_hw),
-        input_names=INPUTS,
-        output_names=graph.outputs,
-        verbose=False,
-    )
-    program.save(path)
+    names = {"input_names": INPUTS, "output_names": graph.outputs}
+    program = _program(graph, fixed_hw)  # the ONNX exporter's own fails for some padding
+    torch.onnx.export(program, dynamo=True, verbose=False, **names).save(path)
 
 
 def _load_onnx(path: Path) -> Run:
@@ -231,10 +214,7 @@ def _load_onnx(path: Path) -> Run:
 
 
 def _export(graph: Graph, path: Path, fixed_hw: tuple[int, int] | None) -> None:
-    batch = graph.example(2, *(fixed_hw or EXPORTED_HW))
-    shapes = _dynamic_shapes(fixed_hw)
-    program = torch.export.export(graph, batch, dynamic_shapes=shapes, strict=False)
-    torch.export.save(program, path)
+    torch.export.save(_program(graph, fixed_hw), path)
 
 
 def _load(path: Path) -> Run:
@@ -273,6 +253,7 @@ def _largest_difference(graph: Graph, run: Run, shapes: tuple[tuple[int, int, in
                     f"the exported graph gives {name} of shape {tuple(got.shape)} for a batch of "
                     f"{shape}; expected {tuple(expected.shape)}; nothing was written."
                 )
-            differences = (got - expected).abs().transpose(0, 1).flatten(1).amax(1)  # (Q,)
+            differences = (got.float() - expected.float()).abs()
+            differences = differences.transpose(0, 1).flatten(1).amax(1)  # (Q,)
             largest = torch.maximum(largest, differences.quantile(counted))  # keeps NaN
     return float(largest)
