@@ -59,6 +59,11 @@ def load_hf_splits(
         return load("parquet", data_files=name, split="train")
     if any((path / file).is_file() for file in SAVED):
         return _with_split(datasets.load_from_disk(name))
+    if path.is_dir():
+        name = str(path.absolute())
+    elif name in datasets.packaged_modules._PACKAGED_DATASETS_MODULES:
+        # Such as "imagefolder": the library would read all images below the working directory.
+        raise FileNotFoundError(f"{name} is no folder here, but a format of the library datasets.")
     try:
         loaded = load(name)
         if split and "[" in split:

@@ -69,6 +69,19 @@ def test_local_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         load_hf_splits(str(tmp_path / "empty"))
 
 
+def test_folders_named_like_a_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Protects from the files of other folders, which `datasets` reads too for "parquet"."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.chdir(tmp_path)
+    for folder in ("parquet", "others"):
+        Path(folder).mkdir()
+        make(ROWS, DICT_OF_LISTS).to_parquet(Path(folder, "train.parquet"))
+    for name in ("parquet", "./parquet", "others"):
+        assert len(load_hf_splits(name)["train"]) == 2
+    with pytest.raises(FileNotFoundError, match="imagefolder is no folder here, but a format"):
+        load_hf_splits("imagefolder")
+
+
 def test_names_that_are_nowhere(tmp_path: Path):
     """The error says that it is no folder either."""
     with pytest.raises(FileNotFoundError, match="nowhere/data is neither a file or folder here"):
