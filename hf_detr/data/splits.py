@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from .layouts import SPLITS
 
+TRAINING = (SPLITS[0], "trainval")  # Pascal VOC's name, where there is no "train"
 VALIDATION, TEST = SPLITS[1:-1], SPLITS[-1]
 
 
@@ -33,6 +34,21 @@ def _spelled(splits: Sequence[str] | None, names: Iterable[str]) -> list[str]:
     spelled |= {split: split for split in splits or ()}
     found = (spelled.get(name, spelled.get(name.lower())) for name in names)
     return [name for name in found if name is not None]
+
+
+def training_split(splits: Sequence[str], data: object) -> str:
+    """Return "train", or else "trainval".
+
+    Raises:
+        ValueError: if there is neither.
+    """
+    found = _spelled(splits, TRAINING)
+    if not found:
+        raise ValueError(
+            f"{data} has no split {TRAINING[0]!r} or {TRAINING[1]!r}; its splits are "
+            f"{list(splits)}. Give --split NAME."
+        )
+    return found[0]
 
 
 def validation_split(
@@ -92,16 +108,17 @@ def training_splits(
     Args:
         splits: names of the data's splits; None if they have none.
         data: their name, for messages.
-        split: the training split that was asked for, by default "train".
+        split: the training split that was asked for, by default that of `training_split`.
         val_fraction: part of the training images for validation, None for a split.
 
     Raises:
         ValueError: if there is no such split, or no validation data, or both a validation split and
             `val_fraction`.
     """
-    train = split or "train"
-    if split or splits is not None:
-        train = checked_split(splits, train, data)
+    if split:
+        train = checked_split(splits, split, data)
+    else:
+        train = TRAINING[0] if splits is None else training_split(splits, data)
     if val_fraction is None:
         return train, validation_split(splits, data, train)
     check_can_be_divided(splits, data, train)
@@ -120,14 +137,15 @@ def evaluation_split(splits: Sequence[str] | None, data: object, split: str | No
 
 
 def all_splits(splits: Sequence[str], data: object, split: str | None) -> list[str]:
-    """Return the split that was asked for, or else those of training and validation that exist.
+    """Return the split that was asked for, or else those of training and, if any, of validation.
 
     Raises:
-        ValueError: if there is none of them.
+        ValueError: if there is no such split.
     """
     if split:
         return [checked_split(splits, split, data)]
-    return _used_splits(splits) or [checked_split(splits, "train", data)]
+    training_split(splits, data)
+    return _used_splits(splits)
 
 
 def other_splits(splits: Sequence[str] | None, names: Sequence[str]) -> list[str]:
@@ -136,7 +154,7 @@ def other_splits(splits: Sequence[str] | None, names: Sequence[str]) -> list[str
 
 
 def _used_splits(splits: Sequence[str] | None) -> list[str]:
-    return [*_spelled(splits, ["train"]), *_spelled(splits, (*VALIDATION, TEST))[:1]]
+    return [*_spelled(splits, TRAINING)[:1], *_spelled(splits, (*VALIDATION, TEST))[:1]]
 
 
 def check_same_classes(train: Mapping[int, str], val: Mapping[int, str]) -> None:

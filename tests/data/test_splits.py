@@ -70,6 +70,8 @@ def test_classes_of_both_have_to_be_equal():
 def test_splits_of_a_training():
     """A split and a validation split, or None where the former is divided."""
     assert training_splits(["Train", "Test"], "data", None, None) == ("Train", "Test")
+    assert training_splits(["trainval", "test"], "data", None, None) == ("trainval", "test")
+    assert training_splits(["trainval", "train", "val"], "data", None, None) == ("train", "val")
     assert training_splits(["dev", "val"], "data", "dev", None) == ("dev", "val")
     assert training_splits(["train", "test"], "data", None, 0.2) == ("train", None)
     assert training_splits(None, "data", None, 0.2) == ("train", None)
@@ -78,15 +80,17 @@ def test_splits_of_a_training():
 
 
 def test_splits_of_an_evaluation_and_of_a_check():
-    """An evaluation needs validation data or no splits; a check takes what there is."""
+    """An evaluation needs validation data or no splits; a check, as a training, training data."""
     assert evaluation_split(["train", "val"], "data", None) == "val"
     assert evaluation_split(["train", "val"], "data", "train") == "train"
     assert evaluation_split(None, "data", None) == "train"
     assert all_splits(["test", "val", "train"], "data", None) == ["train", "val"]
-    assert all_splits(["test"], "data", None) == ["test"]
+    assert all_splits(["Train"], "data", None) == ["Train"]
+    assert all_splits(["trainval", "test"], "data", None) == ["trainval", "test"]
+    assert all_splits(["test"], "data", "test") == ["test"]
     assert all_splits(["train", "val"], "data", "val") == ["val"]
-    with pytest.raises(ValueError, match="no split 'train'"):
-        all_splits(["dev"], "data", None)
+    with pytest.raises(ValueError, match="no split 'train' or 'trainval'; .*test.* Give --split"):
+        all_splits(["test"], "data", None)
 
 
 def test_splits_besides_those_that_are_read():
