@@ -48,7 +48,13 @@ def find_shards(data: str, splits: tuple[str, ...] = ()) -> dict[str | None, lis
             files_of_coco += map(files.unstrip_protocol, jsons)
         else:
             # The name of a file can look like a pattern, as that of train[1].tar.
-            paths, splits = [path] if files.exists(path) else files.glob(path), ()
+            paths = [path] if files.exists(path) else files.glob(path)
+            if len(named := {_split_of(one.rpartition("/")[2], splits) for one in paths}) > 1:
+                raise ValueError(
+                    f"{data} has files of the splits {sorted(map(str, named))}; give their folder, "
+                    "or the files of one split."
+                )
+            splits = ()
             if not paths:
                 raise FileNotFoundError(
                     f"{address} doesn't exist; expected tar files of WebDataset, or a folder in a "

@@ -41,6 +41,9 @@ def test_patterns(folder: Path) -> None:
         assert names(found) == {None: ["train-000.tar", "train-001.tar"]}
     with pytest.raises(FileNotFoundError, match="train-002.tar doesn't exist"):
         find_shards(f"{folder}/train-{{000..002}}.tar")
+    (folder / "val-000.tar").touch()
+    with pytest.raises(ValueError, match=r"of the splits \['train', 'val'\]; give their folder"):
+        find_shards(f"{folder}/*-000.tar", SPLITS)
 
 
 def test_names_that_look_like_patterns(folder: Path) -> None:
