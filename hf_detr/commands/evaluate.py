@@ -47,8 +47,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=positive, default=8, help="default 8")
     help = "processes that load images, default 0"
     parser.add_argument("--num-workers", type=int, default=0, help=help)
-    help = "detections that count per image and class, default COCO's 100; above 10"
-    parser.add_argument("--max-detections", type=positive, default=100, help=help)
+    help = "detections that count per image and class, default COCO's 100; above 10. With --lvis "
+    help += "those per image, default 300"
+    parser.add_argument("--max-detections", type=positive, help=help)
+    help = "JSON file of LVIS that --data was read from, for AP by LVIS' rules"
+    parser.add_argument("--lvis", type=Path, metavar="FILE", help=help)
     add_tile_options(parser)
     parser.add_argument(
         "--json",
@@ -65,6 +68,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def check(parsed: argparse.Namespace) -> None:
     """Check the arguments; `data` becomes those of the data set."""
+    if parsed.max_detections is None:
+        parsed.max_detections = 100 if parsed.lvis is None else 300
+    if parsed.lvis is not None:
+        if parsed.report is not None or parsed.write:
+            raise ValueError("--report and --write follow COCO's rules; omit them, or --lvis.")
+        if not parsed.lvis.is_file():
+            raise FileNotFoundError(f"--lvis: {parsed.lvis} doesn't exist.")
     if parsed.max_detections <= 10:  # not later, as an error of the evaluator
         raise ValueError(f"--max-detections is {parsed.max_detections}; expected more than 10.")
     check_tile_options(parsed)
@@ -133,6 +143,8 @@ def _compute_metrics(parsed: argparse.Namespace, device: str | None) -> tuple["M
     iou_types = ("bbox", "segm") if dataset.masks else ("bbox",)
     more = {"tiles": parsed.tiles, "overlap": parsed.overlap}
     options = {"iou_types": iou_types, "max_detections": parsed.max_detections, **more}
+    if parsed.lvis is not None:
+        options["lvis"] = json.loads(parsed.lvis.read_bytes())
     if parsed.report is not None or parsed.write:
         options["diagnose"] = True
     metrics = evaluate(*given, **options)

@@ -26,6 +26,34 @@ def main(arguments: list[str]) -> int:
     return run(["evaluate", *arguments])
 
 
+def test_lvis(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Protects LVIS' rules, which its file turns on, with 300 detections of each image."""
+    model = tiny_detector("deformable_detr", id2label={0: "car", 1: "dog"}, num_queries=200)
+    processor = DeformableDetrImageProcessor(size={"shortest_edge": 64, "longest_edge": 96})
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    file, images = write_coco(tmp_path, [entry(1), entry(2, image_id=2, category_id=18)])
+    content = json.loads(file.read_text())
+    for image in content["images"]:
+        image |= {"neg_category_ids": [], "not_exhaustive_category_ids": []}
+    for category in content["categories"]:
+        category["frequency"] = "r"
+    file.write_text(json.dumps(content))
+    data = ["--data", str(file), "--images", str(images), "--model", str(tmp_path / "model")]
+    given = model, processor, read_coco(file, images)
+    expected = evaluate(*given, max_detections=300, lvis=content)
+    assert main([*data, "--json", "--lvis", str(file)]) == 0
+    assert json.loads(capsys.readouterr().out) == expected
+    assert main([*data, "--lvis", str(file)]) == 0
+    assert "rare" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main([*data, "--lvis", str(file), "--write"])
+    assert "follow COCO's rules" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*data, "--lvis", str(tmp_path / "none.json")])
+    assert "doesn't exist" in capsys.readouterr().err
+
+
 def test_evaluate_prints_and_writes_what_evaluate_returns(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
