@@ -84,6 +84,11 @@ def official_options(config: PreTrainedConfig) -> dict[str, Any]:
         if options.get("two_stage"):
             options["num_queries"] = config.two_stage_num_proposals
     options |= VARIANTS[config.model_type].official_options(config)
+    if "return_interm_indices" not in options:  # then the encoder's maps are always the last ones
+        official = [2, 3, 4] if levels and levels > 1 else [4]  # of a ResNet in timm
+        first = config.num_mask_levels if levels else -1
+        maps = [level % 5 for level in config.backbone_config.out_indices[first:]]
+        problems[f"an encoder of the maps {maps} instead of {official}"] = maps != official
     found = [problem for problem, is_found in problems.items() if is_found]
     if found:
         raise ValueError(f"The official code doesn't support {', '.join(found)}.")

@@ -498,6 +498,12 @@ def test_labels(official: Callable[[str], Official]) -> None:
         ("detr", {"decoder_ffn_dim": 32}, "encoders and decoders with different"),
         ("detr", {"activation_function": "gelu"}, "activation_function 'gelu'"),
         ("deformable_detr", {"num_feature_levels": 2}, "2 feature levels"),
+        ("detr", {"backbone_kwargs": {"out_indices": [3]}}, r"maps \[3\] instead of \[4\]"),
+        (
+            "deformable_detr",
+            {"num_feature_levels": 4, "backbone_kwargs": {"out_indices": [1, 2, 3]}},
+            r"maps \[1, 2, 3\] instead of \[2, 3, 4\]",
+        ),
     ],
 )
 def test_no_official_model(variant: str, changes: dict, message: str, tmp_path: Path) -> None:
