@@ -49,10 +49,11 @@ def find_shards(data: str, splits: tuple[str, ...] = ()) -> dict[str | None, lis
         else:
             # The name of a file can look like a pattern, as that of train[1].tar.
             paths = [path] if files.exists(path) else files.glob(path)
-            if len(named := {_split_of(one.rpartition("/")[2], splits) for one in paths}) > 1:
+            named = {_split_of(one.rpartition("/")[2], splits) for one in paths} - {None}
+            if len(named) > 1:
                 raise ValueError(
-                    f"{data} has files of the splits {sorted(map(str, named))}; give their folder, "
-                    "or the files of one split."
+                    f"{data} has files of the splits {sorted(named)}; give their folder, or the "
+                    "files of one split."
                 )
             splits = ()
             if not paths:
