@@ -29,6 +29,7 @@ LAYOUTS = (
 # Data without splits
 WHOLE = (
     ("annotations.json", "images"),
+    ("annotations.json", "."),
     ("labels.json", "data"),
     ("_annotations.coco.json", "."),
     ("annotations/instances_default.json", "images/default"),

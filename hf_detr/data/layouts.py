@@ -165,6 +165,8 @@ def _nothing_known(folder: Path) -> str:
     """Say what a folder looks like, or else all that was looked for."""
     start = f"{folder} has no data in a known layout; "
     with suppress(OSError):  # of files that may not be read
+        if inside := next(filter(_is_known, sorted(folder.iterdir())), None):
+            return f"{start}its folder {inside} has; give that."
         if text := what_it_looks_like(folder):
             return start + text
     return (
@@ -173,6 +175,12 @@ def _nothing_known(folder: Path) -> str:
         f"beside the images), `datasets` (save_to_disk, {', '.join(TABLES)}) and WebDataset "
         "(*.tar). Files of other names can be given themselves: a YAML file of YOLO, or a JSON "
         "file of COCO with --images FOLDER."
+    )
+
+
+def _is_known(folder: Path) -> bool:
+    return folder.is_dir() and any(
+        (find_yaml(folder), find_coco(folder, SPLITS[0]), *voc_splits(folder, SPLITS))
     )
 
 

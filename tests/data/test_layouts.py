@@ -129,6 +129,14 @@ def test_unknown_and_several_formats_are_refused(tmp_path: Path):
         find_data(str(tmp_path), "../other")
 
 
+def test_folder_around_a_data_set(tmp_path: Path):
+    """The error names the folder inside, such as VOCdevkit's, instead of all layouts."""
+    touch(tmp_path, "VOC2007/ImageSets/Main/train.txt")
+    with pytest.raises(ValueError, match="known layout; its folder .*VOC2007 has; give that"):
+        find_data(str(tmp_path))
+    assert find_data(str(tmp_path / "VOC2007")).splits == ("train",)
+
+
 def test_panoptic_file_of_a_folder(tmp_path: Path):
     """Layouts of panoptic data lead to data that can be read."""
     file, images, maps = write_panoptic(tmp_path / "train", SEGMENTS)
