@@ -36,6 +36,7 @@ class DetectionTransformer(DetectionPreTrainedModel):
         "denoising.label_embeddings.weight",
         *(f"denoising.box_positions.layers.{i}.{n}" for i in range(2) for n in ("weight", "bias")),
     ]
+    _loss_function = None  # transformers' property would warn of an unknown one when traced
     samples_points = False  # as in `build_pyramid`
     input_projection: nn.Conv2d
     query_position_embeddings: nn.Embedding

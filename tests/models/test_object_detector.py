@@ -112,5 +112,6 @@ def test_loss_function_of_transformers() -> None:
     """A loss that would never be called isn't taken silently."""
     model = tiny_detector()
     assert model.loss_function is model.criterion
+    assert model.model.loss_function is None  # instead of a warning, and a loss of language models
     with pytest.raises(AttributeError, match="Replace `model.criterion`"):
         model.loss_function = print
