@@ -116,6 +116,7 @@ def run(parsed: argparse.Namespace) -> int:
             "its compiled operator; images of about 100 pixels can be an exception.",
             file=sys.stderr,
         )
+    print(f"Exporting {parsed.target.name} takes up to some minutes.", file=sys.stderr)
     if parsed.int8:
         report = _export_int8(parsed, model, processor)
     else:

@@ -120,12 +120,13 @@ def export_model(
         raise ValueError(f"the model is on {model.device}; move it to the CPU to export it.")
     export, load = EXPORTERS[path.suffix]
     graph, shapes = Graph(model), _shapes_to_check(processor, fixed_hw)
-    is_traced_free = fixed_hw is None and path.suffix != ".xml"  # OpenVINO's tracer isn't torch's
+    # To torch.export sizes are formulas; in OpenVINO the file computes them.
+    has_formulas = fixed_hw is None and path.suffix != ".xml"
     with in_eval_mode(graph), TemporaryDirectory() as temporary:
         file = Path(temporary, path.name)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the exporter's own; the check below says more
-            with same_padding_of_any_size(model) if is_traced_free else nullcontext():
+            with same_padding_of_any_size(model) if has_formulas else nullcontext():
                 try:
                     export(graph, file, fixed_hw)
                     run = load(file)
