@@ -132,6 +132,7 @@ def _joined_processes() -> Iterator[tuple[int, str | None]]:
 
 def _compute_metrics(parsed: argparse.Namespace, device: str | None) -> tuple["Metrics", Any]:
     """Return the metrics, with panoptic quality as `panoptic`, and the data set."""
+    from ..data.coco_columns import read_json
     from ..evaluation.evaluate import evaluate, evaluate_panoptic
     from ..inference.model_loading import load_model
 
@@ -144,7 +145,7 @@ def _compute_metrics(parsed: argparse.Namespace, device: str | None) -> tuple["M
     more = {"tiles": parsed.tiles, "overlap": parsed.overlap}
     options = {"iou_types": iou_types, "max_detections": parsed.max_detections, **more}
     if parsed.lvis is not None:
-        options["lvis"] = json.loads(parsed.lvis.read_bytes())
+        options["lvis"] = read_json(parsed.lvis)
     if parsed.report is not None or parsed.write:
         options["diagnose"] = True
     metrics = evaluate(*given, **options)

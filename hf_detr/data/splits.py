@@ -144,17 +144,13 @@ def all_splits(splits: Sequence[str], data: object, split: str | None) -> list[s
     """
     if split:
         return [checked_split(splits, split, data)]
-    training_split(splits, data)
-    return _used_splits(splits)
+    return [training_split(splits, data), *_spelled(splits, (*VALIDATION, TEST))[:1]]
 
 
 def other_splits(splits: Sequence[str] | None, names: Sequence[str]) -> list[str]:
     """Return the splits of training and validation that exist and aren't among `names`."""
-    return [name for name in _used_splits(splits) if name not in names]
-
-
-def _used_splits(splits: Sequence[str] | None) -> list[str]:
-    return [*_spelled(splits, TRAINING)[:1], *_spelled(splits, (*VALIDATION, TEST))[:1]]
+    used = [*_spelled(splits, TRAINING)[:1], *_spelled(splits, (*VALIDATION, TEST))[:1]]
+    return [name for name in used if name not in names]
 
 
 def check_same_classes(train: Mapping[int, str], val: Mapping[int, str]) -> None:

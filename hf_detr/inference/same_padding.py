@@ -54,17 +54,18 @@ def convolve(convolution: nn.Conv2d, feature_map: Tensor) -> Tensor:
 
 
 def pad(feature_map: Tensor, axis: int, reach: int, stride: int) -> Tensor:
-    """Pad one axis, so that windows of `reach` begin at each multiple of the stride.
+    """Pad one axis to the length of its windows of `reach`, one for every `stride` pixels.
 
-    The rows that remain of the largest possible padding are selected: then the size of the result
-    is that of the windows, and doesn't depend on how much was added.
+    The wanted pixels are selected from the largest possible padding: then the size of the result is
+    that of the windows, and doesn't depend on how much was added.
     """
     size = feature_map.shape[axis]
     length = ((size + stride - 1) // stride - 1) * stride + reach
     before, after = (reach - 1) // 2, reach // 2  # at most
     amounts = (before, after) if axis == -1 else (0, 0, before, after)
-    rows = torch.arange(length, device=feature_map.device) + (before - (length - size) // 2)
-    return F.pad(feature_map, amounts).index_select(axis, rows)
+    first = before - (length - size) // 2
+    pixels = torch.arange(length, device=feature_map.device) + first
+    return F.pad(feature_map, amounts).index_select(axis, pixels)
 
 
 def _can_be_free(module: nn.Module) -> bool:

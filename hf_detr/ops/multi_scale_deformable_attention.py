@@ -132,9 +132,11 @@ def choose_operators(kernel: Kernel, device_type: str) -> str | None:
     if kernel == "auto" and (is_recorded() or device_type not in ("cpu", "cuda")):
         return None
     if torch.jit.is_tracing():  # for which torch can't record operators with lists of sizes
-        namespace, reason = None, "torch.jit.trace can't record it; torch.export can"
+        namespace = None
+        reason = "torch.jit.trace can't record the compiled operator; torch.export can"
     elif is_transformed():
-        namespace, reason = None, "torch.func and forward-mode gradients can't transform it"
+        namespace = None
+        reason = "torch.func and forward-mode gradients can't transform the compiled operator"
     else:
         namespace, reason = find_operators(device_type)
     if kernel == "required" and namespace is None:

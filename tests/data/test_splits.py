@@ -89,8 +89,9 @@ def test_splits_of_an_evaluation_and_of_a_check():
     assert all_splits(["trainval", "test"], "data", None) == ["trainval", "test"]
     assert all_splits(["test"], "data", "test") == ["test"]
     assert all_splits(["train", "val"], "data", "val") == ["val"]
-    with pytest.raises(ValueError, match="no split 'train' or 'trainval'; .*test.* Give --split"):
-        all_splits(["test"], "data", None)
+    for other in ("dev", "test"):
+        with pytest.raises(ValueError, match=f"no split 'train' or .*{other}'.* Give --split"):
+            all_splits([other], "data", None)
 
 
 def test_splits_besides_those_that_are_read():

@@ -153,7 +153,7 @@ def test_traced_models(variant: str, changes: dict) -> None:
 def test_traced_models_without_the_operator_that_is_required() -> None:
     """Protects "required" from a graph without the compiled operator."""
     graph = Graph(tiny_detector("deformable_detr", kernel="required")).eval()
-    with pytest.raises(RuntimeError, match="torch.jit.trace can't record it"):
+    with pytest.raises(RuntimeError, match="torch.jit.trace can't record the compiled operator"):
         torch.jit.trace(graph, padded_batch())
 
 
