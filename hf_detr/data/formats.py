@@ -41,9 +41,10 @@ class DataArguments:
     data: str | None = field(
         default=None,
         metadata={
-            "help": "Folder of COCO, YOLO or Pascal VOC data, or of the library datasets; YAML "
-            "file of YOLO; JSON file of COCO with --images; tar files of WebDataset; a data set's "
-            "name on the Hub; or the address of data of COCO or WebDataset."
+            "help": "Folder of COCO, YOLO, Pascal VOC or Open Images data, or of the library "
+            "datasets; YAML file of YOLO; JSON file of COCO with --images; tar files of "
+            "WebDataset; a data set's name on the Hub; or the address of data of COCO or "
+            "WebDataset."
         },
     )
     images: str | None = field(
@@ -261,13 +262,13 @@ def read_data(
     """Read a data set of any kind.
 
     Args:
-        data: a folder of COCO, COCO panoptic, YOLO or Pascal VOC data, or of the library
-            `datasets` (of `save_to_disk`, Parquet files, or images with metadata); a YAML file of
-            YOLO; a JSON file of COCO; a Parquet file; tar files for `read_webdataset`; a name on
-            the Hub; a `DetectionDataset`; a `datasets.Dataset`, or an `IterableDataset`, which is
-            read as a `StreamedDataset`; a torch data set for `read_torch_dataset`, or `Subset` or
-            `ConcatDataset`; a `datasets.DatasetDict` or dict from split to one of these; or a pair
-            of them for "train" and "val".
+        data: a folder of COCO, COCO panoptic, YOLO, Pascal VOC or Open Images data, or of the
+            library `datasets` (of `save_to_disk`, Parquet files, or images with metadata); a YAML
+            file of YOLO; a JSON file of COCO; a Parquet file; tar files for `read_webdataset`; a
+            name on the Hub; a `DetectionDataset`; a `datasets.Dataset`, or an `IterableDataset`,
+            which is read as a `StreamedDataset`; a torch data set for `read_torch_dataset`, or
+            `Subset` or `ConcatDataset`; a `datasets.DatasetDict` or dict from split to one of
+            these; or a pair of them for "train" and "val".
         split: name of the split, by default "train"; data without splits are read completely.
         images: image folder of a JSON file of COCO, or its address, such as `s3://bucket/photos`.
         segments: PNG folder of a JSON file of COCO's panoptic format, or its address.

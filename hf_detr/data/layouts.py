@@ -17,6 +17,7 @@ import yaml
 
 from .coco_layouts import LAYOUTS, PANOPTIC, WHOLE, find_coco, find_panoptic
 from .file_names import check_stays_inside, walk_files
+from .open_images_layouts import BOXES, CLASSES, find_open_images
 from .other_formats import what_it_looks_like
 from .remote_files import check_address, is_address
 from .remote_paths import RemotePath, data_path
@@ -24,6 +25,7 @@ from .shards import find_shards, is_shards
 
 # Formats, as messages name them
 COCO, PANOPTIC_COCO, YOLO, VOC = "COCO", "COCO panoptic", "YOLO", "Pascal VOC"
+OPEN_IMAGES = "Open Images"
 DATASETS, ON_THE_HUB, WEBDATASET = "`datasets`", "the Hub", "WebDataset"
 # Formats that an option is for
 HAVE_OPTION = {
@@ -134,6 +136,7 @@ def _find_in_folder(folder: Path, names: Iterable[str], panoptic: bool) -> DataF
         PANOPTIC_COCO: [name for name in names if find_panoptic(folder, name)],
         YOLO: list(yolo_splits(read_yaml(file))) if file else [],
         VOC: list(voc_splits(folder, names)),
+        OPEN_IMAGES: list(find_open_images(folder, names)),
     }
     for name in (COCO, PANOPTIC_COCO):
         found[name] = _without_repeated(found[name])
@@ -172,16 +175,16 @@ def _nothing_known(folder: Path) -> str:
     return (
         f"{start}looked for COCO ({_looked_for((*LAYOUTS, *WHOLE, *PANOPTIC))}), YOLO "
         f"({', '.join(YAML_FILES)}), Pascal VOC ({VOC_LISTS}, or XML files in annotations or "
-        f"beside the images), `datasets` (save_to_disk, {', '.join(TABLES)}) and WebDataset "
-        "(*.tar). Files of other names can be given themselves: a YAML file of YOLO, or a JSON "
-        "file of COCO with --images FOLDER."
+        f"beside the images), Open Images ({BOXES[0].format(split='train')} with {CLASSES[0]}), "
+        f"`datasets` (save_to_disk, {', '.join(TABLES)}) and WebDataset (*.tar). Files of other "
+        "names can be given themselves: a YAML file of YOLO, or a JSON file of COCO with --images "
+        "FOLDER."
     )
 
 
 def _is_known(folder: Path) -> bool:
-    return folder.is_dir() and any(
-        (find_yaml(folder), find_coco(folder, SPLITS[0]), *voc_splits(folder, SPLITS))
-    )
+    found = (find_yaml(folder), find_coco(folder, SPLITS[0]), find_open_images(folder, SPLITS))
+    return folder.is_dir() and any((*found, *voc_splits(folder, SPLITS)))
 
 
 def _saved_splits(folder: Path) -> tuple[str, ...] | None:

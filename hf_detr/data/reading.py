@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from torch.utils.data import ConcatDataset, Subset
@@ -16,12 +17,15 @@ from .layouts import (
     COCO,
     DATASETS,
     ON_THE_HUB,
+    OPEN_IMAGES,
     PANOPTIC_COCO,
     WEBDATASET,
     YOLO,
     DataFiles,
     find_data,
 )
+from .open_images import read_open_images
+from .open_images_layouts import find_open_images
 from .remote_paths import data_path
 from .shards import find_shards
 from .splits import other_splits
@@ -108,6 +112,8 @@ def _read_files(files: DataFiles, options: ReadingOptions, split: str) -> Detect
         return read_coco(path, options.images, box_format, options.masks, seed, split)
     if files.format == YOLO:
         return read_yolo(path, split, options.masks, seed)
+    if files.format == OPEN_IMAGES:
+        return read_open_images(*find_open_images(Path(path), [split])[split], seed)
     return read_voc(path, split, seed=seed)
 
 
