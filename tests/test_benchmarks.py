@@ -35,7 +35,7 @@ from .test_examples import run
         ("_other_models", ("--models", "Mask2Former"), ("| Mask2Former |",)),
         ("_precision", ("--rounds", "1"), tuple(f"| {one} |" for one in VARIANTS)),
         ("_predict", (), ("| hf-detr | 1 |", "| transformers | 1 |")),
-        ("_reading", (), ("| first |", "| mapped |")),
+        ("_reading", ("--processes", "2"), ("| first |", "| mapped |", "by 2 together")),
         ("_segmentation", (), ("panoptic, 30", "instance, 30", "semantic, 30", "MiB, resnet18")),
     ],
 )

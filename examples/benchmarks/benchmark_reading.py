@@ -6,7 +6,9 @@
 The file is synthetic, and its images are empty files, because hf_detr looks whether they are
 there. Each reader runs in fresh processes, in turn, and its sum of all boxes and classes has to be
 that of the others. "first" is hf_detr without cache, "mapped" with it. Memory is the peak of the
-process, and in brackets what reading added to the imports.
+process, and in brackets what reading added to the imports. With --processes 4, a second table has
+what several processes add together that have all read the file, as the ranks of a training: the
+increase of their proportional set size, in which shared memory counts once.
 """
 
 import argparse
@@ -19,6 +21,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from benchmark_timing import peak_memory
@@ -62,16 +65,18 @@ def text_of_object(number: int, values: tuple[list[float], int, int], polygons: 
     )
 
 
-def read_ours(file: Path) -> list[float]:
-    """Read by hf_detr; return sums that depend on all boxes and classes."""
+def read_ours(file: Path) -> tuple[Any, list[float]]:
+    """Read by hf_detr; return what was read, and sums that depend on all boxes and classes."""
     from hf_detr import read_coco
 
-    table = read_coco(file, file.parent).table
-    return [len(table.ids), *table.boxes_xywh.sum(0), (table.class_labels + 1).sum()]
+    dataset = read_coco(file, file.parent)
+    table = dataset.table
+    sums = [len(table.ids), *table.boxes_xywh.sum(0), (table.class_labels + 1).sum()]
+    return dataset, sums
 
 
-def read_peer(file: Path, library: str) -> list[float]:
-    """Read by a class `COCO`; return the same sums."""
+def read_peer(file: Path, library: str) -> tuple[Any, list[float]]:
+    """Read by a class `COCO`; return the same."""
     if library == "pycocotools":
         from pycocotools.coco import COCO
     else:
@@ -80,23 +85,36 @@ def read_peer(file: Path, library: str) -> list[float]:
     annotations = found.loadAnns(found.getAnnIds())
     boxes = np.array([annotation["bbox"] for annotation in annotations])
     classes = sum(annotation["category_id"] for annotation in annotations)
-    return [len(annotations), *boxes.sum(0), classes]
+    return found, [len(annotations), *boxes.sum(0), classes]
 
 
-def measure(reader: str, file: Path) -> None:
+def measure(reader: str, file: Path, waits: bool) -> None:
     """Import what a reader needs, read, and print the result as JSON: run in a fresh process."""
     import hf_detr  # noqa: F401  (its import isn't measured)
 
-    def read() -> list[float]:
+    def read() -> tuple[Any, list[float]]:
         return read_ours(file) if reader in ("first", "mapped") else read_peer(file, reader)
 
+    if waits:
+        print("ready", flush=True)
+        input()
     start, cpu_start = time.perf_counter(), time.process_time()
-    sums, added = peak_memory(read)
+    (held, sums), added = peak_memory(read)
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
     status = Path("/proc/self/status").read_text().splitlines()
     peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024
     result = {"seconds": seconds, "cpu": cpu_seconds, "peak": peak, "added": added}
-    print(json.dumps({**result, "sums": [float(value) for value in sums]}))
+    print(json.dumps({**result, "sums": [float(value) for value in sums]}), flush=True)
+    if waits:
+        input()
+    del held
+
+
+def start(reader: str, file: Path, cache: str, *more: str) -> subprocess.Popen:
+    """Start a fresh process that reads the file."""
+    command = [sys.executable, __file__, "--reader", reader, "--file", str(file), *more]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env={**os.environ, "XDG_CACHE_HOME": cache}, **pipes)
 
 
 def run(reader: str, file: Path, cache: str) -> dict:
@@ -104,14 +122,40 @@ def run(reader: str, file: Path, cache: str) -> dict:
     if reader == "first":
         for table in Path(cache).rglob("*.table"):
             table.unlink()
-    environment = {**os.environ, "XDG_CACHE_HOME": cache}
-    command = [sys.executable, __file__, "--reader", reader, "--file", str(file)]
-    output = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(output.stdout.splitlines()[-1])
+    process = start(reader, file, cache)
+    output, _ = process.communicate()
+    if process.returncode:
+        sys.exit(f"{reader} has failed")
+    return json.loads(output.splitlines()[-1])
 
 
-def compare(file: Path, readers: list[str], rounds: int) -> None:
-    """Print the table; refuse if the readers disagree."""
+def memory_together(reader: str, file: Path, cache: str, number: int, sums: list[float]) -> float:
+    """Return the MiB that reading adds to a number of processes which hold the data together."""
+    processes = [start(reader, file, cache, "--waits") for _ in range(number)]
+
+    def total() -> float:
+        files = [Path(f"/proc/{process.pid}/smaps_rollup") for process in processes]
+        lines = [line for one in files for line in one.read_text().splitlines()]
+        return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+
+    for process in processes:
+        process.stdout.readline()
+    before = total()
+    for process in processes:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    # pycocotools prints what it does.
+    lines = [next(line for line in process.stdout if line[0] == "{") for process in processes]
+    added = total() - before
+    for process in processes:
+        process.communicate("\n")
+    if not all(np.allclose(json.loads(line)["sums"], sums) for line in lines):
+        sys.exit(f"{reader} has read something else than hf_detr")
+    return added
+
+
+def compare(file: Path, readers: list[str], rounds: int, processes: int) -> None:
+    """Print the tables; refuse if the readers disagree."""
     results: dict[str, list[dict]] = {reader: [] for reader in readers}
     with tempfile.TemporaryDirectory() as cache:
         for _ in range(rounds):
@@ -119,6 +163,14 @@ def compare(file: Path, readers: list[str], rounds: int) -> None:
                 results[reader].append(run(reader, file, cache))
                 if not np.allclose(results[reader][-1]["sums"], results["first"][0]["sums"]):
                     sys.exit(f"{reader} has read something else than hf_detr")
+        added = {
+            reader: [
+                memory_together(reader, file, cache, number, found[0]["sums"])
+                for number in (1, processes)
+            ]
+            for reader, found in results.items()
+            if processes and reader != "first"
+        }
     print("| reader | seconds | CPU seconds | times hf_detr's first | peak MiB (added) |")
     print("|---|---|---|---|---|")
     middle = {
@@ -131,6 +183,10 @@ def compare(file: Path, readers: list[str], rounds: int) -> None:
             f"| {reader} | {found['seconds']:.2f} | {found['cpu']:.2f} | {ratio:.3f} | "
             f"{found['peak']:.0f} ({found['added']:.0f}) |"
         )
+    if processes:
+        print(f"\n| reader | MiB added by 1 process | by {processes} together |\n|---|---|---|")
+    for reader, (one, several) in added.items():
+        print(f"| {reader} | {one:.0f} | {several:.0f} |")
 
 
 def main() -> None:
@@ -143,11 +199,13 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a small file, one round")
     parser.add_argument("--no-peers", action="store_true", help="only hf_detr")
     parser.add_argument("--folder", type=Path, help="where the file is written")
+    parser.add_argument("--processes", type=int, default=0, help="that hold the data together")
     parser.add_argument("--reader", help=argparse.SUPPRESS)
     parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--waits", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.reader:
-        measure(options.reader, options.file)
+        measure(options.reader, options.file, options.waits)
         return
     if options.quick:
         options.images, options.boxes, options.rounds = 1000, 8000, 1
@@ -160,7 +218,7 @@ def main() -> None:
         write_file(file, options.images, options.boxes, options.polygons)
         size = f"{file.stat().st_size / 1e6:.0f} MB"
         print(f"{options.images} images, {options.boxes} boxes, {size}; medians of fresh processes")
-        compare(file, readers, options.rounds)
+        compare(file, readers, options.rounds, options.processes)
 
 
 if __name__ == "__main__":
