@@ -695,7 +695,8 @@ def test_comparisons(folder: Path) -> None:
         *(*common, "--model", str(folder / "deformable.json"), "--steps", "2"),
         *("--batch_size", "4", "--output", str(folder / "sides")),
     )
-    assert "| | hf_detr | transformers |" in shown and "| AP50 |" in shown
+    assert "| | hf_detr | transformers' Trainer |" in shown and "| AP50 |" in shown
+    assert "| steps | 2 | 2 |" in shown
     small = ("--backbone", "test_resnet", "--image_size", "64", "--width", "64", "--layers", "1")
     shown = run(
         str(REPOSITORY / "examples" / "benchmarks" / "compare_convergence.py"),
