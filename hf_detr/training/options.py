@@ -89,8 +89,8 @@ class TrainingOptions:
     )
     class_factor: float | None = _option(
         None,
-        "factor of the learning rate for class heads; default: 1, or with --small-data 10 if "
-        "classes are new to a trained model",
+        "factor of the learning rate for class heads; default: 1, or with --small-data 10 or 30, "
+        "by the type of the model, if classes are new to a trained one",
         0,
     )
     ema: float | None = _option(
@@ -247,7 +247,8 @@ class TrainingOptions:
         """Set missing options to the defaults of a paper, of small data or of the health check.
 
         Args:
-            recipe: the paper's `lr`, `epochs` and `batch_size`.
+            recipe: the paper's `lr`, `epochs` and `batch_size`, and the `class_factor` of new
+                classes.
             num_images: number of images for training.
             width: the model's `d_model`; narrow models need larger learning rates.
             is_trained: whether the model is a trained one.
@@ -260,7 +261,9 @@ class TrainingOptions:
         }
         if self.small_data:
             defaults |= {"batch_size": 8, "ema": 0.998, "schedule": "cosine"}
-            defaults |= {"warmup_steps": 0.05, "class_factor": 10.0 if has_new_classes else 1.0}
+            defaults |= {"warmup_steps": 0.05}
+            if has_new_classes:
+                defaults["class_factor"] = recipe.class_factor
             defaults["lr"] = recipe.lr * PAPER_WIDTH / width
             if is_trained:
                 defaults["epochs"] = FINE_TUNING_EPOCHS

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from hf_detr.models.variants import VARIANTS
+from hf_detr.models.variants import VARIANTS, Recipe
 from hf_detr.training.options import GROUPS, TrainingOptions
 
 RECIPE = VARIANTS["detr"].recipe
@@ -14,11 +14,13 @@ TRAINED = {"is_trained": True}
 NEW_CLASSES = {**TRAINED, "has_new_classes": True}
 
 
-def filled(model: dict[str, Any] | None = None, **given: Any) -> dict[str, Any]:
-    """The options with the defaults of DETR and three images."""
+def filled(
+    model: dict[str, Any] | None = None, recipe: Recipe = RECIPE, **given: Any
+) -> dict[str, Any]:
+    """The options with the defaults of DETR, or of another recipe, and three images."""
     options = TrainingOptions(**given)
     options.check()
-    return vars(options.filled(RECIPE, 3, **model or {}))
+    return vars(options.filled(recipe, 3, **model or {}))
 
 
 @pytest.mark.parametrize("more", [{}, {"small_data": True}, {"overfit": 3}])
@@ -52,6 +54,19 @@ def test_defaults(given: dict[str, Any], expected: dict[str, Any]) -> None:
     """Defaults are the paper's, those for small data, or those of the health check."""
     assert expected.items() <= filled(**given).items()
     assert None not in {filled(**given)[name] for name in ("workers", "metric", "evaluate_every")}
+
+
+def test_class_heads_of_each_variant() -> None:
+    """New classes of small data learn faster, by the model; it changes nothing else."""
+    factors = {
+        name: filled(NEW_CLASSES, variant.recipe, small_data=True)["class_factor"]
+        for name, variant in VARIANTS.items()
+    }
+    others = dict.fromkeys(factors.keys() - {"conditional_detr"}, 10)
+    assert factors == {"conditional_detr": 30, **others}
+    recipe = VARIANTS["conditional_detr"].recipe
+    for model, given in ((TRAINED, {"small_data": True}), (NEW_CLASSES, {})):
+        assert filled(model, recipe, **given)["class_factor"] == 1
 
 
 @pytest.mark.parametrize(
