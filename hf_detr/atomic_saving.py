@@ -86,6 +86,8 @@ def atomic_folder(folder: str | os.PathLike) -> Iterator[Path]:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
             yield unfinished
             for path in (*unfinished.rglob("*"), unfinished):
+                if path.is_file():  # safetensors 0.8 lets only the owner read
+                    path.chmod(unfinished.stat().st_mode & 0o666)
                 flush(path)
             os.rename(unfinished, folder / FINISHED if unfinished.parent == folder else folder)
             flush(unfinished.parent)
@@ -300,12 +302,12 @@ def _in_the_way(folder: Path, finished: Path) -> list[Path]:
     These are the ones that aren't overwritten. If more than one file changes, the file that loading
     begins with is removed too, because old weights must not load with new files.
     """
-    new = {path.name: path for path in finished.iterdir()}
+    new = [path.name for path in finished.iterdir()]
     weights = {weights_of(name) for name in new} - {None}
     old = [path for path in folder.iterdir() if weights_of(path.name) in weights]
     stale = [path for path in old if path.name not in new]
-    changed = [name for name, path in new.items() if not _same(path, folder / name)]
-    if len(changed) + len(stale) > 1:
+    equal, *_ = filecmp.cmpfiles(finished, folder, new, shallow=False)
+    if len(new) - len(equal) + len(stale) > 1:
         stale += [path for path in old if path.name in new and _is_entry(path.name)]
     return sorted(stale, key=lambda path: (not _is_entry(path.name), path.name))
 
@@ -314,7 +316,3 @@ def _is_entry(name: str) -> bool:
     """Return whether loading weights begins with this file, not with another that names it."""
     match = WEIGHTS.fullmatch(name)
     return match is not None and not (match["shard"] or match["data"])
-
-
-def _same(one: Path, other: Path) -> bool:
-    return other.is_file() and filecmp.cmp(one, other, shallow=False)

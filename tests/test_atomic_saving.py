@@ -490,3 +490,16 @@ def test_given_weights_are_written_and_kept(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path, state_dict=given)
     assert set(given) == set(model.state_dict())
     assert not any(tensor.any() for tensor in load_file(tmp_path / "model.safetensors").values())
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
+def test_readers_of_saved_files(tmp_path: Path, umask: int, mode: int) -> None:
+    """The user's umask says who may read weights, which safetensors makes private."""
+    before = os.umask(umask)
+    try:
+        tiny_detector().save_pretrained(tmp_path / "model")
+    finally:
+        os.umask(before)
+    for file in (tmp_path / "model").iterdir():
+        assert file.stat().st_mode & 0o777 == mode
