@@ -12,6 +12,7 @@ from PIL import ImageDraw, ImageFont
 from torch import Tensor
 
 from ..image_processing.image_reading import read_images
+from .label_font import label_font
 
 GOLDEN_RATIO = 0.618034  # its multiples spread over the circle of hues, however many there are
 GREY = (128, 128, 128)
@@ -54,7 +55,7 @@ def draw_predictions(
     boxes, colors, texts = _best_first(result, id2label, picture.size)
     of_each = math.sqrt(picture.width * picture.height / max(len(boxes), 1))
     font_size = max(min(short_side / 26, of_each / 3), SMALLEST_FONT_SIZE)
-    font = ImageFont.load_default(font_size)
+    font = label_font(font_size, texts)
     places = place_labels(boxes, [_plate_size(canvas, text, font) for text in texts], picture.size)
     drawings = list(zip(boxes, colors, texts, places, strict=True))[::-1]  # the best ones on top
     for box, color, _, _ in drawings:
