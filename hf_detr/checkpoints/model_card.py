@@ -270,7 +270,8 @@ def _limits(config: PreTrainedConfig, architecture: str) -> str:
     most, more = config.queries_per_image, ""
     variant = VARIANTS.get(config.model_type)
     if variant is not None and _task(architecture) == "object-detection":
-        most = variant.image_processor.most_detections(most, config.num_labels)
+        detections = variant.image_processor.most_detections(most, config.num_labels)
+        most = min(detections, most)  # a query can have several classes, but is one object
         if most < config.queries_per_image:
             more = " (more with a larger `top_k` in `post_process_object_detection`)"
     return (

@@ -207,10 +207,11 @@ def test_optional_parts() -> None:
 def test_limit_is_what_post_processing_returns(
     variant: str, kind: str, options: dict[str, Any], expected: int
 ) -> None:
-    """The card's number of objects is that of predictions, which can be fewer than queries."""
+    """The card's number of objects is that of predictions, if these aren't more than queries."""
     config = config_of(variant, kind, **options)
     card = make_model_card(config, name="toy", description="")
-    assert f"at most {expected} objects per image" in card.text
+    most = min(expected, config.queries_per_image)  # a query with several classes is one object
+    assert f"at most {most} objects per image" in card.text
     assert ("`top_k`" in card.text) == (expected < config.queries_per_image)
     processor = class_of(variant, "ImageProcessor")()
     num_logits = 6 if variant == "detr" else config.num_labels
