@@ -19,6 +19,7 @@ from ..image_processing.image_processor import DetectionImageProcessor
 from ..models.pretrained_model import DetectionPreTrainedModel
 from ..models.variants import VARIANTS, check_has_masks
 
+TRAINED = "model"  # folder in the output of a training
 MODEL_FILES = ("config.json", "preprocessor_config.json", "*.safetensors")
 
 
@@ -74,12 +75,16 @@ def load_config(name: str | os.PathLike[str]) -> PreTrainedConfig:
     """Load the configuration of a model.
 
     Raises:
-        OSError: if the model doesn't exist; names it.
+        OSError: if the model doesn't exist; names it, or the folder that has it.
     """
     try:
         return AutoConfig.from_pretrained(name)
-    except OSError as error:
-        if Path(name).is_dir():
+    except (OSError, ValueError) as error:
+        if (Path(name) / TRAINED / MODEL_FILES[0]).is_file():
+            raise OSError(
+                f"{name} is the output of a training; give its folder {Path(name) / TRAINED}."
+            ) from error
+        if Path(name).is_dir() or isinstance(error, ValueError):
             raise
         raise OSError(
             f"{name} is neither a folder here, nor a model that can be loaded from the Hub: {error}"

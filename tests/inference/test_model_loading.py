@@ -44,6 +44,14 @@ def test_saved_classes(folder: Path, tmp_path: Path) -> None:
     assert load_model(tmp_path, "cpu")[0].dtype == torch.bfloat16
 
 
+def test_output_of_a_training(folder: Path) -> None:
+    """The error names the folder inside that has the model, also beside files of other kinds."""
+    output = folder / "trained"
+    shutil.copytree(folder / "detector", output / "model")
+    with pytest.raises(OSError, match="output of a training; give its folder .*trained.model"):
+        load_model(output)
+
+
 def test_invalid_models(folder: Path, tmp_path: Path) -> None:
     """Detectors with masks=True, other models and unknown devices are rejected."""
     with pytest.raises(ValueError, match="has no mask head"):
