@@ -3,8 +3,8 @@
 import hashlib
 import json
 import os
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
@@ -20,12 +20,14 @@ from .dataset import DetectionDataset
 from .image_source import READING_ERRORS, ImageSource
 from .remote_files import is_remote
 from .result_cache import cache_folder, cached
+from .similar_names import similar_names
 from .splits import check_same_classes
 from .streamed import StreamedDataset
 from .summary import DataSummary, summarize, summary_text
 
 VERSION = "1"  # of the comparison; results cached by another version aren't used
 SHARED = "image in two splits (AP will be too high)"
+SIMILAR = "similar class names (one may be misspelled)"
 
 
 @dataclass(frozen=True)
@@ -95,13 +97,18 @@ def check_splits(
     digests = dict.fromkeys(splits)
     if use_cache:
         digests = {name: digest_of_images(data.images) for name, data in splits.items()}
+    summaries = {name: summarize(data.table) for name, data in splits.items()}
     return SplitsReport(
-        {name: summarize(data.table) for name, data in splits.items()},
+        summaries,
         {
             name: check_dataset(data, num_queries, decode, use_cache, digests[name])
             for name, data in splits.items()
         },
-        (*_class_problems(splits), *_cached_image_problems(splits, decode, digests)),
+        (
+            *_class_problems(splits),
+            *_similar_names(summaries.values()),
+            *_cached_image_problems(splits, decode, digests),
+        ),
     )
 
 
@@ -112,6 +119,16 @@ def _class_problems(splits: Mapping[str, DetectionDataset]) -> Iterator[Problem]
             check_same_classes(one.id2label, other.id2label)
         except ValueError as error:
             yield Problem("classes of splits", None, str(error).rstrip("."), True)
+
+
+def _similar_names(summaries: Iterable[DataSummary]) -> Iterator[Problem]:
+    """Find classes that are probably one, by their objects in all splits."""
+    counts: Counter[str] = Counter()
+    for summary in summaries:
+        counts.update(summary.classes)
+    for rare, frequent in similar_names(counts):
+        text = f"{rare!r} ({counts[rare]} objects) and {frequent!r} ({counts[frequent]})"
+        yield Problem(SIMILAR, None, text, False)
 
 
 def _cached_image_problems(
