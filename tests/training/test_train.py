@@ -644,7 +644,8 @@ def test_two_nodes_train_as_one(folder: Path, on_one_process: Path) -> None:
     """
     commands = {
         "scontrol": "echo localhost",
-        "srun": 'pids=(); for node in 0 1; do "$@" & pids+=($!); done; wait "${pids[@]}"',
+        "srun": '[ "$1" = --kill-on-bad-exit ] && shift; '
+        'pids=(); for node in 0 1; do "$@" & pids+=($!); done; wait "${pids[@]}"',
     }
     (folder / "slurm").mkdir()
     for name, script in commands.items():
