@@ -275,16 +275,23 @@ def test_cards(hub: Hub, tmp_path: Path) -> None:
 def test_the_page_about_publishing(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The code of docs/publishing.md runs."""
+    """The code of docs/publishing.md runs: with a new card, and with that of a training."""
     model, processor = some_model("deformable_detr")
     model.config.auxiliary_loss = False
+    folder = tmp_path / "trained" / "model"
     for part in (model, processor):
-        part.save_pretrained(tmp_path / "trained")
+        part.save_pretrained(folder)
+    (folder / "README.md").write_text("# trained/model\n\nBy a training.\n")
+    (folder / "curve.png").write_bytes(b"a picture")
     monkeypatch.chdir(tmp_path)
-    (code,) = blocks(REPOSITORY / "docs" / "publishing.md", "python")
-    exec(code.replace("me/", "tester/"), {})
-    card = files_of(hub, "cups-and-spoons")["README.md"].decode()
-    assert "Only daylight was seen in training." in card and "0.84" in card
+    published, names = [], {}
+    for code in blocks(REPOSITORY / "docs" / "publishing.md", "python"):
+        exec(code.replace("me/", "tester/"), names)
+        published.append(files_of(hub, "cups-and-spoons"))
+    new, trained = (files["README.md"].decode() for files in published)
+    assert "Only daylight was seen in training." in new and "0.84" in new
+    assert "# tester/cups-and-spoons\n\nBy a training." in trained
+    assert published[1]["curve.png"] == b"a picture"
 
 
 def test_stale_shards_are_deleted(hub: Hub) -> None:

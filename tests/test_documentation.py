@@ -14,6 +14,7 @@ import transformers
 from PIL import Image
 
 import hf_detr
+from hf_detr.inference.export import export_model
 from hf_detr.ops.compiled_attention import find_operators
 
 from .checkpoints.test_model_card import write_model
@@ -26,7 +27,7 @@ PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 # It talks to the Hub, so it runs where there is one: in hub_checks.py.
 ELSEWHERE = {"publishing.md"}
 # Blocks that import these are skipped where they aren't installed.
-OTHER_LIBRARIES = ("supervision", "trackers", "sahi")
+OTHER_LIBRARIES = ("supervision", "trackers", "sahi", "onnxruntime")
 COCO = {"image_id": 1, "bbox": [10, 20, 30, 40], "category_id": 1, "area": 1200, "iscrowd": 0}
 
 
@@ -61,7 +62,7 @@ def panoptic_samples(folder: Path) -> tuple[list[Image.Image], list[dict]]:
 @pytest.fixture
 def names_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], dict[str, Any]]:
     """A folder with what blocks load, and for each block the names that the text takes as given."""
-    write_folder(tmp_path / "facebook" / "detr-resnet-50", "detr", "ForObjectDetection")
+    detr = write_folder(tmp_path / "facebook" / "detr-resnet-50", "detr", "ForObjectDetection")
     write_folder(tmp_path / "deformable", "deformable_detr", "ForObjectDetection")
     masks = {"d_model": 128, "encoder_attention_heads": 8, "decoder_attention_heads": 8}
     write_folder(tmp_path / "panoptic", "detr", "ForSegmentation", num_labels=91, **masks)
@@ -75,6 +76,8 @@ def names_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str]
     everywhere = {"batches": [(images, annotations)], "hf_detr": hf_detr}
 
     def names(block: str) -> dict[str, Any]:
+        if "detr.onnx" in block:
+            export_model(hf_detr.DetrForObjectDetection.from_pretrained(detr), "detr.onnx")
         if "panoptic" in block:
             model = hf_detr.DetrForSegmentation.from_pretrained("panoptic").train()
             given = {"folder": "panoptic", "model": model, **vars_of(*segments)}
