@@ -60,6 +60,9 @@ def read_yolo(
         images = ImageFolder(root, [path[len(root) :] for path in paths])
         problems.extend(images.notes)
         _note_shared_label_files(paths, problems)
+        if not any(map(os.path.isfile, label_files)):
+            text = f"no image has a label file; the first one would be {label_files[0]}"
+            problems.append(Problem("label files", None, text, False))
         if num_keypoint_values:
             text = "the keypoints of the objects aren't read, only their boxes"
             problems.append(Problem("keypoints", None, text, False))

@@ -156,7 +156,7 @@ def check_target(path: Path, overwrite: bool) -> None:
     for file in files:
         if file.exists() and not overwrite:
             raise FileExistsError(
-                f"{file} exists; pass overwrite=True (--overwrite) to replace it."
+                f"{file} exists; --overwrite (overwrite=True) replaces it."
             )
     packages, extra = PACKAGES[path.suffix]
     for package in packages:

@@ -13,7 +13,7 @@ from accelerate.state import AcceleratorState
 from torch import nn
 from transformers import PreTrainedModel, pipeline
 
-from ..checkpoints.model_card import CARD_NAME
+from ..checkpoints.model_card import CARD_NAME, needs_hf_detr
 from ..checkpoints.publishing import push_to_hub
 from ..data.dataset import DetectionDataset
 from ..data.formats import DataArguments
@@ -297,7 +297,8 @@ def _finish(training: Training, folder: Path, data_name: str) -> dict[str, Any]:
         training.recorded_options(),
     )
     training.log.say(metrics_table({n: v for n, v in best.items() if n not in ("epoch", "step")}))
-    print(f"Saved the best model (step {best['step']}) in {folder}.")
+    reason = f" Load it with hf_detr: {text}" if (text := needs_hf_detr(model)) else ""
+    print(f"Saved the best model (step {best['step']}) in {folder}.{reason}")
     if options.push_to is not None:
         card = (folder / CARD_NAME).read_text(encoding="utf-8")
         images = sorted(folder.glob("*.png"))

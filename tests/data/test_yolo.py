@@ -287,3 +287,11 @@ def test_linked_folders_of_images(tmp_path: Path):
         (folder / kind / "train" / "more").symlink_to(tmp_path / "other" / kind / "train")
     dataset = read_yolo(folder)
     assert [len(dataset[i][1]["boxes"]) for i in range(len(dataset))] == [1, 1]
+
+
+def test_no_label_file_at_all(tmp_path: Path):
+    """As in a folder of labels with another name, which isn't the same as images of background."""
+    folder = write_yolo(tmp_path, {"a": None, "b": None})
+    expected = folder / "labels" / "train" / "a.txt"
+    with pytest.warns(UserWarning, match=f"no image has a label file; .* would be {expected}"):
+        read_yolo(folder)

@@ -104,7 +104,7 @@ def test_command_writes_a_torch_program(tmp_path: Path, capsys: pytest.CaptureFi
     got = torch.export.load(path).module()(*batch)
     assert_close(got, Graph(model)(*batch), atol=1e-3, rtol=0)
     assert main(given) == 1
-    assert "exists; pass overwrite" in capsys.readouterr().err
+    assert "exists; --overwrite" in capsys.readouterr().err
 
 
 def test_wrong_files_are_not_kept(tmp_path: Path) -> None:

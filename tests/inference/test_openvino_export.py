@@ -67,7 +67,7 @@ def test_refusals(
         export_model(model, tmp_path / "model.xml")
     weights = tmp_path / "model.bin"
     weights.write_text("of something else")
-    with pytest.raises(FileExistsError, match="model.bin exists; pass overwrite"):
+    with pytest.raises(FileExistsError, match="model.bin exists; --overwrite"):
         export_model(model, tmp_path / "model.xml")
     assert [*tmp_path.iterdir()] == [weights]
     with pytest.raises(SystemExit) as ended:

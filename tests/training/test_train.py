@@ -492,10 +492,12 @@ def test_best_checkpoint_is_lost(
         return take_step(self, *arguments)
 
     monkeypatch.setattr(Training, "take_step", without_best)
+    monkeypatch.setattr("hf_detr.training.train.needs_hf_detr", lambda model: "it is new.")
     with pytest.warns(UserWarning, match=f"skipped: the checkpoint {lost} is corrupted: .*read"):
         result = hf_detr.train(**{**small, "epochs": 3})
     assert (result.metrics["step"], result.metrics["AP"]) == (9, 0.4)
-    assert "Saved the best model (step 9)" in capsys.readouterr().out
+    expected = f"Saved the best model (step 9) in {result.folder}. Load it with hf_detr: it is new."
+    assert expected in capsys.readouterr().out
     assert "after 3 epochs (9 steps)" in (result.folder / "README.md").read_text()
 
 
