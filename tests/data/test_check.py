@@ -45,8 +45,11 @@ def test_sound_data_may_train(tmp_path: Path, capsys: pytest.CaptureFixture):
     assert main(arguments(tmp_path, SOUND)) == 0
     out = capsys.readouterr().out
     assert out.split()[:5] == ["all", "images", "2", "objects", "2"]
-    assert out.endswith("Training may start.\n")
+    hint = "There is only one split: give `hf-detr train` --val-fraction 0.2, or add another."
+    assert out.endswith(f"Training may start.\n{hint}\n")
     assert "ERROR" not in out
+    assert main([*arguments(tmp_path, SOUND), "--val-fraction", "0.5"]) == 0
+    assert hint not in capsys.readouterr().out
 
 
 def test_problems_are_named(tmp_path: Path, capsys: pytest.CaptureFixture):
