@@ -145,7 +145,10 @@ def memory_together(reader: str, file: Path, cache: str, number: int, sums: list
         process.stdin.write("\n")
         process.stdin.flush()
     # pycocotools prints what it does.
-    lines = [next(line for line in process.stdout if line[0] == "{") for process in processes]
+    outputs = (filter(lambda line: line[0] == "{", process.stdout) for process in processes)
+    lines = [next(output, None) for output in outputs]
+    if None in lines:
+        sys.exit(f"{reader} has failed")
     added = total() - before
     for process in processes:
         process.communicate("\n")

@@ -59,7 +59,11 @@ class Clock:
     """Says when a training ends, and keeps the time of its steps."""
 
     def __init__(self, options: ComparisonOptions) -> None:
-        self.options, self.times = options, [time.perf_counter()]
+        self.options, self.times = options, []
+
+    def start(self) -> None:
+        """Begin, when everything is loaded."""
+        self.times = [time.perf_counter()]
 
     def tick(self) -> bool:
         """Count a step; return whether it is the last one."""
@@ -79,10 +83,14 @@ class Clock:
 
 
 class Follow(TrainerCallback):
-    """Changes the augmentation in every epoch of a Trainer, and stops it by the clock."""
+    """Changes the augmentation in every epoch of a Trainer; starts and stops the clock."""
 
     def __init__(self, clock: Clock, data: DetectionDataset) -> None:
         self.clock, self.data = clock, data
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **named: Any) -> None:
+        """Start the clock."""
+        self.clock.start()
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **named: Any) -> None:
         """Set the epoch."""
@@ -127,6 +135,8 @@ def train_ours(training: Training, clock: Clock) -> nn.Module:
 
     training.take_step = timed
     training.evaluate = lambda epoch: None  # at the end, as for the other side
+    training.save = lambda: None
+    clock.start()
     training.run()
     return training.plain_model
 
@@ -153,6 +163,7 @@ def train_theirs(options: ComparisonOptions, training: Training, clock: Clock) -
             max_steps=ENDLESS,
             per_device_train_batch_size=options.batch_size,
             lr_scheduler_type="constant",
+            save_strategy="no",
             max_grad_norm=0.1,
             dataloader_num_workers=options.workers,
             seed=options.seed,
