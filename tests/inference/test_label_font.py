@@ -1,5 +1,7 @@
 """Names of classes in any language are drawn with their letters."""
 
+import warnings
+
 import PIL.Image
 import pytest
 import torch
@@ -30,25 +32,24 @@ def test_letters_that_pillows_font_lacks() -> None:
 
 def test_ascii_names_use_pillows_font(monkeypatch: pytest.MonkeyPatch) -> None:
     """No other font is looked for, so that pictures are the same everywhere."""
-    monkeypatch.setattr(label_fonts, "_other_fonts", lambda size: pytest.fail("looked for a font"))
+    monkeypatch.setattr(label_fonts, "_other_fonts", lambda: pytest.fail("looked for a font"))
     expected = ImageFont.load_default(14).getname()
     assert label_font(14, ["a box", "another"]).getname() == expected
 
 
 def test_letters_that_no_font_has() -> None:
-    """A warning names them, and the other letters are drawn."""
-    with pytest.warns(UserWarning, match=r"No font here has the letters '\\U000e1000'.*install"):
-        label_font(14, ["a\U000e1000"])
+    """A warning names them, once for the same letters."""
+    for number, letter in enumerate(("\U000e1000", "\U000e1001", "\U000e1000")):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            label_font(14, [f"a{letter}"])
+        shown = [str(one.message) for one in caught]
+        assert [repr(letter) in text for text in shown] == [True] * (number < 2), shown
 
 
 def test_without_other_fonts(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a computer with none of them, Pillow's own font is used."""
-
-    def no_font(file: str, size: float) -> None:
-        raise OSError("cannot open resource")
-
-    own = ImageFont.load_default(14)
-    monkeypatch.setattr(ImageFont, "load_default", lambda size: own)
-    monkeypatch.setattr(ImageFont, "truetype", no_font)
-    with pytest.warns(UserWarning, match="letters 'ü'"):
-        assert label_font(14, ["Münze"]) is own
+    monkeypatch.setattr(label_fonts, "_other_fonts", tuple)
+    expected = ImageFont.load_default(14).getname()
+    with pytest.warns(UserWarning, match=r"letters '\\U000e1002', .* looked for DejaVuSans.ttf, "):
+        assert label_font(14, ["M\U000e1002nze"]).getname() == expected
