@@ -86,8 +86,9 @@ def atomic_folder(folder: str | os.PathLike) -> Iterator[Path]:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
             yield unfinished
             for path in (*unfinished.rglob("*"), unfinished):
-                if path.is_file():  # safetensors 0.8 lets only the owner read
-                    path.chmod(unfinished.stat().st_mode & 0o666)
+                if path.suffix == ".safetensors":  # which only the owner may read, by default
+                    with suppress(OSError):  # a file system without permissions
+                        path.chmod(unfinished.stat().st_mode & 0o666)
                 flush(path)
             os.rename(unfinished, folder / FINISHED if unfinished.parent == folder else folder)
             flush(unfinished.parent)

@@ -503,3 +503,14 @@ def test_readers_of_saved_files(tmp_path: Path, umask: int, mode: int) -> None:
         os.umask(before)
     for file in (tmp_path / "model").iterdir():
         assert file.stat().st_mode & 0o777 == mode
+
+
+def test_file_systems_without_permissions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A save succeeds where nobody may change permissions, as on some network drives."""
+
+    def refuse(path: Path, mode: int) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted", str(path))
+
+    monkeypatch.setattr(Path, "chmod", refuse)
+    tiny_detector().save_pretrained(tmp_path / "model")
+    hf_detr.DetrForObjectDetection.from_pretrained(tmp_path / "model")
