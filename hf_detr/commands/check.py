@@ -51,7 +51,8 @@ def run(parsed: argparse.Namespace) -> int:
     decode = False if parsed.headers_only else True if parsed.decode_all else None
     report = check_splits(splits, parsed.num_queries, decode, not parsed.no_cache)
     print(report.to_json() if parsed.json else report.text(parsed.most))
-    if report.may_train and len(splits) == 1 and not (parsed.json or parsed.data.split):
+    of_whole = parsed.json or parsed.data.split or parsed.data.stream or parsed.data.images
+    if report.may_train and len(splits) == 1 and not of_whole:
         print("There is only one split: give `hf-detr train` --val-fraction 0.2, or add another.")
     if parsed.report:
         report.save(parsed.report)

@@ -138,7 +138,7 @@ def _find_in_folder(folder: Path, names: Iterable[str], panoptic: bool) -> DataF
         VOC: list(voc_splits(folder, names)),
         OPEN_IMAGES: list(find_open_images(folder, names)),
     }
-    for name in (COCO, PANOPTIC_COCO):
+    for name in (COCO, PANOPTIC_COCO, OPEN_IMAGES):
         found[name] = _without_repeated(found[name])
     has_tables, has_tars = _tables_and_tars(folder)
     shards = find_shards(str(folder), names) if has_tars else {}
@@ -175,7 +175,8 @@ def _nothing_known(folder: Path) -> str:
     return (
         f"{start}looked for COCO ({_looked_for((*LAYOUTS, *WHOLE, *PANOPTIC))}), YOLO "
         f"({', '.join(YAML_FILES)}), Pascal VOC ({VOC_LISTS}, or XML files in annotations or "
-        f"beside the images), Open Images ({BOXES[0].format(split='train')} with {CLASSES[0]}), "
+        f"beside the images), Open Images ({BOXES[0].format(split='train')} with {CLASSES[0]} "
+        "and images in train, images/train or images), "
         f"`datasets` (save_to_disk, {', '.join(TABLES)}) and WebDataset (*.tar). Files of other "
         "names can be given themselves: a YAML file of YOLO, or a JSON file of COCO with --images "
         "FOLDER."
@@ -183,8 +184,12 @@ def _nothing_known(folder: Path) -> str:
 
 
 def _is_known(folder: Path) -> bool:
-    found = (find_yaml(folder), find_coco(folder, SPLITS[0]), find_open_images(folder, SPLITS))
-    return folder.is_dir() and any((*found, *voc_splits(folder, SPLITS)))
+    return folder.is_dir() and bool(
+        find_yaml(folder)
+        or find_coco(folder, SPLITS[0])
+        or find_open_images(folder, SPLITS)
+        or any(voc_splits(folder, SPLITS))
+    )
 
 
 def _saved_splits(folder: Path) -> tuple[str, ...] | None:

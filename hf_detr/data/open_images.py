@@ -56,7 +56,7 @@ def _read(file: Path, class_csv: Path, folder: Path) -> Content:
     if not index_of_id:
         raise ValueError(
             f"{folder} has none of the {len(missing)} images of {file}; expected files such as "
-            f"{min(missing, default='<ImageID>')}.jpg."
+            f"{min(missing, default='<ImageID>')}.jpg. Add them, or remove {file.name}."
         )
     problems: list[Problem] = []
     if missing:

@@ -155,9 +155,7 @@ def check_target(path: Path, overwrite: bool) -> None:
     files = (path, path.with_suffix(".bin")) if path.suffix == ".xml" else (path,)
     for file in files:
         if file.exists() and not overwrite:
-            raise FileExistsError(
-                f"{file} exists; --overwrite (overwrite=True) replaces it."
-            )
+            raise FileExistsError(f"{file} exists; --overwrite (overwrite=True) replaces it.")
     packages, extra = PACKAGES[path.suffix]
     for package in packages:
         if importlib.util.find_spec(package) is None:

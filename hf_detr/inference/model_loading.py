@@ -77,12 +77,14 @@ def load_config(name: str | os.PathLike[str]) -> PreTrainedConfig:
     Raises:
         OSError: if the model doesn't exist; names it, or the folder that has it.
     """
+    inside = Path(name) / TRAINED
     try:
         return AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
-        if (Path(name) / TRAINED / MODEL_FILES[0]).is_file():
+        has_config = [(folder / MODEL_FILES[0]).is_file() for folder in (Path(name), inside)]
+        if has_config == [False, True]:
             raise OSError(
-                f"{name} is the output of a training; give its folder {Path(name) / TRAINED}."
+                f"{name} is the output of a training; give its folder {inside}."
             ) from error
         if Path(name).is_dir() or isinstance(error, ValueError):
             raise

@@ -42,7 +42,7 @@ def test_part_of_the_files(tmp_path: Path, lacking: int):
     """Boxes without classes or images aren't Open Images; the error names the files."""
     place = tuple("elsewhere/x" if i == lacking else path for i, path in enumerate(PLACES[0]))
     write(tmp_path, "train", place, ("a1",))
-    message = "train-annotations-bbox.csv with class-descriptions-boxable.csv"
+    message = "train-annotations-bbox.csv with class-descriptions-boxable.csv and images in train, "
     with pytest.raises(ValueError, match=message):
         read_data(tmp_path)
 

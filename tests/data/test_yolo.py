@@ -1,6 +1,7 @@
 """YOLO data: locations of images, label files, polygons."""
 
 import codecs
+import re
 from pathlib import Path
 from typing import Any
 
@@ -293,5 +294,5 @@ def test_no_label_file_at_all(tmp_path: Path):
     """As in a folder of labels with another name, which isn't the same as images of background."""
     folder = write_yolo(tmp_path, {"a": None, "b": None})
     expected = folder / "labels" / "train" / "a.txt"
-    with pytest.warns(UserWarning, match=f"no image has a label file; .* would be {expected}"):
+    with pytest.warns(UserWarning, match=f"no image has a label file.* {re.escape(str(expected))}"):
         read_yolo(folder)
