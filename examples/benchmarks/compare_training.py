@@ -155,7 +155,7 @@ def train_theirs(options: ComparisonOptions, training: Training, clock: Clock) -
         # The augmentation has resized the images.
         return processor(images, annotations, do_resize=False, return_tensors="pt")
 
-    trained = {name for name, one in training.plain_model.named_parameters() if one.requires_grad}
+    optimizer = make_optimizer(model, training.plain_model, options.lr)
     Trainer(
         model,
         TrainingArguments(
@@ -172,7 +172,7 @@ def train_theirs(options: ComparisonOptions, training: Training, clock: Clock) -
         ),
         data_collator=collate,
         train_dataset=training.train_data,
-        optimizers=(make_optimizer(model, trained, options.lr), None),
+        optimizers=(optimizer, None),
         callbacks=[Follow(clock, training.train_data)],
     ).train()
     return model
@@ -189,16 +189,24 @@ def annotation(target: dict[str, torch.Tensor]) -> dict[str, Any]:
     return {"image_id": target["image_id"].item(), "annotations": objects}
 
 
-def make_optimizer(model: nn.Module, trained: set[str], lr: float) -> torch.optim.Optimizer:
-    """Make the papers' parameter groups, of the parameters that the other side trains."""
-    in_backbone = {name.split("backbone.")[1] for name in trained if "backbone." in name}
+def make_optimizer(model: nn.Module, ours: nn.Module, lr: float) -> torch.optim.Optimizer:
+    """Make the papers' parameter groups, of the parameters that hf_detr trains."""
+
+    def in_timm(name: str) -> str:
+        return name.split("backbone.")[-1].removeprefix("conv_encoder.")
+
+    trained = {name: one for name, one in ours.named_parameters() if one.requires_grad}
+    in_backbone = {in_timm(name) for name in trained if "backbone." in name}
     fast, slow = [], []
     for name, parameter in model.named_parameters():
         if "backbone." in name:
-            parameter.requires_grad_(name.split("backbone.")[-1] in in_backbone)
+            parameter.requires_grad_(in_timm(name) in in_backbone)
         is_slow = any(part in name for part in ("backbone", "sampling_offsets", "reference_points"))
         if parameter.requires_grad:
             (slow if is_slow else fast).append(parameter)
+    numbers = [sum(map(torch.numel, some)) for some in (trained.values(), [*fast, *slow])]
+    if numbers[0] != numbers[1]:
+        sys.exit(f"hf_detr trains {numbers[0]} numbers and transformers {numbers[1]}")
     groups = [{"params": fast, "lr": lr}, {"params": slow, "lr": lr / 10}]
     return torch.optim.AdamW(groups, weight_decay=1e-4)
 
