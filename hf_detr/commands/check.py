@@ -51,8 +51,9 @@ def run(parsed: argparse.Namespace) -> int:
     decode = False if parsed.headers_only else True if parsed.decode_all else None
     report = check_splits(splits, parsed.num_queries, decode, not parsed.no_cache)
     print(report.to_json() if parsed.json else report.text(parsed.most))
-    of_whole = parsed.json or parsed.data.split or parsed.data.stream or parsed.data.images
-    if report.may_train and len(splits) == 1 and not of_whole:
+    # A file or a chosen split may be the validation data, and a stream can't be divided.
+    is_part = parsed.data.images or parsed.data.split or parsed.data.stream
+    if report.may_train and len(splits) == 1 and not (is_part or parsed.json):
         print("There is only one split: give `hf-detr train` --val-fraction 0.2, or add another.")
     if parsed.report:
         report.save(parsed.report)

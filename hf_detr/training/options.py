@@ -261,7 +261,7 @@ class TrainingOptions:
         }
         if self.small_data:
             defaults |= {"batch_size": 8, "ema": 0.998, "schedule": "cosine"}
-            defaults |= {"warmup_steps": 0.05}
+            defaults["warmup_steps"] = 0.05
             if has_new_classes:
                 defaults["class_factor"] = recipe.class_factor
             defaults["lr"] = recipe.lr * PAPER_WIDTH / width

@@ -22,7 +22,7 @@ from ..data.streamed import StreamedDataset
 from ..data.tiles import KEPT_BYTES, tile_dataset
 from ..distributed import process_index
 from ..evaluation.coco_evaluator import metrics_table
-from ..inference.model_loading import embedded_model_folder
+from ..inference.model_loading import TRAINED, embedded_model_folder
 from ..models.object_detector import ObjectDetector
 from ..models.segmentation import Segmenter
 from ..models.variants import VARIANTS
@@ -100,7 +100,7 @@ def train(
     if training.options.overfit:
         _report_health(training)
     else:
-        folder = Path(output) / "model"
+        folder = Path(output) / TRAINED
         if training.accelerator.is_main_process:
             best = _finish(training, folder, data_name or name_of_data(arguments.data))
     return TrainingResult(folder, best, training.history)
